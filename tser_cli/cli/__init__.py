@@ -1,0 +1,1 @@
+"""The command line: parses, makes a Config, calls one verb of the engine."""

@@ -1,0 +1,64 @@
+"""The errors that a user can cause or must hear of.
+
+Every message says what is wrong, where, and what to do about it. The command line prints it in
+one piece and exits with `exit_code`; no other exception is expected to reach a user.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TserError(Exception):
+    """Base of all errors with a message for the user. `exit_code` is the process's."""
+
+    exit_code = 2
+
+
+class ConfigError(TserError):
+    """A recipe, a `TSER_*` variable or a flag that can't be used."""
+
+
+class DataError(TserError):
+    """A data set that is missing, damaged or does not fit."""
+
+
+class CheckpointError(TserError):
+    """A model file or checkpoint that is missing, damaged or does not fit."""
+
+
+class RunError(TserError):
+    """A run folder that is missing, unfinished, in use or can't be written."""
+
+
+class DamagedError(TserError):
+    """Every resumable checkpoint of a run is damaged."""
+
+    exit_code = 3
+
+
+class TrainingError(TserError):
+    """Training can't go on: a loss that is not finite, a full disk, a lost worker."""
+
+    exit_code = 1
+
+
+class Interrupted(Exception):  # noqa: N818  (a request to stop, not a fault)
+    """A signal asked the run to stop; its state has been saved. `exit_code` is 128 + signal."""
+
+    def __init__(self, signal_number: int, message: str = "") -> None:
+        super().__init__(message or f"stopped by signal {signal_number}")
+        self.exit_code = 128 + signal_number
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """A hint such as ` (did you mean "tser"?)`, or "" where nothing is near `word`."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f' (did you mean "{close[0]}"?)' if close else ""
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> str:
+    """The message for a `name` that is not among the `choices` of its `kind`."""
+    known = sorted(choices)
+    return f'unknown {kind} "{name}"{nearest(name, known)}. Known: {", ".join(known)}'

@@ -1,0 +1,26 @@
+"""`tser`: temporal separation with entropy regularisation (Yu et al., CVPR 2025).
+
+L = ce_weight mean_t CE(z_t, y) + kd_weight tau^2 mean_t KL_tau(z_A, z_t)
+    - entropy_weight mean_n mean_t H(softmax(z_t)).
+
+Entropy is rewarded, so that the student does not copy what the teacher is confidently wrong about.
+KL_tau(a, b) = KL(softmax(a / tau) || softmax(b / tau)), in nats.
+"""
+
+from __future__ import annotations
+
+from tser_cli.config import MethodConfig
+from tser_cli.losses import functional as terms
+from tser_cli.losses import ts
+from tser_cli.losses.base import Outputs, Terms
+
+
+def loss(outputs: Outputs, settings: MethodConfig) -> Terms:
+    """`ts` less the weighted mean entropy of every step's prediction."""
+    separated = ts.loss(outputs, settings)
+    entropy = terms.entropy(outputs.logits_TNK).mean()
+    return {
+        **separated,
+        "loss": separated["loss"] - settings.entropy_weight * entropy,
+        "entropy": entropy,
+    }

@@ -1,0 +1,140 @@
+"""What every network has in common, and how one is built by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tser_cli import registry
+from tser_cli.config import NeuronConfig
+from tser_cli.errors import CheckpointError, ConfigError
+from tser_cli.models.neurons import activation_factory
+
+SMALL_IMAGE = 64
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a definition needs: `make_activation` decides between ANN and SNN."""
+
+    channels: int
+    height: int
+    width: int
+    num_classes: int
+    make_activation: Callable[[], nn.Module]
+    spiking: bool
+    large_stem: bool
+
+
+class Classifier(nn.Module):
+    """A network that is an ANN or an SNN by its activations alone.
+
+    ANN: `model(images_NCHW)` -> logits [N, K]. SNN: `model(images_NCHW, timesteps=T)` ->
+    logits [T, N, K], for any T: a model is not bound to a number of steps. Definitions implement
+    `stem` (what is computed once an image, up to the first activation) and `body`.
+    """
+
+    spiking: bool
+
+    def stem(self, images_NCHW: Tensor) -> Tensor:
+        """Membrane input of the first activation, [N, C, H, W]."""
+        raise NotImplementedError
+
+    def body(self, x: Tensor, timesteps: int) -> Tensor:
+        """From the first activation on, time folded into the batch -> logits [T*N, K]."""
+        raise NotImplementedError
+
+    def input_kinds(self) -> dict[str, str]:
+        """What feeds each Conv2d and Linear: "real", "spikes" or "sums" (sums of spikes)."""
+        raise NotImplementedError
+
+    def forward(self, images_NCHW: Tensor, timesteps: int = 1) -> Tensor:
+        # Direct encoding shows the same image at every step, so that the stem is the same too.
+        current = self.stem(images_NCHW)
+        if not self.spiking:
+            return self.body(current, 1)
+        folded = current.repeat(timesteps, *(1 for _ in current.shape[1:]))
+        logits = self.body(folded, timesteps)
+        return logits.reshape(timesteps, -1, logits.shape[-1])
+
+
+def build_model(
+    name: str,
+    *,
+    channels: int,
+    height: int,
+    width: int,
+    num_classes: int,
+    neuron: NeuronConfig | None = None,
+    stem: str = "auto",
+) -> Classifier:
+    """The network `name` for images [channels, height, width]; an SNN where `neuron` is given.
+
+    `stem`: "small" is 3 x 3 without max-pool, "large" torchvision's 7 x 7 with max-pool, "auto"
+    small up to 64 pixels. Raises ConfigError for an unknown name or an ANN of a spiking-only one.
+    """
+    entry = registry.lookup("model", registry.MODELS, name)
+    if neuron is None and entry.spiking_only:
+        raise ConfigError(
+            f"{name} adds spikes and has no ANN form; use {name.removeprefix('sew_')} as a teacher"
+        )
+    large = max(height, width) > SMALL_IMAGE if stem == "auto" else stem == "large"
+    build = Build(
+        channels, height, width, num_classes, activation_factory(neuron), neuron is not None, large
+    )
+    model = registry.load(entry.target)(build)
+    assert isinstance(model, Classifier)
+    return model
+
+
+def initialise(model: nn.Module) -> None:
+    """Kaiming-normal (fan out) convolutions, unit norms, as torchvision's ResNet and VGG do."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def check_fits(model: Classifier, state: dict[str, Tensor], source: str) -> None:
+    """Raise CheckpointError, naming what differs, where `state` is not of `model`."""
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - state.keys())
+    surplus = sorted(state.keys() - expected.keys())
+    shapes = sorted(
+        f"{key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
+        for key in expected.keys() & state.keys()
+        if state[key].shape != expected[key].shape
+    )
+    problems = [f"missing {key}" for key in missing] + [f"unexpected {key}" for key in surplus]
+    problems += shapes
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(
+            f"{source} holds another network than the one asked for: "
+            f"{'; '.join(problems[:3])}{more}. Check the model's name, its stem, the number of "
+            "classes and the input channels"
+        )
+
+
+def load_weights(model: Classifier, state: dict[str, Tensor], source: str) -> None:
+    """Copy `state` into `model`. Raises CheckpointError where it does not fit."""
+    check_fits(model, state, source)
+    model.load_state_dict(state)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """The number of trainable values."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+@torch.no_grad()
+def assert_finite(model: nn.Module) -> None:
+    """Our own invariant: a finished model holds finite numbers only."""
+    assert all(torch.isfinite(value).all() for value in model.parameters())

@@ -1,0 +1,81 @@
+"""Activations: ReLU for an ANN, spikingjelly's multi-step neurons for an SNN.
+
+Inside a network time is folded into the batch: convolutions, norms and linear layers are torch's
+own and see [T*N, ...] with time outermost. Only the neurons know that there is a time axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from spikingjelly.activation_based import functional, neuron, surrogate
+from torch import Tensor, nn
+
+from tser_cli.config import NeuronConfig
+
+SURROGATES = {
+    "sigmoid": surrogate.Sigmoid,
+    "atan": surrogate.ATan,
+    "rect": surrogate.Rect,
+    "piecewise_quadratic": surrogate.PiecewiseQuadratic,
+}
+
+
+class Relu(nn.Module):
+    """max(x, 0), the activation of an ANN; `timesteps` is ignored."""
+
+    def forward(self, x: Tensor, timesteps: int = 1) -> Tensor:
+        return torch.relu(x)
+
+
+class SpikingNeuron(nn.Module):
+    """A layer of spiking neurons on time-folded input.
+
+    [T*N, ...] membrane input -> [T*N, ...] spikes (0 or 1). The membrane potential starts from
+    its reset value at every call: no state is left from one batch to the next.
+    """
+
+    is_spiking_neuron = True
+
+    def __init__(self, node: nn.Module) -> None:
+        super().__init__()
+        self.node = node
+
+    def forward(self, x: Tensor, timesteps: int) -> Tensor:
+        functional.reset_net(self.node)
+        spikes: Tensor = self.node(x.reshape(timesteps, -1, *x.shape[1:]))
+        functional.reset_net(self.node)
+        return spikes.flatten(0, 1)
+
+
+def make_node(config: NeuronConfig) -> nn.Module:
+    """spikingjelly's multi-step LIF, IF or PLIF node with the recipe's constants.
+
+    Charge, with decay_input False: v[t] = v[t-1] - (v[t-1] - v_reset) / tau + x[t]; a spike where
+    v >= threshold; hard reset to `reset_value`, or soft reset by subtracting the threshold.
+    """
+    common = {
+        "v_threshold": config.threshold,
+        "v_reset": config.reset_value if config.reset == "hard" else None,
+        "surrogate_function": SURROGATES[config.surrogate](alpha=config.surrogate_alpha),
+        "detach_reset": config.detach_reset,
+        "step_mode": "m",
+    }
+    if config.name == "if":
+        node = neuron.IFNode(**common)
+    elif config.name == "plif":
+        node = neuron.ParametricLIFNode(
+            init_tau=config.tau, decay_input=config.decay_input, **common
+        )
+    else:
+        node = neuron.LIFNode(tau=config.tau, decay_input=config.decay_input, **common)
+    assert isinstance(node, nn.Module)
+    return node
+
+
+def activation_factory(config: NeuronConfig | None) -> Callable[[], nn.Module]:
+    """What a network calls for each of its activations; None builds an ANN."""
+    if config is None:
+        return Relu
+    return lambda: SpikingNeuron(make_node(config))

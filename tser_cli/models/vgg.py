@@ -1,0 +1,99 @@
+"""VGG with batch norm: one definition for ANN and SNN, names as torchvision's `vgg*_bn`.
+
+Simonyan and Zisserman, ICLR 2015, arXiv 1409.1556. With the small stem a pool that would leave
+nothing is passed over, and the head is one linear layer.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tser_cli.models.base import Build, Classifier, initialise
+from tser_cli.models.neurons import Relu, SpikingNeuron
+
+Plan = tuple[int | str, ...]
+POOL = "pool"
+STEM_LAYERS = 2  # the first convolution and its norm
+VGG11: Plan = (64, POOL, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL)
+VGG16: Plan = (
+    *(64, 64, POOL, 128, 128, POOL, 256, 256, 256, POOL),
+    *(512, 512, 512, POOL, 512, 512, 512, POOL),
+)
+
+
+class Timed(nn.ModuleList):
+    """Layers in a row, of which the activations alone are told the number of time steps."""
+
+    def forward(self, x: Tensor, timesteps: int, start: int = 0) -> Tensor:
+        for layer in list(self)[start:]:
+            timed = isinstance(layer, Relu | SpikingNeuron)
+            x = layer(x, timesteps) if timed else layer(x)
+        return x
+
+
+class Vgg(Classifier):
+    """A VGG of any plan: widths of 3 x 3 convolutions and max-pools between them."""
+
+    def __init__(self, build: Build, plan: Plan) -> None:
+        super().__init__()
+        self.spiking = build.spiking
+        self.features, width = _make_features(build, plan)
+        self.avgpool = nn.AdaptiveAvgPool2d(7 if build.large_stem else 1)
+        self.classifier = _make_classifier(build, width)
+        initialise(self)
+
+    def stem(self, images_NCHW: Tensor) -> Tensor:
+        y: Tensor = self.features[1](self.features[0](images_NCHW))
+        return y
+
+    def body(self, x: Tensor, timesteps: int) -> Tensor:
+        x = self.features(x, timesteps, start=STEM_LAYERS)
+        x = self.avgpool(x).flatten(1)
+        logits: Tensor = self.classifier(x, timesteps)
+        return logits
+
+    def input_kinds(self) -> dict[str, str]:
+        names = [n for n, m in self.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        real = {"features.0", "classifier.0"} if self.spiking else set(names)
+        return {name: "real" if name in real else "spikes" for name in names}
+
+
+def _make_features(build: Build, plan: Plan) -> tuple[Timed, int]:
+    layers: list[nn.Module] = []
+    width, side = build.channels, min(build.height, build.width)
+    for step in plan:
+        if isinstance(step, int):
+            layers += [nn.Conv2d(width, step, 3, padding=1), nn.BatchNorm2d(step)]
+            layers.append(build.make_activation())
+            width = step
+        else:
+            # Identity keeps the numbering of torchvision where the map can't shrink further.
+            layers.append(nn.MaxPool2d(2, 2) if side >= 2 else nn.Identity())
+            side = max(side // 2, 1)
+    return Timed(layers), width
+
+
+def _make_classifier(build: Build, width: int) -> Timed:
+    if not build.large_stem:
+        return Timed([nn.Linear(width, build.num_classes)])
+    return Timed(
+        [
+            nn.Linear(width * 7 * 7, 4096),
+            build.make_activation(),
+            nn.Dropout(),
+            nn.Linear(4096, 4096),
+            build.make_activation(),
+            nn.Dropout(),
+            nn.Linear(4096, build.num_classes),
+        ]
+    )
+
+
+def vgg11(build: Build) -> Vgg:
+    """VGG-11 with batch norm."""
+    return Vgg(build, VGG11)
+
+
+def vgg16(build: Build) -> Vgg:
+    """VGG-16 with batch norm."""
+    return Vgg(build, VGG16)

@@ -1,0 +1,148 @@
+"""Recipes and the other sources of settings, merged into one Config.
+
+Precedence: defaults < recipe < `TSER_*` variables < flags. All errors of all sources are
+collected and told at once, each with its source, its key and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tser_cli import config as settings
+from tser_cli.config import Config
+from tser_cli.errors import ConfigError, nearest
+
+ENV_PREFIX = "TSER_"
+ENV_OTHER = {"TSER_RUNS_DIR"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one source: `source` names it for messages, `values` has dotted keys."""
+
+    source: str
+    values: dict[str, Any]
+
+
+def recipes_dir() -> Path:
+    """The folder of packaged recipes: inside the wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def available() -> list[str]:
+    """The names of the packaged recipes, such as `cifar100/resnet18_tser`."""
+    root = recipes_dir()
+    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.toml"))
+
+
+def find(name: str) -> Path:
+    """The file of a recipe given by path or by packaged name. Raises ConfigError."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if (path / "config.toml").is_file():
+        return path / "config.toml"
+    packaged = recipes_dir() / f"{name.removesuffix('.toml')}.toml"
+    if packaged.is_file():
+        return packaged
+    names = available()
+    raise ConfigError(
+        f'no recipe "{name}"{nearest(name, names)}: it is neither a file nor a packaged recipe. '
+        f"Packaged: {', '.join(names)}"
+    )
+
+
+def read(name: str) -> Layer:
+    """The layer of a recipe file. Raises ConfigError where it is not TOML of sections."""
+    path = find(name)
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"recipe {path} can't be read: {error}") from error
+    return Layer(f"recipe {path}", flatten(document))
+
+
+def flatten(document: Mapping[str, Any]) -> dict[str, Any]:
+    """{"data": {"name": "x"}} -> {"data.name": "x"}; a value outside a section keeps its key."""
+    flat: dict[str, Any] = {}
+    for section, values in document.items():
+        if isinstance(values, dict):
+            flat.update({f"{section}.{key}": value for key, value in values.items()})
+        else:
+            flat[section] = values
+    return flat
+
+
+def parse_value(text: str) -> Any:
+    """`text` as a TOML value where it is one, else as the string itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, KeyError):
+        return text
+
+
+def from_environment(environment: Mapping[str, str]) -> Layer:
+    """TSER_OPTIMIZER_LR=0.05 -> optimizer.lr. Unknown names are found by `resolve`."""
+    values = {}
+    for name, text in environment.items():
+        if not name.startswith(ENV_PREFIX) or name in ENV_OTHER:
+            continue
+        section, _, key = name.removeprefix(ENV_PREFIX).lower().partition("_")
+        values[f"{section}.{key}" if key else section] = parse_value(text)
+    return Layer("environment variables TSER_*", values)
+
+
+def from_assignments(assignments: Iterable[str]) -> Layer:
+    """`--set key=value` pairs. Raises ConfigError for a pair without "="."""
+    values = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment}: write --set section.key=value")
+        values[key.strip()] = parse_value(text.strip())
+    return Layer("--set", values)
+
+
+def from_flags(flags: Mapping[str, Any]) -> Layer:
+    """Flags by dotted key; None means that the flag was not given."""
+    return Layer("command line", {key: value for key, value in flags.items() if value is not None})
+
+
+def resolve(layers: Iterable[Layer]) -> Config:
+    """The Config of all layers, the later winning. Raises ConfigError with every problem."""
+    valid = settings.keys()
+    problems: list[str] = []
+    merged: dict[str, dict[str, Any]] = {}
+    origin: dict[str, str] = {}
+    for layer in layers:
+        for key, value in layer.values.items():
+            if key not in valid:
+                problems.append(f'{layer.source}: unknown key "{key}"{nearest(key, valid)}')
+                continue
+            section, _, name = key.partition(".")
+            merged.setdefault(section, {})[name] = value
+            origin[key] = layer.source
+    try:
+        config = Config.model_validate(merged)
+    except ValidationError as error:
+        problems += [_problem(detail, origin) for detail in error.errors()]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def _problem(detail: Any, origin: Mapping[str, str]) -> str:
+    key = ".".join(str(part) for part in detail["loc"][:2])
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    source = origin.get(key, "settings")
+    if message.startswith(("unknown ", "optimizer.")):
+        return f"{source}: {key}: {message}"
+    return f"{source}: {key} = {detail['input']!r}: {message}"

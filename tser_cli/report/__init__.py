@@ -1,0 +1,1 @@
+"""CSV schemas, plots and console tables."""
