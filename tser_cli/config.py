@@ -8,7 +8,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from tser_cli import registry
 from tser_cli.errors import unknown
@@ -16,10 +23,11 @@ from tser_cli.errors import unknown
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+TOML_INTEGER_MAX = 2**63 - 1  # a larger one can't be written into config.toml
+Count = Annotated[int, Field(ge=1, le=TOML_INTEGER_MAX)]
+Natural = Annotated[int, Field(ge=0, le=TOML_INTEGER_MAX)]
 
-CHECKPOINT_EVERY = re.compile(r"(\d+)(min|epochs?|steps?)")
+CHECKPOINT_EVERY = re.compile(r"([0-9]{1,9})(min|epochs?|steps?)")
 
 
 def _known(kind: str, table: Any, name: str) -> str:
@@ -29,9 +37,19 @@ def _known(kind: str, table: Any, name: str) -> str:
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys, NaN and infinity are errors."""
+    """Base of all sections: unknown keys, NaN, infinity and true for a number are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic would take true as 1, so that epochs = true would train for one epoch.
+        assert info.field_name is not None
+        numeric = cls.model_fields[info.field_name].annotation in (int, float)
+        if numeric and isinstance(value, bool):
+            raise ValueError("expected a number, not true or false")
+        return value
 
 
 class DataConfig(Section):
@@ -161,8 +179,8 @@ class TrainingConfig(Section):
     @field_validator("device")
     @classmethod
     def _device(cls, device: str) -> str:
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-            raise ValueError(f'"{device}" is not a device; use auto, cpu, cuda, cuda:N or mps')
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise ValueError(f'"{device}" is not a device; use auto, cpu, cuda or cuda:N')
         return device
 
     @field_validator("checkpoint_every")

@@ -44,6 +44,10 @@ class TrainingError(TserError):
     exit_code = 1
 
 
+class NonFiniteError(TrainingError):
+    """A loss or a gradient is NaN or infinite; going on from the last checkpoint would repeat it."""
+
+
 class Interrupted(Exception):  # noqa: N818  (a request to stop, not a fault)
     """A signal asked the run to stop; its state has been saved. `exit_code` is 128 + signal."""
 

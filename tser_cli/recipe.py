@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from tser_cli.errors import ConfigError, nearest
 
 ENV_PREFIX = "TSER_"
 ENV_OTHER = {"TSER_RUNS_DIR"}
+# tomllib also raises ValueError for a number, RecursionError for a nesting beyond Python's limits.
+BAD_TOML = (ValueError, RecursionError)
+SHOWN = 80
 
 
 @dataclass(frozen=True)
@@ -40,24 +44,34 @@ def recipes_dir() -> Path:
 def available() -> list[str]:
     """The names of the packaged recipes, such as `cifar100/resnet18_tser`."""
     root = recipes_dir()
-    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.toml"))
+    return sorted(
+        path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.toml")
+    )
 
 
 def find(name: str) -> Path:
     """The file of a recipe given by path or by packaged name. Raises ConfigError."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    if (path / "config.toml").is_file():
-        return path / "config.toml"
-    packaged = recipes_dir() / f"{name.removesuffix('.toml')}.toml"
-    if packaged.is_file():
-        return packaged
+    given = _given_file(name)
+    if given is not None:
+        return given
     names = available()
+    packaged = name.removesuffix(".toml")
+    if packaged in names:
+        return recipes_dir() / f"{packaged}.toml"
     raise ConfigError(
         f'no recipe "{name}"{nearest(name, names)}: it is neither a file nor a packaged recipe. '
         f"Packaged: {', '.join(names)}"
     )
+
+
+def _given_file(name: str) -> Path | None:
+    # A name too long, a folder that is closed or a ~user that is unknown is no file.
+    with suppress(OSError, RuntimeError):
+        path = Path(name).expanduser()
+        for candidate in (path, path / "config.toml"):
+            if candidate.is_file():
+                return candidate
+    return None
 
 
 def read(name: str) -> Layer:
@@ -65,7 +79,7 @@ def read(name: str) -> Layer:
     path = find(name)
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (*BAD_TOML, OSError) as error:
         raise ConfigError(f"recipe {path} can't be read: {error}") from error
     return Layer(f"recipe {path}", flatten(document))
 
@@ -84,9 +98,17 @@ def flatten(document: Mapping[str, Any]) -> dict[str, Any]:
 def parse_value(text: str) -> Any:
     """`text` as a TOML value where it is one, else as the string itself."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError):
+        document = tomllib.loads(f"value = {text}")
+    except BAD_TOML:
         return text
+    return document["value"] if len(document) == 1 else text
+
+
+def _typed(key: str, text: str) -> Any:
+    # A key that holds text takes it as it was typed: a folder may be called 2024 or 2024-05-01.
+    value = parse_value(text)
+    holds_text = isinstance(settings.keys().get(key), str)
+    return text if holds_text and not isinstance(value, str) else value
 
 
 def from_environment(environment: Mapping[str, str]) -> Layer:
@@ -95,8 +117,9 @@ def from_environment(environment: Mapping[str, str]) -> Layer:
     for name, text in environment.items():
         if not name.startswith(ENV_PREFIX) or name in ENV_OTHER:
             continue
-        section, _, key = name.removeprefix(ENV_PREFIX).lower().partition("_")
-        values[f"{section}.{key}" if key else section] = parse_value(text)
+        section, _, rest = name.removeprefix(ENV_PREFIX).lower().partition("_")
+        key = f"{section}.{rest}" if rest else section
+        values[key] = _typed(key, text)
     return Layer("environment variables TSER_*", values)
 
 
@@ -107,7 +130,7 @@ def from_assignments(assignments: Iterable[str]) -> Layer:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise ConfigError(f"--set {assignment}: write --set section.key=value")
-        values[key.strip()] = parse_value(text.strip())
+        values[key.strip()] = _typed(key.strip(), text.strip())
     return Layer("--set", values)
 
 
@@ -142,7 +165,19 @@ def resolve(layers: Iterable[Layer]) -> Config:
 def _problem(detail: Any, origin: Mapping[str, str]) -> str:
     key = ".".join(str(part) for part in detail["loc"][:2])
     message = str(detail["msg"]).removeprefix("Value error, ")
-    source = origin.get(key, "settings")
-    if message.startswith(("unknown ", "optimizer.")):
+    # A rule over a whole section has no key: the last source that wrote to the section is at fault.
+    of_section = [source for set_key, source in origin.items() if set_key.startswith(f"{key}.")]
+    source = origin.get(key, of_section[-1] if of_section else "settings")
+    if message.startswith("unknown "):
         return f"{source}: {key}: {message}"
-    return f"{source}: {key} = {detail['input']!r}: {message}"
+    if key not in origin:
+        return f"{source}: {message}"
+    return f"{source}: {key} = {_shown(detail['input'])}: {message}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write a number of thousands of digits
+        return "a number too long to show"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

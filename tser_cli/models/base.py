@@ -136,5 +136,5 @@ def parameter_count(model: nn.Module) -> int:
 
 @torch.no_grad()
 def assert_finite(model: nn.Module) -> None:
-    """Our own invariant: a finished model holds finite numbers only."""
-    assert all(torch.isfinite(value).all() for value in model.parameters())
+    """Our own invariant: a finished model holds finite numbers only, statistics included."""
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())

@@ -1,0 +1,193 @@
+"""Building by name, any T with one instance, and state that fits or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tser_cli import registry
+from tser_cli.config import NeuronConfig
+from tser_cli.errors import CheckpointError, ConfigError
+from tser_cli.models import Classifier, check_fits
+from tser_cli.models.base import assert_finite, load_weights, parameter_count
+
+Build = Callable[..., Classifier]
+SPIKING_ONLY = [name for name, entry in registry.MODELS.items() if entry.spiking_only]
+BOTH_WORLDS = [name for name, entry in registry.MODELS.items() if not entry.spiking_only]
+
+
+def images(count: int = 2, *shape: int) -> Tensor:
+    return torch.randn(count, *(shape or (1, 8, 8)))
+
+
+@pytest.mark.parametrize("name", sorted(registry.MODELS))
+@pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 32)])
+@torch.no_grad()
+def test_one_snn_runs_for_any_number_of_steps(
+    build: Build, name: str, channels: int, side: int
+) -> None:
+    model = build(name, channels=channels, height=side, width=side, num_classes=7)
+    assert model.spiking
+    for timesteps in (1, 3):
+        logits_TNK = model(images(2, channels, side, side), timesteps=timesteps)
+        assert logits_TNK.shape == (timesteps, 2, 7)
+        assert torch.isfinite(logits_TNK).all()
+
+
+@pytest.mark.parametrize("name", sorted(BOTH_WORLDS))
+@torch.no_grad()
+def test_an_ann_gives_one_set_of_logits(build: Build, name: str) -> None:
+    model = build(name, neuron=None).eval()
+    assert not model.spiking
+    x = images(3)
+    assert model(x).shape == (3, 10)
+    assert torch.equal(model(x, timesteps=4), model(x))
+
+
+@pytest.mark.parametrize("name", sorted(SPIKING_ONLY))
+def test_sew_networks_refuse_to_be_anns(build: Build, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} .*use {name.removeprefix('sew_')} as"):
+        build(name, neuron=None)
+
+
+def test_an_unknown_model_names_the_nearest(build: Build) -> None:
+    with pytest.raises(ConfigError, match=r'unknown model "restnet34" \(did you mean "resnet34"'):
+        build("restnet34")
+
+
+def test_images_need_not_be_square(build: Build) -> None:
+    for name in ("resnet20", "vgg11"):
+        assert build(name, height=8, width=20)(images(2, 1, 8, 20), timesteps=2).shape == (2, 2, 10)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "stem", "kernel"),
+    [
+        (64, 64, "auto", 3),
+        (64, 65, "auto", 7),
+        (65, 64, "auto", 7),
+        (224, 224, "small", 3),
+        (8, 8, "large", 7),
+    ],
+)
+def test_the_stem_follows_the_image(
+    build: Build, height: int, width: int, stem: str, kernel: int
+) -> None:
+    model = build(height=height, width=width, stem=stem)
+    stem_convolution = model.get_submodule("conv1")
+    assert isinstance(stem_convolution, nn.Conv2d)
+    assert stem_convolution.kernel_size == (kernel, kernel)
+
+
+@torch.no_grad()
+def test_no_state_is_left_between_calls(build_lively: Build) -> None:
+    model = build_lively()
+    x = images(4)
+    first = model(x, timesteps=3)
+    model(images(7), timesteps=5)
+    model(images(1), timesteps=1)
+    assert torch.equal(model(x, timesteps=3), first)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet19", "resnet50", "vgg11", "sew_resnet18"])
+@torch.no_grad()
+def test_a_step_does_not_depend_on_those_after_it(build_lively: Build, name: str) -> None:
+    model, x = build_lively(name).double(), images(4).double()
+    logits_TNK = model(x, timesteps=4)
+    assert not torch.allclose(logits_TNK[0], logits_TNK[1])
+    assert torch.allclose(logits_TNK[:2], model(x, timesteps=2), atol=1e-10)
+
+
+@torch.no_grad()
+def test_the_images_of_a_batch_do_not_mix(build_lively: Build) -> None:
+    model, x = build_lively().double(), images(4).double()
+    together = model(x, timesteps=3)
+    assert not torch.allclose(together[:, 0], together[:, 1])
+    alone = torch.cat([model(image[None], timesteps=3) for image in x], dim=1)
+    assert torch.allclose(together, alone, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "if"},
+        {"name": "plif"},
+        {"reset": "soft"},
+        {"decay_input": True, "detach_reset": True},
+        {"surrogate": "atan", "surrogate_alpha": 2.0},
+        {"surrogate": "rect", "surrogate_alpha": 1.0},
+        {"surrogate": "piecewise_quadratic", "surrogate_alpha": 1.0},
+    ],
+    ids=str,
+)
+def test_every_neuron_trains_a_step(build: Build, changes: dict[str, Any]) -> None:
+    model = build(neuron=NeuronConfig(**changes))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    logits_TNK = model(images(8), timesteps=2)
+    nn.functional.cross_entropy(logits_TNK.mean(0), torch.arange(8)).backward()
+    optimizer.step()
+    still = [name for name, value in model.named_parameters() if torch.equal(value, before[name])]
+    assert not still
+    assert_finite(model)
+
+
+def test_weights_of_an_ann_fit_the_snn_of_the_same_name(build: Build) -> None:
+    ann, snn = build(neuron=None), build()
+    load_weights(snn, ann.state_dict(), "teacher.safetensors")
+    for key, value in snn.state_dict().items():
+        assert torch.equal(value, ann.state_dict()[key]), key
+
+
+def test_check_fits_takes_its_own_state(build: Build) -> None:
+    check_fits(build(), build().state_dict(), "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"num_classes": 7}, ["fc.bias is (7,), not (10,)", "number of classes"]),
+        ({"channels": 3}, ["conv1.weight is (16, 3, 3, 3), not (16, 1, 3, 3)", "input channels"]),
+        ({"stem": "large"}, ["conv1.weight is (16, 1, 7, 7), not (16, 1, 3, 3)", "stem"]),
+        ({"name": "resnet18"}, ["missing layer1.2.bn1.bias", "and 139 more. Check"]),
+        ({"name": "vgg11"}, ["missing bn1.bias", "missing bn1.num_batches_tracked"]),
+        ({"neuron": NeuronConfig(name="plif")}, ["unexpected act1.node.w"]),
+    ],
+    ids=["classes", "channels", "stem", "resnet18", "vgg11", "plif"],
+)
+def test_check_fits_names_what_differs(
+    build: Build, other: dict[str, Any], told: list[str]
+) -> None:
+    state = build(**other).state_dict()
+    with pytest.raises(CheckpointError) as error:
+        check_fits(build(), state, "runs/x/model.safetensors")
+    for part in ["runs/x/model.safetensors", *told]:
+        assert part in str(error.value)
+
+
+def test_a_state_that_does_not_fit_changes_nothing(build: Build) -> None:
+    model = build()
+    before = model.state_dict()["conv1.weight"].clone()
+    with pytest.raises(CheckpointError):
+        load_weights(model, build(num_classes=7).state_dict(), "x")
+    assert torch.equal(model.state_dict()["conv1.weight"], before)
+
+
+def test_parameter_count_leaves_out_what_is_frozen() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    assert parameter_count(model) == 3 * 4 + 4 + 4 * 2 + 2
+    model[0].requires_grad_(False)
+    assert parameter_count(model) == 4 * 2 + 2
+
+
+@pytest.mark.parametrize("key", ["conv1.weight", "bn1.running_var"])
+def test_assert_finite_sees_weights_and_statistics(build: Build, key: str) -> None:
+    model = build()
+    assert_finite(model)
+    model.state_dict()[key].view(-1)[0] = float("nan")
+    with pytest.raises(AssertionError):
+        assert_finite(model)

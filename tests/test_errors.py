@@ -1,0 +1,64 @@
+"""Kinds of errors, their exit codes, and hints for misspelt names."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tser_cli import errors
+from tser_cli.errors import Interrupted, TserError, nearest, unknown
+
+KINDS = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, Exception) and kind is not Interrupted
+]
+
+
+def test_every_error_for_a_user_is_a_tser_error() -> None:
+    assert len(KINDS) >= 7
+    assert all(issubclass(kind, TserError) for kind in KINDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("ConfigError", 2),
+        ("DataError", 2),
+        ("CheckpointError", 2),
+        ("RunError", 2),
+        ("DamagedError", 3),
+        ("TrainingError", 1),
+    ],
+)
+def test_exit_codes(name: str, code: int) -> None:
+    assert getattr(errors, name)("what is wrong").exit_code == code
+
+
+@pytest.mark.parametrize(("signal_number", "code"), [(2, 130), (15, 143)])
+def test_an_interrupted_run_exits_as_the_shell_would(signal_number: int, code: int) -> None:
+    stop = Interrupted(signal_number)
+    assert stop.exit_code == code
+    assert str(stop) == f"stopped by signal {signal_number}"
+    assert str(Interrupted(signal_number, "epoch 3")) == "epoch 3"
+    assert not isinstance(stop, TserError)
+
+
+def test_nearest_proposes_one_word_or_none() -> None:
+    assert nearest("resnet81", ["resnet18", "vgg11"]) == ' (did you mean "resnet18"?)'
+    assert nearest("qqq", ["resnet18", "vgg11"]) == ""
+    assert nearest("qqq", []) == ""
+
+
+def test_unknown_lists_the_choices_in_order() -> None:
+    message = unknown("method", "tsre", ["tser", "ce"])
+    assert message == 'unknown method "tsre" (did you mean "tser"?). Known: ce, tser'
+
+
+@given(st.text(), st.lists(st.text(), max_size=5))
+def test_a_hint_is_one_of_the_choices(word: str, choices: list[str]) -> None:
+    hint = nearest(word, choices)
+    assert hint == "" or hint in {f' (did you mean "{choice}"?)' for choice in choices}

@@ -1,0 +1,307 @@
+"""Sources of settings: precedence, messages, recipes, and any text at all."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tser_cli import config, recipe, registry
+from tser_cli.config import Config
+from tser_cli.errors import ConfigError
+from tser_cli.models import build_model
+from tser_cli.recipe import Layer, from_assignments, from_environment, from_flags, resolve
+
+# Text that looks like settings meets more of the code than text at large.
+VALUES = st.one_of(
+    st.text(),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from(["true", "[1, 2]", "{a = 1}", "1979-05-27", '"x"', "[" * 4000, "9" * 5000]),
+    st.sampled_from(["0x" + "f" * 5000, "1\nother = 2", "'", '"\\u0000"', "\udc80", "inf", "nan"]),
+)
+KEYS = st.one_of(st.text(), st.sampled_from(sorted(config.keys())))
+
+
+def write(folder: Path, text: str, name: str = "mine.toml") -> str:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def problems(*layers: Layer) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        resolve(layers)
+    return str(error.value).splitlines()
+
+
+def test_without_any_source_the_defaults_hold() -> None:
+    assert resolve([]) == Config()
+
+
+def test_precedence_rises_from_recipe_over_environment_to_flags(tmp_path: Path) -> None:
+    file = write(tmp_path, "[training]\nepochs = 11\nseed = 12\nbatch_size = 13\n")
+    layers = [
+        recipe.read(file),
+        from_environment({"TSER_TRAINING_SEED": "22", "TSER_TRAINING_BATCH_SIZE": "23"}),
+        from_flags({"training.batch_size": 33, "training.epochs": None}),
+        from_assignments(["training.eval_batch_size=44"]),
+    ]
+    training = resolve(layers).training
+    assert (training.epochs, training.seed, training.batch_size) == (11, 22, 33)
+    assert (training.eval_batch_size, training.accumulate) == (44, 1)
+
+
+def test_the_later_of_two_assignments_wins() -> None:
+    config = resolve([from_assignments(["optimizer.lr=0.5", "optimizer.lr=0.25"])])
+    assert config.optimizer.lr == 0.25
+
+
+def test_a_flag_of_false_or_zero_was_given() -> None:
+    flags = from_flags({"training.deterministic": False, "data.workers": 0, "data.dir": None})
+    assert flags.values == {"training.deterministic": False, "data.workers": 0}
+
+
+def test_a_wrong_value_that_is_overridden_does_no_harm(tmp_path: Path) -> None:
+    file = recipe.read(write(tmp_path, '[training]\nepochs = "many"\n'))
+    assert resolve([file, from_flags({"training.epochs": 3})]).training.epochs == 3
+
+
+def test_every_problem_is_told_at_once_with_its_source(tmp_path: Path) -> None:
+    file = write(tmp_path, 'lr = 1\n[optimizer]\nlearning_rate = 0.1\n[model]\nstudent = "vgg12"\n')
+    told = problems(
+        recipe.read(file),
+        from_environment({"TSER_TRAINING_EPOCH": "3", "TSER_RUNS_DIR": "/elsewhere"}),
+        from_assignments(["method.temprature=2", "optimizer.lr=-1"]),
+        from_flags({"model.timesteps": 0}),
+    )
+    assert len(told) == 7
+    assert told[0].startswith(f'recipe {file}: unknown key "lr"')
+    assert told[1].startswith(f'recipe {file}: unknown key "optimizer.learning_rate"')
+    nearest = 'unknown key "training.epoch" (did you mean "training.epochs"?)'
+    assert told[2] == f"environment variables TSER_*: {nearest}"
+    assert told[3].endswith('"method.temprature" (did you mean "method.temperature"?)')
+    rest = "\n".join(told[4:])
+    assert f'recipe {file}: model.student: unknown model "vgg12" (did you mean "vgg1' in rest
+    assert "--set: optimizer.lr = -1: Input should be greater than 0" in rest
+    assert "command line: model.timesteps = 0: Input should be greater than or equal to 1" in rest
+
+
+def test_a_rule_over_a_section_names_the_source_that_broke_it(tmp_path: Path) -> None:
+    file = recipe.read(write(tmp_path, "[optimizer]\nnesterov = true\n"))
+    told = problems(file, from_assignments(["optimizer.momentum=0"]))
+    assert told == ["--set: optimizer.nesterov needs a momentum above 0"]
+
+
+def test_long_values_are_cut_in_messages() -> None:
+    for value in ("9" * 400, "0x" + "f" * 5000):
+        (told,) = problems(from_assignments([f"training.epochs={value}"]))
+        assert told.startswith("--set: training.epochs = ") and len(told) < 250
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("0.05", 0.05),
+        ("5e-4", 5e-4),
+        ("true", True),
+        ("[30, 60]", [30, 60]),
+        ('"3"', "3"),
+        ("resnet18", "resnet18"),
+        ("/a/b c", "/a/b c"),
+        ("", ""),
+        ("1\nother = 2", "1\nother = 2"),
+        ("9" * 5000, "9" * 5000),
+        ("[" * 4000, "[" * 4000),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_parse_value_reads_toml_or_keeps_the_text(text: str, value: Any) -> None:
+    parsed = recipe.parse_value(text)
+    assert parsed == value and type(parsed) is type(value)
+
+
+def test_assignments_are_split_at_the_first_equals_sign() -> None:
+    layer = from_assignments(
+        ["data.dir = /a=b ", "schedule.milestones=[1, 2.5]", "augment.flip=true"]
+    )
+    assert layer.values == {
+        "data.dir": "/a=b",
+        "schedule.milestones": [1, 2.5],
+        "augment.flip": True,
+    }
+    assert resolve([layer]).schedule.milestones == (1.0, 2.5)
+
+
+def test_an_assignment_without_equals_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--set optimizer.lr: write --set section.key=value"):
+        from_assignments(["optimizer.lr"])
+
+
+@pytest.mark.parametrize("folder", ["2024", "2024-05-01", "true", "0.10"])
+def test_a_key_of_text_takes_text_as_typed(folder: str) -> None:
+    for layer in (
+        from_assignments([f"data.dir={folder}"]),
+        from_environment({"TSER_DATA_DIR": folder}),
+    ):
+        assert resolve([layer]).data.dir == folder
+
+
+def test_variables_name_the_section_first() -> None:
+    layer = from_environment(
+        {
+            "TSER_MODEL_TEACHER_RECIPE": "digits/resnet34_teacher",
+            "TSER_OPTIMIZER_LR": "0.5",
+            "TSER_RUNS_DIR": "/elsewhere",
+            "TSER_LR": "1",
+            "PATH": "/bin",
+        }
+    )
+    assert layer.values == {
+        "model.teacher_recipe": "digits/resnet34_teacher",
+        "optimizer.lr": 0.5,
+        "lr": 1,
+    }
+
+
+def test_find_takes_a_file_a_run_folder_or_a_packaged_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packaged, run = tmp_path / "packaged", tmp_path / "run"
+    (packaged / "digits").mkdir(parents=True)
+    run.mkdir()
+    monkeypatch.setattr(recipe, "recipes_dir", lambda: packaged)
+    shipped = write(packaged / "digits", "", "vgg11_ts.toml")
+    settings = write(run, "", "config.toml")
+    assert recipe.available() == ["digits/vgg11_ts"]
+    assert recipe.find(settings) == Path(settings)
+    assert recipe.find(str(run)) == Path(settings)
+    assert recipe.find("digits/vgg11_ts") == Path(shipped)
+    assert recipe.find("digits/vgg11_ts.toml") == Path(shipped)
+    with pytest.raises(ConfigError, match=r'no recipe "digits/vgg11_tz" \(did you mean "digits/'):
+        recipe.find("digits/vgg11_tz")
+
+
+@pytest.mark.parametrize("name", ["", "~no-such-user/x", "x" * 5000, "a\0b", "../../etc/passwd"])
+def test_what_is_no_recipe_is_told_as_that(name: str) -> None:
+    with pytest.raises(ConfigError, match="no recipe"):
+        recipe.find(name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[training\n", b"a = 1\na = 2\n", b"\xff\xfe", b"a = " + b"9" * 5000, b"a = " + b"[" * 9000],
+    ids=["syntax", "twice", "encoding", "number", "nesting"],
+)
+def test_bad_toml_is_told_with_its_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"recipe .*bad\.toml can't be read"):
+        recipe.read(str(path))
+
+
+def test_a_config_written_and_read_back_is_the_same(tmp_path: Path) -> None:
+    before = resolve(
+        [from_assignments(["schedule.milestones=[1, 2.5]", "optimizer.lr=0.1", 'data.dir="ä\\n"'])]
+    )
+    file = write(tmp_path, tomli_w.dumps(before.model_dump(mode="json")), "config.toml")
+    assert resolve([recipe.read(str(tmp_path))]) == before
+    assert tomllib.loads(Path(file).read_text(encoding="utf-8"))["data"]["dir"] == "ä\n"
+
+
+@given(KEYS, VALUES)
+def test_any_assignment_gives_a_config_or_a_config_error(key: str, text: str) -> None:
+    try:
+        config = resolve([from_assignments([f"{key}={text}"])])
+    except ConfigError:
+        return
+    assert isinstance(config, Config)
+    if "\udc80" not in text:
+        assert (
+            resolve(
+                [
+                    Layer(
+                        "x",
+                        recipe.flatten(
+                            tomllib.loads(tomli_w.dumps(config.model_dump(mode="json")))
+                        ),
+                    )
+                ]
+            )
+            == config
+        )
+
+
+@given(KEYS, VALUES)
+def test_any_variable_gives_a_config_or_a_config_error(key: str, text: str) -> None:
+    name = f"TSER_{key.upper().replace('.', '_')}"
+    try:
+        assert isinstance(resolve([from_environment({name: text})]), Config)
+    except ConfigError as error:
+        assert str(error)
+
+
+@given(
+    st.one_of(
+        st.binary(),
+        st.text().map(lambda text: text.encode(errors="replace")),
+        st.tuples(KEYS, VALUES).map(lambda pair: " = ".join(pair).encode(errors="replace")),
+    )
+)
+def test_any_file_gives_a_config_or_a_config_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_bytes(content)
+    try:
+        assert isinstance(resolve([recipe.read(str(path))]), Config)
+    except ConfigError as error:
+        assert str(error)
+
+
+@given(st.text())
+def test_any_name_is_found_or_not(name: str) -> None:
+    try:
+        assert recipe.find(name).is_file()
+    except ConfigError as error:
+        assert "no recipe" in str(error)
+
+
+def settings_of(name: str) -> Config:
+    return resolve([recipe.read(name)])
+
+
+@pytest.mark.parametrize("name", recipe.available())
+def test_packaged_recipes_load(name: str) -> None:
+    assert isinstance(settings_of(name), Config)
+
+
+@pytest.mark.parametrize("name", [n for n in recipe.available() if not n.startswith("ablations/")])
+def test_packaged_recipes_are_what_their_names_say(name: str) -> None:
+    dataset, _, experiment = name.partition("/")
+    network, _, method = experiment.rpartition("_")
+    config = settings_of(name)
+    assert config.data.name == dataset
+    if method == "teacher":
+        assert config.model.teacher == network
+    else:
+        assert (config.model.student, config.method.name) == (network, method)
+
+
+@pytest.mark.parametrize("name", recipe.available())
+def test_packaged_recipes_build_their_networks(name: str) -> None:
+    settings = settings_of(name)
+    shape = {"channels": 3, "height": 32, "width": 32, "num_classes": 10}
+    with torch.device("meta"):
+        student = build_model(settings.model.student, neuron=settings.neuron, **shape)
+        assert student(torch.empty(2, 3, 32, 32), timesteps=2).shape == (2, 2, 10)
+        if settings.model.teacher in registry.MODELS:
+            teacher = build_model(settings.model.teacher, **shape)
+            assert teacher(torch.empty(2, 3, 32, 32)).shape == (2, 10)

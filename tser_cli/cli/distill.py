@@ -1,0 +1,77 @@
+"""`tser distill`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tser_cli.cli import options as opt
+
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher",
+        help="An architecture (its newest run, or one is trained first), a run or a model file.",
+        show_default=False,
+        rich_help_panel=opt.SETTINGS,
+    ),
+]
+Student = Annotated[
+    str | None,
+    typer.Option(
+        "--student",
+        help="The architecture of the SNN, as resnet18.",
+        show_default=False,
+        rich_help_panel=opt.SETTINGS,
+    ),
+]
+
+
+def distill(
+    teacher: Teacher = None,
+    student: Student = None,
+    timesteps: opt.Timesteps = None,
+    dataset: opt.Dataset = None,
+    data_dir: opt.DataDir = None,
+    method: opt.Method = None,
+    temperature: opt.Temperature = None,
+    epochs: opt.Epochs = None,
+    batch_size: opt.BatchSize = None,
+    lr: opt.Lr = None,
+    seed: opt.Seed = None,
+    device: opt.Device = None,
+    precision: opt.Precision = None,
+    deterministic: opt.Deterministic = None,
+    checkpoint_every: opt.CheckpointEvery = None,
+    recipe: opt.Recipe = None,
+    assignments: opt.Assignments = None,
+    runs_dir: opt.RunsDir = Path("runs"),
+    resume: opt.Resume = "auto",
+    dry_run: opt.DryRun = False,
+) -> None:
+    """Distil a teacher into a spiking student, and evaluate it at every time step."""
+    opt.check_resume(resume)
+    flags = {
+        "model.teacher": teacher,
+        "model.student": student,
+        "model.timesteps": timesteps,
+        "data.name": dataset,
+        "data.dir": data_dir,
+        "method.name": method,
+        "method.temperature": temperature,
+        "training.epochs": epochs,
+        "training.batch_size": batch_size,
+        "optimizer.lr": lr,
+        "training.seed": seed,
+        "training.device": device,
+        "training.precision": precision,
+        "training.deterministic": deterministic,
+        "training.checkpoint_every": checkpoint_every,
+    }
+    config = opt.training_config("student", flags, recipe, assignments)
+    from tser_cli.engine import plan, run
+
+    verb = plan.plan_student if dry_run else run.distill
+    verb(config, run.Options(runs_dir, resume))

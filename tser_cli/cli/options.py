@@ -1,0 +1,118 @@
+"""Options that several subcommands share, and how flags become settings.
+
+A flag that was not given is None and overrides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tser_cli import registry
+from tser_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tser_cli.config import Config
+
+SETTINGS = "Settings"
+PLACES = "Places"
+RESUME = ("auto", "must", "never")
+DEFAULT_DATASET = "digits"
+
+
+def _setting(*names: str, help: str) -> Any:
+    return typer.Option(*names, help=help, show_default=False, rich_help_panel=SETTINGS)
+
+
+Dataset = Annotated[
+    str | None, _setting("--dataset", help=f"One of {', '.join(registry.DATASETS)}.")
+]
+DataDir = Annotated[
+    str | None, _setting("--data-dir", help="Where data sets lie or are put (a cache folder).")
+]
+Timesteps = Annotated[int | None, _setting("-T", "--timesteps", help="Time steps of the student.")]
+Method = Annotated[str | None, _setting("--method", help=f"One of {', '.join(registry.METHODS)}.")]
+Temperature = Annotated[
+    float | None, _setting("--temperature", help="Softens the distillation terms.")
+]
+Epochs = Annotated[int | None, _setting("--epochs", help="Passes over the training images.")]
+BatchSize = Annotated[
+    int | None, _setting("--batch-size", help="Images a step, over all processes.")
+]
+Lr = Annotated[float | None, _setting("--lr", help="Peak learning rate.")]
+Seed = Annotated[int | None, _setting("--seed", help="Seeds weights, order and augmentation.")]
+Device = Annotated[str | None, _setting("--device", help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[str | None, _setting("--precision", help="fp32, bf16 or fp16.")]
+CheckpointEvery = Annotated[
+    str | None, _setting("--checkpoint-every", help="5min, 1epoch or 200steps.")
+]
+Deterministic = Annotated[
+    bool | None,
+    typer.Option(
+        "--deterministic/--no-deterministic",
+        help="Only kernels that give the same bits every time.",
+        show_default=False,
+        rich_help_panel=SETTINGS,
+    ),
+]
+Recipe = Annotated[
+    str | None,
+    _setting("--recipe", help="A TOML file or a packaged recipe, as cifar100/resnet18_tser."),
+]
+Assignments = Annotated[
+    list[str] | None, _setting("--set", help="Any setting: --set optimizer.lr=0.05. Repeatable.")
+]
+RunsDir = Annotated[
+    Path,
+    typer.Option(
+        "--runs-dir", envvar="TSER_RUNS_DIR", help="Where run folders are.", rich_help_panel=PLACES
+    ),
+]
+RunFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--run",
+        help="A run folder. Default: the newest finished student.",
+        show_default=False,
+        rich_help_panel=PLACES,
+    ),
+]
+Resume = Annotated[
+    str,
+    typer.Option("--resume", help="auto, must or never go on with an unfinished run."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show settings, size and time; write nothing.")
+]
+
+
+def check_resume(resume: str) -> None:
+    """Raise ConfigError where `resume` is no mode."""
+    if resume not in RESUME:
+        raise ConfigError(f'--resume "{resume}": use one of {", ".join(RESUME)}')
+
+
+def training_config(
+    kind: str, flags: dict[str, Any], recipe_name: str | None, assignments: list[str] | None
+) -> Config:
+    """The settings of a training: recipe < TSER_* < --set < flags.
+
+    Without --recipe the data set's own recipe for `kind` (teacher or student) is the base.
+    Raises ConfigError.
+    """
+    from tser_cli import recipe
+
+    upper = [
+        recipe.from_environment(os.environ),
+        recipe.from_assignments(assignments or []),
+        recipe.from_flags(flags),
+    ]
+    if recipe_name is None:
+        named = [layer.values.get("data.name") for layer in upper]
+        dataset = next((name for name in reversed(named) if name), DEFAULT_DATASET)
+        entry = registry.lookup("data set", registry.DATASETS, str(dataset))
+        recipe_name = entry.teacher_recipe if kind == "teacher" else entry.student_recipe
+    return recipe.resolve([recipe.read(recipe_name), *upper])

@@ -1,0 +1,52 @@
+"""`tser train-teacher`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tser_cli.cli import options as opt
+
+
+def train_teacher(
+    model: Annotated[
+        str | None, typer.Argument(help="The architecture, as resnet34.", show_default=False)
+    ] = None,
+    dataset: opt.Dataset = None,
+    data_dir: opt.DataDir = None,
+    epochs: opt.Epochs = None,
+    batch_size: opt.BatchSize = None,
+    lr: opt.Lr = None,
+    seed: opt.Seed = None,
+    device: opt.Device = None,
+    precision: opt.Precision = None,
+    deterministic: opt.Deterministic = None,
+    checkpoint_every: opt.CheckpointEvery = None,
+    recipe: opt.Recipe = None,
+    assignments: opt.Assignments = None,
+    runs_dir: opt.RunsDir = Path("runs"),
+    resume: opt.Resume = "auto",
+    dry_run: opt.DryRun = False,
+) -> None:
+    """Train an ANN to teach from, in a run folder of its own."""
+    opt.check_resume(resume)
+    flags = {
+        "model.teacher": model,
+        "data.name": dataset,
+        "data.dir": data_dir,
+        "training.epochs": epochs,
+        "training.batch_size": batch_size,
+        "optimizer.lr": lr,
+        "training.seed": seed,
+        "training.device": device,
+        "training.precision": precision,
+        "training.deterministic": deterministic,
+        "training.checkpoint_every": checkpoint_every,
+    }
+    config = opt.training_config("teacher", flags, recipe, assignments)
+    from tser_cli.engine import plan, run
+
+    verb = plan.plan_teacher if dry_run else run.train_teacher
+    verb(config, run.Options(runs_dir, resume))

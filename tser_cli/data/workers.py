@@ -1,0 +1,152 @@
+"""Computing batches in worker processes, or in this one, always with the same result."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from tser_cli.data.transforms import Pipeline
+from tser_cli.errors import DataError, TrainingError
+
+MAX_WORKERS = 8
+PR_SET_PDEATHSIG = 1
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# an epoch and the indices of one batch; plain integers, since tensors would travel by file handle
+Key: TypeAlias = tuple[int, list[int]]
+
+
+class Batch(NamedTuple):
+    """`images_NCHW` float32, normalised; `labels_N` and `indices_N` int64.
+
+    The indices are those of the split's source: the training source for train and validation.
+    """
+
+    images_NCHW: torch.Tensor
+    labels_N: torch.Tensor
+    indices_N: torch.Tensor
+
+
+class Feed:
+    """Batches by key. With `persistent`, the workers live on from one iteration to the next.
+
+    Its DataLoader has a generator of its own: a loader draws from the global one whenever it
+    begins, and a resumed run begins at other moments than an undisturbed one.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, workers: int, pin: bool, persistent: bool) -> None:
+        self._keys = _Keys()
+        self._turn = 0
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        self._loader: DataLoader[Batch | DataError] = DataLoader(
+            _Batches(pipeline),
+            batch_size=None,
+            sampler=self._keys,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin,
+            worker_init_fn=partial(_init_worker, in_main_thread),
+            generator=torch.Generator().manual_seed(0),
+            persistent_workers=persistent and workers > 0,
+        )
+
+    def batches(self, keys: Sequence[Key]) -> Iterator[Batch]:
+        """One batch a key, in order; only the latest call's iterator may be read.
+
+        Raises DataError for an image that can't be read, TrainingError if a worker dies.
+        """
+        self._turn += 1
+        turn = self._turn
+        if not keys:
+            return
+        self._keys.current = keys
+        with _signals_held():
+            batches = iter(self._loader)
+        for _ in keys:
+            assert turn == self._turn, "a newer iteration has taken over this feed"
+            yield _next(batches)
+
+
+class _Keys(Sampler[Key]):
+    def __init__(self) -> None:
+        self.current: Sequence[Key] = ()
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self.current)
+
+    def __len__(self) -> int:
+        return len(self.current)
+
+
+class _Batches(TorchDataset["Batch | DataError"]):
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+
+    def __getitem__(self, key: Key) -> Batch | DataError:
+        epoch, indices = key
+        indices_N = torch.tensor(indices)
+        try:
+            images_NCHW = self.pipeline(epoch, indices)
+        # returned, not raised: torch would bury the message in the worker's traceback
+        except DataError as error:
+            return error
+        return Batch(images_NCHW, self.pipeline.source.labels[indices_N], indices_N)
+
+
+def _next(batches: Iterator[Batch | DataError]) -> Batch:
+    try:
+        batch = next(batches)
+    except RuntimeError as error:
+        # torch's own wording for a worker that was killed, as by the system for lack of memory
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise TrainingError(f"a data loader worker was lost: {error}") from error
+    if isinstance(batch, DataError):
+        raise batch
+    return batch
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Inside, stop signals wait, so that none can reach a worker before it ignores them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _init_worker(born_of_main_thread: bool, _worker: int) -> None:
+    """Leaves stopping to the main process, which saves first; dies with it, however it dies."""
+    torch.set_num_threads(1)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    # Linux sends the signal when the thread that forked ends, not the process
+    if sys.platform == "linux" and born_of_main_thread:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def automatic_workers() -> int:
+    """Workers that pay for costly images: the cores of this process, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    # torchrun's count of processes on this machine
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(MAX_WORKERS, cores // local_processes))

@@ -1,0 +1,190 @@
+"""Model files and resumable checkpoints that notice their own damage.
+
+A checkpoint is tensors and plain values, serialised in memory, written whole and listed in a
+manifest with its SHA-256 and size; torch.load alone does not notice flipped bits. The last two
+are kept, so that a damaged newest one falls back to the one before.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from tser_cli.errors import CheckpointError, DamagedError
+from tser_cli.files import make_folder, sha256, write_text, write_whole
+
+FORMAT = 1
+KEPT = 2
+MANIFEST = "manifest.json"
+UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    KeyError,
+    ValueError,
+    TypeError,
+    OSError,
+)
+
+
+def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
+    """Write `state` as the checkpoint of step `number`, then drop all but the last two.
+
+    The order survives a kill at any point: the content lies on disk under a waiting name before
+    the manifest speaks of it, and `load_latest` also takes a listed file by that name. The new
+    file is read back and compared before an older one goes. Raises RunError or CheckpointError.
+    """
+    make_folder(folder)
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    content = buffer.getvalue()
+    path = folder / f"step-{number:09d}.pt"
+    write_whole(_waiting(path), content)
+    digest = sha256(content)
+    entries = [entry for entry in _entries(folder) if entry["file"] != path.name]
+    entries.append({"file": path.name, "step": number, "size": len(content), "sha256": digest})
+    _write_manifest(folder, entries)
+    _waiting(path).replace(path)
+    if sha256(path.read_bytes()) != digest:
+        raise CheckpointError(f"{path} does not read back as it was written: the disk is failing")
+    _prune(folder, entries)
+    return path
+
+
+def _waiting(path: Path) -> Path:
+    return path.with_suffix(".new")
+
+
+def _write_manifest(folder: Path, entries: list[dict[str, Any]]) -> None:
+    write_text(folder / MANIFEST, json.dumps({"checkpoints": entries}, indent=2))
+
+
+def _prune(folder: Path, entries: list[dict[str, Any]]) -> None:
+    kept = sorted(entries, key=lambda entry: int(entry["step"]))[-KEPT:]
+    names = {entry["file"] for entry in kept}
+    _write_manifest(folder, kept)
+    for path in folder.glob("step-*"):
+        if path.name not in names:
+            path.unlink(missing_ok=True)
+
+
+def _entries(folder: Path) -> list[dict[str, Any]]:
+    try:
+        document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        entries: list[dict[str, Any]] = list(document["checkpoints"])
+        [(str(e["file"]), int(e["step"]), int(e["size"]), str(e["sha256"])) for e in entries]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return entries
+
+
+def load_latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
+    """The newest sound checkpoint of `folder`, or None where none was ever written.
+
+    A damaged one is named through `warn` and passed over. Raises DamagedError where there are
+    checkpoints but none is sound.
+    """
+    files = sorted(folder.glob("step-*.pt"), reverse=True) if folder.is_dir() else []
+    manifest = {entry["file"]: entry for entry in _entries(folder)}
+    listed = sorted(manifest, reverse=True)
+    names = sorted({path.name for path in files} | set(listed), reverse=True)
+    if not names and not (folder / MANIFEST).exists():
+        return None
+    problems = []
+    for name in names:
+        try:
+            return _load_verified(folder / name, manifest.get(name))
+        except CheckpointError as error:
+            problems.append(str(error))
+            warn(f"{error}; trying the one before")
+    raise DamagedError(
+        f"no sound checkpoint is left in {folder}: {'; '.join(problems) or 'the manifest is empty'}"
+        ". Start afresh with --resume never, or restore the folder from a copy"
+    )
+
+
+def _load_verified(path: Path, entry: dict[str, Any] | None) -> dict[str, Any]:
+    if entry is None:
+        raise CheckpointError(f"checkpoint {path} is not in its manifest")
+    try:
+        content = (path if path.exists() else _waiting(path)).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} can't be read: {error.strerror}") from error
+    if len(content) != entry["size"] or sha256(content) != entry["sha256"]:
+        raise CheckpointError(f"checkpoint {path} is damaged: its SHA-256 is not the manifest's")
+    state = _read_tensors(content, path)
+    if state.get("format") != FORMAT:
+        raise CheckpointError(f"checkpoint {path} has format {state.get('format')}, not {FORMAT}")
+    return state
+
+
+def _read_tensors(content: bytes, path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else "no content"
+        raise CheckpointError(
+            f"{path} is not a file of tensors ({type(error).__name__}: {reason}). It is damaged, "
+            "or it holds code, which is never run"
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, not named tensors")
+    return state
+
+
+def save_model(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """Write the final weights as safetensors; returns the file's SHA-256. Raises RunError."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    content = save_safetensors(tensors, metadata)
+    write_whole(path, content)
+    return sha256(content)
+
+
+def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
+    """Weights, metadata and SHA-256 of a model file: safetensors, or a torch file of tensors.
+
+    Raises CheckpointError for a file that is missing, damaged or would run code.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"model file {path} can't be read: {error.strerror}") from error
+    if path.suffix == ".safetensors":
+        state, metadata = _parse_safetensors(content, path)
+    else:
+        state, metadata = _state_dict(_read_tensors(content, path), path), {}
+    return state, metadata, sha256(content)
+
+
+def _parse_safetensors(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        state = load_safetensors(content)
+        (length,) = struct.unpack("<Q", content[:8])
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, ValueError, struct.error) as error:
+        raise CheckpointError(
+            f"model file {path} is not sound safetensors ({error}). It is truncated or damaged; "
+            "train again or restore it from a copy"
+        ) from error
+    return state, metadata
+
+
+def _state_dict(document: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    for key in ("model", "state_dict"):
+        if isinstance(document.get(key), dict):
+            document = document[key]
+            break
+    if not document or not all(isinstance(value, Tensor) for value in document.values()):
+        raise CheckpointError(f"{path} holds no state dict of named tensors")
+    return {name.removeprefix("module."): value for name, value in document.items()}

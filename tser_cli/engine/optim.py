@@ -1,0 +1,62 @@
+"""Optimizers, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from tser_cli.config import OptimizerConfig, ScheduleConfig
+
+
+def parameter_groups(modules: list[nn.Module], weight_decay: float) -> list[dict[str, object]]:
+    """Two groups: convolution and linear weights, which decay, and all else, which does not."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for module in modules:
+        for layer in module.modules():
+            for name, parameter in layer.named_parameters(recurse=False):
+                decays = isinstance(layer, nn.Conv2d | nn.Linear) and name == "weight"
+                (decayed if decays else plain).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(modules: list[nn.Module], settings: OptimizerConfig) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW, over all trainable parameters of `modules`."""
+    groups = parameter_groups(modules, settings.weight_decay)
+    if settings.name == "adamw":
+        betas = (settings.beta1, settings.beta2)
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=betas)
+    return torch.optim.SGD(
+        groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov
+    )
+
+
+def lr_factor(step: int, steps_per_epoch: int, epochs: int, settings: ScheduleConfig) -> float:
+    """What the learning rate is multiplied by at `step`, counted from 0 over the whole run.
+
+    Warm-up is linear from the first step's share to 1; `onecycle` warms up along a cosine.
+    """
+    warmup = round(settings.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        share = (step + 1) / warmup
+        onecycle = settings.name == "onecycle"
+        return (1 - math.cos(math.pi * share)) / 2 if onecycle else share
+    if settings.name == "constant":
+        return 1.0
+    if settings.name == "step":
+        passed = sum(step >= round(m * steps_per_epoch) for m in settings.milestones)
+        return settings.gamma**passed
+    total = max(epochs * steps_per_epoch - warmup, 1)
+    cosine = (1 + math.cos(math.pi * min((step - warmup) / total, 1.0))) / 2
+    return settings.final_factor + (1 - settings.final_factor) * cosine
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group the same learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

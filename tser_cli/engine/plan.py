@@ -1,0 +1,102 @@
+"""--dry-run: what a command would do and how long it would take, without writing anything."""
+
+from __future__ import annotations
+
+import time
+
+import tomli_w
+import torch
+
+from tser_cli import registry
+from tser_cli.config import Config
+from tser_cli.data.loaders import build_train_loader
+from tser_cli.engine import networks, teachers
+from tser_cli.engine.distributed import seed_everything
+from tser_cli.engine.run import Options, Workplace, prepare
+from tser_cli.engine.tasks import Task, check_teacher, classification, distillation
+from tser_cli.models import Classifier
+from tser_cli.models.base import parameter_count
+from tser_cli.report import console
+
+WARM_UP_STEPS = 2
+MEASURED_STEPS = 3
+
+
+def plan_teacher(config: Config, options: Options) -> None:
+    """Print the plan of `train-teacher`."""
+    teachers.check_architecture(config.model.teacher)
+    place = prepare(config)
+    name = config.model.teacher
+    model = networks.build(name, place.dataset.spec, config, spiking=False)
+    show(place, name, classification(model, config), [])
+
+
+def plan_student(config: Config, options: Options) -> None:
+    """Print the plan of `distill`; a teacher that is not there yet is measured untrained."""
+    place = prepare(config)
+    model = networks.build(config.model.student, place.dataset.spec, config, spiking=True)
+    teacher, note = _teacher(place, options)
+    task = distillation(model, teacher, config)
+    show(place, config.model.student, task, [note])
+
+
+def _teacher(place: Workplace, options: Options) -> tuple[Classifier | None, str]:
+    config, spec = place.config, place.dataset.spec
+    if not registry.METHODS[config.method.name].needs_teacher:
+        return None, f"teacher: none, {config.method.name} needs none"
+    loaded = teachers.find_teacher(config, spec, options.runs_dir)
+    if loaded is None:
+        first = teachers.teacher_config(config).training.epochs
+        untrained = networks.build(config.model.teacher, spec, config, spiking=False)
+        place.runtime.place(untrained)
+        return untrained, f"teacher: a {config.model.teacher} is trained first, {first} epochs"
+    check_teacher(teachers.as_ann(loaded).model, spec.image_shape, spec.num_classes)
+    place.runtime.place(loaded.model)
+    return loaded.model, f"teacher: {loaded.name} from {loaded.source}"
+
+
+def show(place: Workplace, name: str, task: Task, notes: list[str]) -> None:
+    """Print the resolved recipe, the network's size, the steps and the estimated time."""
+    training = place.config.training
+    loader = build_train_loader(place.dataset, place.config)
+    steps = loader.steps_per_epoch * training.epochs
+    seed_everything(training.seed, training.deterministic)
+    seconds = step_seconds(task, place)
+    out = console.output()
+    out.print(tomli_w.dumps(place.config.model_dump(mode="json")), markup=False)
+    lines = [
+        f"network: {name}, {parameter_count(task.model):,} parameters",
+        *notes,
+        f"images: {loader.images:,} to train on, {len(place.dataset.test):,} to test on",
+        f"steps: {loader.steps_per_epoch:,} an epoch, {steps:,} in all",
+        f"time: about {duration(seconds * steps)} of training on {place.runtime.device} "
+        f"({1000 * seconds:.0f} ms a step, measured)",
+    ]
+    out.print("\n".join(lines), soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """37.2 -> "37 s", 4000 -> "67 min", 90000 -> "25.0 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def step_seconds(task: Task, place: Workplace) -> float:
+    """Seconds of one training step, measured on a few real ones that change no file."""
+    runtime = place.runtime
+    runtime.place(task.model).train()
+    loader = build_train_loader(place.dataset, place.config)
+    optimizer = torch.optim.SGD(task.model.parameters(), lr=0.0)
+    spent = []
+    batches = loader.epoch(0)
+    for _, batch in zip(range(WARM_UP_STEPS + MEASURED_STEPS), batches, strict=False):
+        began = time.monotonic()
+        with runtime.autocast():
+            result = task.step(runtime.images(batch.images_NCHW), batch.labels_N.to(runtime.device))
+        result.terms["loss"].backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        float(result.correct)  # waits for the device
+        spent.append(time.monotonic() - began)
+    measured = spent[WARM_UP_STEPS:] or spent
+    return sum(measured) / len(measured)

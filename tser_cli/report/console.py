@@ -1,0 +1,75 @@
+"""Tables on the terminal. Results go to standard output, messages to standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+BAR_WIDTH = 24
+
+
+def output() -> Console:
+    """The console of results."""
+    return Console(highlight=False)
+
+
+def messages() -> Console:
+    """The console of progress, messages and errors."""
+    return Console(stderr=True, highlight=False)
+
+
+def percent(fraction: float | None) -> str:
+    """0.9534 -> "95.34 %"; None -> "-"."""
+    return "-" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def bar(fraction: float, width: int = BAR_WIDTH) -> str:
+    """A bar of `width` characters for a fraction from 0 to 1."""
+    return "█" * round(max(0.0, min(fraction, 1.0)) * width)
+
+
+def per_timestep_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+    """Accuracy at each step, cumulative accuracy, and the teacher's on the last line."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("t", justify="right")
+    for name in ("accuracy at t", "cumulative", "loss", "entropy", "confidence"):
+        table.add_column(name, justify="right")
+    table.add_column("cumulative accuracy")
+    for row in rows:
+        table.add_row(
+            str(row["t"]),
+            percent(row["accuracy_at_t"]),
+            percent(row["accuracy_cumulative"]),
+            f"{row['loss_at_t']:.3f}",
+            f"{row['entropy_at_t']:.3f}",
+            f"{row['confidence_at_t']:.3f}",
+            bar(row["accuracy_cumulative"]),
+        )
+    teacher = rows[-1]["teacher_accuracy"]
+    if teacher is not None:
+        table.add_section()
+        table.add_row("teacher", "", percent(teacher), "", "", "", bar(teacher))
+    return table
+
+
+def summary(rows: Sequence[dict[str, Any]], split: str) -> str:
+    """One line: the final accuracy, and how far it is from the teacher's."""
+    last = rows[-1]
+    images, teacher = last["images"], last["teacher_accuracy"]
+    text = f"accuracy {percent(last['accuracy_cumulative'])} of {images} {split} images"
+    if last["timesteps"] > 1:
+        text += f" after {last['timesteps']} time steps"
+    if teacher is None:
+        return text
+    gap = 100 * (last["accuracy_cumulative"] - teacher)
+    return f"{text}; teacher {percent(teacher)} ({gap:+.2f} points)"
+
+
+def next_steps(folder: Path, commands: Sequence[str]) -> str:
+    """Where the run is, and what to type next."""
+    lines = [f"run folder: {folder}", "next:"]
+    return "\n".join([*lines, *(f"  {command}" for command in commands)])
