@@ -58,7 +58,7 @@ def test_unknown_lists_the_choices_in_order() -> None:
     assert message == 'unknown method "tsre" (did you mean "tser"?). Known: ce, tser'
 
 
-@given(st.text(), st.lists(st.text(), max_size=5))
+@given(st.text(max_size=9), st.lists(st.text(max_size=9), max_size=3))
 def test_a_hint_is_one_of_the_choices(word: str, choices: list[str]) -> None:
     hint = nearest(word, choices)
     assert hint == "" or hint in {f' (did you mean "{choice}"?)' for choice in choices}

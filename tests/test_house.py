@@ -16,7 +16,7 @@ import tser_cli
 PACKAGE = Path(tser_cli.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 SIBLINGS = {"data", "models", "losses", "energy", "report"}
-BELOW = {"base": set(), **dict.fromkeys(SIBLINGS, {"base"})}
+BELOW: dict[str, set[str]] = {"base": set(), **{sibling: {"base"} for sibling in SIBLINGS}}
 BELOW["engine"] = SIBLINGS | {"base"}
 BELOW["cli"] = BELOW["engine"] | {"engine"}
 # What a subcommand may load only once it has work to do.

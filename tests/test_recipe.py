@@ -141,7 +141,7 @@ def test_assignments_are_split_at_the_first_equals_sign() -> None:
 
 
 def test_an_assignment_without_equals_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--set optimizer.lr: write --set section.key=value"):
+    with pytest.raises(ConfigError, match=r"--set optimizer\.lr: write --set section"):
         from_assignments(["optimizer.lr"])
 
 
@@ -189,7 +189,7 @@ def test_find_takes_a_file_a_run_folder_or_a_packaged_name(
         recipe.find("digits/vgg11_tz")
 
 
-@pytest.mark.parametrize("name", ["", "~no-such-user/x", "x" * 5000, "a\0b", "../../etc/passwd"])
+@pytest.mark.parametrize("name", ["", "~no-such-user/x", "x" * 5000, "a\0b", "no/such/recipe"])
 def test_what_is_no_recipe_is_told_as_that(name: str) -> None:
     with pytest.raises(ConfigError, match="no recipe"):
         recipe.find(name)

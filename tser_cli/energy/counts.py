@@ -63,8 +63,8 @@ class LayerCounts:
         return int(self.executed_T.sum()) < len(self.executed_T)
 
     @property
-    def macs_T(self) -> IntArray:
-        """Multiply-accumulates an image at each step: none where spikes drive the layer."""
+    def step_macs(self) -> IntArray:
+        """Multiply-accumulates per image at each step, [T]: none where spikes drive the layer."""
         return self.executed_T * (0 if self.layer.accumulates else self.layer.macs)
 
 

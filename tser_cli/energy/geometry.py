@@ -14,7 +14,14 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from tser_cli.errors import TserError
+PADDING = (
+    'it pads with "{}", so that some inputs are read again in the padding; use padding_mode="zeros"'
+)
+UNKNOWN_LAYER = "the cost of {} is not known here; use Conv2d and Linear layers"
+OTHER_LAYERS = (
+    *(nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase),
+)
 
 
 @dataclass(frozen=True)
@@ -56,13 +63,11 @@ def fan_out_1d(
     return torch.bincount(inside, minlength=size)
 
 
-def check_countable(name: str, layer: nn.Module) -> None:
-    """Raise TserError, naming the layer, where its padding does not hold zeros."""
-    if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
-        raise TserError(
-            f'layer {name} pads with "{layer.padding_mode}": one of its inputs is read again in '
-            'the padding, which is not counted. Use padding_mode="zeros"'
-        )
+def uncountable(module: nn.Module) -> str:
+    """Why the operations of a module can't be counted, or "" where they can or it has none."""
+    if isinstance(module, nn.Conv2d):
+        return "" if module.padding_mode == "zeros" else PADDING.format(module.padding_mode)
+    return UNKNOWN_LAYER.format(type(module).__name__) if isinstance(module, OTHER_LAYERS) else ""
 
 
 def paddings(layer: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -70,7 +75,9 @@ def paddings(layer: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int]]:
     if isinstance(layer.padding, str):
         if layer.padding == "valid":
             return (0, 0), (0, 0)
-        height, width = (d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+        height, width = (
+            d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
+        )
         return (height // 2, height - height // 2), (width // 2, width - width // 2)
     height, width = layer.padding
     return (height, height), (width, width)
@@ -81,9 +88,8 @@ def conv_geometry(layer: nn.Conv2d, height: int, width: int) -> Geometry:
 
     The fan-out is separable: (out_channels / groups) x outer product of the two axes' fan-outs.
     """
-    axes = list(
-        zip((height, width), layer.kernel_size, layer.stride, paddings(layer), layer.dilation)
-    )
+    shape = zip(layer.kernel_size, layer.stride, paddings(layer), layer.dilation, strict=True)
+    axes = [(size, *axis) for size, axis in zip((height, width), shape, strict=True)]
     rows, columns = (fan_out_1d(*axis) for axis in axes)
     fan_out_HW = torch.outer(rows, columns) * (layer.out_channels // layer.groups)
     outputs = layer.out_channels * prod(output_size(*axis) for axis in axes)

@@ -13,6 +13,7 @@ from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import Tensor, nn
 
 from tser_cli.config import NeuronConfig
+from tser_cli.models import fused
 
 SURROGATES = {
     "sigmoid": surrogate.Sigmoid,
@@ -38,13 +39,17 @@ class SpikingNeuron(nn.Module):
 
     is_spiking_neuron = True
 
-    def __init__(self, node: nn.Module) -> None:
+    def __init__(self, config: NeuronConfig) -> None:
         super().__init__()
-        self.node = node
+        self.node = make_node(config)
+        self._fused = fused.constants(config)
 
     def forward(self, x: Tensor, timesteps: int) -> Tensor:
+        x_T = x.reshape(timesteps, -1, *x.shape[1:])
+        if self._fused is not None and fused.serves(x):
+            return fused.spikes_of(x_T, self._fused).flatten(0, 1)
         functional.reset_net(self.node)
-        spikes: Tensor = self.node(x.reshape(timesteps, -1, *x.shape[1:]))
+        spikes: Tensor = self.node(x_T)
         functional.reset_net(self.node)
         return spikes.flatten(0, 1)
 
@@ -78,4 +83,4 @@ def activation_factory(config: NeuronConfig | None) -> Callable[[], nn.Module]:
     """What a network calls for each of its activations; None builds an ANN."""
     if config is None:
         return Relu
-    return lambda: SpikingNeuron(make_node(config))
+    return lambda: SpikingNeuron(config)

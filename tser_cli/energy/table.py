@@ -1,0 +1,201 @@
+"""The rows of energy.csv and its sidecar.
+
+A row for every layer and time step, one for every layer over all steps, and the totals of both.
+Figures are means per image, and every count of a row "all" or "TOTAL" is the sum of the rows it
+stands for; `firing_rate` and `ratio_snn_ann` are quotients of the counts of their own row. A layer
+that is computed once an image has its cost at t = 1 and zeros after. The columns of the ANN belong
+to one pass through the ANN of the same shape and are the same at every t, so that the ratios of
+the steps add up to the ratio of all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tser_cli.energy import joules
+from tser_cli.energy.counts import Counts, FloatArray, LayerCounts
+from tser_cli.energy.memory import MEMORY_PJ_PER_BYTE, MEMORY_SOURCE, memory_traffic
+from tser_cli.energy.profiles import Profile
+
+ENERGY = (
+    *("run", "dataset", "profile", "layer", "type", "input_kind", "op", "t", "timesteps", "images"),
+    *("neurons_in", "nonzero_in", "firing_rate", "sop_events", "sop_value", "macs", "sop_formula"),
+    *("neuron_updates", "energy_pj", "energy_formula_pj", "ann_macs", "ann_energy_pj"),
+    "ratio_snn_ann",
+)
+ALL, TOTAL = "all", "TOTAL"
+
+NOTES = (
+    "Counted: synaptic operations and multiply-accumulates of convolutions and linear layers.",
+    "Not counted: batch norm (folded into the weights), biases, pooling, additions of residual "
+    "branches. Neuron updates are a column of their own and in no energy of the table.",
+    "sop_value is the headline: an input of 2 costs two additions; sop_events counts it once.",
+    "macs and ann_macs leave out multiplications with the zeros of the padding, as the synaptic "
+    "operations do. sop_formula and energy_formula_pj, the figures of most papers, count them.",
+    "A stem computed once an image is listed at t = 1.",
+    "ann_macs is one pass through the ANN of the same shape; its inputs count as non-zero.",
+)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What tells a table apart: the run, its data set, the weights' hash and the computed dtype."""
+
+    run: str
+    dataset: str
+    model_hash: str
+    dtype: str
+
+
+def energy_rows(counts: Counts, profile: Profile, labels: Labels) -> list[dict[str, Any]]:
+    """The rows of energy.csv, with the columns `ENERGY`, layer by layer and the totals last."""
+    steps: list[tuple[dict[str, Any], dict[str, FloatArray]]] = [
+        (_description(layer), step_means(layer, profile)) for layer in counts.layers
+    ]
+    names = steps[0][1]
+    total = {name: np.sum([means[name] for _, means in steps], axis=0) for name in names}
+    steps.append(({"layer": TOTAL, "type": "total", "input_kind": "", "op": ""}, total))
+    ann = [layer.layer.macs for layer in counts.layers]
+    common = {
+        **{"run": labels.run, "dataset": labels.dataset, "profile": profile.name},
+        **{"timesteps": counts.timesteps, "images": counts.images},
+    }
+    rows = []
+    for (description, means), macs in zip(steps, [*ann, sum(ann)], strict=True):
+        for t in [*range(1, counts.timesteps + 1), ALL]:
+            at_t = {name: _at(values, t) for name, values in means.items()}
+            row = {**common, **description, "t": t, **at_t, **_quotients(at_t, macs, profile)}
+            rows.append({column: row[column] for column in ENERGY})
+    return rows
+
+
+def step_means(layer: LayerCounts, profile: Profile) -> dict[str, FloatArray]:
+    """The counts and energies of a layer at each step, [T], means per image."""
+    value_T = layer.value_TI.mean(axis=1)
+    sop_formula_T = joules.formula_operations(layer)
+    macs_formula = 0 if layer.layer.accumulates else layer.layer.macs_formula
+    return {
+        "neurons_in": (layer.executed_T * layer.layer.neurons_in).astype(np.float64),
+        "nonzero_in": layer.nonzero_TI.mean(axis=1),
+        "sop_events": layer.events_TI.mean(axis=1),
+        "sop_value": value_T,
+        "macs": layer.step_macs.astype(np.float64),
+        "sop_formula": sop_formula_T,
+        "neuron_updates": np.full(len(value_T), float(layer.neuron_updates)),
+        "energy_pj": layer.step_macs * profile.mac_pj + value_T * profile.ac_pj,
+        "energy_formula_pj": layer.executed_T * macs_formula * profile.mac_pj
+        + sop_formula_T * profile.ac_pj,
+    }
+
+
+def sidecar(
+    counts: Counts,
+    profile: Profile,
+    labels: Labels,
+    *,
+    teacher: Counts | None = None,
+    teacher_name: str = "",
+    memory: bool = False,
+) -> dict[str, Any]:
+    """What must be known to read the table, as JSON: constants, policy, totals, what is left out.
+
+    Energies in pJ and counts are means per image. `teacher`: its counts add its total and the
+    ratio to it. `memory`: add the traffic of weights and neuron state, never part of the totals.
+    """
+    return {
+        **{"run": labels.run, "dataset": labels.dataset, "model_hash": labels.model_hash},
+        **{"dtype": labels.dtype, "timesteps": counts.timesteps, "images": counts.images},
+        "profile": profile.model_dump(mode="json"),
+        "stem": stem_policy(counts, profile),
+        "totals": totals(counts, profile),
+        "teacher": _teacher(counts, profile, teacher, teacher_name) if teacher else None,
+        "memory": _memory(counts, teacher) if memory else None,
+        "notes": list(NOTES),
+    }
+
+
+def totals(counts: Counts, profile: Profile) -> dict[str, float | None]:
+    """The network's totals over all steps: those of the row TOTAL, and the neurons' energy."""
+    rows = [step_means(layer, profile) for layer in counts.layers]
+    names = ("sop_events", "sop_value", "macs", "sop_formula", "neuron_updates")
+    energy, ann = joules.mean_energy(counts, profile), joules.ann_macs(counts)
+    updates = counts.timesteps * sum(layer.neuron_updates for layer in counts.layers)
+    update_pj = profile.neuron_update_pj
+    return {
+        **{name: float(sum(row[name].sum() for row in rows)) for name in names},
+        "energy_pj": energy,
+        "energy_formula_pj": float(sum(row["energy_formula_pj"].sum() for row in rows)),
+        "neuron_update_energy_pj": None if update_pj is None else updates * update_pj,
+        "ann_macs": float(ann),
+        "ann_energy_pj": ann * profile.mac_pj,
+        "ratio_snn_ann": _ratio(energy, ann * profile.mac_pj),
+    }
+
+
+def stem_policy(counts: Counts, profile: Profile) -> dict[str, Any]:
+    """Which layers direct encoding feeds with the image, how the headline counts them, and both.
+
+    `policy`: once (an image) or per_step, as the program computed them; `none` where no layer is
+    fed with the image itself.
+    """
+    stem = joules.stem_energy(counts, profile)
+    policy = "once" if counts.stem_once else "per_step"
+    rest = joules.mean_energy(counts, profile) - stem[policy]
+    return {
+        "layers": [layer.layer.name for layer in counts.stem],
+        "policy": policy if counts.stem else "none",
+        "stem_energy_once_pj": stem["once"],
+        "stem_energy_per_step_pj": stem["per_step"],
+        "total_energy_once_pj": rest + stem["once"],
+        "total_energy_per_step_pj": rest + stem["per_step"],
+    }
+
+
+def _teacher(counts: Counts, profile: Profile, teacher: Counts, name: str) -> dict[str, Any]:
+    energy = joules.mean_energy(teacher, profile)
+    return {
+        "name": name,
+        "macs": joules.ann_macs(teacher),
+        "energy_pj": energy,
+        "ratio_snn_teacher": _ratio(joules.mean_energy(counts, profile), energy),
+    }
+
+
+def _memory(counts: Counts, teacher: Counts | None) -> dict[str, Any]:
+    return {
+        "pj_per_byte": MEMORY_PJ_PER_BYTE,
+        "source": MEMORY_SOURCE,
+        "snn": memory_traffic(counts),
+        "teacher": memory_traffic(teacher) if teacher else None,
+    }
+
+
+def _description(layer: LayerCounts) -> dict[str, Any]:
+    return {
+        "layer": layer.layer.name,
+        "type": layer.layer.type,
+        "input_kind": layer.layer.input_kind,
+        "op": "AC" if layer.layer.accumulates else "MAC",
+    }
+
+
+def _quotients(at_t: dict[str, float], ann_macs: int, profile: Profile) -> dict[str, float]:
+    ann_energy = ann_macs * profile.mac_pj
+    return {
+        "firing_rate": at_t["nonzero_in"] / at_t["neurons_in"] if at_t["neurons_in"] else 0.0,
+        "ann_macs": float(ann_macs),
+        "ann_energy_pj": ann_energy,
+        "ratio_snn_ann": _ratio(at_t["energy_pj"], ann_energy),
+    }
+
+
+def _at(values_T: Sequence[float] | FloatArray, t: int | str) -> float:
+    return float(np.sum(values_T)) if t == ALL else float(values_T[int(t) - 1])
+
+
+def _ratio(snn: float, ann: float) -> float:
+    return snn / ann if ann else float("nan")

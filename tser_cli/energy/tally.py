@@ -1,0 +1,82 @@
+"""The sums behind the counts, exact in integers and cheap: one pass over a layer's input.
+
+Channels are summed first, in float32, where every partial sum is a whole number below 2^24 and so
+exact; what is left, a map a channel's size, is weighted by the fan-out in int64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from tser_cli.energy.counts import REAL, SPIKES, SUMS
+
+EXACT = 2**24  # below it, float32 adds whole numbers exactly
+PIECE = 2**17  # elements that stay in a core's cache between the passes of a check
+
+NOT_OF_KIND, TOO_LARGE = 1, 2
+ALLOWED = {SPIKES: "0 and 1", SUMS: "whole numbers from 0"}
+
+
+def tally(x: Tensor, kind: str, fan_out_P: Tensor) -> Tensor:
+    """[3, B] int64: non-zero inputs, events and value of each of the B samples of `x`.
+
+    `x`: [B, C, H, W] or [B, ..., features]; `fan_out_P`: see `Geometry`. Events are non-zero inputs
+    x fan-out, value is the sum of inputs x fan-out. Events and value of real inputs are 0.
+    """
+    if kind == REAL:
+        nonzero_B = (x != 0).flatten(1).sum(1)
+        return torch.stack((nonzero_B, torch.zeros_like(nonzero_B), torch.zeros_like(nonzero_B)))
+    value_BP = position_sums(x)
+    nonzero_BP = value_BP if kind == SPIKES else position_sums(x.clamp(max=1))
+    events_B = (nonzero_BP * fan_out_P).sum(1)
+    value_B = events_B if kind == SPIKES else (value_BP * fan_out_P).sum(1)
+    return torch.stack((nonzero_BP.sum(1), events_B, value_B))
+
+
+def position_sums(x: Tensor) -> Tensor:
+    """Sum over channels at each position: [B, C, H, W] -> [B, H * W], int64.
+
+    A linear layer has one position: [B, ..., features] -> [B, 1].
+    """
+    x_BCP = x if x.dim() == 4 else x.flatten(1).unsqueeze(-1)
+    return x_BCP.sum(1, dtype=torch.float32).flatten(1).long()
+
+
+def fault(x: Tensor, kind: str) -> Tensor:
+    """What is wrong with the data of a layer that spikes drive: 0, NOT_OF_KIND or TOO_LARGE.
+
+    A scalar on the device of `x`, so that nothing waits for it.
+    """
+    if kind == SPIKES:
+        # x - x^2 is exactly 0 for 0 and 1 alone, and NaN for NaN and infinity.
+        return _ranges(torch.addcmul(p, p, p, value=-1) for p in pieces(x)).ne(0).any().long()
+    fractions, values = _ranges(piece.frac() for piece in pieces(x)), _ranges(pieces(x))
+    not_whole = fractions.ne(0).any() | values.lt(0).any()
+    too_large = values.amax().double() * (x.shape[1] if x.dim() == 4 else x[0].numel()) >= EXACT
+    return torch.where(not_whole, NOT_OF_KIND, torch.where(too_large, TOO_LARGE, 0))
+
+
+def fault_message(layer: str, kind: str, code: int) -> str:
+    """The message for a `fault` of a layer declared to be fed with `kind`."""
+    if code == TOO_LARGE:
+        return f"layer {layer} meets sums of spikes that are too large to be counted exactly"
+    return (
+        f"layer {layer} is declared to be fed with {kind}, but meets values other than "
+        f"{ALLOWED[kind]}; declare what feeds it, or look for what comes between neurons and layer"
+    )
+
+
+def pieces(x: Tensor) -> tuple[Tensor, ...]:
+    """All elements of `x` as flat views in the order of its memory, small ones on a CPU."""
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        x = x.permute(0, 2, 3, 1)
+    flat = x.reshape(-1)
+    return torch.split(flat, PIECE) if x.device.type == "cpu" else (flat,)
+
+
+def _ranges(parts: Iterable[Tensor]) -> Tensor:
+    """Least and greatest value of each part, [parts, 2]; NaN where a part holds NaN."""
+    return torch.stack([torch.stack(torch.aminmax(part)) for part in parts])
