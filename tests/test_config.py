@@ -28,6 +28,7 @@ def test_the_paper_s_neuron_is_the_default() -> None:
         "detach_reset": False,
         "surrogate": "sigmoid",
         "surrogate_alpha": 4.0,
+        "backend": "auto",
     }
 
 

@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 import tomli_w
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tser_cli import config, recipe, registry
+from tser_cli import config, recipe
 from tser_cli.config import Config
 from tser_cli.errors import ConfigError
-from tser_cli.models import build_model
 from tser_cli.recipe import Layer, from_assignments, from_environment, from_flags, resolve
 
 # Text that looks like settings meets more of the code than text at large.
@@ -272,36 +270,3 @@ def test_any_name_is_found_or_not(name: str) -> None:
         assert recipe.find(name).is_file()
     except ConfigError as error:
         assert "no recipe" in str(error)
-
-
-def settings_of(name: str) -> Config:
-    return resolve([recipe.read(name)])
-
-
-@pytest.mark.parametrize("name", recipe.available())
-def test_packaged_recipes_load(name: str) -> None:
-    assert isinstance(settings_of(name), Config)
-
-
-@pytest.mark.parametrize("name", [n for n in recipe.available() if not n.startswith("ablations/")])
-def test_packaged_recipes_are_what_their_names_say(name: str) -> None:
-    dataset, _, experiment = name.partition("/")
-    network, _, method = experiment.rpartition("_")
-    config = settings_of(name)
-    assert config.data.name == dataset
-    if method == "teacher":
-        assert config.model.teacher == network
-    else:
-        assert (config.model.student, config.method.name) == (network, method)
-
-
-@pytest.mark.parametrize("name", recipe.available())
-def test_packaged_recipes_build_their_networks(name: str) -> None:
-    settings = settings_of(name)
-    shape = {"channels": 3, "height": 32, "width": 32, "num_classes": 10}
-    with torch.device("meta"):
-        student = build_model(settings.model.student, neuron=settings.neuron, **shape)
-        assert student(torch.empty(2, 3, 32, 32), timesteps=2).shape == (2, 2, 10)
-        if settings.model.teacher in registry.MODELS:
-            teacher = build_model(settings.model.teacher, **shape)
-            assert teacher(torch.empty(2, 3, 32, 32)).shape == (2, 10)

@@ -45,7 +45,7 @@ class TrainingError(TserError):
 
 
 class NonFiniteError(TrainingError):
-    """A loss or a gradient is NaN or infinite; going on from the last checkpoint would repeat it."""
+    """A loss or gradient is NaN or infinite; going on from the last checkpoint would repeat it."""
 
 
 class Interrupted(Exception):  # noqa: N818  (a request to stop, not a fault)

@@ -41,6 +41,19 @@ def make_folder(path: Path) -> None:
         raise RunError(cannot_write(path, error)) from error
 
 
+def check_folder(path: Path) -> None:
+    """Raise RunError where a file at `path` could not be written: before work is spent on it."""
+    if path.is_dir():
+        raise RunError(f"{path} is a folder; name a file in it")
+    make_folder(path.parent)
+    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+    try:
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise RunError(cannot_write(path, error)) from error
+
+
 def cannot_write(path: Path, error: OSError) -> str:
     """The message for a failed write: the path, the reason and the free space."""
     return (

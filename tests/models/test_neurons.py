@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tser_cli.config import NeuronConfig
-from tser_cli.models.neurons import Relu, SpikingNeuron, activation_factory, make_node
+from tser_cli.models.neurons import Relu, SpikingNeuron, activation_factory
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -72,7 +72,7 @@ def membrane_input(steps: int = 6, neurons: int = 40) -> Tensor:
 
 
 def layer(settings: NeuronConfig) -> SpikingNeuron:
-    return SpikingNeuron(make_node(settings)).double()
+    return SpikingNeuron(settings).double()
 
 
 @pytest.mark.parametrize("changes", SETTINGS, ids=str)

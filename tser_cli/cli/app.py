@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tser_cli import __version__
-from tser_cli.cli import distill, evaluate, train_teacher
+from tser_cli.cli import distill, energy, evaluate, train_teacher
 from tser_cli.errors import Interrupted, TserError
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ def root(
 app.command("train-teacher")(train_teacher.train_teacher)
 app.command("distill")(distill.distill)
 app.command("evaluate")(evaluate.evaluate)
+app.command("energy")(energy.energy)
 
 
 def main() -> None:

@@ -72,6 +72,7 @@ def distill(
     }
     config = opt.training_config("student", flags, recipe, assignments)
     from tser_cli.engine import plan, run
+    from tser_cli.engine.workplace import Options
 
     verb = plan.plan_student if dry_run else run.distill
-    verb(config, run.Options(runs_dir, resume))
+    verb(config, Options(runs_dir, resume))

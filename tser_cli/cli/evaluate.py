@@ -34,6 +34,22 @@ def evaluate(
     plot: Annotated[
         bool, typer.Option("--plot", help="Draw accuracy at each t into the run's figures/.")
     ] = False,
+    early_exit: Annotated[
+        str,
+        typer.Option(
+            "--early-exit",
+            help="Stop an image once its confidence reaches this: 0.8,0.9,0.99.",
+            show_default=False,
+        ),
+    ] = "",
+    early_exit_entropy: Annotated[
+        str,
+        typer.Option(
+            "--early-exit-entropy",
+            help="Stop an image once its entropy, in nats, is down to this: 0.5,0.1.",
+            show_default=False,
+        ),
+    ] = "",
     data_dir: opt.DataDir = None,
     batch_size: Annotated[
         int | None,
@@ -52,4 +68,17 @@ def evaluate(
         "training.precision": precision,
         "training.eval_batch_size": batch_size,
     }
-    evaluate_run(Evaluating(run, runs_dir, timesteps, split, output, per_timestep, plot, changes))
+    evaluate_run(
+        Evaluating(
+            run=run,
+            runs_dir=runs_dir,
+            timesteps=timesteps,
+            split=split,
+            output=output,
+            per_timestep=per_timestep,
+            plot=plot,
+            early_exit=early_exit,
+            early_exit_entropy=early_exit_entropy,
+            changes=changes,
+        )
+    )

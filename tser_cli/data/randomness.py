@@ -54,8 +54,9 @@ def image_seed(stream: Stream, seed: int, epoch: int, index: int) -> int:
 def isolated() -> Iterator[None]:
     """Inside, torch's default generator may be seeded at will; its state is put back after.
 
-    torchvision.transforms.v2 draws from this generator alone. One thread, because a mean over
-    a large image depends on the number of threads in its last bit, and workers have one.
+    torchvision.transforms.v2 draws from this generator alone. Torch has one thread inside: the
+    last bit of a mean over a large image depends on their number, and on images this small
+    several only wait for one another.
     """
     state, threads = torch.default_generator.get_state(), torch.get_num_threads()
     torch.set_num_threads(1)

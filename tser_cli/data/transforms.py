@@ -39,17 +39,11 @@ def crop_flip(
     `offsets_N2` int64 is each crop's top and left in the padded image, 0..2 * padding;
     `flips_N` is bool. Equal to F.pad, then x[:, top:top + H, left:left + W], then flip(-1).
     """
-    count, channels, height, width = images_NCHW.shape
-    padded = functional.pad(images_NCHW, [padding] * 4) if padding else images_NCHW
-    columns = torch.arange(width)
-    columns_NW = torch.where(flips_N[:, None], columns.flip(0), columns) + offsets_N2[:, 1:]
-    rows_NH = torch.arange(height) + offsets_N2[:, :1]
-    return padded[
-        torch.arange(count)[:, None, None, None],
-        torch.arange(channels)[None, :, None, None],
-        rows_NH[:, None, :, None],
-        columns_NW[:, None, None, :],
-    ]
+    height, width = images_NCHW.shape[-2:]
+    padded = functional.pad(images_NCHW, [padding] * 4)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+    cropped_NCHW = windows[torch.arange(len(padded)), :, offsets_N2[:, 0], offsets_N2[:, 1]]
+    return torch.where(flips_N[:, None, None, None], cropped_NCHW.flip(-1), cropped_NCHW)
 
 
 def cutout_(images_NCHW: torch.Tensor, corners_N2: torch.Tensor, size: int) -> torch.Tensor:
@@ -86,19 +80,12 @@ class Pipeline:
 
         A pure function of (seed, epoch, index). Raises DataError for an unreadable image.
         """
-        images_NCHW = self._sized(epoch, indices)
-        images_NCHW = self._cropped(images_NCHW, epoch, indices)
-        if self.autoaugment is not None:
-            images_NCHW = self._each(
-                self.autoaugment, images_NCHW, Stream.AUTOAUGMENT, epoch, indices
-            )
-        images_NCHW = normalise(images_NCHW, self.spec.mean, self.spec.std)
-        if self.augment.cutout:
-            size = self.augment.cutout
-            bounds = (self.spec.height - size + 1, self.spec.width - size + 1)
-            corners_N2 = self._draws(Stream.CUTOUT, epoch, indices, bounds)
-            cutout_(images_NCHW, corners_N2, size)
-        return images_NCHW
+        with isolated():
+            images_NCHW = self._sized(epoch, indices)
+            images_NCHW = self._cropped(images_NCHW, epoch, indices)
+            images_NCHW = self._autoaugmented(images_NCHW, epoch, indices)
+            images_NCHW = normalise(images_NCHW, self.spec.mean, self.spec.std)
+            return self._cut_out(images_NCHW, epoch, indices)
 
     def _sized(self, epoch: int, indices: Sequence[int]) -> torch.Tensor:
         if self.resize is not None:
@@ -119,6 +106,22 @@ class Pipeline:
         flips_N = self._draws(Stream.FLIP, epoch, indices, (sides,))[:, 0] == 1
         return crop_flip(images_NCHW, offsets_N2, flips_N, padding)
 
+    def _autoaugmented(
+        self, images_NCHW: torch.Tensor, epoch: int, indices: Sequence[int]
+    ) -> torch.Tensor:
+        if self.autoaugment is None:
+            return images_NCHW
+        return self._each(self.autoaugment, images_NCHW, Stream.AUTOAUGMENT, epoch, indices)
+
+    def _cut_out(
+        self, images_NCHW: torch.Tensor, epoch: int, indices: Sequence[int]
+    ) -> torch.Tensor:
+        size = self.augment.cutout
+        if not size:
+            return images_NCHW
+        bounds = (self.spec.height - size + 1, self.spec.width - size + 1)
+        return cutout_(images_NCHW, self._draws(Stream.CUTOUT, epoch, indices, bounds), size)
+
     def _draws(
         self, stream: Stream, epoch: int, indices: Sequence[int], bounds: tuple[int, ...]
     ) -> torch.Tensor:
@@ -134,11 +137,10 @@ class Pipeline:
         indices: Sequence[int],
     ) -> torch.Tensor:
         results = []
-        with isolated():
-            for index, image in zip(indices, images, strict=True):
-                seed = image_seed(stream, self.seed, epoch, index)
-                torch.default_generator.manual_seed(seed)
-                results.append(transform(image))
+        for index, image in zip(indices, images, strict=True):
+            seed = image_seed(stream, self.seed, epoch, index)
+            torch.default_generator.manual_seed(seed)
+            results.append(transform(image))
         return torch.stack(results)
 
 

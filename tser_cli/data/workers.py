@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import multiprocessing.util  # noqa: F401  (its exit function must be registered before ours)
 import os
 import signal
 import sys
@@ -10,7 +12,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, TypeAlias
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -72,7 +76,9 @@ class Feed:
             return
         self._keys.current = keys
         with _signals_held():
-            batches = iter(self._loader)
+            batches: Any = iter(self._loader)
+        if self._loader.num_workers:
+            _alive.update(batches._workers)
         for _ in keys:
             assert turn == self._turn, "a newer iteration has taken over this feed"
             yield _next(batches)
@@ -142,6 +148,20 @@ def _init_worker(born_of_main_thread: bool, _worker: int) -> None:
     # Linux sends the signal when the thread that forked ends, not the process
     if sys.platform == "linux" and born_of_main_thread:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+_alive: WeakSet[BaseProcess] = WeakSet()
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """Ends what still runs at exit: multiprocessing would ask by SIGTERM, and wait for ever."""
+    if hasattr(signal, "SIGCHLD"):
+        # torch's handler would report the deaths as errors
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in _alive:
+        if worker.is_alive():
+            worker.kill()
 
 
 def automatic_workers() -> int:

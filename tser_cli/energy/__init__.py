@@ -1,1 +1,26 @@
 """Counting synaptic operations, and turning counts into joules."""
+
+from tser_cli.energy.counting import SopCounter, counting
+from tser_cli.energy.counts import Counts, Layer, LayerCounts
+from tser_cli.energy.joules import energy_per_step, energy_up_to, mean_energy
+from tser_cli.energy.profiles import DEFAULT_PROFILE, PROFILES, Profile, load_profile
+from tser_cli.energy.table import ENERGY, Labels, energy_rows, sidecar
+
+__all__ = [
+    "DEFAULT_PROFILE",
+    "ENERGY",
+    "PROFILES",
+    "Counts",
+    "Labels",
+    "Layer",
+    "LayerCounts",
+    "Profile",
+    "SopCounter",
+    "counting",
+    "energy_per_step",
+    "energy_rows",
+    "energy_up_to",
+    "load_profile",
+    "mean_energy",
+    "sidecar",
+]

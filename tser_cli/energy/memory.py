@@ -33,7 +33,8 @@ def memory_traffic(counts: Counts, state_bytes: int = STATE_BYTES) -> dict[str, 
 
 def _weight_reads(layer: LayerCounts) -> float:
     # A sum of two spikes reads its weight once: events, not value.
-    reads = int(layer.step_macs.sum()) + int(layer.events_TI.sum()) / layer.events_TI.shape[1]
+    images: int = layer.events_TI.shape[1]
+    reads = int(layer.step_macs.sum()) + int(layer.events_TI.sum()) / images
     return reads * layer.layer.weight_bytes
 
 

@@ -14,7 +14,10 @@ from tser_cli.errors import ConfigError, nearest, unknown
 Text = Annotated[str, Field(min_length=1)]
 
 HOROWITZ = "Horowitz, Computing's energy problem (and what we can do about it), ISSCC 2014"
-DAVIES = "Davies et al., Loihi: a neuromorphic manycore processor with on-chip learning, IEEE Micro 38(1), 2018"
+DAVIES = (
+    "Davies et al., Loihi: a neuromorphic manycore processor with on-chip learning, "
+    "IEEE Micro 38(1), 2018"
+)
 
 
 class Profile(Section):

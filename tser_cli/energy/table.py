@@ -53,21 +53,21 @@ class Labels:
 
 def energy_rows(counts: Counts, profile: Profile, labels: Labels) -> list[dict[str, Any]]:
     """The rows of energy.csv, with the columns `ENERGY`, layer by layer and the totals last."""
-    steps: list[tuple[dict[str, Any], dict[str, FloatArray]]] = [
-        (_description(layer), step_means(layer, profile)) for layer in counts.layers
-    ]
-    names = steps[0][1]
-    total = {name: np.sum([means[name] for _, means in steps], axis=0) for name in names}
-    steps.append(({"layer": TOTAL, "type": "total", "input_kind": "", "op": ""}, total))
+    layers = [(_description(layer), step_means(layer, profile)) for layer in counts.layers]
     ann = [layer.layer.macs for layer in counts.layers]
+    total = {name: np.sum([means[name] for _, means in layers], axis=0) for name in layers[0][1]}
+    layers.append(({"layer": TOTAL, "type": "total", "input_kind": "", "op": ""}, total))
     common = {
-        **{"run": labels.run, "dataset": labels.dataset, "profile": profile.name},
-        **{"timesteps": counts.timesteps, "images": counts.images},
+        "run": labels.run,
+        "dataset": labels.dataset,
+        "profile": profile.name,
+        "timesteps": counts.timesteps,
+        "images": counts.images,
     }
     rows = []
-    for (description, means), macs in zip(steps, [*ann, sum(ann)], strict=True):
+    for (description, means), macs in zip(layers, [*ann, sum(ann)], strict=True):
         for t in [*range(1, counts.timesteps + 1), ALL]:
-            at_t = {name: _at(values, t) for name, values in means.items()}
+            at_t = {name: _at(values_T, t) for name, values_T in means.items()}
             row = {**common, **description, "t": t, **at_t, **_quotients(at_t, macs, profile)}
             rows.append({column: row[column] for column in ENERGY})
     return rows
@@ -107,8 +107,12 @@ def sidecar(
     ratio to it. `memory`: add the traffic of weights and neuron state, never part of the totals.
     """
     return {
-        **{"run": labels.run, "dataset": labels.dataset, "model_hash": labels.model_hash},
-        **{"dtype": labels.dtype, "timesteps": counts.timesteps, "images": counts.images},
+        "run": labels.run,
+        "dataset": labels.dataset,
+        "model_hash": labels.model_hash,
+        "dtype": labels.dtype,
+        "timesteps": counts.timesteps,
+        "images": counts.images,
         "profile": profile.model_dump(mode="json"),
         "stem": stem_policy(counts, profile),
         "totals": totals(counts, profile),
@@ -183,7 +187,7 @@ def _description(layer: LayerCounts) -> dict[str, Any]:
     }
 
 
-def _quotients(at_t: dict[str, float], ann_macs: int, profile: Profile) -> dict[str, float]:
+def _quotients(at_t: dict[str, float], ann_macs: int, profile: Profile) -> dict[str, float | None]:
     ann_energy = ann_macs * profile.mac_pj
     return {
         "firing_rate": at_t["nonzero_in"] / at_t["neurons_in"] if at_t["neurons_in"] else 0.0,
@@ -197,5 +201,5 @@ def _at(values_T: Sequence[float] | FloatArray, t: int | str) -> float:
     return float(np.sum(values_T)) if t == ALL else float(values_T[int(t) - 1])
 
 
-def _ratio(snn: float, ann: float) -> float:
-    return snn / ann if ann else float("nan")
+def _ratio(snn: float, ann: float) -> float | None:
+    return snn / ann if ann else None

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tser_cli.config import Config
 from tser_cli.data.loaders import Split
-from tser_cli.engine import networks, runs
-from tser_cli.engine.networks import Loaded
-from tser_cli.engine.run import Workplace, evaluate_split, prepare, row_labels
+from tser_cli.engine import early_exit, networks
+from tser_cli.engine.opened import Opened, open_finished, select_run
+from tser_cli.engine.run import row_labels
 from tser_cli.engine.runs import Run
-from tser_cli.engine.tasks import check_teacher, freeze
-from tser_cli.errors import ConfigError, RunError, TserError
-from tser_cli.report import console, plots
+from tser_cli.engine.tasks import freeze
+from tser_cli.engine.workplace import evaluate_split
+from tser_cli.errors import ConfigError, TserError
+from tser_cli.report import console, energy_report, plots
 from tser_cli.report.tables import per_timestep_csv
 
 MAX_TIMESTEPS = 1024
@@ -33,45 +33,9 @@ class Evaluating:
     output: Path | None = None
     per_timestep: bool = False
     plot: bool = False
+    early_exit: str = ""
+    early_exit_entropy: str = ""
     changes: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A finished run with its network on the device and its data."""
-
-    run: Run
-    place: Workplace
-    loaded: Loaded
-
-    @property
-    def config(self) -> Config:
-        """The run's settings."""
-        return self.place.config
-
-
-def select_run(run: Path | None, runs_dir: Path) -> Run:
-    """The run at a path, or the newest finished student. Raises RunError."""
-    if run is not None:
-        return runs.open_run(run)
-    newest = runs.newest_finished(runs_dir, "student")
-    if newest is None:
-        raise RunError(
-            f"there is no finished student under {runs_dir}. Distil one first (tser distill), or "
-            "name a run with --run, or its place with --runs-dir"
-        )
-    return newest
-
-
-def open_finished(run: Run, changes: dict[str, Any]) -> Opened:
-    """The run's network and data; `changes` are settings such as training.device."""
-    config = run.config().updated({k: v for k, v in changes.items() if v is not None})
-    place = prepare(config)
-    loaded = networks.read(run.model_file, place.dataset.spec)
-    spec = place.dataset.spec
-    check_teacher(loaded.model, spec.image_shape, spec.num_classes)
-    place.runtime.place(freeze(loaded.model))
-    return Opened(run, place, loaded)
 
 
 def parse_timesteps(text: str, trained: int) -> list[int]:
@@ -99,6 +63,8 @@ def evaluate_run(request: Evaluating) -> Path:
     """
     if request.split not in SPLITS:
         raise ConfigError(f'--split "{request.split}": use one of {", ".join(SPLITS)}')
+    if _rules(request) and request.split != "test":
+        raise ConfigError("--early-exit is measured on the test set; leave --split out")
     opened = open_finished(select_run(request.run, request.runs_dir), request.changes or {})
     run, model = opened.run, opened.loaded.model
     trained = opened.config.model.timesteps if model.spiking else 1
@@ -113,7 +79,32 @@ def evaluate_run(request: Evaluating) -> Path:
     path = request.output or run.folder / f"{stem}.csv"
     if opened.place.runtime.is_main:
         _write(opened, request, rows, path, stem)
+        _exit_early(opened, request, max(steps))
     return path
+
+
+def _rules(request: Evaluating) -> list[early_exit.Rule]:
+    asked = (
+        (request.early_exit, early_exit.CONFIDENCE),
+        (request.early_exit_entropy, early_exit.ENTROPY),
+    )
+    return [
+        rule
+        for text, criterion in asked
+        if text
+        for rule in early_exit.parse_thresholds(text, criterion)
+    ]
+
+
+def _exit_early(opened: Opened, request: Evaluating, timesteps: int) -> None:
+    rules = _rules(request)
+    if not rules:
+        return
+    path = opened.run.folder / "early_exit.csv"
+    rows = early_exit.early_exit(opened, rules, timesteps, path)
+    out = console.output()
+    out.print(energy_report.early_exit_table(rows))
+    out.print(f"table: {path}", soft_wrap=True)
 
 
 def _write(

@@ -41,6 +41,11 @@ def build(name: str, spec: DataSpec, config: Config, spiking: bool) -> Classifie
     )
 
 
+def untrained(name: str, spec: DataSpec, config: Config) -> Loaded:
+    """The ANN `name` with random weights: what it costs does not depend on them."""
+    return Loaded(build(name, spec, config, spiking=False), name, "untrained", "")
+
+
 def describe(name: str, spec: DataSpec, config: Config, spiking: bool) -> dict[str, str]:
     """The metadata of a model file: enough to build the network again."""
     description = {

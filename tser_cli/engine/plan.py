@@ -12,8 +12,8 @@ from tser_cli.config import Config
 from tser_cli.data.loaders import build_train_loader
 from tser_cli.engine import networks, teachers
 from tser_cli.engine.distributed import seed_everything
-from tser_cli.engine.run import Options, Workplace, prepare
 from tser_cli.engine.tasks import Task, check_teacher, classification, distillation
+from tser_cli.engine.workplace import Options, Workplace, prepare
 from tser_cli.models import Classifier
 from tser_cli.models.base import parameter_count
 from tser_cli.report import console

@@ -5,54 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
-from typing import Any
 
 from tser_cli import registry
 from tser_cli.config import Config
-from tser_cli.data.base import Dataset, load_dataset
-from tser_cli.data.loaders import Split, build_eval_loader, build_train_loader
+from tser_cli.data.loaders import build_eval_loader, build_train_loader
+from tser_cli.energy import DEFAULT_PROFILE, Labels, load_profile
 from tser_cli.engine import networks, runs, teachers
-from tser_cli.engine.distributed import Runtime, make_runtime, seed_everything
+from tser_cli.engine.counting import Price, measure, write_energy
+from tser_cli.engine.distributed import seed_everything
 from tser_cli.engine.evaluate import Evaluation, evaluate
 from tser_cli.engine.networks import Loaded
 from tser_cli.engine.runs import Run
 from tser_cli.engine.signals import StopRequest
 from tser_cli.engine.tasks import Task, check_teacher, classification, distillation, freeze
 from tser_cli.engine.train import Fit, fit
+from tser_cli.engine.workplace import Options, Workplace, evaluate_split, prepare
 from tser_cli.errors import Interrupted, NonFiniteError
 from tser_cli.report import console, plots
-from tser_cli.report.progress import Progress, Silent, make_progress
 from tser_cli.report.tables import per_timestep_csv
 
 NEXT = ["tser evaluate --per-timestep", "tser energy report.csv"]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a verb is run; nothing here changes its result."""
-
-    runs_dir: Path = Path("runs")
-    resume: str = "auto"
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """What every verb needs first: the data, the device, and where messages go."""
-
-    config: Config
-    dataset: Dataset
-    runtime: Runtime
-    progress: Progress
-
-
-def prepare(config: Config) -> Workplace:
-    """Load the data and take the device. Raises DataError or ConfigError."""
-    runtime = make_runtime(config.training)
-    progress = make_progress(console.messages()) if runtime.is_main else Silent()
-    return Workplace(config, load_dataset(config.data), runtime, progress)
 
 
 def train_teacher(config: Config, options: Options) -> Run:
@@ -197,6 +170,11 @@ def finish(
     per_timestep_csv(run.folder / "per_timestep.csv", evaluation.rows(), labels)
     figure = run.folder / "figures" / "per_timestep.png"
     plots.plot_per_timestep(figure, evaluation.rows(), run.name)
+    if task.model.spiking:
+        measured = measure(task.model, place, task.timesteps)
+        of_run = Labels(run.name, config.data.name, digest, config.training.precision)
+        price = Price(load_profile(DEFAULT_PROFILE), teacher)
+        write_energy(run.folder / "energy.csv", measured, of_run, price, place)
     run.update_status(
         state="finished",
         finished=datetime.now().astimezone().isoformat(timespec="microseconds"),
@@ -216,28 +194,8 @@ def present(run: Run, place: Workplace, evaluation: Evaluation, commands: list[s
         return
     out = console.output()
     out.print(console.per_timestep_table(run.name, evaluation.rows()))
-    out.print(console.summary(evaluation.rows(), "test"))
+    out.print(console.summary(evaluation.rows(), "test"), soft_wrap=True)
     out.print(console.next_steps(run.folder, commands), soft_wrap=True)
-
-
-def evaluate_split(
-    model: Any,
-    place: Workplace,
-    split: Split,
-    timesteps: int,
-    teacher: Any = None,
-    stop: StopRequest | None = None,
-) -> Evaluation:
-    """Evaluate on a split; a request to stop is heard between batches (Interrupted)."""
-    loader = build_eval_loader(
-        place.dataset,
-        split,
-        place.config,
-        rank=place.runtime.rank,
-        world=place.runtime.world,
-    )
-    heed = (lambda images: stop.check()) if stop and place.runtime.world == 1 else None
-    return evaluate(model, loader, place.runtime, timesteps, teacher, heed)
 
 
 def row_labels(

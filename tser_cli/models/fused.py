@@ -7,7 +7,6 @@ backward, and gives the same spikes. On a GPU spikingjelly's fused kernels serve
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,6 @@ class Constants:
     """Neuron constants. `leak`: what is left of the membrane potential after a step."""
 
     leak: float
-    gain: float
     threshold: float
     hard: bool
     detach_reset: bool
@@ -32,19 +30,17 @@ class Constants:
 def constants(config: NeuronConfig) -> Constants | None:
     """The constants of a neuron that this file can serve to the last bit, else None.
 
-    A leak of 1 - 1/tau is exact where tau is a power of two; a reset to anything but 0 and other
-    surrogates are left to spikingjelly.
+    leak * v + x rounds once where spikingjelly's v - v / tau + x rounds twice; only for a leak of
+    1 or 1/2 is the product exact and the sum the same. All else is left to spikingjelly, as are a
+    reset to anything but 0 and other surrogates.
     """
-    exact = config.name == "if" or math.frexp(config.tau)[0] == 0.5
+    exact = config.name == "if" or (config.tau == 2.0 and not config.decay_input)
     hard = config.reset == "hard"
     served = config.name in ("if", "lif") and config.surrogate == "sigmoid"
     if config.backend != "auto" or not (served and exact) or (hard and config.reset_value):
         return None
-    leak = 1.0 if config.name == "if" else 1.0 - 1.0 / config.tau
-    gain = 1.0 / config.tau if config.name == "lif" and config.decay_input else 1.0
-    return Constants(
-        leak, gain, config.threshold, hard, config.detach_reset, config.surrogate_alpha
-    )
+    leak = 1.0 if config.name == "if" else 0.5
+    return Constants(leak, config.threshold, hard, config.detach_reset, config.surrogate_alpha)
 
 
 def serves(x: Tensor) -> bool:
@@ -68,12 +64,10 @@ def _forward(x_T: Tensor, neuron: Constants, keep: bool) -> tuple[Tensor, Tensor
     voltage = torch.empty_like(x_T[0])
     for t in range(steps):
         charged, spikes = charged_T[t if keep else 0], spikes_T[t]
-        if neuron.gain == 1.0 and t:
+        if t:
             torch.add(x_T[t], voltage, alpha=neuron.leak, out=charged)
         else:
-            torch.mul(x_T[t], neuron.gain, out=charged)
-            if t:
-                charged.add_(voltage, alpha=neuron.leak)
+            charged.copy_(x_T[t])
         torch.ge(charged, neuron.threshold, out=spikes)
         if t == steps - 1:
             break
@@ -89,7 +83,7 @@ class _Spikes(torch.autograd.Function):
 
     sg = alpha sigma (1 - sigma) at alpha (h - threshold); c_t = leak gh_{t+1}, c_T = 0;
     gh_t = g_t sg + c_t dv/dh, dv/dh = (1 - s) - h sg (hard), 1 - threshold sg (soft), less the
-    sg part where the reset is detached; gx_t = gain gh_t.
+    sg part where the reset is detached; gx_t = gh_t.
     """
 
     @staticmethod
@@ -119,4 +113,4 @@ class _Spikes(torch.autograd.Function):
                 out.add_(carry.mul_(h < neuron.threshold) if neuron.hard else carry)
             if t:
                 carry = out * neuron.leak
-        return grad_x_T if neuron.gain == 1.0 else grad_x_T.mul_(neuron.gain), None
+        return grad_x_T, None

@@ -34,7 +34,7 @@ class SpikingNeuron(nn.Module):
     """A layer of spiking neurons on time-folded input.
 
     [T*N, ...] membrane input -> [T*N, ...] spikes (0 or 1). The membrane potential starts from
-    its reset value at every call: no state is left from one batch to the next.
+    its reset value at every call: no state is left from one batch to the next, unless streaming.
     """
 
     is_spiking_neuron = True
@@ -43,15 +43,30 @@ class SpikingNeuron(nn.Module):
         super().__init__()
         self.node = make_node(config)
         self._fused = fused.constants(config)
+        self._streaming = False
 
     def forward(self, x: Tensor, timesteps: int) -> Tensor:
         x_T = x.reshape(timesteps, -1, *x.shape[1:])
+        if self._streaming:
+            streamed: Tensor = self.node(x_T)
+            return streamed.flatten(0, 1)
         if self._fused is not None and fused.serves(x):
             return fused.spikes_of(x_T, self._fused).flatten(0, 1)
         functional.reset_net(self.node)
         spikes: Tensor = self.node(x_T)
         functional.reset_net(self.node)
         return spikes.flatten(0, 1)
+
+    def set_streaming(self, streaming: bool) -> None:
+        """Keep the membrane potential between calls, or not; it starts anew in either case."""
+        self._streaming = streaming
+        functional.reset_net(self.node)
+
+    def keep(self, mask_N: Tensor) -> None:
+        """While streaming: forget the membrane potentials of images where `mask_N` is false."""
+        voltage = self.node.v
+        assert isinstance(voltage, Tensor), "a step came first"
+        self.node.v = voltage[mask_N]
 
 
 def make_node(config: NeuronConfig) -> nn.Module:

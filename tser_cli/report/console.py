@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-BAR_WIDTH = 24
+BAR_WIDTH = 14
 
 
 def output() -> Console:
@@ -34,11 +35,11 @@ def bar(fraction: float, width: int = BAR_WIDTH) -> str:
 
 def per_timestep_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     """Accuracy at each step, cumulative accuracy, and the teacher's on the last line."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("t", justify="right")
-    for name in ("accuracy at t", "cumulative", "loss", "entropy", "confidence"):
-        table.add_column(name, justify="right")
-    table.add_column("cumulative accuracy")
+    table = Table(title=f"{title}: accuracy", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("t", justify="right", no_wrap=True)
+    for name in ("at t", "cumulative", "loss", "entropy", "confidence"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for row in rows:
         table.add_row(
             str(row["t"]),

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tser_cli.config import Config
+from tser_cli.data.base import Dataset
+from tser_cli.data.loaders import (
+    Share,
+    build_eval_loader,
+    build_loaders,
+    build_train_loader,
+)
+from tser_cli.errors import ConfigError, DataError
+
+# Python 3.12 and later warn of any fork beside threads
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+
+Make = Callable[..., Dataset]
+
+CHEAP = {"augment.crop_padding": 2, "augment.flip": True, "augment.cutout": 4}
+COSTLY = CHEAP | {"augment.autoaugment": "cifar10"}
+
+
+def config(**changes: Any) -> Config:
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return Config().updated({"training.batch_size": 8, "data.workers": 0} | dotted)
+
+
+def flat(batches: Iterator[Any]) -> list[torch.Tensor]:
+    return [tensor for batch in batches for tensor in batch]
+
+
+def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
+    return len(first) == len(second) and all(map(torch.equal, first, second))
+
+
+def indices(batches: Iterator[Any]) -> list[int]:
+    return [index for batch in batches for index in batch.indices_N.tolist()]
+
+
+def test_an_epoch_shows_whole_batches_of_distinct_images(make_dataset: Make) -> None:
+    dataset = make_dataset(train=50)
+    loader = build_train_loader(dataset, config())
+    assert (loader.images, loader.steps_per_epoch) == (50, 6)
+    batches = list(loader.epoch(0))
+    assert [len(batch.labels_N) for batch in batches] == [8] * 6
+    shown = indices(iter(batches))
+    assert len(set(shown)) == 48 and shown != sorted(shown)
+    for batch in batches:
+        assert batch.images_NCHW.shape == (8, 3, 12, 10)
+        assert batch.images_NCHW.dtype == torch.float32
+        assert torch.equal(batch.labels_N, dataset.train.labels[batch.indices_N])
+
+
+def test_fewer_images_than_a_batch_make_one_batch(make_dataset: Make) -> None:
+    loader = build_train_loader(make_dataset(train=5), config())
+    assert loader.steps_per_epoch == 1
+    assert sorted(indices(loader.epoch(0))) == list(range(5))
+
+
+def test_order_is_a_function_of_seed_and_epoch(make_dataset: Make) -> None:
+    dataset = make_dataset()
+    orders = {
+        (seed, epoch): tuple(
+            indices(build_train_loader(dataset, config(training__seed=seed)).epoch(epoch))
+        )
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    }
+    assert len(set(orders.values())) == 4
+    loader = build_train_loader(dataset, config())
+    list(loader.epoch(1))
+    assert tuple(indices(loader.epoch(0))) == orders[0, 0]
+
+
+@pytest.mark.parametrize("augment", [{}, CHEAP, COSTLY])
+def test_workers_make_no_difference(make_dataset: Make, augment: dict[str, Any]) -> None:
+    dataset = make_dataset()
+    settings_0 = config().updated(augment)
+    in_process = build_train_loader(dataset, settings_0)
+    in_workers = build_train_loader(dataset, settings_0.updated({"data.workers": 2}))
+    for epoch in (0, 1):
+        assert same(flat(in_process.epoch(epoch)), flat(in_workers.epoch(epoch)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_epoch_goes_on_as_the_whole_one(make_dataset: Make, workers: int) -> None:
+    dataset = make_dataset()
+    settings_ = config(data__workers=workers).updated(COSTLY)
+    whole = list(build_train_loader(dataset, settings_).epoch(3))
+    resumed = build_train_loader(dataset, settings_)
+    for start in (4, 0, 6, 2):
+        assert same(flat(resumed.epoch(3, start)), flat(iter(whole[start:])))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_each_global_batch(make_dataset: Make, world: int) -> None:
+    dataset = make_dataset()
+    settings_ = config().updated(COSTLY)
+    whole = build_train_loader(dataset, settings_).epoch(1, 2)
+    ranks = [
+        build_train_loader(dataset, settings_, rank=rank, world=world).epoch(1, 2)
+        for rank in range(world)
+    ]
+    for batch, *parts in zip(whole, *ranks, strict=True):
+        for field, *shares in zip(batch, *parts, strict=True):
+            assert torch.equal(field, torch.cat(shares))
+
+
+@settings(max_examples=50, deadline=None)
+@given(images=st.integers(1, 60), size=st.integers(1, 20), world=st.integers(1, 9))
+def test_shares_are_disjoint_whole_and_even(images: int, size: int, world: int) -> None:
+    all_indices = torch.arange(images) * 3
+    for batch in range(-(-images // size)):
+        parts = [Share(size, rank, world).of(all_indices, batch) for rank in range(world)]
+        assert sum(parts, []) == all_indices[batch * size : (batch + 1) * size].tolist()
+        lengths = [len(part) for part in parts]
+        assert max(lengths) - min(lengths) <= 1
+
+
+def test_more_processes_than_images_in_a_batch_are_refused(make_dataset: Make) -> None:
+    with pytest.raises(ConfigError, match="a batch of 8 images can't be shared by 9 processes"):
+        build_train_loader(make_dataset(), config(), rank=0, world=9)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [1, 7, 50, 101, 1000])
+def test_every_test_image_counts_once(make_dataset: Make, world: int, batch_size: int) -> None:
+    dataset = make_dataset(test=101)
+    seen: list[int] = []
+    for rank in range(world):
+        loader = build_eval_loader(
+            dataset, "test", config(training__eval_batch_size=batch_size), rank=rank, world=world
+        )
+        assert loader.images == 101
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        assert all(0 < len(batch.labels_N) <= -(-batch_size // world) for batch in batches)
+        seen += indices(iter(batches))
+    assert sorted(seen) == list(range(101))
+
+
+def test_evaluation_is_in_order_and_repeatable(make_dataset: Make) -> None:
+    loader = build_eval_loader(make_dataset(), "test", config().updated(COSTLY))
+    first = list(loader)
+    assert indices(iter(first)) == list(range(101))
+    assert len(first[0].labels_N) == 8
+    assert same(flat(iter(first)), flat(iter(loader)))
+
+
+def test_validation_is_a_part_of_the_training_images(make_dataset: Make) -> None:
+    dataset = make_dataset(train=48)
+    seeds = [config(data__validation_fraction=0.25, training__seed=seed) for seed in (0, 1)]
+    loaders = [build_loaders(dataset, settings_) for settings_ in seeds]
+    held = []
+    for one in loaders:
+        assert one.validation is not None
+        assert (one.train.images, one.validation.images, one.test.images) == (36, 12, 101)
+        held.append(indices(iter(one.validation)))
+    assert held[0] == held[1]
+    shown = {index for epoch in range(4) for index in indices(loaders[0].train.epoch(epoch))}
+    assert shown == set(range(48)) - set(held[0])
+    train = build_eval_loader(dataset, "train", seeds[0])
+    assert indices(iter(train)) == sorted(shown)
+
+
+def test_no_validation_without_a_fraction(make_dataset: Make) -> None:
+    assert build_loaders(make_dataset(), config()).validation is None
+    with pytest.raises(DataError, match=r"set data\.validation_fraction"):
+        build_eval_loader(make_dataset(), "validation", config())
+
+
+def test_an_impossible_fraction_is_refused(make_dataset: Make) -> None:
+    with pytest.raises(DataError, match="does not split the training images"):
+        build_train_loader(make_dataset(), config(data__validation_fraction=0.99))
+
+
+def test_deterministic_training_is_told(make_dataset: Make) -> None:
+    dataset = make_dataset()
+    loader = build_train_loader(dataset, config())
+    assert loader.deterministic_train
+    by_index = []
+    for epoch in (0, 1):
+        (batch,) = build_train_loader(dataset, config(training__batch_size=50)).epoch(epoch)
+        by_index.append(batch.images_NCHW[batch.indices_N.argsort()])
+    assert torch.equal(*by_index)
+    assert not build_train_loader(dataset, config(augment__flip=True)).deterministic_train
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_global_random_states_are_left_alone(make_dataset: Make, workers: int) -> None:
+    loaders = build_loaders(make_dataset(), config(data__workers=workers).updated(COSTLY))
+    before = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())
+    list(loaders.train.epoch(0))
+    list(loaders.train.epoch(1, 3))
+    list(loaders.test)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (random.getstate(), repr(np.random.get_state()))
+
+
+def test_global_random_states_do_not_matter(make_dataset: Make) -> None:
+    loader = build_train_loader(make_dataset(), config().updated(COSTLY))
+    runs = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        runs.append(flat(loader.epoch(0)))
+    assert same(*runs)

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from tser_cli.config import AugmentConfig
+from tser_cli.data.base import Dataset
+from tser_cli.data.transforms import evaluation_pipeline, training_pipeline
+from tser_cli.data.workers import Batch, Feed, _next, automatic_workers
+from tser_cli.errors import DataError, TrainingError
+
+# Python 3.12 and later warn of any fork beside threads
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+
+Make = Callable[..., Dataset]
+
+
+def feed(dataset: Dataset, workers: int) -> Feed:
+    augment = AugmentConfig(crop_padding=2, flip=True)
+    pipeline = training_pipeline(dataset.train, dataset.spec, augment, seed=0)
+    return Feed(pipeline, workers=workers, pin=False, persistent=True)
+
+
+def flat(batches: Iterator[Batch]) -> list[torch.Tensor]:
+    return [tensor for batch in batches for tensor in batch]
+
+
+def test_labels_and_indices_go_with_the_images(make_dataset: Make) -> None:
+    dataset = make_dataset()
+    pipeline = evaluation_pipeline(dataset.test, dataset.spec)
+    (batch,) = Feed(pipeline, workers=0, pin=False, persistent=False).batches([(0, [9, 4, 6])])
+    assert batch.indices_N.tolist() == [9, 4, 6]
+    assert batch.labels_N.tolist() == [1, 0, 2]
+    assert torch.equal(batch.images_NCHW, pipeline(0, [9, 4, 6]))
+
+
+def test_an_abandoned_iteration_leaves_nothing_behind(make_dataset: Make) -> None:
+    dataset = make_dataset()
+    keys = [(0, [step]) for step in range(20)]
+    expected = [pair for step in (3, 5) for pair in flat(feed(dataset, 0).batches([(1, [step])]))]
+    workers = feed(dataset, 2)
+    next(workers.batches(keys))
+    found = flat(workers.batches([(1, [3]), (1, [5])]))
+    assert all(map(torch.equal, found, expected)) and len(found) == len(expected)
+    assert flat(workers.batches([])) == []
+
+
+def test_only_the_latest_iteration_may_be_read(make_dataset: Make) -> None:
+    one = feed(make_dataset(), 0)
+    older, newer = one.batches([(0, [1])] * 3), one.batches([(0, [2])] * 3)
+    next(older)
+    next(newer)
+    with pytest.raises(AssertionError):
+        next(older)
+
+
+@dataclass(frozen=True)
+class Broken:
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> torch.Tensor:
+        if index == 2:
+            raise DataError("the third image is broken")
+        return torch.zeros(3, 12, 10, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_error_keeps_its_message(make_dataset: Make, workers: int) -> None:
+    source = Broken(torch.zeros(4, dtype=torch.int64))
+    pipeline = training_pipeline(source, make_dataset().spec, AugmentConfig(flip=True), seed=0)
+    pipeline = type(pipeline)(source, pipeline.spec, pipeline.augment, seed=0)
+    batches = Feed(pipeline, workers=workers, pin=False, persistent=True).batches(
+        [(0, [0, 1]), (0, [2, 3])]
+    )
+    next(batches)
+    with pytest.raises(DataError) as caught:
+        next(batches)
+    assert str(caught.value) == "the third image is broken"
+
+
+def children() -> list[int]:
+    return [
+        int(line)
+        for line in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        if "python" in Path(f"/proc/{line}/cmdline").read_text()
+    ]
+
+
+def test_workers_leave_stopping_to_the_main_process(make_dataset: Make) -> None:
+    dataset = make_dataset()
+    before = set(children())
+    keys = [(0, [step, step + 1]) for step in range(30)]
+    batches = feed(dataset, 2).batches(keys)
+    found = list(next(batches))
+    workers = set(children()) - before
+    assert len(workers) == 2
+    for number in (signal.SIGTERM, signal.SIGINT):
+        for pid in workers:
+            os.kill(pid, number)
+    found += flat(batches)
+    assert all(map(torch.equal, found, flat(feed(dataset, 0).batches(keys))))
+
+
+def test_a_lost_worker_is_told() -> None:
+    def lost() -> Iterator[Batch]:
+        raise RuntimeError("DataLoader worker (pid(s) 123) exited unexpectedly")
+        yield
+
+    with pytest.raises(TrainingError, match=re.escape("DataLoader worker (pid(s) 123)")):
+        _next(lost())
+
+
+def test_other_errors_pass() -> None:
+    def failing() -> Iterator[Batch]:
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.")
+        yield
+
+    with pytest.raises(RuntimeError, match="Caught"):
+        _next(failing())
+
+
+SCRIPT = """
+import os, signal, sys, time
+import torch
+from tser_cli.config import Config
+from tser_cli.data.base import Dataset, DataSpec, TensorSource
+from tser_cli.data.loaders import build_train_loader
+source = TensorSource(torch.zeros(400, 1, 8, 8, dtype=torch.uint8), torch.zeros(400).long())
+dataset = Dataset(DataSpec("toy", 1, 8, 8, ("a",), (0.0,), (1.0,)), source, source)
+config = Config().updated({"training.batch_size": 4, "data.workers": 2})
+batches = build_train_loader(dataset, config).epoch(0)
+next(batches)
+workers = open(f"/proc/self/task/{os.getpid()}/children").read().split()
+print(*[pid for pid in workers if b"resource_tracker" not in open(f"/proc/{pid}/cmdline", "rb").read()], flush=True)
+"""
+
+
+def is_running(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("", 0),  # with an epoch half read
+        ("raise SystemExit(143)", 143),
+        ("os._exit(9)", 9),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -9),
+    ],
+)
+def test_workers_end_with_the_process(end: str, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT + end], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (code, "")
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2
+    # the signal of the parent's death may take a moment
+    for _ in range(100):
+        if not any(map(is_running, pids)):
+            break
+        subprocess.run(["sleep", "0.05"], check=True)
+    assert not any(map(is_running, pids))
+
+
+def test_automatic_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert automatic_workers() == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert automatic_workers() == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+    assert automatic_workers() == 1

@@ -1,0 +1,140 @@
+"""A data set of a few dozen random images, and everything that a tiny training needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tser_cli.config import Config, TrainingConfig
+from tser_cli.data.base import Dataset, DataSpec, TensorSource
+from tser_cli.data.loaders import build_train_loader
+from tser_cli.engine import networks, runs
+from tser_cli.engine.distributed import Runtime, make_runtime
+from tser_cli.engine.run import Workplace
+from tser_cli.engine.runs import Run
+from tser_cli.engine.signals import StopRequest
+from tser_cli.engine.tasks import Task, classification, distillation
+from tser_cli.engine.train import Fit
+from tser_cli.models import Classifier
+from tser_cli.report.progress import Progress, Silent
+
+SPEC = DataSpec("digits", 1, 8, 8, ("a", "b", "c"), mean=(0.5,), std=(0.3,))
+SETTINGS = {
+    "augment.crop_padding": 1,
+    "augment.flip": True,
+    "model.teacher": "resnet20",
+    "model.student": "resnet20",
+    "training.epochs": 2,
+    "training.batch_size": 8,
+    "training.device": "cpu",
+    "training.checkpoint_every": "1step",
+    "training.tensorboard": False,
+}
+MakeConfig = Callable[..., Config]
+
+
+def source(images: int, seed: int) -> TensorSource:
+    draw = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (images, 1, 8, 8), dtype=torch.uint8, generator=draw)
+    return TensorSource(pixels, torch.arange(images) % SPEC.num_classes)
+
+
+@pytest.fixture(scope="session")
+def spec() -> DataSpec:
+    """8 x 8 grey images of three classes."""
+    return SPEC
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Dataset:
+    """24 training and 11 test images: three steps of eight an epoch."""
+    return Dataset(SPEC, source(24, 1), source(11, 2))
+
+
+@pytest.fixture(scope="session")
+def make_config() -> MakeConfig:
+    """`make_config({"training.epochs": 3})`: the tiny settings with some changed."""
+    return lambda changes=None: Config().updated({**SETTINGS, **(changes or {})})
+
+
+@pytest.fixture(scope="session")
+def runtime() -> Runtime:
+    """One process on the CPU in single precision."""
+    return make_runtime(TrainingConfig(device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def make_place(dataset: Dataset) -> Callable[..., Workplace]:
+    """`make_place(config, progress)`: a Workplace on the tiny data set, silent if not told else."""
+
+    def make(config: Config, progress: Progress | None = None) -> Workplace:
+        return Workplace(config, dataset, make_runtime(config.training), progress or Silent())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_task() -> Callable[..., Task]:
+    """`make_task("student", config)`: a seeded network and its objective; a teacher likewise."""
+
+    def make(kind: str, config: Config) -> Task:
+        torch.manual_seed(3)
+        teacher = networks.build("resnet20", SPEC, config, spiking=False)
+        if kind == "teacher":
+            return classification(teacher, config)
+        student = networks.build("resnet20", SPEC, config, spiking=True)
+        return distillation(student, teacher, config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_fit(dataset: Dataset, make_task: Callable[..., Task]) -> Callable[..., Fit]:
+    """`make_fit(kind, config, folder, progress)`: all that fit() works with.
+
+    A second call on the same folder takes its run up again. More keywords replace parts.
+    """
+
+    def make(
+        kind: str, config: Config, folder: Path, progress: Progress | None = None, **parts: Any
+    ) -> Fit:
+        runtime = make_runtime(config.training)
+        found = sorted(folder.glob("*/*/*/status.json"))
+        run = Run(found[0].parent) if found else runs.create(folder, kind, config)
+        stop = getattr(progress, "stop", None) or StopRequest(lambda text: None)
+        task = parts.pop("task", None) or make_task(kind, config)
+        loader = build_train_loader(dataset, config)
+        return Fit(task, loader, config, run, runtime, progress or Silent(), stop, **parts)
+
+    return make
+
+
+@pytest.fixture
+def wake() -> Callable[[Classifier], Classifier]:
+    """Gives every norm random constants, so that an SNN in eval mode spikes down to its depth."""
+
+    def make(model: Classifier) -> Classifier:
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None
+                torch.nn.init.uniform_(module.weight, 0.8, 1.2)
+                torch.nn.init.uniform_(module.bias, 0.3, 0.7)
+        model.train()
+        with torch.no_grad():
+            model(torch.randn(8, *SPEC.image_shape), timesteps=3)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def deterministic_flags() -> Iterator[None]:
+    """Puts torch's global switches back after a test that turns them."""
+    benchmark = torch.backends.cudnn.benchmark
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = benchmark

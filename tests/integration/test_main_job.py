@@ -1,0 +1,128 @@
+"""The main job on real data: teacher, students, evaluation, all through the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tser_cli.cli import app
+
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("integration")]
+
+RECIPE = """
+[data]
+name = "digits"
+[optimizer]
+lr = 0.1
+[schedule]
+name = "onecycle"
+warmup_epochs = 2
+[training]
+epochs = {epochs}
+batch_size = 64
+tensorboard = false
+"""
+
+
+def tser(*arguments: str) -> None:
+    """Call the command line in this process; any exit but success is an error."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["tser", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        assert stop.value.code in (0, None)
+
+
+def table(run: Path) -> list[dict[str, str]]:
+    with (run / "per_timestep.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher, trained on demand, and two students of it."""
+    folder = tmp_path_factory.mktemp("main")
+    (folder / "teacher.toml").write_text(RECIPE.format(epochs=6))
+    (folder / "student.toml").write_text(RECIPE.format(epochs=9))
+    for method in ("tser", "ce"):
+        tser(
+            *("distill", "--recipe", str(folder / "student.toml"), "--method", method),
+            *("--teacher", "resnet20", "--student", "resnet20", "-T", "2"),
+            *("--set", f"model.teacher_recipe={folder / 'teacher.toml'}"),
+            *("--runs-dir", str(folder / "runs")),
+        )
+    return folder / "runs"
+
+
+def only(folder: Path, pattern: str) -> Path:
+    (found,) = folder.glob(pattern)
+    return found
+
+
+def test_student_learns_and_tser_keeps_up_with_ce(runs: Path) -> None:
+    tser_rows = table(only(runs, "student/digits/*tser*"))
+    ce_rows = table(only(runs, "student/digits/*_ce_*"))
+    final = float(tser_rows[-1]["accuracy_cumulative"])
+    assert final > 0.6  # chance is 0.1
+    assert final >= float(ce_rows[-1]["accuracy_cumulative"]) - 0.02
+    assert float(tser_rows[-1]["teacher_accuracy"]) > 0.9
+
+
+def test_the_run_folder_is_complete(runs: Path) -> None:
+    run = only(runs, "student/digits/*tser*")
+    for name in ("config.toml", "environment.json", "status.json", "metrics.csv"):
+        assert (run / name).is_file()
+    assert (run / "figures" / "per_timestep.png").is_file()
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+    with (run / "metrics.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, 10)]
+    assert {"loss", "ce", "kd", "entropy", "train_accuracy"} <= set(rows[0])
+
+
+def test_accuracies_are_the_counts_over_all_test_images(runs: Path) -> None:
+    for row in table(only(runs, "student/digits/*tser*")):
+        assert row["images"] == "360"
+        assert float(row["accuracy_at_t"]) == int(row["correct_at_t"]) / 360
+        assert float(row["accuracy_cumulative"]) == int(row["correct_cumulative"]) / 360
+
+
+def test_evaluate_gives_the_same_table_again(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = only(runs, "student/digits/*tser*")
+    before = table(run)
+    tser("evaluate", "--run", str(run), "--per-timestep", "--batch-size", "77")
+    after = table(run)
+    for old, new in zip(before, after, strict=True):
+        assert old["correct_at_t"] == new["correct_at_t"]
+        assert old["correct_cumulative"] == new["correct_cumulative"]
+        assert old["teacher_accuracy"] == new["teacher_accuracy"]
+    assert "cumulative" in capsys.readouterr().out
+
+
+def test_evaluate_at_other_timesteps_agrees_on_the_first(runs: Path, tmp_path: Path) -> None:
+    run = only(runs, "student/digits/*tser*")
+    output = tmp_path / "more.csv"
+    tser("evaluate", "--run", str(run), "--timesteps", "1-4", "--output", str(output))
+    with output.open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["t"] for row in rows] == ["1", "2", "3", "4"]
+    for old, new in zip(table(run), rows, strict=False):
+        assert old["correct_at_t"] == new["correct_at_t"]
+
+
+def test_evaluate_takes_a_teacher_too(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tser("evaluate", "--run", str(only(runs, "teacher/digits/*")), "--per-timestep")
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_a_run_is_its_own_recipe(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = only(runs, "student/digits/*tser*")
+    tser("distill", "--recipe", str(run), "--runs-dir", str(runs), "--dry-run")
+    out = capsys.readouterr().out
+    assert "steps: 22 an epoch, 198 in all" in out
+    assert 'name = "onecycle"' in out

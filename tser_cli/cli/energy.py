@@ -1,0 +1,56 @@
+"""`tser energy`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tser_cli.cli import options as opt
+
+
+def energy(
+    output: Annotated[Path, typer.Argument(help="Where the table goes, as report.csv.")],
+    run: opt.RunFolder = None,
+    images: Annotated[
+        int | None,
+        typer.Option("--images", help="Test images to count.", show_default="all of them", min=1),
+    ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(
+            "--profile",
+            help="horowitz-45nm-fp32, -fp16 or -int8 (whole names), loihi, or a TOML file.",
+        ),
+    ] = "horowitz-45nm-fp32",
+    per_image: Annotated[
+        Path | None,
+        typer.Option(
+            "--per-image", help="A second CSV: right or wrong and energy of each image at each t."
+        ),
+    ] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Also the traffic of weights and neuron state.")
+    ] = False,
+    data_dir: opt.DataDir = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", help="Images a forward pass.", show_default=False, min=1),
+    ] = None,
+    device: opt.Device = None,
+    runs_dir: opt.RunsDir = Path("runs"),
+) -> None:
+    """Count the synaptic operations of a finished student exactly, and price them."""
+    from tser_cli.engine import energy as engine
+
+    changes = {
+        "data.dir": data_dir,
+        "training.device": device,
+        "training.eval_batch_size": batch_size,
+    }
+    engine.energy(
+        engine.EnergyRequest(
+            output, run, runs_dir, images or 0, profile, per_image, memory, changes
+        )
+    )

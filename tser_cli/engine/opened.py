@@ -1,0 +1,53 @@
+"""A finished run, opened: its network on the device, its data, its settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tser_cli.config import Config
+from tser_cli.engine import networks, runs
+from tser_cli.engine.networks import Loaded
+from tser_cli.engine.runs import Run
+from tser_cli.engine.tasks import check_teacher, freeze
+from tser_cli.engine.workplace import Workplace, prepare
+from tser_cli.errors import RunError
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A finished run with its network on the device and its data."""
+
+    run: Run
+    place: Workplace
+    loaded: Loaded
+
+    @property
+    def config(self) -> Config:
+        """The run's settings."""
+        return self.place.config
+
+
+def select_run(run: Path | None, runs_dir: Path) -> Run:
+    """The run at a path, or the newest finished student. Raises RunError."""
+    if run is not None:
+        return runs.open_run(run)
+    newest = runs.newest_finished(runs_dir, "student")
+    if newest is None:
+        raise RunError(
+            f"there is no finished student under {runs_dir}. Distil one first (tser distill), or "
+            "name a run with --run, or its place with --runs-dir"
+        )
+    return newest
+
+
+def open_finished(run: Run, changes: dict[str, Any]) -> Opened:
+    """The run's network and data; `changes` are settings such as training.device."""
+    config = run.config().updated({k: v for k, v in changes.items() if v is not None})
+    place = prepare(config)
+    loaded = networks.read(run.model_file, place.dataset.spec)
+    spec = place.dataset.spec
+    check_teacher(loaded.model, spec.image_shape, spec.num_classes)
+    place.runtime.place(freeze(loaded.model))
+    return Opened(run, place, loaded)

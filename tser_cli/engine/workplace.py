@@ -1,0 +1,61 @@
+"""What every verb works with: the settings, the data, the device, and where messages go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tser_cli.config import Config
+from tser_cli.data.base import Dataset, load_dataset
+from tser_cli.data.loaders import Split, build_eval_loader
+from tser_cli.engine.distributed import Runtime, make_runtime
+from tser_cli.engine.evaluate import Evaluation, evaluate
+from tser_cli.engine.signals import StopRequest
+from tser_cli.models import Classifier
+from tser_cli.report import console
+from tser_cli.report.progress import Progress, Silent, make_progress
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a verb is run; nothing here changes its result."""
+
+    runs_dir: Path = Path("runs")
+    resume: str = "auto"
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What every verb needs first: the data, the device, and where messages go."""
+
+    config: Config
+    dataset: Dataset
+    runtime: Runtime
+    progress: Progress
+
+
+def prepare(config: Config) -> Workplace:
+    """Load the data and take the device. Raises DataError or ConfigError."""
+    runtime = make_runtime(config.training)
+    progress = make_progress(console.messages()) if runtime.is_main else Silent()
+    return Workplace(config, load_dataset(config.data), runtime, progress)
+
+
+def evaluate_split(
+    model: Classifier,
+    place: Workplace,
+    split: Split,
+    timesteps: int,
+    teacher: Classifier | None = None,
+    stop: StopRequest | None = None,
+) -> Evaluation:
+    """Evaluate on a split; a request to stop is heard between batches (Interrupted)."""
+    loader = build_eval_loader(
+        place.dataset,
+        split,
+        place.config,
+        rank=place.runtime.rank,
+        world=place.runtime.world,
+    )
+    heed = (lambda images: stop.check()) if stop and place.runtime.world == 1 else None
+    return evaluate(model, loader, place.runtime, timesteps, teacher, heed)

@@ -1,0 +1,174 @@
+"""Energy on the terminal and in figures, from the rows of energy.csv and its sidecar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from tser_cli.report.console import bar
+
+UNITS = ((1e12, "J"), (1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ"), (1.0, "pJ"))
+COUNT_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+
+
+def joules(energy_pj: float) -> str:
+    """1234.5 -> "1.23 nJ"."""
+    scale, unit = next((u for u in UNITS if abs(energy_pj) >= u[0]), UNITS[-1])
+    return f"{energy_pj / scale:.3g} {unit}"
+
+
+def quantity(count: float) -> str:
+    """12345.6 -> "12.3k"."""
+    scale, unit = next((u for u in COUNT_UNITS if abs(count) >= u[0]), COUNT_UNITS[-1])
+    return f"{count / scale:.3g}{unit}"
+
+
+def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+    """A line a layer over all steps, the totals last; bars show each layer's share."""
+    whole = [row for row in rows if row["t"] == "all"]
+    largest = max(row["energy_pj"] for row in whole[:-1]) or 1.0
+    shown = Table(title=f"{title}: means per image", title_justify="left", box=SIMPLE_HEAD)
+    shown.add_column("layer", no_wrap=True)
+    shown.add_column("op", no_wrap=True)
+    for name in ("rate", "ops", "energy", "ANN"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("share", no_wrap=True)
+    for row in whole:
+        if row["layer"] == "TOTAL":
+            shown.add_section()
+        share = "" if row["layer"] == "TOTAL" else bar(row["energy_pj"] / largest, 10)
+        shown.add_row(
+            str(row["layer"]),
+            str(row["op"]),
+            f"{row['firing_rate']:.3f}" if row["op"] == "AC" else "",
+            quantity(row["sop_value"] + row["macs"]),
+            joules(row["energy_pj"]),
+            joules(row["ann_energy_pj"]),
+            share,
+        )
+    return shown
+
+
+def early_exit_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """A line a threshold: accuracy, mean steps, where images stopped, energy spent."""
+    steps = range(1, rows[0]["timesteps"] + 1)
+    shown = Table(title="early exit", title_justify="left", box=SIMPLE_HEAD)
+    shown.add_column("stop when", no_wrap=True)
+    for name in ("accuracy", "steps", "energy", "of full"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column(f"stopped at 1..{len(steps)}")
+    for row in rows:
+        sign = ">=" if row["criterion"] == "confidence" else "<="
+        shown.add_row(
+            f"{row['criterion']} {sign} {row['threshold']:g}",
+            f"{100 * row['accuracy']:.2f} %",
+            f"{row['mean_steps']:.2f}",
+            joules(row["energy_pj"]),
+            f"{100 * row['energy_pj'] / row['energy_full_pj']:.0f} %",
+            ", ".join(f"{100 * row[f'share_exit_{t}']:.0f} %" for t in steps),
+        )
+    return shown
+
+
+def compare(energy: float, other: float) -> str:
+    """How two energies compare: "3.1 times less than", "1.2 times more than"."""
+    if energy <= other:
+        return f"{other / energy:.1f} times less than" if energy else "nothing, unlike"
+    return f"{energy / other:.1f} times more than"
+
+
+def sentences(document: dict[str, Any]) -> list[str]:
+    """The totals, and what they mean, in words."""
+    totals, profile, stem = document["totals"], document["profile"], document["stem"]
+    energy, ann = totals["energy_pj"], totals["ann_energy_pj"]
+    lines = [
+        f"One image costs {joules(energy)}, {compare(energy, ann)} the {joules(ann)} of the ANN of "
+        "the same shape"
+        + _teacher(energy, document["teacher"])
+        + f" (arithmetic alone, {profile['name']}, {document['images']} images).",
+        f"operations: {quantity(totals['sop_value'])} accumulates, {quantity(totals['macs'])} "
+        f"MACs; the papers' formula, rate x T x FLOP, gives {joules(totals['energy_formula_pj'])}",
+        f"stem ({', '.join(stem['layers'])}): counted {stem['policy'].replace('_', ' ')}; the "
+        f"total is {joules(stem['total_energy_once_pj'])} with it once an image, "
+        f"{joules(stem['total_energy_per_step_pj'])} with it at every step",
+    ]
+    updates = totals["neuron_update_energy_pj"]
+    lines.append(
+        f"neuron updates, not in the total: {quantity(totals['neuron_updates'])}"
+        + (f", {joules(updates)}" if updates is not None else "")
+    )
+    if document["memory"]:
+        traffic = joules(document["memory"]["snn"]["energy_pj"])
+        lines.append(f"memory traffic, not in the total: {traffic}")
+    return lines
+
+
+def _teacher(energy: float, teacher: dict[str, Any] | None) -> str:
+    if not teacher:
+        return ""
+    other = teacher["energy_pj"]
+    return f" and {compare(energy, other)} the {joules(other)} of its teacher, {teacher['name']}"
+
+
+def plot_by_layer(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Energy of each layer as a bar, stacked by time step."""
+    from matplotlib.figure import Figure
+
+    from tser_cli.report.plots import save_figure
+
+    steps = sorted({row["t"] for row in rows if row["t"] != "all"})
+    layers = [row["layer"] for row in rows if row["t"] == "all" and row["layer"] != "TOTAL"]
+    figure = Figure(figsize=(max(5.0, 0.28 * len(layers) + 2), 3.6))
+    axes = figure.subplots()
+    base = [0.0] * len(layers)
+    for step in steps:
+        heights = [
+            row["energy_pj"] / 1e3 for row in rows if row["t"] == step and row["layer"] != "TOTAL"
+        ]
+        axes.bar(range(len(layers)), heights, bottom=base, label=f"t = {step}")
+        base = [low + height for low, height in zip(base, heights, strict=True)]
+    axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
+    axes.set_ylabel("energy per image (nJ)")
+    axes.set_title(title, fontsize=10)
+    axes.legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def plot_accuracy(
+    path: Path,
+    accuracy_T: Sequence[float],
+    energy_pj_T: Sequence[float],
+    teacher_energy_pj: float | None,
+    teacher_accuracy: float | None,
+    title: str,
+) -> None:
+    """Cumulative accuracy at t against the energy up to t, with the teacher as a point."""
+    from matplotlib.figure import Figure
+
+    from tser_cli.report.plots import save_figure
+
+    figure = Figure(figsize=(5.0, 3.6))
+    axes = figure.subplots()
+    spent = [sum(energy_pj_T[: t + 1]) / 1e6 for t in range(len(energy_pj_T))]
+    heights = [100 * accuracy for accuracy in accuracy_T]
+    axes.plot(spent, heights, marker="o", label="student, steps 1..t")
+    for t, (x, y) in enumerate(zip(spent, heights, strict=True), start=1):
+        axes.annotate(f"t = {t}", (x, y), textcoords="offset points", xytext=(5, -12), fontsize=8)
+    if teacher_energy_pj is not None and teacher_accuracy is not None:
+        axes.plot(
+            [teacher_energy_pj / 1e6],
+            [100 * teacher_accuracy],
+            "s",
+            color="#55a868",
+            label="teacher (ANN)",
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("energy per image (µJ, arithmetic alone)")
+    axes.set_ylabel("accuracy (%)")
+    axes.set_title(title, fontsize=10)
+    axes.legend(fontsize=8)
+    save_figure(figure, path)
