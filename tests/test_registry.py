@@ -23,7 +23,7 @@ HEAVY = ("torch", "torchvision", "spikingjelly", "pandas", "numpy", "matplotlib"
 
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
 def test_every_target_is_a_module_that_exists(kind: str, name: str) -> None:
-    module, colon, attribute = TABLES[kind][name].target.partition(":")  # type: ignore[attr-defined]
+    module, colon, attribute = TABLES[kind][name].target.partition(":")
     specification = importlib.util.find_spec(module)
     assert specification is not None and specification.origin is not None
     assert bool(attribute) == bool(colon) == (kind != "method")
@@ -31,7 +31,7 @@ def test_every_target_is_a_module_that_exists(kind: str, name: str) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), [e for e in ENTRIES if e[0] != "method"])
 def test_data_sets_and_models_load(kind: str, name: str) -> None:
-    assert callable(registry.load(TABLES[kind][name].target))  # type: ignore[attr-defined]
+    assert callable(registry.load(TABLES[kind][name].target))
 
 
 @pytest.mark.parametrize("name", sorted(registry.METHODS))

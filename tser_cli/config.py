@@ -118,13 +118,30 @@ class NeuronConfig(Section):
 
 
 class MethodConfig(Section):
-    """The training objective and its weights."""
+    """The training objective and its weights; what is not set is the method's own (registry.py).
+
+    `alpha`, `beta`, `lam`, `feature_weight` and `target` serve the methods whose docstrings name
+    them. `entropy_weight` acts on every method.
+    """
 
     name: str = "tser"
     temperature: Positive = 4.0
     ce_weight: NonNegative = 1.0
     kd_weight: NonNegative = 1.0
-    entropy_weight: float = 0.1
+    entropy_weight: float = 0.0
+    feature_weight: NonNegative = 0.0
+    alpha: NonNegative = 0.0
+    beta: NonNegative = 0.0
+    lam: Fraction = 0.0
+    target: Literal["correct", "all"] = "correct"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_weights(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        entry = registry.METHODS.get(str(values.get("name", "tser")))
+        return {**entry.weights, **values} if entry else values
 
     @field_validator("name")
     @classmethod
@@ -203,7 +220,7 @@ class Config(Section):
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     neuron: NeuronConfig = NeuronConfig()
-    method: MethodConfig = MethodConfig()
+    method: MethodConfig = Field(default_factory=MethodConfig)
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig = TrainingConfig()

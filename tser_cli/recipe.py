@@ -20,6 +20,7 @@ from tser_cli.config import Config
 from tser_cli.errors import ConfigError, nearest
 
 ENV_PREFIX = "TSER_"
+ABLATION = "ablation"
 ENV_OTHER = {"TSER_RUNS_DIR"}
 # tomllib also raises ValueError for a number, RecursionError for a nesting beyond Python's limits.
 BAD_TOML = (ValueError, RecursionError)
@@ -75,13 +76,29 @@ def _given_file(name: str) -> Path | None:
 
 
 def read(name: str) -> Layer:
-    """The layer of a recipe file. Raises ConfigError where it is not TOML of sections."""
+    """The settings in a recipe file. Raises ConfigError where it is not TOML of sections.
+
+    Its [ablation] section, if any, is no setting of a run: see `read_ablation`.
+    """
+    path, document = _document(name)
+    return Layer(f"recipe {path}", flatten({k: v for k, v in document.items() if k != ABLATION}))
+
+
+def read_ablation(name: str) -> dict[str, Any]:
+    """What a recipe says `tser ablate` shall vary; {} without that section. Raises ConfigError."""
+    path, document = _document(name)
+    section = document.get(ABLATION, {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"recipe {path}: {ABLATION} must be a section, [{ABLATION}]")
+    return section
+
+
+def _document(name: str) -> tuple[Path, dict[str, Any]]:
     path = find(name)
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        return path, tomllib.loads(path.read_text(encoding="utf-8"))
     except (*BAD_TOML, OSError) as error:
         raise ConfigError(f"recipe {path} can't be read: {error}") from error
-    return Layer(f"recipe {path}", flatten(document))
 
 
 def flatten(document: Mapping[str, Any]) -> dict[str, Any]:

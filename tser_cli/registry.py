@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from tser_cli.errors import ConfigError, unknown
@@ -33,13 +33,18 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """A training objective: `target` is its module, see `tser_cli.losses.base`."""
+    """A training objective: `target` is its module, see `tser_cli.losses.base`.
+
+    `weights`: its own defaults of the settings in `[method]`, where they differ from the common
+    ones.
+    """
 
     target: str
     summary: str
     source: str
     needs_teacher: bool = True
     separated: bool = True
+    weights: Mapping[str, float | str] = field(default_factory=dict)
 
 
 E = TypeVar("E")
@@ -111,7 +116,56 @@ METHODS: dict[str, MethodEntry] = {
     ),
     "ts": MethodEntry("tser_cli.losses.ts", "cross entropy and KL at every time step", _TSER),
     "tser": MethodEntry(
-        "tser_cli.losses.tser", "ts, with the entropy of every step rewarded", _TSER
+        "tser_cli.losses.tser",
+        "ts, with the entropy of every step rewarded",
+        _TSER,
+        weights={"entropy_weight": 0.1},
+    ),
+    "feature": MethodEntry(
+        "tser_cli.losses.feature",
+        "cross entropy, and the teacher's features of every stage as targets",
+        "after Romero et al., ICLR 2015, arXiv 1412.6550",
+        separated=False,
+        weights={"feature_weight": 100.0},
+    ),
+    "kd_feature": MethodEntry(
+        "tser_cli.losses.kd_feature",
+        "kd and feature together",
+        "the combination that Yu et al., CVPR 2025, compare with",
+        separated=False,
+        weights={"feature_weight": 100.0},
+    ),
+    "bkd": MethodEntry(
+        "tser_cli.losses.bkd",
+        "blurred features of the last stage, and logits weighted by the student's error",
+        "Xu et al. (BKDSNN), ECCV 2024",
+        separated=False,
+        weights={"temperature": 2.0, "feature_weight": 7e-5},
+    ),
+    "tsd": MethodEntry(
+        "tser_cli.losses.tsd",
+        "ts, with the mean of the right steps as a second teacher",
+        "temporal decoupling, ICML 2025",
+        weights={"temperature": 3.0, "alpha": 0.2, "beta": 0.5},
+    ),
+    "seal": MethodEntry(
+        "tser_cli.losses.seal",
+        "errors levelled before the KL, and each step taught by the others",
+        "SEAL, 2026",
+        weights={"temperature": 3.0, "alpha": 0.6, "beta": 0.15},
+    ),
+    "tet": MethodEntry(
+        "tser_cli.losses.tet",
+        "cross entropy at every step, logits held near 1; no teacher",
+        "Deng et al., ICLR 2022, arXiv 2202.11946",
+        needs_teacher=False,
+        weights={"lam": 0.05},
+    ),
+    "dkd": MethodEntry(
+        "tser_cli.losses.dkd",
+        "target and other classes distilled apart, at every step",
+        "Zhao et al., CVPR 2022, arXiv 2203.08679",
+        weights={"alpha": 1.0, "beta": 8.0},
     ),
 }
 

@@ -1,6 +1,6 @@
 """What counting adds to a forward pass: ResNet-18, T = 4, 32 images of 32 x 32, on this CPU.
 
-    python tests/benchmarks/bench_counting.py [--rounds 7] [--model resnet18] [--channels-last]
+    python tests/benchmarks/bench_counting.py [--rounds 7] [--model resnet18] [--threads 1]
 
 Plain and counted passes alternate, so that other work on the machine slows both alike; reported
 are the medians, and the median of the ratios of neighbours.
@@ -34,9 +34,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--channels-last", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(0)
+    torch.set_num_threads(options.threads)
     model = build_model(
         options.model, channels=3, height=SIDE, width=SIDE, num_classes=10, neuron=NeuronConfig()
     )

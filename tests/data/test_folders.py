@@ -13,6 +13,9 @@ from tser_cli.data.base import load_dataset
 from tser_cli.data.loaders import build_eval_loader, build_train_loader
 from tser_cli.errors import DataError
 
+# Python 3.12 and later warn of any fork beside threads
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+
 
 def config(folder: Path | str, name: str = "imagefolder") -> DataConfig:
     return DataConfig(name=name, dir=str(folder))
@@ -34,7 +37,7 @@ def test_grey_and_jpeg_images_come_as_rgb(image_folders: Path) -> None:
     (image_folders / "val" / "ant" / "1.png").unlink()
     source = load_dataset(config(image_folders)).test
     assert source.image(0).shape == source.image(1).shape == (3, 7, 9)
-    assert source.image(0).unique().tolist() == [80]
+    assert set(source.image(0).flatten().tolist()) == {80}
     means = source.image(1).double().mean(dim=(1, 2))
     torch.testing.assert_close(means, torch.tensor([200.0, 100.0, 50.0]).double(), atol=3, rtol=0)
 
@@ -72,7 +75,7 @@ def test_an_unreadable_image_is_named(
 
 
 def test_no_folder_given_tells_the_layout() -> None:
-    with pytest.raises(DataError, match=r"--data-dir. It must hold train/CLASS/ and val/CLASS/"):
+    with pytest.raises(DataError, match=r"--data-dir .* It must hold train/CLASS/ and val/CLASS/"):
         load_dataset(config(""))
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 
 from tser_cli.config import AugmentConfig
 from tser_cli.data.base import Dataset
-from tser_cli.data.transforms import evaluation_pipeline, training_pipeline
+from tser_cli.data.transforms import Pipeline, evaluation_pipeline, training_pipeline
 from tser_cli.data.workers import Batch, Feed, _next, automatic_workers
 from tser_cli.errors import DataError, TrainingError
 
@@ -79,9 +81,8 @@ class Broken:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_data_error_keeps_its_message(make_dataset: Make, workers: int) -> None:
     source = Broken(torch.zeros(4, dtype=torch.int64))
-    pipeline = training_pipeline(source, make_dataset().spec, AugmentConfig(flip=True), seed=0)
-    pipeline = type(pipeline)(source, pipeline.spec, pipeline.augment, seed=0)
-    batches = Feed(pipeline, workers=workers, pin=False, persistent=True).batches(
+    pipeline = Pipeline(source, make_dataset().spec, AugmentConfig(flip=True), seed=0)
+    batches = Feed(pipeline, workers=workers, pin=False, persistent=False).batches(
         [(0, [0, 1]), (0, [2, 3])]
     )
     next(batches)
@@ -90,25 +91,29 @@ def test_a_data_error_keeps_its_message(make_dataset: Make, workers: int) -> Non
     assert str(caught.value) == "the third image is broken"
 
 
-def children() -> list[int]:
-    return [
-        int(line)
-        for line in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-        if "python" in Path(f"/proc/{line}/cmdline").read_text()
-    ]
+def test_an_evaluation_that_stops_half_way_ends_its_workers(make_dataset: Make) -> None:
+    dataset = make_dataset()
+    before = set(multiprocessing.active_children())
+    pipeline = evaluation_pipeline(dataset.test, dataset.spec)
+    batches = Feed(pipeline, workers=1, pin=False, persistent=False).batches([(0, [1])] * 9)
+    next(batches)
+    assert len(set(multiprocessing.active_children()) - before) == 1
+    batches.close()
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_workers_leave_stopping_to_the_main_process(make_dataset: Make) -> None:
     dataset = make_dataset()
-    before = set(children())
+    before = set(multiprocessing.active_children())
     keys = [(0, [step, step + 1]) for step in range(30)]
     batches = feed(dataset, 2).batches(keys)
     found = list(next(batches))
-    workers = set(children()) - before
+    workers = set(multiprocessing.active_children()) - before
     assert len(workers) == 2
     for number in (signal.SIGTERM, signal.SIGINT):
-        for pid in workers:
-            os.kill(pid, number)
+        for worker in workers:
+            assert worker.pid is not None
+            os.kill(worker.pid, number)
     found += flat(batches)
     assert all(map(torch.equal, found, flat(feed(dataset, 0).batches(keys))))
 
@@ -132,7 +137,7 @@ def test_other_errors_pass() -> None:
 
 
 SCRIPT = """
-import os, signal, sys, time
+import multiprocessing, os, signal
 import torch
 from tser_cli.config import Config
 from tser_cli.data.base import Dataset, DataSpec, TensorSource
@@ -142,8 +147,7 @@ dataset = Dataset(DataSpec("toy", 1, 8, 8, ("a",), (0.0,), (1.0,)), source, sour
 config = Config().updated({"training.batch_size": 4, "data.workers": 2})
 batches = build_train_loader(dataset, config).epoch(0)
 next(batches)
-workers = open(f"/proc/self/task/{os.getpid()}/children").read().split()
-print(*[pid for pid in workers if b"resource_tracker" not in open(f"/proc/{pid}/cmdline", "rb").read()], flush=True)
+print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
 """
 
 
@@ -176,7 +180,7 @@ def test_workers_end_with_the_process(end: str, code: int) -> None:
     for _ in range(100):
         if not any(map(is_running, pids)):
             break
-        subprocess.run(["sleep", "0.05"], check=True)
+        time.sleep(0.05)
     assert not any(map(is_running, pids))
 
 

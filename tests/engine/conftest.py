@@ -14,12 +14,13 @@ from tser_cli.data.base import Dataset, DataSpec, TensorSource
 from tser_cli.data.loaders import build_train_loader
 from tser_cli.engine import networks, runs
 from tser_cli.engine.distributed import Runtime, make_runtime
-from tser_cli.engine.run import Workplace
 from tser_cli.engine.runs import Run
 from tser_cli.engine.signals import StopRequest
 from tser_cli.engine.tasks import Task, classification, distillation
 from tser_cli.engine.train import Fit
+from tser_cli.engine.workplace import Workplace
 from tser_cli.models import Classifier
+from tser_cli.recipe import Layer, resolve
 from tser_cli.report.progress import Progress, Silent
 
 SPEC = DataSpec("digits", 1, 8, 8, ("a", "b", "c"), mean=(0.5,), std=(0.3,))
@@ -58,7 +59,7 @@ def dataset() -> Dataset:
 @pytest.fixture(scope="session")
 def make_config() -> MakeConfig:
     """`make_config({"training.epochs": 3})`: the tiny settings with some changed."""
-    return lambda changes=None: Config().updated({**SETTINGS, **(changes or {})})
+    return lambda changes=None: resolve([Layer("tests", {**SETTINGS, **(changes or {})})])
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +88,7 @@ def make_task() -> Callable[..., Task]:
         if kind == "teacher":
             return classification(teacher, config)
         student = networks.build("resnet20", SPEC, config, spiking=True)
-        return distillation(student, teacher, config)
+        return distillation(student, teacher, config, SPEC.image_shape)
 
     return make
 

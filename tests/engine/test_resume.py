@@ -20,6 +20,9 @@ from tser_cli.errors import Interrupted
 from tser_cli.report.progress import Silent
 from tser_cli.report.tables import read_csv
 
+MakeFit = Callable[..., Fit]
+MakeConfig = Callable[..., Config]
+Resumed = Callable[..., "Outcome"]
 CLOCK = ("images_per_second", "seconds")
 STEPS = 6  # two epochs of three
 
@@ -111,8 +114,8 @@ def assert_same_outcome(a: Outcome, b: Outcome) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    make_fit: Callable[..., Fit],
-    make_config: Callable[..., Config],
+    make_fit: MakeFit,
+    make_config: MakeConfig,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], Outcome]:
     """The outcome of a run of each kind that nothing disturbed."""
@@ -129,9 +132,7 @@ def undisturbed(
 
 
 @pytest.fixture
-def resumed(
-    make_fit: Callable[..., Fit], make_config: Callable[..., Config], tmp_path: Path
-) -> Callable[..., Outcome]:
+def resumed(make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path) -> Resumed:
     """Train until `progress` ends it, then go on as a fresh process with other weights would."""
 
     def outcome(kind: str, progress: Silent, changes: dict[str, Any] | None = None) -> Outcome:
@@ -153,14 +154,14 @@ def resumed(
     [*(("teacher", step) for step in range(1, STEPS + 1)), ("student", 2), ("student", 3)],
 )
 def test_a_stopped_run_goes_on_to_the_same_end(
-    undisturbed: Callable[[str], Outcome], resumed: Callable[..., Outcome], kind: str, step: int
+    undisturbed: Callable[[str], Outcome], resumed: Resumed, kind: str, step: int
 ) -> None:
     assert_same_outcome(resumed(kind, StopsAt(step)), undisturbed(kind))
 
 
 @pytest.mark.parametrize("step", [4, 6])
 def test_a_killed_run_goes_on_to_the_same_end(
-    undisturbed: Callable[[str], Outcome], resumed: Callable[..., Outcome], step: int
+    undisturbed: Callable[[str], Outcome], resumed: Resumed, step: int
 ) -> None:
     every_two = {"training.checkpoint_every": "2steps"}
     assert_same_outcome(resumed("student", KilledAt(step), every_two), undisturbed("student"))
@@ -168,7 +169,7 @@ def test_a_killed_run_goes_on_to_the_same_end(
 
 @pytest.mark.parametrize("row", [1, 2])
 def test_a_row_written_before_the_kill_is_not_written_twice(
-    undisturbed: Callable[[str], Outcome], resumed: Callable[..., Outcome], row: int
+    undisturbed: Callable[[str], Outcome], resumed: Resumed, row: int
 ) -> None:
     outcome = resumed("teacher", KilledAt(row=row))
     assert [line["epoch"] for line in outcome.table] == ["1", "2"]
@@ -187,7 +188,7 @@ class Opening(Silent):
 
 
 def test_a_checkpoint_in_mid_epoch_rewinds_the_table(
-    make_fit: Callable[..., Fit], make_config: Callable[..., Config], tmp_path: Path
+    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     config = make_config({"training.checkpoint_every": "2steps"})
     killed = make_fit("teacher", config, tmp_path, KilledAt(row=1))
@@ -203,8 +204,8 @@ def test_a_checkpoint_in_mid_epoch_rewinds_the_table(
 
 def test_killed_before_the_first_checkpoint_begins_afresh(
     undisturbed: Callable[[str], Outcome],
-    make_fit: Callable[..., Fit],
-    make_config: Callable[..., Config],
+    make_fit: MakeFit,
+    make_config: MakeConfig,
     tmp_path: Path,
 ) -> None:
     with pytest.raises(Killed):
@@ -215,17 +216,10 @@ def test_killed_before_the_first_checkpoint_begins_afresh(
 
 
 def test_the_same_end_with_adamw_and_a_schedule_of_steps(
-    make_fit: Callable[..., Fit], make_config: Callable[..., Config], tmp_path: Path
+    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    config = make_config(
-        {
-            "optimizer.name": "adamw",
-            "optimizer.lr": 0.01,
-            "schedule.name": "step",
-            "schedule.milestones": [1.0],
-            "schedule.warmup_epochs": 0.5,
-        }
-    )
+    changes = {"optimizer.name": "adamw", "optimizer.lr": 0.01, "schedule.name": "step"}
+    config = make_config({**changes, "schedule.milestones": [1.0], "schedule.warmup_epochs": 0.5})
     seed_everything(0, False)
     whole = run_fit(make_fit("teacher", config, tmp_path / "whole"))
     seed_everything(0, False)
@@ -235,7 +229,7 @@ def test_the_same_end_with_adamw_and_a_schedule_of_steps(
 
 
 def test_a_stop_leaves_a_checkpoint_at_the_very_step(
-    make_fit: Callable[..., Fit], make_config: Callable[..., Config], tmp_path: Path
+    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     work = make_fit(
         "teacher", make_config({"training.checkpoint_every": "99min"}), tmp_path, StopsAt(5)
@@ -250,7 +244,7 @@ def test_a_stop_leaves_a_checkpoint_at_the_very_step(
 
 
 def test_a_finished_fit_is_not_trained_again(
-    make_fit: Callable[..., Fit], make_config: Callable[..., Config], tmp_path: Path
+    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     config = make_config({"training.epochs": 1})
     first = run_fit(make_fit("teacher", config, tmp_path))
@@ -259,9 +253,46 @@ def test_a_finished_fit_is_not_trained_again(
 
 
 def test_more_epochs_go_on_from_the_last(
-    make_fit: Callable[..., Fit], make_config: Callable[..., Config], tmp_path: Path
+    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     first = run_fit(make_fit("teacher", make_config({"training.epochs": 1}), tmp_path))
     longer = run_fit(make_fit("teacher", make_config({"training.epochs": 2}), tmp_path))
     assert longer.table[:1] == first.table
     assert [row["epoch"] for row in longer.rows] == [1, 2]
+
+
+def test_a_stop_during_validation_goes_on_to_the_same_end(
+    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    scores = iter([0.5, 0.25])
+
+    def stopped() -> float:
+        raise Interrupted(15)
+
+    seed_everything(0, False)
+    parts = {"validate": lambda: next(scores)}
+    whole = run_fit(make_fit("teacher", make_config(), tmp_path / "whole", **parts))
+    seed_everything(0, False)
+    with pytest.raises(Interrupted):
+        fit(make_fit("teacher", make_config(), tmp_path / "parts", validate=stopped))
+    scores = iter([0.5, 0.25])
+    seed_everything(5, False)
+    resumed = run_fit(make_fit("teacher", make_config(), tmp_path / "parts", **parts))
+    assert_same_outcome(resumed, whole)
+
+
+def test_adapters_of_features_are_resumed_too(
+    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config({"method.name": "kd_feature", "training.epochs": 1})
+    seed_everything(0, False)
+    whole = run_fit(make_fit("student", config, tmp_path / "whole"))
+    seed_everything(0, False)
+    with pytest.raises(Interrupted):
+        fit(make_fit("student", config, tmp_path / "parts", StopsAt(2)))
+    work = make_fit("student", config, tmp_path / "parts")
+    for module in work.task.trainable():
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter)
+    assert_same_outcome(run_fit(work), whole)
+    assert whole.state["adapters"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from tser_cli import registry
 from tser_cli.config import MethodConfig
 from tser_cli.errors import ConfigError
-from tser_cli.losses.base import Outputs, load_method, teacher_logits
+from tser_cli.losses.base import Features, Outputs, load_method, teacher_logits
 
 LADDER = ["ce", "kd", "tskl", "tsce", "ts", "tser"]
 WITH_TEACHER = LADDER[1:]
@@ -45,7 +45,7 @@ def weights(**changes: float) -> MethodConfig:
         "kd_weight": KD_WEIGHT,
         "entropy_weight": ENTROPY_WEIGHT,
     }
-    return MethodConfig(**{**values, **changes})  # type: ignore[arg-type]
+    return MethodConfig(**{**values, **changes})
 
 
 def value(method: str, of: Outputs, settings: MethodConfig | None = None) -> float:
@@ -202,7 +202,9 @@ def test_the_gradient_of_kd_keeps_its_size_over_the_temperature(temperature: flo
 @pytest.mark.parametrize("steps", [1, 3])
 def test_registered_methods_give_finite_scalars(method: str, steps: int) -> None:
     logits_TNK = 5 * torch.randn(steps, 4, 10)
-    batch = Outputs(logits_TNK, torch.tensor([0, 9, 3, 3]), 5 * torch.randn(4, 10))
+    features = Features((torch.randn(4, 3, 2, 2),), (torch.randn(4, 3, 2, 2),))
+    labels_N, teacher_NK = torch.tensor([0, 9, 3, 3]), 5 * torch.randn(4, 10)
+    batch = Outputs(logits_TNK, labels_N, teacher_NK, features=features)
     terms = load_method(method)(batch, MethodConfig(name=method))
     assert "loss" in terms
     for name, term in terms.items():

@@ -143,7 +143,7 @@ def test_training_a_network_is_the_same_with_either(build: Build) -> None:
     images_NCHW = torch.randn(8, 1, 8, 8)
     for backend in ("auto", "spikingjelly"):
         torch.manual_seed(1)
-        model = build(neuron=NeuronConfig(backend=backend))  # type: ignore[arg-type]
+        model = build(neuron=NeuronConfig(backend=backend))
         logits_TNK = model(images_NCHW, timesteps=3)
         torch.nn.functional.cross_entropy(logits_TNK.mean(0), torch.arange(8)).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})

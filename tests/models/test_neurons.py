@@ -90,8 +90,9 @@ def test_lif_as_literals() -> None:
     assert spikes.tolist() == [0, 1, 0, 1, 0, 1]
 
 
-def test_a_potential_at_the_threshold_spikes() -> None:
-    assert layer(NeuronConfig())(torch.ones(1, dtype=torch.float64), timesteps=1).tolist() == [1]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_potential_at_the_threshold_spikes(dtype: torch.dtype) -> None:
+    assert layer(NeuronConfig())(torch.ones(1, dtype=dtype), timesteps=1).tolist() == [1]
 
 
 @pytest.mark.parametrize("surrogate", sorted(DERIVATIVES))
@@ -99,9 +100,9 @@ def test_a_potential_at_the_threshold_spikes() -> None:
 @pytest.mark.parametrize("detach_reset", [False, True])
 def test_gradients_follow_the_surrogate(surrogate: str, reset: str, detach_reset: bool) -> None:
     settings = NeuronConfig(
-        surrogate=surrogate,  # type: ignore[arg-type]
+        surrogate=surrogate,
         surrogate_alpha=2.5,
-        reset=reset,  # type: ignore[arg-type]
+        reset=reset,
         detach_reset=detach_reset,
     )
     weights_TN = membrane_input().cos()
@@ -133,6 +134,13 @@ def test_no_state_is_left_between_calls() -> None:
     assert torch.equal(neurons(x_TN.flatten(), timesteps=6), first)
 
 
+def test_what_a_broken_off_call_left_behind_is_forgotten() -> None:
+    neurons, x_TN = layer(NeuronConfig()), membrane_input()
+    first = neurons(x_TN.flatten(), timesteps=6)
+    neurons.node(0.5 * torch.ones_like(x_TN))
+    assert torch.equal(neurons(x_TN.flatten(), timesteps=6), first)
+
+
 def test_plif_learns_its_time_constant() -> None:
     neurons = layer(NeuronConfig(name="plif", tau=3.0))
     parameters = dict(neurons.named_parameters())
@@ -146,7 +154,7 @@ def test_plif_learns_its_time_constant() -> None:
 
 @pytest.mark.parametrize("name", ["lif", "if"])
 def test_other_neurons_have_no_parameters(name: str) -> None:
-    assert not list(layer(NeuronConfig(name=name)).parameters())  # type: ignore[arg-type]
+    assert not list(layer(NeuronConfig(name=name)).parameters())
 
 
 def test_the_activation_of_an_ann_is_relu() -> None:

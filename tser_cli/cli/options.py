@@ -16,6 +16,7 @@ from tser_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from tser_cli.config import Config
+    from tser_cli.recipe import Layer
 
 SETTINGS = "Settings"
 PLACES = "Places"
@@ -105,14 +106,39 @@ def training_config(
     """
     from tser_cli import recipe
 
-    upper = [
+    upper = upper_layers(flags, assignments)
+    return recipe.resolve([recipe.read(recipe_name or default_recipe(kind, upper)), *upper])
+
+
+def upper_layers(flags: dict[str, Any], assignments: list[str] | None) -> list[Layer]:
+    """What stands above a recipe: TSER_* < --set < flags. Raises ConfigError."""
+    from tser_cli import recipe
+
+    return [
         recipe.from_environment(os.environ),
         recipe.from_assignments(assignments or []),
         recipe.from_flags(flags),
     ]
-    if recipe_name is None:
-        named = [layer.values.get("data.name") for layer in upper]
-        dataset = next((name for name in reversed(named) if name), DEFAULT_DATASET)
-        entry = registry.lookup("data set", registry.DATASETS, str(dataset))
-        recipe_name = entry.teacher_recipe if kind == "teacher" else entry.student_recipe
-    return recipe.resolve([recipe.read(recipe_name), *upper])
+
+
+def default_recipe(kind: str, upper: list[Layer]) -> str:
+    """The recipe of the data set that the upper layers name. Raises ConfigError."""
+    named = [layer.values.get("data.name") for layer in upper]
+    dataset = next((name for name in reversed(named) if name), DEFAULT_DATASET)
+    entry = registry.lookup("data set", registry.DATASETS, str(dataset))
+    return entry.teacher_recipe if kind == "teacher" else entry.student_recipe
+
+
+def ablation_layers(
+    flags: dict[str, Any], recipe_name: str | None, assignments: list[str] | None
+) -> tuple[list[Layer], dict[str, Any], str]:
+    """The layers below an ablation's cells, its [ablation] section, and its name.
+
+    Raises ConfigError.
+    """
+    from tser_cli import recipe
+
+    upper = upper_layers(flags, assignments)
+    name = recipe_name or default_recipe("student", upper)
+    title = Path(name).stem if recipe_name else name
+    return [recipe.read(name), *upper], recipe.read_ablation(name), title

@@ -76,7 +76,10 @@ def imagefolder(config: DataConfig) -> Dataset:
     empty, or train/ and val/ have different classes.
     """
     if not config.dir:
-        raise DataError(f"{config.name} needs a folder; name it with --data-dir. {_layout()}")
+        raise DataError(
+            f"{config.name} needs a folder; name it with --data-dir (or TSER_DATA_DIR, or data.dir "
+            f"in a recipe). {_layout()}"
+        )
     folder = Path(config.dir).expanduser()
     classes, held_classes = (_classes(folder / part) for part in ("train", "val"))
     if classes != held_classes:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -65,7 +65,7 @@ class Feed:
             persistent_workers=persistent and workers > 0,
         )
 
-    def batches(self, keys: Sequence[Key]) -> Iterator[Batch]:
+    def batches(self, keys: Sequence[Key]) -> Generator[Batch, None, None]:
         """One batch a key, in order; only the latest call's iterator may be read.
 
         Raises DataError for an image that can't be read, TrainingError if a worker dies.
@@ -74,14 +74,23 @@ class Feed:
         turn = self._turn
         if not keys:
             return
+        batches = self._start(keys)
+        try:
+            for _ in keys:
+                assert turn == self._turn, "a newer iteration has taken over this feed"
+                yield _next(batches)
+        finally:
+            # not left to the garbage collector, which would stall for ten seconds in a cycle
+            if self._loader.num_workers and not self._loader.persistent_workers:
+                batches._shutdown_workers()
+
+    def _start(self, keys: Sequence[Key]) -> Any:
         self._keys.current = keys
         with _signals_held():
             batches: Any = iter(self._loader)
         if self._loader.num_workers:
             _alive.update(batches._workers)
-        for _ in keys:
-            assert turn == self._turn, "a newer iteration has taken over this feed"
-            yield _next(batches)
+        return batches
 
 
 class _Keys(Sampler[Key]):
@@ -119,7 +128,8 @@ def _next(batches: Iterator[Batch | DataError]) -> Batch:
             raise
         raise TrainingError(f"a data loader worker was lost: {error}") from error
     if isinstance(batch, DataError):
-        raise batch
+        # a new one: `raise batch` would tie this frame and the workers into a cycle
+        raise DataError(*batch.args)
     return batch
 
 

@@ -6,8 +6,9 @@
     counts = counter.counts()
 
 Hooks look at what every convolution and linear layer is fed. Totals stay on the device until
-`counts()` reads them all at once; they are integers, and the same for any batch split, memory
-layout, device and autocast. An ANN's counts do not depend on the data: one image is enough.
+`counts()` reads them all at once. They are integers, exact for the inputs that the layers met,
+whatever the batch split, memory layout, device or autocast; rounding can only change them by
+changing a spike. An ANN's operations do not depend on the data: one image is enough.
 """
 
 from __future__ import annotations

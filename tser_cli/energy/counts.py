@@ -82,9 +82,9 @@ class Counts:
 
         Those that were computed once an image; else the first layer, where its input is real.
         """
-        once = tuple(counts for counts in self.layers if counts.once)
-        first = tuple(counts for counts in self.layers[:1] if not counts.layer.accumulates)
-        return once or first
+        once = [c for c in self.layers if c.once and not c.layer.accumulates]
+        first = [c for c in self.layers[:1] if not c.layer.accumulates]
+        return tuple(once or first)
 
     @property
     def stem_once(self) -> bool:

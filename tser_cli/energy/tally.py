@@ -14,7 +14,7 @@ from torch import Tensor
 from tser_cli.energy.counts import REAL, SPIKES, SUMS
 
 EXACT = 2**24  # below it, float32 adds whole numbers exactly
-PIECE = 2**17  # elements that stay in a core's cache between the passes of a check
+PIECE = 2**15  # up to here torch stays on one thread, and the passes of a check in its cache
 
 NOT_OF_KIND, TOO_LARGE = 1, 2
 ALLOWED = {SPIKES: "0 and 1", SUMS: "whole numbers from 0"}

@@ -109,15 +109,28 @@ def _load_verified(path: Path, entry: dict[str, Any] | None) -> dict[str, Any]:
     if entry is None:
         raise CheckpointError(f"checkpoint {path} is not in its manifest")
     try:
-        content = (path if path.exists() else _waiting(path)).read_bytes()
+        content = path.read_bytes() if not _waiting(path).exists() else _renamed(path, entry)
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} can't be read: {error.strerror}") from error
-    if len(content) != entry["size"] or sha256(content) != entry["sha256"]:
+    if not _is_listed(content, entry):
         raise CheckpointError(f"checkpoint {path} is damaged: its SHA-256 is not the manifest's")
     state = _read_tensors(content, path)
     if state.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint {path} has format {state.get('format')}, not {FORMAT}")
     return state
+
+
+def _is_listed(content: bytes, entry: dict[str, Any]) -> bool:
+    return len(content) == int(entry["size"]) and sha256(content) == str(entry["sha256"])
+
+
+def _renamed(path: Path, entry: dict[str, Any]) -> bytes:
+    # The save was killed before its last rename, or before the manifest spoke of the file.
+    content = _waiting(path).read_bytes()
+    if not _is_listed(content, entry):
+        return path.read_bytes()
+    _waiting(path).replace(path)
+    return content
 
 
 def _read_tensors(content: bytes, path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,17 @@ class Measured:
 
 
 @torch.inference_mode()
-def measure(model: Classifier, place: Workplace, timesteps: int, images: int = 0) -> Measured:
-    """Run `model` over the first `images` test images (0: all) and count everything."""
+def measure(
+    model: Classifier,
+    place: Workplace,
+    timesteps: int,
+    images: int = 0,
+    heed: Callable[[], None] | None = None,
+) -> Measured:
+    """Run `model` over the first `images` test images (0: all) and count everything.
+
+    `heed` is called before each batch, and may raise Interrupted.
+    """
     loader = build_eval_loader(place.dataset, "test", place.config)
     left = min(images or loader.images, loader.images)
     steps = timesteps if model.spiking else 1
@@ -56,6 +66,8 @@ def measure(model: Classifier, place: Workplace, timesteps: int, images: int = 0
     model.eval()
     with counting(model, model.input_kinds()) as counter:
         for batch in loader:
+            if heed:
+                heed()
             taken = min(left, len(batch.labels_N))
             with place.runtime.autocast():
                 logits_TNK = logits_of(

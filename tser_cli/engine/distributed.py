@@ -6,23 +6,34 @@ several, and only the `Runtime` knows.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import random
-from collections.abc import Iterator
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from tser_cli.config import TrainingConfig
-from tser_cli.errors import ConfigError
+from tser_cli.errors import ConfigError, Interrupted, TrainingError, TserError
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# How long a process waits for one that has vanished without closing its connections.
+PATIENCE = timedelta(minutes=10)
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -79,14 +90,118 @@ class Runtime:
             return flag
         return bool(self.sum(torch.tensor([int(flag)])).item())
 
+    def largest(self, value: int) -> int:
+        """The largest `value` of any process."""
+        if self.world == 1:
+            return value
+        shared = torch.tensor([value], device=self.device)
+        torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+        return int(shared.item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """The `value` of every process, by rank."""
+        values = [value] * self.world
+        if self.world > 1:
+            torch.distributed.all_gather_object(values, value)
+        return values
+
+    def on_main(self, action: Callable[[], Result]) -> Result:
+        """What `action` gives in the first process, in every process; the others only wait.
+
+        Where it raises a TserError, all processes end with its exit code and the first tells it.
+        """
+        if self.world == 1:
+            return action()
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = action()
+            except TserError as error:
+                outcome[1] = error
+        torch.distributed.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            self.fail(outcome[1])
+        result: Result = outcome[0]
+        return result
+
+    def main_first(self, action: Callable[[], Result]) -> Result:
+        """`action()` in every process, and in the first one before the others."""
+        results: list[Result] = []
+        self.on_main(lambda: results.append(action()))
+        return results[0] if results else action()
+
+    def fail(self, error: TserError) -> NoReturn:
+        """Raise an error that all processes share: only the first one tells it."""
+        if self.is_main:
+            raise error
+        raise SystemExit(error.exit_code)
+
+    @contextmanager
+    def accountable(self) -> Iterator[None]:
+        """Inside, an error of one process among several names that process.
+
+        A request to stop is heard by all of them, and told by the first one only.
+        """
+        if self.world == 1:
+            yield
+            return
+        try:
+            yield
+        except Interrupted as stop:
+            if self.is_main:
+                raise
+            raise SystemExit(stop.exit_code) from stop
+        except TserError as error:
+            if self.is_main:
+                raise
+            raise type(error)(f"{self.who}: {error}") from error
+        except RuntimeError as error:
+            if not _is_loss_of_peer(error):
+                raise
+            raise TrainingError(
+                f"{self.who} lost the connection to another process, which has died or hangs: see "
+                f"the messages of the others. Repeat the command and it goes on ({error})"
+            ) from error
+
+    @property
+    def who(self) -> str:
+        """This process, for messages."""
+        return f"process {self.rank} of {self.world} on {socket.gethostname()}"
+
+    def share_gradients(self, network: nn.Module) -> nn.Module:
+        """`network` wrapped so that gradients are means over all processes; itself where alone.
+
+        Several GPUs also share the statistics of a batch (SyncBatchNorm). On CPUs torch has no
+        such norm: each process normalises with its own part of the batch.
+        """
+        if self.world == 1:
+            return network
+        if self.device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        wrapped: nn.Module = self.accelerator.prepare_model(network)
+        return wrapped
+
+    def share_statistics(self, network: nn.Module) -> None:
+        """Give all processes the first one's running statistics."""
+        if self.world > 1:
+            for buffer in network.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
     def wait(self) -> None:
         """Wait for all processes."""
         self.accelerator.wait_for_everyone()
 
 
+def _is_loss_of_peer(error: RuntimeError) -> bool:
+    # gloo raises plain RuntimeErrors, which name its source files
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
 def make_runtime(training: TrainingConfig) -> Runtime:
     """The Runtime that `device` and `precision` ask for. Raises ConfigError for a missing GPU."""
     _check_device(training.device)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _die_with_launcher()
     # accelerate keeps one state a process; teacher and student may differ in precision.
     AcceleratorState._reset_state()
     os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
@@ -96,16 +211,40 @@ def make_runtime(training: TrainingConfig) -> Runtime:
         cpu=training.device == "cpu" or not torch.cuda.is_available(),
         mixed_precision=PRECISIONS[training.precision],
         gradient_accumulation_steps=1,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     runtime = Runtime(accelerator)
+    if runtime.device.type == "cpu":
+        keep_freed_memory()
     if training.batch_size % (runtime.world * training.accumulate):
-        raise ConfigError(
+        problem = (
             f"training.batch_size = {training.batch_size} can't be split evenly over "
             f"{runtime.world} process(es) x training.accumulate = {training.accumulate}"
         )
+        runtime.fail(ConfigError(problem))
     if training.precision == "fp16" and runtime.device.type == "cpu":
-        raise ConfigError("training.precision = fp16 needs a GPU; use bf16 or fp32 on a CPU")
+        problem = "training.precision = fp16 needs a GPU; use bf16 or fp32 on a CPU"
+        runtime.fail(ConfigError(problem))
     return runtime
+
+
+def _die_with_launcher() -> None:
+    """Let Linux end this process when torchrun ends, however it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks; a tenth of a CPU step goes into asking for them again.
+
+    Elsewhere than on Linux with glibc nothing is done. M_TRIM_THRESHOLD is -1, M_MMAP_THRESHOLD
+    -3 in glibc's malloc.h.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    library = ctypes.CDLL(None)
+    for parameter in (-1, -3):
+        library.mallopt(parameter, 2**31 - 1)
 
 
 def _check_device(device: str) -> None:

@@ -136,13 +136,15 @@ def draw(
     accuracy_T = measured.correct_cumulative_TI.double().mean(1).tolist()
     per_step = [row["energy_pj"] for row in rows if row["layer"] == "TOTAL" and row["t"] != "all"]
     teacher = (document["teacher"] or {}).get("energy_pj")
-    accuracy = teacher_accuracy(run)
+    accuracy = teacher_accuracy(run, measured.counts.images)
     energy_report.plot_accuracy(against, accuracy_T, per_step, teacher, accuracy, run.name)
     return [by_layer, against]
 
 
-def teacher_accuracy(run: Run) -> float | None:
-    """The teacher's accuracy on the test set, as the run recorded it."""
+def teacher_accuracy(run: Run, images: int) -> float | None:
+    """The teacher's accuracy on the test set, as recorded; None where other images were counted."""
     path = run.folder / "per_timestep.csv"
-    recorded = read_csv(path)[-1]["teacher_accuracy"] if path.is_file() else ""
-    return float(recorded) if recorded else None
+    recorded = read_csv(path)[-1] if path.is_file() else {}
+    if not recorded.get("teacher_accuracy") or int(recorded["images"]) != images:
+        return None
+    return float(recorded["teacher_accuracy"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -104,7 +105,8 @@ def evaluate(
     """Evaluate all time steps of `model` in one pass over `loader`.
 
     Every image counts once over all processes. `after_batch` is called with the number of images
-    of each batch (progress, or a request to stop). The model's mode is put back afterwards.
+    of each batch (progress, or a request to stop), and as often in every process: with 0 where
+    another one has more batches. The model's mode is put back afterwards.
     """
     was_training = model.training
     model.eval()
@@ -112,6 +114,7 @@ def evaluate(
     counts = torch.zeros(2, steps, dtype=torch.int64, device=runtime.device)
     sums = torch.zeros(3, steps, dtype=torch.float64, device=runtime.device)
     seen = torch.zeros(2, dtype=torch.int64, device=runtime.device)
+    missing = runtime.largest(length_hint(loader)) - length_hint(loader)
     for batch in loader:
         images, labels = runtime.images(batch.images_NCHW), batch.labels_N.to(runtime.device)
         with runtime.autocast():
@@ -125,6 +128,9 @@ def evaluate(
             seen[1] += (taught.argmax(-1) == labels).sum()
         if after_batch:
             after_batch(len(labels))
+    for _ in range(missing):
+        if after_batch:
+            after_batch(0)
     model.train(was_training)
     counts, sums, seen = runtime.sum(counts), runtime.sum(sums), runtime.sum(seen)
     return Evaluation(

@@ -17,6 +17,9 @@ from tser_cli.errors import CheckpointError, ConfigError
 from tser_cli.models import Classifier, build_model
 from tser_cli.models.base import check_fits, load_weights
 
+# What parsing a damaged description, or building a network of absurd sizes from it, can raise.
+NO_DESCRIPTION = (ValueError, KeyError, TypeError, ArithmeticError, RuntimeError)
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -108,20 +111,26 @@ def _from_description(text: str, path: Path) -> tuple[str, Classifier]:
             neuron=NeuronConfig.model_validate(neuron) if neuron else None,
             stem=ModelConfig.model_validate({"stem": described["stem"]}).stem,
         )
-    except (ValueError, KeyError, TypeError, ConfigError) as error:
+    except (ConfigError, *NO_DESCRIPTION) as error:
         raise CheckpointError(f"model file {path} has a damaged description: {error}") from error
     return name, model
 
 
-def pretrained(name: str, spec: DataSpec) -> Loaded:
-    """torchvision's ImageNet weights (IMAGENET1K_V1). Raises CheckpointError without a network."""
-    from torchvision.models import get_model_weights  # torchvision is slow to import
+def pretrained(name: str, spec: DataSpec) -> Loaded | None:
+    """torchvision's ImageNet weights (IMAGENET1K_V1), or None where it has none of `name`.
 
-    weights = get_model_weights(name)["IMAGENET1K_V1"]
+    Raises CheckpointError without a network.
+    """
+    from torchvision.models import get_model_weights, list_models  # torchvision is slow to import
+
+    theirs = f"{name}_bn" if name.startswith("vgg") else name
+    if theirs not in list_models():
+        return None
+    weights = get_model_weights(theirs)["IMAGENET1K_V1"]
     model = build(name, spec, Config.model_validate({"model": {"stem": "large"}}), spiking=False)
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # no network, or a file in the cache that is damaged in any way
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise CheckpointError(
             f"torchvision's weights of {name} are not here and can't be fetched ({error}). Put "

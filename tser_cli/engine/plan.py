@@ -36,7 +36,7 @@ def plan_student(config: Config, options: Options) -> None:
     place = prepare(config)
     model = networks.build(config.model.student, place.dataset.spec, config, spiking=True)
     teacher, note = _teacher(place, options)
-    task = distillation(model, teacher, config)
+    task = distillation(model, teacher, config, place.dataset.spec.image_shape)
     show(place, config.model.student, task, [note])
 
 
@@ -82,10 +82,20 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def training_seconds(config: Config, options: Options) -> float:
+    """What a student's training will take, from a few real steps."""
+    place = prepare(config)
+    model = networks.build(config.model.student, place.dataset.spec, config, spiking=True)
+    teacher, _ = _teacher(place, options)
+    task = distillation(model, teacher, config, place.dataset.spec.image_shape)
+    steps = build_train_loader(place.dataset, config).steps_per_epoch * config.training.epochs
+    return step_seconds(task, place) * steps
+
+
 def step_seconds(task: Task, place: Workplace) -> float:
     """Seconds of one training step, measured on a few real ones that change no file."""
     runtime = place.runtime
-    runtime.place(task.model).train()
+    runtime.place(task.network).train()
     loader = build_train_loader(place.dataset, place.config)
     optimizer = torch.optim.SGD(task.model.parameters(), lr=0.0)
     spent = []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from pathlib import Path
 
 from tser_cli import registry
 from tser_cli.config import Config
@@ -20,8 +21,8 @@ from tser_cli.engine.runs import Run
 from tser_cli.engine.signals import StopRequest
 from tser_cli.engine.tasks import Task, check_teacher, classification, distillation, freeze
 from tser_cli.engine.train import Fit, fit
-from tser_cli.engine.workplace import Options, Workplace, evaluate_split, prepare
-from tser_cli.errors import Interrupted, NonFiniteError
+from tser_cli.engine.workplace import Options, Workplace, evaluate_split, make_heed, prepare
+from tser_cli.errors import CheckpointError, Interrupted, NonFiniteError
 from tser_cli.report import console, plots
 from tser_cli.report.tables import per_timestep_csv
 
@@ -59,10 +60,10 @@ def distill(config: Config, options: Options) -> Run:
         name = config.model.student
         model = networks.build(name, place.dataset.spec, config, spiking=True)
         if teacher is not None:
+            teacher = keep_teacher(run, place, teacher)
             place.runtime.place(teacher.model)
-            described = {"source": teacher.source, "model": teacher.name, "sha256": teacher.sha256}
-            run.update_environment(teacher=described)
-        task = distillation(model, teacher.model if teacher else None, config)
+        shape = place.dataset.spec.image_shape
+        task = distillation(model, teacher.model if teacher else None, config, shape)
         train(task, place, run, stop)
         metadata = networks.describe(name, place.dataset.spec, config, spiking=True)
         evaluation = finish(run, place, task, name, metadata, teacher, stop)
@@ -75,7 +76,8 @@ def provide_teacher(place: Workplace, options: Options) -> Loaded | None:
     config, spec = place.config, place.dataset.spec
     if not registry.METHODS[config.method.name].needs_teacher:
         return None
-    loaded = teachers.find_teacher(config, spec, options.runs_dir)
+    runtime = place.runtime
+    loaded = runtime.on_main(lambda: _find_fitting(place, options.runs_dir))
     if loaded is None:
         place.progress.say(
             f"no finished {config.model.teacher} teacher of {config.data.name} under "
@@ -85,35 +87,86 @@ def provide_teacher(place: Workplace, options: Options) -> Loaded | None:
         settings = teachers.teacher_config(config)
         teacher_place = Workplace(settings, place.dataset, place.runtime, place.progress)
         run, _ = train_teacher_in(teacher_place, Options(options.runs_dir, "auto"))
-        loaded = networks.read(run.model_file, spec)
-    check_teacher(teachers.as_ann(loaded).model, spec.image_shape, spec.num_classes)
+        loaded = runtime.on_main(lambda: _fitting(networks.read(run.model_file, spec), place))
     place.progress.say(f"teacher: {loaded.name} from {loaded.source}")
     freeze(loaded.model)
     return loaded
+
+
+def _find_fitting(place: Workplace, runs_dir: Path) -> Loaded | None:
+    loaded = teachers.find_teacher(place.config, place.dataset.spec, runs_dir)
+    return None if loaded is None else _fitting(loaded, place)
+
+
+def _fitting(loaded: Loaded, place: Workplace) -> Loaded:
+    spec = place.dataset.spec
+    check_teacher(teachers.as_ann(loaded).model, spec.image_shape, spec.num_classes)
+    return loaded
+
+
+def keep_teacher(run: Run, place: Workplace, found: Loaded) -> Loaded:
+    """The teacher that `run` began with: `found`, which is noted down, where it begins now.
+
+    Raises CheckpointError where an earlier teacher's file is gone or has changed.
+    """
+
+    def keep() -> Loaded:
+        before = run.environment().get("teacher")
+        if before is None or before["sha256"] == found.sha256:
+            described = {"source": found.source, "model": found.name, "sha256": found.sha256}
+            run.update_environment(teacher=described)
+            return found
+        earlier = _fitting(networks.read(Path(before["source"]), place.dataset.spec), place)
+        if earlier.sha256 != before["sha256"]:
+            raise CheckpointError(
+                f"{before['source']}, the teacher of {run.folder}, has changed since that run "
+                "began. Put the old file back, or begin a new run with --resume never"
+            )
+        place.progress.say(f"teacher: {earlier.source} instead, which the run began with")
+        return earlier
+
+    kept = place.runtime.on_main(keep)
+    freeze(kept.model)
+    return kept
 
 
 @contextmanager
 def open_for_training(
     kind: str, place: Workplace, options: Options
 ) -> Iterator[tuple[Run, StopRequest]]:
-    """A locked run folder, new or taken up again; its status.json tells how the block ended."""
-    run = None
-    if options.resume != "never":
-        must = options.resume == "must"
-        run = runs.find_unfinished(options.runs_dir, kind, place.config, must)
-    resumed = run is not None
-    run = run or runs.create(options.runs_dir, kind, place.config)
-    place.progress.say(f"{'going on with' if resumed else 'run folder:'} {run.folder}")
-    with run.lock(), StopRequest(place.progress.warn) as stop:
-        run.update_status(state="running", why="")
+    """A locked run folder, new or taken up again; its status.json tells how the block ended.
+
+    The first process chooses, locks and writes; the others are told.
+    """
+    runtime = place.runtime
+    with ExitStack() as held:
+        run, resumed = runtime.on_main(lambda: _take(kind, place, options, held))
+        place.progress.say(f"{'going on with' if resumed else 'run folder:'} {run.folder}")
+        stop = held.enter_context(StopRequest(place.progress.warn))
         began = time.monotonic()
         try:
-            yield run, stop
+            with runtime.accountable():
+                yield run, stop
         except BaseException as error:
             place.progress.end()
-            _record_failure(run, error)
+            if runtime.is_main:
+                _record_failure(run, error)
             raise
-        run.update_environment(wall_seconds=time.monotonic() - began)
+        if runtime.is_main:
+            run.update_environment(wall_seconds=time.monotonic() - began)
+
+
+def _take(kind: str, place: Workplace, options: Options, held: ExitStack) -> tuple[Run, bool]:
+    """The run to work on, locked until `held` closes, and whether it was begun before."""
+    found = None
+    if options.resume != "never":
+        must = options.resume == "must"
+        found = runs.find_unfinished(options.runs_dir, kind, place.config, must)
+    run = found or runs.create(options.runs_dir, kind, place.config)
+    held.enter_context(run.lock())
+    run.remove_leftovers()
+    run.update_status(state="running", why="")
+    return run, found is not None
 
 
 def _record_failure(run: Run, error: BaseException) -> None:
@@ -132,9 +185,7 @@ def _record_failure(run: Run, error: BaseException) -> None:
 def train(task: Task, place: Workplace, run: Run, stop: StopRequest) -> None:
     """Place the networks on the device and fit."""
     config, runtime = place.config, place.runtime
-    runtime.place(task.model)
-    if runtime.world > 1:
-        task.network = runtime.accelerator.prepare_model(task.model)
+    task.network = runtime.share_gradients(runtime.place(task.network))
     loader = build_train_loader(place.dataset, config, rank=runtime.rank, world=runtime.world)
     validate = make_validation(task, place, stop) if config.data.validation_fraction else None
     fit(Fit(task, loader, config, run, runtime, place.progress, stop, validate))
@@ -146,7 +197,8 @@ def make_validation(task: Task, place: Workplace, stop: StopRequest) -> Callable
     loader = build_eval_loader(
         place.dataset, "validation", place.config, rank=runtime.rank, world=runtime.world
     )
-    return lambda: evaluate(task.model, loader, runtime, task.timesteps).accuracy
+    heed = make_heed(stop, runtime)
+    return lambda: evaluate(task.model, loader, runtime, task.timesteps, None, heed).accuracy
 
 
 def finish(
@@ -171,7 +223,7 @@ def finish(
     figure = run.folder / "figures" / "per_timestep.png"
     plots.plot_per_timestep(figure, evaluation.rows(), run.name)
     if task.model.spiking:
-        measured = measure(task.model, place, task.timesteps)
+        measured = measure(task.model, place, task.timesteps, heed=stop.check)
         of_run = Labels(run.name, config.data.name, digest, config.training.precision)
         price = Price(load_profile(DEFAULT_PROFILE), teacher)
         write_energy(run.folder / "energy.csv", measured, of_run, price, place)

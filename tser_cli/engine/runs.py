@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -76,6 +77,13 @@ class Run:
         """environment.json, or {} where it is missing or damaged."""
         return _read_json(self.folder / "environment.json")
 
+    def time_of(self, event: str) -> float:
+        """When the run was `started` or `finished`, in seconds since 1970; 0 where unknown."""
+        try:
+            return datetime.fromisoformat(str(self.status().get(event))).timestamp()
+        except ValueError:
+            return 0.0
+
     def update_status(self, **changes: Any) -> None:
         """Change entries of status.json; pid, host and time are kept up to date."""
         status = {**self.status(), **changes, "pid": os.getpid(), "host": socket.gethostname()}
@@ -87,11 +95,10 @@ class Run:
         text = json.dumps({**self.environment(), **changes}, indent=2) + "\n"
         write_text(self.folder / "environment.json", text)
 
-    def lock(self) -> filelock.FileLock:
-        """The exclusive lock of the folder. Raises RunError at once where another holds it."""
-        lock = filelock.FileLock(self.folder / ".lock")
+    def lock(self) -> AbstractContextManager[Any]:
+        """Holds the folder's exclusive lock inside. Raises RunError at once if another does."""
         try:
-            lock.acquire(timeout=0)
+            return filelock.FileLock(self.folder / ".lock").acquire(timeout=0)
         except filelock.Timeout:
             status = self.status()
             raise RunError(
@@ -100,7 +107,11 @@ class Run:
             ) from None
         except OSError as error:
             raise RunError(cannot_write(self.folder / ".lock", error)) from error
-        return lock
+
+    def remove_leftovers(self) -> None:
+        """Remove the parts of files that a killed process left behind; only under the lock."""
+        for part in self.folder.rglob(".*.part"):
+            part.unlink(missing_ok=True)
 
 
 def _now() -> str:
@@ -127,17 +138,27 @@ def run_name(kind: str, config: Config) -> str:
 
 def create(runs_dir: Path, kind: str, config: Config) -> Run:
     """Make a new run folder with its settings and environment. Raises RunError."""
-    base = runs_dir / kind / config.data.name / run_name(kind, config)
-    folder, number = base, 1
-    while folder.exists():
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    make_folder(folder)
-    run = Run(folder)
-    write_text(folder / "config.toml", tomli_w.dumps(config.model_dump(mode="json")))
+    run = Run(_new_folder(runs_dir / kind / config.data.name / run_name(kind, config)))
+    write_text(run.folder / "config.toml", tomli_w.dumps(config.model_dump(mode="json")))
     run.update_environment(**environment(config))
     run.update_status(kind=kind, state="running", epoch=0, started=_now())
     return run
+
+
+def _new_folder(base: Path) -> Path:
+    """`base`, or `base`-2 and so on: whoever makes the folder owns it, in the same second too."""
+    make_folder(base.parent)
+    folder, number = base, 1
+    while True:
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+            folder = base.with_name(f"{base.name}-{number}")
+        except OSError as error:
+            raise RunError(cannot_write(folder, error)) from error
+        else:
+            return folder
 
 
 def environment(config: Config) -> dict[str, Any]:
@@ -180,7 +201,7 @@ def _git_state() -> dict[str, Any]:
 def all_runs(runs_dir: Path, kind: str = "*", dataset: str = "*") -> Iterator[Run]:
     """The run folders under `runs_dir`, newest first."""
     found = [Run(path.parent) for path in runs_dir.glob(f"{kind}/{dataset}/*/status.json")]
-    yield from sorted(found, key=lambda run: str(run.status().get("started", "")), reverse=True)
+    yield from sorted(found, key=lambda run: run.time_of("started"), reverse=True)
 
 
 def newest_finished(
@@ -192,7 +213,7 @@ def newest_finished(
         for run in all_runs(runs_dir, kind, dataset)
         if run.status().get("state") == "finished" and model in (None, run.status().get("model"))
     ]
-    return max(finished, key=lambda run: str(run.status().get("finished", "")), default=None)
+    return max(finished, key=lambda run: run.time_of("finished"), default=None)
 
 
 def open_run(path: Path) -> Run:

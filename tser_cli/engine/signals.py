@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType, TracebackType
 
 from tser_cli.errors import Interrupted
@@ -35,10 +36,14 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
-            os._exit(128 + number)
+        if self.signal is not None:
+            if number == signal.SIGINT:
+                os._exit(128 + number)
+            return
         self.signal = number
-        self._tell("stopping after this step; Ctrl-C again quits at once without saving")
+        # told in the middle of anything: of another message, or with the terminal's end gone
+        with suppress(OSError, RuntimeError, SystemExit):
+            self._tell("stopping after this step; Ctrl-C again quits at once without saving")
 
     @property
     def requested(self) -> bool:

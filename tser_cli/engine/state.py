@@ -49,6 +49,30 @@ class Meter:
         }
         return cls(state["images"], sums)
 
+    @classmethod
+    def share_out(cls, states: list[dict[str, Any]], runtime: Runtime) -> Meter:
+        """This process's part of the meters that `states` describe, one a process that saved.
+
+        As many processes take up their own, so that no sum changes its order of additions; another
+        number leaves them all to the first.
+        """
+        meters = [cls.restore(state, runtime.device) for state in states]
+        if len(meters) == runtime.world:
+            return meters[runtime.rank]
+        total = _together(meters)
+        return total if runtime.is_main else total.emptied()
+
+    def emptied(self) -> Meter:
+        """A meter of the same names that has seen no image."""
+        return Meter(0, {name: torch.zeros_like(total) for name, total in self.sums.items()})
+
+
+def _together(meters: list[Meter]) -> Meter:
+    sums = {
+        name: torch.stack([meter.sums[name] for meter in meters]).sum(0) for name in meters[0].sums
+    }
+    return Meter(sum(meter.images for meter in meters), sums)
+
 
 @dataclass
 class Position:

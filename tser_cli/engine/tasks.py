@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,17 @@ from torch import Tensor, nn
 from tser_cli import registry
 from tser_cli.config import Config, MethodConfig
 from tser_cli.errors import CheckpointError
-from tser_cli.losses.base import Method, Outputs, Terms, load_method
+from tser_cli.losses.base import (
+    Features,
+    Method,
+    Outputs,
+    Terms,
+    load_adapters,
+    load_method,
+    reward_entropy,
+)
 from tser_cli.models import Classifier
+from tser_cli.models.features import FeatureTap, over_time, stage_shapes
 
 
 @dataclass(frozen=True)
@@ -23,9 +33,30 @@ class StepResult:
     logits_TNK: Tensor
 
 
+class Trainee(nn.Module):
+    """A network in training with the adapters of its method, if any: what the processes share.
+
+    images [N, C, H, W], T -> logits as the network gives them, and the adapted features of each
+    stage, averaged over time.
+    """
+
+    def __init__(self, model: Classifier, adapters: nn.Module | None, tap: FeatureTap | None):
+        super().__init__()
+        self.model = model
+        self.adapters = adapters
+        self._tap = tap
+
+    def forward(self, images_NCHW: Tensor, timesteps: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        logits = self.model(images_NCHW, timesteps)
+        if self.adapters is None or self._tap is None:
+            return logits, ()
+        averaged = tuple(over_time(features, timesteps) for features in self._tap.take())
+        return logits, self.adapters(averaged)
+
+
 @dataclass
 class Task:
-    """A network in training and its objective. `network` may be `model` wrapped for DDP."""
+    """A network in training and its objective. `network` may be its Trainee wrapped for DDP."""
 
     model: Classifier
     network: nn.Module
@@ -34,18 +65,30 @@ class Task:
     timesteps: int
     teacher: Classifier | None = None
     label_smoothing: float = 0.0
+    adapters: nn.Module | None = None
+    teacher_tap: FeatureTap | None = None
 
     def trainable(self) -> list[nn.Module]:
         """The modules whose parameters the optimizer moves."""
-        return [self.model]
+        return [self.model] + ([] if self.adapters is None else [self.adapters])
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that the optimizer moves."""
+        yield from self.model.named_parameters()
+        if self.adapters is not None:
+            yield from self.adapters.named_parameters(prefix="adapters")
 
     def step(self, images_NCHW: Tensor, labels_N: Tensor) -> StepResult:
         """Forward pass and loss of a batch. Time is never averaged before the loss."""
-        logits = self.network(images_NCHW, self.timesteps).float()
+        logits, student = self.network(images_NCHW, self.timesteps)
+        logits = logits.float()
         logits_TNK = logits if self.model.spiking else logits.unsqueeze(0)
         teacher_NK = None if self.teacher is None else _teach(self.teacher, images_NCHW)
-        outputs = Outputs(logits_TNK, labels_N, teacher_NK, self.label_smoothing)
-        terms = self.method(outputs, self.settings)
+        features = None
+        if self.teacher_tap is not None:
+            features = Features(student, self.teacher_tap.take())
+        outputs = Outputs(logits_TNK, labels_N, teacher_NK, self.label_smoothing, features)
+        terms = reward_entropy(self.method(outputs, self.settings), outputs, self.settings)
         correct = (logits_TNK.detach().mean(0).argmax(-1) == labels_N).sum()
         return StepResult(terms, correct, logits_TNK)
 
@@ -57,23 +100,43 @@ def _teach(teacher: Classifier, images_NCHW: Tensor) -> Tensor:
 
 def classification(model: Classifier, config: Config) -> Task:
     """Train an ANN with cross entropy on its logits."""
-    settings = MethodConfig(name="ce")
-    return Task(model, model, load_method("ce"), settings, 1, None, config.training.label_smoothing)
+    network = Trainee(model, None, None)
+    smoothing = config.training.label_smoothing
+    return Task(model, network, load_method("ce"), MethodConfig(name="ce"), 1, None, smoothing)
 
 
-def distillation(student: Classifier, teacher: Classifier | None, config: Config) -> Task:
-    """Train an SNN by the recipe's method; the teacher is frozen and in eval mode."""
-    needs_teacher = registry.METHODS[config.method.name].needs_teacher
+def distillation(
+    student: Classifier,
+    teacher: Classifier | None,
+    config: Config,
+    image_shape: tuple[int, int, int],
+) -> Task:
+    """Train an SNN by the recipe's method; the teacher is frozen and in eval mode.
+
+    Raises ConfigError where the method compares features that do not match.
+    """
+    name = config.method.name
+    needs_teacher = registry.METHODS[name].needs_teacher
     assert teacher is not None or not needs_teacher, "the engine provides the teacher"
-    return Task(
+    task = Task(
         student,
-        student,
-        load_method(config.method.name),
+        Trainee(student, None, None),
+        load_method(name),
         config.method,
         config.model.timesteps,
         freeze(teacher) if teacher is not None and needs_teacher else None,
         config.training.label_smoothing,
     )
+    make_adapters = load_adapters(name)
+    if make_adapters is None or task.teacher is None:
+        return task
+    tap, task.teacher_tap = FeatureTap(student), FeatureTap(task.teacher)
+    task.adapters = make_adapters(
+        stage_shapes(student, tap, image_shape),
+        stage_shapes(task.teacher, task.teacher_tap, image_shape),
+    )
+    task.network = Trainee(student, task.adapters, tap)
+    return task
 
 
 def freeze(model: Classifier) -> Classifier:

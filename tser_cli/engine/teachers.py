@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from tser_cli import recipe, registry
@@ -29,17 +30,25 @@ def find_teacher(config: Config, spec: DataSpec, runs_dir: Path) -> Loaded | Non
     CheckpointError.
     """
     name = config.model.teacher
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return networks.read(open_run(path).model_file, spec)
-    if path.is_file():
-        return networks.read(path, spec)
+    path = existing_path(name)
+    if path is not None:
+        return networks.read(open_run(path).model_file if path.is_dir() else path, spec)
     check_architecture(name)
     run = newest_teacher(config, runs_dir)
     if run is not None:
         return networks.read(run.model_file, spec)
     if config.data.name == PRETRAINED_ON:
         return networks.pretrained(name, spec)
+    return None
+
+
+def existing_path(name: str) -> Path | None:
+    """The folder or file called `name`, or None."""
+    # A name too long, a folder that is closed or a ~user that is unknown is no path.
+    with suppress(OSError, RuntimeError, ValueError):
+        path = Path(name).expanduser()
+        if path.is_dir() or path.is_file():
+            return path
     return None
 
 
@@ -65,7 +74,7 @@ def newest_teacher(config: Config, runs_dir: Path) -> Run | None:
         )
         if same:
             fitting.append(run)
-    return max(fitting, key=lambda run: str(run.status().get("finished", "")), default=None)
+    return max(fitting, key=lambda run: run.time_of("finished"), default=None)
 
 
 def teacher_config(config: Config) -> Config:

@@ -59,7 +59,7 @@ def fit(work: Fit) -> list[Row]:
     writer = make_writer(work)
     while position.epoch < training.epochs:
         work.task.network.train()
-        began, already, stopped = time.monotonic(), position.meter.images, False
+        began, already, stopped = time.monotonic(), position.meter.images, 0
         for batch in work.loader.epoch(position.epoch, position.step):
             number = position.epoch * steps + position.step
             factor = lr_factor(number, steps, training.epochs, work.config.schedule)
@@ -68,21 +68,29 @@ def fit(work: Fit) -> list[Row]:
             position.step += 1
             position.meter.add(len(batch.labels_N), values)
             work.progress.step(len(batch.labels_N) * runtime.world, values)
-            if stopped := runtime.any(work.stop.requested):
+            if stopped := runtime.largest(work.stop.signal or 0):
                 break
-            if position.step < steps and runtime.any(due.now(number + 1)):
+            # the first process's clock counts: each has its own
+            if position.step < steps and runtime.any(runtime.is_main and due.now(number + 1)):
                 save(work, optimizer, position)
         spent = time.monotonic() - began
         position.seconds += spent
         if position.step >= steps:
-            finish_epoch(work, position, optimizer, position.meter.images - already, spent)
+            try:
+                finish_epoch(work, position, optimizer, position.meter.images - already, spent)
+            except Interrupted:
+                save(work, optimizer, position)
+                raise
             write_scalars(writer, position.rows[-1])
-            if stopped or position.epoch == training.epochs or due.now(position.epoch * steps):
+            stopped = stopped or runtime.largest(work.stop.signal or 0)
+            last = position.epoch == training.epochs
+            is_due = runtime.any(runtime.is_main and due.now(position.epoch * steps))
+            if stopped or last or is_due:
                 save(work, optimizer, position)
         else:
             save(work, optimizer, position)
         if stopped:
-            raise Interrupted(work.stop.signal or 15)
+            raise Interrupted(stopped)
     if position.best_state is not None:
         work.task.model.load_state_dict(position.best_state)
     work.progress.end()
@@ -110,9 +118,8 @@ def train_step(work: Fit, optimizer: Any, batch: Batch, position: Position) -> d
         values["correct"] = values.get("correct", torch.zeros_like(result.correct)) + result.correct
     check_finite(work, values, position)
     if work.config.training.clip_norm:
-        runtime.accelerator.clip_grad_norm_(
-            work.task.model.parameters(), work.config.training.clip_norm
-        )
+        moved = [parameter for _, parameter in work.task.named_parameters()]
+        runtime.accelerator.clip_grad_norm_(moved, work.config.training.clip_norm)
     optimizer.step()
     return values
 
@@ -122,30 +129,44 @@ def check_finite(work: Fit, values: dict[str, Tensor], position: Position) -> No
 
     Under fp16 infinite gradients are ordinary (the loss scale adapts), so only the loss counts.
     """
-    bad = not math.isfinite(float(values["loss"]))
+    bad_loss = bad = not math.isfinite(float(values["loss"]))
     if not bad and work.config.training.precision != "fp16":
-        gradients = [p.grad for p in work.task.model.parameters() if p.grad is not None]
+        gradients = [p.grad for _, p in work.task.named_parameters() if p.grad is not None]
         bad = not math.isfinite(float(torch.nn.utils.get_total_norm(gradients)))
     if not work.runtime.any(bad):
         return
+    findings = work.runtime.gather((bad_loss, describe_terms(work, values, bad_loss)))
+    # gradients are means over all processes by now, so that only a loss tells whose fault it is
+    finding = next((text for culprit, text in findings if culprit), findings[0][1])
+    error = NonFiniteError(
+        f"the loss or a gradient is not finite at epoch {position.epoch + 1}, step "
+        f"{position.step + 1}: {finding}. The last good checkpoint is kept in "
+        f"{work.run.checkpoints}. Try a lower --lr, a warm-up, training.clip_norm, or fp32"
+    )
+    work.runtime.fail(error)
+
+
+def describe_terms(work: Fit, values: dict[str, Tensor], culprit: bool) -> str:
+    """The terms of a step and the layers whose gradients are not finite, for a message."""
     named = ", ".join(f"{name} = {float(value):g}" for name, value in values.items())
     layers = [
         name
-        for name, p in work.task.model.named_parameters()
+        for name, p in work.task.named_parameters()
         if p.grad is not None and not torch.isfinite(p.grad).all()
     ]
-    raise NonFiniteError(
-        f"the loss or a gradient is not finite at epoch {position.epoch + 1}, step "
-        f"{position.step + 1}: {named}; gradients of {', '.join(layers[:3]) or 'another process'}"
-        f"{' ...' if len(layers) > 3 else ''}. The last good checkpoint is kept in "
-        f"{work.run.checkpoints}. Try a lower --lr, a warm-up, training.clip_norm, or fp32"
-    )
+    where = f"gradients of {', '.join(layers[:3])}{' ...' if len(layers) > 3 else ''}"
+    who = f"{work.runtime.who} has " if culprit and work.runtime.world > 1 else ""
+    return f"{who}{named}; {where if layers else 'the gradients here are finite'}"
 
 
 def finish_epoch(
     work: Fit, position: Position, optimizer: Any, images: int, seconds: float
 ) -> None:
-    """Validate, add the epoch's row, move to the next epoch."""
+    """Validate, add the epoch's row, move to the next epoch.
+
+    Raises Interrupted, with `position` as it was, where validation hears a request to stop.
+    """
+    work.runtime.share_statistics(work.task.network)
     means = position.meter.means(work.runtime)
     accuracy = work.validate() if work.validate else None
     if accuracy is not None and accuracy > position.best_accuracy:
@@ -169,40 +190,61 @@ def finish_epoch(
         Meter(),
         0.0,
     )
-    if work.runtime.is_main:
-        metrics_csv(work.run.folder / "metrics.csv", position.rows)
-        work.run.update_status(epoch=position.epoch)
+    work.runtime.on_main(lambda: record_epoch(work, position))
     work.progress.epoch(row)
 
 
+def record_epoch(work: Fit, position: Position) -> None:
+    """Write the rows so far and the number of finished epochs."""
+    metrics_csv(work.run.folder / "metrics.csv", position.rows)
+    work.run.update_status(epoch=position.epoch)
+
+
 def save(work: Fit, optimizer: Any, position: Position) -> None:
-    """Write a checkpoint (the first process alone)."""
-    if work.runtime.is_main:
-        scaler = work.runtime.accelerator.scaler
-        state = {
-            "model": work.task.model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler else None,
-            "random": distributed.random_state(),
-            "epoch": position.epoch,
-            "step": position.step,
-            "meter": position.meter.state(),
-            "rows": position.rows,
-            "seconds": position.seconds,
-            "best_accuracy": position.best_accuracy,
-            "best_state": position.best_state,
-        }
-        number = position.epoch * work.loader.steps_per_epoch + position.step
-        save_checkpoint(work.run.checkpoints, number, state)
-    work.runtime.wait()
+    """Write a checkpoint (the first process alone, with what only the others know)."""
+    meters = work.runtime.gather(position.meter.state())
+    number = position.epoch * work.loader.steps_per_epoch + position.step
+
+    def write() -> None:
+        save_checkpoint(work.run.checkpoints, number, state_of(work, optimizer, position, meters))
+
+    work.runtime.on_main(write)
+
+
+def state_of(
+    work: Fit, optimizer: Any, position: Position, meters: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Everything that a checkpoint holds, as tensors and plain values."""
+    scaler = work.runtime.accelerator.scaler
+    return {
+        "model": work.task.model.state_dict(),
+        "adapters": work.task.adapters.state_dict() if work.task.adapters else None,
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict() if scaler else None,
+        "random": distributed.random_state(),
+        "epoch": position.epoch,
+        "step": position.step,
+        "meter": meters[0],
+        "other_meters": meters[1:],
+        "rows": position.rows,
+        "seconds": position.seconds,
+        "best_accuracy": position.best_accuracy,
+        "best_state": position.best_state,
+    }
 
 
 def restore(work: Fit, optimizer: Any) -> Position:
-    """The position of the newest sound checkpoint, its state put back; a new one if none is."""
-    state = load_latest(work.run.checkpoints, work.progress.warn)
+    """The position of the newest sound checkpoint, its state put back; a new one if none is.
+
+    The first process reads it for all of them, so that all take up the same one.
+    """
+    warn = work.progress.warn
+    state = work.runtime.on_main(lambda: load_latest(work.run.checkpoints, warn))
     if state is None:
         return Position()
     work.task.model.load_state_dict(state["model"])
+    if work.task.adapters is not None:
+        work.task.adapters.load_state_dict(state["adapters"])
     optimizer.load_state_dict(state["optimizer"])
     if state["scaler"] and work.runtime.accelerator.scaler:
         work.runtime.accelerator.scaler.load_state_dict(state["scaler"])
@@ -210,7 +252,7 @@ def restore(work: Fit, optimizer: Any) -> Position:
     position = Position(
         state["epoch"],
         state["step"],
-        Meter.restore(state["meter"], work.runtime.device),
+        Meter.share_out([state["meter"], *state["other_meters"]], work.runtime),
         state["rows"],
         state["seconds"],
         state["best_accuracy"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tser_cli.data.loaders import Split, build_eval_loader
 from tser_cli.engine.distributed import Runtime, make_runtime
 from tser_cli.engine.evaluate import Evaluation, evaluate
 from tser_cli.engine.signals import StopRequest
+from tser_cli.errors import Interrupted
 from tser_cli.models import Classifier
 from tser_cli.report import console
 from tser_cli.report.progress import Progress, Silent, make_progress
@@ -38,7 +40,20 @@ def prepare(config: Config) -> Workplace:
     """Load the data and take the device. Raises DataError or ConfigError."""
     runtime = make_runtime(config.training)
     progress = make_progress(console.messages()) if runtime.is_main else Silent()
-    return Workplace(config, load_dataset(config.data), runtime, progress)
+    # the first process downloads what is missing
+    dataset = runtime.main_first(lambda: load_dataset(config.data))
+    return Workplace(config, dataset, runtime, progress)
+
+
+def make_heed(stop: StopRequest, runtime: Runtime) -> Callable[[int], None]:
+    """What to call after each batch: raises Interrupted in all processes where one is to stop."""
+
+    def heed(images: int) -> None:
+        signal_number = runtime.largest(stop.signal or 0)
+        if signal_number:
+            raise Interrupted(signal_number)
+
+    return heed
 
 
 def evaluate_split(
@@ -57,5 +72,5 @@ def evaluate_split(
         rank=place.runtime.rank,
         world=place.runtime.world,
     )
-    heed = (lambda images: stop.check()) if stop and place.runtime.world == 1 else None
+    heed = make_heed(stop, place.runtime) if stop else None
     return evaluate(model, loader, place.runtime, timesteps, teacher, heed)

@@ -2,6 +2,7 @@
 
 `terms` is a dict of named scalars with "loss" among them; the names become columns of
 metrics.csv and curves in TensorBoard. Terms are reported unweighted, "loss" is their weighted sum.
+A method that compares features also has `make_adapters(student_shapes, teacher_shapes)`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tser_cli import registry
 from tser_cli.config import MethodConfig
@@ -26,9 +27,24 @@ class Outputs:
     labels_N: Tensor
     teacher_NK: Tensor | None = None
     label_smoothing: float = 0.0
+    features: Features | None = None
 
 
+@dataclass(frozen=True)
+class Features:
+    """Outputs of each stage, for methods that compare them.
+
+    `student`: [N, C, H, W] a stage, averaged over time and passed through the adapters, which
+    train with the student; `teacher`: [N, C, H, W] a stage, without gradients.
+    """
+
+    student: tuple[Tensor, ...]
+    teacher: tuple[Tensor, ...]
+
+
+Shape = tuple[int, int, int]
 Method = Callable[[Outputs, MethodConfig], Terms]
+MakeAdapters = Callable[[list[Shape], list[Shape]], nn.Module]
 
 
 def load_method(name: str) -> Method:
@@ -36,6 +52,25 @@ def load_method(name: str) -> Method:
     entry = registry.lookup("method", registry.METHODS, name)
     method: Method = registry.load(f"{entry.target}:loss")
     return method
+
+
+def load_adapters(name: str) -> MakeAdapters | None:
+    """The maker of a method's adapters, None for methods that compare logits alone."""
+    module = registry.load(registry.lookup("method", registry.METHODS, name).target)
+    make: MakeAdapters | None = getattr(module, "make_adapters", None)
+    return make
+
+
+def reward_entropy(found: Terms, outputs: Outputs, settings: MethodConfig) -> Terms:
+    """`found` with entropy_weight * mean_n mean_t H(softmax(z_t)) taken from the loss.
+
+    What TSER adds to its other terms (Yu et al., CVPR 2025), for any method; nothing where the
+    weight is 0 or the method rewards entropy by itself.
+    """
+    if settings.entropy_weight == 0.0 or "entropy" in found:
+        return found
+    entropy = terms.entropy(outputs.logits_TNK).mean()
+    return {**found, "loss": found["loss"] - settings.entropy_weight * entropy, "entropy": entropy}
 
 
 def teacher_logits(outputs: Outputs) -> Tensor:
@@ -69,6 +104,12 @@ def step_cross_entropy(outputs: Outputs) -> Tensor:
     return terms.separated_cross_entropy(
         outputs.logits_TNK, outputs.labels_N, outputs.label_smoothing
     )
+
+
+def stage_features(outputs: Outputs) -> Features:
+    """The features of both networks, which the engine must have provided."""
+    assert outputs.features is not None, "this method needs features"
+    return outputs.features
 
 
 def mean_kl(outputs: Outputs, temperature: float) -> Tensor:

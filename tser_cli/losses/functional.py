@@ -54,3 +54,14 @@ def entropy(logits: Tensor) -> Tensor:
     """Shannon entropy of softmax(z) in nats: [..., K] -> [...]."""
     log_p = F.log_softmax(logits, dim=-1)
     return -(log_p.exp() * log_p).sum(-1)
+
+
+def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """log softmax(z / tau): [..., K] -> [..., K]."""
+    return F.log_softmax(logits / temperature, dim=-1)
+
+
+def kl_per_image(target: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """KL(softmax(target / tau) || softmax(student / tau)) of each row: [..., K] twice -> [...]."""
+    log_p = log_probabilities(target.detach(), temperature)
+    return (log_p.exp() * (log_p - log_probabilities(student, temperature))).sum(-1)

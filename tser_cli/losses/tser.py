@@ -10,17 +10,10 @@ KL_tau(a, b) = KL(softmax(a / tau) || softmax(b / tau)), in nats.
 from __future__ import annotations
 
 from tser_cli.config import MethodConfig
-from tser_cli.losses import functional as terms
 from tser_cli.losses import ts
-from tser_cli.losses.base import Outputs, Terms
+from tser_cli.losses.base import Outputs, Terms, reward_entropy
 
 
 def loss(outputs: Outputs, settings: MethodConfig) -> Terms:
     """`ts` less the weighted mean entropy of every step's prediction."""
-    separated = ts.loss(outputs, settings)
-    entropy = terms.entropy(outputs.logits_TNK).mean()
-    return {
-        **separated,
-        "loss": separated["loss"] - settings.entropy_weight * entropy,
-        "entropy": entropy,
-    }
+    return reward_entropy(ts.loss(outputs, settings), outputs, settings)

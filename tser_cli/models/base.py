@@ -51,6 +51,10 @@ class Classifier(nn.Module):
         """What feeds each Conv2d and Linear: "real", "spikes" or "sums" (sums of spikes)."""
         raise NotImplementedError
 
+    def stage_names(self) -> tuple[str, ...]:
+        """The submodules whose outputs feature methods compare; () where there are none."""
+        return ()
+
     def forward(self, images_NCHW: Tensor, timesteps: int = 1) -> Tensor:
         # Direct encoding shows the same image at every step, so that the stem is the same too.
         current = self.stem(images_NCHW)

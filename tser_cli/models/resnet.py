@@ -183,6 +183,9 @@ class ResNet(Classifier):
         self.fc = _make_head(build, width, layout.hidden_head)
         initialise(self)
 
+    def stage_names(self) -> tuple[str, ...]:
+        return self.stages
+
     def stem(self, images_NCHW: Tensor) -> Tensor:
         y: Tensor = self.bn1(self.conv1(images_NCHW))
         return y

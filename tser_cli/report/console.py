@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-BAR_WIDTH = 14
+from tser_cli.registry import MethodEntry
+
+BAR_WIDTH = 10
 
 
 def output() -> Console:
@@ -68,6 +70,17 @@ def summary(rows: Sequence[dict[str, Any]], split: str) -> str:
         return text
     gap = 100 * (last["accuracy_cumulative"] - teacher)
     return f"{text}; teacher {percent(teacher)} ({gap:+.2f} points)"
+
+
+def methods_table(methods: Mapping[str, MethodEntry]) -> Table:
+    """A line a method: its name, what it does, its source, its own weights."""
+    shown = Table(box=SIMPLE_HEAD)
+    for name in ("method", "what it does", "source", "own weights"):
+        shown.add_column(name, no_wrap=name == "method")
+    for name, entry in methods.items():
+        weights = ", ".join(f"{key} {value}" for key, value in entry.weights.items())
+        shown.add_row(name, entry.summary, entry.source, weights)
+    return shown
 
 
 def next_steps(folder: Path, commands: Sequence[str]) -> str:

@@ -157,7 +157,7 @@ def plot_accuracy(
     heights = [100 * accuracy for accuracy in accuracy_T]
     axes.plot(spent, heights, marker="o", label="student, steps 1..t")
     for t, (x, y) in enumerate(zip(spent, heights, strict=True), start=1):
-        axes.annotate(f"t = {t}", (x, y), textcoords="offset points", xytext=(5, -12), fontsize=8)
+        axes.annotate(f"t = {t}", (x, y), textcoords="offset points", xytext=(0, 6), fontsize=8)
     if teacher_energy_pj is not None and teacher_accuracy is not None:
         axes.plot(
             [teacher_energy_pj / 1e6],
@@ -167,6 +167,7 @@ def plot_accuracy(
             label="teacher (ANN)",
         )
     axes.set_xscale("log")
+    axes.margins(0.15, 0.2)
     axes.set_xlabel("energy per image (µJ, arithmetic alone)")
     axes.set_ylabel("accuracy (%)")
     axes.set_title(title, fontsize=10)

@@ -105,28 +105,32 @@ class Bars(Lines):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self._bars = RichBars(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            transient=True,
-        )
+        self._bars = self._make()
         self._epoch_bar = self._batch_bar = TaskID(0)
         self._shown = 0.0
         self._images = 0
         self._waiting = 0
 
+    def _make(self) -> RichBars:
+        return RichBars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            transient=True,
+        )
+
     def begin(self, epochs: int, steps: int, done_epochs: int) -> None:
         super().begin(epochs, steps, done_epochs)
+        self._bars = self._make()  # a student's training follows its teacher's
         self._epoch_bar = self._bars.add_task(
             "epochs", total=epochs, completed=done_epochs, note=""
         )
         self._batch_bar = self._bars.add_task("steps", total=epochs * steps, note="")
         self._bars.update(self._batch_bar, completed=done_epochs * steps)
-        self._shown = time.monotonic()
+        self._shown, self._images, self._waiting = time.monotonic(), 0, 0
         self._bars.start()
 
     def step(self, images: int, values: dict[str, Any]) -> None:
@@ -148,6 +152,9 @@ class Bars(Lines):
 
     def end(self) -> None:
         self._bars.stop()
+        # A student's training follows its teacher's on the same console.
+        for task in self._bars.task_ids:
+            self._bars.remove_task(task)
 
 
 def make_progress(console: Console) -> Progress:

@@ -1,0 +1,381 @@
+"""Whole networks against brute force, for every layer, step and image; and what must not matter."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpCounter
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tser_cli.config import NeuronConfig
+from tser_cli.energy import Counts, counting
+from tser_cli.errors import TserError
+from tser_cli.models import Classifier, build_model
+
+Lively = Callable[..., Classifier]
+BruteForce = Callable[[nn.Module, Tensor], Tensor]
+
+
+def check_against_brute_force(
+    model: Any, counts: Counts, inputs: dict[str, list[Tensor]], brute: BruteForce
+) -> None:
+    assert [layer.layer.name for layer in counts.layers] == list(inputs)
+    for layer in counts.layers:
+        x = torch.cat([part.unflatten(0, (-1, counts.images)) for part in inputs[layer.layer.name]])
+        steps = x.shape[0]
+        folded = x.flatten(0, 1)
+        module = model.get_submodule(layer.layer.name)
+        nonzero = folded.flatten(1).count_nonzero(1).view(steps, -1)
+        assert layer.executed_T.tolist() == [1] * steps + [0] * (counts.timesteps - steps)
+        assert layer.nonzero_TI[:steps].tolist() == nonzero.tolist()
+        assert layer.layer.macs == brute(module, torch.ones_like(folded[:1])).item()
+        assert layer.layer.neurons_in == folded[0].numel()
+        if not layer.layer.accumulates:
+            continue
+        assert nonzero.all(), "a layer that no spike reaches would prove nothing"
+        events, value = brute(module, folded != 0), brute(module, folded)
+        assert layer.events_TI.tolist() == events.view(steps, -1).tolist()
+        assert layer.value_TI.tolist() == value.view(steps, -1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "neuron"),
+    [
+        ("resnet18", NeuronConfig()),
+        ("sew_resnet18", NeuronConfig()),
+        ("resnet19", NeuronConfig(reset="soft")),
+        ("vgg11", NeuronConfig(name="if")),
+    ],
+    ids=["resnet18", "sew_resnet18", "resnet19", "vgg11"],
+)
+@torch.no_grad()
+def test_a_network_equals_brute_force(
+    lively: Lively, spy: Any, brute_force: BruteForce, name: str, neuron: NeuronConfig
+) -> None:
+    model = lively(name, neuron)
+    images_NCHW = torch.randn(2, 3, 8, 8)
+    with counting(model, model.input_kinds()) as counter, spy(model) as inputs:
+        model(images_NCHW, timesteps=3)
+    counts = counter.counts()
+    check_against_brute_force(model, counts, inputs, brute_force)
+    assert [layer.layer.name for layer in counts.stem] == list(inputs)[:1]
+    assert counts.stem_once
+    if name == "sew_resnet18":
+        sums = [layer for layer in counts.layers if layer.layer.input_kind == "sums"]
+        assert any((layer.value_TI > layer.events_TI).all() for layer in sums)
+
+
+@torch.no_grad()
+def test_the_large_stem_with_its_pool_equals_brute_force(
+    lively: Lively, spy: Any, brute_force: BruteForce
+) -> None:
+    model = lively("sew_resnet18", stem="large", height=37, width=33)
+    with counting(model, model.input_kinds()) as counter, spy(model) as inputs:
+        model(torch.randn(2, 3, 37, 33), timesteps=2)
+    check_against_brute_force(model, counter.counts(), inputs, brute_force)
+
+
+@torch.no_grad()
+def test_groups_dilation_and_strides_equal_brute_force(
+    small_sew: nn.Module, exact_images: Any, spy: Any, brute_force: BruteForce
+) -> None:
+    with counting(small_sew, small_sew.input_kinds()) as counter, spy(small_sew) as inputs:
+        small_sew(exact_images(5), timesteps=4)
+    check_against_brute_force(small_sew, counter.counts(), inputs, brute_force)
+
+
+def test_a_network_in_bfloat16_autocast_equals_brute_force(
+    lively: Lively, spy: Any, brute_force: BruteForce
+) -> None:
+    model = lively("sew_resnet18")
+    images_NCHW = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)
+    with (
+        torch.inference_mode(),
+        torch.autocast("cpu", torch.bfloat16),
+        counting(model, model.input_kinds()) as counter,
+        spy(model) as inputs,
+    ):
+        model(images_NCHW, timesteps=2)
+    check_against_brute_force(model, counter.counts(), inputs, brute_force)
+    assert any(part[0].dtype == torch.bfloat16 for part in inputs.values())
+
+
+@torch.no_grad()
+def test_neuron_updates_are_counted_with_the_layer_before(lively: Lively) -> None:
+    model = lively("sew_resnet18")
+    with counting(model, model.input_kinds()) as counter:
+        model(torch.randn(2, 3, 8, 8), timesteps=3)
+    updates = {layer.layer.name: layer.neuron_updates for layer in counter.counts().layers}
+    assert updates["conv1"] == updates["layer1.1.conv2"] == 64 * 8 * 8
+    assert updates["layer2.0.downsample.0"] == updates["layer2.0.conv1"] == 128 * 4 * 4
+    assert updates["layer4.1.conv2"] == 512
+    assert updates["fc"] == 0
+    sizes = [(64, 8), (128, 4), (256, 2), (512, 1)]
+    per_stage = [4 * width * side**2 for width, side in sizes]
+    shortcuts = [width * side**2 for width, side in sizes[1:]]
+    assert sum(updates.values()) == 64 * 8 * 8 + sum(per_stage) + sum(shortcuts)
+
+
+def gathered(model: Any, images_NCHW: Tensor, timesteps: int, sizes: list[int]) -> Counts:
+    with counting(model, model.input_kinds()) as counter:
+        for part in images_NCHW.split(sizes):
+            model(part, timesteps=timesteps)
+    return counter.counts()
+
+
+def assert_same(first: Counts, second: Counts) -> None:
+    assert (first.timesteps, first.images) == (second.timesteps, second.images)
+    for one, other in zip(first.layers, second.layers, strict=True):
+        assert (one.layer, one.neuron_updates) == (other.layer, other.neuron_updates)
+        for name in ("executed_T", "nonzero_TI", "events_TI", "value_TI"):
+            assert np.array_equal(getattr(one, name), getattr(other, name)), name
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@given(cuts=st.sets(st.integers(1, 8)), timesteps=st.integers(1, 4))
+@torch.no_grad()
+def test_counts_do_not_depend_on_the_batch_split(
+    small_sew: nn.Module, exact_images: Any, cuts: set[int], timesteps: int
+) -> None:
+    images_NCHW = exact_images(9)
+    sizes = [b - a for a, b in itertools.pairwise([0, *sorted(cuts), 9])]
+    whole = gathered(small_sew, images_NCHW, timesteps, [9])
+    assert_same(gathered(small_sew, images_NCHW, timesteps, sizes), whole)
+
+
+@torch.no_grad()
+def test_counts_do_not_depend_on_layout_or_mode(small_sew: nn.Module, exact_images: Any) -> None:
+    images_NCHW = exact_images(4)
+    plain = gathered(small_sew, images_NCHW, 3, [4])
+    with torch.inference_mode():
+        assert_same(gathered(small_sew, images_NCHW, 3, [4]), plain)
+    with torch.enable_grad():
+        assert_same(gathered(small_sew, images_NCHW, 3, [4]), plain)
+    small_sew.to(memory_format=torch.channels_last)
+    images_NCHW = images_NCHW.contiguous(memory_format=torch.channels_last)
+    assert_same(gathered(small_sew, images_NCHW, 3, [4]), plain)
+
+
+@torch.no_grad()
+def test_a_compiled_network_is_counted(small_sew: nn.Module, exact_images: Any) -> None:
+    images_NCHW = exact_images(3)
+    plain = gathered(small_sew, images_NCHW, 2, [3])
+    compiled: Any = torch.compile(small_sew, backend="eager")
+    compiled(images_NCHW, timesteps=2)
+    with counting(compiled, small_sew.input_kinds()) as counter:
+        compiled(images_NCHW, timesteps=2)
+    assert_same(counter.counts(), plain)
+
+
+@torch.no_grad()
+def test_steps_of_a_shorter_run_are_those_of_a_longer_one(
+    small_sew: nn.Module, exact_images: Any
+) -> None:
+    images_NCHW = exact_images(3)
+    short, long = (gathered(small_sew, images_NCHW, steps, [3]) for steps in (2, 5))
+    for one, other in zip(short.layers, long.layers, strict=True):
+        assert np.array_equal(one.value_TI, other.value_TI[:2])
+
+
+@torch.no_grad()
+def test_a_stem_at_every_step_is_told_from_one_at_the_first(
+    small_sew_per_step: nn.Module, exact_images: Any
+) -> None:
+    counts = gathered(small_sew_per_step, exact_images(3), 4, [3])
+    assert counts.stem[0].layer.name == "stem"
+    assert counts.stem[0].executed_T.tolist() == [1, 1, 1, 1]
+    assert not counts.stem_once
+
+
+@torch.no_grad()
+def test_an_ann_is_dense_and_its_layers_are_those_of_the_snn(lively: Lively) -> None:
+    model = build_model("resnet18", channels=3, height=8, width=8, num_classes=10)
+    with counting(model, model.input_kinds()) as counter:
+        model(torch.randn(2, 3, 8, 8))
+    ann = counter.counts()
+    snn = lively("resnet18")
+    with counting(snn, snn.input_kinds()) as counter:
+        snn(torch.randn(2, 3, 8, 8), timesteps=2)
+    twin = counter.counts()
+    assert [c.layer.macs for c in ann.layers] == [c.layer.macs for c in twin.layers]
+    assert all(c.step_macs.tolist() == [c.layer.macs] for c in ann.layers)
+    assert not any(c.value_TI.any() or c.neuron_updates for c in ann.layers)
+
+
+@torch.no_grad()
+def test_spikingjelly_counts_the_same_on_a_binary_network(lively: Lively) -> None:
+    model = lively("resnet18", height=16, width=16)
+    theirs = SynOpCounter()
+    with DispatchCounterMode([theirs]), counting(model, model.input_kinds()) as counter:
+        model(torch.randn(2, 3, 16, 16), timesteps=3)
+    by_scope = theirs.get_counts()
+    counts = counter.counts()
+    for layer in counts.layers:
+        expected = sum(by_scope[f"ResNet.{layer.layer.name}"].values())
+        assert int(layer.value_TI.sum()) == expected
+    assert sum(int(layer.value_TI.sum()) for layer in counts.layers) == theirs.get_total() > 0
+
+
+class NoReading(TorchDispatchMode):
+    """Fails on whatever makes the host wait for a value on the device."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        assert func.name() not in {"aten::_local_scalar_dense", "aten::item", "aten::nonzero"}
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_nothing_is_read_from_the_device_while_the_network_runs(
+    small_sew: nn.Module, exact_images: Any
+) -> None:
+    images_NCHW = exact_images(3)
+    with counting(small_sew, small_sew.input_kinds()) as counter:
+        small_sew(images_NCHW, timesteps=2)
+        with NoReading():
+            small_sew(images_NCHW, timesteps=2)
+    assert counter.counts().images == 6
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@torch.inference_mode()
+def test_counts_on_a_gpu_are_those_on_the_cpu(
+    small_sew: nn.Module, exact_images: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images_NCHW = exact_images(6)
+    expected = gathered(small_sew, images_NCHW, 3, [6])
+    small_sew.cuda()
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert_same(gathered(small_sew, images_NCHW.cuda(), 3, [4, 2]), expected)
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_hooks_are_taken_off(small_sew: nn.Module, exact_images: Any) -> None:
+    with counting(small_sew, small_sew.input_kinds()):
+        assert hooks(small_sew) == 10
+    assert hooks(small_sew) == 0
+
+
+def test_hooks_are_taken_off_after_an_exception(small_sew: nn.Module, exact_images: Any) -> None:
+    with (
+        pytest.raises(RuntimeError, match="channels"),
+        counting(small_sew, small_sew.input_kinds()),
+    ):
+        small_sew(exact_images(2)[:, :1], timesteps=2)
+    assert hooks(small_sew) == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("layer", "kind"), [("conv3", "spikes"), ("fc", "spikes"), ("fc", "sums"), ("stem", "sums")]
+)
+def test_a_layer_fed_with_other_data_than_declared_is_named(
+    small_sew: nn.Module, exact_images: Any, layer: str, kind: str
+) -> None:
+    kinds = {**small_sew.input_kinds(), layer: kind}
+    with counting(small_sew, kinds) as counter:
+        small_sew(exact_images(4), timesteps=3)
+    with pytest.raises(TserError, match=rf"layer {layer} .*{kind}"):
+        counter.counts()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"conv2": "spikse"}, r'conv2.*did you mean "spikes"'),
+        ({"conv2": None}, "layer conv2"),
+        ({"conv9": "spikes"}, "called conv9"),
+    ],
+)
+def test_declared_kinds_that_do_not_fit_are_errors(
+    small_sew: nn.Module, change: dict[str, Any], message: str
+) -> None:
+    kinds = {k: v for k, v in {**small_sew.input_kinds(), **change}.items() if v is not None}
+    with pytest.raises(TserError, match=message), counting(small_sew, kinds):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), "layer 0 .*reflect"),
+        (nn.ConvTranspose2d(1, 1, 3), "layer 0 .*ConvTranspose2d"),
+        (nn.ReLU(), "nothing to count"),
+    ],
+)
+def test_a_network_that_cannot_be_counted_is_refused(layer: nn.Module, message: str) -> None:
+    kinds = {"0": "real"} if isinstance(layer, nn.Conv2d) else {}
+    with pytest.raises(TserError, match=message), counting(nn.Sequential(layer), kinds):
+        pass
+
+
+def run_wrongly(model: nn.Module, exact_images: Any, how: str) -> None:
+    images_NCHW = exact_images(3)
+    if how == "nothing":
+        return
+    if how == "layer alone":
+        model.stem(images_NCHW)
+        return
+    model(images_NCHW, timesteps=2)
+    if how == "other steps":
+        model(images_NCHW, timesteps=3)
+    elif how == "other size":
+        model(images_NCHW[..., 1:], timesteps=2)
+    elif how == "twice":
+        model.stem(images_NCHW)
+    elif how == "interrupted":
+        with pytest.raises(ZeroDivisionError):
+            model.act3.register_forward_pre_hook(lambda *_: 1 // 0)
+            model(images_NCHW, timesteps=2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("nothing", "seen in 0 of 0 calls"),
+        ("layer alone", "stem ran outside a call"),
+        ("other steps", "3 time steps follows one of 2"),
+        ("other size", "stem met an input of"),
+        ("twice", "stem ran outside a call of the network, or twice"),
+        ("interrupted", "fc was seen in 1 of 2 calls"),
+    ],
+)
+def test_what_would_be_counted_wrongly_is_an_error(
+    small_sew: nn.Module, exact_images: Any, how: str, message: str
+) -> None:
+    with (
+        pytest.raises(TserError, match=message),
+        counting(small_sew, small_sew.input_kinds()) as counter,
+    ):
+        run_wrongly(small_sew, exact_images, how)
+        counter.counts()
+
+
+@torch.no_grad()
+def test_a_batch_that_is_no_multiple_of_the_images_is_an_error() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor, timesteps: int) -> Tensor:
+            y: Tensor = self.fc(x.repeat(timesteps + 1, 1))
+            return y
+
+    model = Odd()
+    with pytest.raises(TserError, match="fc saw a batch of 9"), counting(model, {"fc": "real"}):
+        model(torch.zeros(3, 2), timesteps=2)

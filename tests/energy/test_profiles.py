@@ -1,0 +1,113 @@
+"""Cost profiles: the constants that papers print, and a user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tser_cli.energy import DEFAULT_PROFILE, PROFILES, load_profile
+from tser_cli.errors import ConfigError
+
+OWN = """
+name = "edge-chip"
+mac_pj = 2
+ac_pj = 0.5
+neuron_update_pj = 1.5
+source = "our lab, 2026"
+technology = "22 nm"
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "mac", "ac", "update"),
+    [
+        ("horowitz-45nm-fp32", 4.6, 0.9, None),
+        ("horowitz-45nm-fp16", 1.5, 0.4, None),
+        ("horowitz-45nm-int8", 0.23, 0.03, None),
+        ("loihi", 23.6, 23.6, 81.0),
+    ],
+)
+def test_constants(name: str, mac: float, ac: float, update: float | None) -> None:
+    profile = load_profile(name)
+    assert (profile.mac_pj, profile.ac_pj, profile.neuron_update_pj) == (mac, ac, update)
+    assert profile.name == name
+    assert profile.source and profile.technology
+
+
+def test_the_default_is_what_papers_use() -> None:
+    assert DEFAULT_PROFILE == "horowitz-45nm-fp32"
+    assert DEFAULT_PROFILE in PROFILES
+
+
+def test_loihi_says_what_a_multiply_accumulate_is_charged_as() -> None:
+    assert "no multiply-accumulate" in load_profile("loihi").note
+
+
+def test_a_profile_of_one_s_own(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(OWN)
+    profile = load_profile(str(path))
+    assert (profile.name, profile.mac_pj, profile.ac_pj) == ("edge-chip", 2.0, 0.5)
+    assert profile.neuron_update_pj == 1.5
+
+
+def test_neuron_updates_are_optional(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(OWN.replace("neuron_update_pj = 1.5\n", ""))
+    assert load_profile(str(path)).neuron_update_pj is None
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_profile("horowitz-45nm-fp23")
+    message = str(caught.value)
+    assert 'did you mean "horowitz-45nm-fp' in message
+    assert all(name in message for name in PROFILES)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("mac_pj = 2\n", "", "mac_pj: Field required"),
+        ("mac_pj = 2", "mac_pj = -2", "mac_pj: .*greater than 0"),
+        ("mac_pj = 2", "mac_pj = 0", "mac_pj: .*greater than 0"),
+        ("mac_pj = 2", "mac_pj = nan", "mac_pj: "),
+        ("mac_pj = 2", "mac_pj = inf", "mac_pj: .*finite"),
+        ("mac_pj = 2", 'mac_pj = "2"', "mac_pj: .*valid number"),
+        ("mac_pj = 2", "mac_pj = true", "mac_pj: "),
+        ('source = "our lab, 2026"', 'source = ""', "source: "),
+        ("ac_pj = 0.5", "ac_jp = 0.5", 'unknown key "ac_jp" .did you mean "ac_pj"'),
+        ('name = "edge-chip"', 'name = "loihi"', 'name "loihi" belongs'),
+        ("mac_pj = 2", "mac_pj =", "can't be read"),
+    ],
+)
+def test_a_bad_file_is_told(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "own.toml"
+    assert old in OWN
+    path.write_text(OWN.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_profile(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text('mac_pj = -1\nname = ""\nsource = "x"\ncolour = "red"\n')
+    with pytest.raises(ConfigError) as caught:
+        load_profile(str(path))
+    keys = ("mac_pj", "ac_pj", "name", "technology", "colour")
+    assert all(key in str(caught.value) for key in keys)
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="can't be read"):
+        load_profile(str(path))
+
+
+def test_a_folder_is_no_profile(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown cost profile"):
+        load_profile(str(tmp_path))

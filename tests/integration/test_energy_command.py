@@ -1,0 +1,157 @@
+"""`tser energy` and early exit on a finished run, through the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tser_cli.cli import app
+from tser_cli.energy import ENERGY
+
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("energy")]
+
+Invoke = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def tser(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Invoke:
+    """Call the command line: (exit code, standard output, standard error)."""
+
+    def invoke(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["tser", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return invoke
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student of one epoch, with a teacher of one epoch."""
+    folder = tmp_path_factory.mktemp("energy")
+    (folder / "one.toml").write_text(
+        "[training]\nepochs = 1\nbatch_size = 240\ntensorboard = false\n[optimizer]\nlr = 0.02\n"
+    )
+    arguments = [
+        *("tser", "distill", "--recipe", str(folder / "one.toml"), "--runs-dir"),
+        *(str(folder / "runs"), "--teacher", "resnet20", "--student", "resnet20", "-T", "3"),
+        *("--set", f"model.teacher_recipe={folder / 'one.toml'}"),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", arguments)
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        assert stop.value.code in (0, None)
+    (found,) = (folder / "runs" / "student" / "digits").iterdir()
+    return found
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_distill_leaves_an_energy_table(run: Path) -> None:
+    rows = read(run / "energy.csv")
+    assert tuple(rows[0]) == ENERGY
+    assert rows[-1]["layer"] == "TOTAL"
+    assert rows[-1]["t"] == "all"
+    assert rows[-1]["images"] == "360"
+    document = json.loads((run / "energy.json").read_text())
+    assert document["model_hash"] == json.loads((run / "status.json").read_text())["sha256"]
+    assert document["teacher"]["name"] == "resnet20"
+
+
+def test_report_totals_add_up(run: Path, tser: Invoke, tmp_path: Path) -> None:
+    output = tmp_path / "report.csv"
+    output.write_text("an older file\n")
+    code, out, _ = tser("energy", str(output), "--run", str(run), "--batch-size", "77")
+    assert code == 0
+    assert "of the ANN of the same shape" in out
+    rows = read(output)
+    assert rows == [{**row} for row in read(run / "energy.csv")]
+    sums: dict[str, float] = defaultdict(float)
+    for row in rows:
+        if row["layer"] != "TOTAL":
+            sums[row["t"]] += float(row["energy_pj"])
+    for row in rows:
+        if row["layer"] == "TOTAL":
+            assert float(row["energy_pj"]) == pytest.approx(sums[row["t"]], rel=1e-12)
+    for name in ("report.json", "report_by_layer.png", "report_accuracy.png"):
+        assert (tmp_path / name).stat().st_size > 100
+
+
+def test_per_image_agrees_with_the_totals(run: Path, tser: Invoke, tmp_path: Path) -> None:
+    table, images = tmp_path / "report.csv", tmp_path / "images.csv"
+    code, _, _ = tser(
+        *("energy", str(table), "--run", str(run), "--per-image", str(images)),
+        *("--images", "50", "--profile", "horowitz-45nm-int8"),
+    )
+    assert code == 0
+    rows = [row for row in read(images) if row["t"] == "3"]
+    assert len(rows) == 50
+    mean = sum(float(row["energy_pj"]) for row in rows) / 50
+    assert mean == pytest.approx(float(read(table)[-1]["energy_pj"]), rel=1e-12)
+    assert read(table)[-1]["profile"] == "horowitz-45nm-int8"
+
+
+def test_evaluate_with_early_exit(run: Path, tser: Invoke) -> None:
+    code, out, _ = tser("evaluate", "--run", str(run), "--early-exit", "0.2,0.9")
+    assert code == 0
+    assert "early exit" in out
+    rows = read(run / "early_exit.csv")
+    assert [row["threshold"] for row in rows] == ["0.2", "0.9"]
+    assert float(rows[0]["energy_pj"]) <= float(rows[1]["energy_pj"])
+    assert float(rows[1]["energy_full_pj"]) == pytest.approx(
+        float(read(run / "energy.csv")[-1]["energy_pj"]), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--profile", "horowitz-45nm"), "unknown cost profile"),
+        (("--run", "nowhere"), "not a run folder"),
+        (("--runs-dir", "empty"), "no finished student"),
+    ],
+)
+def test_bad_requests_write_nothing(
+    tser: Invoke,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = tser("energy", "report.csv", *arguments)
+    assert code == 2
+    assert said in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_damaged_model_file(run: Path, tser: Invoke, tmp_path: Path, damage: str) -> None:
+    model = run / "model.safetensors"
+    content = model.read_bytes()
+    try:
+        model.unlink() if damage == "missing" else model.write_bytes(content[:-7])
+        code, _, err = tser("energy", str(tmp_path / "report.csv"), "--run", str(run))
+    finally:
+        model.write_bytes(content)
+    assert code == 2
+    assert "model.safetensors" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_folder_that_is_a_file(run: Path, tser: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = tser("energy", str(tmp_path / "file" / "report.csv"), "--run", str(run))
+    assert code == 2
+    assert "can't be written" in err

@@ -1,0 +1,71 @@
+"""`tser ablate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tser_cli.cli import options as opt
+
+
+def ablate(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help="A recipe, with or without an [ablation] section, as ablations/digits_rivals.",
+            show_default="the data set's own",
+        ),
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option("--vary", help="key=value,value: method=ce,kd,ts,tser. Repeatable."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", help="Seeds 0..N-1 of each cell.", show_default="3")
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            "--baseline", help="The cell to compare with: method=kd.", show_default="the first"
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", help="Cells side by side.", show_default="a GPU each", min=1),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", help="The ablation's folder.", show_default="ablations/NAME in the runs"
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", help="One teacher for all cells.", show_default=False),
+    ] = None,
+    dataset: opt.Dataset = None,
+    data_dir: opt.DataDir = None,
+    epochs: opt.Epochs = None,
+    device: opt.Device = None,
+    assignments: opt.Assignments = None,
+    runs_dir: opt.RunsDir = Path("runs"),
+    dry_run: opt.DryRun = False,
+) -> None:
+    """Compare settings over seeds: paired differences with 95 % intervals, CSVs and figures."""
+    flags = {
+        "data.name": dataset,
+        "data.dir": data_dir,
+        "model.teacher": teacher,
+        "training.epochs": epochs,
+        "training.device": device,
+    }
+    layers, section, name = opt.ablation_layers(flags, recipe, assignments)
+    from tser_cli.engine import ablate as engine
+
+    request = engine.make_request(layers, section, vary, seeds, baseline)
+    folder = output or runs_dir / "ablations" / name.replace("/", "_")
+    place = engine.Place(folder, runs_dir, jobs)
+    verb = engine.show_plan if dry_run else engine.ablate
+    verb(request, place)

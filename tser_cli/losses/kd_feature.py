@@ -1,0 +1,24 @@
+"""`kd_feature`: `kd` and `feature` together, the combination that the paper compares with.
+
+L = ce_weight CE(zbar, y) + kd_weight tau^2 KL_tau(z_A, zbar) + feature_weight mean_i MSE_i, with
+zbar = mean_t z_t [N, K] and the features' term of `feature`.
+"""
+
+from __future__ import annotations
+
+from tser_cli.config import MethodConfig
+from tser_cli.losses import kd
+from tser_cli.losses.base import Outputs, Terms
+from tser_cli.losses.feature import feature_error, make_adapters
+
+__all__ = ["loss", "make_adapters"]
+
+
+def loss(outputs: Outputs, settings: MethodConfig) -> Terms:
+    """The terms of `kd`, and the features' error."""
+    found, error = kd.loss(outputs, settings), feature_error(outputs)
+    return {
+        **found,
+        "loss": found["loss"] + settings.feature_weight * error,
+        "feature": error,
+    }

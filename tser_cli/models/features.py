@@ -1,0 +1,52 @@
+"""Outputs of a network's stages, for methods that compare features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tser_cli.models.base import Classifier
+
+
+class FeatureTap:
+    """Keeps the output of each stage of `model` in its latest forward pass.
+
+    Time stays folded into the batch, as the stages give it: [T * N, C, H, W].
+    """
+
+    def __init__(self, model: Classifier) -> None:
+        self._kept: dict[str, Tensor] = {}
+        self._names = model.stage_names()
+        for name in self._names:
+            model.get_submodule(name).register_forward_hook(self._keeper(name))
+
+    def _keeper(self, name: str) -> Any:
+        def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            self._kept[name] = output
+
+        return keep
+
+    def take(self) -> tuple[Tensor, ...]:
+        """The stages' outputs, first stage first; they are forgotten here."""
+        features = tuple(self._kept[name] for name in self._names)
+        self._kept.clear()
+        return features
+
+
+def over_time(features_TNCHW: Tensor, timesteps: int) -> Tensor:
+    """Mean over time of time-folded features: [T * N, C, H, W] -> [N, C, H, W]."""
+    return features_TNCHW.reshape(timesteps, -1, *features_TNCHW.shape[1:]).mean(0)
+
+
+@torch.no_grad()
+def stage_shapes(
+    model: Classifier, tap: FeatureTap, image_shape: tuple[int, int, int]
+) -> list[tuple[int, int, int]]:
+    """(C, H, W) of each stage's output for images of `image_shape`; the mode is put back."""
+    was_training = model.training
+    device = next(model.parameters()).device
+    model.eval()(torch.zeros(1, *image_shape, device=device), 1)
+    model.train(was_training)
+    return [(int(f.shape[1]), int(f.shape[2]), int(f.shape[3])) for f in tap.take()]
