@@ -16,7 +16,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from tser_cli import config as settings
-from tser_cli.config import Config
+from tser_cli import registry
+from tser_cli.config import Config, MethodConfig
 from tser_cli.errors import ConfigError, nearest
 
 ENV_PREFIX = "TSER_"
@@ -168,6 +169,8 @@ def resolve(layers: Iterable[Layer]) -> Config:
                 problems.append(f'{layer.source}: unknown key "{key}"{nearest(key, valid)}')
                 continue
             section, _, name = key.partition(".")
+            if key == "method.name":
+                _drop_own_weights(merged.get(section, {}), value)
             merged.setdefault(section, {})[name] = value
             origin[key] = layer.source
     try:
@@ -177,6 +180,19 @@ def resolve(layers: Iterable[Layer]) -> Config:
     if problems:
         raise ConfigError("\n".join(problems))
     return config
+
+
+def _drop_own_weights(method: dict[str, Any], name: Any) -> None:
+    """Forget what a lower layer says of another method, where it is that method's own weight.
+
+    So `--recipe RUN --method kd` does not take over the entropy weight that is tser's.
+    """
+    before = method.get("name")
+    if before == name or before not in registry.METHODS:
+        return
+    own = MethodConfig(name=before).model_dump(mode="json")
+    for key in [key for key, value in method.items() if key != "name" and own.get(key) == value]:
+        del method[key]
 
 
 def _problem(detail: Any, origin: Mapping[str, str]) -> str:

@@ -81,7 +81,8 @@ def test_thresholds_spread_the_images(measured: Measured) -> None:
 def test_offline_exits_by_hand() -> None:
     confidence = torch.tensor([[0.9, 0.5, 0.2], [0.1, 0.8, 0.3], [0.9, 0.9, 0.4]])
     right = torch.tensor([[True, True, True], [False, False, True], [False, True, False]])
-    made = Measured(None, torch.zeros(3), right, right, confidence, 1 - confidence)  # type: ignore[arg-type]
+    zeros = torch.zeros(3)
+    made = Measured(None, zeros, zeros, right, right, confidence, 1 - confidence)  # type: ignore[arg-type]
     exits = offline_exits(made, Rule("confidence", 0.8))
     assert exits.step_I.tolist() == [1, 2, 3]
     assert exits.correct_I.tolist() == [True, False, False]

@@ -230,7 +230,6 @@ CHANGES = {
     "training.checkpoint_every": "9min",
     "training.tensorboard": True,
     "data.workers": 3,
-    "data.dir": "/elsewhere",
 }
 
 

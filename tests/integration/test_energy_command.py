@@ -150,6 +150,61 @@ def test_a_damaged_model_file(run: Path, tser: Invoke, tmp_path: Path, damage: s
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("energy", "report.csv", "--device", "banana"), "use auto, cpu, cuda or cuda:N"),
+        (("evaluate", "--precision", "fp8"), "training.precision"),
+        (("evaluate", "--output", "file/x.csv"), "can't be written"),
+        (("evaluate", "--timesteps", "0"), "--timesteps"),
+        (("evaluate", "--early-exit", "2"), "--early-exit"),
+        (("energy", "report.json"), "different names"),
+        (("energy", "report.csv", "--per-image", "report.csv"), "different names"),
+        (("energy", "folder.csv"), "is a folder"),
+    ],
+)
+def test_bad_requests_about_a_run(
+    run: Path,
+    tser: Invoke,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.csv").mkdir()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    code, out, err = tser(*arguments, "--run", str(run))
+    assert code == 2
+    assert out == ""
+    assert said in err
+    assert "Traceback" not in err
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.csv"}
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_variables_reach_a_measurement(
+    run: Path, tser: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TSER_TRAINING_DEVICE", "banana")
+    code, _, err = tser("energy", str(tmp_path / "report.csv"), "--run", str(run))
+    assert code == 2
+    assert "TSER_" in err
+    monkeypatch.setenv("TSER_TRAINING_DEVICE", "cpu")
+    monkeypatch.setenv("TSER_TRAINING_EPOCHS", "7")  # no business of a finished run
+    assert tser("energy", str(tmp_path / "report.csv"), "--run", str(run))[0] == 0
+
+
+def test_some_images_are_spread_over_all(run: Path, tser: Invoke, tmp_path: Path) -> None:
+    images = tmp_path / "images.csv"
+    tser(
+        *("energy", str(tmp_path / "report.csv"), "--run", str(run), "--images", "4"),
+        *("--per-image", str(images)),
+    )
+    assert [row["image"] for row in read(images) if row["t"] == "1"] == ["0", "90", "180", "270"]
+
+
 def test_an_output_folder_that_is_a_file(run: Path, tser: Invoke, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, _, err = tser("energy", str(tmp_path / "file" / "report.csv"), "--run", str(run))

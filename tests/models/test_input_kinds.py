@@ -46,20 +46,26 @@ def test_kinds_are_true_of_the_data(build_lively: Build, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "real"),
+    ("name", "side", "real"),
     [
-        ("resnet18", {"conv1", "fc"}),
-        ("resnet19", {"conv1", "fc.0"}),
-        ("resnet50", {"conv1", "fc"}),
-        ("sew_resnet34", {"conv1", "fc"}),
-        ("vgg11", {"features.0", "classifier.0"}),
+        ("resnet18", 32, {"conv1", "fc"}),
+        ("resnet18", 9, {"conv1", "fc"}),
+        ("resnet19", 32, {"conv1", "fc.0"}),
+        ("resnet50", 224, {"conv1", "fc"}),
+        ("sew_resnet34", 32, {"conv1", "fc"}),
+        ("vgg11", 64, {"features.0", "classifier.0"}),
+        ("vgg11", 256, {"features.0", "classifier.0"}),
+        # A last map of the pool's own size: nothing is averaged, and spikes stay spikes.
+        ("resnet18", 8, {"conv1"}),
+        ("vgg11", 32, {"features.0"}),
+        ("vgg11", 224, {"features.0"}),
     ],
 )
 def test_the_stem_and_what_follows_the_average_pool_are_real(
-    build: Build, name: str, real: set[str]
+    build: Build, name: str, side: int, real: set[str]
 ) -> None:
     with torch.device("meta"):
-        kinds = build(name).input_kinds()
+        kinds = build(name, height=side, width=side).input_kinds()
     assert {layer for layer, kind in kinds.items() if kind == "real"} == real
 
 
@@ -80,3 +86,19 @@ def test_an_ann_is_real_throughout(build: Build, name: str) -> None:
     with torch.device("meta"):
         model = build(name, neuron=None)
     assert model.input_kinds() == dict.fromkeys(weighted_layers(model), "real")
+
+
+@pytest.mark.parametrize(("name", "head"), [("resnet18", "fc"), ("vgg11", "classifier.0")])
+def test_a_pool_of_one_pixel_passes_spikes(build_lively: Build, name: str, head: str) -> None:
+    model = build_lively(name)
+    seen = inputs_seen(model, torch.randn(2, 1, 8, 8))
+    assert model.input_kinds()[head] == "spikes"
+    assert set(seen[head].unique().tolist()) <= {0.0, 1.0}
+
+
+def test_a_pool_of_one_pixel_passes_sums(build_lively: Build) -> None:
+    model = build_lively("sew_resnet18")
+    values = inputs_seen(model, torch.randn(2, 1, 8, 8))["fc"]
+    assert model.input_kinds()["fc"] == "sums"
+    assert bool((values == values.round()).all())
+    assert values.max() > 1

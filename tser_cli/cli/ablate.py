@@ -14,7 +14,7 @@ def ablate(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="A recipe, with or without an [ablation] section, as ablations/digits_rivals.",
+            help="A recipe, as ablations/digits_rivals; it may say what to vary.",
             show_default="the data set's own",
         ),
     ] = None,
@@ -63,9 +63,12 @@ def ablate(
     }
     layers, section, name = opt.ablation_layers(flags, recipe, assignments)
     from tser_cli.engine import ablate as engine
+    from tser_cli.engine import ablation_plan, grid
 
-    request = engine.make_request(layers, section, vary, seeds, baseline)
-    folder = output or runs_dir / "ablations" / name.replace("/", "_")
-    place = engine.Place(folder, runs_dir, jobs)
-    verb = engine.show_plan if dry_run else engine.ablate
+    request = grid.make_request(layers, section, vary, seeds, baseline)
+    # other --vary on the same recipe is another ablation
+    title = "_".join([name.replace("/", "_"), *(request.names if vary else [])])
+    folder = output or runs_dir / "ablations" / title
+    place = ablation_plan.Place(folder, runs_dir, jobs)
+    verb = ablation_plan.show_plan if dry_run else engine.ablate
     verb(request, place)

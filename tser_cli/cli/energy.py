@@ -39,6 +39,7 @@ def energy(
         typer.Option("--batch-size", help="Images a forward pass.", show_default=False, min=1),
     ] = None,
     device: opt.Device = None,
+    precision: opt.Precision = None,
     runs_dir: opt.RunsDir = Path("runs"),
 ) -> None:
     """Count the synaptic operations of a finished student exactly, and price them."""
@@ -47,6 +48,7 @@ def energy(
     changes = {
         "data.dir": data_dir,
         "training.device": device,
+        "training.precision": precision,
         "training.eval_batch_size": batch_size,
     }
     engine.energy(

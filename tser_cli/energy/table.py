@@ -36,6 +36,7 @@ NOTES = (
     "sop_value is the headline: an input of 2 costs two additions; sop_events counts it once.",
     "macs and ann_macs leave out multiplications with the zeros of the padding, as the synaptic "
     "operations do. sop_formula and energy_formula_pj, the figures of most papers, count them.",
+    "firing_rate is the share of non-zero inputs; those of a MAC layer are values, not spikes.",
     "A stem computed once an image is listed at t = 1.",
     "ann_macs is one pass through the ANN of the same shape; its inputs count as non-zero.",
 )

@@ -83,11 +83,12 @@ def _entries(folder: Path) -> list[dict[str, Any]]:
 def load_latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
     """The newest sound checkpoint of `folder`, or None where none was ever written.
 
-    A damaged one is named through `warn` and passed over. Raises DamagedError where there are
-    checkpoints but none is sound.
+    A damaged one is named through `warn` and passed over. What a killed save left undone is done
+    now. Raises DamagedError where there are checkpoints but none is sound.
     """
     files = sorted(folder.glob("step-*.pt"), reverse=True) if folder.is_dir() else []
-    manifest = {entry["file"]: entry for entry in _entries(folder)}
+    entries = _entries(folder)
+    manifest = {entry["file"]: entry for entry in entries}
     listed = sorted(manifest, reverse=True)
     names = sorted({path.name for path in files} | set(listed), reverse=True)
     if not names and not (folder / MANIFEST).exists():
@@ -95,7 +96,10 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | N
     problems = []
     for name in names:
         try:
-            return _load_verified(folder / name, manifest.get(name))
+            state = _load_verified(folder / name, manifest.get(name))
+            if len(names) > KEPT and not problems:
+                _prune(folder, entries)
+            return state
         except CheckpointError as error:
             problems.append(str(error))
             warn(f"{error}; trying the one before")
@@ -187,6 +191,10 @@ def _parse_safetensors(content: bytes, path: Path) -> tuple[dict[str, Tensor], d
 
 
 def _state_dict(document: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    if "format" in document and "optimizer" in document:
+        raise CheckpointError(
+            f"{path} is a state to resume a run from, not a model; name the run's folder instead"
+        )
     for key in ("model", "state_dict"):
         if isinstance(document.get(key), dict):
             document = document[key]

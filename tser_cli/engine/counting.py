@@ -35,10 +35,11 @@ class Measured:
     """Counts of a network over a split of I images, and what it answered at each step, [T, I].
 
     `correct_TI`: by the logits of step t alone. The others are of the mean of the logits of steps
-    1..t: whether right, its largest probability, its entropy in nats.
+    1..t: whether right, its largest probability, its entropy in nats. `index_I`: which test images.
     """
 
     counts: Counts
+    index_I: Tensor
     labels_I: Tensor
     correct_TI: Tensor
     correct_cumulative_TI: Tensor
@@ -54,12 +55,13 @@ def measure(
     images: int = 0,
     heed: Callable[[], None] | None = None,
 ) -> Measured:
-    """Run `model` over the first `images` test images (0: all) and count everything.
+    """Run `model` over `images` test images, evenly spread over all (0: all), and count.
 
-    `heed` is called before each batch, and may raise Interrupted.
+    Evenly, since the images of a folder are sorted by class. `heed` is called before each batch,
+    and may raise Interrupted.
     """
     loader = build_eval_loader(place.dataset, "test", place.config)
-    left = min(images or loader.images, loader.images)
+    chosen = chosen_images(loader.images, images)
     steps = timesteps if model.spiking else 1
     answers: list[tuple[Tensor, ...]] = []
     was_training = model.training
@@ -68,22 +70,26 @@ def measure(
         for batch in loader:
             if heed:
                 heed()
-            taken = min(left, len(batch.labels_N))
+            taken = torch.isin(batch.indices_N, chosen)
+            if not taken.any():
+                continue
             with place.runtime.autocast():
-                logits_TNK = logits_of(
-                    model, place.runtime.images(batch.images_NCHW[:taken]), steps
-                )
-            answers.append(answers_of(logits_TNK.double().cpu(), batch.labels_N[:taken]))
-            left -= taken
-            if not left:
-                break
+                logits_TNK = logits_of(model, place.runtime.images(batch.images_NCHW[taken]), steps)
+            indices_N, labels_N = batch.indices_N[taken], batch.labels_N[taken]
+            answers.append((indices_N, *answers_of(logits_TNK.double().cpu(), labels_N)))
     model.train(was_training)
     joined = [torch.cat(parts, dim=-1) for parts in zip(*answers, strict=True)]
     return Measured(counter.counts(), *joined)
 
 
+def chosen_images(total: int, wanted: int) -> Tensor:
+    """The indices of `wanted` of `total` images, evenly spread; all for 0 or too many."""
+    count = min(wanted or total, total)
+    return torch.arange(count) * total // count
+
+
 def answers_of(logits_TNK: Tensor, labels_N: Tensor) -> tuple[Tensor, ...]:
-    """The fields of `Measured` but the counts, for one batch."""
+    """The fields of `Measured` from `labels_I` on, for one batch."""
     mean_TNK = cumulative_mean(logits_TNK)
     return (
         labels_N,

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
@@ -32,6 +32,9 @@ PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # How long a process waits for one that has vanished without closing its connections.
 PATIENCE = timedelta(minutes=10)
+# DDP adds gradients up bucket by bucket and fills the buckets anew after its first step, so that
+# three processes would add in another order after a resume. Of one parameter each, none changes.
+ONE_BUCKET_EACH = DistributedDataParallelKwargs(bucket_cap_mb=1e-6)
 
 Result = TypeVar("Result")
 
@@ -211,7 +214,7 @@ def make_runtime(training: TrainingConfig) -> Runtime:
         cpu=training.device == "cpu" or not torch.cuda.is_available(),
         mixed_precision=PRECISIONS[training.precision],
         gradient_accumulation_steps=1,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE), ONE_BUCKET_EACH],
     )
     runtime = Runtime(accelerator)
     if runtime.device.type == "cpu":

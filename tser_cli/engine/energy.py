@@ -13,10 +13,10 @@ from tser_cli.engine.networks import Loaded
 from tser_cli.engine.opened import Opened, open_finished, select_run
 from tser_cli.engine.runs import Run
 from tser_cli.engine.workplace import Workplace
-from tser_cli.errors import TserError
+from tser_cli.errors import ConfigError, TserError
 from tser_cli.files import check_folder
 from tser_cli.report import console, energy_report
-from tser_cli.report.tables import read_csv, write_csv
+from tser_cli.report.tables import write_csv
 
 PER_IMAGE = (
     "run",
@@ -46,18 +46,22 @@ class EnergyRequest:
 
 
 def find_run_teacher(run: Run, place: Workplace) -> Loaded | None:
-    """The teacher that `run` learned from; None where it had none or, with a warning, is gone."""
+    """The teacher that `run` learned from; None where it had none or it can't be read.
+
+    Where its file is gone an untrained network of its architecture serves, with a warning: what
+    an ANN costs does not depend on its weights.
+    """
     described = run.environment().get("teacher")
     if not described:
         return None
-    spec = place.dataset.spec
+    spec, source = place.dataset.spec, Path(str(described["source"]))
     try:
-        source = Path(str(described["source"]))
-        loaded = (
-            networks.read(source, spec)
-            if source.is_file()
-            else networks.untrained(str(described["model"]), spec, place.config)
-        )
+        if source.is_file():
+            loaded = networks.read(source, spec)
+        else:
+            name = str(described["model"])
+            place.progress.warn(f"{source} is not there; its architecture, {name}, is counted")
+            loaded = networks.untrained(name, spec, place.config)
     except TserError as error:
         place.progress.warn(f"the teacher's energy is left out: {error}")
         return None
@@ -71,9 +75,7 @@ def energy(request: EnergyRequest) -> None:
     Raises RunError, CheckpointError or ConfigError before anything is written.
     """
     profile = load_profile(request.profile)
-    for path in (request.output, request.per_image):
-        if path is not None:
-            check_folder(path)
+    check_paths(request)
     opened = open_finished(select_run(request.run, request.runs_dir), request.changes or {})
     if not opened.place.runtime.is_main:
         return
@@ -87,11 +89,31 @@ def energy(request: EnergyRequest) -> None:
     out = console.output()
     out.print(energy_report.table(opened.run.name, report.rows))
     for line in energy_report.sentences(report.document):
-        out.print(line, soft_wrap=True)
-    written = [request.output, request.output.with_suffix(".json"), request.per_image, *figures]
+        out.print(line, soft_wrap=True, markup=False)
+    written = [request.output, files_of(request.output)[0], request.per_image, *figures]
     for path in written:
         if path is not None:
-            out.print(f"written: {path}", soft_wrap=True)
+            out.print(f"written: {path}", soft_wrap=True, markup=False)
+
+
+def files_of(output: Path) -> tuple[Path, Path, Path]:
+    """What is written beside the table: the sidecar and the two figures."""
+    by_layer = output.with_name(f"{output.stem}_by_layer.png")
+    return output.with_suffix(".json"), by_layer, output.with_name(f"{output.stem}_accuracy.png")
+
+
+def check_paths(request: EnergyRequest) -> None:
+    """Raise ConfigError or RunError where two files would be one, or one can't be written."""
+    paths = [request.output, *files_of(request.output)]
+    if request.per_image is not None:
+        paths.append(request.per_image)
+    if len({path.absolute() for path in paths}) < len(paths):
+        raise ConfigError(
+            f"{request.output}: the table, its sidecar {paths[1].name} and the other files must "
+            "have different names; call the table something.csv"
+        )
+    for path in paths:
+        check_folder(path)
 
 
 def labels_of(opened: Opened) -> Labels:
@@ -110,7 +132,7 @@ def per_image_rows(opened: Opened, measured: Measured, profile: Profile) -> list
             "run": opened.run.name,
             "dataset": opened.config.data.name,
             "profile": profile.name,
-            "image": image,
+            "image": int(measured.index_I[image]),
             "label": int(measured.labels_I[image]),
             "t": t + 1,
             "correct_at_t": int(measured.correct_TI[t, image]),
@@ -130,21 +152,12 @@ def draw(
     document: dict[str, Any],
 ) -> list[Path]:
     """The two figures, beside the table: energy by layer, and accuracy against energy."""
-    by_layer = output.with_name(f"{output.stem}_by_layer.png")
-    against = output.with_name(f"{output.stem}_accuracy.png")
+    _, by_layer, against = files_of(output)
     energy_report.plot_by_layer(by_layer, rows, run.name)
     accuracy_T = measured.correct_cumulative_TI.double().mean(1).tolist()
     per_step = [row["energy_pj"] for row in rows if row["layer"] == "TOTAL" and row["t"] != "all"]
     teacher = (document["teacher"] or {}).get("energy_pj")
-    accuracy = teacher_accuracy(run, measured.counts.images)
+    whole = run.status().get("images") == measured.counts.images
+    accuracy = run.status().get("teacher_accuracy") if whole else None
     energy_report.plot_accuracy(against, accuracy_T, per_step, teacher, accuracy, run.name)
     return [by_layer, against]
-
-
-def teacher_accuracy(run: Run, images: int) -> float | None:
-    """The teacher's accuracy on the test set, as recorded; None where other images were counted."""
-    path = run.folder / "per_timestep.csv"
-    recorded = read_csv(path)[-1] if path.is_file() else {}
-    if not recorded.get("teacher_accuracy") or int(recorded["images"]) != images:
-        return None
-    return float(recorded["teacher_accuracy"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,10 @@ SHORT = {
     "lr": "optimizer.lr",
     "tau": "neuron.tau",
 }
+LONG = {key: name for name, key in SHORT.items() if name != "T"}
+DEFAULT_SEEDS = 3
+SECTION_KEYS = ("vary", "seeds", "baseline", "measure")
+MEASURES = ("accuracy", "validation_accuracy")
 
 
 @dataclass(frozen=True)
@@ -41,14 +46,85 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """`method=kd, temperature=4` without the seed."""
-        return label(self.varied)
+        """`method=kd, temperature=4`, without the seed."""
+        return ", ".join(f"{short(key)}={value}" for key, value in self.varied.items())
+
+    @property
+    def title(self) -> str:
+        """The label and the seed."""
+        return f"{self.label}, seed {self.seed}"
 
 
-def label(varied: Mapping[str, Any]) -> str:
-    """`{"method.name": "kd"}` -> "method=kd"."""
-    names = {key: short for short, key in SHORT.items() if short != "T"}
-    return ", ".join(f"{names.get(key, key)}={value}" for key, value in varied.items())
+@dataclass(frozen=True)
+class Request:
+    """What is compared: the cells, the varied keys, the baseline, the column that is compared.
+
+    `baseline` holds some of the varied settings: a cell is compared with the one that has these and
+    is like it in all others.
+    """
+
+    cells: list[Cell]
+    axes: list[str]
+    baseline: dict[str, Any]
+    measure: str
+
+    @property
+    def names(self) -> list[str]:
+        """The varied keys as people write them."""
+        return [short(axis) for axis in self.axes]
+
+
+def short(key: str) -> str:
+    """`method.name` -> `method`; a key without a short name stays as it is."""
+    return LONG.get(key, key)
+
+
+def make_request(
+    layers: list[recipe.Layer],
+    section: dict[str, Any],
+    vary: Sequence[str] | None = None,
+    seeds: int | None = None,
+    baseline: str | None = None,
+) -> Request:
+    """The request of flags over the recipe's [ablation] section. Raises ConfigError."""
+    check_section(section)
+    if vary:
+        axes, chosen = parse_vary(vary), baseline or ""
+    else:
+        axes = parse_vary(section.get("vary", []), "[ablation] vary")
+        chosen = baseline or section.get("baseline", "")
+    if not axes:
+        raise ConfigError("nothing is varied: give --vary key=value,value or an [ablation] section")
+    count = section.get("seeds", DEFAULT_SEEDS) if seeds is None else seeds
+    cells = expand(layers, axes, count)
+    measure = section.get("measure", MEASURES[0])
+    if measure == MEASURES[1] and any(c.config.data.validation_fraction == 0.0 for c in cells):
+        raise ConfigError(
+            f'[ablation] measure = "{measure}" needs images held out: data.validation_fraction'
+        )
+    return Request(cells, list(axes), choose_baseline(cells, chosen), measure)
+
+
+def check_section(section: Mapping[str, Any]) -> None:
+    """Raise ConfigError with every problem of an [ablation] section."""
+    problems = [
+        f'unknown key "{key}"{nearest(key, SECTION_KEYS)}. Known: {", ".join(SECTION_KEYS)}'
+        for key in section
+        if key not in SECTION_KEYS
+    ]
+    texts = section.get("vary", [])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        problems.append('vary must be a list, as ["method=ce,kd", "timesteps=1,2"]')
+    count = section.get("seeds", 1)
+    if not isinstance(count, int) or isinstance(count, bool):
+        problems.append(f"seeds = {count!r} must be a whole number")
+    if not isinstance(section.get("baseline", ""), str):
+        problems.append('baseline must be a text, as "method=kd"')
+    measure = section.get("measure", MEASURES[0])
+    if measure not in MEASURES:
+        problems.append(f'measure = "{measure}" must be one of {", ".join(MEASURES)}')
+    if problems:
+        raise ConfigError("\n".join(f"[ablation]: {problem}" for problem in problems))
 
 
 def full_key(name: str) -> str:
@@ -56,27 +132,44 @@ def full_key(name: str) -> str:
     key = SHORT.get(name, name)
     valid = settings.keys()
     if key not in valid:
-        raise ConfigError(f'--vary: unknown key "{name}"{nearest(name, [*valid, *SHORT])}')
+        raise ConfigError(f'unknown key "{name}"{nearest(name, [*SHORT, *valid])}')
     if key == SEED:
-        raise ConfigError("--vary: seeds are counted by --seeds, not varied")
+        raise ConfigError("seeds are counted by --seeds, not varied")
     return key
 
 
-def parse_vary(texts: Iterable[str]) -> dict[str, list[Any]]:
-    """["method=ce,kd", "timesteps=1,2"] -> values by dotted key. Raises ConfigError."""
+def parse_vary(texts: Iterable[str], source: str = "--vary") -> dict[str, list[Any]]:
+    """["method=ce,kd", "timesteps=1,2"] -> values by dotted key.
+
+    Raises ConfigError with the problems of all texts.
+    """
     axes: dict[str, list[Any]] = {}
+    problems = []
     for text in texts:
-        name, equals, listed = text.partition("=")
-        values = [recipe.parse_value(value.strip()) for value in listed.split(",")]
-        if not equals or "" in values:
-            raise ConfigError(f"--vary {text}: write --vary key=value,value")
-        key = full_key(name.strip())
-        if key in axes:
-            raise ConfigError(f"--vary: {name.strip()} is varied twice")
-        if len({repr(value) for value in values}) < len(values):
-            raise ConfigError(f"--vary {text}: a value stands twice")
-        axes[key] = values
+        try:
+            key, values = parse_axis(text)
+            if key in axes:
+                raise ConfigError(f"{short(key)} is varied twice")
+            axes[key] = values
+        except ConfigError as error:
+            problems.append(f"{source} {text}: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
     return axes
+
+
+def parse_axis(text: str) -> tuple[str, list[Any]]:
+    """ "timesteps=1,2" -> ("model.timesteps", [1, 2]). Raises ConfigError."""
+    name, equals, listed = text.partition("=")
+    words = [word.strip() for word in listed.split(",")]
+    if not equals or "" in words:
+        raise ConfigError("write key=value,value")
+    key = full_key(name.strip())
+    values = [recipe.from_assignments([f"{key}={word}"]).values[key] for word in words]
+    twice = [value for place, value in enumerate(values) if value in values[:place]]
+    if twice:
+        raise ConfigError(f"{twice[0]} stands there twice")
+    return key, values
 
 
 def expand(layers: list[recipe.Layer], axes: Mapping[str, list[Any]], seeds: int) -> list[Cell]:
@@ -94,9 +187,9 @@ def expand(layers: list[recipe.Layer], axes: Mapping[str, list[Any]], seeds: int
             try:
                 cells.append(Cell(varied, seed, recipe.resolve([*layers, top])))
             except ConfigError as error:
-                problems.append(str(error))
+                problems += str(error).splitlines()
     if problems:
-        raise ConfigError("\n".join(dict.fromkeys("\n".join(problems).splitlines())))
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
     return cells
 
 
@@ -107,9 +200,10 @@ def choose_baseline(cells: list[Cell], text: str) -> dict[str, Any]:
     """
     if not text:
         return cells[0].varied
-    wanted = {key: values[0] for key, values in parse_vary(text.split(";")).items()}
+    found = parse_vary(re.split(r"\s*[,;]\s*", text), "--baseline")
+    wanted = {key: values[0] for key, values in found.items()}
     for cell in cells:
-        if all(cell.varied.get(key) == value for key, value in wanted.items()):
-            return cell.varied
+        if all(key in cell.varied and cell.varied[key] == wanted[key] for key in wanted):
+            return wanted
     labels = "; ".join(dict.fromkeys(cell.label for cell in cells))
-    raise ConfigError(f"--baseline {text}: no cell is so. Cells: {labels}")
+    raise ConfigError(f"--baseline {text}: there is no such cell. Cells: {labels}")

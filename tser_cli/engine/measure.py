@@ -15,6 +15,7 @@ from tser_cli.engine.runs import Run
 from tser_cli.engine.tasks import freeze
 from tser_cli.engine.workplace import evaluate_split
 from tser_cli.errors import ConfigError, TserError
+from tser_cli.files import check_folder
 from tser_cli.report import console, energy_report, plots
 from tser_cli.report.tables import per_timestep_csv
 
@@ -65,6 +66,8 @@ def evaluate_run(request: Evaluating) -> Path:
         raise ConfigError(f'--split "{request.split}": use one of {", ".join(SPLITS)}')
     if _rules(request) and request.split != "test":
         raise ConfigError("--early-exit is measured on the test set; leave --split out")
+    if request.output is not None:
+        check_folder(request.output)
     opened = open_finished(select_run(request.run, request.runs_dir), request.changes or {})
     run, model = opened.run, opened.loaded.model
     trained = opened.config.model.timesteps if model.spiking else 1
@@ -74,7 +77,9 @@ def evaluate_run(request: Evaluating) -> Path:
     evaluation = evaluate_split(model, opened.place, SPLITS[request.split], max(steps))
     accuracy = teacher_accuracy(opened, SPLITS[request.split])
     rows = [{**row, "teacher_accuracy": accuracy} for row in evaluation.rows() if row["t"] in steps]
-    same = request.split == "test" and steps == list(range(1, trained + 1))
+    asked = request.changes or {}
+    as_trained = all(asked.get(key) is None for key in ("training.precision", "data.dir"))
+    same = request.split == "test" and steps == list(range(1, trained + 1)) and as_trained
     stem = "per_timestep" if same else f"per_timestep_{request.split}_T{max(steps)}"
     path = request.output or run.folder / f"{stem}.csv"
     if opened.place.runtime.is_main:

@@ -23,12 +23,16 @@ NO_DESCRIPTION = (ValueError, KeyError, TypeError, ArithmeticError, RuntimeError
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network read from a file: its architecture, where it came from, the file's SHA-256."""
+    """A network read from a file: its architecture, where it came from, the file's SHA-256.
+
+    `classes`: the names of what it tells apart, () where the file does not say.
+    """
 
     model: Classifier
     name: str
     source: str
     sha256: str
+    classes: tuple[str, ...] = ()
 
 
 def build(name: str, spec: DataSpec, config: Config, spiking: bool) -> Classifier:
@@ -80,7 +84,8 @@ def read(path: Path, spec: DataSpec) -> Loaded:
     if "tser" in metadata:
         name, model = _from_description(metadata["tser"], path)
         load_weights(model, state, str(path))
-        return Loaded(model, name, str(path), digest)
+        classes = tuple(str(label) for label in json.loads(metadata["tser"])["classes"])
+        return Loaded(model, name, str(path.resolve()), digest, classes)
     for name, entry in registry.MODELS.items():
         if entry.spiking_only:
             continue
@@ -90,7 +95,7 @@ def read(path: Path, spec: DataSpec) -> Loaded:
         except CheckpointError:
             continue
         load_weights(model, state, str(path))
-        return Loaded(model, name, str(path), digest)
+        return Loaded(model, name, str(path.resolve()), digest)
     raise CheckpointError(
         f"{path} does not say which network it is, and fits no ANN for {spec.num_classes} classes "
         f"of {spec.channels} x {spec.height} x {spec.width} images"

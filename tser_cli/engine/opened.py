@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tser_cli import recipe
 from tser_cli.config import Config
 from tser_cli.engine import networks, runs
 from tser_cli.engine.networks import Loaded
@@ -13,6 +15,13 @@ from tser_cli.engine.runs import Run
 from tser_cli.engine.tasks import check_teacher, freeze
 from tser_cli.engine.workplace import Workplace, prepare
 from tser_cli.errors import RunError
+
+MEASURING = frozenset(
+    {
+        *("data.dir", "data.workers", "training.device", "training.precision"),
+        "training.eval_batch_size",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -42,9 +51,20 @@ def select_run(run: Path | None, runs_dir: Path) -> Run:
     return newest
 
 
+def measuring_config(run: Run, changes: dict[str, Any]) -> Config:
+    """The run's settings, with how it is measured now: `TSER_*` < flags. Raises ConfigError.
+
+    Of the variables only those of `MEASURING` count: a finished run's training is what it was.
+    """
+    asked = recipe.from_environment(os.environ)
+    asked = recipe.Layer(asked.source, {k: v for k, v in asked.values.items() if k in MEASURING})
+    own = recipe.read(str(run.folder / "config.toml"))
+    return recipe.resolve([own, asked, recipe.from_flags(changes)])
+
+
 def open_finished(run: Run, changes: dict[str, Any]) -> Opened:
     """The run's network and data; `changes` are settings such as training.device."""
-    config = run.config().updated({k: v for k, v in changes.items() if v is not None})
+    config = measuring_config(run, changes)
     place = prepare(config)
     loaded = networks.read(run.model_file, place.dataset.spec)
     spec = place.dataset.spec

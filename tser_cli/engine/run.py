@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
+
+import tomli_w
 
 from tser_cli import registry
 from tser_cli.config import Config
@@ -23,10 +26,11 @@ from tser_cli.engine.tasks import Task, check_teacher, classification, distillat
 from tser_cli.engine.train import Fit, fit
 from tser_cli.engine.workplace import Options, Workplace, evaluate_split, make_heed, prepare
 from tser_cli.errors import CheckpointError, Interrupted, NonFiniteError
+from tser_cli.files import write_text
 from tser_cli.report import console, plots
 from tser_cli.report.tables import per_timestep_csv
 
-NEXT = ["tser evaluate --per-timestep", "tser energy report.csv"]
+NEXT = ("tser evaluate --per-timestep", "tser energy report.csv")
 
 
 def train_teacher(config: Config, options: Options) -> Run:
@@ -34,7 +38,9 @@ def train_teacher(config: Config, options: Options) -> Run:
     teachers.check_architecture(config.model.teacher)
     place = prepare(config)
     run, evaluation = train_teacher_in(place, options)
-    present(run, place, evaluation, [f"tser distill --teacher {run.folder} -T 2"])
+    given = f" --data-dir {config.data.dir}" if config.data.dir else ""
+    told = f"tser distill --teacher {run.folder} --dataset {config.data.name}{given} -T 2"
+    present(run, place, evaluation, [told])
     return run
 
 
@@ -67,7 +73,9 @@ def distill(config: Config, options: Options) -> Run:
         train(task, place, run, stop)
         metadata = networks.describe(name, place.dataset.spec, config, spiking=True)
         evaluation = finish(run, place, task, name, metadata, teacher, stop)
-    present(run, place, evaluation, NEXT)
+    elsewhere = options.runs_dir != Options().runs_dir
+    given = f" --runs-dir {options.runs_dir}" if elsewhere else ""
+    present(run, place, evaluation, [f"{command}{given}" for command in NEXT])
     return run
 
 
@@ -101,6 +109,12 @@ def _find_fitting(place: Workplace, runs_dir: Path) -> Loaded | None:
 def _fitting(loaded: Loaded, place: Workplace) -> Loaded:
     spec = place.dataset.spec
     check_teacher(teachers.as_ann(loaded).model, spec.image_shape, spec.num_classes)
+    if loaded.classes and loaded.classes != spec.classes:
+        raise CheckpointError(
+            f"{loaded.source} was trained to tell apart {', '.join(loaded.classes[:3])} ..., the "
+            f"classes of {spec.name} are {', '.join(spec.classes[:3])} .... Name another teacher, "
+            "or train one on this data set (tser train-teacher)"
+        )
     return loaded
 
 
@@ -153,7 +167,8 @@ def open_for_training(
                 _record_failure(run, error)
             raise
         if runtime.is_main:
-            run.update_environment(wall_seconds=time.monotonic() - began)
+            before = float(run.environment().get("wall_seconds", 0.0))
+            run.update_environment(wall_seconds=before + time.monotonic() - began)
 
 
 def _take(kind: str, place: Workplace, options: Options, held: ExitStack) -> tuple[Run, bool]:
@@ -166,6 +181,10 @@ def _take(kind: str, place: Workplace, options: Options, held: ExitStack) -> tup
     held.enter_context(run.lock())
     run.remove_leftovers()
     run.update_status(state="running", why="")
+    # A resumed run may have other epochs or workers than it began with: the file says what holds.
+    write_text(run.folder / "config.toml", tomli_w.dumps(place.config.model_dump(mode="json")))
+    where = {"device": str(place.runtime.device), "processes": place.runtime.world}
+    run.update_environment(**where, command=sys.argv)
     return run, found is not None
 
 
@@ -234,6 +253,7 @@ def finish(
         dataset=config.data.name,
         validation_fraction=config.data.validation_fraction,
         accuracy=evaluation.accuracy,
+        images=evaluation.images,
         teacher_accuracy=evaluation.teacher_accuracy,
         sha256=digest,
     )

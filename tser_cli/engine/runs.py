@@ -34,7 +34,7 @@ PACKAGES = (
 RESUMABLE_CHANGES = frozenset(
     {
         *("training.epochs", "training.device", "training.accumulate", "training.eval_batch_size"),
-        *("training.checkpoint_every", "training.tensorboard", "data.workers", "data.dir"),
+        *("training.checkpoint_every", "training.tensorboard", "data.workers"),
     }
 )
 

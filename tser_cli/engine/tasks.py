@@ -86,11 +86,16 @@ class Task:
         teacher_NK = None if self.teacher is None else _teach(self.teacher, images_NCHW)
         features = None
         if self.teacher_tap is not None:
-            features = Features(student, self.teacher_tap.take())
+            features = Features(_full(student), _full(self.teacher_tap.take()))
         outputs = Outputs(logits_TNK, labels_N, teacher_NK, self.label_smoothing, features)
         terms = reward_entropy(self.method(outputs, self.settings), outputs, self.settings)
         correct = (logits_TNK.detach().mean(0).argmax(-1) == labels_N).sum()
         return StepResult(terms, correct, logits_TNK)
+
+
+def _full(features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    # sums of squares over a map leave the range of half precision
+    return tuple(stage.float() for stage in features)
 
 
 @torch.no_grad()

@@ -43,7 +43,9 @@ def find_teacher(config: Config, spec: DataSpec, runs_dir: Path) -> Loaded | Non
 
 
 def existing_path(name: str) -> Path | None:
-    """The folder or file called `name`, or None."""
+    """The folder or file called `name`, or None; an architecture's name is never one."""
+    if name in registry.MODELS:
+        return None
     # A name too long, a folder that is closed or a ~user that is unknown is no path.
     with suppress(OSError, RuntimeError, ValueError):
         path = Path(name).expanduser()

@@ -17,16 +17,35 @@ class StageAdapters(nn.ModuleList):
 
 def check_stages(student: list[Shape], teacher: list[Shape]) -> None:
     """Raise ConfigError where the stages of the two networks can't be compared one by one."""
-    if not student or not teacher:
-        raise ConfigError("method.name: feature methods need networks with stages, such as ResNets")
+    _check_some(student, teacher)
     if len(student) != len(teacher):
         raise ConfigError(
             f"method.name: the student has {len(student)} stages and the teacher {len(teacher)}; "
-            "feature methods need as many, as resnet18 and resnet34 have"
+            "this method needs as many, as resnet18 and resnet34 have"
         )
     for number, (ours, theirs) in enumerate(zip(student, teacher, strict=True), start=1):
-        if ours[1:] != theirs[1:]:
+        _check_maps(f"stage {number}", ours, theirs)
+
+
+def check_last_stage(student: list[Shape], teacher: list[Shape]) -> None:
+    """Raise ConfigError where the last stages of the two networks can't be compared."""
+    _check_some(student, teacher)
+    _check_maps("the last stage", student[-1], teacher[-1])
+
+
+def _check_some(student: list[Shape], teacher: list[Shape]) -> None:
+    for who, stages in (("student", student), ("teacher", teacher)):
+        if not stages:
             raise ConfigError(
-                f"method.name: stage {number} is {ours[1:]} in the student and {theirs[1:]} in the "
-                "teacher; feature methods need maps of one size (the same model.stem)"
+                f"method.name: the {who} has no stages whose features could be compared; this "
+                "method needs ResNets"
             )
+
+
+def _check_maps(where: str, ours: Shape, theirs: Shape) -> None:
+    if ours[1:] != theirs[1:]:
+        raise ConfigError(
+            f"method.name: {where} is {ours[1]} x {ours[2]} in the student and {theirs[1]} x "
+            f"{theirs[2]} in the teacher; this method needs maps of one size: the same model.stem "
+            "and as many stages"
+        )

@@ -7,6 +7,8 @@ L = ce_weight mean_t CE(z_t, y)
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,18 +16,23 @@ from tser_cli.config import MethodConfig
 from tser_cli.losses.base import Outputs, Terms, step_cross_entropy, teacher_logits
 from tser_cli.losses.functional import kl_per_image, log_probabilities
 
-TINY = 1e-12
-
 
 def target_kl(teacher: Tensor, student: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """KL of (p_y, 1 - p_y) of each row: [M, K] twice, [M] -> [M]."""
-    log_t, log_s = (
-        log_probabilities(logits, temperature).gather(1, labels[:, None])[:, 0]
-        for logits in (teacher.detach(), student)
-    )
-    rest_t = (1 - log_t.exp()).clamp_min(TINY)
-    rest_s = (1 - log_s.exp()).clamp_min(TINY)
-    return log_t.exp() * (log_t - log_s) + rest_t * (rest_t.log() - rest_s.log())
+    theirs = target_and_rest(teacher.detach(), labels, temperature)
+    ours = target_and_rest(student, labels, temperature)
+    return (theirs.exp() * (theirs - ours)).sum(0)
+
+
+def target_and_rest(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """log p_y and log (1 - p_y) of each row: [M, K], [M] -> [2, M].
+
+    The second is summed from the others' logarithms: 1 - p_y itself is 0 for a row that is sure.
+    """
+    log_p = log_probabilities(logits, temperature)
+    target = labels[:, None]
+    rest = log_p.scatter(1, target, -math.inf).logsumexp(1)
+    return torch.stack([log_p.gather(1, target)[:, 0], rest])
 
 
 def other_kl(teacher: Tensor, student: Tensor, labels: Tensor, temperature: float) -> Tensor:

@@ -50,3 +50,14 @@ def stage_shapes(
     model.eval()(torch.zeros(1, *image_shape, device=device), 1)
     model.train(was_training)
     return [(int(f.shape[1]), int(f.shape[2]), int(f.shape[3])) for f in tap.take()]
+
+
+@torch.no_grad()
+def penultimate(model: Classifier, images_NCHW: Tensor, timesteps: int) -> Tensor:
+    """What the last linear layer reads, averaged over time: [N, C, H, W] -> [N, F]."""
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    read: list[Tensor] = []
+    hook = last.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    model(images_NCHW, timesteps)
+    hook.remove()
+    return over_time(read[0], timesteps if model.spiking else 1)

@@ -180,6 +180,7 @@ class ResNet(Classifier):
             made, width = _make_stage(build, layout, width, position)
             self.add_module(stage, made)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self._averages = _last_side(max(build.height, build.width), build, layout) > 1
         self.fc = _make_head(build, width, layout.hidden_head)
         initialise(self)
 
@@ -205,13 +206,24 @@ class ResNet(Classifier):
     def _input_kind(self, name: str) -> str:
         if name == "fc.2":
             return "spikes"
-        if name == "conv1" or name.startswith("fc"):
+        if name == "conv1":
             return "real"
+        if name.startswith("fc"):
+            # Where the last map is one pixel the pool averages nothing: spikes pass as they are.
+            return "real" if self._averages else "sums" if self.sew else "spikes"
         # The first SEW block of all still meets the stem's spikes; later ones meet sums of them.
         reads_block_input = name.endswith((".conv1", ".downsample.0"))
         if self.sew and reads_block_input and not name.startswith("layer1.0."):
             return "sums"
         return "spikes"
+
+
+def _last_side(side: int, build: Build, layout: Layout) -> int:
+    """The longer side of the last stage's map: each stride of 2 halves it, rounded up."""
+    halvings = len(layout.widths) - 1 + (2 if build.large_stem else 0)
+    for _ in range(halvings):
+        side = (side + 1) // 2
+    return side
 
 
 def _make_head(build: Build, width: int, hidden: int) -> nn.Module:

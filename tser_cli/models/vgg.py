@@ -38,7 +38,9 @@ class Vgg(Classifier):
         super().__init__()
         self.spiking = build.spiking
         self.features, width = _make_features(build, plan)
-        self.avgpool = nn.AdaptiveAvgPool2d(7 if build.large_stem else 1)
+        pooled = 7 if build.large_stem else 1
+        self.avgpool = nn.AdaptiveAvgPool2d(pooled)
+        self._averages = _last_sides(build, plan) != (pooled, pooled)
         self.classifier = _make_classifier(build, width)
         initialise(self)
 
@@ -54,8 +56,19 @@ class Vgg(Classifier):
 
     def input_kinds(self) -> dict[str, str]:
         names = [n for n, m in self.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-        real = {"features.0", "classifier.0"} if self.spiking else set(names)
+        # A pool to the size that the map has already averages nothing: spikes pass as they are.
+        real = {"features.0", *(["classifier.0"] if self._averages else [])}
+        real = real if self.spiking else set(names)
         return {name: "real" if name in real else "spikes" for name in names}
+
+
+def _last_sides(build: Build, plan: Plan) -> tuple[int, int]:
+    """Height and width of the last map; a pool is passed over where the shorter side is 1."""
+    height, width = build.height, build.width
+    for _ in range(plan.count(POOL)):
+        if min(height, width) >= 2:
+            height, width = height // 2, width // 2
+    return height, width
 
 
 def _make_features(build: Build, plan: Plan) -> tuple[Timed, int]:

@@ -15,8 +15,8 @@ from tser_cli.report.tables import write_csv
 
 CONFIDENCE = 0.95
 STATISTICS = (
-    *("n", "accuracy_mean", "accuracy_std", "baseline", "difference_mean", "difference_low"),
-    *("difference_high", "pairs", "resolved"),
+    *("measure", "n", "accuracy_mean", "accuracy_std", "baseline", "difference_mean"),
+    *("difference_low", "difference_high", "pairs", "resolved"),
 )
 
 
@@ -40,21 +40,22 @@ def summarise(
 ) -> list[dict[str, Any]]:
     """One row a cell from the rows of ablation.csv that finished.
 
-    Differences are paired by seed: the same initial weights, data order and split. `resolved` is
-    whether the interval leaves 0 out; empty where there is no interval.
+    A cell's differences are to the cell that has the settings of `baseline` and is like it in all
+    others, paired by seed: the same initial weights, data order and split. `resolved` is whether
+    the interval leaves 0 out; empty where there is no interval.
     """
     cells: dict[tuple[str, ...], dict[int, float]] = {}
     for row in rows:
-        key = tuple(str(row[axis]) for axis in axes)
-        found = cells.setdefault(key, {})
+        found = cells.setdefault(tuple(str(row[axis]) for axis in axes), {})
         if row["state"] == "finished" and row[measure] not in (None, ""):
             found[int(row["seed"])] = float(row[measure])
-    base_key = tuple(str(baseline[axis]) for axis in axes)
-    base = cells.get(base_key, {})
-    return [
-        {**dict(zip(axes, key, strict=True)), **_statistics(found, base, key == base_key)}
-        for key, found in cells.items()
-    ]
+    summary = []
+    for key, found in cells.items():
+        settings = dict(zip(axes, key, strict=True))
+        base_key = tuple(str(baseline.get(axis, settings[axis])) for axis in axes)
+        statistic = _statistics(found, cells.get(base_key, {}), key == base_key)
+        summary.append({**settings, "measure": measure, **statistic})
+    return summary
 
 
 def _statistics(found: dict[int, float], base: dict[int, float], is_base: bool) -> dict[str, Any]:
@@ -87,23 +88,32 @@ def _points(value: float | None, sign: str = "") -> str:
 def table(
     title: str, summary: Sequence[dict[str, Any]], axes: Sequence[str], names: Sequence[str]
 ) -> Table:
-    """A line a cell; a difference whose interval holds 0 is "not resolved"."""
+    """A line a cell, in points of percent; a difference whose interval holds 0 is "not resolved".
+
+    Numbers are never cut: on a narrow terminal the settings are folded.
+    """
     shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for name in names:
-        shown.add_column(name, no_wrap=True)
-    for name in ("n", "accuracy %", "std", "difference", "95 % interval", ""):
+        shown.add_column(name, overflow="fold")
+    for name in ("n", "accuracy %", "difference", "95 % interval"):
         shown.add_column(name, justify="right", no_wrap=True)
     for row in summary:
-        low, high = row["difference_low"], row["difference_high"]
-        between = "" if low is None else f"{_points(low, '+')} .. {_points(high, '+')}"
-        verdict = {None: "", 0: "not resolved", 1: "resolved"}[row["resolved"]]
-        shown.add_row(
-            *(str(row[axis]) for axis in axes),
-            str(row["n"]),
-            _points(row["accuracy_mean"]),
-            _points(row["accuracy_std"]),
-            "baseline" if row["baseline"] else _points(row["difference_mean"], "+"),
-            between,
-            verdict,
-        )
+        settings = [str(row[axis]) for axis in axes]
+        shown.add_row(*settings, str(row["n"]), _accuracy(row), _difference(row), _interval(row))
     return shown
+
+
+def _accuracy(row: dict[str, Any]) -> str:
+    spread = row["accuracy_std"]
+    return _points(row["accuracy_mean"]) + ("" if spread is None else f" ± {_points(spread)}")
+
+
+def _difference(row: dict[str, Any]) -> str:
+    if row["baseline"]:
+        return "baseline"
+    return "not resolved" if row["resolved"] == 0 else _points(row["difference_mean"], "+")
+
+
+def _interval(row: dict[str, Any]) -> str:
+    low, high = row["difference_low"], row["difference_high"]
+    return "" if low is None else f"{_points(low, '+')} .. {_points(high, '+')}"

@@ -33,7 +33,9 @@ def plot_per_timestep(path: Path, rows: Sequence[dict[str, Any]], title: str) ->
     bars = axes.bar(steps, heights, width=0.6, color="#4c72b0", label="accuracy at t")
     axes.bar_label(bars, fmt="%.2f", fontsize=8)
     averaged, teacher = 100 * rows[-1]["accuracy_cumulative"], rows[-1]["teacher_accuracy"]
-    axes.axhline(averaged, color="#c44e52", label=f"averaged over {len(rows)}: {averaged:.2f}")
+    axes.axhline(
+        averaged, color="#c44e52", label=f"averaged over 1..{rows[-1]['t']}: {averaged:.2f}"
+    )
     shown = [*heights, averaged]
     if teacher is not None:
         axes.axhline(

@@ -1,0 +1,479 @@
+"""The rivals of the paper's ladder: by hand in plain Python, and at their limits."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from tser_cli import registry
+from tser_cli.config import MethodConfig
+from tser_cli.losses import bkd, dkd, seal, tsd
+from tser_cli.losses.base import Features, Outputs, load_method, reward_entropy, stage_features
+
+Logits = list[float]
+RIVALS = ["feature", "kd_feature", "bkd", "tsd", "seal", "tet", "dkd"]
+OF_LOGITS = ["tsd", "seal", "tet", "dkd"]
+OF_FEATURES = ["feature", "kd_feature", "bkd"]
+
+# Three steps, two images, three classes. Image 0 (label 0) is right at steps 1 and 3; image 1
+# (label 2) never.
+STUDENT = [
+    [[2.0, 0.5, -1.0], [1.0, 0.2, 0.4]],
+    [[0.3, 1.5, 0.0], [-0.5, 2.0, 1.0]],
+    [[1.2, -0.4, 0.6], [0.8, -1.0, 0.1]],
+]
+TEACHER = [[3.0, 1.0, -0.5], [0.4, 2.5, 2.0]]
+LABELS = [0, 2]
+STEPS, IMAGES, CLASSES = 3, 2, 3
+
+
+def outputs(
+    student: list[list[Logits]] | Tensor = STUDENT,
+    teacher: list[Logits] | Tensor = TEACHER,
+    labels: list[int] = LABELS,
+    features: Features | None = None,
+) -> Outputs:
+    def tensor(values: object) -> Tensor:
+        if isinstance(values, Tensor):
+            return values
+        return torch.tensor(values, dtype=torch.float64)
+
+    return Outputs(
+        tensor(student), torch.tensor(labels), tensor(teacher), features=features or some_features()
+    )
+
+
+def some_features(leaf: bool = False) -> Features:
+    """Two stages of two images: [2, 3, 2, 2] and [2, 4, 1, 1], from a generator of their own."""
+    draw = torch.Generator().manual_seed(11)
+    shapes = [(2, 3, 2, 2), (2, 4, 1, 1)]
+    made = [torch.randn(*s, dtype=torch.float64, generator=draw) for s in [*shapes, *shapes]]
+    return Features(tuple(x.requires_grad_(leaf) for x in made[:2]), tuple(made[2:]))
+
+
+def terms_of(method: str, of: Outputs, **settings: float | str) -> dict[str, float]:
+    found = load_method(method)(of, MethodConfig(name=method, **settings))  # type: ignore[arg-type]
+    return {name: term.item() for name, term in found.items()}
+
+
+def softmax(z: Logits, tau: float = 1.0) -> Logits:
+    powers = [math.exp(value / tau) for value in z]
+    return [power / sum(powers) for power in powers]
+
+
+def ce(z: Logits, label: int) -> float:
+    return -math.log(softmax(z)[label])
+
+
+def kl(target: Logits, z: Logits, tau: float) -> float:
+    """tau^2 KL(softmax(target / tau) || softmax(z / tau))."""
+    pairs = zip(softmax(target, tau), softmax(z, tau), strict=True)
+    return tau**2 * sum(p * math.log(p / q) for p, q in pairs)
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def average(rows: list[Logits]) -> Logits:
+    return [mean(list(column)) for column in zip(*rows, strict=True)]
+
+
+CE_OF_STEPS = mean([ce(step[n], LABELS[n]) for step in STUDENT for n in range(IMAGES)])
+AVERAGED = [average([step[n] for step in STUDENT]) for n in range(IMAGES)]
+CE_OF_MEAN = mean([ce(AVERAGED[n], LABELS[n]) for n in range(IMAGES)])
+
+
+def squared_error(stage: int) -> float:
+    """Sum of the squared differences of a stage, value by value."""
+    features = some_features()
+    pairs = zip(
+        features.student[stage].flatten().tolist(),
+        features.teacher[stage].flatten().tolist(),
+        strict=True,
+    )
+    return math.fsum((a - b) ** 2 for a, b in pairs)
+
+
+def test_tsd_by_hand() -> None:
+    right = average([STUDENT[0][0], STUDENT[2][0]])  # image 0; image 1 has no target
+    own = sum(kl(right, step[0], 3.0) for step in STUDENT) / (STEPS * IMAGES)
+    kd = mean([kl(TEACHER[n], step[n], 3.0) for step in STUDENT for n in range(IMAGES)])
+    found = terms_of("tsd", outputs())
+    expected = {"ce": CE_OF_STEPS, "kd": kd, "self": own}
+    expected["loss"] = CE_OF_STEPS + 0.2 * kd + 0.5 * own
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_tsd_with_all_steps_as_the_target_by_hand() -> None:
+    own = mean([kl(AVERAGED[n], step[n], 3.0) for step in STUDENT for n in range(IMAGES)])
+    assert terms_of("tsd", outputs(), target="all")["self"] == pytest.approx(own, abs=1e-12)
+
+
+def test_seal_by_hand() -> None:
+    # Where a step is wrong, written out: the student's wrong logit takes the true one's value, the
+    # teacher's wrong and true logits the smaller of theirs.
+    copies = [
+        ([2.0, 0.5, -1.0], [3.0, 1.0, -0.5]),  # right
+        ([0.4, 0.2, 0.4], [0.4, 2.5, 0.4]),  # says 0, true 2
+        ([0.3, 0.3, 0.0], [1.0, 1.0, -0.5]),  # says 1, true 0
+        ([-0.5, 1.0, 1.0], [0.4, 2.0, 2.0]),  # says 1, true 2
+        ([1.2, -0.4, 0.6], [3.0, 1.0, -0.5]),  # right
+        ([0.1, -1.0, 0.1], [0.4, 2.5, 0.4]),  # says 0, true 2
+    ]
+    ela = mean([kl(theirs, ours, 3.0) for ours, theirs in copies])
+    sta = mean([sta_by_hand([step[n] for step in STUDENT]) for n in range(IMAGES)])
+    found = terms_of("seal", outputs())
+    loss = CE_OF_STEPS + 0.6 * ela + 0.15 * sta
+    expected = {"ce": CE_OF_STEPS, "ela": ela, "sta": sta, "loss": loss}
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def confidence(z: Logits) -> float:
+    return 1 + sum(p * math.log(p) for p in softmax(z)) / math.log(len(z))
+
+
+def cosine(a: Logits, b: Logits) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
+
+
+def sta_by_hand(steps: list[Logits]) -> float:
+    """The mean over the steps of one image."""
+    found = []
+    for i, z in enumerate(steps):
+        others = [other for j, other in enumerate(steps) if j != i]
+        weights = softmax([confidence(other) * cosine(z, other) for other in others])
+        target = [
+            sum(w * other[k] for w, other in zip(weights, others, strict=True))
+            for k in range(len(z))
+        ]
+        found.append(kl(target, z, 3.0))
+    return mean(found)
+
+
+def test_tet_by_hand() -> None:
+    error = mean([(value - 1) ** 2 for step in STUDENT for z in step for value in z])
+    found = terms_of("tet", outputs())
+    expected = {"ce": CE_OF_STEPS, "mse": error, "loss": 0.95 * CE_OF_STEPS + 0.05 * error}
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def target_and_others(n: int, z: Logits, tau: float) -> tuple[float, float]:
+    y = LABELS[n]
+    p, q = softmax(TEACHER[n], tau)[y], softmax(z, tau)[y]
+    target = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    rest = [k for k in range(CLASSES) if k != y]
+    return tau**2 * target, kl([TEACHER[n][k] for k in rest], [z[k] for k in rest], tau)
+
+
+def test_dkd_by_hand() -> None:
+    pairs = [target_and_others(n, step[n], 4.0) for step in STUDENT for n in range(IMAGES)]
+    target, others = (mean(list(values)) for values in zip(*pairs, strict=True))
+    found = terms_of("dkd", outputs())
+    loss = CE_OF_STEPS + target + 8 * others
+    expected = {"ce": CE_OF_STEPS, "target": target, "others": others, "loss": loss}
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_two_terms_of_dkd_make_up_the_kl() -> None:
+    # Zhao et al., equation 7: KL = target + (1 - p_y) others, of every row.
+    student, labels = torch.tensor(STUDENT[0], dtype=torch.float64), torch.tensor(LABELS)
+    teacher = torch.tensor(TEACHER, dtype=torch.float64)
+    target = dkd.target_kl(teacher, student, labels, 1.0).tolist()
+    others = dkd.other_kl(teacher, student, labels, 1.0).tolist()
+    for n in range(IMAGES):
+        rest = 1 - softmax(TEACHER[n])[LABELS[n]]
+        whole = kl(TEACHER[n], STUDENT[0][n], 1.0)
+        assert target[n] + rest * others[n] == pytest.approx(whole, abs=1e-12)
+
+
+def test_dkd_still_learns_from_a_student_that_is_surer_than_its_teacher() -> None:
+    # In float32 1 - p_y is exactly 0 here, and its logarithm -34.5.
+    student = torch.tensor([[[40.0, 5.0, 5.5 - math.log(2)]]], requires_grad=True)
+    of = Outputs(student, torch.tensor([0]), torch.tensor([[2.0, 0.0, 0.0]]))
+    settings = MethodConfig(name="dkd", temperature=1.0, ce_weight=0.0, beta=0.0)
+    found = load_method("dkd")(of, settings)
+    p = math.exp(2) / (math.exp(2) + 2)
+    rest = math.log(math.exp(-35.0) + math.exp(-34.5) / 2)
+    expected = p * math.log(p) + (1 - p) * (math.log(1 - p) - rest)
+    assert found["loss"].item() == pytest.approx(expected, rel=1e-5)
+    found["loss"].backward()
+    assert student.grad is not None
+    assert student.grad[0, 0, 0].item() == pytest.approx(1 - p, rel=1e-5)
+
+
+def test_feature_by_hand() -> None:
+    error = mean([squared_error(0) / 24, squared_error(1) / 8])
+    found = terms_of("feature", outputs())
+    expected = {"ce": CE_OF_MEAN, "feature": error, "loss": CE_OF_MEAN + 100 * error}
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_kd_feature_by_hand() -> None:
+    kd = mean([kl(TEACHER[n], AVERAGED[n], 4.0) for n in range(IMAGES)])
+    error = mean([squared_error(0) / 24, squared_error(1) / 8])
+    expected = {"ce": CE_OF_MEAN, "kd": kd, "feature": error}
+    expected["loss"] = CE_OF_MEAN + kd + 100 * error
+    assert terms_of("kd_feature", outputs()) == pytest.approx(expected, abs=1e-9)
+
+
+def test_bkd_by_hand() -> None:
+    ratios = [ce(AVERAGED[n], LABELS[n]) / ce(TEACHER[n], LABELS[n]) for n in range(IMAGES)]
+    weighted = [
+        (1 - math.exp(-ratios[n])) * kl(TEACHER[n], AVERAGED[n], 2.0) for n in range(IMAGES)
+    ]
+    error = squared_error(1) / IMAGES  # of the last stage alone
+    expected = {"ce": CE_OF_MEAN, "kd": mean(weighted), "feature": error}
+    expected["loss"] = CE_OF_MEAN + mean(weighted) + 7e-5 * error
+    assert terms_of("bkd", outputs()) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("logit", "weight"), [(1e3, 0.0), (0.0, 0.5), (-1e3, 1.0)])
+def test_the_weight_of_bkd_runs_from_0_to_1(logit: float, weight: float) -> None:
+    # the teacher's cross entropy is 1, the student's 0, log 2 and 1000
+    teacher = torch.tensor([[-math.log(math.e - 1), 0.0]], dtype=torch.float64)
+    student = torch.tensor([[logit, 0.0]], dtype=torch.float64)
+    found = bkd.distance_weights(student, teacher, torch.tensor([0]))
+    assert found.item() == pytest.approx(weight, abs=1e-12)
+
+
+def test_a_perfect_teacher_divides_by_no_zero() -> None:
+    sure = torch.tensor([[900.0, 0.0, 0.0]])
+    found = bkd.distance_weights(torch.zeros(1, 3), sure, torch.tensor([0]))
+    assert found.item() == 1.0
+
+
+@pytest.mark.parametrize("method", OF_LOGITS)
+def test_one_step_is_the_mean_of_itself(method: str) -> None:
+    found = terms_of(method, outputs(STUDENT[:1]))
+    alone = terms_of(method, outputs([STUDENT[0], STUDENT[0]]))
+    assert found == pytest.approx(alone, abs=1e-12)
+
+
+def test_one_step_has_no_others_to_learn_from() -> None:
+    one = outputs(STUDENT[:1])
+    assert terms_of("seal", one)["sta"] == 0.0
+    # zhat is the step itself where it is right, and there is none where it is not
+    assert terms_of("tsd", one)["self"] == pytest.approx(0.0, abs=1e-15)
+    assert terms_of("tsd", one, target="all")["self"] == pytest.approx(0.0, abs=1e-15)
+
+
+def test_no_right_step_leaves_tsd_s_own_term_out() -> None:
+    never = outputs(labels=[2, 2])
+    assert terms_of("tsd", never)["self"] == 0.0
+    assert terms_of("tsd", never, target="all")["self"] > 0.01
+
+
+def test_no_right_step_gives_no_nan_gradient() -> None:
+    student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
+    tsd.self_distillation(outputs(student, labels=[2, 2]), "correct", 3.0).backward()
+    assert student.grad is not None
+    assert torch.equal(student.grad, torch.zeros_like(student))
+
+
+@pytest.mark.parametrize("method", ["tsd", "seal"])
+def test_equal_steps_teach_each_other_nothing(method: str) -> None:
+    found = terms_of(method, outputs([STUDENT[0]] * 4), **{"target": "all"})
+    assert found["self" if method == "tsd" else "sta"] == pytest.approx(0.0, abs=1e-13)
+
+
+def test_equal_logits_of_all_classes() -> None:
+    flat = outputs([[[0.0] * 3] * 2] * 3, [[0.0] * 3] * 2)
+    for method in OF_LOGITS:
+        found = terms_of(method, flat)
+        assert found["ce"] == pytest.approx(math.log(3), abs=1e-12), method
+        rest = {name for name, value in found.items() if abs(value) > 1e-12}
+        assert rest == {"loss", "ce"} | ({"mse"} if method == "tet" else set()), method
+
+
+@pytest.mark.parametrize(
+    ("method", "silent"),
+    [
+        ("kd_feature", {"kd"}),
+        ("bkd", {"kd"}),
+        ("tsd", {"kd", "self"}),
+        ("dkd", {"target", "others"}),
+    ],
+)
+def test_a_student_equal_to_its_teacher(method: str, silent: set[str]) -> None:
+    found = terms_of(method, outputs([TEACHER] * 3))
+    assert {name: found[name] for name in silent} == pytest.approx(
+        dict.fromkeys(silent, 0.0), abs=1e-13
+    )
+
+
+def test_features_equal_to_the_teacher_s() -> None:
+    theirs = some_features().teacher
+    for method in OF_FEATURES:
+        assert terms_of(method, outputs(features=Features(theirs, theirs)))["feature"] == 0.0
+
+
+def test_ela_leaves_right_answers_as_they_are() -> None:
+    right = [[[2.0, 0.5, -1.0], [1.0, 0.2, 4.0]]]
+    before = torch.tensor(right[0]), torch.tensor(TEACHER)
+    after = seal.aligned_copies(*before, torch.tensor(LABELS))
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    expected = mean([kl(TEACHER[n], right[0][n], 3.0) for n in range(IMAGES)])
+    assert terms_of("seal", outputs(right))["ela"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_ela_works_on_copies() -> None:
+    student, teacher = torch.tensor(STUDENT[1]), torch.tensor(TEACHER)
+    seal.aligned_copies(student, teacher, torch.tensor(LABELS))
+    assert student.tolist() == torch.tensor(STUDENT[1]).tolist()
+    assert teacher.tolist() == torch.tensor(TEACHER).tolist()
+
+
+def test_a_sure_step_weighs_more_in_seal_s_targets() -> None:
+    # the first step learns from one that is nearly sure and one that is nearly flat
+    z = torch.tensor([[[1.0, 0.0, 0.0]], [[9.0, 0.0, 0.0]], [[0.1, 0.0, 0.0]]])
+    target = seal.step_targets(z)[0, 0, 0].item()
+    sure, flat = confidence([9.0, 0.0, 0.0]), confidence([0.1, 0.0, 0.0])
+    weight = 1 / (1 + math.exp(flat - sure))  # both have a cosine of 1
+    assert target == pytest.approx(weight * 9.0 + (1 - weight) * 0.1, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_the_terms_and_their_weights(method: str) -> None:
+    own = dict(registry.METHODS[method].weights)
+    assert (
+        own
+        == {
+            "feature": {"feature_weight": 100.0},
+            "kd_feature": {"feature_weight": 100.0},
+            "bkd": {"temperature": 2.0, "feature_weight": 7e-5},
+            "tsd": {"temperature": 3.0, "alpha": 0.2, "beta": 0.5},
+            "seal": {"temperature": 3.0, "alpha": 0.6, "beta": 0.15},
+            "tet": {"lam": 0.05},
+            "dkd": {"alpha": 1.0, "beta": 8.0},
+        }[method]
+    )
+    settings = MethodConfig(name=method)
+    assert {key: getattr(settings, key) for key in own} == own
+    assert settings.entropy_weight == 0.0
+    assert settings.temperature == own.get("temperature", 4.0)
+
+
+@pytest.mark.parametrize("method", sorted(registry.METHODS))
+def test_entropy_can_be_rewarded_under_any_method(method: str) -> None:
+    entropy = mean([-sum(p * math.log(p) for p in softmax(z)) for step in STUDENT for z in step])
+    without = MethodConfig(name=method, entropy_weight=0.0)
+    plain = reward_entropy(load_method(method)(outputs(), without), outputs(), without)
+    assert "entropy" not in plain
+    settings = MethodConfig(name=method, entropy_weight=0.25)
+    found = reward_entropy(load_method(method)(outputs(), settings), outputs(), settings)
+    assert found["entropy"].item() == pytest.approx(entropy, abs=1e-12)
+    assert found["loss"].item() == pytest.approx(plain["loss"].item() - 0.25 * entropy, abs=1e-9)
+
+
+@pytest.mark.parametrize("method", sorted(registry.METHODS))
+@pytest.mark.parametrize("steps", [1, 3])
+def test_every_method_stays_finite_on_large_logits(method: str, steps: int) -> None:
+    student = (50 * torch.randn(steps, 2, 5)).requires_grad_()
+    of = Outputs(student, torch.tensor([4, 0]), 50 * torch.randn(2, 5), 0.0, some_features())
+    found = load_method(method)(of, MethodConfig(name=method))
+    assert all(term.shape == () and torch.isfinite(term) for term in found.values())
+    found["loss"].backward()
+    assert student.grad is not None and torch.isfinite(student.grad).all()
+
+
+def gradient_of_kl(targets: list[list[Logits]], tau: float, weight: float) -> Tensor:
+    """weight tau (softmax(z / tau) - softmax(target / tau)): the gradient with a fixed target."""
+    return torch.tensor(
+        [
+            [
+                [
+                    weight * tau * (q - p)
+                    for q, p in zip(softmax(z, tau), softmax(target, tau), strict=True)
+                ]
+                for z, target in zip(step, of_step, strict=True)
+            ]
+            for step, of_step in zip(STUDENT, targets, strict=True)
+        ],
+        dtype=torch.float64,
+    )
+
+
+def test_the_targets_of_tsd_carry_no_gradient() -> None:
+    student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
+    tsd.self_distillation(outputs(student), "all", 3.0).backward()
+    expected = gradient_of_kl([AVERAGED] * STEPS, 3.0, 1 / (STEPS * IMAGES))
+    torch.testing.assert_close(student.grad, expected)
+
+
+def test_the_targets_of_seal_carry_no_gradient() -> None:
+    student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
+    seal.step_alignment(outputs(student), 3.0).backward()
+    targets = seal.step_targets(torch.tensor(STUDENT, dtype=torch.float64)).tolist()
+    expected = gradient_of_kl(targets, 3.0, 1 / (STEPS * IMAGES))
+    torch.testing.assert_close(student.grad, expected)
+
+
+def test_the_weights_of_bkd_carry_no_gradient() -> None:
+    student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
+    settings = MethodConfig(name="bkd", ce_weight=0.0, feature_weight=0.0)
+    load_method("bkd")(outputs(student), settings)["loss"].backward()
+    assert student.grad is not None
+    for n in range(IMAGES):
+        weight = 1 - math.exp(-ce(AVERAGED[n], LABELS[n]) / ce(TEACHER[n], LABELS[n]))
+        pairs = zip(softmax(AVERAGED[n], 2.0), softmax(TEACHER[n], 2.0), strict=True)
+        expected = [weight * 2.0 * (q - p) / (STEPS * IMAGES) for q, p in pairs]
+        for step in range(STEPS):
+            assert student.grad[step, n].tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_the_teacher_gets_no_gradient(method: str) -> None:
+    student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor(TEACHER, dtype=torch.float64, requires_grad=True)
+    settings = MethodConfig(name=method)
+    load_method(method)(outputs(student, teacher), settings)["loss"].backward()
+    assert teacher.grad is None
+    assert student.grad is not None and student.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("feature", {}),
+        ("kd_feature", {}),
+        ("bkd", {"kd_weight": 0.0}),  # its weights, and the targets below, are held fixed
+        ("tsd", {"beta": 0.0}),
+        ("seal", {"beta": 0.0}),
+        ("tet", {}),
+        ("dkd", {}),
+    ],
+)
+def test_gradients_agree_with_finite_differences(method: str, changes: dict[str, float]) -> None:
+    settings = MethodConfig(name=method, **changes)  # type: ignore[arg-type]
+    student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
+    teacher = some_features().teacher
+
+    def loss(logits: Tensor, *features: Tensor) -> Tensor:
+        of = outputs(logits, features=Features(features, teacher))
+        return load_method(method)(of, settings)["loss"]
+
+    assert torch.autograd.gradcheck(loss, (student, *some_features(leaf=True).student))
+
+
+def test_a_descent_on_each_method_lowers_its_loss() -> None:
+    for method in OF_LOGITS:
+        student = torch.tensor(STUDENT, dtype=torch.float64)
+        losses = []
+        for _ in range(4):
+            leaf = student.clone().requires_grad_()
+            loss = load_method(method)(outputs(leaf), MethodConfig(name=method))["loss"]
+            loss.backward()
+            assert leaf.grad is not None
+            losses.append(loss.item())
+            student = student - 0.02 * leaf.grad
+        assert all(after < before for before, after in pairwise(losses)), method
+
+
+def test_missing_features_are_our_own_mistake() -> None:
+    with pytest.raises(AssertionError, match="needs features"):
+        stage_features(Outputs(torch.zeros(1, 1, 2), torch.tensor([0])))

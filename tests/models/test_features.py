@@ -1,0 +1,91 @@
+"""What the stages of a network give, as feature methods see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tser_cli.models import Classifier
+from tser_cli.models.features import FeatureTap, over_time, stage_shapes
+
+Build = Callable[..., Classifier]
+
+
+def test_a_tap_gives_each_stage_s_output_in_order(build_lively: Build) -> None:
+    model = build_lively()
+    tap, images = FeatureTap(model), torch.randn(3, 1, 8, 8)
+    model(images, timesteps=2)
+    features = tap.take()
+    x = model.get_submodule("maxpool")(
+        model.get_submodule("act1")(model.stem(images).repeat(2, 1, 1, 1), 2)
+    )
+    for name, found in zip(("layer1", "layer2", "layer3"), features, strict=True):
+        x = model.get_submodule(name)(x, 2)
+        assert torch.equal(found, x), name
+    assert features[-1].sum() > 0  # it spikes: the comparison is not one of silence
+
+
+def test_a_tap_keeps_the_graph_and_forgets_what_was_taken(build_lively: Build) -> None:
+    model = build_lively()
+    tap = FeatureTap(model)
+    model(torch.randn(2, 1, 8, 8), timesteps=1)
+    features = tap.take()
+    features[0].sum().backward()
+    assert model.get_submodule("conv1").weight.grad is not None  # type: ignore[union-attr]
+    with pytest.raises(KeyError):
+        tap.take()
+
+
+def test_a_tap_follows_the_latest_pass(build_lively: Build) -> None:
+    model = build_lively()
+    tap, images = FeatureTap(model), torch.randn(2, 1, 8, 8)
+    model(images, timesteps=1)
+    first = tap.take()
+    model(torch.randn(5, 1, 8, 8), timesteps=3)
+    model(images, timesteps=1)
+    assert all(torch.equal(a, b) for a, b in zip(first, tap.take(), strict=True))
+
+
+def test_the_mean_over_time_leaves_images_apart() -> None:
+    # time is the outer part of the folded axis: steps of image 0 are rows 0 and 3
+    folded = torch.arange(6.0).reshape(6, 1, 1, 1)
+    assert over_time(folded, 2).flatten().tolist() == [1.5, 2.5, 3.5]
+    assert over_time(folded, 1).flatten().tolist() == folded.flatten().tolist()
+    assert over_time(folded, 6).flatten().tolist() == [2.5]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "shapes"),
+    [
+        ("resnet20", {}, [(16, 8, 8), (32, 4, 4), (64, 2, 2)]),
+        ("resnet18", {}, [(64, 8, 8), (128, 4, 4), (256, 2, 2), (512, 1, 1)]),
+        ("resnet34", {"neuron": None}, [(64, 8, 8), (128, 4, 4), (256, 2, 2), (512, 1, 1)]),
+        ("resnet20", {"stem": "large"}, [(16, 2, 2), (32, 1, 1), (64, 1, 1)]),
+        ("vgg11", {}, []),
+    ],
+)
+def test_shapes_of_the_stages(
+    build: Build,
+    name: str,
+    changes: dict[str, object],
+    shapes: list[tuple[int, int, int]],
+) -> None:
+    model = build(name, **changes)
+    assert stage_shapes(model, FeatureTap(model), (1, 8, 8)) == shapes
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_asking_for_shapes_leaves_no_trace(build: Build, training: bool) -> None:
+    model = build().train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    tap = FeatureTap(model)
+    stage_shapes(model, tap, (1, 8, 8))
+    assert model.training is training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
+    assert model.state_dict().keys() == before.keys()
+    with pytest.raises(KeyError):
+        tap.take()

@@ -1,0 +1,193 @@
+"""What an ablation's folder says of it, and --dry-run: what it would do and how long it takes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tser_cli import registry
+from tser_cli.config import Config
+from tser_cli.data.loaders import build_train_loader
+from tser_cli.engine import networks, plan, teachers
+from tser_cli.engine.cells import find_cell
+from tser_cli.engine.grid import SEED, Cell, Request
+from tser_cli.engine.tasks import classification
+from tser_cli.engine.workplace import Options, prepare
+from tser_cli.errors import ConfigError
+from tser_cli.files import make_folder, sha256, write_text
+from tser_cli.report import console
+
+# Cells may differ in these from one session to the next: they change no result.
+FREE = (
+    *("training.device", "training.eval_batch_size", "training.checkpoint_every"),
+    *("training.tensorboard", "data.workers", "data.dir"),
+)
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an ablation writes, where teachers are looked for, how many cells run at once."""
+
+    folder: Path
+    runs_dir: Path
+    jobs: int | None = None
+
+    @property
+    def plan(self) -> Path:
+        """The file that tells an ablation's cells and teachers."""
+        return self.folder / "plan.json"
+
+    @property
+    def own_runs(self) -> Path:
+        """Where teachers are trained that are not found elsewhere."""
+        return self.folder / "runs"
+
+
+def read_plan(place: Place) -> dict[str, Any]:
+    """plan.json, or one without cells where there is none. Raises ConfigError."""
+    empty: dict[str, Any] = {"axes": [], "cells": {}, "teachers": {}}
+    if not place.plan.exists():
+        return empty
+    try:
+        return {**empty, **json.loads(place.plan.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{place.plan} can't be read ({error}); choose another --output"
+        ) from error
+
+
+def write_plan(place: Place, document: dict[str, Any]) -> None:
+    """Write plan.json. Raises RunError."""
+    make_folder(place.folder)
+    write_text(place.plan, json.dumps(document, indent=1) + "\n")
+
+
+def settings_of(cell: Cell) -> dict[str, Any]:
+    """What a cell's result depends on, by dotted key, without the seed."""
+    values = cell.config.model_dump(mode="json")
+    return {
+        f"{section}.{key}": value
+        for section, entries in values.items()
+        for key, value in entries.items()
+        if f"{section}.{key}" not in (*FREE, SEED)
+    }
+
+
+def checked_plan(request: Request, place: Place) -> dict[str, Any]:
+    """plan.json with the cells of `request` added to those that are there.
+
+    Raises ConfigError where it tells of other settings: more values, cells or seeds may join an
+    ablation, nothing else.
+    """
+    document = read_plan(place)
+    if document["axes"] and document["axes"] != request.axes:
+        raise _belongs_elsewhere(place, [f"it varies {', '.join(document['axes'])}"])
+    for cell in request.cells:
+        now = settings_of(cell)
+        before = document["cells"].setdefault(cell.label, now)
+        if before != now:
+            changed = [key for key in now if before.get(key) != now[key]]
+            listed = [f"{key}: {before.get(key)!r} -> {now[key]!r}" for key in changed[:SHOWN]]
+            raise _belongs_elsewhere(place, listed)
+    return {**document, "axes": request.axes}
+
+
+def _belongs_elsewhere(place: Place, listed: list[str]) -> ConfigError:
+    return ConfigError(
+        f"{place.folder} belongs to an ablation with other settings ({'; '.join(listed)}). Choose "
+        "another --output, or remove the folder"
+    )
+
+
+def teacher_key(config: Config) -> str:
+    """What cells share a teacher by."""
+    return f"{config.data.name}, {config.model.teacher}, {config.data.validation_fraction}"
+
+
+def recorded_teacher(document: dict[str, Any], key: str) -> str | None:
+    """The file of the teacher that the ablation began with, None where it has none yet.
+
+    Raises ConfigError where the file is gone or has changed: the cells would not be comparable.
+    """
+    record = document["teachers"].get(key)
+    if record is None:
+        return None
+    path = Path(record["file"])
+    if not path.is_file() or sha256(path.read_bytes()) != record["sha256"]:
+        raise ConfigError(
+            f"{path}, the teacher that this ablation began with, is gone or has changed. Put it "
+            "back, or choose another --output"
+        )
+    return str(path)
+
+
+def needs_teacher(cell: Cell) -> bool:
+    """Whether the cell's method learns from a teacher."""
+    return registry.METHODS[cell.config.method.name].needs_teacher
+
+
+def show_plan(request: Request, place: Place) -> None:
+    """Print the cells, what of them is done, and the time that the rest will take.
+
+    Writes nothing. Raises ConfigError as the ablation itself would.
+    """
+    document, out = checked_plan(request, place), console.output()
+    waiting = []
+    for cell in request.cells:
+        finished = find_cell(cell, place.folder) is not None
+        out.print(f"{cell.title}{': finished' if finished else ''}", markup=False, soft_wrap=True)
+        if not finished:
+            waiting.append(cell)
+    seconds = _teachers_seconds(waiting, document, place) + _cells_seconds(waiting, place)
+    out.print(
+        f"{len(request.cells)} runs, {len(request.cells) - len(waiting)} finished; about "
+        f"{plan.duration(seconds)} of training, one after the other, measured on a few real steps",
+        soft_wrap=True,
+    )
+
+
+def _cells_seconds(waiting: list[Cell], place: Place) -> float:
+    known: dict[str, float] = {}
+    total = 0.0
+    for cell in waiting:
+        # what a step costs depends on the method, not on its weights
+        parts = cell.config.updated({SEED: 0}).model_dump(mode="json", exclude={"method"})
+        kind = json.dumps([parts, cell.config.method.name])
+        if kind not in known:
+            known[kind] = plan.training_seconds(cell.config, Options(place.runs_dir))
+        total += known[kind]
+    return total
+
+
+def _teachers_seconds(waiting: list[Cell], document: dict[str, Any], place: Place) -> float:
+    firsts = {teacher_key(cell.config): cell.config for cell in waiting if needs_teacher(cell)}
+    total = 0.0
+    for key, config in firsts.items():
+        if recorded_teacher(document, key) or find_folder(config, place) is not None:
+            continue
+        settings = teachers.teacher_config(config)
+        name, at = settings.model.teacher, prepare(settings)
+        steps = build_train_loader(at.dataset, settings).steps_per_epoch
+        task = classification(networks.build(name, at.dataset.spec, settings, False), settings)
+        total += plan.step_seconds(task, at) * steps * settings.training.epochs
+        console.output().print(
+            f"a {name} is trained first, {settings.training.epochs} epochs", soft_wrap=True
+        )
+    return total
+
+
+def find_folder(config: Config, place: Place) -> Path | None:
+    """The runs folder that the teacher of `config` is found from, None where there is none yet.
+
+    Raises ConfigError for a name that is no ANN architecture.
+    """
+    if teachers.existing_path(config.model.teacher) is not None:
+        return place.own_runs
+    teachers.check_architecture(config.model.teacher)
+    for folder in (place.own_runs, place.runs_dir):
+        if teachers.newest_teacher(config, folder) is not None:
+            return folder
+    return place.own_runs if config.data.name == teachers.PRETRAINED_ON else None
