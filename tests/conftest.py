@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ settings.register_profile("tser", derandomize=True, deadline=None, database=None
 settings.load_profile("tser")
 
 torch.set_num_threads(1)
+
+# Fault injection kills processes for minutes; naming the folder runs it: pytest tests/faults
+collect_ignore_glob = [] if any("faults" in word for word in sys.argv) else ["faults/*"]
 
 
 @pytest.fixture(autouse=True)

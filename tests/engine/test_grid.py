@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tser_cli import recipe, registry
 from tser_cli.config import Config
 from tser_cli.engine.grid import (
     LONG,
@@ -221,3 +222,37 @@ def test_a_baseline_with_an_unknown_key() -> None:
 def test_cells_are_complete_settings() -> None:
     assert all(isinstance(cell.config, Config) for cell in request().cells)
     assert {cell.config.optimizer.lr for cell in request().cells} == {0.05}
+
+
+PACKAGED = [name for name in recipe.available() if name.startswith("ablations/")]
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_packaged_ablations_are_whole(name: str) -> None:
+    made = make_request([recipe.read(name)], recipe.read_ablation(name))
+    dataset, _, subject = name.removeprefix("ablations/").partition("_")
+    assert {cell.config.data.name for cell in made.cells} == {dataset}
+    assert {cell.seed for cell in made.cells} == set(range(5))
+    chooses_a_default = subject in ("entropy_weight", "temperature")
+    assert made.measure == ("validation_accuracy" if chooses_a_default else "accuracy")
+    assert subject in made.names or made.names[0] == "method"
+    text = recipe.find(name).read_text(encoding="utf-8")
+    assert text.startswith(f"# command: tser ablate {name}\n")
+
+
+def test_every_data_set_has_the_same_packaged_ablations() -> None:
+    subjects = ("components", "entropy_weight", "temperature", "timesteps", "rivals")
+    datasets = ("digits", "fashion-mnist", "cifar100")
+    assert set(PACKAGED) == {f"ablations/{d}_{s}" for d in datasets for s in subjects}
+
+
+def test_the_packaged_ablations_compare_every_method() -> None:
+    compared = {
+        str(cell.varied["method.name"])
+        for subject in ("components", "rivals")
+        for cell in make_request(
+            [recipe.read(f"ablations/digits_{subject}")],
+            recipe.read_ablation(f"ablations/digits_{subject}"),
+        ).cells
+    }
+    assert compared == registry.METHODS.keys()

@@ -56,7 +56,7 @@ def some_features(leaf: bool = False) -> Features:
 
 
 def terms_of(method: str, of: Outputs, **settings: float | str) -> dict[str, float]:
-    found = load_method(method)(of, MethodConfig(name=method, **settings))  # type: ignore[arg-type]
+    found = load_method(method)(of, MethodConfig(name=method, **settings))
     return {name: term.item() for name, term in found.items()}
 
 
@@ -449,7 +449,7 @@ def test_the_teacher_gets_no_gradient(method: str) -> None:
     ],
 )
 def test_gradients_agree_with_finite_differences(method: str, changes: dict[str, float]) -> None:
-    settings = MethodConfig(name=method, **changes)  # type: ignore[arg-type]
+    settings = MethodConfig(name=method, **changes)
     student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
     teacher = some_features().teacher
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tser_cli.models import Classifier
-from tser_cli.models.features import FeatureTap, over_time, stage_shapes
+from tser_cli.models.features import FeatureTap, over_time, penultimate, stage_shapes
 
 Build = Callable[..., Classifier]
 
@@ -33,7 +33,7 @@ def test_a_tap_keeps_the_graph_and_forgets_what_was_taken(build_lively: Build) -
     model(torch.randn(2, 1, 8, 8), timesteps=1)
     features = tap.take()
     features[0].sum().backward()
-    assert model.get_submodule("conv1").weight.grad is not None  # type: ignore[union-attr]
+    assert model.get_submodule("conv1").weight.grad is not None
     with pytest.raises(KeyError):
         tap.take()
 
@@ -89,3 +89,28 @@ def test_asking_for_shapes_leaves_no_trace(build: Build, training: bool) -> None
     assert model.state_dict().keys() == before.keys()
     with pytest.raises(KeyError):
         tap.take()
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "width"),
+    [("resnet20", "auto", 64), ("resnet19", "auto", 256), ("vgg11", "large", 4096)],
+)
+def test_penultimate_features_are_what_the_last_layer_reads(
+    build_lively: Build, name: str, stem: str, width: int
+) -> None:
+    model = build_lively(name, stem=stem)
+    images = torch.randn(3, 1, 8, 8)
+    features = penultimate(model, images, timesteps=2)
+    assert features.shape == (3, width)
+    # the last layer is linear: it maps the mean of what it reads to the mean of the logits
+    last = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
+    torch.testing.assert_close(last(features), model(images, timesteps=2).mean(0))
+
+
+def test_penultimate_features_of_an_ann(build: Build) -> None:
+    model = build(neuron=None).eval()
+    images = torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(
+        model.get_submodule("fc")(penultimate(model, images, timesteps=2)), model(images)
+    )
+    assert not model.get_submodule("fc")._forward_pre_hooks

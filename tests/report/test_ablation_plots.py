@@ -14,6 +14,7 @@ from matplotlib.collections import PathCollection
 from tser_cli.report.ablation_plots import (
     Rows,
     axes_of,
+    colour,
     draw_all,
     draw_distribution,
     draw_energy,
@@ -199,3 +200,8 @@ def test_a_panel_a_network_and_a_colour_a_class() -> None:
     assert isinstance(drawn, PathCollection)
     assert drawn.get_offsets().tolist() == [[i + 0.5, -i] for i in range(6)]  # type: ignore[union-attr]
     assert list(drawn.get_array()) == [0, 1, 2, 0, 1, 2]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cells", [1, 10, 11, 20])
+def test_cells_have_colours_of_their_own(cells: int) -> None:
+    assert len({colour(number, cells) for number in range(cells)}) == cells

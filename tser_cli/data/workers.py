@@ -123,14 +123,21 @@ def _next(batches: Iterator[Batch | DataError]) -> Batch:
     try:
         batch = next(batches)
     except RuntimeError as error:
-        # torch's own wording for a worker that was killed, as by the system for lack of memory
-        if "DataLoader worker (pid" not in str(error):
+        if not is_loss_of_worker(error):
             raise
         raise TrainingError(f"a data loader worker was lost: {error}") from error
     if isinstance(batch, DataError):
         # a new one: `raise batch` would tie this frame and the workers into a cycle
         raise DataError(*batch.args)
     return batch
+
+
+def is_loss_of_worker(error: RuntimeError) -> bool:
+    """Whether `error` tells of a worker that was killed, as by the system for lack of memory.
+
+    torch raises it from a signal handler too, and so at any point of the main process.
+    """
+    return "DataLoader worker (pid" in str(error)
 
 
 def _as_it_is(value: Any) -> Any:

@@ -49,7 +49,6 @@ def ablate(request: Request, place: Place) -> None:
     """
     document = checked_plan(request, place)
     with hold(place):
-        write_plan(place, document)
         failures = train_cells(request, place, document)
         summary = write_tables(request, place)
         embedding.write(request.cells, place.folder)
@@ -73,6 +72,7 @@ def train_cells(request: Request, place: Place, document: dict[str, Any]) -> lis
 
     with StopRequest(tell) as stop:
         cells = share_teachers(request.cells, place, document)
+        write_plan(place, document)
         waiting = [cell for cell in cells if find_cell(cell, place.folder) is None]
         tell(f"{len(cells)} runs, {len(cells) - len(waiting)} finished before")
         jobs = place.jobs or default_jobs(waiting)

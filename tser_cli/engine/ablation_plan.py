@@ -79,10 +79,13 @@ def settings_of(cell: Cell) -> dict[str, Any]:
 def checked_plan(request: Request, place: Place) -> dict[str, Any]:
     """plan.json with the cells of `request` added to those that are there.
 
-    Raises ConfigError where it tells of other settings: more values, cells or seeds may join an
-    ablation, nothing else.
+    Raises ConfigError where it tells of other settings (more values, cells or seeds may join an
+    ablation, nothing else), or where a teacher is neither a path nor an ANN architecture.
     """
     document = read_plan(place)
+    for name in {c.config.model.teacher for c in request.cells if needs_teacher(c)}:
+        if teachers.existing_path(name) is None:
+            teachers.check_architecture(name)
     if document["axes"] and document["axes"] != request.axes:
         raise _belongs_elsewhere(place, [f"it varies {', '.join(document['axes'])}"])
     for cell in request.cells:
@@ -180,13 +183,9 @@ def _teachers_seconds(waiting: list[Cell], document: dict[str, Any], place: Plac
 
 
 def find_folder(config: Config, place: Place) -> Path | None:
-    """The runs folder that the teacher of `config` is found from, None where there is none yet.
-
-    Raises ConfigError for a name that is no ANN architecture.
-    """
+    """The runs folder that the teacher of `config` is found from, None where there is none yet."""
     if teachers.existing_path(config.model.teacher) is not None:
         return place.own_runs
-    teachers.check_architecture(config.model.teacher)
     for folder in (place.own_runs, place.runs_dir):
         if teachers.newest_teacher(config, folder) is not None:
             return folder

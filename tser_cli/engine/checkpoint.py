@@ -93,7 +93,7 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | N
     names = sorted({path.name for path in files} | set(listed), reverse=True)
     if not names and not (folder / MANIFEST).exists():
         return None
-    problems = []
+    problems: list[str] = []
     for name in names:
         try:
             state = _load_verified(folder / name, manifest.get(name))

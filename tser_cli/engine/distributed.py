@@ -21,20 +21,18 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from tser_cli.config import TrainingConfig
+from tser_cli.data.workers import is_loss_of_worker
 from tser_cli.errors import ConfigError, Interrupted, TrainingError, TserError
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # How long a process waits for one that has vanished without closing its connections.
 PATIENCE = timedelta(minutes=10)
-# DDP adds gradients up bucket by bucket and fills the buckets anew after its first step, so that
-# three processes would add in another order after a resume. Of one parameter each, none changes.
-ONE_BUCKET_EACH = DistributedDataParallelKwargs(bucket_cap_mb=1e-6)
 
 Result = TypeVar("Result")
 
@@ -143,11 +141,9 @@ class Runtime:
     def accountable(self) -> Iterator[None]:
         """Inside, an error of one process among several names that process.
 
-        A request to stop is heard by all of them, and told by the first one only.
+        A request to stop is heard by all of them, and told by the first one only. The loss of
+        another process, or of a data loader's, is a TrainingError.
         """
-        if self.world == 1:
-            yield
-            return
         try:
             yield
         except Interrupted as stop:
@@ -159,6 +155,9 @@ class Runtime:
                 raise
             raise type(error)(f"{self.who}: {error}") from error
         except RuntimeError as error:
+            if is_loss_of_worker(error):
+                where = f" by {self.who}" if self.world > 1 else ""
+                raise TrainingError(f"a data loader worker was lost{where}: {error}") from error
             if not _is_loss_of_peer(error):
                 raise
             raise TrainingError(
@@ -170,25 +169,6 @@ class Runtime:
     def who(self) -> str:
         """This process, for messages."""
         return f"process {self.rank} of {self.world} on {socket.gethostname()}"
-
-    def share_gradients(self, network: nn.Module) -> nn.Module:
-        """`network` wrapped so that gradients are means over all processes; itself where alone.
-
-        Several GPUs also share the statistics of a batch (SyncBatchNorm). On CPUs torch has no
-        such norm: each process normalises with its own part of the batch.
-        """
-        if self.world == 1:
-            return network
-        if self.device.type == "cuda":
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-        wrapped: nn.Module = self.accelerator.prepare_model(network)
-        return wrapped
-
-    def share_statistics(self, network: nn.Module) -> None:
-        """Give all processes the first one's running statistics."""
-        if self.world > 1:
-            for buffer in network.buffers():
-                torch.distributed.broadcast(buffer, src=0)
 
     def wait(self) -> None:
         """Wait for all processes."""
@@ -214,7 +194,7 @@ def make_runtime(training: TrainingConfig) -> Runtime:
         cpu=training.device == "cpu" or not torch.cuda.is_available(),
         mixed_precision=PRECISIONS[training.precision],
         gradient_accumulation_steps=1,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE), ONE_BUCKET_EACH],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     runtime = Runtime(accelerator)
     if runtime.device.type == "cpu":

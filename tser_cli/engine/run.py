@@ -21,6 +21,7 @@ from tser_cli.engine.distributed import seed_everything
 from tser_cli.engine.evaluate import Evaluation, evaluate
 from tser_cli.engine.networks import Loaded
 from tser_cli.engine.runs import Run
+from tser_cli.engine.sharing import share_gradients
 from tser_cli.engine.signals import StopRequest
 from tser_cli.engine.tasks import Task, check_teacher, classification, distillation, freeze
 from tser_cli.engine.train import Fit, fit
@@ -204,7 +205,9 @@ def _record_failure(run: Run, error: BaseException) -> None:
 def train(task: Task, place: Workplace, run: Run, stop: StopRequest) -> None:
     """Place the networks on the device and fit."""
     config, runtime = place.config, place.runtime
-    task.network = runtime.share_gradients(runtime.place(task.network))
+    shape = place.dataset.spec.image_shape
+    network = runtime.place(task.network)
+    task.network = share_gradients(network, runtime, shape, task.timesteps)
     loader = build_train_loader(place.dataset, config, rank=runtime.rank, world=runtime.world)
     validate = make_validation(task, place, stop) if config.data.validation_fraction else None
     fit(Fit(task, loader, config, run, runtime, place.progress, stop, validate))

@@ -19,6 +19,7 @@ from tser_cli.engine.checkpoint import load_latest, save_checkpoint
 from tser_cli.engine.distributed import Runtime
 from tser_cli.engine.optim import lr_factor, make_optimizer, set_lr
 from tser_cli.engine.runs import Run
+from tser_cli.engine.sharing import share_statistics
 from tser_cli.engine.signals import StopRequest
 from tser_cli.engine.state import CheckpointClock, Meter, Position, Row
 from tser_cli.engine.tasks import Task
@@ -166,7 +167,7 @@ def finish_epoch(
 
     Raises Interrupted, with `position` as it was, where validation hears a request to stop.
     """
-    work.runtime.share_statistics(work.task.network)
+    share_statistics(work.task.network, work.runtime)
     means = position.meter.means(work.runtime)
     accuracy = work.validate() if work.validate else None
     if accuracy is not None and accuracy > position.best_accuracy:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -92,6 +93,12 @@ def teacher_line(plot: Axes, rows: Rows) -> list[float]:
     return teacher
 
 
+def colour(number: int, cells: int) -> tuple[float, ...]:
+    """The colour of a cell: of ten where they suffice, else of twenty."""
+    palette = colormaps["tab10" if cells <= 10 else "tab20"]
+    return tuple(palette(number % palette.N))
+
+
 def place_legend(plot: Axes) -> None:
     """The legend to the right of the plot."""
     plot.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0))
@@ -110,7 +117,7 @@ def draw_per_timestep(rows: Rows, axes: Sequence[str]) -> Figure:
         at = {t: numbers(members, f"{prefix}{t}") for t in steps}
         heights = {t: mean(values) for t, values in at.items() if values}
         left = (number - (len(cells) - 1) / 2) * width
-        places, color = [t + left for t in heights], f"C{number % 10}"
+        places, color = [t + left for t in heights], colour(number, len(cells))
         plot.bar(places, list(heights.values()), width, color=color)
         averaged = mean(numbers(members, "accuracy"))
         plot.axhline(averaged, color=color, linewidth=1, label=f"{name}: {averaged:.2f}")
@@ -131,7 +138,8 @@ def draw_distribution(rows: Rows, axes: Sequence[str], measure: str = "accuracy"
     plot = figure.subplots()
     for number, members in enumerate(cells.values()):
         values = numbers(members, measure)
-        plot.plot([number] * len(values), values, "o", alpha=0.6, color=f"C{number % 10}")
+        color = colour(number, len(cells))
+        plot.plot([number] * len(values), values, "o", alpha=0.6, color=color)
         if values:
             plot.plot([number - 0.3, number + 0.3], [mean(values)] * 2, color="black")
     if measure == "accuracy" and teacher_line(plot, rows):
@@ -146,9 +154,10 @@ def draw_energy(rows: Rows, axes: Sequence[str]) -> Figure:
     """Accuracy against energy, a point a run."""
     figure = Figure(figsize=(5.2, 3.6))
     plot = figure.subplots()
-    for number, (name, members) in enumerate(groups(rows, axes).items()):
+    cells = groups(rows, axes)
+    for number, (name, members) in enumerate(cells.items()):
         energies = [float(row["energy_pj"]) / 1e6 for row in members]
-        heights, color = numbers(members, "accuracy"), f"C{number % 10}"
+        heights, color = numbers(members, "accuracy"), colour(number, len(cells))
         plot.plot(energies, heights, "o", color=color, label=name, alpha=0.7)
     plot.set_xlabel("energy per image (µJ, arithmetic alone)")
     plot.set_ylabel("accuracy (%)")

@@ -1,0 +1,94 @@
+"""A disk that is full, or closed: it is told, and what lay there before is untouched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NOBODY = 65534
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def assert_told_and_unharmed(job: Any, bench: Any, before: dict[str, bytes], reason: str) -> None:
+    (line,) = [line for line in job.messages.splitlines() if line.startswith("error:")]
+    assert str(bench.the_run()) in line
+    assert reason in line
+    assert "MiB are free there" in line
+    assert "Traceback" not in job.messages
+    assert contents(bench.checkpoints) == before
+
+
+def test_a_file_that_may_not_grow(killed: Any, undisturbed: Callable[..., Any]) -> None:
+    before = contents(killed.checkpoints)
+    job = killed.run("train-teacher", code=2, faults=[{"limit": 2**20}])
+    assert_told_and_unharmed(job, killed, before, "File too large")
+    assert killed.status()["state"] == "failed"
+    killed.run("train-teacher", "--resume", "must")
+    reference = undisturbed("train-teacher").result
+    assert type(reference).of(killed.the_run()) == reference
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 5 MiB: two checkpoints fit, and half of a third."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a file system can't be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk(
+    bench: Any, killed_run: Path, small_disk: Path, undisturbed: Callable[..., Any]
+) -> None:
+    bench.runs.symlink_to(small_disk / "runs")
+    shutil.copytree(killed_run, small_disk / "runs")
+    before = contents(bench.checkpoints)
+    job = bench.run("train-teacher", code=2)
+    assert_told_and_unharmed(job, bench, before, "No space left on device")
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    bench.run("train-teacher", "--resume", "must")
+    reference = undisturbed("train-teacher").result
+    assert type(reference).of(bench.the_run()) == reference
+
+
+@pytest.fixture
+def open_folder(bench: Any) -> Iterator[Path]:
+    """A folder that every user can look into, unlike pytest's own."""
+    folder = Path(tempfile.mkdtemp(prefix="tser-faults-"))
+    folder.chmod(0o755)
+    yield folder
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            path.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_a_folder_closed_to_this_user(bench: Any, killed_run: Path, open_folder: Path) -> None:
+    """Root may write anywhere: the process becomes another user before its first step."""
+    bench.folder = open_folder
+    shutil.copytree(killed_run, bench.runs)
+    before = contents(bench.checkpoints)
+    fault = {"closed": str(open_folder), "uid": NOBODY if os.getuid() == 0 else os.getuid()}
+    job = bench.run("train-teacher", code=2, faults=[fault])
+    assert_told_and_unharmed(job, bench, before, "Permission denied")
+
+
+def test_a_runs_folder_that_can_t_be_made(bench: Any) -> None:
+    bench.runs.write_text("a file")
+    job = bench.run("train-teacher", code=2)
+    assert f"{bench.runs}" in job.messages
+    assert "can't be written" in job.messages
+    assert "Traceback" not in job.messages

@@ -1,0 +1,121 @@
+"""torchrun itself: it works end to end, and no end of it leaves anything behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DEADLINE = 10.0
+
+
+class Torchrun:
+    """`torchrun --nproc-per-node 2 -m tser_cli ARGV` and the processes it has started."""
+
+    def __init__(self, folder: Path, *argv: str) -> None:
+        self.log = folder / "log"
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+        with self.log.open("a") as stream:
+            self.process = subprocess.Popen(
+                [*command, "-m", "tser_cli", *argv, "--runs-dir", str(folder / "runs")],
+                cwd=folder,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+            )
+
+    @property
+    def messages(self) -> str:
+        return self.log.read_text()
+
+    def until(self, text: str) -> None:
+        end = time.monotonic() + 120
+        while text not in self.messages:
+            assert time.monotonic() < end, self.messages
+            assert self.process.poll() is None, self.messages
+            time.sleep(0.02)
+
+    def ranks(self) -> dict[int, int]:
+        """The pid of each rank."""
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                stat = (process / "stat").read_text().rpartition(")")[2].split()
+                environment = (process / "environ").read_text()
+            except OSError:
+                continue
+            if int(stat[1]) == self.process.pid and "\0RANK=" in environment:
+                rank = int(environment.split("\0RANK=")[1].split("\0")[0])
+                found[rank] = int(process.name)
+        return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def torchrun(bench: Any) -> Iterator[Callable[..., Torchrun]]:
+    made: list[Torchrun] = []
+
+    def start(*argv: str) -> Torchrun:
+        made.append(Torchrun(bench.folder, *argv))
+        return made[-1]
+
+    yield start
+    for job in made:
+        for pid in job.ranks().values():
+            os.kill(pid, signal.SIGKILL)
+        job.process.kill()
+        job.process.wait()
+
+
+def test_torchrun(bench: Any, torchrun: Callable[..., Torchrun]) -> None:
+    """A rank is killed; the same command goes on, is asked to stop, and one process ends it."""
+    recipe = bench.write_recipe()
+    argv = ("train-teacher", "--recipe", str(recipe), "--epochs", "300")
+    first = torchrun(*argv)
+    first.until("epoch 2/300")
+    ranks = first.ranks()
+    assert sorted(ranks) == [0, 1]
+    began = time.monotonic()
+    os.kill(ranks[1], signal.SIGKILL)
+    assert first.process.wait(DEADLINE) != 0
+    assert time.monotonic() - began < DEADLINE
+    assert not any(map(is_alive, ranks.values()))
+    culprit = first.messages[first.messages.index("Root Cause") :]
+    assert f"rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: {ranks[1]})" in culprit
+
+    second = torchrun(*argv, "--resume", "must")
+    second.until("going on from epoch")
+    ranks = second.ranks()
+    second.process.send_signal(signal.SIGTERM)
+    assert second.process.wait(DEADLINE) != 0
+    assert not any(map(is_alive, ranks.values()))
+    assert "the state is saved. Repeat the command and it goes on" in second.messages
+    assert bench.status()["state"] == "stopped"
+    epoch = str(bench.status()["epoch"] + 1)
+    bench.run("train-teacher", "--resume", "must", "--epochs", epoch)
+    assert bench.is_finished()
+
+
+def test_a_launcher_that_is_killed_takes_its_processes_with_it(bench: Any) -> None:
+    env = {"TORCHELASTIC_RUN_ID": "any"}
+    job = bench.start("train-teacher", env=env, launcher=True, faults=[{"sleep": 30.0}])
+    job.until("run folder:")
+    assert len(job.family()) == 2
+    job.kill(group=False)
+    assert job.wait() == -signal.SIGKILL
+    job.assert_no_orphans()

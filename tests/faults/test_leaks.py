@@ -1,0 +1,39 @@
+"""Memory and open files stay flat over many steps, epochs, validations and saves."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+SETTINGS = ("--checkpoint-every", "40steps")
+VALIDATED = ("--set", "data.validation_fraction=0.1", "--set", "data.workers=1")
+WARM = 100  # by then every cache is full
+GROWTH = 0.02
+
+
+def assert_flat(job: Any, steps: int) -> None:
+    found = re.findall(r"^at step: (\d+) bytes, (\d+) files$", job.output, re.MULTILINE)
+    assert len(found) >= steps
+    size, files = ([int(row[column]) for row in found] for column in (0, 1))
+    early, late = (statistics.mean(part) for part in (size[WARM : WARM + 50], size[-50:]))
+    assert late <= early * (1 + GROWTH), f"{early / 2**20:.1f} -> {late / 2**20:.1f} MiB"
+    assert max(files[-50:]) <= max(files[WARM : WARM + 50])
+
+
+def test_flat(bench: Any) -> None:
+    argv = ("train-teacher", *SETTINGS, *VALIDATED, "--batch-size", "8", "--epochs", "2")
+    assert_flat(bench.run(*argv, faults=[{"watch": True}]), 320)
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.usefixtures("long_form")
+@pytest.mark.parametrize("verb", ["train-teacher", "distill"])
+def test_flat_over_2000_steps(bench: Any, undisturbed: Callable[..., Any], verb: str) -> None:
+    argv = (*undisturbed(verb).argv, *SETTINGS, *VALIDATED, "--batch-size", "16")
+    job = bench.start(*argv, "--epochs", "25", faults=[{"watch": True}])
+    assert job.wait(3600) == 0, job.messages
+    assert_flat(job, 2000)

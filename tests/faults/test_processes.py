@@ -1,0 +1,205 @@
+"""Several processes on one machine, over gloo: the results of one, and one end for all."""
+
+from __future__ import annotations
+
+import csv
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FLOAT64 = {"float64": True}
+SHORT = ("--epochs", "1", "-T", "1")
+DEADLINE = 10.0
+
+
+def losses(jobs: list[Any]) -> list[float]:
+    """The loss of each step, as the first process wrote it."""
+    return [float(value) for value in re.findall(r"^loss (.*)$", jobs[0].output, re.MULTILINE)]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture(scope="module")
+def one_process(zygote: Any, undisturbed: Callable[..., Any], make_bench: Any) -> Any:
+    """A student in float64 whose norms are in eval mode, trained by one process."""
+    bench = make_bench("one")
+    argv = (*undisturbed("distill").argv, *SHORT)
+    return argv, bench, losses([bench.run(*argv, faults=[FLOAT64])])
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_losses_of_one_process(bench: Any, one_process: Any, world: int) -> None:
+    """The same global batch, to 1e-12: nine steps with optimizer, schedule and teacher."""
+    argv, single, expected = one_process
+    jobs = bench.run_processes(world, *argv, faults=[FLOAT64])
+    assert len(expected) == 9
+    assert losses(jobs) == pytest.approx(expected, rel=1e-12, abs=0)
+    assert max(expected) - min(expected) > 1e-3
+    for ours, theirs in zip(
+        *(table(b.the_run() / "per_timestep.csv") for b in (bench, single)), strict=True
+    ):
+        for name in ("correct_at_t", "correct_cumulative", "images", "teacher_accuracy"):
+            assert ours[name] == theirs[name]
+
+
+def test_only_the_first_process_writes_and_prints(
+    bench: Any, undisturbed: Callable[..., Any]
+) -> None:
+    jobs = bench.run_processes(2, *undisturbed("distill").argv)
+    assert "accuracy" in jobs[0].output
+    assert "epoch 2/2" in jobs[0].messages
+    assert (jobs[1].output, jobs[1].messages) == ("", "")
+    assert bench.is_finished()
+    assert bench.status()["pid"] == jobs[0].pid
+    student = table(bench.the_run() / "metrics.csv")
+    assert [row["epoch"] for row in student] == ["1", "2"]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_evaluation_counts_101_images_once(
+    bench: Any, undisturbed: Callable[..., Any], tmp_path: Path, world: int
+) -> None:
+    """A sampler that pads would count 102 with two processes or three."""
+    faults = [{"test_images": 101}]
+    run = undisturbed("distill").run
+    outputs = [tmp_path / "one.csv", tmp_path / "several.csv"]
+    for processes, output in zip((1, world), outputs, strict=True):
+        argv = ("evaluate", "--run", str(run), "--batch-size", "8", "--output", str(output))
+        bench.run_processes(processes, *argv, faults=faults)
+    ours, theirs = (table(output) for output in outputs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["images"] == b["images"] == "101"
+        for name in ("correct_at_t", "correct_cumulative"):
+            assert a[name] == b[name]
+        assert float(a["loss_at_t"]) == pytest.approx(float(b["loss_at_t"]), rel=1e-12)
+
+
+@pytest.fixture(scope="module")
+def several(undisturbed: Callable[..., Any], make_bench: Any) -> Callable[[int], Any]:
+    """`several(world)`: what so many processes make of a teacher where nothing goes wrong."""
+    known: dict[int, Any] = {}
+
+    def make(world: int) -> Any:
+        if world not in known:
+            reference = undisturbed("train-teacher")
+            bench = make_bench(f"of-{world}")
+            bench.run_processes(world, *reference.argv)
+            known[world] = type(reference.result).of(bench.the_run())
+        return known[world]
+
+    return make
+
+
+@pytest.mark.parametrize(("world", "rank", "step"), [(2, 0, 5), (3, 1, 8)])
+def test_a_killed_process_ends_all_and_they_go_on_to_the_same_bits(
+    bench: Any, several: Callable[[int], Any], world: int, rank: int, step: int
+) -> None:
+    argv = ("train-teacher", "--set", "data.workers=1")
+    fault = {"at": "step", "number": step, "do": "SIGKILL", "rank": rank}
+    jobs = bench.start_processes(world, *argv, faults=[fault])
+    assert jobs[rank].wait() == -signal.SIGKILL
+    began = time.monotonic()
+    for job in jobs:
+        assert job.wait(DEADLINE) != 0
+        job.assert_no_orphans()
+    assert time.monotonic() - began < DEADLINE
+    other = jobs[1 if rank == 0 else 0]
+    assert other.code == 1
+    assert "lost the connection to another process" in other.messages
+    bench.run_processes(world, *argv, "--resume", "must")
+    expected = several(world)
+    assert type(expected).of(bench.the_run()) == expected
+
+
+def test_on_one_process_from_two_and_back(bench: Any, one_process: Any) -> None:
+    argv, single, expected = one_process
+    kill = {"at": "step", "number": 5, "do": "SIGKILL"}
+    seen = []
+    for world, faults in ((2, [kill]), (1, [kill]), (2, [])):
+        jobs = bench.start_processes(world, *argv, faults=[FLOAT64, *faults])
+        for job in jobs:
+            job.wait()
+        seen.append(losses(jobs))
+    # checkpoints lie at steps 3 and 6: what came after them is done again
+    first, second, third = seen
+    assert [len(part) for part in seen] == [4, 4, 3]
+    assert first[:3] + second[:3] + third == pytest.approx(expected, rel=1e-12, abs=0)
+    rows, others = (table(b.the_run() / "metrics.csv") for b in (bench, single))
+    for row, other in zip(rows, others, strict=True):
+        for name in ("loss", "ce", "kd", "entropy", "train_accuracy"):
+            assert float(row[name]) == pytest.approx(float(other[name]), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "moment", "number", "code"),
+    [("SIGTERM", "step", 4, 143), ("SIGINT", "write", 2, 130), ("SIGTERM", "evaluate", 2, 143)],
+)
+def test_a_signal_to_one_process_stops_all(
+    bench: Any, several: Callable[[int], Any], name: str, moment: str, number: int, code: int
+) -> None:
+    argv = ("train-teacher",)
+    rank = 0 if moment == "write" else 1
+    fault = {"at": moment, "number": number, "do": name, "rank": rank}
+    jobs = bench.run_processes(2, *argv, code=code, faults=[fault])
+    assert "the state is saved" in jobs[0].messages
+    assert jobs[1].messages == ""
+    assert bench.status()["state"] == "stopped"
+    bench.run_processes(2, *argv, "--resume", "must")
+    expected = several(2)
+    assert type(expected).of(bench.the_run()) == expected
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_nan_in_one_process_ends_all(
+    bench: Any, undisturbed: Callable[..., Any], what: str
+) -> None:
+    fault = {"nan": what, "step": 5, "rank": 1}
+    jobs = bench.run_processes(2, *undisturbed("distill").argv, code=1, faults=[fault])
+    (line,) = [line for line in jobs[0].messages.splitlines() if line.startswith("error:")]
+    assert "not finite at epoch 1, step 5" in line
+    assert ("process 1 of 2" if what == "loss" else "layer2.0.conv1.weight") in line
+    assert jobs[1].messages == ""
+    names = sorted(path.name for path in bench.checkpoints.glob("step-*"))
+    assert names == ["step-000000003.pt"]
+    assert bench.status()["resumable"] is False
+
+
+def test_an_error_of_the_first_process_is_told_once(
+    bench: Any, undisturbed: Callable[..., Any]
+) -> None:
+    argv = undisturbed("distill").argv
+    for faults, code, message in (
+        ([{"limit": 2**20, "rank": 0}], 2, "File too large"),
+        ([], 2, "can't be split evenly over 2 process"),
+    ):
+        more = [] if faults else ["--batch-size", "145"]
+        jobs = bench.run_processes(2, *argv, *more, code=code, faults=faults)
+        assert jobs[0].messages.count("error:") == 1
+        assert message in jobs[0].messages
+        assert jobs[1].messages == ""
+        assert "Traceback" not in jobs[0].messages
+
+
+def test_an_error_of_another_process_names_it(bench: Any) -> None:
+    jobs = bench.start_processes(2, "train-teacher", faults=[{"lost_image": True, "rank": 1}])
+    assert jobs[1].wait() == 2
+    assert re.search(r"error: process 1 of 2 on \S+: the image is lost", jobs[1].messages)
+    assert jobs[0].wait(DEADLINE) == 1
+
+
+def test_a_teacher_is_trained_first_by_all(bench: Any) -> None:
+    recipe = bench.folder / "teacher.toml"
+    recipe.write_text("[training]\nepochs = 1\nbatch_size = 720\n")
+    argv = ("distill", "--set", f"model.teacher_recipe={recipe}", "--epochs", "1")
+    jobs = bench.run_processes(2, *argv)
+    assert "training one first" in jobs[0].messages
+    kinds = sorted(path.parts[-4] for path in bench.runs.glob("*/*/*/model.safetensors"))
+    assert kinds == ["student", "teacher"]
