@@ -17,8 +17,11 @@ settings.load_profile("tser")
 
 torch.set_num_threads(1)
 
-# Fault injection kills processes for minutes; naming the folder runs it: pytest tests/faults
-collect_ignore_glob = [] if any("faults" in word for word in sys.argv) else ["faults/*"]
+# These kill and restart processes for minutes; naming them runs them: pytest tests/faults
+BY_NAME = {"faults": "faults/*", "test_ablate_command": "integration/test_ablate_command.py"}
+collect_ignore_glob = [
+    pattern for name, pattern in BY_NAME.items() if not any(name in word for word in sys.argv)
+]
 
 
 @pytest.fixture(autouse=True)

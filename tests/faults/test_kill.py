@@ -7,6 +7,7 @@ images_per_second and seconds, which are measurements of the clock, and which fi
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -66,6 +67,37 @@ def test_killed_again_and_again(
     assert kills == 5
     bench.run(*argv)
     assert type(reference.result).of(bench.the_run()) == reference.result
+
+
+@pytest.fixture
+def student_killed(bench: Any, undisturbed: Callable[..., Any]) -> Any:
+    """A bench with the reference teacher and a student of it, named by architecture, killed."""
+    teacher = undisturbed("train-teacher").run
+    shutil.copytree(teacher, bench.runs / "teacher" / "digits" / teacher.name)
+    assert killed_at(bench, ("distill",), "step", 5)
+    return bench
+
+
+def test_a_student_keeps_its_teacher(student_killed: Any, undisturbed: Callable[..., Any]) -> None:
+    """A newer teacher of the same name, with other weights, has come meanwhile."""
+    student_killed.run("train-teacher", "--seed", "1", "--epochs", "1")
+    job = student_killed.run("distill", "--resume", "must")
+    assert "instead, which the run began with" in job.messages
+    reference = undisturbed("distill").result
+    (found,) = student_killed.runs.glob("student/*/*")
+    assert type(reference).of(found) == reference
+
+
+def test_a_student_whose_teacher_has_changed_is_not_gone_on_with(student_killed: Any) -> None:
+    (path,) = student_killed.runs.glob("teacher/*/*/model.safetensors")
+    student_killed.run("train-teacher", "--seed", "1", "--epochs", "1")
+    (other,) = set(student_killed.runs.glob("teacher/*/*/model.safetensors")) - {path}
+    shutil.copy(other, path)
+    job = student_killed.run("distill", code=2)
+    assert "has changed since that run began" in job.messages
+    path.unlink()
+    job = student_killed.run("distill", code=2)
+    assert str(path) in job.messages
 
 
 @pytest.mark.timeout(0)

@@ -25,8 +25,8 @@ def assert_flat(job: Any, steps: int) -> None:
 
 
 def test_flat(bench: Any) -> None:
-    argv = ("train-teacher", *SETTINGS, *VALIDATED, "--batch-size", "8", "--epochs", "2")
-    assert_flat(bench.run(*argv, faults=[{"watch": True}]), 320)
+    argv = ("train-teacher", *SETTINGS, *VALIDATED, "--batch-size", "12", "--epochs", "2")
+    assert_flat(bench.run(*argv, faults=[{"watch": True}]), 200)
 
 
 @pytest.mark.timeout(0)
