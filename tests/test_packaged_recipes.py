@@ -23,8 +23,11 @@ def test_packaged_recipes_load(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in recipe.available() if not n.startswith("ablations/")])
 def test_packaged_recipes_are_what_their_names_say(name: str) -> None:
     dataset, _, experiment = name.partition("/")
-    network, _, method = experiment.rpartition("_")
     config = settings_of(name)
+    # a method's own name may hold an underscore, as kd_feature
+    of_method = experiment.endswith(f"_{config.method.name}")
+    method = config.method.name if of_method else experiment.rpartition("_")[2]
+    network = experiment.removesuffix(f"_{method}")
     assert config.data.name == dataset
     if method == "teacher":
         assert config.model.teacher == network

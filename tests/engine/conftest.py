@@ -13,12 +13,12 @@ from tser_cli.config import Config, TrainingConfig
 from tser_cli.data.base import Dataset, DataSpec, TensorSource
 from tser_cli.data.loaders import build_train_loader
 from tser_cli.engine import networks, runs
+from tser_cli.engine.context import Context
 from tser_cli.engine.distributed import Runtime, make_runtime
 from tser_cli.engine.runs import Run
 from tser_cli.engine.signals import StopRequest
 from tser_cli.engine.tasks import Task, classification, distillation
 from tser_cli.engine.train import Fit
-from tser_cli.engine.workplace import Workplace
 from tser_cli.models import Classifier
 from tser_cli.recipe import Layer, resolve
 from tser_cli.report.progress import Progress, Silent
@@ -69,11 +69,11 @@ def runtime() -> Runtime:
 
 
 @pytest.fixture(scope="session")
-def make_place(dataset: Dataset) -> Callable[..., Workplace]:
-    """`make_place(config, progress)`: a Workplace on the tiny data set, silent if not told else."""
+def make_context(dataset: Dataset) -> Callable[..., Context]:
+    """`make_context(config, progress)`: a Context on the tiny data set, silent if not told else."""
 
-    def make(config: Config, progress: Progress | None = None) -> Workplace:
-        return Workplace(config, dataset, make_runtime(config.training), progress or Silent())
+    def make(config: Config, progress: Progress | None = None) -> Context:
+        return Context(config, dataset, make_runtime(config.training), progress or Silent())
 
     return make
 

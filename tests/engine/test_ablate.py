@@ -18,11 +18,11 @@ from tser_cli.data.loaders import build_train_loader
 from tser_cli.engine import ablate, ablation_plan, embedding, networks, opened, plan, run
 from tser_cli.engine.ablation_plan import Place, show_plan
 from tser_cli.engine.cells import cell_folder, find_cell
+from tser_cli.engine.context import Context, Options
 from tser_cli.engine.grid import Cell, Request, make_request
 from tser_cli.engine.runs import Run, all_runs
 from tser_cli.engine.signals import StopRequest
 from tser_cli.engine.tasks import Task
-from tser_cli.engine.workplace import Options, Workplace
 from tser_cli.errors import CheckpointError, ConfigError, Interrupted, RunError, TrainingError
 from tser_cli.recipe import Layer
 from tser_cli.report import ablation_plots, plots
@@ -30,7 +30,7 @@ from tser_cli.report.tables import read_csv
 
 DRAW_ALL = ablation_plots.draw_all
 MakeConfig = Callable[..., Config]
-MakePlace = Callable[..., Workplace]
+MakeContext = Callable[..., Context]
 Ask = Callable[..., Request]
 
 
@@ -54,10 +54,10 @@ class InProcess:
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch, make_place: MakePlace) -> None:
+def tiny(monkeypatch: pytest.MonkeyPatch, make_context: MakeContext) -> None:
     """Tiny data everywhere, cells in this process, no t-SNE, no figures."""
     for module in (run, ablate, ablation_plan, plan, opened):
-        monkeypatch.setattr(module, "prepare", make_place)
+        monkeypatch.setattr(module, "prepare", make_context)
     monkeypatch.setattr(ablate, "Launcher", InProcess)
     monkeypatch.setattr(embedding, "coordinates", lambda x: [[0.0, 1.0] for _ in x])
     monkeypatch.setattr(ablation_plots, "draw_all", lambda folder: [])
@@ -67,9 +67,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch, make_place: MakePlace) -> None:
 
 
 @pytest.fixture
-def teacher(tmp_path: Path, make_config: MakeConfig, make_place: MakePlace) -> Path:
+def teacher(tmp_path: Path, make_config: MakeConfig, make_context: MakeContext) -> Path:
     """A model file of an untrained teacher."""
-    spec, path = make_place(make_config()).dataset.spec, tmp_path / "teacher.safetensors"
+    spec, path = make_context(make_config()).dataset.spec, tmp_path / "teacher.safetensors"
     model = networks.build("resnet20", spec, make_config(), spiking=False)
     networks.write(path, model, networks.describe("resnet20", spec, make_config(), False))
     return path
@@ -228,7 +228,7 @@ def test_a_stop_lets_no_further_cell_begin(
     assert [row["seed"] for row in table(place)] == ["0", "1", "2"]
 
 
-def weights_and_order(task: Task, at: Workplace) -> tuple[str, list[int], str]:
+def weights_and_order(task: Task, at: Context) -> tuple[str, list[int], str]:
     """A digest of the initial weights; the first epoch's images, and a digest of their pixels."""
     weights, pixels = hashlib.sha256(), hashlib.sha256()
     for name, value in task.model.state_dict().items():
@@ -245,7 +245,7 @@ def test_cells_of_one_seed_begin_alike(
 ) -> None:
     begun: dict[tuple[str, int], Any] = {}
 
-    def probe(task: Task, at: Workplace, *rest: Any) -> None:
+    def probe(task: Task, at: Context, *rest: Any) -> None:
         key = (at.config.method.name, at.config.training.seed)
         begun[key] = weights_and_order(task, at)
         train(task, at, *rest)
@@ -400,9 +400,9 @@ def test_an_unknown_teacher_is_refused_before_anything_is_trained(ask: Ask, plac
 
 
 def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_trained(
-    ask: Ask, place: Place, make_config: MakeConfig, make_place: MakePlace, tmp_path: Path
+    ask: Ask, place: Place, make_config: MakeConfig, make_context: MakeContext, tmp_path: Path
 ) -> None:
-    spec, path = make_place(make_config()).dataset.spec, tmp_path / "snn.safetensors"
+    spec, path = make_context(make_config()).dataset.spec, tmp_path / "snn.safetensors"
     model = networks.build("resnet20", spec, make_config(), spiking=True)
     networks.write(path, model, networks.describe("resnet20", spec, make_config(), True))
     with pytest.raises(CheckpointError, match="is a spiking network"):

@@ -13,11 +13,11 @@ import torch
 from tser_cli.config import Config, NeuronConfig
 from tser_cli.engine import networks, run
 from tser_cli.engine.checkpoint import load_latest, load_model
+from tser_cli.engine.context import Context, Options
 from tser_cli.engine.distributed import seed_everything
 from tser_cli.engine.signals import StopRequest
 from tser_cli.engine.tasks import Task, distillation
 from tser_cli.engine.train import Fit, fit
-from tser_cli.engine.workplace import Options, Workplace
 from tser_cli.errors import ConfigError, Interrupted
 from tser_cli.losses import bkd
 from tser_cli.models import Classifier, build_model
@@ -25,7 +25,7 @@ from tser_cli.report.progress import Silent
 
 MakeConfig = Callable[..., Config]
 MakeTask = Callable[..., Task]
-MakePlace = Callable[..., Workplace]
+MakeContext = Callable[..., Context]
 OF_FEATURES = ["feature", "kd_feature", "bkd"]
 SHAPE = (1, 8, 8)
 
@@ -162,14 +162,14 @@ def test_other_widths_match(make_config: MakeConfig, method: str) -> None:
 
 @pytest.mark.parametrize("method", OF_FEATURES)
 def test_adapters_stay_out_of_the_saved_model(
-    make_place: MakePlace,
+    make_context: MakeContext,
     make_config: MakeConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     method: str,
 ) -> None:
-    monkeypatch.setattr(run, "prepare", make_place)
-    spec, file = make_place(make_config()).dataset.spec, tmp_path / "teacher.safetensors"
+    monkeypatch.setattr(run, "prepare", make_context)
+    spec, file = make_context(make_config()).dataset.spec, tmp_path / "teacher.safetensors"
     teacher = networks.build("resnet20", spec, make_config(), spiking=False)
     networks.write(file, teacher, networks.describe("resnet20", spec, make_config(), False))
     changes = {"method.name": method, "model.teacher": str(file), "training.epochs": 1}
@@ -257,10 +257,10 @@ def test_own_weights_and_what_overrides_them(make_config: MakeConfig) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16"])
 def test_sums_over_features_are_made_in_full_precision(
-    make_task: MakeTask, make_config: MakeConfig, make_place: MakePlace, precision: str
+    make_task: MakeTask, make_config: MakeConfig, make_context: MakeContext, precision: str
 ) -> None:
     config = make_config({"method.name": "bkd", "training.precision": precision})
-    task, place = make_task("student", config), make_place(config)
+    task, place = make_task("student", config), make_context(config)
     with place.runtime.autocast():
         terms = task.step(*batch()).terms
     assert {name: term.dtype for name, term in terms.items()} == dict.fromkeys(terms, torch.float32)

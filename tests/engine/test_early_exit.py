@@ -13,13 +13,13 @@ from tser_cli.config import Config, NeuronConfig
 from tser_cli.data.base import Dataset, DataSpec, TensorSource
 from tser_cli.energy import load_profile
 from tser_cli.engine import early_exit
+from tser_cli.engine.context import Context
 from tser_cli.engine.counting import Measured, measure
 from tser_cli.engine.distributed import make_runtime
 from tser_cli.engine.early_exit import Exits, Rule, offline_exits, parse_thresholds, run_exits
 from tser_cli.engine.networks import Loaded
 from tser_cli.engine.opened import Opened
 from tser_cli.engine.runs import Run
-from tser_cli.engine.workplace import Workplace
 from tser_cli.errors import ConfigError
 from tser_cli.models import Classifier, build_model
 from tser_cli.report.progress import Silent
@@ -46,7 +46,7 @@ def model() -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def place() -> Workplace:
+def context() -> Context:
     """Random images in batches of 10 on a CPU."""
     config = Config.model_validate({"training": {"eval_batch_size": 10, "device": "cpu"}})
     generator = torch.Generator().manual_seed(2)
@@ -54,21 +54,21 @@ def place() -> Workplace:
     labels = torch.randint(0, CLASSES, (IMAGES,), generator=generator)
     spec = DataSpec("digits", 1, 8, 8, tuple("abcd"), (0.5,), (0.25,))
     source = TensorSource(images, labels)
-    return Workplace(config, Dataset(spec, source, source), make_runtime(config.training), Silent())
+    return Context(config, Dataset(spec, source, source), make_runtime(config.training), Silent())
 
 
 @pytest.fixture(scope="module")
-def measured(model: Classifier, place: Workplace) -> Measured:
-    return measure(model, place, STEPS)
+def measured(model: Classifier, context: Context) -> Measured:
+    return measure(model, context, STEPS)
 
 
 @pytest.mark.parametrize(
     "rule", [Rule("confidence", c) for c in (0.3, 0.5, 0.8, 1.0)] + [Rule("entropy", 0.9)]
 )
 def test_stepwise_equals_offline_image_for_image(
-    model: Classifier, place: Workplace, measured: Measured, rule: Rule
+    model: Classifier, context: Context, measured: Measured, rule: Rule
 ) -> None:
-    stepwise, offline = run_exits(model, place, STEPS, rule), offline_exits(measured, rule)
+    stepwise, offline = run_exits(model, context, STEPS, rule), offline_exits(measured, rule)
     assert torch.equal(stepwise.step_I, offline.step_I)
     assert torch.equal(stepwise.correct_I, offline.correct_I)
 
@@ -105,20 +105,20 @@ def test_row_takes_energy_from_the_integers(measured: Measured) -> None:
     assert row["differing_images"] == 0
 
 
-def test_images_that_left_are_not_computed(model: Classifier, place: Workplace) -> None:
+def test_images_that_left_are_not_computed(model: Classifier, context: Context) -> None:
     seen = []
     handle = model.get_submodule("layer3").register_forward_pre_hook(
         lambda module, args: seen.append(len(args[0]))
     )
     try:
-        exits = run_exits(model, place, STEPS, Rule("confidence", 0.8))
+        exits = run_exits(model, context, STEPS, Rule("confidence", 0.8))
     finally:
         handle.remove()
     assert sum(seen) == int(exits.step_I.sum())
 
 
-def test_the_table(model: Classifier, place: Workplace, tmp_path: Path) -> None:
-    opened = Opened(Run(tmp_path), place, Loaded(model, "resnet20", "x", "0"))
+def test_the_table(model: Classifier, context: Context, tmp_path: Path) -> None:
+    opened = Opened(Run(tmp_path), context, Loaded(model, "resnet20", "x", "0"))
     rules = [Rule("confidence", 0.5), Rule("entropy", 0.5)]
     early_exit.early_exit(opened, rules, STEPS, tmp_path / "early_exit.csv")
     with (tmp_path / "early_exit.csv").open() as stream:

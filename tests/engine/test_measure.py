@@ -10,10 +10,10 @@ import pytest
 
 from tser_cli.config import Config
 from tser_cli.engine import networks, opened, runs
+from tser_cli.engine.context import Context
 from tser_cli.engine.measure import Evaluating, evaluate_run, parse_timesteps
 from tser_cli.engine.opened import open_finished, select_run
 from tser_cli.engine.runs import Run
-from tser_cli.engine.workplace import Workplace
 from tser_cli.errors import ConfigError, RunError
 from tser_cli.models import Classifier
 from tser_cli.report.progress import Silent
@@ -42,18 +42,18 @@ def told() -> Told:
 def finished(
     tmp_path: Path,
     make_config: MakeConfig,
-    make_place: Callable[..., Workplace],
+    make_context: Callable[..., Context],
     wake: Callable[[Classifier], Classifier],
     told: Told,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Finished:
     """`finished("student")`: a run of two steps whose network is random, on the tiny data."""
-    monkeypatch.setattr(opened, "prepare", lambda config: make_place(config, told))
+    monkeypatch.setattr(opened, "prepare", lambda config: make_context(config, told))
 
     def make(kind: str, **status: object) -> Run:
         config = make_config({"data.validation_fraction": 0.25})
         run = runs.create(tmp_path, kind, config)
-        spec, spiking = make_place(config).dataset.spec, kind == "student"
+        spec, spiking = make_context(config).dataset.spec, kind == "student"
         model = wake(networks.build("resnet20", spec, config, spiking))
         metadata = networks.describe("resnet20", spec, config, spiking)
         networks.write(run.model_file, model, metadata)

@@ -12,19 +12,19 @@ import torch
 
 from tser_cli.config import Config
 from tser_cli.engine import networks, plan
+from tser_cli.engine.context import Context, Options
 from tser_cli.engine.plan import duration, plan_student, plan_teacher, step_seconds
 from tser_cli.engine.tasks import Task
-from tser_cli.engine.workplace import Options, Workplace
 from tser_cli.errors import CheckpointError, ConfigError
 
 MakeConfig = Callable[..., Config]
-MakePlace = Callable[..., Workplace]
+MakeContext = Callable[..., Context]
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch, make_place: MakePlace) -> None:
+def tiny(monkeypatch: pytest.MonkeyPatch, make_context: MakeContext) -> None:
     """Plans are made for the tiny data set."""
-    monkeypatch.setattr(plan, "prepare", make_place)
+    monkeypatch.setattr(plan, "prepare", make_context)
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,11 @@ def test_a_teacher_s_plan(
 
 def test_a_student_s_plan_names_the_teacher_there_is(
     make_config: MakeConfig,
-    make_place: MakePlace,
+    make_context: MakeContext,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    spec, path = make_place(make_config()).dataset.spec, tmp_path / "teacher.safetensors"
+    spec, path = make_context(make_config()).dataset.spec, tmp_path / "teacher.safetensors"
     model = networks.build("resnet20", spec, make_config(), spiking=False)
     networks.write(path, model, networks.describe("resnet20", spec, make_config(), False))
     plan_student(make_config({"model.teacher": str(path)}), Options(tmp_path))
@@ -93,13 +93,13 @@ def test_a_student_s_plan_tells_that_a_teacher_comes_first(
 
 
 def test_a_plan_finds_what_would_fail(
-    make_config: MakeConfig, make_place: MakePlace, tmp_path: Path
+    make_config: MakeConfig, make_context: MakeContext, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="unknown model"):
         plan_teacher(make_config({"model.teacher": "resnet43"}), Options(tmp_path))
     with pytest.raises(ConfigError, match="unknown model"):
         plan_student(make_config({"model.teacher": "resnet43"}), Options(tmp_path))
-    spec, path = make_place(make_config()).dataset.spec, tmp_path / "snn.safetensors"
+    spec, path = make_context(make_config()).dataset.spec, tmp_path / "snn.safetensors"
     model = networks.build("resnet20", spec, make_config(), spiking=True)
     networks.write(path, model, networks.describe("resnet20", spec, make_config(), True))
     with pytest.raises(CheckpointError, match="is a spiking network"):
@@ -107,11 +107,11 @@ def test_a_plan_finds_what_would_fail(
 
 
 def test_measuring_moves_no_weight(
-    make_config: MakeConfig, make_place: MakePlace, make_task: Callable[..., Task]
+    make_config: MakeConfig, make_context: MakeContext, make_task: Callable[..., Task]
 ) -> None:
     config = make_config()
     task = make_task("teacher", config)
     before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
     copied = copy.deepcopy(before)
-    assert step_seconds(task, make_place(config)) > 0
+    assert step_seconds(task, make_context(config)) > 0
     assert all(torch.equal(p, copied[name]) for name, p in task.model.named_parameters())

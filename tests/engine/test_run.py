@@ -14,18 +14,18 @@ import pytest
 import torch
 
 from tser_cli.config import Config
-from tser_cli.engine import networks, run, runs, tasks, train, workplace
+from tser_cli.engine import context, networks, run, runs, tasks, train
 from tser_cli.engine.checkpoint import load_model
+from tser_cli.engine.context import Context, Options
 from tser_cli.engine.run import train_teacher_in
 from tser_cli.engine.runs import Run
-from tser_cli.engine.workplace import Options, Workplace
 from tser_cli.errors import CheckpointError, Interrupted, NonFiniteError, RunError
 from tser_cli.losses.base import Outputs
 from tser_cli.report.progress import Silent
 from tser_cli.report.tables import PER_TIMESTEP, read_csv
 
 MakeConfig = Callable[..., Config]
-MakePlace = Callable[..., Workplace]
+MakeContext = Callable[..., Context]
 
 
 class Signalled(Silent):
@@ -45,20 +45,20 @@ class Signalled(Silent):
 
 
 @pytest.fixture
-def teacher_file(tmp_path: Path, make_config: MakeConfig, make_place: MakePlace) -> Path:
+def teacher_file(tmp_path: Path, make_config: MakeConfig, make_context: MakeContext) -> Path:
     """A model file of an untrained teacher."""
-    spec, path = make_place(make_config()).dataset.spec, tmp_path / "teacher.safetensors"
+    spec, path = make_context(make_config()).dataset.spec, tmp_path / "teacher.safetensors"
     model = networks.build("resnet20", spec, make_config(), spiking=False)
     networks.write(path, model, networks.describe("resnet20", spec, make_config(), False))
     return path
 
 
 @pytest.fixture
-def distil(make_place: MakePlace, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+def distil(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     """`distil(config, options, progress)`: the verb on the tiny data."""
 
     def verb(config: Config, options: Options, progress: Silent | None = None) -> Run:
-        monkeypatch.setattr(run, "prepare", lambda config: make_place(config, progress))
+        monkeypatch.setattr(run, "prepare", lambda config: make_context(config, progress))
         return run.distill(config, options)
 
     return verb
@@ -70,10 +70,10 @@ def only(folder: Path, kind: str) -> Run:
 
 
 def test_a_teacher_s_run_is_complete(
-    make_place: MakePlace, make_config: MakeConfig, tmp_path: Path
+    make_context: MakeContext, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     config = make_config({"training.epochs": 1, "data.validation_fraction": 0.25})
-    made, evaluation = train_teacher_in(make_place(config), Options(tmp_path))
+    made, evaluation = train_teacher_in(make_context(config), Options(tmp_path))
     status = made.status()
     assert (status["state"], status["epoch"], status["model"]) == ("finished", 1, "resnet20")
     assert (status["dataset"], status["validation_fraction"]) == ("digits", 0.25)
@@ -92,13 +92,13 @@ def test_a_teacher_s_run_is_complete(
 
 
 def test_the_same_seed_gives_the_same_model(
-    make_place: MakePlace, make_config: MakeConfig, tmp_path: Path
+    make_context: MakeContext, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     config = make_config({"training.epochs": 1})
     digests = []
     for seed in (0, 0, 1):
-        place = make_place(config.updated({"training.seed": seed}))
-        made, _ = train_teacher_in(place, Options(tmp_path, "never"))
+        context = make_context(config.updated({"training.seed": seed}))
+        made, _ = train_teacher_in(context, Options(tmp_path, "never"))
         digests.append(made.status()["sha256"])
         torch.rand(3)
     assert digests[0] == digests[1] != digests[2]
@@ -160,10 +160,10 @@ def test_ce_asks_for_no_teacher(
 def test_a_spiking_teacher_is_refused_before_a_run_is_made(
     distil: Callable[..., Run],
     make_config: MakeConfig,
-    make_place: MakePlace,
+    make_context: MakeContext,
     tmp_path: Path,
 ) -> None:
-    spec, path = make_place(make_config()).dataset.spec, tmp_path / "snn.safetensors"
+    spec, path = make_context(make_config()).dataset.spec, tmp_path / "snn.safetensors"
     model = networks.build("resnet20", spec, make_config(), spiking=True)
     networks.write(path, model, networks.describe("resnet20", spec, make_config(), True))
     with pytest.raises(CheckpointError, match="is a spiking network"):
@@ -175,7 +175,7 @@ def test_a_spiking_teacher_is_refused_before_a_run_is_made(
     ("number", "code", "step"), [(signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 3)]
 )
 def test_a_signal_stops_a_run_and_the_same_command_goes_on(
-    make_place: MakePlace,
+    make_context: MakeContext,
     make_config: MakeConfig,
     tmp_path: Path,
     number: signal.Signals,
@@ -183,16 +183,16 @@ def test_a_signal_stops_a_run_and_the_same_command_goes_on(
     step: int,
 ) -> None:
     config = make_config({"training.checkpoint_every": "9min"})
-    whole, _ = train_teacher_in(make_place(config), Options(tmp_path / "whole"))
+    whole, _ = train_teacher_in(make_context(config), Options(tmp_path / "whole"))
     with pytest.raises(Interrupted) as stop:
-        train_teacher_in(make_place(config, Signalled(step, number)), Options(tmp_path / "parts"))
+        train_teacher_in(make_context(config, Signalled(step, number)), Options(tmp_path / "parts"))
     assert stop.value.exit_code == code
     stopped = only(tmp_path / "parts", "teacher")
     assert (stopped.status()["state"], stopped.status()["resumable"]) == ("stopped", True)
     assert stopped.status()["why"] == f"stopped by signal {int(number)}"
     assert not stopped.model_file.exists()
     progress = Signalled()
-    made, _ = train_teacher_in(make_place(config, progress), Options(tmp_path / "parts", "must"))
+    made, _ = train_teacher_in(make_context(config, progress), Options(tmp_path / "parts", "must"))
     assert made == stopped
     assert progress.said[0] == f"going on with {made.folder}"
     assert (made.status()["state"], made.status()["why"]) == ("finished", "")
@@ -201,7 +201,7 @@ def test_a_signal_stops_a_run_and_the_same_command_goes_on(
 
 
 def test_a_signal_during_the_last_evaluation(
-    make_place: MakePlace,
+    make_context: MakeContext,
     make_config: MakeConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -210,19 +210,19 @@ def test_a_signal_during_the_last_evaluation(
         os.kill(os.getpid(), signal.SIGTERM)
         return build(*args, **kwargs)
 
-    build = workplace.build_eval_loader
+    build = context.build_eval_loader
     config = make_config({"training.epochs": 1})
     with monkeypatch.context() as patch:
-        patch.setattr(workplace, "build_eval_loader", signalled)
+        patch.setattr(context, "build_eval_loader", signalled)
         with pytest.raises(Interrupted):
-            train_teacher_in(make_place(config), Options(tmp_path))
+            train_teacher_in(make_context(config), Options(tmp_path))
     assert only(tmp_path, "teacher").status()["state"] == "stopped"
-    made, _ = train_teacher_in(make_place(config), Options(tmp_path))
+    made, _ = train_teacher_in(make_context(config), Options(tmp_path))
     assert made.status()["state"] == "finished"
 
 
 def test_a_loss_that_is_not_finite_ends_a_run_for_good(
-    make_place: MakePlace,
+    make_context: MakeContext,
     make_config: MakeConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -232,7 +232,7 @@ def test_a_loss_that_is_not_finite_ends_a_run_for_good(
 
     monkeypatch.setattr(tasks, "load_method", lambda name: nan)
     with pytest.raises(NonFiniteError):
-        train_teacher_in(make_place(make_config()), Options(tmp_path))
+        train_teacher_in(make_context(make_config()), Options(tmp_path))
     failed = only(tmp_path, "teacher")
     assert (failed.status()["state"], failed.status()["resumable"]) == ("failed", False)
     assert "loss = nan" in failed.status()["why"]
@@ -240,7 +240,7 @@ def test_a_loss_that_is_not_finite_ends_a_run_for_good(
 
 
 def test_another_failure_can_be_taken_up_again(
-    make_place: MakePlace,
+    make_context: MakeContext,
     make_config: MakeConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -252,15 +252,15 @@ def test_another_failure_can_be_taken_up_again(
     with monkeypatch.context() as patch:
         patch.setattr(train, "save_checkpoint", full)
         with pytest.raises(RunError, match="the disk is full"):
-            train_teacher_in(make_place(config), Options(tmp_path))
+            train_teacher_in(make_context(config), Options(tmp_path))
     failed = only(tmp_path, "teacher")
     assert (failed.status()["state"], failed.status()["resumable"]) == ("failed", True)
-    made, _ = train_teacher_in(make_place(config), Options(tmp_path))
+    made, _ = train_teacher_in(make_context(config), Options(tmp_path))
     assert made == failed
 
 
 def test_the_first_error_is_told_when_the_status_can_t_be_written(
-    make_place: MakePlace,
+    make_context: MakeContext,
     make_config: MakeConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -274,16 +274,16 @@ def test_the_first_error_is_told_when_the_status_can_t_be_written(
 
     monkeypatch.setattr(run, "train", broken)
     with pytest.raises(RunError, match="first") as error:
-        train_teacher_in(make_place(make_config()), Options(tmp_path))
+        train_teacher_in(make_context(make_config()), Options(tmp_path))
     assert "no space left" in error.value.__notes__[0]
 
 
 def test_resume_never_begins_a_run_of_its_own(
-    make_place: MakePlace, make_config: MakeConfig, tmp_path: Path
+    make_context: MakeContext, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     config = make_config({"training.epochs": 1})
     with pytest.raises(Interrupted):
-        train_teacher_in(make_place(config, Signalled(1)), Options(tmp_path))
+        train_teacher_in(make_context(config, Signalled(1)), Options(tmp_path))
     stopped = only(tmp_path, "teacher")
-    made, _ = train_teacher_in(make_place(config), Options(tmp_path, "never"))
+    made, _ = train_teacher_in(make_context(config), Options(tmp_path, "never"))
     assert made != stopped

@@ -190,16 +190,16 @@ def shorten_test(images: int) -> None:
     from dataclasses import replace
 
     from tser_cli.data.base import TensorSource
-    from tser_cli.engine import workplace
+    from tser_cli.engine import context
 
-    load = workplace.load_dataset
+    load = context.load_dataset
 
     def loaded(config: Any) -> Any:
         dataset = load(config)
         test = dataset.test
         return replace(dataset, test=TensorSource(test.images_MCHW[:images], test.labels[:images]))
 
-    workplace.load_dataset = loaded
+    context.load_dataset = loaded
 
 
 def watch(*step: Any) -> None:

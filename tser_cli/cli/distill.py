@@ -72,7 +72,7 @@ def distill(
     }
     config = opt.training_config("student", flags, recipe, assignments)
     from tser_cli.engine import plan, run
-    from tser_cli.engine.workplace import Options
+    from tser_cli.engine.context import Options
 
     verb = plan.plan_student if dry_run else run.distill
     verb(config, Options(runs_dir, resume))

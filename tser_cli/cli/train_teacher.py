@@ -47,7 +47,7 @@ def train_teacher(
     }
     config = opt.training_config("teacher", flags, recipe, assignments)
     from tser_cli.engine import plan, run
-    from tser_cli.engine.workplace import Options
+    from tser_cli.engine.context import Options
 
     verb = plan.plan_teacher if dry_run else run.train_teacher
     verb(config, Options(runs_dir, resume))

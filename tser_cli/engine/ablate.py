@@ -28,10 +28,10 @@ from tser_cli.engine.ablation_plan import (
     write_plan,
 )
 from tser_cli.engine.cells import Launcher, default_jobs, find_cell, outcome
+from tser_cli.engine.context import Options, prepare
 from tser_cli.engine.grid import Cell, Request
 from tser_cli.engine.run import provide_teacher
 from tser_cli.engine.signals import StopRequest
-from tser_cli.engine.workplace import Options, prepare
 from tser_cli.errors import Interrupted, RunError, TrainingError
 from tser_cli.files import make_folder
 from tser_cli.report import ablation, ablation_plots, console

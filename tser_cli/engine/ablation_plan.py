@@ -12,9 +12,9 @@ from tser_cli.config import Config
 from tser_cli.data.loaders import build_train_loader
 from tser_cli.engine import networks, plan, teachers
 from tser_cli.engine.cells import find_cell
+from tser_cli.engine.context import Options, prepare
 from tser_cli.engine.grid import SEED, Cell, Request
 from tser_cli.engine.tasks import classification
-from tser_cli.engine.workplace import Options, prepare
 from tser_cli.errors import ConfigError
 from tser_cli.files import make_folder, sha256, write_text
 from tser_cli.report import console

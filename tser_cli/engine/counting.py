@@ -21,9 +21,9 @@ from tser_cli.energy import (
     energy_rows,
     sidecar,
 )
+from tser_cli.engine.context import Context
 from tser_cli.engine.evaluate import cumulative_mean, logits_of
 from tser_cli.engine.networks import Loaded
-from tser_cli.engine.workplace import Workplace
 from tser_cli.files import write_text
 from tser_cli.losses.functional import entropy
 from tser_cli.models import Classifier
@@ -50,7 +50,7 @@ class Measured:
 @torch.inference_mode()
 def measure(
     model: Classifier,
-    place: Workplace,
+    context: Context,
     timesteps: int,
     images: int = 0,
     heed: Callable[[], None] | None = None,
@@ -60,7 +60,7 @@ def measure(
     Evenly, since the images of a folder are sorted by class. `heed` is called before each batch,
     and may raise Interrupted.
     """
-    loader = build_eval_loader(place.dataset, "test", place.config)
+    loader = build_eval_loader(context.dataset, "test", context.config)
     chosen = chosen_images(loader.images, images)
     steps = timesteps if model.spiking else 1
     answers: list[tuple[Tensor, ...]] = []
@@ -73,8 +73,10 @@ def measure(
             taken = torch.isin(batch.indices_N, chosen)
             if not taken.any():
                 continue
-            with place.runtime.autocast():
-                logits_TNK = logits_of(model, place.runtime.images(batch.images_NCHW[taken]), steps)
+            with context.runtime.autocast():
+                logits_TNK = logits_of(
+                    model, context.runtime.images(batch.images_NCHW[taken]), steps
+                )
             indices_N, labels_N = batch.indices_N[taken], batch.labels_N[taken]
             answers.append((indices_N, *answers_of(logits_TNK.double().cpu(), labels_N)))
     model.train(was_training)
@@ -101,13 +103,13 @@ def answers_of(logits_TNK: Tensor, labels_N: Tensor) -> tuple[Tensor, ...]:
 
 
 @torch.inference_mode()
-def count_ann(model: Classifier, place: Workplace) -> Counts:
+def count_ann(model: Classifier, context: Context) -> Counts:
     """The counts of an ANN, which are the same for every image: one pass over one."""
-    batch = next(iter(build_eval_loader(place.dataset, "test", place.config)))
+    batch = next(iter(build_eval_loader(context.dataset, "test", context.config)))
     was_training = model.training
     model.eval()
     with counting(model, model.input_kinds()) as counter:
-        model(place.runtime.images(batch.images_NCHW[:1]))
+        model(context.runtime.images(batch.images_NCHW[:1]))
     model.train(was_training)
     return counter.counts()
 
@@ -130,7 +132,7 @@ class Report:
 
 
 def write_energy(
-    path: Path, measured: Measured, labels: Labels, price: Price, place: Workplace
+    path: Path, measured: Measured, labels: Labels, price: Price, context: Context
 ) -> Report:
     """Write energy.csv at `path` and the sidecar JSON beside it. Raises RunError."""
     teacher = price.teacher
@@ -139,7 +141,7 @@ def write_energy(
         measured.counts,
         price.profile,
         labels,
-        teacher=count_ann(teacher.model, place) if teacher else None,
+        teacher=count_ann(teacher.model, context) if teacher else None,
         teacher_name=teacher.name if teacher else "",
         memory=price.memory,
     )

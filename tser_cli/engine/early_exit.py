@@ -17,10 +17,10 @@ from torch import Tensor
 
 from tser_cli.data.loaders import build_eval_loader
 from tser_cli.energy import DEFAULT_PROFILE, Profile, energy_up_to, load_profile
+from tser_cli.engine.context import Context
 from tser_cli.engine.counting import Measured, measure
 from tser_cli.engine.distributed import Runtime
 from tser_cli.engine.opened import Opened
-from tser_cli.engine.workplace import Workplace
 from tser_cli.errors import ConfigError
 from tser_cli.losses.functional import entropy
 from tser_cli.models import Classifier
@@ -93,12 +93,12 @@ def exit_batch(
 
 
 @torch.inference_mode()
-def run_exits(model: Classifier, place: Workplace, timesteps: int, rule: Rule) -> Exits:
+def run_exits(model: Classifier, context: Context, timesteps: int, rule: Rule) -> Exits:
     """Evaluate the test set with early exit."""
-    runtime: Runtime = place.runtime
+    runtime: Runtime = context.runtime
     steps, corrects = [], []
     with Stepper(model) as stepper:
-        for batch in build_eval_loader(place.dataset, "test", place.config):
+        for batch in build_eval_loader(context.dataset, "test", context.config):
             images, labels = runtime.images(batch.images_NCHW), batch.labels_N.to(runtime.device)
             with runtime.autocast():
                 step_N, correct_N = exit_batch(stepper, images, labels, timesteps, rule)
@@ -172,14 +172,14 @@ def early_exit(
     if not model.spiking:
         raise ConfigError(f"--early-exit: {opened.run.folder} is an ANN without time steps")
     profile = load_profile(DEFAULT_PROFILE)
-    measured = measure(model, opened.place, timesteps)
+    measured = measure(model, opened.context, timesteps)
     rows = []
     for rule in rules:
-        exits = run_exits(model, opened.place, timesteps, rule)
+        exits = run_exits(model, opened.context, timesteps, rule)
         line = row(rule, exits, offline_exits(measured, rule), measured, profile)
         rows.append({"run": opened.run.name, "dataset": opened.config.data.name, **line})
         if line["differing_images"]:
-            opened.place.progress.warn(
+            opened.context.progress.warn(
                 f"{rule.criterion} {rule.threshold}: {line['differing_images']} images stop "
                 "elsewhere than in the full pass, by rounding"
             )

@@ -13,11 +13,11 @@ from torch import Tensor
 from tser_cli.data.loaders import build_eval_loader
 from tser_cli.engine import networks
 from tser_cli.engine.cells import find_cell
+from tser_cli.engine.context import Context
 from tser_cli.engine.grid import Cell
 from tser_cli.engine.opened import open_finished
 from tser_cli.engine.runs import Run
 from tser_cli.engine.tasks import freeze
-from tser_cli.engine.workplace import Workplace
 from tser_cli.models import Classifier
 from tser_cli.models.features import penultimate
 from tser_cli.report.tables import read_csv, write_csv
@@ -42,9 +42,9 @@ def write(cells: list[Cell], folder: Path) -> None:
     for label, run in runs.items():
         opened = open_finished(run, {})
         if not any(row["network"] == TEACHER for row in rows):
-            rows += teacher_rows(run, opened.place)
+            rows += teacher_rows(run, opened.context)
         steps = opened.config.model.timesteps
-        rows += embed(label, opened.loaded.model, opened.place, steps)
+        rows += embed(label, opened.loaded.model, opened.context, steps)
     rows.sort(key=lambda row: row["network"] != TEACHER)
     write_csv(folder / TSNE_CSV, rows, COLUMNS)
 
@@ -64,21 +64,21 @@ def known_networks(path: Path) -> set[str]:
     return {row["network"] for row in read_csv(path)} if path.is_file() else set()
 
 
-def teacher_rows(run: Run, place: Workplace) -> list[dict[str, Any]]:
+def teacher_rows(run: Run, context: Context) -> list[dict[str, Any]]:
     """The rows of a run's teacher; none where it has none, or where the file is gone."""
     source = Path((run.environment().get(TEACHER) or {}).get("source", ""))
     if not source.is_file():
         return []
-    model = freeze(networks.read(source, place.dataset.spec).model)
-    place.runtime.place(model)
-    return embed(TEACHER, model, place, 1)
+    model = freeze(networks.read(source, context.dataset.spec).model)
+    context.runtime.place(model)
+    return embed(TEACHER, model, context, 1)
 
 
-def embed(name: str, model: Classifier, place: Workplace, timesteps: int) -> list[dict[str, Any]]:
+def embed(name: str, model: Classifier, context: Context, timesteps: int) -> list[dict[str, Any]]:
     """The rows of one network: t-SNE of its penultimate features, averaged over time."""
     features, labels, left = [], [], IMAGES
-    for batch in build_eval_loader(place.dataset, "test", place.config):
-        images = place.runtime.images(batch.images_NCHW[:left])
+    for batch in build_eval_loader(context.dataset, "test", context.config):
+        images = context.runtime.images(batch.images_NCHW[:left])
         features.append(penultimate(model, images, timesteps).float().cpu())
         labels += batch.labels_N[:left].tolist()
         left -= len(images)

@@ -8,11 +8,11 @@ from typing import Any
 
 from tser_cli.energy import DEFAULT_PROFILE, Labels, Profile, energy_up_to, load_profile
 from tser_cli.engine import networks
+from tser_cli.engine.context import Context
 from tser_cli.engine.counting import Measured, Price, measure, write_energy
 from tser_cli.engine.networks import Loaded
 from tser_cli.engine.opened import Opened, open_finished, select_run
 from tser_cli.engine.runs import Run
-from tser_cli.engine.workplace import Workplace
 from tser_cli.errors import ConfigError, TserError
 from tser_cli.files import check_folder
 from tser_cli.report import console, energy_report
@@ -45,7 +45,7 @@ class EnergyRequest:
     changes: dict[str, Any] | None = None
 
 
-def find_run_teacher(run: Run, place: Workplace) -> Loaded | None:
+def find_run_teacher(run: Run, context: Context) -> Loaded | None:
     """The teacher that `run` learned from; None where it had none or it can't be read.
 
     Where its file is gone an untrained network of its architecture serves, with a warning: what
@@ -54,18 +54,18 @@ def find_run_teacher(run: Run, place: Workplace) -> Loaded | None:
     described = run.environment().get("teacher")
     if not described:
         return None
-    spec, source = place.dataset.spec, Path(str(described["source"]))
+    spec, source = context.dataset.spec, Path(str(described["source"]))
     try:
         if source.is_file():
             loaded = networks.read(source, spec)
         else:
             name = str(described["model"])
-            place.progress.warn(f"{source} is not there; its architecture, {name}, is counted")
-            loaded = networks.untrained(name, spec, place.config)
+            context.progress.warn(f"{source} is not there; its architecture, {name}, is counted")
+            loaded = networks.untrained(name, spec, context.config)
     except TserError as error:
-        place.progress.warn(f"the teacher's energy is left out: {error}")
+        context.progress.warn(f"the teacher's energy is left out: {error}")
         return None
-    place.runtime.place(loaded.model.eval())
+    context.runtime.place(loaded.model.eval())
     return loaded
 
 
@@ -77,12 +77,12 @@ def energy(request: EnergyRequest) -> None:
     profile = load_profile(request.profile)
     check_paths(request)
     opened = open_finished(select_run(request.run, request.runs_dir), request.changes or {})
-    if not opened.place.runtime.is_main:
+    if not opened.context.runtime.is_main:
         return
     timesteps = opened.config.model.timesteps
-    measured = measure(opened.loaded.model, opened.place, timesteps, request.images)
-    price = Price(profile, find_run_teacher(opened.run, opened.place), request.memory)
-    report = write_energy(request.output, measured, labels_of(opened), price, opened.place)
+    measured = measure(opened.loaded.model, opened.context, timesteps, request.images)
+    price = Price(profile, find_run_teacher(opened.run, opened.context), request.memory)
+    report = write_energy(request.output, measured, labels_of(opened), price, opened.context)
     if request.per_image is not None:
         write_csv(request.per_image, per_image_rows(opened, measured, profile), PER_IMAGE)
     figures = draw(opened.run, request.output, report.rows, measured, report.document)

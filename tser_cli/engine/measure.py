@@ -9,11 +9,11 @@ from typing import Any
 
 from tser_cli.data.loaders import Split
 from tser_cli.engine import early_exit, networks
+from tser_cli.engine.context import evaluate_split
 from tser_cli.engine.opened import Opened, open_finished, select_run
 from tser_cli.engine.run import row_labels
 from tser_cli.engine.runs import Run
 from tser_cli.engine.tasks import freeze
-from tser_cli.engine.workplace import evaluate_split
 from tser_cli.errors import ConfigError, TserError
 from tser_cli.files import check_folder
 from tser_cli.report import console, energy_report, plots
@@ -74,7 +74,7 @@ def evaluate_run(request: Evaluating) -> Path:
     if not model.spiking and request.timesteps not in ("", "1"):
         raise ConfigError(f"--timesteps: {run.folder} is a teacher, an ANN without time steps")
     steps = parse_timesteps(request.timesteps, trained)
-    evaluation = evaluate_split(model, opened.place, SPLITS[request.split], max(steps))
+    evaluation = evaluate_split(model, opened.context, SPLITS[request.split], max(steps))
     accuracy = teacher_accuracy(opened, SPLITS[request.split])
     rows = [{**row, "teacher_accuracy": accuracy} for row in evaluation.rows() if row["t"] in steps]
     asked = request.changes or {}
@@ -82,7 +82,7 @@ def evaluate_run(request: Evaluating) -> Path:
     same = request.split == "test" and steps == list(range(1, trained + 1)) and as_trained
     stem = "per_timestep" if same else f"per_timestep_{request.split}_T{max(steps)}"
     path = request.output or run.folder / f"{stem}.csv"
-    if opened.place.runtime.is_main:
+    if opened.context.runtime.is_main:
         _write(opened, request, rows, path, stem)
         _exit_early(opened, request, max(steps))
     return path
@@ -146,9 +146,9 @@ def teacher_accuracy(opened: Opened, split: Split) -> float | None:
         return recorded
     source = (opened.run.environment().get("teacher") or {}).get("source", "")
     try:
-        teacher = networks.read(Path(source), opened.place.dataset.spec).model
+        teacher = networks.read(Path(source), opened.context.dataset.spec).model
     except TserError as error:
-        opened.place.progress.warn(f"the teacher's accuracy is left out: {error}")
+        opened.context.progress.warn(f"the teacher's accuracy is left out: {error}")
         return None
-    opened.place.runtime.place(freeze(teacher))
-    return evaluate_split(teacher, opened.place, split, 1).accuracy
+    opened.context.runtime.place(freeze(teacher))
+    return evaluate_split(teacher, opened.context, split, 1).accuracy

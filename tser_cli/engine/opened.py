@@ -10,10 +10,10 @@ from typing import Any
 from tser_cli import recipe
 from tser_cli.config import Config
 from tser_cli.engine import networks, runs
+from tser_cli.engine.context import Context, prepare
 from tser_cli.engine.networks import Loaded
 from tser_cli.engine.runs import Run
 from tser_cli.engine.tasks import check_teacher, freeze
-from tser_cli.engine.workplace import Workplace, prepare
 from tser_cli.errors import RunError
 
 MEASURING = frozenset(
@@ -29,13 +29,13 @@ class Opened:
     """A finished run with its network on the device and its data."""
 
     run: Run
-    place: Workplace
+    context: Context
     loaded: Loaded
 
     @property
     def config(self) -> Config:
         """The run's settings."""
-        return self.place.config
+        return self.context.config
 
 
 def select_run(run: Path | None, runs_dir: Path) -> Run:
@@ -65,9 +65,9 @@ def measuring_config(run: Run, changes: dict[str, Any]) -> Config:
 def open_finished(run: Run, changes: dict[str, Any]) -> Opened:
     """The run's network and data; `changes` are settings such as training.device."""
     config = measuring_config(run, changes)
-    place = prepare(config)
-    loaded = networks.read(run.model_file, place.dataset.spec)
-    spec = place.dataset.spec
+    context = prepare(config)
+    loaded = networks.read(run.model_file, context.dataset.spec)
+    spec = context.dataset.spec
     check_teacher(loaded.model, spec.image_shape, spec.num_classes)
-    place.runtime.place(freeze(loaded.model))
-    return Opened(run, place, loaded)
+    context.runtime.place(freeze(loaded.model))
+    return Opened(run, context, loaded)

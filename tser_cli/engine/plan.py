@@ -11,9 +11,9 @@ from tser_cli import registry
 from tser_cli.config import Config
 from tser_cli.data.loaders import build_train_loader
 from tser_cli.engine import networks, teachers
+from tser_cli.engine.context import Context, Options, prepare
 from tser_cli.engine.distributed import seed_everything
 from tser_cli.engine.tasks import Task, check_teacher, classification, distillation
-from tser_cli.engine.workplace import Options, Workplace, prepare
 from tser_cli.models import Classifier
 from tser_cli.models.base import parameter_count
 from tser_cli.report import console
@@ -25,51 +25,51 @@ MEASURED_STEPS = 3
 def plan_teacher(config: Config, options: Options) -> None:
     """Print the plan of `train-teacher`."""
     teachers.check_architecture(config.model.teacher)
-    place = prepare(config)
+    context = prepare(config)
     name = config.model.teacher
-    model = networks.build(name, place.dataset.spec, config, spiking=False)
-    show(place, name, classification(model, config), [])
+    model = networks.build(name, context.dataset.spec, config, spiking=False)
+    show(context, name, classification(model, config), [])
 
 
 def plan_student(config: Config, options: Options) -> None:
     """Print the plan of `distill`; a teacher that is not there yet is measured untrained."""
-    place = prepare(config)
-    model = networks.build(config.model.student, place.dataset.spec, config, spiking=True)
-    teacher, note = _teacher(place, options)
-    task = distillation(model, teacher, config, place.dataset.spec.image_shape)
-    show(place, config.model.student, task, [note])
+    context = prepare(config)
+    model = networks.build(config.model.student, context.dataset.spec, config, spiking=True)
+    teacher, note = _teacher(context, options)
+    task = distillation(model, teacher, config, context.dataset.spec.image_shape)
+    show(context, config.model.student, task, [note])
 
 
-def _teacher(place: Workplace, options: Options) -> tuple[Classifier | None, str]:
-    config, spec = place.config, place.dataset.spec
+def _teacher(context: Context, options: Options) -> tuple[Classifier | None, str]:
+    config, spec = context.config, context.dataset.spec
     if not registry.METHODS[config.method.name].needs_teacher:
         return None, f"teacher: none, {config.method.name} needs none"
     loaded = teachers.find_teacher(config, spec, options.runs_dir)
     if loaded is None:
         first = teachers.teacher_config(config).training.epochs
         untrained = networks.build(config.model.teacher, spec, config, spiking=False)
-        place.runtime.place(untrained)
+        context.runtime.place(untrained)
         return untrained, f"teacher: a {config.model.teacher} is trained first, {first} epochs"
     check_teacher(teachers.as_ann(loaded).model, spec.image_shape, spec.num_classes)
-    place.runtime.place(loaded.model)
+    context.runtime.place(loaded.model)
     return loaded.model, f"teacher: {loaded.name} from {loaded.source}"
 
 
-def show(place: Workplace, name: str, task: Task, notes: list[str]) -> None:
+def show(context: Context, name: str, task: Task, notes: list[str]) -> None:
     """Print the resolved recipe, the network's size, the steps and the estimated time."""
-    training = place.config.training
-    loader = build_train_loader(place.dataset, place.config)
+    training = context.config.training
+    loader = build_train_loader(context.dataset, context.config)
     steps = loader.steps_per_epoch * training.epochs
     seed_everything(training.seed, training.deterministic)
-    seconds = step_seconds(task, place)
+    seconds = step_seconds(task, context)
     out = console.output()
-    out.print(tomli_w.dumps(place.config.model_dump(mode="json")), markup=False)
+    out.print(tomli_w.dumps(context.config.model_dump(mode="json")), markup=False)
     lines = [
         f"network: {name}, {parameter_count(task.model):,} parameters",
         *notes,
-        f"images: {loader.images:,} to train on, {len(place.dataset.test):,} to test on",
+        f"images: {loader.images:,} to train on, {len(context.dataset.test):,} to test on",
         f"steps: {loader.steps_per_epoch:,} an epoch, {steps:,} in all",
-        f"time: about {duration(seconds * steps)} of training on {place.runtime.device} "
+        f"time: about {duration(seconds * steps)} of training on {context.runtime.device} "
         f"({1000 * seconds:.0f} ms a step, measured)",
     ]
     out.print("\n".join(lines), soft_wrap=True)
@@ -84,19 +84,19 @@ def duration(seconds: float) -> str:
 
 def training_seconds(config: Config, options: Options) -> float:
     """What a student's training will take, from a few real steps."""
-    place = prepare(config)
-    model = networks.build(config.model.student, place.dataset.spec, config, spiking=True)
-    teacher, _ = _teacher(place, options)
-    task = distillation(model, teacher, config, place.dataset.spec.image_shape)
-    steps = build_train_loader(place.dataset, config).steps_per_epoch * config.training.epochs
-    return step_seconds(task, place) * steps
+    context = prepare(config)
+    model = networks.build(config.model.student, context.dataset.spec, config, spiking=True)
+    teacher, _ = _teacher(context, options)
+    task = distillation(model, teacher, config, context.dataset.spec.image_shape)
+    steps = build_train_loader(context.dataset, config).steps_per_epoch * config.training.epochs
+    return step_seconds(task, context) * steps
 
 
-def step_seconds(task: Task, place: Workplace) -> float:
+def step_seconds(task: Task, context: Context) -> float:
     """Seconds of one training step, measured on a few real ones that change no file."""
-    runtime = place.runtime
+    runtime = context.runtime
     runtime.place(task.network).train()
-    loader = build_train_loader(place.dataset, place.config)
+    loader = build_train_loader(context.dataset, context.config)
     optimizer = torch.optim.SGD(task.model.parameters(), lr=0.0)
     spent = []
     batches = loader.epoch(0)

@@ -16,6 +16,7 @@ from tser_cli.config import Config
 from tser_cli.data.loaders import build_eval_loader, build_train_loader
 from tser_cli.energy import DEFAULT_PROFILE, Labels, load_profile
 from tser_cli.engine import networks, runs, teachers
+from tser_cli.engine.context import Context, Options, evaluate_split, make_heed, prepare
 from tser_cli.engine.counting import Price, measure, write_energy
 from tser_cli.engine.distributed import seed_everything
 from tser_cli.engine.evaluate import Evaluation, evaluate
@@ -25,7 +26,6 @@ from tser_cli.engine.sharing import share_gradients
 from tser_cli.engine.signals import StopRequest
 from tser_cli.engine.tasks import Task, check_teacher, classification, distillation, freeze
 from tser_cli.engine.train import Fit, fit
-from tser_cli.engine.workplace import Options, Workplace, evaluate_split, make_heed, prepare
 from tser_cli.errors import CheckpointError, Interrupted, NonFiniteError
 from tser_cli.files import write_text
 from tser_cli.report import console, plots
@@ -37,78 +37,78 @@ NEXT = ("tser evaluate --per-timestep", "tser energy report.csv")
 def train_teacher(config: Config, options: Options) -> Run:
     """Train the ANN `model.teacher`, or go on with it; evaluate it; returns the finished run."""
     teachers.check_architecture(config.model.teacher)
-    place = prepare(config)
-    run, evaluation = train_teacher_in(place, options)
+    context = prepare(config)
+    run, evaluation = train_teacher_in(context, options)
     given = f" --data-dir {config.data.dir}" if config.data.dir else ""
     told = f"tser distill --teacher {run.folder} --dataset {config.data.name}{given} -T 2"
-    present(run, place, evaluation, [told])
+    present(run, context, evaluation, [told])
     return run
 
 
-def train_teacher_in(place: Workplace, options: Options) -> tuple[Run, Evaluation]:
+def train_teacher_in(context: Context, options: Options) -> tuple[Run, Evaluation]:
     """`train_teacher` with the data and the device at hand."""
-    config, name = place.config, place.config.model.teacher
-    with open_for_training("teacher", place, options) as (run, stop):
+    config, name = context.config, context.config.model.teacher
+    with open_for_training("teacher", context, options) as (run, stop):
         seed_everything(config.training.seed, config.training.deterministic)
-        model = networks.build(name, place.dataset.spec, config, spiking=False)
+        model = networks.build(name, context.dataset.spec, config, spiking=False)
         task = classification(model, config)
-        train(task, place, run, stop)
-        metadata = networks.describe(name, place.dataset.spec, config, spiking=False)
-        evaluation = finish(run, place, task, name, metadata, None, stop)
+        train(task, context, run, stop)
+        metadata = networks.describe(name, context.dataset.spec, config, spiking=False)
+        evaluation = finish(run, context, task, name, metadata, None, stop)
     return run, evaluation
 
 
 def distill(config: Config, options: Options) -> Run:
     """Distil the student from its teacher (trained first where there is none), and evaluate it."""
-    place = prepare(config)
-    teacher = provide_teacher(place, options)
-    with open_for_training("student", place, options) as (run, stop):
+    context = prepare(config)
+    teacher = provide_teacher(context, options)
+    with open_for_training("student", context, options) as (run, stop):
         seed_everything(config.training.seed, config.training.deterministic)
         name = config.model.student
-        model = networks.build(name, place.dataset.spec, config, spiking=True)
+        model = networks.build(name, context.dataset.spec, config, spiking=True)
         if teacher is not None:
-            teacher = keep_teacher(run, place, teacher)
-            place.runtime.place(teacher.model)
-        shape = place.dataset.spec.image_shape
+            teacher = keep_teacher(run, context, teacher)
+            context.runtime.place(teacher.model)
+        shape = context.dataset.spec.image_shape
         task = distillation(model, teacher.model if teacher else None, config, shape)
-        train(task, place, run, stop)
-        metadata = networks.describe(name, place.dataset.spec, config, spiking=True)
-        evaluation = finish(run, place, task, name, metadata, teacher, stop)
+        train(task, context, run, stop)
+        metadata = networks.describe(name, context.dataset.spec, config, spiking=True)
+        evaluation = finish(run, context, task, name, metadata, teacher, stop)
     elsewhere = options.runs_dir != Options().runs_dir
     given = f" --runs-dir {options.runs_dir}" if elsewhere else ""
-    present(run, place, evaluation, [f"{command}{given}" for command in NEXT])
+    present(run, context, evaluation, [f"{command}{given}" for command in NEXT])
     return run
 
 
-def provide_teacher(place: Workplace, options: Options) -> Loaded | None:
+def provide_teacher(context: Context, options: Options) -> Loaded | None:
     """The student's teacher, checked to fit; None where the method has no use for one."""
-    config, spec = place.config, place.dataset.spec
+    config, spec = context.config, context.dataset.spec
     if not registry.METHODS[config.method.name].needs_teacher:
         return None
-    runtime = place.runtime
-    loaded = runtime.on_main(lambda: _find_fitting(place, options.runs_dir))
+    runtime = context.runtime
+    loaded = runtime.on_main(lambda: _find_fitting(context, options.runs_dir))
     if loaded is None:
-        place.progress.say(
+        context.progress.say(
             f"no finished {config.model.teacher} teacher of {config.data.name} under "
             f"{options.runs_dir}: training one first"
         )
         # A run of its own, that goes on where an interrupted one stopped.
         settings = teachers.teacher_config(config)
-        teacher_place = Workplace(settings, place.dataset, place.runtime, place.progress)
-        run, _ = train_teacher_in(teacher_place, Options(options.runs_dir, "auto"))
-        loaded = runtime.on_main(lambda: _fitting(networks.read(run.model_file, spec), place))
-    place.progress.say(f"teacher: {loaded.name} from {loaded.source}")
+        teacher_context = Context(settings, context.dataset, context.runtime, context.progress)
+        run, _ = train_teacher_in(teacher_context, Options(options.runs_dir, "auto"))
+        loaded = runtime.on_main(lambda: _fitting(networks.read(run.model_file, spec), context))
+    context.progress.say(f"teacher: {loaded.name} from {loaded.source}")
     freeze(loaded.model)
     return loaded
 
 
-def _find_fitting(place: Workplace, runs_dir: Path) -> Loaded | None:
-    loaded = teachers.find_teacher(place.config, place.dataset.spec, runs_dir)
-    return None if loaded is None else _fitting(loaded, place)
+def _find_fitting(context: Context, runs_dir: Path) -> Loaded | None:
+    loaded = teachers.find_teacher(context.config, context.dataset.spec, runs_dir)
+    return None if loaded is None else _fitting(loaded, context)
 
 
-def _fitting(loaded: Loaded, place: Workplace) -> Loaded:
-    spec = place.dataset.spec
+def _fitting(loaded: Loaded, context: Context) -> Loaded:
+    spec = context.dataset.spec
     check_teacher(teachers.as_ann(loaded).model, spec.image_shape, spec.num_classes)
     if loaded.classes and loaded.classes != spec.classes:
         raise CheckpointError(
@@ -119,7 +119,7 @@ def _fitting(loaded: Loaded, place: Workplace) -> Loaded:
     return loaded
 
 
-def keep_teacher(run: Run, place: Workplace, found: Loaded) -> Loaded:
+def keep_teacher(run: Run, context: Context, found: Loaded) -> Loaded:
     """The teacher that `run` began with: `found`, which is noted down, where it begins now.
 
     Raises CheckpointError where an earlier teacher's file is gone or has changed.
@@ -131,39 +131,39 @@ def keep_teacher(run: Run, place: Workplace, found: Loaded) -> Loaded:
             described = {"source": found.source, "model": found.name, "sha256": found.sha256}
             run.update_environment(teacher=described)
             return found
-        earlier = _fitting(networks.read(Path(before["source"]), place.dataset.spec), place)
+        earlier = _fitting(networks.read(Path(before["source"]), context.dataset.spec), context)
         if earlier.sha256 != before["sha256"]:
             raise CheckpointError(
                 f"{before['source']}, the teacher of {run.folder}, has changed since that run "
                 "began. Put the old file back, or begin a new run with --resume never"
             )
-        place.progress.say(f"teacher: {earlier.source} instead, which the run began with")
+        context.progress.say(f"teacher: {earlier.source} instead, which the run began with")
         return earlier
 
-    kept = place.runtime.on_main(keep)
+    kept = context.runtime.on_main(keep)
     freeze(kept.model)
     return kept
 
 
 @contextmanager
 def open_for_training(
-    kind: str, place: Workplace, options: Options
+    kind: str, context: Context, options: Options
 ) -> Iterator[tuple[Run, StopRequest]]:
     """A locked run folder, new or taken up again; its status.json tells how the block ended.
 
     The first process chooses, locks and writes; the others are told.
     """
-    runtime = place.runtime
+    runtime = context.runtime
     with ExitStack() as held:
-        run, resumed = runtime.on_main(lambda: _take(kind, place, options, held))
-        place.progress.say(f"{'going on with' if resumed else 'run folder:'} {run.folder}")
-        stop = held.enter_context(StopRequest(place.progress.warn))
+        run, resumed = runtime.on_main(lambda: _take(kind, context, options, held))
+        context.progress.say(f"{'going on with' if resumed else 'run folder:'} {run.folder}")
+        stop = held.enter_context(StopRequest(context.progress.warn))
         began = time.monotonic()
         try:
             with runtime.accountable():
                 yield run, stop
         except BaseException as error:
-            place.progress.end()
+            context.progress.end()
             if runtime.is_main:
                 _record_failure(run, error)
             raise
@@ -172,19 +172,19 @@ def open_for_training(
             run.update_environment(wall_seconds=before + time.monotonic() - began)
 
 
-def _take(kind: str, place: Workplace, options: Options, held: ExitStack) -> tuple[Run, bool]:
+def _take(kind: str, context: Context, options: Options, held: ExitStack) -> tuple[Run, bool]:
     """The run to work on, locked until `held` closes, and whether it was begun before."""
     found = None
     if options.resume != "never":
         must = options.resume == "must"
-        found = runs.find_unfinished(options.runs_dir, kind, place.config, must)
-    run = found or runs.create(options.runs_dir, kind, place.config)
+        found = runs.find_unfinished(options.runs_dir, kind, context.config, must)
+    run = found or runs.create(options.runs_dir, kind, context.config)
     held.enter_context(run.lock())
     run.remove_leftovers()
     run.update_status(state="running", why="")
     # A resumed run may have other epochs or workers than it began with: the file says what holds.
-    write_text(run.folder / "config.toml", tomli_w.dumps(place.config.model_dump(mode="json")))
-    where = {"device": str(place.runtime.device), "processes": place.runtime.world}
+    write_text(run.folder / "config.toml", tomli_w.dumps(context.config.model_dump(mode="json")))
+    where = {"device": str(context.runtime.device), "processes": context.runtime.world}
     run.update_environment(**where, command=sys.argv)
     return run, found is not None
 
@@ -202,22 +202,22 @@ def _record_failure(run: Run, error: BaseException) -> None:
         error.add_note(f"status.json could not be written either: {second}")
 
 
-def train(task: Task, place: Workplace, run: Run, stop: StopRequest) -> None:
+def train(task: Task, context: Context, run: Run, stop: StopRequest) -> None:
     """Place the networks on the device and fit."""
-    config, runtime = place.config, place.runtime
-    shape = place.dataset.spec.image_shape
+    config, runtime = context.config, context.runtime
+    shape = context.dataset.spec.image_shape
     network = runtime.place(task.network)
     task.network = share_gradients(network, runtime, shape, task.timesteps)
-    loader = build_train_loader(place.dataset, config, rank=runtime.rank, world=runtime.world)
-    validate = make_validation(task, place, stop) if config.data.validation_fraction else None
-    fit(Fit(task, loader, config, run, runtime, place.progress, stop, validate))
+    loader = build_train_loader(context.dataset, config, rank=runtime.rank, world=runtime.world)
+    validate = make_validation(task, context, stop) if config.data.validation_fraction else None
+    fit(Fit(task, loader, config, run, runtime, context.progress, stop, validate))
 
 
-def make_validation(task: Task, place: Workplace, stop: StopRequest) -> Callable[[], float]:
+def make_validation(task: Task, context: Context, stop: StopRequest) -> Callable[[], float]:
     """A function that gives the accuracy on the held-out part of the training images."""
-    runtime = place.runtime
+    runtime = context.runtime
     loader = build_eval_loader(
-        place.dataset, "validation", place.config, rank=runtime.rank, world=runtime.world
+        context.dataset, "validation", context.config, rank=runtime.rank, world=runtime.world
     )
     heed = make_heed(stop, runtime)
     return lambda: evaluate(task.model, loader, runtime, task.timesteps, None, heed).accuracy
@@ -225,7 +225,7 @@ def make_validation(task: Task, place: Workplace, stop: StopRequest) -> Callable
 
 def finish(
     run: Run,
-    place: Workplace,
+    context: Context,
     task: Task,
     name: str,
     metadata: dict[str, str],
@@ -233,11 +233,11 @@ def finish(
     stop: StopRequest,
 ) -> Evaluation:
     """Save the weights, evaluate on the test set, write the tables, mark the run finished."""
-    config = place.config
+    config = context.config
     evaluation = evaluate_split(
-        task.model, place, "test", task.timesteps, teacher.model if teacher else None, stop
+        task.model, context, "test", task.timesteps, teacher.model if teacher else None, stop
     )
-    if not place.runtime.is_main:
+    if not context.runtime.is_main:
         return evaluation
     digest = networks.write(run.model_file, task.model, metadata)
     labels = row_labels(run, config, "test", name, teacher.name if teacher else None)
@@ -245,10 +245,10 @@ def finish(
     figure = run.folder / "figures" / "per_timestep.png"
     plots.plot_per_timestep(figure, evaluation.rows(), run.name)
     if task.model.spiking:
-        measured = measure(task.model, place, task.timesteps, heed=stop.check)
+        measured = measure(task.model, context, task.timesteps, heed=stop.check)
         of_run = Labels(run.name, config.data.name, digest, config.training.precision)
         price = Price(load_profile(DEFAULT_PROFILE), teacher)
-        write_energy(run.folder / "energy.csv", measured, of_run, price, place)
+        write_energy(run.folder / "energy.csv", measured, of_run, price, context)
     run.update_status(
         state="finished",
         finished=datetime.now().astimezone().isoformat(timespec="microseconds"),
@@ -263,9 +263,9 @@ def finish(
     return evaluation
 
 
-def present(run: Run, place: Workplace, evaluation: Evaluation, commands: list[str]) -> None:
+def present(run: Run, context: Context, evaluation: Evaluation, commands: list[str]) -> None:
     """Show the table, where the run folder is, and what to type next."""
-    if not place.runtime.is_main:
+    if not context.runtime.is_main:
         return
     out = console.output()
     out.print(console.per_timestep_table(run.name, evaluation.rows()))

@@ -27,7 +27,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Workplace:
+class Context:
     """What every verb needs first: the data, the device, and where messages go."""
 
     config: Config
@@ -36,13 +36,13 @@ class Workplace:
     progress: Progress
 
 
-def prepare(config: Config) -> Workplace:
+def prepare(config: Config) -> Context:
     """Load the data and take the device. Raises DataError or ConfigError."""
     runtime = make_runtime(config.training)
     progress = make_progress(console.messages()) if runtime.is_main else Silent()
     # the first process downloads what is missing
     dataset = runtime.main_first(lambda: load_dataset(config.data))
-    return Workplace(config, dataset, runtime, progress)
+    return Context(config, dataset, runtime, progress)
 
 
 def make_heed(stop: StopRequest, runtime: Runtime) -> Callable[[int], None]:
@@ -58,7 +58,7 @@ def make_heed(stop: StopRequest, runtime: Runtime) -> Callable[[int], None]:
 
 def evaluate_split(
     model: Classifier,
-    place: Workplace,
+    context: Context,
     split: Split,
     timesteps: int,
     teacher: Classifier | None = None,
@@ -66,11 +66,11 @@ def evaluate_split(
 ) -> Evaluation:
     """Evaluate on a split; a request to stop is heard between batches (Interrupted)."""
     loader = build_eval_loader(
-        place.dataset,
+        context.dataset,
         split,
-        place.config,
-        rank=place.runtime.rank,
-        world=place.runtime.world,
+        context.config,
+        rank=context.runtime.rank,
+        world=context.runtime.world,
     )
-    heed = make_heed(stop, place.runtime) if stop else None
-    return evaluate(model, loader, place.runtime, timesteps, teacher, heed)
+    heed = make_heed(stop, context.runtime) if stop else None
+    return evaluate(model, loader, context.runtime, timesteps, teacher, heed)
