@@ -214,6 +214,12 @@ def test_a_config_written_and_read_back_is_the_same(tmp_path: Path) -> None:
     assert tomllib.loads(Path(file).read_text(encoding="utf-8"))["data"]["dir"] == "ä\n"
 
 
+@pytest.mark.parametrize("key", ["data.name", "data.dir", "training.device", "training.epochs"])
+def test_bytes_that_are_no_text_are_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"--set: {key} = .*: it is not UTF-8"):
+        resolve([from_assignments([f"{key}=\udc80"])])
+
+
 @given(KEYS, VALUES)
 def test_any_assignment_gives_a_config_or_a_config_error(key: str, text: str) -> None:
     try:

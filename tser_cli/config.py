@@ -125,7 +125,7 @@ class MethodConfig(Section):
     """
 
     name: str = "tser"
-    temperature: Positive = 4.0
+    temperature: Positive = 2.0
     ce_weight: NonNegative = 1.0
     kd_weight: NonNegative = 1.0
     entropy_weight: float = 0.0
@@ -182,10 +182,14 @@ class ScheduleConfig(Section):
 
 
 class TrainingConfig(Section):
-    """Length, batch (global, over all processes), numerics and what is written on the way."""
+    """Length, batch (global, over all processes), numerics and what is written on the way.
+
+    `batch_size` 0 or "auto": the largest power of two that fits into memory. `accumulate`: how many
+    parts a batch is computed in, one after the other.
+    """
 
     epochs: Count = 10
-    batch_size: Count = 128
+    batch_size: Natural = 128
     eval_batch_size: Natural = 0
     accumulate: Count = 1
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -196,6 +200,11 @@ class TrainingConfig(Section):
     clip_norm: NonNegative = 0.0
     checkpoint_every: str = "5min"
     tensorboard: bool = True
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _batch_size(cls, size: Any) -> Any:
+        return 0 if size == "auto" else size
 
     @field_validator("device")
     @classmethod
@@ -213,6 +222,28 @@ class TrainingConfig(Section):
         return every
 
 
+class PerformanceConfig(Section):
+    """How the work is done: the results are equal up to rounding, and each part can be turned off.
+
+    `channels_last`: the memory layout that convolutions prefer. `stem_once`: what comes before the
+    first spikes is computed once an image, not T times. `fold_teacher`: the teacher's norms are
+    folded into its convolutions. `keep_teacher_logits`: computed once where an image looks the same
+    in every epoch. `data_on_device`: images that fit live, and are augmented, on the device.
+    `fused_optimizer`: one pass over the weights a step. `save_memory`: residual blocks are computed
+    again for the backward pass instead of being kept. `compile`: torch.compile. (`neuron.backend`
+    chooses the neurons' code.)
+    """
+
+    channels_last: bool = True
+    stem_once: bool = True
+    fold_teacher: bool = True
+    keep_teacher_logits: bool = True
+    data_on_device: bool = True
+    fused_optimizer: bool = True
+    save_memory: bool = False
+    compile: Literal["auto", "on", "off"] = "auto"
+
+
 class Config(Section):
     """Everything that a run depends on."""
 
@@ -224,6 +255,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig = TrainingConfig()
+    performance: PerformanceConfig = PerformanceConfig()
 
     def updated(self, changes: dict[str, Any]) -> Config:
         """A copy with dotted keys changed, as {"training.epochs": 3}; validated again."""

@@ -168,6 +168,9 @@ def resolve(layers: Iterable[Layer]) -> Config:
             if key not in valid:
                 problems.append(f'{layer.source}: unknown key "{key}"{nearest(key, valid)}')
                 continue
+            if not _is_text(value):
+                problems.append(f"{layer.source}: {key} = {_shown(value)}: it is not UTF-8")
+                continue
             section, _, name = key.partition(".")
             if key == "method.name":
                 _drop_own_weights(merged.get(section, {}), value)
@@ -180,6 +183,17 @@ def resolve(layers: Iterable[Layer]) -> Config:
     if problems:
         raise ConfigError("\n".join(problems))
     return config
+
+
+def _is_text(value: Any) -> bool:
+    # bytes of the command line that are no UTF-8 come as lone surrogates, which no file can hold
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return False
+    except ValueError:  # a number of thousands of digits is refused later
+        return True
+    return True
 
 
 def _drop_own_weights(method: dict[str, Any], name: Any) -> None:

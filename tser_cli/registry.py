@@ -119,7 +119,7 @@ METHODS: dict[str, MethodEntry] = {
         "tser_cli.losses.tser",
         "ts, with the entropy of every step rewarded",
         _TSER,
-        weights={"entropy_weight": 0.1},
+        weights={"entropy_weight": 0.05},
     ),
     "feature": MethodEntry(
         "tser_cli.losses.feature",
@@ -165,7 +165,7 @@ METHODS: dict[str, MethodEntry] = {
         "tser_cli.losses.dkd",
         "target and other classes distilled apart, at every step",
         "Zhao et al., CVPR 2022, arXiv 2203.08679",
-        weights={"alpha": 1.0, "beta": 8.0},
+        weights={"temperature": 4.0, "alpha": 1.0, "beta": 8.0},
     ),
 }
 

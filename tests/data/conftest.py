@@ -106,17 +106,18 @@ def image_folders(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_dataset() -> Callable[..., Dataset]:
-    """A data set of random images in memory, 3 x 12 x 10, with 4 classes."""
+    """A data set of random images in memory, 12 x 10, with 4 classes."""
 
-    def make(train: int = 50, test: int = 101) -> Dataset:
+    def make(train: int = 50, test: int = 101, channels: int = 3) -> Dataset:
         def source(count: int, seed: int) -> TensorSource:
             generator = torch.Generator().manual_seed(seed)
             images = torch.randint(
-                0, 256, (count, 3, 12, 10), dtype=torch.uint8, generator=generator
+                0, 256, (count, channels, 12, 10), dtype=torch.uint8, generator=generator
             )
             return TensorSource(images, torch.arange(count) % 4)
 
-        spec = DataSpec("toy", 3, 12, 10, tuple("abcd"), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+        mean, std = (0.1, 0.2, 0.3)[:channels], (0.5, 0.6, 0.7)[:channels]
+        spec = DataSpec("toy", channels, 12, 10, tuple("abcd"), mean, std)
         return Dataset(spec, source(train, 0), source(test, 1))
 
     return make

@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tser_cli.config import Config
-from tser_cli.data.base import Dataset
+from tser_cli.data import loaders
+from tser_cli.data.base import Dataset, ImageSource, TensorSource
 from tser_cli.data.loaders import (
     Share,
     build_eval_loader,
-    build_loaders,
     build_train_loader,
 )
+from tser_cli.data.workers import LocalFeed, WorkerFeed
 from tser_cli.errors import ConfigError, DataError
 
 # Python 3.12 and later warn of any fork beside threads
@@ -91,6 +92,64 @@ def test_workers_make_no_difference(make_dataset: Make, augment: dict[str, Any])
         assert same(flat(in_process.epoch(epoch)), flat(in_workers.epoch(epoch)))
 
 
+META = torch.device("meta")
+
+
+def moved(source: ImageSource, device: torch.device) -> ImageSource:
+    assert isinstance(source, TensorSource)
+    return TensorSource(source.images_MCHW.to(device), source.labels.to(device))
+
+
+def test_images_in_memory_are_made_on_the_device(
+    make_dataset: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaders, "placed", moved)
+    settings_ = config(data__workers=-1).updated(COSTLY)
+    # two batches at a time
+    monkeypatch.setattr(loaders, "BLOCK", 16 * 3 * 12 * 10)
+    here = build_train_loader(make_dataset(), settings_)
+    there = build_train_loader(make_dataset(), settings_, device=META)
+    for batch, other in zip(here.epoch(0), there.epoch(0), strict=True):
+        assert {tensor.device.type for tensor in batch} == {"cpu"}
+        assert {tensor.device for tensor in other} == {META}
+        assert [tensor.shape for tensor in other] == [tensor.shape for tensor in batch]
+
+
+@pytest.mark.parametrize(
+    ("changes", "feed"),
+    [
+        ({}, LocalFeed),
+        (COSTLY, LocalFeed),
+        (COSTLY | {"data.workers": 0}, LocalFeed),
+        (CHEAP | {"data.workers": 1}, WorkerFeed),
+        ({"augment.random_resized_crop": True}, WorkerFeed),
+    ],
+)
+def test_images_in_memory_need_no_workers(
+    make_dataset: Make, changes: dict[str, Any], feed: type
+) -> None:
+    settings_ = config(data__workers=-1).updated(changes)
+    loader = build_train_loader(make_dataset(), settings_)
+    assert isinstance(loader._feed, feed)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.workers": 0},
+        {"augment.random_resized_crop": True},
+        {"performance.data_on_device": False},
+    ],
+)
+def test_images_stay_on_the_cpu_where_the_settings_say_so(
+    make_dataset: Make, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(loaders, "placed", moved)
+    settings_ = config(data__workers=-1).updated(CHEAP | changes)
+    loader = build_train_loader(make_dataset(), settings_, device=META)
+    assert next(loader.epoch(0)).images_NCHW.device.type == "cpu"
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_epoch_goes_on_as_the_whole_one(make_dataset: Make, workers: int) -> None:
     dataset = make_dataset()
@@ -160,21 +219,21 @@ def test_evaluation_is_in_order_and_repeatable(make_dataset: Make) -> None:
 def test_validation_is_a_part_of_the_training_images(make_dataset: Make) -> None:
     dataset = make_dataset(train=48)
     seeds = [config(data__validation_fraction=0.25, training__seed=seed) for seed in (0, 1)]
-    loaders = [build_loaders(dataset, settings_) for settings_ in seeds]
     held = []
-    for one in loaders:
-        assert one.validation is not None
-        assert (one.train.images, one.validation.images, one.test.images) == (36, 12, 101)
-        held.append(indices(iter(one.validation)))
+    for settings_ in seeds:
+        validation = build_eval_loader(dataset, "validation", settings_)
+        assert validation.images == 12
+        held.append(indices(iter(validation)))
     assert held[0] == held[1]
-    shown = {index for epoch in range(4) for index in indices(loaders[0].train.epoch(epoch))}
+    loader = build_train_loader(dataset, seeds[0])
+    assert loader.images == 36
+    shown = {index for epoch in range(4) for index in indices(loader.epoch(epoch))}
     assert shown == set(range(48)) - set(held[0])
     train = build_eval_loader(dataset, "train", seeds[0])
     assert indices(iter(train)) == sorted(shown)
 
 
 def test_no_validation_without_a_fraction(make_dataset: Make) -> None:
-    assert build_loaders(make_dataset(), config()).validation is None
     with pytest.raises(DataError, match=r"set data\.validation_fraction"):
         build_eval_loader(make_dataset(), "validation", config())
 
@@ -198,11 +257,15 @@ def test_deterministic_training_is_told(make_dataset: Make) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_global_random_states_are_left_alone(make_dataset: Make, workers: int) -> None:
-    loaders = build_loaders(make_dataset(), config(data__workers=workers).updated(COSTLY))
+    dataset, settings_ = make_dataset(), config(data__workers=workers).updated(COSTLY)
+    train, test = (
+        build_train_loader(dataset, settings_),
+        build_eval_loader(dataset, "test", settings_),
+    )
     before = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())
-    list(loaders.train.epoch(0))
-    list(loaders.train.epoch(1, 3))
-    list(loaders.test)
+    list(train.epoch(0))
+    list(train.epoch(1, 3))
+    list(test)
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1:] == (random.getstate(), repr(np.random.get_state()))
 

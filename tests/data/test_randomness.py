@@ -40,6 +40,13 @@ def test_table_draws_every_value_about_equally_often() -> None:
     assert not torch.equal(draws, table(Stream.CUTOUT, 0, 0, 9000, (3, 2)))
 
 
+def test_a_table_is_the_same_wherever_it_lies() -> None:
+    # as drawn before there were devices: no image may change its look
+    assert table(Stream.CROP, 3, 5, 4, (9, 9)).tolist() == [[8, 6], [4, 7], [5, 2], [8, 0]]
+    there = table(Stream.CROP, 3, 5, 4, (9, 9), torch.device("meta"))
+    assert there.device.type == "meta" and there.shape == (4, 2)
+
+
 def test_isolated_puts_the_generator_and_the_threads_back() -> None:
     torch_state, threads = torch.get_rng_state(), torch.get_num_threads()
     others = random.getstate(), repr(np.random.get_state())

@@ -1,19 +1,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
 from tser_cli.config import AugmentConfig
-from tser_cli.data.base import Dataset
+from tser_cli.data.autoaugment import BOUNDS, AutoAugment
+from tser_cli.data.base import Dataset, ImageSource, TensorSource
+from tser_cli.data.randomness import Stream, table
 from tser_cli.data.transforms import (
     crop_flip,
     cutout_,
     evaluation_pipeline,
+    is_costly,
     is_deterministic,
     normalise,
     training_pipeline,
@@ -154,6 +159,61 @@ def test_an_image_depends_on_seed_epoch_and_index_alone(
     assert not torch.equal(together, other_seed(2, range(50)))
 
 
+@settings(
+    max_examples=20,
+    deadline=None,
+    # it makes a new data set at each call
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(channels=st.sampled_from([1, 3]), data=st.data())
+def test_an_image_does_not_depend_on_its_batch(
+    make_dataset: Make, channels: int, data: st.DataObject
+) -> None:
+    dataset = make_dataset(channels=channels)
+    augment = AugmentConfig(crop_padding=2, flip=True, autoaugment="cifar10", cutout=3)
+    pipeline = training_pipeline(dataset.train, dataset.spec, augment, seed=4)
+    order = data.draw(st.permutations(range(50)))
+    cuts = sorted(data.draw(st.sets(st.integers(1, 49))))
+    parts = [order[start:end] for start, end in pairwise([0, *cuts, 50])]
+    split = torch.cat([pipeline(1, part) for part in parts])
+    assert torch.equal(split, pipeline(1, range(50))[list(order)])
+
+
+def test_an_image_does_not_depend_on_the_number_of_threads(make_dataset: Make) -> None:
+    dataset = make_dataset(train=600)
+    augment = AugmentConfig(crop_padding=2, flip=True, autoaugment="cifar10", cutout=3)
+    pipeline = training_pipeline(dataset.train, dataset.spec, augment, seed=4)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        found.append(pipeline(0, range(600)))
+    torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_autoaugment_comes_between_flip_and_cutout(make_dataset: Make) -> None:
+    dataset = make_dataset()
+    steps: dict[str, dict[str, Any]] = {
+        "before": {"crop_padding": 2, "flip": True},
+        "all": {"crop_padding": 2, "flip": True, "autoaugment": "cifar10", "cutout": 4},
+        "no cutout": {"crop_padding": 2, "flip": True, "autoaugment": "cifar10"},
+    }
+    pipelines = {
+        name: training_pipeline(dataset.train, dataset.spec, AugmentConfig(**step), seed=3)
+        for name, step in steps.items()
+    }
+    # levels of grey again: the inverse of normalise
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (dataset.spec.mean, dataset.spec.std))
+    levels = ((pipelines["before"](5, range(50)) * std + mean) * 255).round().to(torch.uint8)
+    choices = table(Stream.AUTOAUGMENT, 3, 5, 50, BOUNDS).long()
+    changed = AutoAugment(12, 10)(levels, choices)
+    expected = normalise(changed, dataset.spec.mean, dataset.spec.std)
+    assert torch.equal(pipelines["no cutout"](5, range(50)), expected)
+    cut = pipelines["all"](5, range(50))
+    assert torch.equal(cut[cut != 0], expected[cut != 0])
+    assert ((cut == 0).all(dim=1).flatten(1).sum(dim=1) >= 16).all()
+
+
 def test_autoaugment_works_on_grey_images() -> None:
     from tser_cli.config import DataConfig
     from tser_cli.data.digits import load
@@ -193,3 +253,38 @@ def test_any_augmentation_makes_training_random() -> None:
     changed = ({"flip": True}, {"cutout": 1}, {"crop_padding": 1}, {"autoaugment": "cifar10"})
     for change in (*changed, {"random_resized_crop": True}):
         assert not is_deterministic(AugmentConfig.model_validate(change))
+
+
+def test_workers_pay_where_training_would_wait(make_dataset: Make) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    here = make_dataset().train
+    assert isinstance(here, TensorSource)
+    elsewhere = TensorSource(here.images_MCHW.to("meta"), here.labels)
+    files = Files()
+    none, automatic, resized = (
+        AugmentConfig(crop_padding=2, flip=True),
+        AugmentConfig(autoaugment="cifar10"),
+        AugmentConfig(random_resized_crop=True),
+    )
+    cases: list[tuple[ImageSource, AugmentConfig, torch.device, bool]] = [
+        (here, none, cpu, False),
+        (here, none, gpu, False),
+        (here, automatic, cpu, False),
+        (here, automatic, gpu, True),
+        (elsewhere, automatic, torch.device("meta"), False),
+        (here, resized, cpu, True),
+        (files, none, cpu, True),
+        (files, automatic, cpu, True),
+    ]
+    for source, augment, device, answer in cases:
+        assert is_costly(source, augment, device) is answer
+
+
+class Files:
+    labels = torch.zeros(2, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return 2
+
+    def image(self, index: int) -> torch.Tensor:
+        raise NotImplementedError

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 from tser_cli.config import AugmentConfig
 from tser_cli.data.base import Dataset
 from tser_cli.data.transforms import Pipeline, evaluation_pipeline, training_pipeline
-from tser_cli.data.workers import Batch, Feed, _next, automatic_workers
+from tser_cli.data.workers import Batch, Feed, LocalFeed, WorkerFeed, _next, automatic_workers
 from tser_cli.errors import DataError, TrainingError
 
 # Python 3.12 and later warn of any fork beside threads
@@ -26,23 +26,67 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 Make = Callable[..., Dataset]
 
 
+def made_by(pipeline: Pipeline, workers: int) -> Feed:
+    if workers:
+        return WorkerFeed(pipeline, workers=workers, pin=False, persistent=True)
+    return LocalFeed(pipeline, pin=False)
+
+
+def training(dataset: Dataset) -> Pipeline:
+    augment = AugmentConfig(crop_padding=2, flip=True, autoaugment="cifar10", cutout=3)
+    return training_pipeline(dataset.train, dataset.spec, augment, seed=0)
+
+
 def feed(dataset: Dataset, workers: int) -> Feed:
-    augment = AugmentConfig(crop_padding=2, flip=True)
-    pipeline = training_pipeline(dataset.train, dataset.spec, augment, seed=0)
-    return Feed(pipeline, workers=workers, pin=False, persistent=True)
+    return made_by(training(dataset), workers)
 
 
 def flat(batches: Iterator[Batch]) -> list[torch.Tensor]:
     return [tensor for batch in batches for tensor in batch]
 
 
-def test_labels_and_indices_go_with_the_images(make_dataset: Make) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_labels_and_indices_go_with_the_images(make_dataset: Make, workers: int) -> None:
     dataset = make_dataset()
     pipeline = evaluation_pipeline(dataset.test, dataset.spec)
-    (batch,) = Feed(pipeline, workers=0, pin=False, persistent=False).batches([(0, [9, 4, 6])])
+    (batch,) = made_by(pipeline, workers).batches([(0, [9, 4, 6])])
     assert batch.indices_N.tolist() == [9, 4, 6]
     assert batch.labels_N.tolist() == [1, 0, 2]
     assert torch.equal(batch.images_NCHW, pipeline(0, [9, 4, 6]))
+
+
+KEYS = [(0, [1, 2, 3]), (0, [4]), (0, [5, 6]), (1, [1, 2]), (1, [3]), (2, [7, 7, 8, 9])]
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 4, 5, 6, 100])
+def test_making_batches_ahead_makes_the_same(make_dataset: Make, ahead: int) -> None:
+    pipeline = training(make_dataset())
+    expected = flat(LocalFeed(pipeline, pin=False).batches(KEYS))
+    found = flat(LocalFeed(pipeline, pin=False, ahead=ahead).batches(KEYS))
+    assert len(found) == len(expected) == 3 * len(KEYS)
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize(
+    ("ahead", "sizes"),
+    [(1, [3, 1, 2, 2, 1, 4]), (4, [4, 2, 3, 4]), (5, [4, 2, 3, 4]), (6, [6, 3, 4])],
+)
+def test_no_more_is_made_ahead_than_asked_for(
+    make_dataset: Make, monkeypatch: pytest.MonkeyPatch, ahead: int, sizes: list[int]
+) -> None:
+    made = []
+    make = Pipeline.__call__
+
+    def noted(pipeline: Pipeline, epoch: int, indices: Sequence[int]) -> torch.Tensor:
+        made.append(len(indices))
+        return make(pipeline, epoch, indices)
+
+    monkeypatch.setattr(Pipeline, "__call__", noted)
+    batches = LocalFeed(training(make_dataset()), pin=False, ahead=ahead).batches(KEYS)
+    next(batches)
+    assert made == sizes[:1]
+    list(batches)
+    assert made == sizes
 
 
 def test_an_abandoned_iteration_leaves_nothing_behind(make_dataset: Make) -> None:
@@ -57,7 +101,7 @@ def test_an_abandoned_iteration_leaves_nothing_behind(make_dataset: Make) -> Non
 
 
 def test_only_the_latest_iteration_may_be_read(make_dataset: Make) -> None:
-    one = feed(make_dataset(), 0)
+    one = feed(make_dataset(), 1)
     older, newer = one.batches([(0, [1])] * 3), one.batches([(0, [2])] * 3)
     next(older)
     next(newer)
@@ -82,9 +126,7 @@ class Broken:
 def test_a_data_error_keeps_its_message(make_dataset: Make, workers: int) -> None:
     source = Broken(torch.zeros(4, dtype=torch.int64))
     pipeline = Pipeline(source, make_dataset().spec, AugmentConfig(flip=True), seed=0)
-    batches = Feed(pipeline, workers=workers, pin=False, persistent=False).batches(
-        [(0, [0, 1]), (0, [2, 3])]
-    )
+    batches = made_by(pipeline, workers).batches([(0, [0, 1]), (0, [2, 3])])
     next(batches)
     with pytest.raises(DataError) as caught:
         next(batches)
@@ -95,7 +137,7 @@ def test_an_evaluation_that_stops_half_way_ends_its_workers(make_dataset: Make) 
     dataset = make_dataset()
     before = set(multiprocessing.active_children())
     pipeline = evaluation_pipeline(dataset.test, dataset.spec)
-    batches = Feed(pipeline, workers=1, pin=False, persistent=False).batches([(0, [1])] * 9)
+    batches = WorkerFeed(pipeline, workers=1, pin=False, persistent=False).batches([(0, [1])] * 9)
     next(batches)
     assert len(set(multiprocessing.active_children()) - before) == 1
     batches.close()

@@ -68,7 +68,6 @@ def test_one_process_on_the_cpu(device: str) -> None:
     assert not runtime.any(False)
     counts = torch.tensor([3, 4])
     assert torch.equal(runtime.sum(counts), counts)
-    runtime.wait()
 
 
 def test_one_of_several_processes() -> None:

@@ -349,13 +349,13 @@ def test_the_terms_and_their_weights(method: str) -> None:
             "tsd": {"temperature": 3.0, "alpha": 0.2, "beta": 0.5},
             "seal": {"temperature": 3.0, "alpha": 0.6, "beta": 0.15},
             "tet": {"lam": 0.05},
-            "dkd": {"alpha": 1.0, "beta": 8.0},
+            "dkd": {"temperature": 4.0, "alpha": 1.0, "beta": 8.0},
         }[method]
     )
     settings = MethodConfig(name=method)
     assert {key: getattr(settings, key) for key in own} == own
     assert settings.entropy_weight == 0.0
-    assert settings.temperature == own.get("temperature", 4.0)
+    assert settings.temperature == own.get("temperature", 2.0)
 
 
 @pytest.mark.parametrize("method", sorted(registry.METHODS))

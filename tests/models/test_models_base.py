@@ -13,7 +13,7 @@ from tser_cli import registry
 from tser_cli.config import NeuronConfig
 from tser_cli.errors import CheckpointError, ConfigError
 from tser_cli.models import Classifier, check_fits
-from tser_cli.models.base import assert_finite, load_weights, parameter_count
+from tser_cli.models.base import load_weights, parameter_count
 
 Build = Callable[..., Classifier]
 SPIKING_ONLY = [name for name, entry in registry.MODELS.items() if entry.spiking_only]
@@ -133,7 +133,7 @@ def test_every_neuron_trains_a_step(build: Build, changes: dict[str, Any]) -> No
     optimizer.step()
     still = [name for name, value in model.named_parameters() if torch.equal(value, before[name])]
     assert not still
-    assert_finite(model)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
 def test_weights_of_an_ann_fit_the_snn_of_the_same_name(build: Build) -> None:
@@ -182,12 +182,3 @@ def test_parameter_count_leaves_out_what_is_frozen() -> None:
     assert parameter_count(model) == 3 * 4 + 4 + 4 * 2 + 2
     model[0].requires_grad_(False)
     assert parameter_count(model) == 4 * 2 + 2
-
-
-@pytest.mark.parametrize("key", ["conv1.weight", "bn1.running_var"])
-def test_assert_finite_sees_weights_and_statistics(build: Build, key: str) -> None:
-    model = build()
-    assert_finite(model)
-    model.state_dict()[key].view(-1)[0] = float("nan")
-    with pytest.raises(AssertionError):
-        assert_finite(model)

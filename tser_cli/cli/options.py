@@ -24,8 +24,10 @@ RESUME = ("auto", "must", "never")
 DEFAULT_DATASET = "digits"
 
 
-def _setting(*names: str, help: str) -> Any:
-    return typer.Option(*names, help=help, show_default=False, rich_help_panel=SETTINGS)
+def _setting(*names: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(
+        *names, help=help, metavar=metavar, show_default=False, rich_help_panel=SETTINGS
+    )
 
 
 Dataset = Annotated[
@@ -41,7 +43,16 @@ Temperature = Annotated[
 ]
 Epochs = Annotated[int | None, _setting("--epochs", help="Passes over the training images.")]
 BatchSize = Annotated[
-    int | None, _setting("--batch-size", help="Images a step, over all processes.")
+    str | None,
+    _setting(
+        "--batch-size",
+        help="Images a step, over all processes; auto: the largest power of two that fits.",
+        metavar="INTEGER|auto",
+    ),
+]
+Accumulate = Annotated[
+    int | None,
+    _setting("--accumulate", help="Compute a batch in so many parts; it takes less memory."),
 ]
 Lr = Annotated[float | None, _setting("--lr", help="Peak learning rate.")]
 Seed = Annotated[int | None, _setting("--seed", help="Seeds weights, order and augmentation.")]

@@ -42,7 +42,7 @@ class DataSpec:
 
 
 class ImageSource(Protocol):
-    """Labelled images by index, without any transform. `labels` is int64 [M] on the CPU."""
+    """Labelled images by index, without any transform. `labels` is int64 [M]."""
 
     @property
     def labels(self) -> torch.Tensor: ...
@@ -58,7 +58,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class TensorSource:
-    """An ImageSource held in memory: `images_MCHW` uint8, `labels` int64 [M]."""
+    """An ImageSource held in memory, on any device: `images_MCHW` uint8, `labels` int64 [M]."""
 
     images_MCHW: torch.Tensor
     labels: torch.Tensor

@@ -4,35 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Literal, TypeAlias
 
 import torch
 
 from tser_cli.config import Config
 from tser_cli.data.base import Dataset, ImageSource, TensorSource
+from tser_cli.data.devices import CPU, device_of, placed
 from tser_cli.data.randomness import permutation
 from tser_cli.data.splits import train_validation
 from tser_cli.data.transforms import (
+    Pipeline,
     evaluation_pipeline,
     is_costly,
     is_deterministic,
     training_pipeline,
 )
-from tser_cli.data.workers import Batch, Feed, automatic_workers
+from tser_cli.data.workers import Batch, Feed, LocalFeed, WorkerFeed, automatic_workers
 from tser_cli.errors import ConfigError, DataError
 
 __all__ = [
     "Batch",
     "EvalLoader",
-    "Loaders",
     "Split",
     "TrainLoader",
     "build_eval_loader",
-    "build_loaders",
     "build_train_loader",
 ]
 
 Split: TypeAlias = Literal["train", "validation", "test"]
+
+# pixel values that a GPU makes at a time: 64 MiB as float32, 5,461 images of CIFAR
+BLOCK = 2**24
 
 
 @dataclass(frozen=True)
@@ -105,34 +109,20 @@ class EvalLoader:
         return self._feed.batches(self._keys)
 
 
-@dataclass(frozen=True)
-class Loaders:
-    """The three loaders of a run; `validation` is None where data.validation_fraction is 0."""
-
-    train: TrainLoader
-    validation: EvalLoader | None
-    test: EvalLoader
-
-
-def build_loaders(dataset: Dataset, config: Config, *, rank: int = 0, world: int = 1) -> Loaders:
-    """All loaders of a run. Raises as the two functions below do."""
-    has_validation = config.data.validation_fraction > 0.0
-    return Loaders(
-        build_train_loader(dataset, config, rank=rank, world=world),
-        build_eval_loader(dataset, "validation", config, rank=rank, world=world)
-        if has_validation
-        else None,
-        build_eval_loader(dataset, "test", config, rank=rank, world=world),
-    )
-
-
 def build_train_loader(
-    dataset: Dataset, config: Config, *, rank: int = 0, world: int = 1
+    dataset: Dataset,
+    config: Config,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    device: torch.device | None = None,
 ) -> TrainLoader:
     """Augmented batches of the training images that validation does not hold out.
 
-    training.batch_size is the global one. Raises ConfigError for a Cutout or padding too large
-    and for a batch with fewer images than processes, DataError for an impossible split.
+    training.batch_size is the global one. `device` is the one that trains (default: the CPU).
+    Where data.workers is -1 and performance.data_on_device is set, images in memory move there,
+    if it has room for them, and are augmented there. Raises ConfigError for a Cutout or padding
+    too large and for a batch with fewer images than processes, DataError for an impossible split.
     """
     training, _ = train_validation(dataset.train.labels, config.data.validation_fraction)
     batch_size = min(config.training.batch_size, len(training))
@@ -141,18 +131,24 @@ def build_train_loader(
             f"a batch of {batch_size} images can't be shared by {world} processes; raise "
             "training.batch_size or start fewer"
         )
-    pipeline = training_pipeline(dataset.train, dataset.spec, config.augment, config.training.seed)
-    workers = config.data.workers
-    if workers < 0:
-        workers = automatic_workers() if is_costly(dataset.train, config.augment) else 0
-    feed = Feed(pipeline, workers=workers, pin=_pins(config), persistent=True)
     return TrainLoader(
-        feed,
+        _train_feed(dataset, config, device or CPU),
         training,
         Share(batch_size, rank, world),
         config.training.seed,
         is_deterministic(config.augment),
     )
+
+
+def _train_feed(dataset: Dataset, config: Config, device: torch.device) -> Feed:
+    source, workers, augment = dataset.train, config.data.workers, config.augment
+    if workers < 0:
+        # resizing acts on the CPU
+        if config.performance.data_on_device and not augment.random_resized_crop:
+            source = placed(source, device)
+        workers = automatic_workers() if is_costly(source, augment, device) else 0
+    pipeline = training_pipeline(source, dataset.spec, augment, config.training.seed)
+    return _feed(pipeline, config, workers, persistent=True)
 
 
 def build_eval_loader(
@@ -168,8 +164,15 @@ def build_eval_loader(
     if isinstance(source, TensorSource):
         workers = 0
     pipeline = evaluation_pipeline(source, dataset.spec)
-    feed = Feed(pipeline, workers=workers, pin=_pins(config), persistent=False)
-    return EvalLoader(feed, indices_M, share)
+    return EvalLoader(_feed(pipeline, config, workers, persistent=False), indices_M, share)
+
+
+def _feed(pipeline: Pipeline, config: Config, workers: int, *, persistent: bool) -> Feed:
+    if workers:
+        return WorkerFeed(pipeline, workers=workers, pin=_pins(config), persistent=persistent)
+    if device_of(pipeline.source) == CPU:
+        return LocalFeed(pipeline, pin=_pins(config))
+    return LocalFeed(pipeline, pin=False, ahead=BLOCK // prod(pipeline.spec.image_shape))
 
 
 def _split(dataset: Dataset, split: Split, fraction: float) -> tuple[ImageSource, torch.Tensor]:

@@ -14,6 +14,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from tser_cli.data.devices import CPU, sent
+
 
 class Stream(IntEnum):
     """Independent uses of one (seed, epoch)."""
@@ -34,14 +36,20 @@ def permutation(seed: int, epoch: int, count: int) -> torch.Tensor:
 
 @lru_cache(maxsize=8)
 def table(
-    stream: Stream, seed: int, epoch: int, count: int, bounds: tuple[int, ...]
+    stream: Stream,
+    seed: int,
+    epoch: int,
+    count: int,
+    bounds: tuple[int, ...],
+    device: torch.device = CPU,
 ) -> torch.Tensor:
-    """Uniform draws for each image, int64 [count, len(bounds)]; column i is in 0..bounds[i]-1.
+    """Uniform draws for each image, int32 [count, len(bounds)]; column i is in 0..bounds[i]-1.
 
-    The result is cached: do not write to it.
+    Drawn on the CPU, whatever the device. The result is cached: do not write to it.
     """
     rng = np.random.default_rng([stream, seed, epoch])
-    return torch.from_numpy(rng.integers(0, bounds, size=(count, len(bounds))))
+    draws = rng.integers(0, bounds, size=(count, len(bounds)))
+    return sent(torch.from_numpy(draws.astype(np.int32)), device)
 
 
 def image_seed(stream: Stream, seed: int, epoch: int, index: int) -> int:
@@ -54,9 +62,8 @@ def image_seed(stream: Stream, seed: int, epoch: int, index: int) -> int:
 def isolated() -> Iterator[None]:
     """Inside, torch's default generator may be seeded at will; its state is put back after.
 
-    torchvision.transforms.v2 draws from this generator alone. Torch has one thread inside: the
-    last bit of a mean over a large image depends on their number, and on images this small
-    several only wait for one another.
+    torchvision.transforms.v2 draws from this generator alone. Torch has one thread inside: on
+    single images several only wait for one another.
     """
     state, threads = torch.default_generator.get_state(), torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,19 +1,22 @@
 """From raw images to the network's input: crop, flip, AutoAugment, normalise, Cutout.
 
-Crop, flip and Cutout act on whole batches, with parameters looked up by image; only what needs
-torchvision (AutoAugment, resizing) acts image by image, and imports torchvision when it is used.
+All but resizing acts on whole batches, on the device where the images lie, with parameters looked
+up by image. AutoAugment and resizing need torchvision, which is imported when it is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch.nn import functional
 
 from tser_cli.config import AugmentConfig
+from tser_cli.data.autoaugment import BOUNDS, AutoAugment
 from tser_cli.data.base import DataSpec, ImageSource, TensorSource
+from tser_cli.data.devices import device_of, sent
 from tser_cli.data.randomness import Stream, image_seed, isolated, table
 from tser_cli.errors import ConfigError
 
@@ -27,8 +30,14 @@ def normalise(
     images_NCHW: torch.Tensor, mean: Sequence[float], std: Sequence[float]
 ) -> torch.Tensor:
     """uint8 images as float32: (image / 255 - mean) / std, by channel."""
-    mean_C11, std_C11 = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    mean_C11, std_C11 = (_channels(tuple(values), images_NCHW.device) for values in (mean, std))
     return images_NCHW.to(torch.float32).div_(255.0).sub_(mean_C11).div_(std_C11)
+
+
+# moved once: a copy to a GPU from memory that is not pinned waits for all that the GPU has to do
+@lru_cache(maxsize=8)
+def _channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def crop_flip(
@@ -42,7 +51,8 @@ def crop_flip(
     height, width = images_NCHW.shape[-2:]
     padded = functional.pad(images_NCHW, [padding] * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-    cropped_NCHW = windows[torch.arange(len(padded)), :, offsets_N2[:, 0], offsets_N2[:, 1]]
+    images_N = torch.arange(len(padded), device=padded.device)
+    cropped_NCHW = windows[images_N, :, offsets_N2[:, 0], offsets_N2[:, 1]]
     return torch.where(flips_N[:, None, None, None], cropped_NCHW.flip(-1), cropped_NCHW)
 
 
@@ -53,9 +63,10 @@ def cutout_(images_NCHW: torch.Tensor, corners_N2: torch.Tensor, size: int) -> t
     image, as torchvision's RandomErasing draws it; after normalisation 0 is the mean.
     """
     height, width = images_NCHW.shape[-2:]
+    rows_H, columns_W = (torch.arange(n, device=images_NCHW.device) for n in (height, width))
     rows_NH, columns_NW = (
-        (torch.arange(length) >= start) & (torch.arange(length) < start + size)
-        for length, start in ((height, corners_N2[:, :1]), (width, corners_N2[:, 1:]))
+        (line >= start) & (line < start + size)
+        for line, start in ((rows_H, corners_N2[:, :1]), (columns_W, corners_N2[:, 1:]))
     )
     square_N1HW = rows_NH[:, None, :, None] & columns_NW[:, None, None, :]
     return images_NCHW.masked_fill_(square_N1HW, 0.0)
@@ -63,9 +74,10 @@ def cutout_(images_NCHW: torch.Tensor, corners_N2: torch.Tensor, size: int) -> t
 
 @dataclass(frozen=True)
 class Pipeline:
-    """All transforms of one split. `resize` and `autoaugment` act on single uint8 images.
+    """All transforms of one split, on the device where the source's images lie.
 
-    Crop, flip, AutoAugment and Cutout come as `augment` says, in this order.
+    `resize` acts on single uint8 images. Crop, flip, AutoAugment and Cutout come as `augment`
+    says, in this order.
     """
 
     source: ImageSource
@@ -73,75 +85,71 @@ class Pipeline:
     augment: AugmentConfig
     seed: int
     resize: ImageTransform | None = None
-    autoaugment: ImageTransform | None = None
+    autoaugment: AutoAugment | None = None
 
     def __call__(self, epoch: int, indices: Sequence[int]) -> torch.Tensor:
         """The images at `indices` as in `epoch`, normalised float32 [N, C, H, W].
 
-        A pure function of (seed, epoch, index). Raises DataError for an unreadable image.
+        On one device a pure function of (seed, epoch, index). Raises DataError for an
+        unreadable image.
         """
-        with isolated():
-            images_NCHW = self._sized(epoch, indices)
-            images_NCHW = self._cropped(images_NCHW, epoch, indices)
-            images_NCHW = self._autoaugmented(images_NCHW, epoch, indices)
-            images_NCHW = normalise(images_NCHW, self.spec.mean, self.spec.std)
-            return self._cut_out(images_NCHW, epoch, indices)
+        drawn_N = torch.tensor(indices)
+        indices_N = sent(drawn_N, device_of(self.source))
+        images_NCHW = self._sized(epoch, indices, indices_N)
+        images_NCHW = self._cropped(images_NCHW, epoch, indices_N)
+        images_NCHW = self._autoaugmented(images_NCHW, epoch, drawn_N)
+        images_NCHW = normalise(images_NCHW, self.spec.mean, self.spec.std)
+        return self._cut_out(images_NCHW, epoch, indices_N)
 
-    def _sized(self, epoch: int, indices: Sequence[int]) -> torch.Tensor:
+    def _sized(self, epoch: int, indices: Sequence[int], indices_N: torch.Tensor) -> torch.Tensor:
         if self.resize is not None:
-            raw = (self.source.image(index) for index in indices)
-            return self._each(self.resize, raw, Stream.RESIZE, epoch, indices)
+            return self._resized(self.resize, epoch, indices)
         if isinstance(self.source, TensorSource):
-            return self.source.images_MCHW[torch.tensor(indices)]
+            return self.source.images_MCHW[indices_N]
         return torch.stack([self.source.image(index) for index in indices])
 
+    def _resized(self, resize: ImageTransform, epoch: int, indices: Sequence[int]) -> torch.Tensor:
+        images = []
+        with isolated():
+            for index in indices:
+                seed = image_seed(Stream.RESIZE, self.seed, epoch, index)
+                torch.default_generator.manual_seed(seed)
+                images.append(resize(self.source.image(index)))
+        return torch.stack(images)
+
     def _cropped(
-        self, images_NCHW: torch.Tensor, epoch: int, indices: Sequence[int]
+        self, images_NCHW: torch.Tensor, epoch: int, indices_N: torch.Tensor
     ) -> torch.Tensor:
         padding = 0 if self.augment.random_resized_crop else self.augment.crop_padding
         if not padding and not self.augment.flip:
             return images_NCHW
-        offsets_N2 = self._draws(Stream.CROP, epoch, indices, (2 * padding + 1,) * 2)
+        offsets_N2 = self._draws(Stream.CROP, epoch, indices_N, (2 * padding + 1,) * 2)
         sides = 2 if self.augment.flip else 1
-        flips_N = self._draws(Stream.FLIP, epoch, indices, (sides,))[:, 0] == 1
+        flips_N = self._draws(Stream.FLIP, epoch, indices_N, (sides,))[:, 0] == 1
         return crop_flip(images_NCHW, offsets_N2, flips_N, padding)
 
     def _autoaugmented(
-        self, images_NCHW: torch.Tensor, epoch: int, indices: Sequence[int]
+        self, images_NCHW: torch.Tensor, epoch: int, drawn_N: torch.Tensor
     ) -> torch.Tensor:
         if self.autoaugment is None:
             return images_NCHW
-        return self._each(self.autoaugment, images_NCHW, Stream.AUTOAUGMENT, epoch, indices)
+        choices_N5 = self._draws(Stream.AUTOAUGMENT, epoch, drawn_N, BOUNDS)
+        return self.autoaugment(images_NCHW, choices_N5)
 
     def _cut_out(
-        self, images_NCHW: torch.Tensor, epoch: int, indices: Sequence[int]
+        self, images_NCHW: torch.Tensor, epoch: int, indices_N: torch.Tensor
     ) -> torch.Tensor:
         size = self.augment.cutout
         if not size:
             return images_NCHW
         bounds = (self.spec.height - size + 1, self.spec.width - size + 1)
-        return cutout_(images_NCHW, self._draws(Stream.CUTOUT, epoch, indices, bounds), size)
+        return cutout_(images_NCHW, self._draws(Stream.CUTOUT, epoch, indices_N, bounds), size)
 
     def _draws(
-        self, stream: Stream, epoch: int, indices: Sequence[int], bounds: tuple[int, ...]
+        self, stream: Stream, epoch: int, indices_N: torch.Tensor, bounds: tuple[int, ...]
     ) -> torch.Tensor:
-        draws = table(stream, self.seed, epoch, len(self.source), bounds)
-        return draws[torch.tensor(indices)]
-
-    def _each(
-        self,
-        transform: ImageTransform,
-        images: Iterable[torch.Tensor],
-        stream: Stream,
-        epoch: int,
-        indices: Sequence[int],
-    ) -> torch.Tensor:
-        results = []
-        for index, image in zip(indices, images, strict=True):
-            seed = image_seed(stream, self.seed, epoch, index)
-            torch.default_generator.manual_seed(seed)
-            results.append(transform(image))
-        return torch.stack(results)
+        count, device = len(self.source), indices_N.device
+        return table(stream, self.seed, epoch, count, bounds, device)[indices_N].long()
 
 
 def evaluation_pipeline(source: ImageSource, spec: DataSpec) -> Pipeline:
@@ -163,7 +171,9 @@ def training_pipeline(
     resize = _fixed_resize(source, spec)
     if augment.random_resized_crop:
         resize = _random_resized_crop(spec)
-    autoaugment = None if augment.autoaugment == "none" else _autoaugment()
+    autoaugment = None
+    if augment.autoaugment != "none":
+        autoaugment = AutoAugment(spec.height, spec.width, device_of(source))
     return Pipeline(source, spec, augment, seed, resize, autoaugment)
 
 
@@ -172,10 +182,15 @@ def is_deterministic(augment: AugmentConfig) -> bool:
     return augment == AugmentConfig()
 
 
-def is_costly(source: ImageSource, augment: AugmentConfig) -> bool:
-    """Whether images are read from files or transformed one by one, so that workers pay."""
-    per_image = augment.random_resized_crop or augment.autoaugment != "none"
-    return per_image or not isinstance(source, TensorSource)
+def is_costly(source: ImageSource, augment: AugmentConfig, device: torch.device) -> bool:
+    """Whether training on `device` would wait for these images if no workers made them.
+
+    Files are read and images resized one by one. Images in memory take one core about 0.1
+    milliseconds each with AutoAugment: nothing while the CPU trains, too long while a GPU does.
+    """
+    if augment.random_resized_crop or not isinstance(source, TensorSource):
+        return True
+    return augment.autoaugment != "none" and device_of(source).type != device.type
 
 
 def _fixed_resize(source: ImageSource, spec: DataSpec) -> ImageTransform | None:
@@ -193,12 +208,4 @@ def _random_resized_crop(spec: DataSpec) -> ImageTransform:
     from torchvision.transforms import v2
 
     transform: ImageTransform = v2.RandomResizedCrop([spec.height, spec.width])
-    return transform
-
-
-def _autoaugment() -> ImageTransform:
-    # the policy learnt on CIFAR-10: Cubuk et al., CVPR 2019, arXiv 1805.09501
-    from torchvision.transforms import v2
-
-    transform: ImageTransform = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
     return transform

@@ -13,13 +13,14 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
+from tser_cli.data.devices import sent
 from tser_cli.data.transforms import Pipeline
 from tser_cli.errors import DataError, TrainingError
 
@@ -35,6 +36,7 @@ class Batch(NamedTuple):
     """`images_NCHW` float32, normalised; `labels_N` and `indices_N` int64.
 
     The indices are those of the split's source: the training source for train and validation.
+    All three lie on one device: the CPU or the one that trains.
     """
 
     images_NCHW: torch.Tensor
@@ -42,14 +44,65 @@ class Batch(NamedTuple):
     indices_N: torch.Tensor
 
 
-class Feed:
-    """Batches by key. With `persistent`, the workers live on from one iteration to the next.
+class Feed(Protocol):
+    """Batches by key, the same whoever makes them."""
 
-    Its DataLoader has a generator of its own: a loader draws from the global one whenever it
-    begins, and a resumed run begins at other moments than an undisturbed one.
+    def batches(self, keys: Sequence[Key]) -> Generator[Batch, None, None]:
+        """One batch a key, in order; only the latest call's iterator may be read.
+
+        Raises DataError for an image that can't be read, TrainingError if a worker dies.
+        """
+
+
+class LocalFeed:
+    """Makes the batches in this process, on the device where the source's images lie.
+
+    `ahead`: so many images are made at a time, if that is more than a batch. It costs a GPU
+    hardly more than one batch, since nearly all the time goes into starting its kernels.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, pin: bool, ahead: int = 1) -> None:
+        self._pipeline, self._pin, self._ahead = pipeline, pin, ahead
+
+    def batches(self, keys: Sequence[Key]) -> Generator[Batch, None, None]:
+        """As Feed's."""
+        for block in _blocks(keys, self._ahead):
+            yield from self._made(block)
+
+    def _made(self, block: Sequence[Key]) -> Iterator[Batch]:
+        epoch, labels = block[0][0], self._pipeline.source.labels
+        indices = [index for _, part in block for index in part]
+        indices_B = sent(torch.tensor(indices), labels.device)
+        made = (self._pipeline(epoch, indices), labels[indices_B], indices_B)
+        sizes = [len(part) for _, part in block]
+        for parts in zip(*(torch.split(all_B, sizes) for all_B in made), strict=True):
+            yield Batch(*(part.pin_memory() if self._pin else part for part in parts))
+
+
+def _blocks(keys: Sequence[Key], images: int) -> Iterator[list[Key]]:
+    """Runs of keys of one epoch with at most so many images, or with one key."""
+    block: list[Key] = []
+    held = 0
+    for epoch, indices in keys:
+        if block and (epoch != block[0][0] or held + len(indices) > images):
+            yield block
+            block, held = [], 0
+        block.append((epoch, indices))
+        held += len(indices)
+    if block:
+        yield block
+
+
+class WorkerFeed:
+    """Makes the batches in worker processes, on the CPU.
+
+    With `persistent`, the workers live on from one iteration to the next. The DataLoader has a
+    generator of its own: a loader draws from the global one whenever it begins, and a resumed
+    run begins at other moments than an undisturbed one.
     """
 
     def __init__(self, pipeline: Pipeline, *, workers: int, pin: bool, persistent: bool) -> None:
+        assert workers > 0
         self._keys = _Keys()
         self._turn = 0
         in_main_thread = threading.current_thread() is threading.main_thread()
@@ -62,14 +115,11 @@ class Feed:
             pin_memory=pin,
             worker_init_fn=partial(_init_worker, in_main_thread),
             generator=torch.Generator().manual_seed(0),
-            persistent_workers=persistent and workers > 0,
+            persistent_workers=persistent,
         )
 
     def batches(self, keys: Sequence[Key]) -> Generator[Batch, None, None]:
-        """One batch a key, in order; only the latest call's iterator may be read.
-
-        Raises DataError for an image that can't be read, TrainingError if a worker dies.
-        """
+        """As Feed's."""
         self._turn += 1
         turn = self._turn
         if not keys:
@@ -81,15 +131,14 @@ class Feed:
                 yield _next(batches)
         finally:
             # not left to the garbage collector, which would stall for ten seconds in a cycle
-            if self._loader.num_workers and not self._loader.persistent_workers:
+            if not self._loader.persistent_workers:
                 batches._shutdown_workers()
 
     def _start(self, keys: Sequence[Key]) -> Any:
         self._keys.current = keys
         with _signals_held():
             batches: Any = iter(self._loader)
-        if self._loader.num_workers:
-            _alive.update(batches._workers)
+        _alive.update(batches._workers)
         return batches
 
 

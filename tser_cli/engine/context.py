@@ -38,7 +38,7 @@ class Context:
 
 def prepare(config: Config) -> Context:
     """Load the data and take the device. Raises DataError or ConfigError."""
-    runtime = make_runtime(config.training)
+    runtime = make_runtime(config.training, config.performance.channels_last)
     progress = make_progress(console.messages()) if runtime.is_main else Silent()
     # the first process downloads what is missing
     dataset = runtime.main_first(lambda: load_dataset(config.data))

@@ -39,9 +39,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where a run happens: its device, its precision, its rank among the processes."""
+    """Where a run happens: its device, its precision, its rank among the processes.
+
+    `memory_format`: how networks and images lie in memory.
+    """
 
     accelerator: Any
+    memory_format: torch.memory_format = torch.channels_last
 
     @property
     def device(self) -> torch.device:
@@ -65,12 +69,12 @@ class Runtime:
         return self.rank == 0
 
     def place(self, model: nn.Module) -> nn.Module:
-        """`model` on the device, channels last, which convolutions prefer on CPU and GPU."""
-        return model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        """`model` on the device."""
+        return model.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
 
     def images(self, images_NCHW: Tensor) -> Tensor:
-        """A batch of images on the device, channels last."""
-        return images_NCHW.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        """A batch of images on the device."""
+        return images_NCHW.to(self.device, non_blocking=True, memory_format=self.memory_format)
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -170,18 +174,17 @@ class Runtime:
         """This process, for messages."""
         return f"process {self.rank} of {self.world} on {socket.gethostname()}"
 
-    def wait(self) -> None:
-        """Wait for all processes."""
-        self.accelerator.wait_for_everyone()
-
 
 def _is_loss_of_peer(error: RuntimeError) -> bool:
     # gloo raises plain RuntimeErrors, which name its source files
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
-def make_runtime(training: TrainingConfig) -> Runtime:
-    """The Runtime that `device` and `precision` ask for. Raises ConfigError for a missing GPU."""
+def make_runtime(training: TrainingConfig, channels_last: bool = True) -> Runtime:
+    """The Runtime that `device` and `precision` ask for. Raises ConfigError for a missing GPU.
+
+    `channels_last` is the memory format that convolutions prefer on CPU and GPU.
+    """
     _check_device(training.device)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _die_with_launcher()
@@ -196,7 +199,8 @@ def make_runtime(training: TrainingConfig) -> Runtime:
         gradient_accumulation_steps=1,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
-    runtime = Runtime(accelerator)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    runtime = Runtime(accelerator, memory_format)
     if runtime.device.type == "cpu":
         keep_freed_memory()
     if training.batch_size % (runtime.world * training.accumulate):
@@ -247,7 +251,9 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:
+        # the call imports torch's compiler, which takes seconds
+        torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
 
 

@@ -37,7 +37,7 @@ class Loaded:
 
 def build(name: str, spec: DataSpec, config: Config, spiking: bool) -> Classifier:
     """The network `name` for the images of `spec`; `spiking`: an SNN with the recipe's neurons."""
-    return build_model(
+    model = build_model(
         name,
         channels=spec.channels,
         height=spec.height,
@@ -46,6 +46,9 @@ def build(name: str, spec: DataSpec, config: Config, spiking: bool) -> Classifie
         neuron=config.neuron if spiking else None,
         stem=config.model.stem,
     )
+    model.stem_once = config.performance.stem_once
+    model.save_memory = config.performance.save_memory
+    return model
 
 
 def untrained(name: str, spec: DataSpec, config: Config) -> Loaded:

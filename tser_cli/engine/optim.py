@@ -25,14 +25,23 @@ def parameter_groups(modules: list[nn.Module], weight_decay: float) -> list[dict
     ]
 
 
-def make_optimizer(modules: list[nn.Module], settings: OptimizerConfig) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW, over all trainable parameters of `modules`."""
+def make_optimizer(
+    modules: list[nn.Module], settings: OptimizerConfig, fused: bool = True
+) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW, over all trainable parameters of `modules`.
+
+    `fused`: one pass over all weights a step.
+    """
     groups = parameter_groups(modules, settings.weight_decay)
     if settings.name == "adamw":
         betas = (settings.beta1, settings.beta2)
-        return torch.optim.AdamW(groups, lr=settings.lr, betas=betas)
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=betas, fused=fused)
     return torch.optim.SGD(
-        groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov
+        groups,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        fused=fused,
     )
 
 

@@ -13,7 +13,9 @@ from tser_cli.data.loaders import build_train_loader
 from tser_cli.engine import networks, teachers
 from tser_cli.engine.context import Context, Options, prepare
 from tser_cli.engine.distributed import seed_everything
-from tser_cli.engine.tasks import Task, check_teacher, classification, distillation
+from tser_cli.engine.run import settle_batch
+from tser_cli.engine.tasks import Task, classification, distillation
+from tser_cli.engine.teaching import find_fitting
 from tser_cli.models import Classifier
 from tser_cli.models.base import parameter_count
 from tser_cli.report import console
@@ -28,7 +30,8 @@ def plan_teacher(config: Config, options: Options) -> None:
     context = prepare(config)
     name = config.model.teacher
     model = networks.build(name, context.dataset.spec, config, spiking=False)
-    show(context, name, classification(model, config), [])
+    task = classification(model, config)
+    show(settle_batch(task, "teacher", context, options), name, task, [])
 
 
 def plan_student(config: Config, options: Options) -> None:
@@ -37,20 +40,19 @@ def plan_student(config: Config, options: Options) -> None:
     model = networks.build(config.model.student, context.dataset.spec, config, spiking=True)
     teacher, note = _teacher(context, options)
     task = distillation(model, teacher, config, context.dataset.spec.image_shape)
-    show(context, config.model.student, task, [note])
+    show(settle_batch(task, "student", context, options), config.model.student, task, [note])
 
 
 def _teacher(context: Context, options: Options) -> tuple[Classifier | None, str]:
     config, spec = context.config, context.dataset.spec
     if not registry.METHODS[config.method.name].needs_teacher:
         return None, f"teacher: none, {config.method.name} needs none"
-    loaded = teachers.find_teacher(config, spec, options.runs_dir)
+    loaded = find_fitting(context, options.runs_dir)
     if loaded is None:
         first = teachers.teacher_config(config).training.epochs
         untrained = networks.build(config.model.teacher, spec, config, spiking=False)
         context.runtime.place(untrained)
         return untrained, f"teacher: a {config.model.teacher} is trained first, {first} epochs"
-    check_teacher(teachers.as_ann(loaded).model, spec.image_shape, spec.num_classes)
     context.runtime.place(loaded.model)
     return loaded.model, f"teacher: {loaded.name} from {loaded.source}"
 
@@ -88,7 +90,9 @@ def training_seconds(config: Config, options: Options) -> float:
     model = networks.build(config.model.student, context.dataset.spec, config, spiking=True)
     teacher, _ = _teacher(context, options)
     task = distillation(model, teacher, config, context.dataset.spec.image_shape)
-    steps = build_train_loader(context.dataset, config).steps_per_epoch * config.training.epochs
+    context = settle_batch(task, "student", context, options)
+    loader = build_train_loader(context.dataset, context.config)
+    steps = loader.steps_per_epoch * config.training.epochs
     return step_seconds(task, context) * steps
 
 
@@ -96,14 +100,15 @@ def step_seconds(task: Task, context: Context) -> float:
     """Seconds of one training step, measured on a few real ones that change no file."""
     runtime = context.runtime
     runtime.place(task.network).train()
-    loader = build_train_loader(context.dataset, context.config)
+    loader = build_train_loader(context.dataset, context.config, device=runtime.device)
     optimizer = torch.optim.SGD(task.model.parameters(), lr=0.0)
     spent = []
     batches = loader.epoch(0)
     for _, batch in zip(range(WARM_UP_STEPS + MEASURED_STEPS), batches, strict=False):
         began = time.monotonic()
         with runtime.autocast():
-            result = task.step(runtime.images(batch.images_NCHW), batch.labels_N.to(runtime.device))
+            images, labels = runtime.images(batch.images_NCHW), batch.labels_N.to(runtime.device)
+            result = task.step(images, labels, batch.indices_N)
         result.terms["loss"].backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         float(result.correct)  # waits for the device

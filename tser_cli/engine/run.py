@@ -6,8 +6,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 
 import tomli_w
 
@@ -16,6 +16,7 @@ from tser_cli.config import Config
 from tser_cli.data.loaders import build_eval_loader, build_train_loader
 from tser_cli.energy import DEFAULT_PROFILE, Labels, load_profile
 from tser_cli.engine import networks, runs, teachers
+from tser_cli.engine.batch import largest_batch
 from tser_cli.engine.context import Context, Options, evaluate_split, make_heed, prepare
 from tser_cli.engine.counting import Price, measure, write_energy
 from tser_cli.engine.distributed import seed_everything
@@ -24,9 +25,11 @@ from tser_cli.engine.networks import Loaded
 from tser_cli.engine.runs import Run
 from tser_cli.engine.sharing import share_gradients
 from tser_cli.engine.signals import StopRequest
-from tser_cli.engine.tasks import Task, check_teacher, classification, distillation, freeze
+from tser_cli.engine.speed import compile_networks, keeps_logits, teach_all
+from tser_cli.engine.tasks import Task, classification, distillation, freeze
+from tser_cli.engine.teaching import find_fitting, fitting, keep_teacher
 from tser_cli.engine.train import Fit, fit
-from tser_cli.errors import CheckpointError, Interrupted, NonFiniteError
+from tser_cli.errors import Interrupted, NonFiniteError
 from tser_cli.files import write_text
 from tser_cli.report import console, plots
 from tser_cli.report.tables import per_timestep_csv
@@ -47,11 +50,10 @@ def train_teacher(config: Config, options: Options) -> Run:
 
 def train_teacher_in(context: Context, options: Options) -> tuple[Run, Evaluation]:
     """`train_teacher` with the data and the device at hand."""
+    context = settle_batch(teacher_task(context), "teacher", context, options)
     config, name = context.config, context.config.model.teacher
     with open_for_training("teacher", context, options) as (run, stop):
-        seed_everything(config.training.seed, config.training.deterministic)
-        model = networks.build(name, context.dataset.spec, config, spiking=False)
-        task = classification(model, config)
+        task = teacher_task(context)
         train(task, context, run, stop)
         metadata = networks.describe(name, context.dataset.spec, config, spiking=False)
         evaluation = finish(run, context, task, name, metadata, None, stop)
@@ -60,17 +62,15 @@ def train_teacher_in(context: Context, options: Options) -> tuple[Run, Evaluatio
 
 def distill(config: Config, options: Options) -> Run:
     """Distil the student from its teacher (trained first where there is none), and evaluate it."""
-    context = prepare(config)
+    context, name = prepare(config), config.model.student
     teacher = provide_teacher(context, options)
+    # what does not fit together is refused here, before there is a run folder
+    context = settle_batch(student_task(context, teacher), "student", context, options)
+    config = context.config
     with open_for_training("student", context, options) as (run, stop):
-        seed_everything(config.training.seed, config.training.deterministic)
-        name = config.model.student
-        model = networks.build(name, context.dataset.spec, config, spiking=True)
         if teacher is not None:
             teacher = keep_teacher(run, context, teacher)
-            context.runtime.place(teacher.model)
-        shape = context.dataset.spec.image_shape
-        task = distillation(model, teacher.model if teacher else None, config, shape)
+        task = student_task(context, teacher)
         train(task, context, run, stop)
         metadata = networks.describe(name, context.dataset.spec, config, spiking=True)
         evaluation = finish(run, context, task, name, metadata, teacher, stop)
@@ -80,13 +80,49 @@ def distill(config: Config, options: Options) -> Run:
     return run
 
 
+def teacher_task(context: Context) -> Task:
+    """The ANN to train: its weights are a function of the seed."""
+    config = context.config
+    seed_everything(config.training.seed, config.training.deterministic)
+    name = config.model.teacher
+    return classification(networks.build(name, context.dataset.spec, config, spiking=False), config)
+
+
+def student_task(context: Context, teacher: Loaded | None) -> Task:
+    """The SNN to train and what it learns from: its weights are a function of the seed.
+
+    Raises ConfigError where the method compares features that do not match.
+    """
+    config, spec = context.config, context.dataset.spec
+    seed_everything(config.training.seed, config.training.deterministic)
+    model = networks.build(config.model.student, spec, config, spiking=True)
+    if teacher is not None:
+        context.runtime.place(teacher.model)
+    return distillation(model, teacher.model if teacher else None, config, spec.image_shape)
+
+
+def settle_batch(task: Task, kind: str, context: Context, options: Options) -> Context:
+    """`context` with a batch size: its own, an unfinished run's, or the largest that fits."""
+    config = context.config
+    if config.training.batch_size:
+        return context
+
+    def begun() -> int:
+        unfinished = options.resume != "never"
+        return runs.begun_batch_size(options.runs_dir, kind, config) if unfinished else 0
+
+    size = context.runtime.on_main(begun) or largest_batch(task, context)
+    context.progress.say(f"batch size: {size} images over all processes; lr stays as it is")
+    return replace(context, config=config.updated({"training.batch_size": size}))
+
+
 def provide_teacher(context: Context, options: Options) -> Loaded | None:
     """The student's teacher, checked to fit; None where the method has no use for one."""
     config, spec = context.config, context.dataset.spec
     if not registry.METHODS[config.method.name].needs_teacher:
         return None
     runtime = context.runtime
-    loaded = runtime.on_main(lambda: _find_fitting(context, options.runs_dir))
+    loaded = runtime.on_main(lambda: find_fitting(context, options.runs_dir))
     if loaded is None:
         context.progress.say(
             f"no finished {config.model.teacher} teacher of {config.data.name} under "
@@ -96,53 +132,10 @@ def provide_teacher(context: Context, options: Options) -> Loaded | None:
         settings = teachers.teacher_config(config)
         teacher_context = Context(settings, context.dataset, context.runtime, context.progress)
         run, _ = train_teacher_in(teacher_context, Options(options.runs_dir, "auto"))
-        loaded = runtime.on_main(lambda: _fitting(networks.read(run.model_file, spec), context))
+        loaded = runtime.on_main(lambda: fitting(networks.read(run.model_file, spec), context))
     context.progress.say(f"teacher: {loaded.name} from {loaded.source}")
     freeze(loaded.model)
     return loaded
-
-
-def _find_fitting(context: Context, runs_dir: Path) -> Loaded | None:
-    loaded = teachers.find_teacher(context.config, context.dataset.spec, runs_dir)
-    return None if loaded is None else _fitting(loaded, context)
-
-
-def _fitting(loaded: Loaded, context: Context) -> Loaded:
-    spec = context.dataset.spec
-    check_teacher(teachers.as_ann(loaded).model, spec.image_shape, spec.num_classes)
-    if loaded.classes and loaded.classes != spec.classes:
-        raise CheckpointError(
-            f"{loaded.source} was trained to tell apart {', '.join(loaded.classes[:3])} ..., the "
-            f"classes of {spec.name} are {', '.join(spec.classes[:3])} .... Name another teacher, "
-            "or train one on this data set (tser train-teacher)"
-        )
-    return loaded
-
-
-def keep_teacher(run: Run, context: Context, found: Loaded) -> Loaded:
-    """The teacher that `run` began with: `found`, which is noted down, where it begins now.
-
-    Raises CheckpointError where an earlier teacher's file is gone or has changed.
-    """
-
-    def keep() -> Loaded:
-        before = run.environment().get("teacher")
-        if before is None or before["sha256"] == found.sha256:
-            described = {"source": found.source, "model": found.name, "sha256": found.sha256}
-            run.update_environment(teacher=described)
-            return found
-        earlier = _fitting(networks.read(Path(before["source"]), context.dataset.spec), context)
-        if earlier.sha256 != before["sha256"]:
-            raise CheckpointError(
-                f"{before['source']}, the teacher of {run.folder}, has changed since that run "
-                "began. Put the old file back, or begin a new run with --resume never"
-            )
-        context.progress.say(f"teacher: {earlier.source} instead, which the run began with")
-        return earlier
-
-    kept = context.runtime.on_main(keep)
-    freeze(kept.model)
-    return kept
 
 
 @contextmanager
@@ -207,8 +200,17 @@ def train(task: Task, context: Context, run: Run, stop: StopRequest) -> None:
     config, runtime = context.config, context.runtime
     shape = context.dataset.spec.image_shape
     network = runtime.place(task.network)
+    loader = build_train_loader(
+        context.dataset,
+        config,
+        rank=runtime.rank,
+        world=runtime.world,
+        device=runtime.device,
+    )
+    if keeps_logits(task, config, loader.deterministic_train, runtime.world):
+        task.taught_MK = teach_all(task, context, make_heed(stop, runtime))
+    compile_networks(task, config, runtime.device, loader.images)
     task.network = share_gradients(network, runtime, shape, task.timesteps)
-    loader = build_train_loader(context.dataset, config, rank=runtime.rank, world=runtime.world)
     validate = make_validation(task, context, stop) if config.data.validation_fraction else None
     fit(Fit(task, loader, config, run, runtime, context.progress, stop, validate))
 

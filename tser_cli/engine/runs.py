@@ -37,6 +37,7 @@ RESUMABLE_CHANGES = frozenset(
         *("training.checkpoint_every", "training.tensorboard", "data.workers"),
     }
 )
+UNFINISHED = ("running", "stopped", "failed")
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,16 @@ def open_run(path: Path) -> Run:
     return run
 
 
+def begun_batch_size(runs_dir: Path, kind: str, config: Config) -> int:
+    """The batch size of the unfinished run that is like `config` but for it; 0 without one."""
+    for run in all_runs(runs_dir, kind, config.data.name):
+        if run.status().get("state") in UNFINISHED:
+            size = run.config().training.batch_size
+            if not differences(run, config.updated({"training.batch_size": size})):
+                return size
+    return 0
+
+
 def find_unfinished(runs_dir: Path, kind: str, config: Config, must: bool) -> Run | None:
     """The newest run to go on with: unfinished, resumable, and with the same settings.
 
@@ -239,8 +250,7 @@ def find_unfinished(runs_dir: Path, kind: str, config: Config, must: bool) -> Ru
     unfinished = [
         run
         for run in all_runs(runs_dir, kind, config.data.name)
-        if run.status().get("state") in ("running", "stopped", "failed")
-        and run.status().get("resumable", True)
+        if run.status().get("state") in UNFINISHED and run.status().get("resumable", True)
     ]
     for run in unfinished:
         if not differences(run, config):

@@ -22,6 +22,7 @@ from tser_cli.losses.base import (
 )
 from tser_cli.models import Classifier
 from tser_cli.models.features import FeatureTap, over_time, stage_shapes
+from tser_cli.models.savings import folded
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,10 @@ class Trainee(nn.Module):
 
 @dataclass
 class Task:
-    """A network in training and its objective. `network` may be its Trainee wrapped for DDP."""
+    """A network in training and its objective. `network` may be its Trainee wrapped for DDP.
+
+    `taught_MK`: the teacher's logits of all training images by index, where they never change.
+    """
 
     model: Classifier
     network: nn.Module
@@ -67,6 +71,7 @@ class Task:
     label_smoothing: float = 0.0
     adapters: nn.Module | None = None
     teacher_tap: FeatureTap | None = None
+    taught_MK: Tensor | None = None
 
     def trainable(self) -> list[nn.Module]:
         """The modules whose parameters the optimizer moves."""
@@ -78,12 +83,17 @@ class Task:
         if self.adapters is not None:
             yield from self.adapters.named_parameters(prefix="adapters")
 
-    def step(self, images_NCHW: Tensor, labels_N: Tensor) -> StepResult:
-        """Forward pass and loss of a batch. Time is never averaged before the loss."""
+    def step(
+        self, images_NCHW: Tensor, labels_N: Tensor, indices_N: Tensor | None = None
+    ) -> StepResult:
+        """Forward pass and loss of a batch. Time is never averaged before the loss.
+
+        `indices_N`: the images' places in the training data, for `taught_MK`.
+        """
         logits, student = self.network(images_NCHW, self.timesteps)
         logits = logits.float()
         logits_TNK = logits if self.model.spiking else logits.unsqueeze(0)
-        teacher_NK = None if self.teacher is None else _teach(self.teacher, images_NCHW)
+        teacher_NK = self._taught(images_NCHW, indices_N)
         features = None
         if self.teacher_tap is not None:
             features = Features(_full(student), _full(self.teacher_tap.take()))
@@ -92,6 +102,11 @@ class Task:
         correct = (logits_TNK.detach().mean(0).argmax(-1) == labels_N).sum()
         return StepResult(terms, correct, logits_TNK)
 
+    def _taught(self, images_NCHW: Tensor, indices_N: Tensor | None) -> Tensor | None:
+        if self.taught_MK is not None and indices_N is not None:
+            return self.taught_MK[indices_N.to(self.taught_MK.device)]
+        return None if self.teacher is None else teach(self.teacher, images_NCHW)
+
 
 def _full(features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     # sums of squares over a map leave the range of half precision
@@ -99,7 +114,8 @@ def _full(features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def _teach(teacher: Classifier, images_NCHW: Tensor) -> Tensor:
+def teach(teacher: Classifier, images_NCHW: Tensor) -> Tensor:
+    """The teacher's logits in single precision: [N, C, H, W] -> [N, K]."""
     return teacher(images_NCHW).float()  # type: ignore[no-any-return]
 
 
@@ -123,6 +139,8 @@ def distillation(
     name = config.method.name
     needs_teacher = registry.METHODS[name].needs_teacher
     assert teacher is not None or not needs_teacher, "the engine provides the teacher"
+    if teacher is not None and config.performance.fold_teacher:
+        teacher = folded(teacher)
     task = Task(
         student,
         Trainee(student, None, None),

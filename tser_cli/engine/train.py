@@ -51,7 +51,11 @@ def fit(work: Fit) -> list[Row]:
     """
     training, runtime = work.config.training, work.runtime
     optimizer = runtime.accelerator.prepare_optimizer(
-        make_optimizer(work.task.trainable(), work.config.optimizer)
+        make_optimizer(
+            work.task.trainable(),
+            work.config.optimizer,
+            work.config.performance.fused_optimizer,
+        )
     )
     position = restore(work, optimizer)
     due = CheckpointClock(training.checkpoint_every, work.loader.steps_per_epoch)
@@ -105,14 +109,15 @@ def train_step(work: Fit, optimizer: Any, batch: Batch, position: Position) -> d
     labels = batch.labels_N.to(runtime.device, non_blocking=True)
     values: dict[str, Tensor] = {}
     optimizer.zero_grad(set_to_none=True)
-    chunks = list(zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True))
-    for index, (part, part_labels) in enumerate(chunks):
+    parts = [values.chunk(accumulate) for values in (images, labels, batch.indices_N)]
+    chunks = list(zip(*parts, strict=True))
+    for index, (part, part_labels, part_indices) in enumerate(chunks):
         share = len(part_labels) / len(labels)
         last = index == len(chunks) - 1
         quiet = contextlib.nullcontext() if last else runtime.accelerator.no_sync(work.task.network)
         with quiet:
             with runtime.autocast():
-                result = work.task.step(part, part_labels)
+                result = work.task.step(part, part_labels, part_indices)
             runtime.accelerator.backward(result.terms["loss"] * share)
         for name, term in result.terms.items():
             values[name] = values.get(name, torch.zeros_like(term.detach())) + term.detach() * share

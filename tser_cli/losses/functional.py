@@ -33,12 +33,7 @@ def kl_divergence(teacher_NK: Tensor, student_NK: Tensor, temperature: float) ->
 
     Without the factor tau^2 of Hinton et al. (2015); the methods multiply by it.
     """
-    return F.kl_div(
-        F.log_softmax(student_NK / temperature, dim=-1),
-        F.log_softmax(teacher_NK.detach() / temperature, dim=-1),
-        reduction="batchmean",
-        log_target=True,
-    )
+    return kl_per_image(teacher_NK, student_NK, temperature).mean()
 
 
 def separated_kl_divergence(teacher_NK: Tensor, student_TNK: Tensor, temperature: float) -> Tensor:

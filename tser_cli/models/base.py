@@ -12,6 +12,7 @@ from tser_cli import registry
 from tser_cli.config import NeuronConfig
 from tser_cli.errors import CheckpointError, ConfigError
 from tser_cli.models.neurons import activation_factory
+from tser_cli.models.savings import as_of_copies, computed_again
 
 SMALL_IMAGE = 64
 
@@ -35,9 +36,14 @@ class Classifier(nn.Module):
     ANN: `model(images_NCHW)` -> logits [N, K]. SNN: `model(images_NCHW, timesteps=T)` ->
     logits [T, N, K], for any T: a model is not bound to a number of steps. Definitions implement
     `stem` (what is computed once an image, up to the first activation) and `body`.
+
+    `stem_once` False computes the stem T times, as a plain SNN does. `save_memory` computes
+    residual blocks (ResNet) or layers between pools (VGG) again for the backward pass.
     """
 
     spiking: bool
+    stem_once = True
+    save_memory = False
 
     def stem(self, images_NCHW: Tensor) -> Tensor:
         """Membrane input of the first activation, [N, C, H, W]."""
@@ -57,12 +63,31 @@ class Classifier(nn.Module):
 
     def forward(self, images_NCHW: Tensor, timesteps: int = 1) -> Tensor:
         # Direct encoding shows the same image at every step, so that the stem is the same too.
-        current = self.stem(images_NCHW)
         if not self.spiking:
-            return self.body(current, 1)
-        folded = current.repeat(timesteps, *(1 for _ in current.shape[1:]))
+            return self.body(self.stem(images_NCHW), 1)
+        if self.stem_once:
+            with as_of_copies(self.stem_norm(), timesteps if self.training else 1):
+                folded = repeated(self.stem(images_NCHW), timesteps)
+        else:
+            folded = self.stem(repeated(images_NCHW, timesteps))
         logits = self.body(folded, timesteps)
         return logits.reshape(timesteps, -1, logits.shape[-1])
+
+    def stem_norm(self) -> nn.Module:
+        """The norm inside `stem`."""
+        raise NotImplementedError
+
+    def remembered(self, block: nn.Module, x: Tensor, timesteps: int) -> Tensor:
+        """`block(x, timesteps)`; with `save_memory`, in training, its insides are not kept."""
+        if not (self.save_memory and self.training and torch.is_grad_enabled()):
+            result: Tensor = block(x, timesteps)
+            return result
+        return computed_again(block, x, timesteps)
+
+
+def repeated(x: Tensor, timesteps: int) -> Tensor:
+    """[N, ...] -> [T * N, ...], the same at every time step."""
+    return x.repeat(timesteps, *(1 for _ in x.shape[1:]))
 
 
 def build_model(
@@ -136,9 +161,3 @@ def load_weights(model: Classifier, state: dict[str, Tensor], source: str) -> No
 def parameter_count(model: nn.Module) -> int:
     """The number of trainable values."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-@torch.no_grad()
-def assert_finite(model: nn.Module) -> None:
-    """Our own invariant: a finished model holds finite numbers only, statistics included."""
-    assert all(torch.isfinite(value).all() for value in model.state_dict().values())

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
 from tser_cli.models.base import Build, Classifier, initialise
+
+Call: TypeAlias = Callable[[nn.Module, Tensor, int], Tensor]
+BlockType: TypeAlias = "type[BasicBlock] | type[Bottleneck]"
 
 
 @dataclass(frozen=True)
 class Layout:
     """Shape of a ResNet: widths and number of blocks of each stage."""
 
-    block: type[BasicBlock] | type[Bottleneck]
+    block: BlockType
     widths: tuple[int, ...]
     blocks: tuple[int, ...]
     stem_width: int
@@ -144,11 +148,11 @@ class Bottleneck(Block):
 
 
 class Stage(nn.ModuleList):
-    """Residual blocks in a row."""
+    """Residual blocks in a row; `call(block, x, timesteps)` computes each, in its own way."""
 
-    def forward(self, x: Tensor, timesteps: int) -> Tensor:
+    def forward(self, x: Tensor, timesteps: int, call: Call | None = None) -> Tensor:
         for block in self:
-            x = block(x, timesteps)
+            x = call(block, x, timesteps) if call else block(x, timesteps)
         return x
 
 
@@ -191,10 +195,13 @@ class ResNet(Classifier):
         y: Tensor = self.bn1(self.conv1(images_NCHW))
         return y
 
+    def stem_norm(self) -> nn.Module:
+        return self.bn1
+
     def body(self, x: Tensor, timesteps: int) -> Tensor:
         x = self.maxpool(self.act1(x, timesteps))
         for stage in self.stages:
-            x = self.get_submodule(stage)(x, timesteps)
+            x = self.get_submodule(stage)(x, timesteps, self.remembered)
         x = self.avgpool(x).flatten(1)
         logits: Tensor = self.fc(x, timesteps) if isinstance(self.fc, HiddenHead) else self.fc(x)
         return logits
@@ -204,10 +211,8 @@ class ResNet(Classifier):
         return {name: self._input_kind(name) if self.spiking else "real" for name in names}
 
     def _input_kind(self, name: str) -> str:
-        if name == "fc.2":
-            return "spikes"
-        if name == "conv1":
-            return "real"
+        if name in ("fc.2", "conv1"):
+            return "spikes" if name == "fc.2" else "real"
         if name.startswith("fc"):
             # Where the last map is one pixel the pool averages nothing: spikes pass as they are.
             return "real" if self._averages else "sums" if self.sew else "spikes"
@@ -251,10 +256,7 @@ def _make_stage(build: Build, layout: Layout, inputs: int, position: int) -> tup
 
 
 def _standard(
-    build: Build,
-    blocks: tuple[int, ...],
-    block: type[BasicBlock] | type[Bottleneck] = BasicBlock,
-    sew: bool = False,
+    build: Build, blocks: tuple[int, ...], block: BlockType = BasicBlock, sew: bool = False
 ) -> ResNet:
     return ResNet(build, Layout(block, (64, 128, 256, 512), blocks, stem_width=64, sew=sew))
 

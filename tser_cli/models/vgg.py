@@ -24,8 +24,8 @@ VGG16: Plan = (
 class Timed(nn.ModuleList):
     """Layers in a row, of which the activations alone are told the number of time steps."""
 
-    def forward(self, x: Tensor, timesteps: int, start: int = 0) -> Tensor:
-        for layer in list(self)[start:]:
+    def forward(self, x: Tensor, timesteps: int) -> Tensor:
+        for layer in self:
             timed = isinstance(layer, Relu | SpikingNeuron)
             x = layer(x, timesteps) if timed else layer(x)
         return x
@@ -49,10 +49,23 @@ class Vgg(Classifier):
         return y
 
     def body(self, x: Tensor, timesteps: int) -> Tensor:
-        x = self.features(x, timesteps, start=STEM_LAYERS)
+        for part in self._parts():
+            x = self.remembered(part, x, timesteps)
         x = self.avgpool(x).flatten(1)
         logits: Tensor = self.classifier(x, timesteps)
         return logits
+
+    def stem_norm(self) -> nn.Module:
+        return self.features[1]
+
+    def _parts(self) -> list[Timed]:
+        # made anew, so that layers that were replaced (as by SyncBatchNorm) are not forgotten
+        parts: list[list[nn.Module]] = [[]]
+        for layer in list(self.features)[STEM_LAYERS:]:
+            parts[-1].append(layer)
+            if isinstance(layer, nn.MaxPool2d):
+                parts.append([])
+        return [Timed(part) for part in parts if part]
 
     def input_kinds(self) -> dict[str, str]:
         names = [n for n, m in self.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]

@@ -5,15 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from tser_cli.files import make_folder, write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -26,6 +23,8 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def plot_per_timestep(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
     """Bars: accuracy at each t. Lines: the teacher's and the time-averaged accuracy."""
+    from matplotlib.figure import Figure  # a second that a training would begin later
+
     figure = Figure(figsize=(max(4.0, 0.7 * len(rows) + 3), 3.4))
     axes = figure.subplots()
     steps = [row["t"] for row in rows]

@@ -1,0 +1,120 @@
+"""Doing less gives the same: the stem once, blocks computed again, norms folded away."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tser_cli import registry
+from tser_cli.config import NeuronConfig
+from tser_cli.models import Classifier, build_model
+from tser_cli.models.savings import as_of_copies, folded
+
+SHAPE = (6, 3, 8, 8)
+STUDENTS = ("resnet20", "resnet19", "vgg11", "sew_resnet18")
+
+
+def make(name: str, spiking: bool = True) -> Classifier:
+    torch.manual_seed(5)
+    neuron = NeuronConfig() if spiking else None
+    return build_model(name, channels=3, height=8, width=8, num_classes=4, neuron=neuron)
+
+
+def after_a_step(model: Classifier, timesteps: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """The logits of a training pass; the gradients and running statistics that it leaves."""
+    torch.manual_seed(1)
+    logits: Tensor = model.train()(torch.randn(SHAPE), timesteps=timesteps)
+    logits.square().mean().backward()
+    left = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return logits, {**left, **dict(model.named_buffers())}
+
+
+@pytest.mark.parametrize("timesteps", [1, 3])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_the_stem_once_keeps_the_running_statistics_of_t_copies(
+    timesteps: int, momentum: float | None
+) -> None:
+    once, plain = make("resnet20"), make("resnet20")
+    plain.stem_once = False
+    for model in (once, plain):
+        norm = model.stem_norm()
+        assert isinstance(norm, nn.BatchNorm2d)
+        norm.momentum = momentum
+    for _ in range(2):
+        logits, left = after_a_step(once, timesteps)
+        expected, expected_left = after_a_step(plain, timesteps)
+    torch.testing.assert_close(logits, expected)
+    assert left.keys() == expected_left.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(value, expected_left[name], rtol=1e-4, atol=1e-6, msg=name)
+    # so small an effect would drown in the tolerance above if the factor were left out
+    variance, wanted = once.stem_norm().running_var, plain.stem_norm().running_var
+    assert isinstance(variance, Tensor) and isinstance(wanted, Tensor)
+    torch.testing.assert_close(variance, wanted, rtol=3e-7, atol=0.0)
+
+
+def test_the_running_variance_of_copies_by_hand() -> None:
+    norm = nn.BatchNorm1d(1, momentum=0.5)
+    with as_of_copies(norm, 3):
+        norm(torch.tensor([[1.0], [3.0]]))
+    # biased variance 1 over six values: 6 / 5; half of it and half of the initial 1
+    assert norm.running_var is not None
+    assert norm.running_var.item() == pytest.approx(0.5 * 1.0 + 0.5 * 6 / 5)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_blocks_computed_again_change_no_bit(name: str) -> None:
+    plain, saving = make(name), make(name)
+    saving.save_memory = True
+    for _ in range(2):
+        logits, left = after_a_step(plain, 2)
+        same, same_left = after_a_step(saving, 2)
+    assert torch.equal(logits, same)
+    assert left.keys() == same_left.keys()
+    assert all(torch.equal(left[name], same_left[name]) for name in left)
+
+
+def kept_bytes(model: Classifier) -> int:
+    """Bytes of the distinct tensors that autograd keeps between forward and backward."""
+    sizes: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logits = model.train()(torch.randn(SHAPE), timesteps=6)
+    total = sum(sizes.values())
+    logits.sum().backward()
+    return total
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg11"])
+def test_blocks_computed_again_are_not_kept(name: str) -> None:
+    plain, saving = make(name), make(name)
+    saving.save_memory = True
+    weights = sum(p.numel() * p.element_size() for p in plain.parameters())
+    assert kept_bytes(saving) - weights < 0.5 * (kept_bytes(plain) - weights)
+
+
+@pytest.mark.parametrize("name", [n for n, e in registry.MODELS.items() if not e.spiking_only])
+def test_a_folded_network_computes_the_same(name: str) -> None:
+    model = make(name, spiking=False).double()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.uniform_(module.bias, -0.5, 0.5)
+        model.train()(torch.randn(SHAPE).double())
+        model.eval()
+        before = copy.deepcopy(model.state_dict())
+        light = folded(model)
+        images = torch.randn(SHAPE).double()
+        torch.testing.assert_close(light(images), model(images), rtol=1e-9, atol=1e-9)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in light.modules())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())

@@ -1,0 +1,105 @@
+"""Doing less: batch norm of T equal copies from one, recomputing blocks, folding norms away."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.checkpoint import checkpoint
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@contextmanager
+def as_of_copies(norm: nn.Module, copies: int) -> Iterator[None]:
+    """Inside, `norm` sees a batch once and keeps the running variance of `copies` equal batches.
+
+    Mean and biased variance of a batch of n values are those of its copies; torch's running
+    variance is the unbiased one, n / (n - 1) times the biased: of the copies it is
+    n copies / (n copies - 1) times. All batch statistics of the forward pass stay as they are.
+    """
+    if copies == 1 or not isinstance(norm, _BatchNorm) or norm.running_var is None:
+        yield
+        return
+    before_C, counted = norm.running_var.clone(), Count()
+    hook = norm.register_forward_pre_hook(counted)
+    try:
+        yield
+    finally:
+        hook.remove()
+    values = counted.values
+    if values < 2:
+        return
+    momentum = norm.momentum
+    if momentum is None:  # a cumulative average
+        assert norm.num_batches_tracked is not None
+        momentum = 1.0 / float(norm.num_batches_tracked)
+    kept_C = before_C * (1.0 - momentum)
+    factor = (values - 1) * copies / (values * copies - 1)
+    # .data: autograd notes the buffer, though in training backward does not read it
+    norm.running_var.data.sub_(kept_C).mul_(factor).add_(kept_C)
+
+
+class Count:
+    """A hook that notes how many values a norm averages for each channel."""
+
+    def __init__(self) -> None:
+        self.values = 0
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.values = args[0].numel() // args[0].shape[1]
+
+
+def computed_again(block: nn.Module, x: Tensor, timesteps: int) -> Tensor:
+    """`block(x, timesteps)` that keeps only `x` for the backward pass (Chen et al., 2016).
+
+    The second computation gives the same bits and leaves the running statistics alone.
+    """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), statistics_kept(block)
+
+    result: Tensor = checkpoint(
+        block, x, timesteps, use_reentrant=False, preserve_rng_state=True, context_fn=contexts
+    )
+    return result
+
+
+@contextmanager
+def statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Inside, the norms of `block` in training mode leave their running statistics as they are."""
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    before = [norm.momentum for norm in norms]
+    counts = [norm.num_batches_tracked for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, momentum, count in zip(norms, before, counts, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked = count
+
+
+def folded(model: Network) -> Network:
+    """A copy of an ANN in eval mode, its norms folded into the convolutions before them.
+
+    y = gamma (W x + b - mean) / sqrt(var + eps) + beta is a convolution with other constants. Our
+    definitions name a norm right after its convolution; any other norm is left as it is.
+    """
+    result = copy.deepcopy(model).eval()
+    for parent in result.modules():
+        previous = ""
+        for name, child in list(parent.named_children()):
+            convolution = getattr(parent, previous) if previous else None
+            if isinstance(child, nn.BatchNorm2d) and isinstance(convolution, nn.Conv2d):
+                setattr(parent, previous, fuse_conv_bn_eval(convolution, child))
+                setattr(parent, name, nn.Identity())
+            previous = name
+    return result
