@@ -204,6 +204,8 @@ class TrainingConfig(Section):
     @field_validator("batch_size", mode="before")
     @classmethod
     def _batch_size(cls, size: Any) -> Any:
+        if isinstance(size, str) and size != "auto" and not size.strip().isdecimal():
+            raise ValueError(f'"{size}" is not a batch size; write a number from 1 on, or auto')
         return 0 if size == "auto" else size
 
     @field_validator("device")

@@ -120,7 +120,8 @@ def test_images_that_left_are_not_computed(model: Classifier, context: Context) 
 def test_the_table(model: Classifier, context: Context, tmp_path: Path) -> None:
     opened = Opened(Run(tmp_path), context, Loaded(model, "resnet20", "x", "0"))
     rules = [Rule("confidence", 0.5), Rule("entropy", 0.5)]
-    early_exit.early_exit(opened, rules, STEPS, tmp_path / "early_exit.csv")
+    profile = load_profile("horowitz-45nm-fp32")
+    early_exit.early_exit(opened, rules, STEPS, tmp_path / "early_exit.csv", profile)
     with (tmp_path / "early_exit.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert list(rows[0]) == early_exit.columns(STEPS)

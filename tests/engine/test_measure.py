@@ -11,7 +11,7 @@ import pytest
 from tser_cli.config import Config
 from tser_cli.engine import networks, opened, runs
 from tser_cli.engine.context import Context
-from tser_cli.engine.measure import Evaluating, evaluate_run, parse_timesteps
+from tser_cli.engine.measure import Evaluating, evaluate_run, parse_timesteps, written
 from tser_cli.engine.opened import open_finished, select_run
 from tser_cli.engine.runs import Run
 from tser_cli.errors import ConfigError, RunError
@@ -125,11 +125,11 @@ def test_other_steps_go_into_a_table_of_their_own(finished: Finished) -> None:
     run = finished("student")
     own = read_csv(evaluate_run(Evaluating(run=run.folder)))
     path = evaluate_run(Evaluating(run=run.folder, timesteps="1,2,5", plot=True))
-    assert path == run.folder / "per_timestep_test_T5.csv"
+    assert path == run.folder / "per_timestep_test_T1-2-5.csv"
     more = read_csv(path)
     assert [row["t"] for row in more] == ["1", "2", "5"]
     assert [row["correct_at_t"] for row in more[:2]] == [row["correct_at_t"] for row in own]
-    figure = run.folder / "figures" / "per_timestep_test_T5.png"
+    figure = run.folder / "figures" / "per_timestep_test_T1-2-5.png"
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
@@ -187,3 +187,10 @@ def test_changes_reach_the_settings(finished: Finished) -> None:
     assert again.config == run.config().updated({"training.eval_batch_size": 5})
     assert not again.loaded.model.training
     assert json.loads((run.folder / "status.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("steps", "text"), [([1], "1"), ([1, 2, 3, 4], "4"), ([1, 2, 4], "1-2-4"), ([2, 3], "2-3")]
+)
+def test_other_time_steps_have_another_file_name(steps: list[int], text: str) -> None:
+    assert written(steps) == text

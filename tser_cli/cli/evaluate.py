@@ -50,6 +50,10 @@ def evaluate(
             show_default=False,
         ),
     ] = "",
+    profile: Annotated[
+        str,
+        typer.Option("--profile", help="What early exit charges: as for tser energy."),
+    ] = "horowitz-45nm-fp32",
     data_dir: opt.DataDir = None,
     batch_size: Annotated[
         int | None,
@@ -79,6 +83,7 @@ def evaluate(
             plot=plot,
             early_exit=early_exit,
             early_exit_entropy=early_exit_entropy,
+            profile=profile,
             changes=changes,
         )
     )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tser_cli.data.loaders import build_eval_loader
-from tser_cli.energy import DEFAULT_PROFILE, Profile, energy_up_to, load_profile
+from tser_cli.energy import Profile, energy_up_to
 from tser_cli.engine.context import Context
 from tser_cli.engine.counting import Measured, measure
 from tser_cli.engine.distributed import Runtime
@@ -160,9 +160,9 @@ def row(
 
 
 def early_exit(
-    opened: Opened, rules: list[Rule], timesteps: int, path: Path
+    opened: Opened, rules: list[Rule], timesteps: int, path: Path, profile: Profile
 ) -> list[dict[str, Any]]:
-    """Evaluate every rule on the test set and write early_exit.csv; returns its rows.
+    """Evaluate every rule on the test set and write the table to `path`; returns its rows.
 
     `differing_images` counts images that the stepwise run and the full pass treat differently:
     0 but for the rounding of floating point between batches of other sizes. Raises ConfigError
@@ -171,7 +171,6 @@ def early_exit(
     model = opened.loaded.model
     if not model.spiking:
         raise ConfigError(f"--early-exit: {opened.run.folder} is an ANN without time steps")
-    profile = load_profile(DEFAULT_PROFILE)
     measured = measure(model, opened.context, timesteps)
     rows = []
     for rule in rules:

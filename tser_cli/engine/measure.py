@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tser_cli.data.loaders import Split
+from tser_cli.energy import DEFAULT_PROFILE, load_profile
 from tser_cli.engine import early_exit, networks
 from tser_cli.engine.context import evaluate_split
 from tser_cli.engine.opened import Opened, open_finished, select_run
@@ -36,6 +37,7 @@ class Evaluating:
     plot: bool = False
     early_exit: str = ""
     early_exit_entropy: str = ""
+    profile: str = DEFAULT_PROFILE
     changes: dict[str, Any] | None = None
 
 
@@ -68,6 +70,7 @@ def evaluate_run(request: Evaluating) -> Path:
         raise ConfigError("--early-exit is measured on the test set; leave --split out")
     if request.output is not None:
         check_folder(request.output)
+    load_profile(request.profile)  # a mistyped one is told before the work
     opened = open_finished(select_run(request.run, request.runs_dir), request.changes or {})
     run, model = opened.run, opened.loaded.model
     trained = opened.config.model.timesteps if model.spiking else 1
@@ -80,12 +83,18 @@ def evaluate_run(request: Evaluating) -> Path:
     asked = request.changes or {}
     as_trained = all(asked.get(key) is None for key in ("training.precision", "data.dir"))
     same = request.split == "test" and steps == list(range(1, trained + 1)) and as_trained
-    stem = "per_timestep" if same else f"per_timestep_{request.split}_T{max(steps)}"
+    stem = "per_timestep" if same else f"per_timestep_{request.split}_T{written(steps)}"
     path = request.output or run.folder / f"{stem}.csv"
     if opened.context.runtime.is_main:
         _write(opened, request, rows, path, stem)
         _exit_early(opened, request, max(steps))
     return path
+
+
+def written(steps: list[int]) -> str:
+    """Time steps in a file's name: [1, 2, 3, 4] -> "4", [1, 2, 4] -> "1-2-4"."""
+    whole = steps == list(range(1, len(steps) + 1))
+    return str(len(steps)) if whole else "-".join(str(step) for step in steps)
 
 
 def _rules(request: Evaluating) -> list[early_exit.Rule]:
@@ -106,7 +115,10 @@ def _exit_early(opened: Opened, request: Evaluating, timesteps: int) -> None:
     if not rules:
         return
     path = opened.run.folder / "early_exit.csv"
-    rows = early_exit.early_exit(opened, rules, timesteps, path)
+    if request.output is not None:
+        path = request.output.with_name(f"{request.output.stem}_early_exit.csv")
+    profile = load_profile(request.profile)
+    rows = early_exit.early_exit(opened, rules, timesteps, path, profile)
     out = console.output()
     out.print(energy_report.early_exit_table(rows))
     out.print(f"table: {path}", soft_wrap=True)

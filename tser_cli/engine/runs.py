@@ -188,6 +188,9 @@ def _git_state() -> dict[str, Any]:
     folder = Path(__file__).resolve().parent
     try:
         ask = ["git", "-C", str(folder)]
+        # a package that is installed inside some other project's checkout is not part of it
+        tracked = [*ask, "ls-files", "--error-unmatch", Path(__file__).name]
+        subprocess.run(tracked, capture_output=True, timeout=5, check=True)
         commit = subprocess.run(
             [*ask, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
         )

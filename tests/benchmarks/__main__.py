@@ -1,0 +1,90 @@
+"""Measure what this machine can of the table in README.md, and print it.
+
+    python -m tests.benchmarks [--rounds 7] [--only GROUP] [--scaling]
+
+Groups: step, memory, evaluate, start, telling. What is compared alternates in one process; shown
+are the median of the ratios of neighbours and their range. `--scaling` adds step time and memory
+against T and against the batch size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import sys
+
+import spikingjelly
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks.measures import Row, cores, rows
+from tests.benchmarks.memory import peak_megabytes
+from tests.benchmarks.subjects import Size, floor_step, training_step
+from tests.benchmarks.timing import alternate
+
+T_VALUES, BATCHES = (1, 2, 3, 4, 6, 8), (8, 16, 32, 64)
+
+
+def machine() -> str:
+    """Versions and device, for the head of the table."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return (
+        f"{platform.processor() or platform.machine()}, {cores()} cores, "
+        f"{torch.get_num_threads()} threads, {device}; Python {platform.python_version()}, "
+        f"torch {torch.__version__}, spikingjelly {getattr(spikingjelly, '__version__', '2')}"
+    )
+
+
+def show(console: Console, table_rows: list[Row], rounds: int) -> None:
+    """Measure row by row."""
+    table = Table("what", "aim", "measured", "reached", title=machine())
+    for row in table_rows:
+        if row.gpu and not torch.cuda.is_available():
+            table.add_row(row.what, row.aimed(), "not measured: needs a GPU", "")
+            continue
+        print(row.what, file=sys.stderr, flush=True)
+        found = row.measure(rounds)
+        reached = {True: "yes", False: "no", None: ""}[row.reached(found)]
+        table.add_row(row.what, row.aimed(), found.text(), reached)
+    console.print(table)
+
+
+def show_scaling(console: Console, rounds: int) -> None:
+    """Step time and peak memory against T and against the batch size."""
+    table = Table("T", "batch", "step (s)", "step / floor", "peak MB", "floor MB")
+    sizes = [Size(steps, 16) for steps in T_VALUES] + [Size(2, batch) for batch in BATCHES]
+    for size in sizes:
+        print(f"T = {size.timesteps}, batch {size.batch}", file=sys.stderr, flush=True)
+        works = {"step": training_step(size), "floor": floor_step(size)}
+        spent = {name: statistics.median(s) for name, s in alternate(works, rounds).items()}
+        peaks = [peak_megabytes(kind, size.timesteps, size.batch) for kind in ("step", "floor")]
+        table.add_row(
+            str(size.timesteps),
+            str(size.batch),
+            f"{spent['step']:.3f}",
+            f"{spent['step'] / spent['floor']:.2f}",
+            *(f"{peak:.0f}" for peak in peaks),
+        )
+    console.print(table)
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", help="one group of rows")
+    parser.add_argument("--scaling", action="store_true")
+    options = parser.parse_args()
+    console = Console(width=120)
+    chosen = [row for row in rows() if options.only in (None, row.group)]
+    if not chosen and options.only != "none":
+        parser.error(f"no group {options.only}")
+    show(console, chosen, options.rounds)
+    if options.scaling:
+        show_scaling(console, max(3, options.rounds // 2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""The rows of the table: each function measures one of them, or says that it needs a GPU."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from rich.console import Console
+
+from tests.benchmarks.memory import peak_megabytes
+from tests.benchmarks.subjects import (
+    CLASSES,
+    PLAIN,
+    SIDE,
+    SPEC,
+    Size,
+    floor_step,
+    make_batch,
+    training_step,
+)
+from tests.benchmarks.timing import Ratio, alternate, command, ratio, seconds
+from tser_cli.config import AugmentConfig
+from tser_cli.data.base import TensorSource
+from tser_cli.data.transforms import training_pipeline
+from tser_cli.engine import networks
+from tser_cli.engine.distributed import make_runtime
+from tser_cli.engine.evaluate import evaluate
+from tser_cli.engine.state import Meter
+from tser_cli.report.progress import make_progress
+
+FIRST_STEP = """
+import os, sys
+import tser_cli.cli.app as app
+import tser_cli.engine.train as train
+step = train.train_step
+def first(*arguments):
+    step(*arguments)
+    os._exit(0)
+train.train_step = first
+sys.argv = ["tser", "distill", "--resume", "never", "--runs-dir", sys.argv[1]]
+app.main()
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is measured, what we aim at, and how to measure it. `at_least` turns the aim round."""
+
+    what: str
+    aim: float | None
+    measure: Callable[[int], Ratio]
+    gpu: bool = False
+    at_least: bool = False
+    group: str = field(default="step")
+
+    def reached(self, found: Ratio) -> bool | None:
+        """Whether the median is where we aim; None without an aim."""
+        if self.aim is None:
+            return None
+        return found.median >= self.aim if self.at_least else found.median <= self.aim
+
+    def aimed(self) -> str:
+        """The aim as a text."""
+        return "" if self.aim is None else f"{'>=' if self.at_least else '<='} {self.aim:g}"
+
+
+def step_over_floor(size: Size, rounds: int) -> Ratio:
+    """Our step against the arithmetic below it."""
+    spent = alternate({"step": training_step(size), "floor": floor_step(size)}, rounds)
+    return ratio(spent["step"], spent["floor"])
+
+
+def plain_over_step(size: Size, rounds: int) -> Ratio:
+    """The same network in plain spikingjelly, NCHW, its stem T times, against our step."""
+    single = Size(size.timesteps, size.batch)
+    works = {"plain": training_step(single, PLAIN), "step": training_step(size)}
+    spent = alternate(works, rounds)
+    return ratio(spent["plain"], spent["step"])
+
+
+def memory_over_floor(kind: str, below: str, size: Size, rounds: int) -> Ratio:
+    """Peak memory of processes of their own."""
+    return Ratio.of(
+        [
+            peak_megabytes(kind, size.timesteps, size.batch)
+            / peak_megabytes(below, size.timesteps, size.batch)
+            for _ in range(max(1, rounds // 3))
+        ]
+    )
+
+
+def evaluation_over_forward(size: Size, rounds: int) -> Ratio:
+    """`evaluate` of all time steps against a plain eager forward of the same images: images/s."""
+    batch = make_batch(size.batch)
+    ours = make_runtime(size.config().training)
+    model = networks.build(size.student, SPEC, size.config(), spiking=True)
+    ours.place(model).eval()
+    plain_config = size.config(PLAIN)
+    plain = networks.build(size.student, SPEC, plain_config, spiking=True).eval()
+    plain.load_state_dict(model.state_dict())
+    plain.to(ours.device)
+    images = batch.images_NCHW.to(ours.device)
+
+    def forward() -> None:
+        with torch.no_grad():
+            plain(images, size.timesteps)
+
+    works = {"forward": forward, "ours": lambda: evaluate(model, [batch], ours, size.timesteps)}
+    spent = alternate(works, rounds)
+    return ratio(spent["forward"], spent["ours"])
+
+
+def help_over_imports(rounds: int) -> Ratio:
+    """`tser --help` against importing typer and rich."""
+    works = {
+        "help": command("-m", "tser_cli", "--help"),
+        "imports": command("-c", "import typer, rich"),
+    }
+    spent = alternate(works, rounds)
+    return ratio(spent["help"], spent["imports"])
+
+
+def first_step_over_torch(rounds: int) -> Ratio:
+    """`tser distill` on digits, from the process's start through its first step."""
+    with tempfile.TemporaryDirectory() as folder:
+        works = {
+            "first step": command("-c", FIRST_STEP, folder),
+            "import torch": command("-c", "import torch"),
+        }
+        spent = alternate(works, rounds)
+    return ratio(spent["first step"], spent["import torch"])
+
+
+def telling_over_step(size: Size, rounds: int) -> Ratio:
+    """Progress bar and metrics of a step, in per cent of the step."""
+    step = training_step(size)
+    values = step()
+    assert isinstance(values, dict)
+    progress = make_progress(Console(file=io.StringIO(), force_terminal=True, width=100))
+    progress.begin(1, 10_000, 0)
+    meter, calls = Meter(), 100
+
+    def tell() -> None:
+        for _ in range(calls):
+            meter.add(size.batch, values)
+            progress.step(size.batch, values)
+
+    spent = alternate({"telling": tell, "step": step}, rounds)
+    progress.end()
+    shares = [100 * a / calls / b for a, b in zip(spent["telling"], spent["step"], strict=True)]
+    return Ratio.of(shares)
+
+
+def pipeline_over_training(size: Size, rounds: int) -> Ratio:
+    """Images/s of the whole input pipeline against those of the training step."""
+    draw = torch.Generator().manual_seed(0)
+    shape = (8192, 3, SIDE, SIDE)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw)
+    device = make_runtime(size.config().training).device
+    source = TensorSource(pixels.to(device), (torch.arange(8192) % CLASSES).to(device))
+    augment = AugmentConfig(crop_padding=4, flip=True, autoaugment="cifar10", cutout=16)
+    pipeline = training_pipeline(source, SPEC, augment, seed=0)
+    batches = [list(range(start, start + 128)) for start in range(0, 1024, 128)]
+    step = training_step(size)
+
+    def load() -> None:
+        for batch in batches:
+            pipeline(0, batch)
+
+    spent = alternate({"step": step, "load": load}, rounds)
+    return Ratio.of(
+        [
+            (1024 / load_s) / (size.batch / step_s)
+            for step_s, load_s in zip(spent["step"], spent["load"], strict=True)
+        ]
+    )
+
+
+def images_per_second(size: Size, rounds: int) -> Ratio:
+    """Of the training step alone, in thousands."""
+    step = training_step(size)
+    step()
+    return Ratio.of([size.batch / seconds(step) / 1000 for _ in range(rounds)])
+
+
+def rows() -> list[Row]:
+    """The table, in its order."""
+    table = [
+        Row(
+            f"CPU: distillation step / floor, T = {steps}, batch 32",
+            1.10,
+            partial(step_over_floor, Size(steps, 32)),
+        )
+        for steps in (2, 4)
+    ]
+    table.append(
+        Row(
+            "CPU: plain spikingjelly / step, T = 2, batch 32",
+            None,
+            lambda rounds: plain_over_step(Size(2, 32), max(1, rounds // 2)),
+        )
+    )
+    for steps in (2, 4, 6):
+        for batch in (128, 512):
+            what = f"GPU: step / floor, bf16, T = {steps}, batch {batch}"
+            size = Size(steps, batch, precision="bf16")
+            table.append(Row(what, 1.20, partial(step_over_floor, size), gpu=True))
+    bf16 = Size(2, 128, precision="bf16")
+    table += [
+        Row(
+            "GPU: plain spikingjelly fp32 / step, T = 2, batch 128",
+            5,
+            partial(plain_over_step, bf16),
+            gpu=True,
+            at_least=True,
+        ),
+        Row(
+            "GPU: thousand images/s, ResNet-34 -> ResNet-18, T = 2, batch 512",
+            12,
+            partial(images_per_second, Size(2, 512, precision="bf16")),
+            gpu=True,
+            at_least=True,
+        ),
+        Row(
+            "GPU: input pipeline / training rate",
+            3,
+            partial(pipeline_over_training, bf16),
+            gpu=True,
+            at_least=True,
+        ),
+        Row(
+            "CPU: input pipeline / training rate, T = 2, batch 32",
+            None,
+            partial(pipeline_over_training, Size(2, 32)),
+            at_least=True,
+        ),
+        Row(
+            "CPU: peak memory / floor, T = 6, batch 32",
+            1.6,
+            partial(memory_over_floor, "step", "floor", Size(6, 32)),
+            group="memory",
+        ),
+        Row(
+            "CPU: the same with performance.save_memory",
+            1.0,
+            partial(memory_over_floor, "saving", "floor", Size(6, 32)),
+            group="memory",
+        ),
+        Row(
+            "GPU: peak memory / plain spikingjelly fp32, T = 6, batch 128",
+            0.4,
+            partial(memory_over_floor, "step", "plain", Size(6, 128)),
+            gpu=True,
+            group="memory",
+        ),
+        Row(
+            "GPU: the same with performance.save_memory",
+            0.25,
+            partial(memory_over_floor, "saving", "plain", Size(6, 128)),
+            gpu=True,
+            group="memory",
+        ),
+        Row(
+            "evaluate, all steps / plain eager forward, images/s, T = 4",
+            1.5,
+            partial(evaluation_over_forward, Size(4, 32)),
+            at_least=True,
+            group="evaluate",
+        ),
+        Row("tser --help / import typer, rich", 2, help_over_imports, group="start"),
+        Row(
+            "tser distill on digits, start to first step / import torch",
+            1.6,
+            first_step_over_torch,
+            group="start",
+        ),
+        Row(
+            "progress and metrics, % of a step, T = 2, batch 32",
+            1,
+            partial(telling_over_step, Size(2, 32)),
+            group="telling",
+        ),
+    ]
+    return table
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
