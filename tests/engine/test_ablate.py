@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -389,6 +390,63 @@ def test_the_estimate_counts_each_cell(
     show_plan(ask(["method=ce,kd", "epochs=1,2", "temperature=2,4"], 2), place)
     assert sorted(asked) == [("ce", 1), ("ce", 2), ("kd", 1), ("kd", 2)]
     assert "16 runs, 0 finished; about 40 min" in capsys.readouterr().out  # 8 x 100 s + 8 x 200 s
+
+
+def test_the_estimate_counts_the_cells_side_by_side(
+    ask: Ask, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threads: list[int] = []
+
+    def seconds(config: Config, options: Options) -> float:
+        threads.append(torch.get_num_threads())
+        return 600.0
+
+    monkeypatch.setattr(plan, "training_seconds", seconds)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    before = torch.get_num_threads()
+    request = ask(["method=ce,kd,ts"])
+    told = []
+    for jobs, address in ((None, None), (2, None), (2, "auto"), (None, "auto")):
+        show_plan(request, Place(place.folder, place.runs_dir, jobs, address))
+        told.append(capsys.readouterr().out.splitlines()[-1].removeprefix("3 runs, 0 finished; "))
+    assert [text.removesuffix(", measured on a few real steps") for text in told] == [
+        "about 30 min of training, one after the other",
+        "about 20 min of training, 2 side by side",
+        "about 20 min of training, 2 at a time on machines like this one",
+        "about 30 min of training, 1 at a time on machines like this one, "
+        "less by as many as the cluster has room for",
+    ]
+    assert set(threads) == {3}
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("durations", "jobs", "end"),
+    [([], 1, 0), ([1, 2, 3], 1, 6), ([1, 2, 3], 2, 4), ([3, 2, 1], 2, 3), ([1, 2], 9, 2)],
+)
+def test_when_the_last_of_several_is_done(durations: list[float], jobs: int, end: float) -> None:
+    assert ablation_plan.makespan(durations, jobs) == end
+
+
+def test_tables_that_can_t_be_written_let_no_further_cell_begin(
+    ask: Ask, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*anything: Any) -> None:
+        raise RunError("the disk is full")
+
+    began = threading.Event()
+
+    def run_cell(self: InProcess, cell: Cell) -> str:
+        if InProcess.log:
+            began.wait(60)  # until the table has failed
+        InProcess.log.append(cell.title)
+        return ""
+
+    monkeypatch.setattr(InProcess, "run", run_cell)
+    monkeypatch.setattr(ablate, "write_tables", lambda *rest: (began.set(), full()))
+    with pytest.raises(RunError, match="the disk is full"):
+        ablate.ablate(ask(["method=ce"], 9), place)
+    assert len(InProcess.log) <= 2
 
 
 def test_an_unknown_teacher_is_refused_before_anything_is_trained(ask: Ask, place: Place) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
+import tomllib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ import pytest
 import torch
 
 from tser_cli.config import Config
-from tser_cli.engine import cells, embedding
+from tser_cli.engine import bound, cells, embedding
 from tser_cli.engine.cells import (
     Launcher,
     cell_environment,
@@ -45,6 +49,10 @@ def make_cell(make_config: MakeConfig) -> Callable[..., Cell]:
         ({"method.name": "kd", "model.timesteps": 2}, "method=kd_timesteps=2_s3"),
         ({"method.entropy_weight": 1e-05}, "entropy_weight=1e-05_s3"),
         ({"optimizer.weight_decay": 0.5}, "optimizer.weight_decay=0.5_s3"),
+        ({"method.entropy_weight": -0.1}, "entropy_weight=-0.1_s3"),
+        ({"optimizer.lr": 1e30}, "lr=1e+30_s3"),
+        ({"training.deterministic": True}, "training.deterministic=True_s3"),
+        ({"model.teacher": "runs/a b"}, "teacher=runs-a-b_s3-0f733132"),
     ],
 )
 def test_folders_are_named_by_what_is_varied(
@@ -56,10 +64,10 @@ def test_folders_are_named_by_what_is_varied(
 
 
 def test_no_two_cells_share_a_folder(make_cell: Callable[..., Cell]) -> None:
-    values = ["a/b", "a-b", "a b", "../a", "x" * 300, "x" * 301]
+    values = ["a/b", "a-b", "a b", "../a", "x" * 300, "x" * 301, "é" * 300, "[a]", "a\nb"]
     names = [cell_name(make_cell({"model.teacher": value})) for value in values]
     assert len(set(names)) == len(names)
-    assert all(Path(name).name == name and len(name) < 255 for name in names)
+    assert all(Path(name).name == name and len(name.encode()) < 255 for name in names)
 
 
 def test_a_cell_s_process_gets_its_share_of_the_threads(
@@ -75,13 +83,35 @@ def test_a_cell_s_process_gets_its_share_of_the_threads(
     assert cell_environment(cell, 0, 2)["OMP_NUM_THREADS"] == "5"
 
 
+def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> list[list[str]]:
+    """Cells run this program instead; returns the commands that they would have run."""
+    begin, commands = subprocess.Popen, list[list[str]]()
+
+    def popen(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        commands.append(command)
+        return begin([sys.executable, "-c", program], **options)
+
+    monkeypatch.setattr(bound.subprocess, "Popen", popen)
+    return commands
+
+
 def test_no_setting_from_outside_reaches_a_cell(
-    make_cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
+    make_cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TSER_OPTIMIZER_LR", "3")
-    environment = cell_environment(make_cell({"method.name": "kd"}), 0, 1)
-    assert not [name for name in environment if name.startswith("TSER_")]
-    assert environment["PATH"] == os.environ["PATH"]
+    seen = stand_in(monkeypatch, "import os; print(sorted(os.environ))")
+    launcher = Launcher(tmp_path, 1, StopRequest(lambda text: None))
+    assert launcher.run(make_cell({"method.name": "kd"})) == ""
+    (log,) = tmp_path.rglob("cell.log")
+    assert "PATH" in log.read_text()
+    assert "TSER_" not in log.read_text()
+    assert seen == [
+        [
+            *(sys.executable, "-m", "tser_cli.engine.bound", str(os.getpid()), "distill"),
+            *("--recipe", str(log.parent / "cell.toml"), "--runs-dir", str(log.parent)),
+            *("--resume", "auto"),
+        ]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +190,93 @@ def test_no_cell_starts_once_a_stop_was_asked_for(
     stop.signal = 15
     assert Launcher(tmp_path, 1, stop).run(make_cell({"method.name": "kd"})) == "not started"
     assert list(tmp_path.iterdir()) == []
+
+
+SAVES = """
+import signal, sys, time
+from pathlib import Path
+def save(*rest):
+    time.sleep(0.3)
+    print("saved")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+Path({ready!r}).touch()
+while True:
+    time.sleep(0.01)
+"""
+
+
+def test_a_stopped_cell_may_save_before_its_end_is_told(
+    make_cell: Callable[..., Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, stop = tmp_path / "ready", StopRequest(lambda text: None)
+    stand_in(monkeypatch, SAVES.format(ready=str(ready)))
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(Launcher(tmp_path, 1, stop).run, make_cell({"method.name": "kd"}))
+        while not ready.exists():
+            assert not told.done(), told.result()
+            time.sleep(0.01)
+        stop.signal = signal.SIGTERM
+        assert told.result(timeout=60).startswith("exit code 143: saved (see ")
+
+
+def test_what_a_failed_cell_said_last_is_told(
+    make_cell: Callable[..., Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, "for n in range(9): print(n)\nraise SystemExit(7)")
+    launcher = Launcher(tmp_path, 1, StopRequest(lambda text: None))
+    log = cell_folder(make_cell({"method.name": "kd"}), tmp_path) / "cell.log"
+    assert launcher.run(make_cell({"method.name": "kd"})) == f"exit code 7: 6 / 7 / 8 (see {log})"
+
+
+def test_a_cell_s_paths_hold_from_anywhere(
+    make_cell: Callable[..., Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cell = make_cell({"method.name": "kd"}, **{"data.dir": "images"})
+    home = cells.write_settings(cell, Path("out"))
+    assert home == tmp_path / "out" / "cells" / "method=kd_s0"
+    stated = tomllib.loads((home / "cell.toml").read_text())
+    assert stated["data"]["dir"] == str(tmp_path / "images")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "out", "err"),
+    [
+        (["--version"], 0, "tser ", ""),
+        (["energy", "--nonsense"], 2, "", "No such option"),
+        (["ablate", "no/such/recipe"], 2, "", 'error: no recipe "no/such/recipe"'),
+    ],
+)
+def test_a_cell_s_process_ends_with_the_code_of_tser(
+    tmp_path: Path, arguments: list[str], code: int, out: str, err: str
+) -> None:
+    command = [sys.executable, "-m", "tser_cli.engine.bound", str(os.getpid()), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout[:5]) == (code, out)
+    assert err in done.stderr
+
+
+def test_what_is_left_to_do_at_exit_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = (
+        "import atexit, runpy, sys\n"
+        "from tser_cli.engine import bound\n"
+        "def tser(*rest, **options):\n"
+        "    atexit.register(print, 'at exit')\n"
+        "    print('half a line', end=' ')\n"
+        "    {}\n"
+        "bound.runpy.run_module = tser\n"
+        "bound.run_here()\n"
+    )
+    for ending, code in (("sys.exit(5)", 5), ("raise ValueError", 1), ("sys.exit('why')", 1)):
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(ending)], capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout) == (code, "half a line at exit\n")
+        assert ("ValueError" in done.stderr, "why" in done.stderr) == (
+            "Value" in ending,
+            "why" in ending,
+        )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends it")

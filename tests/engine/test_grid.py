@@ -62,8 +62,8 @@ def test_cells_differ_in_what_is_varied_alone() -> None:
 
 def test_each_method_comes_with_its_own_weights() -> None:
     cells = make_request(BASE, {}, ["method=tser,tsd,kd"], 1).cells
-    assert [c.config.method.entropy_weight for c in cells] == [0.1, 0.0, 0.0]
-    assert [c.config.method.temperature for c in cells] == [4.0, 3.0, 4.0]
+    assert [c.config.method.entropy_weight for c in cells] == [0.05, 0.0, 0.0]
+    assert [c.config.method.temperature for c in cells] == [2.0, 3.0, 2.0]
     assert [c.config.method.beta for c in cells] == [0.0, 0.5, 0.0]
 
 
@@ -99,6 +99,9 @@ def test_values_have_the_type_of_their_key() -> None:
         "optimizer.lr": [1e-3, 0.1],
         "training.deterministic": [True, False],
     }
+    # one number has one name, and so one folder
+    same = parse_vary(["temperature=2.0,-0.0,1e3,1e30"])["method.temperature"]
+    assert [str(value) for value in same] == ["2", "0", "1000", "1e+30"]
     # a folder may be called 2024
     assert parse_vary(["teacher=2024,resnet18"]) == {"model.teacher": ["2024", "resnet18"]}
 

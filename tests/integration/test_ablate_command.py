@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from tser_cli.engine import networks
 from tser_cli.engine.runs import Run, all_runs
 from tser_cli.report.tables import read_csv
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("integration")]
+pytestmark = pytest.mark.integration
 
 RECIPE = """
 [data]
@@ -31,51 +31,61 @@ timesteps = 1
 [optimizer]
 lr = 0.05
 [training]
-epochs = {epochs}
+epochs = 3
 batch_size = 96
 device = "cpu"
 checkpoint_every = "1epoch"
 tensorboard = false
 [ablation]
 vary = ["method=ce,kd"]
-seeds = 2
+seeds = 1
 baseline = "method=ce"
 """
-PATIENCE = 240.0
+PATIENCE = 900.0  # a loaded machine is slow, and that is no fault
 DEAD = ("Z", "X", "")
+Start = Callable[..., "subprocess.Popen[str]"]
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Recipes, and a teacher that has learnt nothing: it has to be the same, not good."""
-    folder, config = tmp_path_factory.mktemp("ablate"), Config()
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A recipe, and a teacher that has learnt nothing: it has to be the same, not good."""
+    folder, config = tmp_path, Config()
     spec, teacher = load_dataset(config.data).spec, folder / "teacher.safetensors"
     model = networks.build("resnet20", spec, config, spiking=False)
     networks.write(teacher, model, networks.describe("resnet20", spec, config, False))
-    for epochs in (1, 4):
-        text = RECIPE.format(teacher=teacher, epochs=epochs)
-        (folder / f"epochs{epochs}.toml").write_text(text)
+    (folder / "recipe.toml").write_text(RECIPE.format(teacher=teacher))
     return folder
 
 
-def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
+@pytest.fixture
+def start(home: Path) -> Iterator[Start]:
+    """`start("recipe.toml")`: `tser ablate recipe.toml` in a process that ends with the test."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TSER_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tser_cli", "ablate", *arguments, "--runs-dir", "runs"],
-        cwd=home,
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    begun = []
 
+    def begin(*arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tser_cli", "ablate", *arguments, "--runs-dir", "runs"],
+            cwd=home,
+            env={**environment, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        begun.append(process)
+        return process
 
-def tser(home: Path, *arguments: str) -> tuple[int, str, str]:
-    process = start(home, *arguments)
-    try:
-        out, err = process.communicate(timeout=PATIENCE)
-    finally:
+    yield begin
+    for process in begun:
         process.kill()
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
+        process.wait()
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out, err
 
 
@@ -93,89 +103,124 @@ def states(folder: Path) -> list[str]:
     return [str(run.status().get("state")) for run in cell_runs(folder)]
 
 
+def in_this_process(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of `tser ablate` with these arguments."""
+    monkeypatch.setattr("sys.argv", ["tser", "ablate", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        app.main()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
 def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
+    latest = time.monotonic() + PATIENCE
     while not condition():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "nothing happened for long"
-        time.sleep(0.02)
+        assert time.monotonic() < latest, "nothing happened for long"
+        time.sleep(0.1)
 
 
 def training(folder: Path) -> list[int]:
-    """The processes of cells that have trained for an epoch or more."""
+    """The living processes of cells that have trained for an epoch or more."""
     status = [run.status() for run in cell_runs(folder)]
-    return [s["pid"] for s in status if s.get("state") == "running" and s.get("epoch", 0) > 0]
+    begun = [s for s in status if s.get("state") == "running" and s.get("epoch", 0) > 0]
+    return [s["pid"] for s in begun if alive(s["pid"], folder)]
 
 
-def alive(pid: int) -> bool:
+def alive(pid: int, folder: Path) -> bool:
+    """Whether a process works in the folder: a number may be another process's by now."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
+        command = Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return False
-    return stat.rpartition(")")[2].split()[0] not in DEAD
+    return stat.rpartition(")")[2].split()[0] not in DEAD and str(folder) in command
 
 
-@pytest.fixture(scope="module")
-def undisturbed(home: Path) -> Path:
-    """An ablation of four cells, two side by side, that nothing disturbed."""
-    code, out, err = tser(home, "epochs4.toml", "--jobs", "2", "--output", "whole")
-    assert code == 0, err
+def freeze_one(process: subprocess.Popen[str], folder: Path, finished: int) -> int:
+    """Stop a cell in the middle, once so many have finished; returns its process id."""
+    while True:
+        wait_until(process, lambda: len(training(folder)) == 1)
+        for pid in training(folder):
+            os.kill(pid, signal.SIGSTOP)
+            if pid in training(folder) and states(folder).count("finished") == finished:
+                return pid
+            os.kill(pid, signal.SIGCONT)
+
+
+def kill(process: subprocess.Popen[str], folder: Path, finished: int) -> None:
+    """kill -9 of an ablation in the middle of a cell, which ends with it."""
+    cell = freeze_one(process, folder, finished)
+    process.kill()
+    process.communicate(timeout=PATIENCE)
+    latest = time.monotonic() + PATIENCE
+    while alive(cell, folder):
+        assert time.monotonic() < latest, "a killed ablation's cell lives on"
+        time.sleep(0.02)
+
+
+def check_whole(folder: Path, out: str, err: str) -> None:
+    """An ablation of two cells that nothing disturbed."""
     assert "whole: accuracy" in out
-    assert "4 of 4" in err
-    return home / "whole"
-
-
-def test_two_jobs_give_every_cell_once(undisturbed: Path) -> None:
-    rows = table(undisturbed)
+    assert "2 of 2" in err
+    rows = table(folder)
     assert [(row["method.name"], row["seed"], row["state"]) for row in rows] == [
         ("ce", "0", "finished"),
         ("kd", "0", "finished"),
-        ("ce", "1", "finished"),
-        ("kd", "1", "finished"),
     ]
-    assert states(undisturbed) == ["finished"] * 4
-    summary = read_csv(undisturbed / "summary.csv")
-    assert [(row["n"], row["pairs"]) for row in summary] == [("2", "0"), ("2", "2")]
-    networks_drawn = {row["network"] for row in read_csv(undisturbed / "tsne.csv")}
+    assert states(folder) == ["finished"] * 2
+    summary = read_csv(folder / "summary.csv")
+    assert [(row["n"], row["pairs"]) for row in summary] == [("1", "0"), ("1", "1")]
+    networks_drawn = {row["network"] for row in read_csv(folder / "tsne.csv")}
     assert networks_drawn == {"teacher", "method=ce", "method=kd"}
 
 
+@pytest.mark.timeout(3 * PATIENCE)
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed parent's cells live on")
-def test_stopped_and_killed_and_repeated(home: Path, undisturbed: Path) -> None:
-    folder, command = home / "parts", ("epochs4.toml", "--jobs", "2", "--output", "parts")
+def test_killed_twice_and_repeated_gives_the_tables_of_an_undisturbed_ablation(
+    home: Path, start: Start
+) -> None:
+    whole = start("recipe.toml", "--jobs", "2", "--output", "whole")
+    folder, command = home / "parts", ("recipe.toml", "--output", "parts")
 
-    process = start(home, *command)
-    wait_until(process, lambda: bool(training(folder)))
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 143, err
-    assert "Repeat the command" in err
-    assert "running" not in states(folder)
+    kill(start(*command), folder, finished=0)
+    kill(start(*command), folder, finished=1)
 
-    process = start(home, *command)
-    wait_until(process, lambda: "finished" in states(folder) and bool(training(folder)))
-    left = training(folder)
-    process.kill()
-    process.communicate(timeout=PATIENCE)
-    end = time.monotonic() + 10
-    while any(alive(pid) for pid in left):
-        assert time.monotonic() < end, "a killed ablation's cells live on"
-        time.sleep(0.02)
-
-    finished = [run for run in cell_runs(folder) if run.status()["state"] == "finished"]
-    before = {run.folder: run.model_file.stat().st_mtime_ns for run in finished}
-    code, _, err = tser(home, "epochs4.toml", "--output", "parts")
+    (done,) = [run for run in cell_runs(folder) if run.status()["state"] == "finished"]
+    before = done.model_file.stat().st_mtime_ns
+    code, _, err = end(start(*command))
     assert code == 0, err
-    assert f"4 runs, {len(before)} finished before" in err
-    assert states(folder) == ["finished"] * 4  # one run a cell
-    assert {path: Run(path).model_file.stat().st_mtime_ns for path in before} == before
-    assert table(folder) == table(undisturbed)
-    assert read_csv(folder / "summary.csv") == read_csv(undisturbed / "summary.csv")
+    assert "2 runs, 1 finished before" in err
+    assert states(folder) == ["finished"] * 2  # one run a cell
+    assert done.model_file.stat().st_mtime_ns == before
+
+    code, out, err = end(whole)
+    assert code == 0, err
+    check_whole(home / "whole", out, err)
+    assert table(folder) == table(home / "whole")
+    for name in ("summary.csv", "tsne.csv"):
+        assert (folder / name).read_bytes() == (home / "whole" / name).read_bytes()
 
 
-def test_a_cell_that_fails(home: Path) -> None:
-    vary = ("--vary", "lr=1e30,0.05", "--seeds", "1", "--output", "failing")
-    code, out, err = tser(home, "epochs1.toml", "--set", "method.name=ce", *vary)
+@pytest.mark.timeout(2 * PATIENCE)
+def test_a_cell_that_fails_and_then_the_folder_of_another_ablation(
+    home: Path,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    vary = (
+        "--set",
+        "method.name=ce",
+        "--seeds",
+        "1",
+        "--output",
+        "failing",
+        "--jobs",
+        "2",
+        "--vary",
+    )
+    code, out, err = end(start("recipe.toml", *vary, "lr=1e30,0.05", "--epochs", "1"))
     assert code == 1
     assert "failing: accuracy" in out
     assert "error: 1 of 2 runs failed" in err
@@ -188,22 +233,27 @@ def test_a_cell_that_fails(home: Path) -> None:
         ("0.05", "finished"),
     ]
 
-
-def test_the_folder_of_another_ablation(home: Path, undisturbed: Path) -> None:
-    before = sorted(undisturbed.rglob("*"))
-    code, out, err = tser(home, "epochs1.toml", "--output", "whole")
+    before = sorted((home / "failing").rglob("*"))
+    monkeypatch.chdir(home)
+    code = in_this_process(monkeypatch, "recipe.toml", *vary, "lr=1e30,0.05", "--epochs", "2")
+    out, err = capsys.readouterr()
     assert (code, out) == (2, "")
     assert "belongs to an ablation with other settings" in err
-    assert "training.epochs: 4 -> 1" in err
-    assert sorted(undisturbed.rglob("*")) == before
+    assert "training.epochs: 1 -> 2" in err
+    assert sorted((home / "failing").rglob("*")) == before
 
 
-def test_a_dry_run_writes_nothing(home: Path) -> None:
+def test_a_dry_run_writes_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = sorted(home.rglob("*"))
-    code, out, err = tser(home, "epochs1.toml", "--vary", "T=1,2", "--seeds", "2", "--dry-run")
-    assert code == 0, err
+    monkeypatch.chdir(home)
+    command = ("recipe.toml", "--vary", "T=1,2", "--seeds", "2", "--jobs", "2", "--dry-run")
+    assert in_this_process(monkeypatch, *command) == 0
+    out = capsys.readouterr().out
     assert out.splitlines()[:2] == ["timesteps=1, seed 0", "timesteps=2, seed 0"]
     assert "4 runs, 0 finished; about " in out
+    assert "2 side by side" in out
     assert sorted(home.rglob("*")) == before
 
 
@@ -217,6 +267,7 @@ def test_a_dry_run_writes_nothing(home: Path) -> None:
         (("--vary", "training.seed=1,2"), "seeds are counted by --seeds"),
         (("no/such/recipe",), "no recipe"),
         (("digits/resnet18_tser",), "nothing is varied"),
+        (("ablations/digits_rivals", "--address", "there"), "write auto or HOST:PORT"),
     ],
 )
 def test_bad_input(
@@ -227,11 +278,9 @@ def test_bad_input(
     said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["tser", "ablate", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        app.main()
+    code = in_this_process(monkeypatch, *arguments)
     out, err = capsys.readouterr()
-    assert (stop.value.code, out) == (2, "")
+    assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert said in err
     assert list(tmp_path.iterdir()) == []

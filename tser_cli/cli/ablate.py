@@ -33,7 +33,15 @@ def ablate(
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", help="Cells side by side.", show_default="a GPU each", min=1),
+        typer.Option("--jobs", help="Cells side by side.", show_default="as many as GPUs", min=1),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            help="Run the cells on this Ray cluster: auto or HOST:PORT.",
+            show_default="this machine",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -69,6 +77,6 @@ def ablate(
     # other --vary on the same recipe is another ablation
     title = "_".join([name.replace("/", "_"), *(request.names if vary else [])])
     folder = output or runs_dir / "ablations" / title
-    place = ablation_plan.Place(folder, runs_dir, jobs)
+    place = ablation_plan.Place(folder, runs_dir, jobs, address)
     verb = ablation_plan.show_plan if dry_run else engine.ablate
     verb(request, place)

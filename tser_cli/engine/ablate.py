@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tser_cli.engine.ablation_plan import (
 from tser_cli.engine.cells import Launcher, default_jobs, find_cell, outcome
 from tser_cli.engine.context import Options, prepare
 from tser_cli.engine.grid import Cell, Request
+from tser_cli.engine.ray_cells import Cluster, RayLauncher, connected
 from tser_cli.engine.run import provide_teacher
 from tser_cli.engine.signals import StopRequest
 from tser_cli.errors import Interrupted, RunError, TrainingError
@@ -45,11 +46,11 @@ def ablate(request: Request, place: Place) -> None:
 
     A failed cell is reported and does not stop the others; then TrainingError at the end. Raises
     Interrupted (running cells have saved their state), ConfigError where the folder belongs to
-    another ablation, RunError where another process works in it.
+    another ablation or where there is no cluster, RunError where another process works in it.
     """
     document = checked_plan(request, place)
-    with hold(place):
-        failures = train_cells(request, place, document)
+    with cluster_of(place) as cluster, hold(place):
+        failures = train_cells(request, place, document, cluster)
         summary = write_tables(request, place)
         embedding.write(request.cells, place.folder)
         present(request, place, summary, ablation_plots.draw_all(place.folder))
@@ -60,7 +61,14 @@ def ablate(request: Request, place: Place) -> None:
         )
 
 
-def train_cells(request: Request, place: Place, document: dict[str, Any]) -> list[str]:
+def cluster_of(place: Place) -> AbstractContextManager[Cluster | None]:
+    """The Ray cluster that the cells shall run on, None for this machine. Raises ConfigError."""
+    return connected(place.address) if place.address else nullcontext()
+
+
+def train_cells(
+    request: Request, place: Place, document: dict[str, Any], cluster: Cluster | None
+) -> list[str]:
     """Train the teachers and cells that are not finished; returns what failed.
 
     Raises Interrupted.
@@ -75,8 +83,12 @@ def train_cells(request: Request, place: Place, document: dict[str, Any]) -> lis
         write_plan(place, document)
         waiting = [cell for cell in cells if find_cell(cell, place.folder) is None]
         tell(f"{len(cells)} runs, {len(cells) - len(waiting)} finished before")
-        jobs = place.jobs or default_jobs(waiting)
-        launcher = Launcher(place.folder, jobs, stop)
+        jobs = place.jobs or (len(waiting) if cluster else default_jobs(waiting))
+        launcher = (
+            RayLauncher(place.folder, cluster, place.jobs, stop)
+            if cluster
+            else Launcher(place.folder, jobs, stop)
+        )
         failures = run_cells(waiting, launcher, jobs, tell, lambda: write_tables(request, place))
         if stop.requested:
             raise Interrupted(stop.signal or 15)
@@ -133,23 +145,32 @@ def choose_teacher(config: Config, place: Place, document: dict[str, Any]) -> st
 
 
 def run_cells(
-    cells: list[Cell], launcher: Launcher, jobs: int, tell: Tell, after: Callable[[], Any]
+    cells: list[Cell],
+    launcher: Launcher | RayLauncher,
+    jobs: int,
+    tell: Tell,
+    after: Callable[[], Any],
 ) -> list[str]:
-    """Run cells, `jobs` at a time; `after` each, the tables are brought up to date.
+    """Run cells, at most `jobs` at a time; `after` each, the tables are brought up to date.
 
-    Returns what failed.
+    Returns what failed. An error of `after` is raised once the cells that run have ended; no
+    further one begins.
     """
     failures = []
     began = time.monotonic()
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
+    with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
         running = {pool.submit(launcher.run, cell): cell for cell in cells}
-        for done, future in enumerate(as_completed(running), start=1):
-            cell, problem = running[future], future.result()
-            if problem:
-                failures.append(f"{cell.title}: {problem}")
-            spent = time.monotonic() - began
-            tell(f"{done} of {len(cells)}, {spent:.0f} s: {cell.title}: {problem or 'finished'}")
-            after()
+        try:
+            for done, future in enumerate(as_completed(running), start=1):
+                cell, problem = running[future], future.result()
+                if problem:
+                    failures.append(f"{cell.title}: {problem}")
+                spent = f"{time.monotonic() - began:.0f} s"
+                tell(f"{done} of {len(cells)}, {spent}: {cell.title}: {problem or 'finished'}")
+                after()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return failures
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import heapq
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from tser_cli import registry
 from tser_cli.config import Config
 from tser_cli.data.loaders import build_train_loader
 from tser_cli.engine import networks, plan, teachers
-from tser_cli.engine.cells import find_cell
+from tser_cli.engine.cells import default_jobs, find_cell, threads_of
 from tser_cli.engine.context import Options, prepare
 from tser_cli.engine.grid import SEED, Cell, Request
 from tser_cli.engine.tasks import classification
@@ -29,11 +34,15 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Place:
-    """Where an ablation writes, where teachers are looked for, how many cells run at once."""
+    """Where an ablation writes, where teachers are looked for, and how its cells run.
+
+    `jobs` cells at once (None: the default), on the Ray cluster at `address` or on this machine.
+    """
 
     folder: Path
     runs_dir: Path
     jobs: int | None = None
+    address: str | None = None
 
     @property
     def plan(self) -> Path:
@@ -144,25 +153,55 @@ def show_plan(request: Request, place: Place) -> None:
         out.print(f"{cell.title}{': finished' if finished else ''}", markup=False, soft_wrap=True)
         if not finished:
             waiting.append(cell)
-    seconds = _teachers_seconds(waiting, document, place) + _cells_seconds(waiting, place)
+    jobs = place.jobs or (1 if place.address else default_jobs(waiting))
+    seconds = _teachers_seconds(waiting, document, place)
+    seconds += makespan(_cells_seconds(waiting, place, jobs), jobs)
     out.print(
         f"{len(request.cells)} runs, {len(request.cells) - len(waiting)} finished; about "
-        f"{plan.duration(seconds)} of training, one after the other, measured on a few real steps",
+        f"{plan.duration(seconds)} of training, {_side_by_side(place, jobs)}, measured on a few "
+        "real steps",
         soft_wrap=True,
     )
 
 
-def _cells_seconds(waiting: list[Cell], place: Place) -> float:
+def _side_by_side(place: Place, jobs: int) -> str:
+    if place.address:
+        fewer = "" if place.jobs else ", less by as many as the cluster has room for"
+        return f"{jobs} at a time on machines like this one{fewer}"
+    return "one after the other" if jobs == 1 else f"{jobs} side by side"
+
+
+def makespan(durations: Sequence[float], jobs: int) -> float:
+    """When the last of these is done, begun in this order by `jobs` workers as they come free."""
+    free_at = [0.0] * jobs
+    for duration in durations:
+        heapq.heappush(free_at, heapq.heappop(free_at) + duration)
+    return max(free_at)
+
+
+def _cells_seconds(waiting: list[Cell], place: Place, jobs: int) -> list[float]:
+    """Of each cell; measured with the threads that it will have."""
     known: dict[str, float] = {}
-    total = 0.0
+    seconds = []
     for cell in waiting:
         # what a step costs depends on the method, not on its weights
         parts = cell.config.updated({SEED: 0}).model_dump(mode="json", exclude={"method"})
         kind = json.dumps([parts, cell.config.method.name])
         if kind not in known:
-            known[kind] = plan.training_seconds(cell.config, Options(place.runs_dir))
-        total += known[kind]
-    return total
+            with _threads(1 if place.address else jobs):
+                known[kind] = plan.training_seconds(cell.config, Options(place.runs_dir))
+        seconds.append(known[kind])
+    return seconds
+
+
+@contextmanager
+def _threads(jobs: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads_of(jobs))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _teachers_seconds(waiting: list[Cell], document: dict[str, Any], place: Place) -> float:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import queue
 import re
-import signal
-import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import tomli_w
 import torch
 
+from tser_cli.engine import bound
 from tser_cli.engine.grid import Cell
 from tser_cli.engine.runs import Run, all_runs, newest_finished
 from tser_cli.engine.signals import StopRequest
@@ -22,13 +21,14 @@ from tser_cli.errors import TserError
 from tser_cli.files import make_folder, write_text
 from tser_cli.report.tables import read_csv
 
-POLL_SECONDS = 0.2
-TELL_LINES = 3
+SETTINGS = "cell.toml"
+LOG = "cell.log"
+NOT_STARTED = "not started"
 TOTAL = "TOTAL"
 
 
 class Launcher:
-    """Starts cells in turn, `jobs` side by side: a GPU each if there are any."""
+    """Runs cells on this machine, `jobs` side by side: a GPU each if there are any."""
 
     def __init__(self, folder: Path, jobs: int, stop: StopRequest) -> None:
         self._folder = folder
@@ -42,53 +42,55 @@ class Launcher:
         """Run a cell to its end; returns what went wrong, "" where nothing did."""
         slot = self._slots.get()
         try:
-            return "not started" if self._stop.requested else self._run(cell, slot)
+            if self._stop.requested:
+                return NOT_STARTED
+            home = write_settings(cell, self._folder)
+            environment = cell_environment(cell, slot, self._jobs)
+            return bound.run(arguments(home), home / LOG, environment, lambda: self._stop.requested)
         except (TserError, OSError) as error:
             return str(error)
         finally:
             self._slots.put(slot)
 
-    def _run(self, cell: Cell, slot: int) -> str:
-        home = cell_folder(cell, self._folder)
-        make_folder(home)
-        settings, log = home / "cell.toml", home / "cell.log"
-        write_text(settings, tomli_w.dumps(cell.config.model_dump(mode="json")))
-        command = [sys.executable, "-m", "tser_cli.engine.bound", str(os.getpid()), "distill"]
-        command += ["--recipe", str(settings), "--runs-dir", str(home), "--resume", "auto"]
-        environment = cell_environment(cell, slot, self._jobs)
-        with log.open("ab") as stream:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment
-            )
-            code = self._wait(process)
-        if code == 0:
-            return ""
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TELL_LINES:]
-        return f"exit code {code}: {' / '.join(lines)} (see {log})"
 
-    def _wait(self, process: subprocess.Popen[bytes]) -> int:
-        told = False
-        while True:
-            try:
-                return process.wait(timeout=POLL_SECONDS)
-            except subprocess.TimeoutExpired:
-                if self._stop.requested and not told:
-                    process.send_signal(signal.SIGTERM)  # it saves its state and ends
-                    told = True
+def write_settings(cell: Cell, folder: Path) -> Path:
+    """Write all settings of a cell into its folder, where it reads them; returns that folder.
+
+    Paths are written whole, so that the cell may run from another working directory.
+    """
+    home, config = cell_folder(cell, folder).resolve(), cell.config
+    if config.data.dir:
+        config = config.updated({"data.dir": str(Path(config.data.dir).expanduser().resolve())})
+    make_folder(home)
+    write_text(home / SETTINGS, tomli_w.dumps(config.model_dump(mode="json")))
+    return home
+
+
+def arguments(home: Path) -> list[str]:
+    """The `tser` command line of the cell in `home`: it goes on where it was stopped."""
+    return [
+        "distill",
+        *("--recipe", str(home / SETTINGS)),
+        *("--runs-dir", str(home)),
+        *("--resume", "auto"),
+    ]
 
 
 def cell_environment(cell: Cell, slot: int, jobs: int) -> dict[str, str]:
-    """The variables of a cell's process: its share of the threads, and its GPU among several.
-
-    No TSER_* variable: the cell's settings are complete.
-    """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("TSER_")}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
+    """The variables of a cell's process: its share of the threads, and its GPU among several."""
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(threads_of(jobs)))
     if jobs > 1 and cell.config.training.device in ("auto", "cuda") and torch.cuda.is_available():
         listed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         gpus = listed.split(",") if listed else [str(n) for n in range(torch.cuda.device_count())]
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     return environment
+
+
+def threads_of(jobs: int) -> int:
+    """The threads of one of `jobs` cells side by side: OMP_NUM_THREADS, else its share."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) else max(1, cores() // jobs)
 
 
 def cores() -> int:
@@ -105,7 +107,7 @@ def default_jobs(cells: list[Cell]) -> int:
 def cell_name(cell: Cell) -> str:
     """`method=kd_temperature=4_s0`; a name that no file may have gets a checksum."""
     name = f"{cell.label.replace(', ', '_')}_s{cell.seed}"
-    safe = re.sub(r"[^\w.=+-]", "-", name)[:200]
+    safe = re.sub(r"[^\w.=+-]", "-", name, flags=re.ASCII)[:200]
     return safe if safe == name else f"{safe}-{zlib.crc32(name.encode()):08x}"
 
 

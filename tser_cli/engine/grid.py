@@ -34,6 +34,7 @@ LONG = {key: name for name, key in SHORT.items() if name != "T"}
 DEFAULT_SEEDS = 3
 SECTION_KEYS = ("vary", "seeds", "baseline", "measure")
 MEASURES = ("accuracy", "validation_accuracy")
+LARGE = 1e15  # from here on Python writes a float with an exponent
 
 
 @dataclass(frozen=True)
@@ -165,11 +166,18 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     if not equals or "" in words:
         raise ConfigError("write key=value,value")
     key = full_key(name.strip())
-    values = [recipe.from_assignments([f"{key}={word}"]).values[key] for word in words]
-    twice = [value for place, value in enumerate(values) if value in values[:place]]
+    values = [parse_value(key, word) for word in words]
+    twice = [word for place, word in enumerate(words) if values[place] in values[:place]]
     if twice:
         raise ConfigError(f"{twice[0]} stands there twice")
     return key, values
+
+
+def parse_value(key: str, word: str) -> Any:
+    """The value of a word for a key. One number has one name: 2.0 is 2, -0.0 is 0."""
+    value = recipe.from_assignments([f"{key}={word}"]).values[key]
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < LARGE
+    return int(value) if is_whole else value
 
 
 def expand(layers: list[recipe.Layer], axes: Mapping[str, list[Any]], seeds: int) -> list[Cell]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -23,8 +24,12 @@ class FeatureTap:
             model.get_submodule(name).register_forward_hook(self._keeper(name))
 
     def _keeper(self, name: str) -> Any:
+        seen = weakref.ref(self)
+
         def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            self._kept[name] = output
+            tap = seen()  # a tap that nobody reads any more keeps nothing alive
+            if tap is not None:
+                tap._kept[name] = output
 
         return keep
 
