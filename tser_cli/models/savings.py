@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
@@ -46,13 +46,15 @@ def as_of_copies(norm: nn.Module, copies: int) -> Iterator[None]:
 
 
 class Count:
-    """A hook that notes how many values a norm averages for each channel."""
+    """A hook that notes how many values a norm averages for each channel, over all processes."""
 
     def __init__(self) -> None:
         self.values = 0
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.values = args[0].numel() // args[0].shape[1]
+        shared = isinstance(module, nn.SyncBatchNorm) and distributed.is_initialized()
+        processes = distributed.get_world_size() if shared else 1
+        self.values = args[0].numel() // args[0].shape[1] * processes
 
 
 def computed_again(block: nn.Module, x: Tensor, timesteps: int) -> Tensor:
