@@ -249,3 +249,22 @@ def test_a_run_with_damaged_settings_is_passed_over(
     assert runs.find_unfinished(tmp_path, "student", make_config(), False) is None
     with pytest.raises(ConfigError, match=r"config\.toml"):
         runs.find_unfinished(tmp_path, "student", make_config(), True)
+
+
+def test_an_automatic_batch_size_is_that_of_the_unfinished_run(
+    tmp_path: Path, make_config: MakeConfig, unfinished: Callable[..., Run]
+) -> None:
+    automatic = make_config({"training.batch_size": "auto"})
+    assert runs.begun_batch_size(tmp_path, "student", automatic) == 0
+    unfinished(changes={"training.batch_size": 12})
+    unfinished(changes={"training.batch_size": 24, "optimizer.lr": 0.7})
+    (unfinished(changes={"training.batch_size": 48}).folder / "config.toml").write_text("[")
+    assert runs.begun_batch_size(tmp_path, "student", automatic) == 12
+    unfinished(state="finished", changes={"training.batch_size": 6})
+    assert runs.begun_batch_size(tmp_path, "student", automatic) == 12
+
+
+@pytest.mark.parametrize("size", ["many", "-4", -1, True, 2.5])
+def test_what_is_no_batch_size(make_config: MakeConfig, size: Any) -> None:
+    with pytest.raises(ConfigError, match="batch_size"):
+        make_config({"training.batch_size": size})

@@ -236,12 +236,22 @@ def open_run(path: Path) -> Run:
 
 def begun_batch_size(runs_dir: Path, kind: str, config: Config) -> int:
     """The batch size of the unfinished run that is like `config` but for it; 0 without one."""
-    for run in all_runs(runs_dir, kind, config.data.name):
-        if run.status().get("state") in UNFINISHED:
+    for run in _unfinished(runs_dir, kind, config):
+        try:
             size = run.config().training.batch_size
-            if not differences(run, config.updated({"training.batch_size": size})):
-                return size
+        except ConfigError:  # a damaged config.toml: that run is not gone on with
+            continue
+        if not differences(run, config.updated({"training.batch_size": size})):
+            return size
     return 0
+
+
+def _unfinished(runs_dir: Path, kind: str, config: Config) -> list[Run]:
+    return [
+        run
+        for run in all_runs(runs_dir, kind, config.data.name)
+        if run.status().get("state") in UNFINISHED and run.status().get("resumable", True)
+    ]
 
 
 def find_unfinished(runs_dir: Path, kind: str, config: Config, must: bool) -> Run | None:
@@ -250,11 +260,7 @@ def find_unfinished(runs_dir: Path, kind: str, config: Config, must: bool) -> Ru
     `must`: raises RunError where there is no unfinished run, ConfigError that lists the
     differences where the newest unfinished one has other settings.
     """
-    unfinished = [
-        run
-        for run in all_runs(runs_dir, kind, config.data.name)
-        if run.status().get("state") in UNFINISHED and run.status().get("resumable", True)
-    ]
+    unfinished = _unfinished(runs_dir, kind, config)
     for run in unfinished:
         if not differences(run, config):
             return run
