@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 
 import numpy as np
 import pytest
@@ -16,12 +15,6 @@ settings.register_profile("tser", derandomize=True, deadline=None, database=None
 settings.load_profile("tser")
 
 torch.set_num_threads(1)
-
-# These kill and restart processes for minutes; naming them runs them: pytest tests/faults
-BY_NAME = {"faults": "faults/*", "test_ablate_command": "integration/test_ablate_command.py"}
-collect_ignore_glob = [
-    pattern for name, pattern in BY_NAME.items() if not any(name in word for word in sys.argv)
-]
 
 
 @pytest.fixture(autouse=True)

@@ -21,8 +21,10 @@ from tser_cli import registry
 from tser_cli.errors import unknown
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
+FLOAT32_MAX = 3.4e38  # a larger one is infinite where it is used
+Positive = Annotated[float, Field(gt=0.0, le=FLOAT32_MAX)]
+NonNegative = Annotated[float, Field(ge=0.0, le=FLOAT32_MAX)]
+Real = Annotated[float, Field(ge=-FLOAT32_MAX, le=FLOAT32_MAX)]
 TOML_INTEGER_MAX = 2**63 - 1  # a larger one can't be written into config.toml
 Count = Annotated[int, Field(ge=1, le=TOML_INTEGER_MAX)]
 Natural = Annotated[int, Field(ge=0, le=TOML_INTEGER_MAX)]
@@ -106,11 +108,11 @@ class NeuronConfig(Section):
     """
 
     name: Literal["lif", "if", "plif"] = "lif"
-    tau: Annotated[float, Field(gt=1.0)] = 2.0
+    tau: Annotated[float, Field(gt=1.0, le=FLOAT32_MAX)] = 2.0
     decay_input: bool = False
     threshold: Positive = 1.0
     reset: Literal["hard", "soft"] = "hard"
-    reset_value: float = 0.0
+    reset_value: Real = 0.0
     detach_reset: bool = False
     surrogate: Literal["sigmoid", "atan", "rect", "piecewise_quadratic"] = "sigmoid"
     surrogate_alpha: Positive = 4.0
@@ -128,7 +130,7 @@ class MethodConfig(Section):
     temperature: Positive = 2.0
     ce_weight: NonNegative = 1.0
     kd_weight: NonNegative = 1.0
-    entropy_weight: float = 0.0
+    entropy_weight: Real = 0.0
     feature_weight: NonNegative = 0.0
     alpha: NonNegative = 0.0
     beta: NonNegative = 0.0

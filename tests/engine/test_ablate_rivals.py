@@ -217,7 +217,7 @@ def test_a_resumed_run_has_the_same_adapters_to_the_bit(
 def test_ts_with_an_entropy_weight_is_tser(make_task: MakeTask, make_config: MakeConfig) -> None:
     found = []
     for changes in (
-        {"method.name": "ts", "method.entropy_weight": 0.1},
+        {"method.name": "ts", "method.entropy_weight": 0.05},
         {"method.name": "tser"},
     ):
         task = make_task("student", make_config(changes))

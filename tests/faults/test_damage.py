@@ -6,14 +6,19 @@ import hashlib
 import json
 import os
 import pickle
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tser_cli.engine.checkpoint import load_latest
+from tser_cli.errors import DamagedError
+
 NEWEST, BEFORE = "step-000000006.pt", "step-000000003.pt"
+FLIPS = 200
 
 
 class Bomb:
@@ -35,6 +40,77 @@ def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 16
     path.write_bytes(content)
+
+
+def flipped(path: Path, draw: random.Random) -> Iterator[int]:
+    """Flip a random bit of the file, give its position, and flip it back; `FLIPS` times."""
+    sound = path.read_bytes()
+    for _ in range(FLIPS):
+        position = draw.randrange(len(sound))
+        content = bytearray(sound)
+        content[position] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+        yield position
+    path.write_bytes(sound)
+
+
+def step_of(state: dict[str, Any] | None) -> int:
+    """The step, of nine an epoch, at which the state was saved."""
+    assert state is not None, "no checkpoint was seen"
+    return int(state["epoch"]) * 9 + int(state["step"])
+
+
+def test_no_truncation_is_overlooked(killed: Any) -> None:
+    newest = killed.checkpoints / NEWEST
+    sound = newest.read_bytes()
+    for size in (0, 1, len(sound) // 2, len(sound) - 1):
+        newest.write_bytes(sound[:size])
+        told: list[str] = []
+        assert step_of(load_latest(killed.checkpoints, told.append)) == 3
+        assert len(told) == 1
+        assert NEWEST in told[0]
+    newest.write_bytes(sound)
+    assert step_of(load_latest(killed.checkpoints, pytest.fail)) == 6
+
+
+def test_no_flipped_bit_is_overlooked(
+    killed: Any, record_property: Callable[[str, object], None]
+) -> None:
+    """Of a checkpoint that is the only one."""
+    newest, readable = killed.checkpoints / NEWEST, 0
+    (killed.checkpoints / BEFORE).unlink()
+    for position in flipped(newest, random.Random(5)):
+        told: list[str] = []
+        with pytest.raises(DamagedError):
+            load_latest(killed.checkpoints, told.append)
+        assert f"{NEWEST} is damaged" in told[0], position
+        readable += opens(newest)
+    assert readable > FLIPS // 2  # what would have been gone on with
+    assert step_of(load_latest(killed.checkpoints, pytest.fail)) == 6
+    record_property(f"of {FLIPS} flipped bits, noticed", FLIPS)
+    record_property(f"of {FLIPS} flipped bits, noticed by torch.load alone", FLIPS - readable)
+
+
+def opens(path: Path) -> bool:
+    """Whether torch reads the file without an error."""
+    try:
+        torch.load(path, weights_only=True)
+    except Exception:
+        return False
+    return True
+
+
+def test_no_bit_of_the_manifest_leads_to_a_fresh_start(killed: Any) -> None:
+    """Whatever it says, a state that was saved is taken up, or the damage is told."""
+    seen = set()
+    for position in flipped(killed.checkpoints / "manifest.json", random.Random(6)):
+        try:
+            seen.add(step_of(load_latest(killed.checkpoints, lambda text: None)))
+        except DamagedError:
+            seen.add(0)
+        assert (killed.checkpoints / NEWEST).exists(), position
+        assert (killed.checkpoints / BEFORE).exists(), position
+    assert seen == {0, 3, 6}
 
 
 DAMAGES: dict[str, Callable[[Path], None]] = {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,30 @@ from tser_cli.cli.options import training_config
 from tser_cli.config import Config
 from tser_cli.engine import plan, run
 from tser_cli.errors import ConfigError
+from tser_cli.registry import METHODS
+
+# For runs that are really begun: small enough for memory and patience.
+REAL = ("0", "1e-300", "1e-8", "0.5", "0.999999", "1.0", "100", "1e38", "-1")
+WHOLE = ("-1", "0", "1", "2", "3", "7")
+WORDS = {
+    "data.name": ("digits",),
+    "model.teacher": ("resnet20", "vgg11", "sew_resnet18", "/nowhere", ""),
+    "model.student": ("resnet20", "vgg11", "sew_resnet18", "resnet50"),
+    "training.precision": ("fp32", "bf16", "fp16"),
+    "training.device": ("cpu", "cuda", "cuda:7", "auto"),
+    "training.checkpoint_every": ("1steps", "999999999epochs", "0min"),
+    "schedule.name": ("cosine", "step", "onecycle", "constant"),
+    "schedule.milestones": ("[]", "[1]", "[0.5, 0.2]"),
+    "method.name": tuple(sorted(METHODS)),
+    "method.target": ("correct", "all"),
+    "neuron.name": ("lif", "if", "plif"),
+    "neuron.reset": ("hard", "soft"),
+    "neuron.surrogate": ("sigmoid", "atan", "rect", "piecewise_quadratic"),
+    "neuron.backend": ("auto", "spikingjelly"),
+    "optimizer.name": ("sgd", "adamw"),
+    "augment.autoaugment": ("none", "cifar10"),
+    "model.stem": ("auto", "small", "large"),
+}
 
 KEYS = st.one_of(st.sampled_from(sorted(settings.keys())), st.text(max_size=20))
 VALUES = st.one_of(
@@ -103,3 +128,38 @@ def test_any_command_line(called: list[Config], tmp_path: Path) -> None:
         assert text if code else len(called) == 1 or "--help" in argv
 
     any_command_line()
+
+
+def drawn_value(key: str, default: Any, draw: random.Random) -> str:
+    """A value for `key` that is likely to be taken."""
+    if isinstance(default, bool):
+        return draw.choice(("true", "false"))
+    if isinstance(default, int | float):
+        return draw.choice(WHOLE if isinstance(default, int) else REAL)
+    return draw.choice(WORDS.get(key, ("", "none", "auto", "off", "/nowhere")))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_what_is_accepted_can_be_run(
+    bench: Any,
+    undisturbed: Callable[..., Any],
+    pytestconfig: pytest.Config,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """A step is taken and timed, or it is told why not."""
+    draw, defaults = random.Random(), settings.keys()
+    teacher, codes = str(undisturbed("train-teacher").run), {0: 0, 1: 0, 2: 0}
+    for _ in range(pytestconfig.getoption("--faults") // 2):
+        verb = draw.choice(("train-teacher", "distill"))
+        argv = [verb, "--dry-run", *(("--teacher", teacher) if verb == "distill" else ())]
+        for key in draw.sample(sorted(defaults), draw.randint(1, 4)):
+            argv += ["--set", f"{key}={drawn_value(key, defaults[key], draw)}"]
+        job = bench.start(*argv)
+        code = job.wait()
+        assert code in codes, (argv, job.messages)
+        assert "Traceback" not in job.messages, (argv, job.messages)
+        assert code == 0 or "error:" in job.messages, (argv, job.messages)
+        codes[code] += 1
+    assert codes[0] > codes[1]
+    record_property("exit codes of drawn settings", codes)

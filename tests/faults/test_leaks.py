@@ -15,25 +15,33 @@ WARM = 100  # by then every cache is full
 GROWTH = 0.02
 
 
-def assert_flat(job: Any, steps: int) -> None:
+def assert_flat(job: Any, steps: int, record_property: Callable[[str, object], None]) -> None:
     found = re.findall(r"^at step: (\d+) bytes, (\d+) files$", job.output, re.MULTILINE)
     assert len(found) >= steps
     size, files = ([int(row[column]) for row in found] for column in (0, 1))
     early, late = (statistics.mean(part) for part in (size[WARM : WARM + 50], size[-50:]))
-    assert late <= early * (1 + GROWTH), f"{early / 2**20:.1f} -> {late / 2**20:.1f} MiB"
+    sizes = f"{early / 2**20:.1f} -> {late / 2**20:.1f} MiB"
+    record_property(f"resident memory over {len(found)} steps", sizes)
+    record_property(f"open files over {len(found)} steps", f"{files[WARM]} -> {files[-1]}")
+    assert late <= early * (1 + GROWTH), sizes
     assert max(files[-50:]) <= max(files[WARM : WARM + 50])
 
 
-def test_flat(bench: Any) -> None:
+def test_flat(bench: Any, record_property: Callable[[str, object], None]) -> None:
     argv = ("train-teacher", *SETTINGS, *VALIDATED, "--batch-size", "12", "--epochs", "2")
-    assert_flat(bench.run(*argv, faults=[{"watch": True}]), 200)
+    assert_flat(bench.run(*argv, faults=[{"watch": True}]), 200, record_property)
 
 
 @pytest.mark.timeout(0)
-@pytest.mark.usefixtures("long_form")
+@pytest.mark.long
 @pytest.mark.parametrize("verb", ["train-teacher", "distill"])
-def test_flat_over_2000_steps(bench: Any, undisturbed: Callable[..., Any], verb: str) -> None:
+def test_flat_over_2000_steps(
+    bench: Any,
+    undisturbed: Callable[..., Any],
+    record_property: Callable[[str, object], None],
+    verb: str,
+) -> None:
     argv = (*undisturbed(verb).argv, *SETTINGS, *VALIDATED, "--batch-size", "16")
     job = bench.start(*argv, "--epochs", "25", faults=[{"watch": True}])
     assert job.wait(3600) == 0, job.messages
-    assert_flat(job, 2000)
+    assert_flat(job, 2000, record_property)

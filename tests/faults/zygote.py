@@ -4,18 +4,7 @@ A test starts this script and writes one JSON request a line; it answers with on
 {"argv": [...], ...} forks a process that runs the real command line in a session of its own, and
 answers with its pid; {"wait": pid, "seconds": s} answers with its exit code (negative: a signal),
 or null where it still runs. With "launcher": true the run is the child of a process that waits for
-it. What is to go wrong inside is said in "faults", a list of dicts:
-
-{"at": "write", "number": 3, "do": "SIGKILL"}: send a signal at the third such moment. Moments:
-    step, evaluate, count     the start of a training step, a batch of the evaluation, of the energy
-    write, fsync, rename, prune    in the folder of checkpoints; a write stops half way
-{"nan": "loss" or "gradient", "step": 3}: not a number at that step.
-{"limit": bytes}: no file may grow beyond (RLIMIT_FSIZE).
-{"closed": folder, "uid": n}: from the first step on, go on as that user, who may not write there.
-{"sleep": seconds}: every training step takes as long.
-{"float64": true}: train in double precision, norms in eval mode, and print the loss of each step.
-{"watch": true}: write the resident memory and the number of open files at every training step.
-{"test_images": 101}: the test set has no more; {"lost_image": true}: the third batch can't be read.
+it. What is to go wrong inside is said in "faults", a list of dicts: see `sabotage.py`.
 """
 
 from __future__ import annotations
@@ -25,238 +14,19 @@ import ctypes
 import faulthandler
 import json
 import os
-import resource
 import runpy
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CHECKPOINTS = "checkpoints"
+from sabotage import install
+
 PR_SET_PDEATHSIG = 1
-
-
-class Moments:
-    """Counts moments by name, and sends this process (or its group) a signal at the chosen ones."""
-
-    def __init__(self, faults: list[dict[str, Any]]) -> None:
-        self.counts: Counter[str] = Counter()
-        self.faults = {(f["at"], f["number"]): f for f in faults if "at" in f}
-
-    def due(self, name: str) -> Callable[[], None] | None:
-        """What to call now, if this moment was chosen."""
-        self.counts[name] += 1
-        fault = self.faults.get((name, self.counts[name]))
-        return None if fault is None else lambda: self.strike(fault)
-
-    def strike(self, fault: dict[str, Any]) -> None:
-        number = getattr(signal, fault["do"])
-        if fault.get("group"):
-            os.killpg(0, number)
-        else:
-            os.kill(os.getpid(), number)
-
-    def pass_by(self, name: str) -> None:
-        if act := self.due(name):
-            act()
-
-
-class HalfWritten:
-    """A stream whose next write stops half way, at a signal."""
-
-    def __init__(self, stream: Any, act: Callable[[], None]) -> None:
-        self.stream, self.act = stream, act
-
-    def __enter__(self) -> HalfWritten:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.stream.close()
-
-    def write(self, content: bytes) -> None:
-        self.stream.write(content[: len(content) // 2])
-        self.stream.flush()
-        self.act()
-        self.stream.write(content[len(content) // 2 :])
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
-def break_disk(moments: Moments) -> None:
-    """Let the moments of a save come by."""
-    path_open, path_replace, path_unlink, fsync = Path.open, Path.replace, Path.unlink, os.fsync
-
-    def opened(self: Path, mode: str = "r", *args: Any, **more: Any) -> Any:
-        stream = path_open(self, mode, *args, **more)
-        act = moments.due("write") if mode == "wb" and self.parent.name == CHECKPOINTS else None
-        return HalfWritten(stream, act) if act else stream
-
-    def replaced(self: Path, target: Any) -> Any:
-        if self.parent.name == CHECKPOINTS:
-            moments.pass_by("rename")
-        return path_replace(self, target)
-
-    def unlinked(self: Path, missing_ok: bool = False) -> None:
-        if self.parent.name == CHECKPOINTS and self.name.startswith("step-"):
-            moments.pass_by("prune")
-        path_unlink(self, missing_ok)
-
-    def synced(handle: int) -> None:
-        if CHECKPOINTS in str(Path(f"/proc/self/fd/{handle}").readlink()):
-            moments.pass_by("fsync")
-        fsync(handle)
-
-    Path.open, Path.replace, Path.unlink = opened, replaced, unlinked  # type: ignore[method-assign, assignment]
-    os.fsync = synced  # type: ignore[assignment]
-
-
-def before(module: Any, name: str, act: Callable[..., None]) -> None:
-    """Call `act` with the arguments of `module.name` before each of its calls."""
-    original = getattr(module, name)
-
-    def wrapped(*args: Any, **more: Any) -> Any:
-        act(*args, **more)
-        return original(*args, **more)
-
-    setattr(module, name, wrapped)
-
-
-def inject_nan(fault: dict[str, Any]) -> None:
-    """Spoil the loss, or the gradient of one layer, of one training step of one process."""
-    import math
-
-    from tser_cli.engine import train
-
-    steps = Counter[str]()
-
-    def spoil(work: Any, *args: Any) -> None:
-        steps["done"] += 1
-        if steps["done"] != fault["step"]:
-            return
-        if fault["nan"] == "gradient":
-            parameter = dict(work.task.named_parameters())["layer2.0.conv1.weight"]
-            parameter.register_hook(lambda gradient: gradient * math.nan)
-        else:
-            method = work.task.method
-            work.task.method = lambda *inputs: {
-                name: term * math.nan for name, term in method(*inputs).items()
-            }
-
-    before(train, "train_step", spoil)
-
-
-def in_double_precision() -> None:
-    import torch
-
-    from tser_cli.data import transforms
-    from tser_cli.engine import networks, train
-
-    build, read = networks.build, networks.read
-    step, normalise = train.train_step, transforms.normalise
-
-    def built(*args: Any, **more: Any) -> Any:
-        model = build(*args, **more).double()
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.train = lambda mode=True, module=module: module  # type: ignore[method-assign, misc]
-                module.training = False
-        return model
-
-    def loaded(*args: Any) -> Any:
-        found = read(*args)
-        found.model.double()
-        return found
-
-    def stepped(work: Any, *args: Any) -> Any:
-        values = step(work, *args)
-        total = work.runtime.sum(values["loss"].detach().double())
-        if work.runtime.is_main:
-            sys.stdout.write(f"loss {float(total) / work.runtime.world!r}\n")
-        return values
-
-    networks.build, networks.read, train.train_step = built, loaded, stepped
-    transforms.normalise = lambda *args: normalise(*args).double()
-    torch.set_default_dtype(torch.float64)  # of the zeros that a new network is tried on
-    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
-
-
-def shorten_test(images: int) -> None:
-    from dataclasses import replace
-
-    from tser_cli.data.base import TensorSource
-    from tser_cli.engine import context
-
-    load = context.load_dataset
-
-    def loaded(config: Any) -> Any:
-        dataset = load(config)
-        test = dataset.test
-        return replace(dataset, test=TensorSource(test.images_MCHW[:images], test.labels[:images]))
-
-    context.load_dataset = loaded
-
-
-def watch(*step: Any) -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    files = len(list(Path("/proc/self/fd").iterdir()))
-    sys.stdout.write(f"at step: {pages * resource.getpagesize()} bytes, {files} files\n")
-
-
-def lose(moments: Moments) -> None:
-    from tser_cli.errors import DataError
-
-    moments.counts["images"] += 1
-    if moments.counts["images"] == 3:
-        raise DataError("the image is lost")
-
-
-def close(folder: Path, uid: int) -> None:
-    """Take away all rights to write below `folder`, and root's right to do so all the same."""
-    if (folder.stat().st_mode & 0o777) == 0o555:
-        return
-    for path in (*folder.rglob("*"), folder):
-        if path.is_dir():
-            path.chmod(0o555)
-    if os.getuid() != uid:
-        os.setgroups([])
-        os.setgid(uid)
-        os.setuid(uid)
-
-
-def install(faults: list[dict[str, Any]]) -> None:
-    """Prepare everything that is to go wrong in this process."""
-    from tser_cli.data import transforms
-    from tser_cli.engine import counting, evaluate, train
-
-    moments = Moments(faults)
-    break_disk(moments)
-    before(train, "train_step", lambda *args: moments.pass_by("step"))
-    before(evaluate, "count_batch", lambda *args: moments.pass_by("evaluate"))
-    before(counting, "answers_of", lambda *args: moments.pass_by("count"))
-    for fault in faults:
-        if "nan" in fault:
-            inject_nan(fault)
-        if "sleep" in fault:
-            before(train, "train_step", lambda *args, s=fault["sleep"]: time.sleep(s))
-        if "float64" in fault:
-            in_double_precision()
-        if "watch" in fault:
-            before(train, "train_step", watch)
-        if "lost_image" in fault:
-            before(transforms.Pipeline, "__call__", lambda *args: lose(moments))
-        if "test_images" in fault:
-            shorten_test(fault["test_images"])
-        if "limit" in fault:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (fault["limit"], fault["limit"]))
-        if "closed" in fault:
-            before(train, "train_step", lambda *args, f=fault: close(Path(f["closed"]), f["uid"]))
 
 
 def become(request: dict[str, Any]) -> None:
@@ -269,6 +39,8 @@ def become(request: dict[str, Any]) -> None:
         (2, request["stderr"], os.O_WRONLY | os.O_CREAT | os.O_APPEND),
     ):
         os.dup2(os.open(name, flags, 0o666), handle)
+    # a shell lets what it starts in the background ignore Ctrl-C, and children inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     os.environ.update(request.get("env", {}))
     os.chdir(request["cwd"])

@@ -214,7 +214,7 @@ def test_feature_by_hand() -> None:
 
 
 def test_kd_feature_by_hand() -> None:
-    kd = mean([kl(TEACHER[n], AVERAGED[n], 4.0) for n in range(IMAGES)])
+    kd = mean([kl(TEACHER[n], AVERAGED[n], 2.0) for n in range(IMAGES)])
     error = mean([squared_error(0) / 24, squared_error(1) / 8])
     expected = {"ce": CE_OF_MEAN, "kd": kd, "feature": error}
     expected["loss"] = CE_OF_MEAN + kd + 100 * error

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -106,17 +107,18 @@ class WorkerFeed:
         self._keys = _Keys()
         self._turn = 0
         in_main_thread = threading.current_thread() is threading.main_thread()
-        self._loader: DataLoader[Batch | DataError] = DataLoader(
-            _Batches(pipeline),
-            batch_size=None,
-            sampler=self._keys,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=pin,
-            worker_init_fn=partial(_init_worker, in_main_thread),
-            generator=torch.Generator().manual_seed(0),
-            persistent_workers=persistent,
-        )
+        with _workers_as_asked():
+            self._loader: DataLoader[Batch | DataError] = DataLoader(
+                _Batches(pipeline),
+                batch_size=None,
+                sampler=self._keys,
+                num_workers=workers,
+                collate_fn=_as_it_is,
+                pin_memory=pin,
+                worker_init_fn=partial(_init_worker, in_main_thread),
+                generator=torch.Generator().manual_seed(0),
+                persistent_workers=persistent,
+            )
 
     def batches(self, keys: Sequence[Key]) -> Generator[Batch, None, None]:
         """As Feed's."""
@@ -136,7 +138,7 @@ class WorkerFeed:
 
     def _start(self, keys: Sequence[Key]) -> Any:
         self._keys.current = keys
-        with _signals_held():
+        with _signals_held(), _workers_as_asked():
             batches: Any = iter(self._loader)
         _alive.update(batches._workers)
         return batches
@@ -191,6 +193,14 @@ def is_loss_of_worker(error: RuntimeError) -> bool:
 
 def _as_it_is(value: Any) -> Any:
     return value
+
+
+@contextmanager
+def _workers_as_asked() -> Iterator[None]:
+    """Inside, torch does not warn of more workers than cores: their number was asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        yield
 
 
 @contextmanager

@@ -155,14 +155,13 @@ def open_for_training(
         try:
             with runtime.accountable():
                 yield run, stop
+                if runtime.is_main:
+                    _record_end(run, began)
         except BaseException as error:
             context.progress.end()
             if runtime.is_main:
                 _record_failure(run, error)
             raise
-        if runtime.is_main:
-            before = float(run.environment().get("wall_seconds", 0.0))
-            run.update_environment(wall_seconds=before + time.monotonic() - began)
 
 
 def _take(kind: str, context: Context, options: Options, held: ExitStack) -> tuple[Run, bool]:
@@ -180,6 +179,14 @@ def _take(kind: str, context: Context, options: Options, held: ExitStack) -> tup
     where = {"device": str(context.runtime.device), "processes": context.runtime.world}
     run.update_environment(**where, command=sys.argv)
     return run, found is not None
+
+
+def _record_end(run: Run, began: float) -> None:
+    # "finished" comes last: nobody takes such a run up again, to clear away what a kill left
+    before = float(run.environment().get("wall_seconds", 0.0))
+    run.update_environment(wall_seconds=before + time.monotonic() - began)
+    now = datetime.now().astimezone().isoformat(timespec="microseconds")
+    run.update_status(state="finished", finished=now)
 
 
 def _record_failure(run: Run, error: BaseException) -> None:
@@ -234,7 +241,7 @@ def finish(
     teacher: Loaded | None,
     stop: StopRequest,
 ) -> Evaluation:
-    """Save the weights, evaluate on the test set, write the tables, mark the run finished."""
+    """Save the weights, evaluate on the test set, write the tables, note what came out."""
     config = context.config
     evaluation = evaluate_split(
         task.model, context, "test", task.timesteps, teacher.model if teacher else None, stop
@@ -252,8 +259,6 @@ def finish(
         price = Price(load_profile(DEFAULT_PROFILE), teacher)
         write_energy(run.folder / "energy.csv", measured, of_run, price, context)
     run.update_status(
-        state="finished",
-        finished=datetime.now().astimezone().isoformat(timespec="microseconds"),
         model=name,
         dataset=config.data.name,
         validation_fraction=config.data.validation_fraction,

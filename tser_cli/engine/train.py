@@ -144,10 +144,12 @@ def check_finite(work: Fit, values: dict[str, Tensor], position: Position) -> No
     findings = work.runtime.gather((bad_loss, describe_terms(work, values, bad_loss)))
     # gradients are means over all processes by now, so that only a loss tells whose fault it is
     finding = next((text for culprit, text in findings if culprit), findings[0][1])
+    saved = work.runtime.on_main(lambda: any(work.run.checkpoints.glob("step-*")))
+    kept = f" The last good checkpoint is kept in {work.run.checkpoints}." if saved else ""
     error = NonFiniteError(
         f"the loss or a gradient is not finite at epoch {position.epoch + 1}, step "
-        f"{position.step + 1}: {finding}. The last good checkpoint is kept in "
-        f"{work.run.checkpoints}. Try a lower --lr, a warm-up, training.clip_norm, or fp32"
+        f"{position.step + 1}: {finding}.{kept} Try a lower --lr, a warm-up, "
+        "training.clip_norm, or fp32"
     )
     work.runtime.fail(error)
 
