@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -29,8 +30,17 @@ def main() -> None:
     if torch.cuda.is_available():
         print(torch.cuda.max_memory_allocated() / 1e6)
         return
-    kilobyte = 1 if sys.platform == "darwin" else 1000
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte / 1e6)
+    print(_resident_peak() / 1e6)
+
+
+def _resident_peak() -> float:
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # not getrusage: on Linux its peak goes back to before exec, to the process that started us
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return float(line.split()[1]) * 1024
+    kilobyte = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ class Ratio:
         """From one value a round."""
         return cls(statistics.median(values), min(values), max(values), len(values))
 
-    def text(self, unit: str = "") -> str:
+    def text(self) -> str:
         """`1.03 (0.99 to 1.07, n = 7)`."""
-        return f"{self.median:.2f}{unit} ({self.low:.2f} to {self.high:.2f}, n = {self.rounds})"
+        return f"{self.median:.3g} ({self.low:.3g} to {self.high:.3g}, n = {self.rounds})"
 
 
 def seconds(work: Work) -> float:
