@@ -24,7 +24,7 @@ from tser_cli.errors import ConfigError
 from tser_cli.files import make_folder, sha256, write_text
 from tser_cli.report import console
 
-# Cells may differ in these from one session to the next: they change no result.
+# Cells may differ in these from one start to the next: they change no result.
 FREE = (
     *("training.device", "training.eval_batch_size", "training.checkpoint_every"),
     *("training.tensorboard", "data.workers", "data.dir"),

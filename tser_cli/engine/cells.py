@@ -124,7 +124,7 @@ def find_cell(cell: Cell, folder: Path) -> Run | None:
 def outcome(cell: Cell, folder: Path, steps: int) -> dict[str, Any]:
     """The columns of ablation.csv that a cell's run fills; `steps` is the largest T of all.
 
-    `seconds` are of training, over all sessions; `folder` is relative to the ablation's.
+    `seconds` are of training, in all its parts; `folder` is relative to the ablation's.
     """
     row: dict[str, Any] = {"seed": cell.seed, "state": "missing", "accuracy": None}
     row |= {"teacher_accuracy": None, "validation_accuracy": None}
