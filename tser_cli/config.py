@@ -247,6 +247,12 @@ class PerformanceConfig(Section):
     save_memory: bool = False
     compile: Literal["auto", "on", "off"] = "auto"
 
+    @model_validator(mode="after")
+    def _compile(self) -> PerformanceConfig:
+        if self.save_memory and self.compile == "on":
+            raise ValueError("performance.compile = on does not go with performance.save_memory")
+        return self
+
 
 class Config(Section):
     """Everything that a run depends on."""

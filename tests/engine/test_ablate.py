@@ -333,6 +333,13 @@ def test_the_folder_of_another_ablation(
     assert place.plan.read_bytes() == before
 
 
+def test_batches_that_cells_would_choose_are_refused(ask: Ask, place: Place) -> None:
+    for verb in (ablate.ablate, show_plan):
+        with pytest.raises(ConfigError, match="batches of different sizes"):
+            verb(ask(["method=ce"], 1, {"training.batch_size": "auto"}), place)
+    assert not place.plan.exists()
+
+
 def test_a_plan_that_can_t_be_read(ask: Ask, place: Place) -> None:
     place.folder.mkdir()
     place.plan.write_text("{")

@@ -12,8 +12,8 @@ import torch
 from tser_cli.config import Config
 from tser_cli.data.loaders import build_eval_loader, build_train_loader
 from tser_cli.engine import speed
+from tser_cli.engine.batch import bytes_an_image, kept_bytes, largest_batch, power_of_two
 from tser_cli.engine.batch import fit as images_that_fit
-from tser_cli.engine.batch import kept_bytes, largest_batch, power_of_two
 from tser_cli.engine.context import Context
 from tser_cli.engine.distributed import make_runtime
 from tser_cli.engine.evaluate import evaluate
@@ -197,7 +197,7 @@ def test_what_is_compiled(
     teacher_compiles: bool,
     student_compiles: bool,
 ) -> None:
-    monkeypatch.setattr(speed, "_has_compiler", lambda: True)
+    monkeypatch.setattr(speed, "what_compiling_lacks", lambda device: "")
     task, context = prepared({"performance.compile": mode, "training.epochs": epochs})
     taught, network = Compiled(), Compiled()
     task.teacher, task.network = taught, network  # type: ignore[assignment]
@@ -210,8 +210,24 @@ def test_compiling_on_a_cpu_asks_for_a_compiler(
 ) -> None:
     monkeypatch.setattr(speed.shutil, "which", lambda name: None)
     task, context = prepared({"performance.compile": "on"})
-    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler"):
+    with pytest.raises(ConfigError, match=r"needs a compiler \(CXX, g\+\+ or clang\+\+\)"):
         compile_networks(task, context.config, torch.device("cpu"), images=1)
+
+
+def test_what_can_t_be_compiled_is_left_as_it_is_by_itself(
+    prepared: Callable[..., tuple[Task, Context]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "what_compiling_lacks", lambda device: "Triton")
+    task, context = prepared({"training.epochs": 1000})
+    taught = Compiled()
+    task.teacher = taught  # type: ignore[assignment]
+    compile_networks(task, context.config, torch.device("cuda"), images=1000)
+    assert not taught.compiled
+
+
+def test_compiling_does_not_go_with_saving_memory(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match="does not go with"):
+        make_config({"performance.compile": "on", "performance.save_memory": True})
 
 
 @pytest.mark.parametrize(("count", "power"), [(0, 0), (1, 1), (2, 2), (3, 2), (1437, 1024)])
@@ -248,3 +264,22 @@ def test_the_largest_batch_follows_the_free_memory(
     monkeypatch.setattr("tser_cli.engine.batch.free_bytes", lambda device: 2 * weights)
     with pytest.raises(ConfigError, match="not even one image fits"):
         largest_batch(task, context)
+
+
+def test_saving_memory_lets_more_images_in_but_not_too_many(
+    prepared: Callable[..., tuple[Task, Context]],
+) -> None:
+    plain, saving = (
+        bytes_an_image(*prepared({"performance.save_memory": saves})) for saves in (False, True)
+    )
+    assert plain / 2 < saving < plain
+    task, context = prepared({"performance.save_memory": True})
+    bytes_an_image(task, context)
+    assert task.model.save_memory
+
+
+def test_every_part_of_a_batch_gets_as_many_images(
+    prepared: Callable[..., tuple[Task, Context]],
+) -> None:
+    task, context = prepared({"training.accumulate": 3, "training.batch_size": 3})
+    assert largest_batch(task, context) == 24  # 3 parts of 8; of 24 training images

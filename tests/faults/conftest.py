@@ -120,8 +120,9 @@ class Zygote:
         return json.loads(self.process.stdout.readline())
 
     def close(self) -> None:
+        # not by closing its input: loader workers that this process forked hold that open too
         with self.process:
-            pass
+            self.process.kill()
 
 
 @pytest.fixture(scope="session")

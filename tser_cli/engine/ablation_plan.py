@@ -19,6 +19,7 @@ from tser_cli.engine import networks, plan, teachers
 from tser_cli.engine.cells import default_jobs, find_cell, threads_of
 from tser_cli.engine.context import Options, prepare
 from tser_cli.engine.grid import SEED, Cell, Request
+from tser_cli.engine.run import settle_batch
 from tser_cli.engine.tasks import classification
 from tser_cli.errors import ConfigError
 from tser_cli.files import make_folder, sha256, write_text
@@ -95,6 +96,12 @@ def checked_plan(request: Request, place: Place) -> dict[str, Any]:
     for name in {c.config.model.teacher for c in request.cells if needs_teacher(c)}:
         if teachers.existing_path(name) is None:
             teachers.check_architecture(name)
+    if any(c.config.training.batch_size == 0 for c in request.cells):
+        raise ConfigError(
+            "training.batch_size = auto would give the cells batches of different sizes, and "
+            "their differences would not be those of what is varied: name a size (--set "
+            "training.batch_size=128)"
+        )
     if document["axes"] and document["axes"] != request.axes:
         raise _belongs_elsewhere(place, [f"it varies {', '.join(document['axes'])}"])
     for cell in request.cells:
@@ -212,8 +219,9 @@ def _teachers_seconds(waiting: list[Cell], document: dict[str, Any], place: Plac
             continue
         settings = teachers.teacher_config(config)
         name, at = settings.model.teacher, prepare(settings)
-        steps = build_train_loader(at.dataset, settings).steps_per_epoch
         task = classification(networks.build(name, at.dataset.spec, settings, False), settings)
+        at = settle_batch(task, "teacher", at, Options(place.runs_dir))
+        steps = build_train_loader(at.dataset, at.config).steps_per_epoch
         total += plan.step_seconds(task, at) * steps * settings.training.epochs
         console.output().print(
             f"a {name} is trained first, {settings.training.epochs} epochs", soft_wrap=True

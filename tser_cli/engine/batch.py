@@ -21,27 +21,43 @@ STATE = {"sgd": 2, "adamw": 3}
 
 
 def largest_batch(task: Task, context: Context) -> int:
-    """The largest power of two that fits, over all processes, at most the training images.
+    """The largest power of two of images a process and part of a batch that fits, over all of them.
 
-    Raises ConfigError where not even one image a process fits.
+    At most the training images. Raises ConfigError where not even one image a process fits.
     """
     runtime, training = context.runtime, context.config.training
     network = runtime.place(task.network)
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     free = free_bytes(runtime.device) / _processes_here(runtime.world, runtime.device)
     free -= STATE[context.config.optimizer.name] * weights
-    small, large = (kept_bytes(task, context, images) for images in (SMALL, LARGE))
-    one = TRANSIENT * (large - small) / (LARGE - SMALL)
-    fitting = fit(free, one) * training.accumulate * runtime.world
-    fitting = -runtime.largest(-fitting)
-    size = power_of_two(min(fitting, len(context.dataset.train)))
+    one = TRANSIENT * bytes_an_image(task, context)
     share = runtime.world * training.accumulate
-    if size < share:
+    fitting = -runtime.largest(-fit(free, one))
+    # every process, and every part of a batch, gets as many images as the others
+    size = share * power_of_two(min(fitting, len(context.dataset.train) // share))
+    if not size:
         raise ConfigError(
             f"not even one image fits into the memory of {runtime.device} ({free / 1e9:.1f} GB "
             "free); try performance.save_memory, or a smaller network"
         )
     return size
+
+
+def bytes_an_image(task: Task, context: Context) -> float:
+    """What each image of a batch adds to the memory that a training step holds at once."""
+
+    def slope() -> float:
+        small, large = (kept_bytes(task, context, images) for images in (SMALL, LARGE))
+        return (large - small) / (LARGE - SMALL)
+
+    if not task.model.save_memory:
+        return slope()
+    kept = slope()
+    # and the part that backward computes again: the largest of our networks' is below a half
+    task.model.save_memory = False
+    plain = slope()
+    task.model.save_memory = True
+    return kept + plain / 2
 
 
 def fit(free: float, one: float) -> int:

@@ -30,7 +30,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """SGD with momentum, or AdamW, over all trainable parameters of `modules`.
 
-    `fused`: one pass over all weights a step.
+    `fused`: one pass over all weights a step. Not for fp16: where its first step overflows, torch's
+    fused SGD skips the step, but keeps a momentum that was never set.
     """
     groups = parameter_groups(modules, settings.weight_decay)
     if settings.name == "adamw":

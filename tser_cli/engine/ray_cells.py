@@ -164,6 +164,10 @@ class RayLauncher:
             return str(error)
 
     def _start(self, cell: Cell) -> Any:
+        if cell.config.training.device.startswith("cuda:"):
+            # Ray shows a cell no GPU but its own
+            config = cell.config.updated({"training.device": "cuda"})
+            cell = Cell(cell.varied, cell.seed, config)
         home = write_settings(cell, self._folder)
         wanted = share(self._cluster.machines, cell.config.training.device, self._jobs)
         task = self._cluster.ray.remote(**wanted, max_retries=RETRIES)(bound.run_in_folder)

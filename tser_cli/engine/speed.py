@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from tser_cli.errors import ConfigError
 # CIFAR. A choice, not a measurement.
 WORTH_COMPILING = 100_000
 BATCH = 256
+OLDEST_GPU = (7, 0)  # Triton's
 
 
 def keeps_logits(task: Task, config: Config, deterministic: bool, world: int) -> bool:
@@ -57,23 +59,35 @@ def teach_all(task: Task, context: Context, heed: Callable[[int], None]) -> Tens
 def compile_networks(task: Task, config: Config, device: torch.device, images: int) -> None:
     """torch.compile what `performance.compile` says; `images`: how many a training epoch has.
 
-    "auto" compiles a teacher on a GPU, where the run is long enough: on a CPU the step is at the
-    cost of its convolutions already, which compiling leaves as they are. Raises ConfigError where
-    there is no C++ compiler for a CPU.
+    "auto" compiles a teacher on a GPU that can, where the run is long enough: on a CPU the step is
+    at the cost of its convolutions already, which compiling leaves as they are. Raises ConfigError
+    for "on" where that can't be done.
     """
     mode = config.performance.compile
     passes = images * config.training.epochs
     long = device.type == "cuda" and passes >= WORTH_COMPILING
-    if mode == "on" and device.type == "cpu" and not _has_compiler():
-        raise ConfigError(
-            "performance.compile = on needs a C++ compiler on a CPU, and there is none (CXX, g++ "
-            "or clang++); install one, or leave it at auto"
-        )
+    if mode != "off" and (mode == "on" or long):
+        missing = what_compiling_lacks(device)
+        if missing and mode == "on":
+            raise ConfigError(
+                f"performance.compile = on needs {missing}; install it, or leave it at auto"
+            )
+        long = not missing
     if task.teacher is not None and (mode == "on" or (mode == "auto" and long)):
         task.teacher.compile()
     if mode == "on":
         task.network.compile()
 
 
-def _has_compiler() -> bool:
-    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
+def what_compiling_lacks(device: torch.device) -> str:
+    """What torch.compile needs on `device` and does not find, "" where it has all."""
+    variable, names = "CXX", ["g++", "clang++"]
+    if device.type == "cuda":
+        variable, names = "CC", ["gcc", "clang", "cc"]
+        if importlib.util.find_spec("triton") is None:
+            return "Triton"
+        if torch.cuda.get_device_capability(device) < OLDEST_GPU:
+            return "a newer GPU (compute capability 7.0)"
+    if any(shutil.which(name) for name in (os.environ.get(variable, ""), *names) if name):
+        return ""
+    return f"a compiler ({variable}, {' or '.join(names)})"

@@ -54,7 +54,7 @@ def fit(work: Fit) -> list[Row]:
         make_optimizer(
             work.task.trainable(),
             work.config.optimizer,
-            work.config.performance.fused_optimizer,
+            work.config.performance.fused_optimizer and training.precision != "fp16",
         )
     )
     position = restore(work, optimizer)
