@@ -79,7 +79,7 @@ def breaks_layers(layer: str, module: str) -> bool:
     ("layer", "module", "breaks"),
     [
         ("models", "tser_cli.losses.base", True),
-        ("models", "tser_cli.engine.run", True),
+        ("models", "tser_cli.engine.commands.distill", True),
         ("base", "tser_cli.models", True),
         ("engine", "tser_cli.cli.app", True),
         ("engine", "tser_cli.models.base", False),

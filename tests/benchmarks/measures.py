@@ -28,16 +28,16 @@ from tests.benchmarks.timing import Ratio, alternate, command, ratio, seconds
 from tser_cli.config import AugmentConfig
 from tser_cli.data.base import TensorSource
 from tser_cli.data.transforms import training_pipeline
-from tser_cli.engine import networks
-from tser_cli.engine.distributed import make_runtime
-from tser_cli.engine.evaluate import evaluate
-from tser_cli.engine.state import Meter
+from tser_cli.engine.evaluation.per_timestep import evaluate
+from tser_cli.engine.runs import model_files
+from tser_cli.engine.runtime.processes import make_runtime
+from tser_cli.engine.training.position import Meter
 from tser_cli.report.progress import make_progress
 
 FIRST_STEP = """
 import os, sys
 import tser_cli.cli.app as app
-import tser_cli.engine.train as train
+import tser_cli.engine.training.loop as train
 step = train.train_step
 def first(*arguments):
     step(*arguments)
@@ -99,10 +99,10 @@ def evaluation_over_forward(size: Size, rounds: int) -> Ratio:
     """`evaluate` of all time steps against a plain eager forward of the same images: images/s."""
     batch = make_batch(size.batch)
     ours = make_runtime(size.config().training)
-    model = networks.build(size.student, SPEC, size.config(), spiking=True)
+    model = model_files.build(size.student, SPEC, size.config(), spiking=True)
     ours.place(model).eval()
     plain_config = size.config(PLAIN)
-    plain = networks.build(size.student, SPEC, plain_config, spiking=True).eval()
+    plain = model_files.build(size.student, SPEC, plain_config, spiking=True).eval()
     plain.load_state_dict(model.state_dict())
     plain.to(ours.device)
     images = batch.images_NCHW.to(ours.device)

@@ -12,12 +12,12 @@ from torch.nn import functional
 from tser_cli.config import Config
 from tser_cli.data.base import DataSpec
 from tser_cli.data.workers import Batch
-from tser_cli.engine import networks
-from tser_cli.engine.distributed import Runtime, make_runtime
-from tser_cli.engine.optim import make_optimizer
-from tser_cli.engine.state import Position
-from tser_cli.engine.tasks import Task, distillation, freeze
-from tser_cli.engine.train import Fit, train_step
+from tser_cli.engine.runs import model_files
+from tser_cli.engine.runtime.processes import Runtime, make_runtime
+from tser_cli.engine.training.loop import Fit, train_step
+from tser_cli.engine.training.optimizer import make_optimizer
+from tser_cli.engine.training.position import Position
+from tser_cli.engine.training.task import Task, distillation, freeze
 from tser_cli.models import Classifier
 from tser_cli.recipe import Layer, resolve
 from tser_cli.report.progress import Silent
@@ -73,9 +73,9 @@ def make_batch(images: int) -> Batch:
 def make_task(config: Config, runtime: Runtime) -> Task:
     """A distillation with random weights, on the device."""
     torch.manual_seed(0)
-    teacher = networks.build(config.model.teacher, SPEC, config, spiking=False)
+    teacher = model_files.build(config.model.teacher, SPEC, config, spiking=False)
     runtime.place(teacher)
-    student = networks.build(config.model.student, SPEC, config, spiking=True)
+    student = model_files.build(config.model.student, SPEC, config, spiking=True)
     task = distillation(student, teacher, config, SPEC.image_shape)
     task.network = runtime.place(task.network)
     task.network.train()
@@ -123,7 +123,7 @@ def floor_step(size: Size) -> Callable[[], object]:
 
 
 def _ann(name: str, config: Config, runtime: Runtime) -> Classifier:
-    model = networks.build(name, SPEC, config, spiking=False)
+    model = model_files.build(name, SPEC, config, spiking=False)
     runtime.place(model)
     return model
 

@@ -12,13 +12,13 @@ import torch
 from tser_cli.config import Config, TrainingConfig
 from tser_cli.data.base import Dataset, DataSpec, TensorSource
 from tser_cli.data.loaders import build_train_loader
-from tser_cli.engine import networks, runs
-from tser_cli.engine.context import Context
-from tser_cli.engine.distributed import Runtime, make_runtime
-from tser_cli.engine.runs import Run
-from tser_cli.engine.signals import StopRequest
-from tser_cli.engine.tasks import Task, classification, distillation
-from tser_cli.engine.train import Fit
+from tser_cli.engine.runs import model_files, run_folder
+from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runtime.context import Context
+from tser_cli.engine.runtime.processes import Runtime, make_runtime
+from tser_cli.engine.runtime.stop import StopRequest
+from tser_cli.engine.training.loop import Fit
+from tser_cli.engine.training.task import Task, classification, distillation
 from tser_cli.models import Classifier
 from tser_cli.recipe import Layer, resolve
 from tser_cli.report.progress import Progress, Silent
@@ -84,10 +84,10 @@ def make_task() -> Callable[..., Task]:
 
     def make(kind: str, config: Config) -> Task:
         torch.manual_seed(3)
-        teacher = networks.build("resnet20", SPEC, config, spiking=False)
+        teacher = model_files.build("resnet20", SPEC, config, spiking=False)
         if kind == "teacher":
             return classification(teacher, config)
-        student = networks.build("resnet20", SPEC, config, spiking=True)
+        student = model_files.build("resnet20", SPEC, config, spiking=True)
         return distillation(student, teacher, config, SPEC.image_shape)
 
     return make
@@ -105,7 +105,7 @@ def make_fit(dataset: Dataset, make_task: Callable[..., Task]) -> Callable[..., 
     ) -> Fit:
         runtime = make_runtime(config.training)
         found = sorted(folder.glob("*/*/*/status.json"))
-        run = Run(found[0].parent) if found else runs.create(folder, kind, config)
+        run = Run(found[0].parent) if found else run_folder.create(folder, kind, config)
         stop = getattr(progress, "stop", None) or StopRequest(lambda text: None)
         task = parts.pop("task", None) or make_task(kind, config)
         loader = build_train_loader(dataset, config)

@@ -127,7 +127,7 @@ def inject_nan(fault: dict[str, Any]) -> None:
     """Spoil the loss, or the gradient of one layer, of one training step of one process."""
     import math
 
-    from tser_cli.engine import train
+    from tser_cli.engine.training import loop
 
     steps = Counter[str]()
 
@@ -144,17 +144,18 @@ def inject_nan(fault: dict[str, Any]) -> None:
                 name: term * math.nan for name, term in method(*inputs).items()
             }
 
-    before(train, "train_step", spoil)
+    before(loop, "train_step", spoil)
 
 
 def in_double_precision() -> None:
     import torch
 
     from tser_cli.data import transforms
-    from tser_cli.engine import networks, train
+    from tser_cli.engine.runs import model_files
+    from tser_cli.engine.training import loop
 
-    build, read = networks.build, networks.read
-    step, normalise = train.train_step, transforms.normalise
+    build, read = model_files.build, model_files.read
+    step, normalise = loop.train_step, transforms.normalise
 
     def built(*args: Any, **more: Any) -> Any:
         model = build(*args, **more).double()
@@ -176,7 +177,7 @@ def in_double_precision() -> None:
             sys.stdout.write(f"loss {float(total) / work.runtime.world!r}\n")
         return values
 
-    networks.build, networks.read, train.train_step = built, loaded, stepped
+    model_files.build, model_files.read, loop.train_step = built, loaded, stepped
     transforms.normalise = lambda *args: normalise(*args).double()
     torch.set_default_dtype(torch.float64)  # of the zeros that a new network is tried on
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
@@ -186,7 +187,7 @@ def shorten_test(images: int) -> None:
     from dataclasses import replace
 
     from tser_cli.data.base import TensorSource
-    from tser_cli.engine import context
+    from tser_cli.engine.runtime import context
 
     load = context.load_dataset
 
@@ -228,23 +229,24 @@ def close(folder: Path, uid: int) -> None:
 def install(faults: list[dict[str, Any]]) -> None:
     """Prepare everything that is to go wrong in this process."""
     from tser_cli.data import transforms
-    from tser_cli.engine import counting, evaluate, speed, train
+    from tser_cli.engine.evaluation import operation_counts, per_timestep
+    from tser_cli.engine.training import compiling, loop
 
     moments = Moments(faults)
     break_disk(moments)
-    before(train, "train_step", lambda *args: moments.pass_by("step"))
-    before(evaluate, "count_batch", lambda *args: moments.pass_by("evaluate"))
-    before(speed, "teach", lambda *args: moments.pass_by("teach"))
-    before(counting, "answers_of", lambda *args: moments.pass_by("count"))
+    before(loop, "train_step", lambda *args: moments.pass_by("step"))
+    before(per_timestep, "count_batch", lambda *args: moments.pass_by("evaluate"))
+    before(compiling, "teach", lambda *args: moments.pass_by("teach"))
+    before(operation_counts, "answers_of", lambda *args: moments.pass_by("count"))
     for fault in faults:
         if "nan" in fault:
             inject_nan(fault)
         if "sleep" in fault:
-            before(train, "train_step", lambda *args, s=fault["sleep"]: time.sleep(s))
+            before(loop, "train_step", lambda *args, s=fault["sleep"]: time.sleep(s))
         if "float64" in fault:
             in_double_precision()
         if "watch" in fault:
-            before(train, "train_step", watch)
+            before(loop, "train_step", watch)
         if "lost_image" in fault:
             before(transforms.Pipeline, "__call__", lambda *args: lose(moments))
         if "test_images" in fault:
@@ -253,4 +255,4 @@ def install(faults: list[dict[str, Any]]) -> None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (fault["limit"], fault["limit"]))
         if "closed" in fault:
-            before(train, "train_step", lambda *args, f=fault: close(Path(f["closed"]), f["uid"]))
+            before(loop, "train_step", lambda *args, f=fault: close(Path(f["closed"]), f["uid"]))

@@ -18,7 +18,7 @@ from tser_cli import config as settings
 from tser_cli.cli import app
 from tser_cli.cli.options import training_config
 from tser_cli.config import Config
-from tser_cli.engine import plan, run
+from tser_cli.engine.commands import distill, dry_run
 from tser_cli.errors import ConfigError
 from tser_cli.registry import METHODS
 
@@ -97,8 +97,8 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Config]]:
     """The settings with which the verbs would have begun; they don't."""
     begun: list[Config] = []
     for module, name in (
-        *((run, name) for name in ("train_teacher", "distill")),
-        *((plan, name) for name in ("plan_teacher", "plan_student")),
+        *((distill, name) for name in ("train_teacher", "distill")),
+        *((dry_run, name) for name in ("plan_teacher", "plan_student")),
     ):
         monkeypatch.setattr(module, name, lambda config, options: begun.append(config))
     yield begun

@@ -110,7 +110,6 @@ def load() -> None:
 
     from tser_cli.cli import app  # noqa: F401
     from tser_cli.data import digits  # noqa: F401
-    from tser_cli.engine import energy, measure, plan, run  # noqa: F401
     from tser_cli.models import resnet  # noqa: F401
 
     torch.set_num_threads(1)

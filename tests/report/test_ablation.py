@@ -15,7 +15,7 @@ from rich.console import Console
 from scipy import stats
 
 from tser_cli.report.ablation import interval, summarise, summary_csv, table
-from tser_cli.report.tables import read_csv
+from tser_cli.report.csv_files import read_csv
 
 METHOD, STEPS = "method.name", "model.timesteps"
 ACCURACIES = {

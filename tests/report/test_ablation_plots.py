@@ -23,7 +23,7 @@ from tser_cli.report.ablation_plots import (
     groups,
     short,
 )
-from tser_cli.report.tables import write_csv
+from tser_cli.report.csv_files import write_csv
 
 METHOD, WEIGHT = "method.name", "method.entropy_weight"
 FIGURES = ("per_timestep", "accuracy", "energy", "tsne")

@@ -70,8 +70,9 @@ def ablate(
         "training.device": device,
     }
     layers, section, name = opt.ablation_layers(flags, recipe, assignments)
-    from tser_cli.engine import ablate as engine
-    from tser_cli.engine import ablation_plan, grid
+    from tser_cli.engine.ablation import folder as ablation_plan
+    from tser_cli.engine.ablation import grid
+    from tser_cli.engine.commands import ablate as engine
 
     request = grid.make_request(layers, section, vary, seeds, baseline)
     # other --vary on the same recipe is another ablation

@@ -73,8 +73,9 @@ def distill(
         "training.checkpoint_every": checkpoint_every,
     }
     config = opt.training_config("student", flags, recipe, assignments)
-    from tser_cli.engine import plan, run
-    from tser_cli.engine.context import Options
+    from tser_cli.engine.commands import distill as run
+    from tser_cli.engine.commands import dry_run as plan
+    from tser_cli.engine.runtime.context import Options
 
     verb = plan.plan_student if dry_run else run.distill
     verb(config, Options(runs_dir, resume))

@@ -43,7 +43,7 @@ def energy(
     runs_dir: opt.RunsDir = Path("runs"),
 ) -> None:
     """Count the synaptic operations of a finished student exactly, and price them."""
-    from tser_cli.engine import energy as engine
+    from tser_cli.engine.commands import energy as engine
 
     changes = {
         "data.dir": data_dir,

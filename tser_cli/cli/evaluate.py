@@ -64,7 +64,7 @@ def evaluate(
     runs_dir: opt.RunsDir = Path("runs"),
 ) -> None:
     """Measure a finished run at every time step; every image of the split counts once."""
-    from tser_cli.engine.measure import Evaluating, evaluate_run
+    from tser_cli.engine.commands.evaluate import Evaluating, evaluate_run
 
     changes = {
         "data.dir": data_dir,

@@ -48,8 +48,9 @@ def train_teacher(
         "training.checkpoint_every": checkpoint_every,
     }
     config = opt.training_config("teacher", flags, recipe, assignments)
-    from tser_cli.engine import plan, run
-    from tser_cli.engine.context import Options
+    from tser_cli.engine.commands import distill
+    from tser_cli.engine.commands import dry_run as plan
+    from tser_cli.engine.runtime.context import Options
 
-    verb = plan.plan_teacher if dry_run else run.train_teacher
+    verb = plan.plan_teacher if dry_run else distill.train_teacher
     verb(config, Options(runs_dir, resume))

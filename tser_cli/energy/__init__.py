@@ -1,6 +1,6 @@
 """Counting synaptic operations, and turning counts into joules."""
 
-from tser_cli.energy.counting import SopCounter, counting
+from tser_cli.energy.counter import SopCounter, counting
 from tser_cli.energy.counts import Counts, Layer, LayerCounts
 from tser_cli.energy.joules import energy_per_step, energy_up_to, mean_energy
 from tser_cli.energy.profiles import DEFAULT_PROFILE, PROFILES, Profile, load_profile

@@ -11,7 +11,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from tser_cli.report.tables import write_csv
+from tser_cli.report.csv_files import write_csv
 
 CONFIDENCE = 0.95
 STATISTICS = (

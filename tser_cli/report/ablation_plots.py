@@ -10,8 +10,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tser_cli.report.csv_files import read_csv
 from tser_cli.report.plots import save_figure
-from tser_cli.report.tables import read_csv
 
 Rows = list[dict[str, str]]
 FORMATS = (".png", ".svg")

@@ -1,0 +1,261 @@
+"""The cells of an ablation: which there are, in which order, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tser_cli import recipe, registry
+from tser_cli.config import Config
+from tser_cli.engine.ablation.grid import (
+    LONG,
+    SHORT,
+    Request,
+    choose_baseline,
+    expand,
+    full_key,
+    make_request,
+    parse_vary,
+)
+from tser_cli.errors import ConfigError
+from tser_cli.recipe import Layer
+
+BASE = [Layer("recipe base.toml", {"data.name": "digits", "optimizer.lr": 0.05})]
+
+
+def request(**changes: Any) -> Request:
+    section = {"vary": ["method=ce,kd", "timesteps=1,2"], "seeds": 2}
+    return make_request(BASE, section | changes)
+
+
+def refused(message: str, **section: Any) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_request(BASE, {"vary": ["method=ce,kd"], "seeds": 1, **section})
+
+
+def test_every_combination_once_seed_by_seed() -> None:
+    cells = request().cells
+    assert [(c.seed, *c.varied.values()) for c in cells] == [
+        *[(0, "ce", 1), (0, "ce", 2), (0, "kd", 1), (0, "kd", 2)],
+        *[(1, "ce", 1), (1, "ce", 2), (1, "kd", 1), (1, "kd", 2)],
+    ]
+    assert [c.title for c in cells[2:4]] == [
+        "method=kd, timesteps=1, seed 0",
+        "method=kd, timesteps=2, seed 0",
+    ]
+
+
+def test_cells_differ_in_what_is_varied_alone() -> None:
+    cells = request().cells
+    for cell in cells:
+        config = cell.config
+        assert config.training.seed == cell.seed
+        assert (config.method.name, config.model.timesteps) == tuple(cell.varied.values())
+    changed = {"method.name": "ce", "model.timesteps": 1, "training.seed": 0}
+    assert {cell.config.updated(changed).model_dump_json() for cell in cells} == {
+        cells[0].config.model_dump_json()
+    }
+
+
+def test_each_method_comes_with_its_own_weights() -> None:
+    cells = make_request(BASE, {}, ["method=tser,tsd,kd"], 1).cells
+    assert [c.config.method.entropy_weight for c in cells] == [0.05, 0.0, 0.0]
+    assert [c.config.method.temperature for c in cells] == [2.0, 3.0, 2.0]
+    assert [c.config.method.beta for c in cells] == [0.0, 0.5, 0.0]
+
+
+def test_a_stated_weight_holds_for_every_method() -> None:
+    stated = [*BASE, Layer("--set", {"method.temperature": 2.0})]
+    cells = make_request(stated, {}, ["method=tsd,kd"], 1).cells
+    assert [c.config.method.temperature for c in cells] == [2.0, 2.0]
+    assert [c.config.method.alpha for c in cells] == [0.2, 0.0]
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=3), st.integers(1, 4))
+def test_the_number_of_cells_is_the_product(sizes: list[int], seeds: int) -> None:
+    keys = ["model.timesteps", "training.epochs", "training.batch_size"]
+    axes = {key: list(range(1, size + 1)) for key, size in zip(keys, sizes, strict=False)}
+    cells = expand(BASE, axes, seeds)
+    product = seeds
+    for size in sizes:
+        product *= size
+    assert len(cells) == product
+    assert len({(c.seed, *c.varied.values()) for c in cells}) == product
+    assert [c.seed for c in cells] == sorted(c.seed for c in cells)
+
+
+@pytest.mark.parametrize(("short", "key"), SHORT.items())
+def test_short_names_are_those_of_the_flags(short: str, key: str) -> None:
+    assert full_key(short) == full_key(key) == key
+    assert SHORT[LONG[key]] == key
+
+
+def test_values_have_the_type_of_their_key() -> None:
+    assert parse_vary(["T=1, 2", "lr=1e-3,0.1", "training.deterministic=true,false"]) == {
+        "model.timesteps": [1, 2],
+        "optimizer.lr": [1e-3, 0.1],
+        "training.deterministic": [True, False],
+    }
+    # one number has one name, and so one folder
+    same = parse_vary(["temperature=2.0,-0.0,1e3,1e30"])["method.temperature"]
+    assert [str(value) for value in same] == ["2", "0", "1000", "1e+30"]
+    # a folder may be called 2024
+    assert parse_vary(["teacher=2024,resnet18"]) == {"model.teacher": ["2024", "resnet18"]}
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (["methd=ce"], r'--vary methd=ce: unknown key "methd" \(did you mean "method"\?\)'),
+        (["method.nam=ce"], r'did you mean "method\.name"'),
+        (["method"], "--vary method: write key=value,value"),
+        (["method=ce,,kd"], "write key=value,value"),
+        (["method="], "write key=value,value"),
+        (["timesteps=1", "T=2"], "--vary T=2: timesteps is varied twice"),
+        (["timesteps=1,2,1"], "1 stands there twice"),
+        (["lr=1,1.0"], "1.0 stands there twice"),
+        (["training.seed=1,2"], "seeds are counted by --seeds"),
+    ],
+)
+def test_what_can_t_be_varied(texts: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_vary(texts)
+
+
+def test_all_texts_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_vary(["methd=ce", "lrr=1", "T=1"])
+    assert [line.split(":")[0] for line in str(error.value).splitlines()] == [
+        "--vary methd=ce",
+        "--vary lrr=1",
+    ]
+
+
+def test_all_bad_values_are_told_at_once_and_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        make_request(BASE, {}, ["method=ce,kdd", "timesteps=0,1"], 3)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2
+    assert sum('unknown method "kdd" (did you mean "kd"?)' in line for line in lines) == 1
+    assert sum("model.timesteps = 0" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("seeds", [0, -1])
+def test_no_seed_is_no_ablation(seeds: int) -> None:
+    with pytest.raises(ConfigError, match=rf"--seeds {seeds}: at least one"):
+        make_request(BASE, {}, ["method=ce"], seeds)
+
+
+def test_nothing_varied() -> None:
+    with pytest.raises(ConfigError, match="nothing is varied"):
+        make_request(BASE, {})
+
+
+def test_flags_stand_above_the_section() -> None:
+    made = make_request(
+        BASE,
+        {"vary": ["T=1,2"], "seeds": 5, "baseline": "T=2"},
+        vary=["method=ce,kd"],
+        seeds=1,
+    )
+    assert made.axes == ["method.name"]
+    assert made.names == ["method"]
+    assert len(made.cells) == 2
+    assert made.baseline == {"method.name": "ce"}  # the section's belongs to what it varies
+
+
+def test_three_seeds_where_none_are_stated() -> None:
+    assert {cell.seed for cell in make_request(BASE, {"vary": ["method=ce"]}).cells} == {0, 1, 2}
+
+
+def test_problems_of_a_section() -> None:
+    refused("must be a list", vary="method=ce,kd")
+    refused("must be a list", vary=["method=ce", 3])
+    refused("seeds = True must be a whole number", seeds=True)
+    refused("seeds = 2.5 must be a whole number", seeds=2.5)
+    refused("baseline must be a text", baseline=3)
+    refused('measure = "speed" must be one of accuracy, validation_accuracy', measure="speed")
+    refused(r'unknown key "seed" \(did you mean "seeds"\?\)', seed=3)
+    refused(r"\[ablation\] vary methd=ce: unknown key", vary=["methd=ce"])
+    with pytest.raises(ConfigError) as error:
+        make_request(BASE, {"vary": 1, "seeds": "x", "sed": 1})
+    assert len(str(error.value).splitlines()) == 3
+
+
+def test_a_validation_accuracy_needs_validation_images() -> None:
+    refused("data.validation_fraction", measure="validation_accuracy")
+    section = {"vary": ["method=ce"], "measure": "validation_accuracy"}
+    split = [*BASE, Layer("--set", {"data.validation_fraction": 0.1})]
+    assert make_request(split, section).measure == "validation_accuracy"
+    assert request().measure == "accuracy"
+
+
+def test_the_baseline_is_the_first_cell_where_none_is_named() -> None:
+    assert request().baseline == {"method.name": "ce", "model.timesteps": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen"),
+    [
+        ("method=kd", {"method.name": "kd"}),
+        ("T=2", {"model.timesteps": 2}),
+        ("method=kd, timesteps=2", {"method.name": "kd", "model.timesteps": 2}),
+        ("method=kd;T=2", {"method.name": "kd", "model.timesteps": 2}),
+    ],
+)
+def test_a_baseline_that_is_named(text: str, chosen: dict[str, Any]) -> None:
+    assert choose_baseline(request().cells, text) == chosen
+    assert make_request(BASE, {}, ["method=ce,kd", "T=1,2"], 1, text).baseline == chosen
+
+
+@pytest.mark.parametrize("text", ["method=ts", "lr=0.05", "method=kd,T=4"])
+def test_a_baseline_that_is_no_cell(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"no such cell. Cells: method=ce, timesteps=1; .*=2$"):
+        choose_baseline(request().cells, text)
+
+
+def test_a_baseline_with_an_unknown_key() -> None:
+    with pytest.raises(ConfigError, match="--baseline methd=kd: unknown key"):
+        choose_baseline(request().cells, "methd=kd")
+
+
+def test_cells_are_complete_settings() -> None:
+    assert all(isinstance(cell.config, Config) for cell in request().cells)
+    assert {cell.config.optimizer.lr for cell in request().cells} == {0.05}
+
+
+PACKAGED = [name for name in recipe.available() if name.startswith("ablations/")]
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_packaged_ablations_are_whole(name: str) -> None:
+    made = make_request([recipe.read(name)], recipe.read_ablation(name))
+    dataset, _, subject = name.removeprefix("ablations/").partition("_")
+    assert {cell.config.data.name for cell in made.cells} == {dataset}
+    assert {cell.seed for cell in made.cells} == set(range(5))
+    chooses_a_default = subject in ("entropy_weight", "temperature")
+    assert made.measure == ("validation_accuracy" if chooses_a_default else "accuracy")
+    assert subject in made.names or made.names[0] == "method"
+    text = recipe.find(name).read_text(encoding="utf-8")
+    assert text.startswith(f"# command: tser ablate {name}\n")
+
+
+def test_every_data_set_has_the_same_packaged_ablations() -> None:
+    subjects = ("components", "entropy_weight", "temperature", "timesteps", "rivals")
+    datasets = ("digits", "fashion-mnist", "cifar100")
+    assert set(PACKAGED) == {f"ablations/{d}_{s}" for d in datasets for s in subjects}
+
+
+def test_the_packaged_ablations_compare_every_method() -> None:
+    compared = {
+        str(cell.varied["method.name"])
+        for subject in ("components", "rivals")
+        for cell in make_request(
+            [recipe.read(f"ablations/digits_{subject}")],
+            recipe.read_ablation(f"ablations/digits_{subject}"),
+        ).cells
+    }
+    assert compared == registry.METHODS.keys()

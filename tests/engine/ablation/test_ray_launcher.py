@@ -1,0 +1,311 @@
+"""Cells on a Ray cluster: a stand-in for Ray, and Ray itself where it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tser_cli.config import Config
+from tser_cli.engine.ablation import cell_process, ray_launcher
+from tser_cli.engine.ablation.cell_folder import cell_folder
+from tser_cli.engine.ablation.folder import Place
+from tser_cli.engine.ablation.grid import Cell
+from tser_cli.engine.ablation.ray_launcher import Cluster, RayLauncher, connected, share
+from tser_cli.engine.commands import ablate
+from tser_cli.engine.runs.run_folder import create
+from tser_cli.engine.runtime.stop import StopRequest
+from tser_cli.errors import ConfigError
+
+
+class RayError(Exception):
+    """As ray.exceptions.RayError."""
+
+
+class TaskCancelledError(RayError):
+    """As ray.exceptions.TaskCancelledError."""
+
+
+class FakeRay:
+    """Tasks that end when `result` is set: a text to return or an error to raise."""
+
+    exceptions = SimpleNamespace(RayError=RayError, TaskCancelledError=TaskCancelledError)
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, int]] = []
+        self.calls: list[tuple[Any, ...]] = []
+        self.cancelled: list[str] = []
+        self.result: str | Exception | None = None
+        self.on_wait: Callable[[], None] = lambda: None
+
+    def remote(self, **wanted: int) -> Callable[[Any], SimpleNamespace]:
+        self.asked.append(wanted)
+        return lambda task: SimpleNamespace(remote=lambda *values: self._begin(task, values))
+
+    def _begin(self, task: Any, values: tuple[Any, ...]) -> str:
+        self.calls.append((task, *values))
+        return f"task {len(self.calls)}"
+
+    def wait(self, references: list[str], timeout: float) -> tuple[list[str], list[str]]:
+        self.on_wait()
+        return ([], references) if self.result is None else (references, [])
+
+    def cancel(self, reference: str) -> None:
+        self.cancelled.append(reference)
+
+    def get(self, reference: str) -> str:
+        if isinstance(self.result, Exception):
+            raise self.result
+        assert self.result is not None
+        return self.result
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    monkeypatch.setattr(ray_launcher, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(ray_launcher, "SEEN_SECONDS", 0.0)
+    return FakeRay()
+
+
+@pytest.fixture
+def cell(make_config: Callable[..., Config]) -> Cell:
+    return Cell({"method.name": "kd"}, 0, make_config({"method.name": "kd"}))
+
+
+@pytest.fixture
+def stop() -> StopRequest:
+    return StopRequest(lambda text: None)
+
+
+def launcher(ray: FakeRay, folder: Path, stop: StopRequest, jobs: int | None = None) -> RayLauncher:
+    return RayLauncher(folder, Cluster(ray, [{"CPU": 8.0}]), jobs, stop)
+
+
+def finish(cell: Cell, folder: Path) -> None:
+    create(cell_folder(cell, folder), "student", cell.config).update_status(state="finished")
+
+
+@pytest.mark.parametrize(
+    ("machines", "device", "jobs", "wanted"),
+    [
+        ([{"CPU": 8.0}], "auto", None, {"num_cpus": 8}),
+        ([{"CPU": 8.0}], "cpu", 3, {"num_cpus": 2}),
+        ([{"CPU": 8.0}], "cpu", 20, {"num_cpus": 1}),
+        ([{"CPU": 8.0}, {"CPU": 4.0}], "auto", None, {"num_cpus": 4}),
+        ([{"CPU": 8.0}, {"CPU": 4.0}], "auto", 1, {"num_cpus": 4}),
+        ([{"CPU": 8.0}, {"CPU": 4.0}], "auto", 6, {"num_cpus": 2}),
+        ([{"CPU": 0.0}, {"CPU": 4.0}, {}], "auto", None, {"num_cpus": 4}),
+        ([{"CPU": 16.0, "GPU": 4.0}], "auto", None, {"num_gpus": 1, "num_cpus": 4}),
+        ([{"CPU": 16.0, "GPU": 4.0}], "cuda", 2, {"num_gpus": 1, "num_cpus": 4}),
+        ([{"CPU": 16.0, "GPU": 4.0}], "cpu", 2, {"num_cpus": 8}),
+        ([{"CPU": 64.0}, {"CPU": 6.0, "GPU": 4.0}], "auto", 9, {"num_gpus": 1, "num_cpus": 1}),
+        ([{"CPU": 2.0, "GPU": 4.0}], "auto", None, {"num_gpus": 1, "num_cpus": 0}),
+    ],
+)
+def test_what_a_cell_asks_for(
+    machines: list[dict[str, float]], device: str, jobs: int | None, wanted: dict[str, int]
+) -> None:
+    assert share(machines, device, jobs) == wanted
+
+
+def test_a_cluster_without_cores_is_refused() -> None:
+    with pytest.raises(ConfigError, match="offers no cores"):
+        share([{"CPU": 0.0}, {}], "cpu", None)
+
+
+def test_a_cell_is_the_same_command_as_elsewhere(
+    ray: FakeRay, cell: Cell, stop: StopRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    finish(cell, tmp_path / "out")
+    ray.result = ""
+    assert launcher(ray, Path("out"), stop, jobs=2).run(cell) == ""
+    home = tmp_path / "out" / "cells" / "method=kd_s0"
+    command = ["distill", "--recipe", str(home / "cell.toml"), "--runs-dir", str(home)]
+    assert ray.calls == [
+        (cell_process.run_in_folder, [*command, "--resume", "auto"], str(home), "cell.log")
+    ]
+    assert ray.asked == [{"num_cpus": 4, "max_retries": 1}]
+    assert (home / "cell.toml").is_file()
+
+
+def test_what_went_wrong_is_told(
+    ray: FakeRay, cell: Cell, stop: StopRequest, tmp_path: Path
+) -> None:
+    run = launcher(ray, tmp_path, stop).run
+    ray.result = "exit code 1: it broke"
+    assert run(cell) == "exit code 1: it broke"
+    ray.result = RayError("the worker died.\nand more")
+    assert run(cell) == "lost by Ray: the worker died"
+    ray.result = RayError("")
+    assert run(cell) == "lost by Ray: RayError"
+    ray.result = TaskCancelledError()
+    assert run(cell) == "not started"
+    ray.result = ""
+    assert "is the folder shared?" in run(cell)
+    (tmp_path / "cells" / "method=kd_s0" / "cell.toml").unlink()
+    (tmp_path / "cells" / "method=kd_s0").rmdir()
+    (tmp_path / "cells").rmdir()
+    (tmp_path / "cells").write_text("a file")
+    assert "can't be written" in run(cell)
+
+
+def test_a_stop_cancels_once_and_waits_for_the_end(
+    ray: FakeRay, cell: Cell, stop: StopRequest, tmp_path: Path
+) -> None:
+    turns: list[int] = []
+
+    def on_wait() -> None:
+        turns.append(len(ray.cancelled))
+        if len(turns) == 2:
+            stop.signal = 15
+        if len(turns) == 5:
+            ray.result = "exit code 143: saved"
+
+    ray.on_wait = on_wait
+    assert launcher(ray, tmp_path, stop).run(cell) == "exit code 143: saved"
+    assert turns == [0, 0, 1, 1, 1]
+    assert ray.cancelled == ["task 1"]
+    assert launcher(ray, tmp_path, stop).run(cell) == "not started"
+    assert len(ray.calls) == 1
+
+
+def test_a_worker_without_the_folder_says_so(tmp_path: Path) -> None:
+    said = cell_process.run_in_folder(["--version"], str(tmp_path / "elsewhere"), "cell.log")
+    assert "on a path that all machines share" in said
+    assert socket.gethostname() in said
+
+
+@pytest.mark.parametrize("address", ["there", "there:", ":1", "there:port", "there:99999"])
+def test_an_address_is_auto_or_host_and_port(address: str) -> None:
+    with pytest.raises(ConfigError, match="write auto or HOST:PORT"), connected(address):
+        raise AssertionError
+
+
+def test_nothing_at_the_address() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # taken, but nothing listens
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(ConfigError, match="no Ray cluster to use there") as error:
+            ray_launcher.check_address(address)
+    assert error.value.exit_code == 2
+
+
+def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(command: list[str], **options: Any) -> None:
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    def ill(command: list[str], **options: Any) -> None:
+        raise subprocess.CalledProcessError(1, command, stderr="Traceback\nConnectionError: none")
+
+    for run, said in ((late, "no answer in 30 s"), (ill, "ConnectionError: none")):
+        monkeypatch.setattr(ray_launcher.subprocess, "run", run)
+        with pytest.raises(ConfigError, match=f"--address auto: .*{said}"):
+            ray_launcher.check_health("auto")
+
+
+def test_without_ray_the_message_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(ConfigError, match=r"install tser-cli\[ray\]") as error,
+        ablate.cluster_of(Place(tmp_path, tmp_path, None, "auto")),
+    ):
+        raise AssertionError
+    assert error.value.exit_code == 2
+
+
+def test_a_cluster_is_left_at_the_end_and_signals_stay_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[Any] = []
+
+    def init(**options: Any) -> None:
+        done.append(options["address"])
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray takes it over
+
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {}}]
+    fake = SimpleNamespace(init=init, nodes=lambda: nodes, shutdown=lambda: done.append("left"))
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setattr(ray_launcher, "check_health", lambda address: None)
+    before = signal.getsignal(signal.SIGTERM)
+    with connected("auto") as cluster:
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert cluster.machines == [{"CPU": 2.0}]
+    assert done == ["auto", "left"]
+
+    def refuse(**options: Any) -> None:
+        raise RuntimeError("Version mismatch\nmore")
+
+    fake.init = refuse
+    with pytest.raises(ConfigError, match=r"there: Version mismatch\. Start"), connected("auto"):
+        raise AssertionError
+
+
+def test_this_machine_needs_no_cluster(tmp_path: Path) -> None:
+    with ablate.cluster_of(Place(tmp_path, tmp_path)) as cluster:
+        assert cluster is None
+
+
+def test_importing_an_ablation_imports_no_ray() -> None:
+    assert ablate.connected is connected
+    assert "ray" not in sys.modules
+
+
+IN_A_CLUSTER = """
+import subprocess, sys, time
+from pathlib import Path
+import ray
+from tser_cli.engine.ablation import cell_process as bound
+
+folder = sys.argv[1]
+WAITS = (
+    "import signal, sys, time; from pathlib import Path\\n"
+    "def save(*rest): time.sleep(0.5); Path('saved').touch(); sys.exit(143)\\n"
+    "signal.signal(signal.SIGTERM, save); Path('ready').touch()\\n"
+    "while True: time.sleep(0.01)"
+)
+
+def waiting_cell():
+    begin = subprocess.Popen
+    def popen(command, **options):
+        return begin([sys.executable, "-c", WAITS], cwd=folder, **options)
+    bound.subprocess.Popen = popen
+    return bound.run_in_folder([], folder, "stopped.log")
+
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+task = ray.remote(num_cpus=1, max_retries=0)(bound.run_in_folder)
+print([ray.get(task.remote(["--version"], folder, "right.log"))])
+print([ray.get(task.remote(["--nonsense"], folder, "wrong.log")).split(":")[0]])
+cell = ray.remote(num_cpus=1, max_retries=0)(waiting_cell).remote()
+while not Path(folder, "ready").exists():
+    assert not ray.wait([cell], timeout=0.1)[0], ray.get(cell)
+ray.cancel(cell)
+print([ray.get(cell).split(":")[0]], Path(folder, "saved").exists())
+ray.shutdown()
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+@pytest.mark.integration
+def test_a_worker_of_ray_runs_cells_and_a_cancelled_one_saves_first(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", IN_A_CLUSTER, str(tmp_path)]
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    said = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=500)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.splitlines() == [
+        "['']",
+        "['exit code 2']",
+        "['exit code 143'] True",
+    ]
+    assert (tmp_path / "right.log").read_text().startswith("tser ")

@@ -1,0 +1,243 @@
+"""Evaluation, against a second count in plain Python."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tser_cli.config import Config
+from tser_cli.data.base import Dataset, DataSpec, TensorSource
+from tser_cli.data.loaders import Batch, build_eval_loader
+from tser_cli.engine.evaluation.per_timestep import Evaluation, cumulative_mean, evaluate
+from tser_cli.engine.runs import model_files
+from tser_cli.engine.runtime.processes import Runtime
+from tser_cli.models import Classifier
+from tser_cli.report.csv_files import PER_TIMESTEP
+
+LABELS = ("run", "dataset", "split", "method", "teacher", "student")
+STEPS, IMAGES, CLASSES = 3, 101, 5
+
+
+class Table(Classifier):
+    """Knows the logits of every image; an image is its own number, as grey value of 255."""
+
+    def __init__(self, logits_TMK: torch.Tensor, spiking: bool = True) -> None:
+        super().__init__()
+        self.logits_TMK, self.spiking = logits_TMK, spiking
+        self.asked: list[int] = []
+
+    def forward(self, images_NCHW: torch.Tensor, timesteps: int = 1) -> torch.Tensor:
+        assert not self.training
+        self.asked.append(timesteps)
+        chosen = self.logits_TMK[:, (images_NCHW[:, 0, 0, 0] * 255).round().long()]
+        return chosen[:timesteps] if self.spiking else chosen[0]
+
+
+@pytest.fixture(name="logits_TMK")
+def random_logits() -> torch.Tensor:
+    return 3 * torch.randn(STEPS, IMAGES, CLASSES)
+
+
+@pytest.fixture
+def numbered() -> Dataset:
+    """101 test images of one pixel, each its own number."""
+    pixels = torch.arange(IMAGES, dtype=torch.uint8).view(-1, 1, 1, 1)
+    labels = torch.randint(0, CLASSES, (IMAGES,))
+    spec = DataSpec("digits", 1, 1, 1, tuple("abcde"), mean=(0.0,), std=(1.0,))
+    return Dataset(spec, TensorSource(pixels, labels), TensorSource(pixels, labels))
+
+
+@pytest.fixture
+def counted(
+    numbered: Dataset, make_config: Callable[..., Config], runtime: Runtime
+) -> Callable[..., Evaluation]:
+    """`counted(model, batch)`: the model's evaluation on the numbered images."""
+
+    def count(model: Classifier, batch: int, timesteps: int = STEPS, **more: Any) -> Evaluation:
+        config = make_config({"training.eval_batch_size": batch})
+        loader = build_eval_loader(numbered, "test", config)
+        return evaluate(model, loader, runtime, timesteps, **more)
+
+    return count
+
+
+def argmax(values: list[float]) -> int:
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def softmax(values: list[float]) -> list[float]:
+    top = max(values)
+    powers = [math.exp(value - top) for value in values]
+    return [power / math.fsum(powers) for power in powers]
+
+
+def by_hand(logits: list[list[list[float]]], labels: list[int]) -> list[dict[str, Any]]:
+    """The rows that plain Python counts, image by image: logits [t][image][class]."""
+    images, rows = len(labels), []
+    for t in range(len(logits)):
+        right = right_mean = 0
+        loss, entropy, confidence = [], [], []
+        for n, label in enumerate(labels):
+            now = logits[t][n]
+            so_far = [math.fsum(logits[s][n][k] for s in range(t + 1)) for k in range(len(now))]
+            p = softmax(now)
+            right += argmax(now) == label
+            right_mean += argmax(so_far) == label
+            loss.append(-math.log(p[label]))
+            entropy.append(-math.fsum(q * math.log(q) for q in p))
+            confidence.append(max(p))
+        rows.append(
+            {
+                "timesteps": len(logits),
+                "t": t + 1,
+                "accuracy_at_t": right / images,
+                "accuracy_cumulative": right_mean / images,
+                "correct_at_t": right,
+                "correct_cumulative": right_mean,
+                "images": images,
+                "loss_at_t": math.fsum(loss) / images,
+                "entropy_at_t": math.fsum(entropy) / images,
+                "confidence_at_t": math.fsum(confidence) / images,
+                "teacher_accuracy": None,
+            }
+        )
+    return rows
+
+
+def assert_rows_agree(rows: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert len(rows) == len(expected)
+    for row, other in zip(rows, expected, strict=True):
+        for key, value in other.items():
+            exact = not key.startswith(("loss", "entropy", "confidence"))
+            assert row[key] == (value if exact else pytest.approx(value, rel=1e-12)), key
+
+
+@pytest.mark.parametrize("batch", [1, 7, 50, 100, 101, 128])
+def test_a_plain_count_agrees_for_any_batch_size(
+    counted: Callable[..., Evaluation], logits_TMK: torch.Tensor, numbered: Dataset, batch: int
+) -> None:
+    evaluation = counted(Table(logits_TMK), batch)
+    expected = by_hand(logits_TMK.double().tolist(), numbered.test.labels.tolist())
+    assert_rows_agree(evaluation.rows(), expected)
+    assert evaluation.images == IMAGES
+    assert evaluation.timesteps == STEPS
+    assert evaluation.accuracy == expected[-1]["accuracy_cumulative"]
+    assert len({row["correct_cumulative"] for row in expected}) > 1  # the steps do differ
+
+
+def test_rows_have_the_columns_of_the_table_less_the_labels(
+    counted: Callable[..., Evaluation], logits_TMK: torch.Tensor
+) -> None:
+    rows = counted(Table(logits_TMK), 32).rows()
+    assert [tuple(row) for row in rows] == [PER_TIMESTEP[len(LABELS) :]] * STEPS
+    assert PER_TIMESTEP[: len(LABELS)] == LABELS
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_together_count_every_image_once(
+    numbered: Dataset,
+    logits_TMK: torch.Tensor,
+    make_config: Callable[..., Config],
+    runtime: Runtime,
+    world: int,
+) -> None:
+    config = make_config({"training.eval_batch_size": 8})
+    whole = evaluate(Table(logits_TMK), build_eval_loader(numbered, "test", config), runtime, STEPS)
+    parts = [
+        evaluate(
+            Table(logits_TMK),
+            build_eval_loader(numbered, "test", config, rank=rank, world=world),
+            runtime,
+            STEPS,
+        )
+        for rank in range(world)
+    ]
+    assert sum(part.images for part in parts) == IMAGES
+    sums = [sum(column) for column in zip(*(part.correct_at for part in parts), strict=True)]
+    assert sums == whole.correct_at
+
+
+def test_a_real_network_counts_as_the_plain_loop_does(
+    dataset: Dataset,
+    spec: DataSpec,
+    make_config: Callable[..., Config],
+    runtime: Runtime,
+    wake: Callable[[Classifier], Classifier],
+) -> None:
+    config = make_config({"training.eval_batch_size": 4})
+    model = wake(model_files.build("resnet20", spec, config, spiking=True))
+    loader = build_eval_loader(dataset, "test", config)
+    evaluation = evaluate(model, loader, runtime, 2)
+    with torch.no_grad():
+        alone = [model(image, 2) for batch in loader for image in batch.images_NCHW.split(1)]
+    logits = torch.cat(alone, dim=1).double().tolist()
+    expected = by_hand(logits, dataset.test.labels.tolist())
+    for row, other in zip(evaluation.rows(), expected, strict=True):
+        assert row["correct_at_t"] == other["correct_at_t"]
+        assert row["correct_cumulative"] == other["correct_cumulative"]
+        assert row["loss_at_t"] == pytest.approx(other["loss_at_t"], rel=1e-4)
+    assert logits[0] != logits[1]
+
+
+def test_an_ann_is_one_time_step(
+    counted: Callable[..., Evaluation], logits_TMK: torch.Tensor, numbered: Dataset
+) -> None:
+    evaluation = counted(Table(logits_TMK, spiking=False), 16, timesteps=4)
+    labels = numbered.test.labels.tolist()
+    assert_rows_agree(evaluation.rows(), by_hand(logits_TMK[:1].double().tolist(), labels))
+
+
+def test_the_teacher_is_counted_on_the_same_images(
+    counted: Callable[..., Evaluation], logits_TMK: torch.Tensor, numbered: Dataset
+) -> None:
+    teacher = Table(torch.randn(1, IMAGES, CLASSES), spiking=False).eval()
+    evaluation = counted(Table(logits_TMK), 16, teacher=teacher)
+    answers = teacher.logits_TMK[0].argmax(-1).tolist()
+    right = sum(a == b for a, b in zip(answers, numbered.test.labels.tolist(), strict=True))
+    assert 0 < right < IMAGES
+    assert evaluation.teacher_correct == right
+    assert {row["teacher_accuracy"] for row in evaluation.rows()} == {right / IMAGES}
+
+
+def test_without_a_teacher_its_accuracy_is_none(
+    counted: Callable[..., Evaluation], logits_TMK: torch.Tensor
+) -> None:
+    assert counted(Table(logits_TMK), 16).teacher_accuracy is None
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_put_back(
+    counted: Callable[..., Evaluation], logits_TMK: torch.Tensor, training: bool
+) -> None:
+    model = Table(logits_TMK).train(training)
+    counted(model, 64)
+    assert model.training is training
+
+
+def test_one_pass_asks_for_all_steps_and_tells_of_each_batch(
+    counted: Callable[..., Evaluation], logits_TMK: torch.Tensor
+) -> None:
+    model, heard = Table(logits_TMK), list[int]()
+    counted(model, 40, after_batch=heard.append)
+    assert model.asked == [STEPS] * 3
+    assert heard == [40, 40, 21]
+
+
+def test_no_gradient_is_kept(runtime: Runtime, logits_TMK: torch.Tensor) -> None:
+    modes = []
+
+    def one() -> Iterator[Batch]:
+        modes.append(torch.is_grad_enabled())
+        yield Batch(torch.zeros(2, 1, 1, 1), torch.zeros(2, dtype=torch.int64), torch.arange(2))
+
+    evaluate(Table(logits_TMK), one(), runtime, STEPS)
+    assert modes == [False]
+
+
+def test_cumulative_mean_of_three_steps() -> None:
+    logits = torch.tensor([[[1.0, 4.0]], [[3.0, 0.0]], [[2.0, -1.0]]])
+    assert cumulative_mean(logits).tolist() == [[[1.0, 4.0]], [[2.0, 2.0]], [[2.0, 1.0]]]

@@ -1,0 +1,190 @@
+"""Checkpoints and model files: damage is noticed, code is never run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from tser_cli.engine.runs import checkpoints
+from tser_cli.engine.runs.checkpoints import load_latest, load_model, save_checkpoint, save_model
+from tser_cli.errors import CheckpointError, DamagedError
+
+
+def state(number: int) -> dict[str, object]:
+    return {"model": {"w": torch.full((50,), float(number))}, "epoch": number, "rows": [{"a": 1.5}]}
+
+
+def silent(text: str) -> None:
+    raise AssertionError(f"unexpected warning: {text}")
+
+
+class Bomb:
+    """Unpickling this makes a file: proof that code was run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 3, state(3))
+    loaded = load_latest(tmp_path, silent)
+    assert loaded is not None
+    assert loaded["epoch"] == 3
+    assert loaded["rows"] == [{"a": 1.5}]
+    assert torch.equal(loaded["model"]["w"], torch.full((50,), 3.0))
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert load_latest(tmp_path, silent) is None
+    assert load_latest(tmp_path / "missing", silent) is None
+
+
+def test_the_last_two_are_kept(tmp_path: Path) -> None:
+    for number in range(5):
+        save_checkpoint(tmp_path, number, state(number))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["manifest.json", "step-000000003.pt", "step-000000004.pt"]
+
+
+@pytest.mark.parametrize("size", ["0", "1", "half", "-1"])
+def test_a_truncated_newest_falls_back(tmp_path: Path, size: str) -> None:
+    save_checkpoint(tmp_path, 1, state(1))
+    newest = save_checkpoint(tmp_path, 2, state(2))
+    content = newest.read_bytes()
+    length = {"0": 0, "1": 1, "half": len(content) // 2, "-1": len(content) - 1}[size]
+    newest.write_bytes(content[:length])
+    warnings: list[str] = []
+    loaded = load_latest(tmp_path, warnings.append)
+    assert loaded is not None
+    assert loaded["epoch"] == 1
+    assert len(warnings) == 1
+    assert newest.name in warnings[0]
+
+
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, state(1))
+    content = bytearray(path.read_bytes())
+    choose = random.Random(0)
+    for _ in range(200):
+        position, bit = choose.randrange(len(content)), 1 << choose.randrange(8)
+        content[position] ^= bit
+        path.write_bytes(bytes(content))
+        with pytest.raises(DamagedError):
+            load_latest(tmp_path, lambda text: None)
+        content[position] ^= bit
+    path.write_bytes(bytes(content))
+    assert load_latest(tmp_path, silent) is not None
+
+
+def test_a_missing_manifest_is_damage_not_a_fresh_start(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, state(1))
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(DamagedError, match="not in its manifest"):
+        load_latest(tmp_path, lambda text: None)
+
+
+def test_missing_files_are_damage_too(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, state(1)).unlink()
+    with pytest.raises(DamagedError, match="can't be read"):
+        load_latest(tmp_path, lambda text: None)
+
+
+class Killed(BaseException):
+    """Stands for kill -9 in the middle of a save."""
+
+
+@pytest.mark.parametrize("point", range(1, 4))
+def test_a_kill_at_any_point_of_a_save_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: int
+) -> None:
+    save_checkpoint(tmp_path, 1, state(1))
+    save_checkpoint(tmp_path, 2, state(2))
+    calls = 0
+    write = checkpoints.write_whole
+
+    def stops(path: Path, content: bytes) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == point:
+            raise Killed
+        write(path, content)
+
+    monkeypatch.setattr(checkpoints, "write_whole", stops)
+    monkeypatch.setattr(checkpoints, "write_text", lambda path, text: stops(path, text.encode()))
+    with pytest.raises(Killed):
+        save_checkpoint(tmp_path, 3, state(3))
+    loaded = load_latest(tmp_path, silent)
+    assert loaded is not None
+    assert loaded["epoch"] == (2 if point < 3 else 3)
+
+
+def test_a_kill_before_the_rename_is_made_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_waiting", lambda path: path.with_suffix(".new"))
+        original = Path.replace
+
+        def only_final(self: Path, target: Path) -> Path:
+            if self.suffix == ".new":
+                raise Killed
+            return original(self, target)
+
+        patch.setattr(Path, "replace", only_final)
+        with pytest.raises(Killed):
+            save_checkpoint(tmp_path, 1, state(1))
+    loaded = load_latest(tmp_path, silent)
+    assert loaded is not None
+    assert loaded["epoch"] == 1
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    proof = tmp_path / "ran"
+    path = tmp_path / "teacher.pt"
+    path.write_bytes(pickle.dumps(Bomb(proof)))
+    with pytest.raises(CheckpointError, match="never run"):
+        load_model(path)
+    torch.save({"w": Bomb(proof)}, path)
+    with pytest.raises(CheckpointError, match="never run"):
+        load_model(path)
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"\x80\x04", b"\xff" * 100])
+def test_files_that_are_no_model(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="model"):
+        load_model(path)
+
+
+def test_a_model_file_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    digest = save_model(path, {"w": torch.arange(4.0)}, {"tser": "x"})
+    loaded, metadata, again = load_model(path)
+    assert torch.equal(loaded["w"], torch.arange(4.0))
+    assert metadata == {"tser": "x"}
+    assert digest == again
+
+
+def test_a_truncated_model_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(path, {"w": torch.arange(400.0)}, {})
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        load_model(path)
+
+
+def test_a_missing_model_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="can't be read"):
+        load_model(tmp_path / "model.safetensors")

@@ -1,0 +1,223 @@
+"""Networks to and from files, and torchvision's."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models import ResNet18_Weights, resnet18, resnet34
+
+from tser_cli.config import Config
+from tser_cli.data.base import DataSpec
+from tser_cli.engine.runs import model_files
+from tser_cli.engine.runs.checkpoints import load_model, save_model
+from tser_cli.errors import CheckpointError
+from tser_cli.models import Classifier
+
+MakeConfig = Callable[..., Config]
+LARGE = DataSpec("imagenet", 3, 224, 224, tuple(map(str, range(1000))), (0.5,) * 3, (0.3,) * 3)
+
+
+@pytest.fixture
+def model_file(tmp_path: Path, spec: DataSpec, make_config: MakeConfig) -> Path:
+    """A sound model file of a teacher."""
+    config = make_config()
+    model = model_files.build("resnet20", spec, config, spiking=False)
+    metadata = model_files.describe("resnet20", spec, config, spiking=False)
+    model_files.write(tmp_path / "model.safetensors", model, metadata)
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of torchvision's, where the file of ResNet-18 would lie."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path / "checkpoints" / Path(ResNet18_Weights.IMAGENET1K_V1.url).name
+
+
+def redescribe(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Writes `path` again with another description."""
+    state, metadata, _ = load_model(path)
+    description = json.loads(metadata["tser"])
+    changed = change(description)
+    save_model(path, state, {"tser": json.dumps(description if changed is None else changed)})
+
+
+@pytest.mark.parametrize("spiking", [True, False])
+@pytest.mark.parametrize("stem", ["small", "large"])
+def test_a_model_file_says_all_that_its_network_needs(
+    tmp_path: Path,
+    spec: DataSpec,
+    make_config: MakeConfig,
+    wake: Callable[[Classifier], Classifier],
+    spiking: bool,
+    stem: str,
+) -> None:
+    config = make_config({"model.stem": stem, "neuron.threshold": 0.7, "neuron.reset": "soft"})
+    model = wake(model_files.build("resnet20", spec, config, spiking))
+    path = tmp_path / "model.safetensors"
+    digest = model_files.write(path, model, model_files.describe("resnet20", spec, config, spiking))
+    # what it is read for does not matter: the file describes itself
+    loaded = model_files.read(path, LARGE)
+    assert (loaded.name, loaded.source, loaded.sha256) == ("resnet20", str(path), digest)
+    assert loaded.model.spiking is spiking
+    images = torch.randn(2, *spec.image_shape)
+    with torch.no_grad():
+        assert torch.equal(loaded.model.eval()(images, 3), model(images, 3))
+
+
+def test_the_description_is_plain_json(spec: DataSpec, make_config: MakeConfig) -> None:
+    config = make_config({"model.timesteps": 4, "neuron.tau": 1.5})
+    metadata = model_files.describe("resnet18", spec, config, spiking=True)
+    assert list(metadata) == ["tser"]
+    described = json.loads(metadata["tser"])
+    assert described["neuron"]["tau"] == 1.5
+    assert (described["timesteps"], described["classes"]) == (4, ["a", "b", "c"])
+    ann = json.loads(model_files.describe("resnet18", spec, config, spiking=False)["tser"])
+    assert (ann["timesteps"], ann["neuron"]) == (1, None)
+
+
+@pytest.mark.parametrize("wrapping", ["plain", "model", "state_dict", "module."])
+def test_torchvision_s_state_dict_is_recognised(tmp_path: Path, wrapping: str) -> None:
+    theirs: Any = resnet34(num_classes=3).eval()
+    state: dict[str, Any] = theirs.state_dict()
+    if wrapping == "module.":
+        state = {f"module.{name}": value for name, value in state.items()}
+    elif wrapping != "plain":
+        state = {wrapping: state, "epoch": 3}
+    path = tmp_path / "theirs.pth"
+    torch.save(state, path)
+    spec = DataSpec("imagenet", 3, 72, 72, ("a", "b", "c"), (0.5,) * 3, (0.3,) * 3)
+    loaded = model_files.read(path, spec)
+    assert loaded.name == "resnet34"
+    assert not loaded.model.spiking
+    images = torch.randn(1, 3, 72, 72)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model.eval()(images), theirs(images))
+
+
+def test_a_state_dict_of_something_else(tmp_path: Path, spec: DataSpec) -> None:
+    path = tmp_path / "other.pt"
+    torch.save(torch.nn.Linear(3, 2).state_dict(), path)
+    with pytest.raises(CheckpointError, match="fits no ANN for 3 classes of 1 x 8 x 8 images"):
+        model_files.read(path, spec)
+
+
+def test_weights_of_another_architecture(model_file: Path, spec: DataSpec) -> None:
+    redescribe(model_file, lambda described: described.update(model="resnet18"))
+    with pytest.raises(CheckpointError, match="holds another network than the one asked for"):
+        model_files.read(model_file, spec)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda described: described.pop("channels"),
+        lambda described: described.update(model="resnet21"),
+        lambda described: described.update(model="sew_resnet18"),
+        lambda described: described.update(stem="medium"),
+        lambda described: described.update(neuron={"tau": 0.5}),
+        lambda described: described.update(classes=7),
+        lambda described: described.update(height=None),
+        lambda described: described.update(width=float("inf")),
+        lambda described: described.update(channels=-1),
+        lambda described: described.update(channels=10**12),
+        lambda described: [],
+        lambda described: "resnet20",
+    ],
+)
+def test_a_damaged_description(
+    model_file: Path, spec: DataSpec, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    def changed(described: dict[str, Any]) -> Any:
+        result = change(described)
+        return result if isinstance(result, list | str) else described
+
+    redescribe(model_file, changed)
+    with pytest.raises(CheckpointError, match="has a damaged description"):
+        model_files.read(model_file, spec)
+
+
+def test_a_description_that_is_no_json(model_file: Path, spec: DataSpec) -> None:
+    state, _, _ = load_model(model_file)
+    save_model(model_file, state, {"tser": "{"})
+    with pytest.raises(CheckpointError, match="has a damaged description"):
+        model_files.read(model_file, spec)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_torchvision_s_weights_are_taken_from_its_cache(hub: Path) -> None:
+    state = resnet18().state_dict()
+    torch.save(state, hub)
+    loaded = model_files.pretrained("resnet18", LARGE)
+    assert loaded is not None
+    assert loaded.name == "resnet18"
+    assert "IMAGENET1K_V1" in loaded.source
+    assert same(loaded.model.state_dict(), state)
+
+
+def test_without_a_network_the_message_names_file_and_folder(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(ResNet18_Weights, "get_state_dict", offline)
+    with pytest.raises(CheckpointError, match="no route to host") as error:
+        model_files.pretrained("resnet18", LARGE)
+    assert hub.name in str(error.value)
+    assert str(hub.parent) in str(error.value)
+    assert "tser train-teacher resnet18 --dataset imagenet" in str(error.value)
+
+
+class Bomb:
+    """Unpickling this makes a file: proof that code was run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("content", ["", "hello\n", "bomb"])
+def test_a_file_in_the_cache_that_is_no_model(hub: Path, tmp_path: Path, content: str) -> None:
+    proof = tmp_path / "ran"
+    if content == "bomb":
+        torch.save({"w": Bomb(proof)}, hub)
+    else:
+        hub.write_text(content)
+    with pytest.raises(CheckpointError, match="not here and can't be fetched"):
+        model_files.pretrained("resnet18", LARGE)
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("name", ["resnet19", "resnet20"])
+def test_torchvision_has_no_weights_of_some_networks(name: str) -> None:
+    assert model_files.pretrained(name, LARGE) is None
+
+
+def test_vgg_takes_torchvision_s_weights_with_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.models import VGG11_BN_Weights
+
+    asked = []
+
+    def offline(self: Any, *args: Any, **kwargs: Any) -> None:
+        asked.append(self)
+        raise OSError
+
+    monkeypatch.setattr(model_files, "build", lambda *args, **kwargs: None)
+    monkeypatch.setattr(VGG11_BN_Weights, "get_state_dict", offline)
+    with pytest.raises(CheckpointError, match=r"vgg11_bn-\w+\.pth"):
+        model_files.pretrained("vgg11", LARGE)
+    assert asked == [VGG11_BN_Weights.IMAGENET1K_V1]

@@ -1,0 +1,80 @@
+"""What several processes share, as far as one process can show it; `tests/faults` has the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+
+from tser_cli.config import Config
+from tser_cli.data.base import DataSpec
+from tser_cli.engine.runs import model_files
+from tser_cli.engine.runtime.processes import Runtime
+from tser_cli.engine.training.data_parallel import share_gradients, share_statistics, synchronised
+from tser_cli.engine.training.position import Meter
+from tser_cli.models import Classifier
+
+
+@pytest.fixture
+def student(
+    spec: DataSpec, make_config: Callable[..., Config], wake: Callable[[Classifier], Classifier]
+) -> Classifier:
+    """A spiking network whose norms have seen images."""
+    return wake(model_files.build("resnet20", spec, make_config(), spiking=True))
+
+
+def test_every_norm_is_synchronised_and_nothing_else_changes(student: Classifier) -> None:
+    images = torch.randn(5, 1, 8, 8)
+    norms = [name for name, module in student.named_modules() if type(module) is nn.BatchNorm2d]
+    state = {name: value.clone() for name, value in student.state_dict().items()}
+    expected = student(images, 3)
+    converted = synchronised(student)
+    assert len(norms) > 18
+    assert all(type(converted.get_submodule(name)) is nn.SyncBatchNorm for name in norms)
+    assert not any(type(module) is nn.BatchNorm2d for module in converted.modules())
+    assert list(converted.state_dict()) == list(state)
+    assert all(torch.equal(value, state[name]) for name, value in converted.state_dict().items())
+    assert torch.equal(converted.eval()(images, 3), expected)
+
+
+def test_one_process_shares_with_nobody(student: Classifier, runtime: Runtime) -> None:
+    state = {name: value.clone() for name, value in student.state_dict().items()}
+    assert share_gradients(student, runtime, (1, 8, 8), 3) is student
+    share_statistics(student, runtime)
+    assert all(torch.equal(value, state[name]) for name, value in student.state_dict().items())
+
+
+def seat(rank: int, world: int) -> Runtime:
+    """One of `world` processes, as far as handing out meters needs it."""
+    place = SimpleNamespace(device=torch.device("cpu"), process_index=rank, num_processes=world)
+    return Runtime(place)
+
+
+def meter(images: int, loss: float) -> dict[str, Any]:
+    return {"images": images, "sums": {"loss": loss, "correct": float(images)}}
+
+
+def test_as_many_processes_take_up_their_own_sums() -> None:
+    states = [meter(4, 1.5), meter(4, 2.5)]
+    taken = [Meter.share_out(states, seat(rank, 2)).state() for rank in range(2)]
+    assert taken == states
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_another_number_of_processes_keeps_the_total(world: int) -> None:
+    states = [meter(4, 1.5), meter(4, 2.5), meter(3, 0.25)]
+    taken = [Meter.share_out(states, seat(rank, world)).state() for rank in range(world)]
+    assert taken[0] == {"images": 11, "sums": {"loss": 4.25, "correct": 11.0}}
+    nothing = {"images": 0, "sums": {"loss": 0.0, "correct": 0.0}}
+    assert taken[1:] == [nothing] * (world - 1)
+
+
+def test_alone_every_agreement_is_one_s_own(runtime: Runtime) -> None:
+    assert runtime.largest(15) == 15
+    assert runtime.gather("a") == ["a"]
+    assert runtime.on_main(lambda: cast(Any, [1])) == [1]
+    assert runtime.main_first(lambda: None) is None

@@ -1,0 +1,66 @@
+"""Optimizers and the learning rate."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tser_cli.config import OptimizerConfig, ScheduleConfig
+from tser_cli.engine.training.optimizer import lr_factor, make_optimizer, parameter_groups, set_lr
+
+
+def small_net() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 3))
+
+
+def test_only_conv_and_linear_weights_decay() -> None:
+    net = small_net()
+    decayed, plain = parameter_groups([net], 0.01)
+    assert [tuple(p.shape) for p in decayed["params"]] == [(2, 1, 3, 3), (3, 2)]  # type: ignore[attr-defined]
+    assert len(plain["params"]) == 4  # type: ignore[arg-type]  # two biases, norm weight and bias
+    assert decayed["weight_decay"] == 0.01
+    assert plain["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_optimizer_of_each_name(name: str, kind: type) -> None:
+    settings = OptimizerConfig.model_validate({"name": name, "lr": 0.25})
+    optimizer = make_optimizer([small_net()], settings)
+    assert type(optimizer) is kind
+    assert {group["lr"] for group in optimizer.param_groups} == {0.25}
+    set_lr(optimizer, 0.5)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.5}
+
+
+def test_cosine_runs_from_one_to_the_final_factor() -> None:
+    settings = ScheduleConfig(name="cosine", final_factor=0.1)
+    assert lr_factor(0, 10, 4, settings) == 1.0
+    assert lr_factor(20, 10, 4, settings) == pytest.approx(0.1 + 0.9 * 0.5)
+    assert lr_factor(40, 10, 4, settings) == pytest.approx(0.1)
+
+
+def test_warm_up_is_linear_and_reaches_one() -> None:
+    settings = ScheduleConfig(name="cosine", warmup_epochs=2)
+    factors = [lr_factor(step, 5, 4, settings) for step in range(10)]
+    assert factors == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert lr_factor(10, 5, 4, settings) == 1.0
+
+
+def test_onecycle_rises_along_a_cosine() -> None:
+    settings = ScheduleConfig(name="onecycle", warmup_epochs=1)
+    assert lr_factor(4, 10, 4, settings) == pytest.approx((1 - math.cos(math.pi / 2)) / 2)
+    assert lr_factor(9, 10, 4, settings) == pytest.approx(1.0)
+    assert lr_factor(39, 10, 4, settings) < 0.01
+
+
+def test_step_drops_at_each_milestone() -> None:
+    settings = ScheduleConfig(name="step", milestones=(1, 2.5), gamma=0.1)
+    factors = [lr_factor(step, 10, 4, settings) for step in (0, 9, 10, 24, 25, 39)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_constant_stays() -> None:
+    assert lr_factor(37, 10, 4, ScheduleConfig(name="constant")) == 1.0

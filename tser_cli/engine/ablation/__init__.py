@@ -1,0 +1,1 @@
+"""Grids of runs. Nothing heavy is imported here: cells are started by module name."""

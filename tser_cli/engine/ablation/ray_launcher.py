@@ -1,0 +1,196 @@
+"""Cells on a Ray cluster: each the same `tser distill`, on whichever machine Ray chooses.
+
+Ray places the cells, and starts one anew whose worker or machine is lost; the cell itself goes on
+from its last checkpoint. All machines must see the ablation's folder, the teacher and the data
+under the same paths. https://docs.ray.io/en/latest/ray-core/tasks.html
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tser_cli.engine.ablation import cell_process
+from tser_cli.engine.ablation.cell_folder import (
+    LOG,
+    NOT_STARTED,
+    arguments,
+    find_cell,
+    write_settings,
+)
+from tser_cli.engine.ablation.grid import Cell
+from tser_cli.engine.runtime.stop import StopRequest
+from tser_cli.errors import ConfigError, TserError
+
+AUTO = "auto"
+POLL_SECONDS = 0.5
+CONNECT_SECONDS = 10.0
+HEALTH_SECONDS = 30.0
+RETRIES = 1  # of a lost worker or machine; a cell that fails is not run again
+# A network file system shows what another machine wrote within its attribute cache's time, 60 s.
+SEEN_SECONDS = 90.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster that this process is connected to: the module, and its machines' resources."""
+
+    ray: Any
+    machines: list[dict[str, float]]
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Cluster]:
+    """The running cluster at `address`, "auto" or HOST:PORT; disconnected at the end.
+
+    Raises ConfigError where Ray is not installed, or where there is no cluster to use.
+    """
+    check_address(address)
+    ray = load_ray()
+    check_health(address)
+    with _handler_kept():
+        try:
+            ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+        # ConnectionError, RuntimeError and errors of Ray's own, by what is wrong
+        except Exception as error:
+            raise _no_cluster(address, error) from error
+    try:
+        yield Cluster(ray, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    finally:
+        ray.shutdown()
+
+
+def load_ray() -> Any:
+    """The module `ray`. Raises ConfigError."""
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise ConfigError(
+            f'--address needs Ray ({error}): install tser-cli[ray] (pip install "tser-cli[ray]")'
+        ) from error
+
+
+def check_address(address: str) -> None:
+    """Raise ConfigError where `address` is neither auto nor a HOST:PORT where something answers."""
+    if address == AUTO:
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"--address {address}: write auto or HOST:PORT, as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _no_cluster(address, error) from error
+
+
+def check_health(address: str) -> None:
+    """Raise ConfigError where no cluster answers soon: ray.init itself would try for minutes."""
+    where = [] if address == AUTO else ["--address", address]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", *where]
+    try:
+        subprocess.run(command, capture_output=True, text=True, timeout=HEALTH_SECONDS, check=True)
+    except subprocess.TimeoutExpired as error:
+        silent = TimeoutError(f"no answer in {HEALTH_SECONDS:.0f} s")
+        raise _no_cluster(address, silent) from error
+    except subprocess.CalledProcessError as error:
+        said = str(error.stderr).strip().splitlines() or [str(error)]
+        raise _no_cluster(address, ConnectionError(said[-1])) from error
+
+
+def _no_cluster(address: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"--address {address}: no Ray cluster to use there: {first_line(error)}. Start one (ray "
+        "start --head), and run this command on one of its machines"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, without its final stop; its kind where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(". ")
+
+
+@contextmanager
+def _handler_kept() -> Iterator[None]:
+    # ray.init takes SIGTERM over, and would end this process without stopping the cells
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def share(machines: list[dict[str, float]], device: str, jobs: int | None) -> dict[str, int]:
+    """What one cell asks of Ray: a GPU with its share of the cores, or cores alone.
+
+    Without GPUs a cell gets a whole machine (the smallest's cores), or its share of all cores where
+    `jobs` run side by side. Raises ConfigError for a cluster without cores.
+    """
+    with_gpus = [machine for machine in machines if machine.get("GPU", 0) >= 1]
+    if with_gpus and (device == "auto" or device.startswith("cuda")):
+        cores = min(machine.get("CPU", 0) // machine["GPU"] for machine in with_gpus)
+        return {"num_gpus": 1, "num_cpus": int(cores)}
+    sizes = [int(machine["CPU"]) for machine in machines if machine.get("CPU", 0) >= 1]
+    if not sizes:
+        raise ConfigError("the Ray cluster offers no cores; start its machines with --num-cpus")
+    return {"num_cpus": max(1, min(min(sizes), sum(sizes) // jobs)) if jobs else min(sizes)}
+
+
+class RayLauncher:
+    """Runs cells on a cluster. `run` may be called in as many threads as cells may wait at once."""
+
+    def __init__(self, folder: Path, cluster: Cluster, jobs: int | None, stop: StopRequest) -> None:
+        self._folder, self._cluster, self._jobs, self._stop = folder, cluster, jobs, stop
+
+    def run(self, cell: Cell) -> str:
+        """Run a cell to its end; returns what went wrong, "" where nothing did."""
+        errors = self._cluster.ray.exceptions
+        if self._stop.requested:
+            return NOT_STARTED
+        try:
+            return self._finish(self._start(cell)) or self._seen(cell)
+        except errors.TaskCancelledError:
+            return NOT_STARTED
+        except errors.RayError as error:
+            return f"lost by Ray: {first_line(error)}"
+        except (TserError, OSError) as error:
+            return str(error)
+
+    def _start(self, cell: Cell) -> Any:
+        if cell.config.training.device.startswith("cuda:"):
+            # Ray shows a cell no GPU but its own
+            config = cell.config.updated({"training.device": "cuda"})
+            cell = Cell(cell.varied, cell.seed, config)
+        home = write_settings(cell, self._folder)
+        wanted = share(self._cluster.machines, cell.config.training.device, self._jobs)
+        task = self._cluster.ray.remote(**wanted, max_retries=RETRIES)(cell_process.run_in_folder)
+        return task.remote(arguments(home), str(home), LOG)
+
+    def _finish(self, reference: Any) -> str:
+        ray, cancelled = self._cluster.ray, False
+        while not ray.wait([reference], timeout=POLL_SECONDS)[0]:
+            if self._stop.requested and not cancelled:
+                ray.cancel(reference)  # its process saves its state; the task ends after that
+                cancelled = True
+        return str(ray.get(reference))
+
+    def _seen(self, cell: Cell) -> str:
+        end = time.monotonic() + SEEN_SECONDS
+        while find_cell(cell, self._folder) is None:
+            if time.monotonic() > end:
+                return f"it finished, but {self._folder} does not show it: is the folder shared?"
+            time.sleep(POLL_SECONDS)
+        return ""

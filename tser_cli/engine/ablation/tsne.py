@@ -1,0 +1,103 @@
+"""t-SNE of what teacher and students see: two coordinates an image, in a table to draw from."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tser_cli.data.loaders import build_eval_loader
+from tser_cli.engine.ablation.cell_folder import find_cell
+from tser_cli.engine.ablation.grid import Cell
+from tser_cli.engine.runs import model_files
+from tser_cli.engine.runs.finished_run import open_finished
+from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runtime.context import Context
+from tser_cli.engine.training.task import freeze
+from tser_cli.models import Classifier
+from tser_cli.models.features import penultimate
+from tser_cli.report.csv_files import read_csv, write_csv
+
+TSNE_CSV = "tsne.csv"
+COLUMNS = ("network", "image", "label", "x", "y")
+TEACHER = "teacher"
+IMAGES = 500
+NETWORKS = 12
+PERPLEXITY = 30.0  # van der Maaten and Hinton, JMLR 2008: results are stable for 5 to 50
+
+
+def write(cells: list[Cell], folder: Path) -> None:
+    """tsne.csv of the first test images: the teacher and the first finished seed of each cell.
+
+    Nothing is done where the table is there already, or where no cell has finished.
+    """
+    runs = first_runs(cells, folder)
+    if not runs or set(runs) <= known_networks(folder / TSNE_CSV):
+        return
+    rows: list[dict[str, Any]] = []
+    for label, run in runs.items():
+        opened = open_finished(run, {})
+        if not any(row["network"] == TEACHER for row in rows):
+            rows += teacher_rows(run, opened.context)
+        steps = opened.config.model.timesteps
+        rows += embed(label, opened.loaded.model, opened.context, steps)
+    rows.sort(key=lambda row: row["network"] != TEACHER)
+    write_csv(folder / TSNE_CSV, rows, COLUMNS)
+
+
+def first_runs(cells: list[Cell], folder: Path) -> dict[str, Run]:
+    """A finished run of each cell by its label, those of the smallest seed, at most a dozen."""
+    found: dict[str, Run] = {}
+    for cell in sorted(cells, key=lambda cell: cell.seed):
+        run = None if cell.label in found else find_cell(cell, folder)
+        if run is not None and len(found) < NETWORKS:
+            found[cell.label] = run
+    return {cell.label: found[cell.label] for cell in cells if cell.label in found}
+
+
+def known_networks(path: Path) -> set[str]:
+    """The networks that a table has; none where there is no table."""
+    return {row["network"] for row in read_csv(path)} if path.is_file() else set()
+
+
+def teacher_rows(run: Run, context: Context) -> list[dict[str, Any]]:
+    """The rows of a run's teacher; none where it has none, or where the file is gone."""
+    source = Path((run.environment().get(TEACHER) or {}).get("source", ""))
+    if not source.is_file():
+        return []
+    model = freeze(model_files.read(source, context.dataset.spec).model)
+    context.runtime.place(model)
+    return embed(TEACHER, model, context, 1)
+
+
+def embed(name: str, model: Classifier, context: Context, timesteps: int) -> list[dict[str, Any]]:
+    """The rows of one network: t-SNE of its penultimate features, averaged over time."""
+    features, labels, left = [], [], IMAGES
+    for batch in build_eval_loader(context.dataset, "test", context.config):
+        images = context.runtime.images(batch.images_NCHW[:left])
+        features.append(penultimate(model, images, timesteps).float().cpu())
+        labels += batch.labels_N[:left].tolist()
+        left -= len(images)
+        if not left:
+            break
+    points = coordinates(torch.cat(features))
+    return [
+        dict(zip(COLUMNS, (name, image, label, x, y), strict=True))
+        for image, (label, (x, y)) in enumerate(zip(labels, points, strict=True))
+    ]
+
+
+def coordinates(features_NF: Tensor) -> list[list[float]]:
+    """t-SNE (van der Maaten and Hinton, 2008): [N, F] -> N pairs, the same for the same input."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(PERPLEXITY, (len(features_NF) - 1) / 3)
+    tsne = TSNE(init="random", perplexity=perplexity, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # features without variance, as of a silent network
+        points = tsne.fit_transform(features_NF.numpy().astype(np.float64))
+    return [[float(x), float(y)] for x, y in points]

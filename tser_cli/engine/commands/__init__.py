@@ -1,0 +1,1 @@
+"""One file a command; each returns a result and prints nothing."""

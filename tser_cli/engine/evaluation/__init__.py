@@ -1,0 +1,1 @@
+"""One pass over images: accuracy at each time step, operation counts, early exit."""

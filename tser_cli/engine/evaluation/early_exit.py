@@ -1,0 +1,186 @@
+"""Early exit: an image stops at the first step whose cumulative prediction is sure enough.
+
+It really stops: images that left are not computed further. What they spent is taken from the exact
+integers of a full pass, which also says where each image ought to stop; both must agree.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tser_cli.data.loaders import build_eval_loader
+from tser_cli.energy import Profile, energy_up_to
+from tser_cli.engine.evaluation.operation_counts import Measured, measure
+from tser_cli.engine.runs.finished_run import Opened
+from tser_cli.engine.runtime.context import Context
+from tser_cli.engine.runtime.processes import Runtime
+from tser_cli.errors import ConfigError
+from tser_cli.losses.functional import entropy
+from tser_cli.models import Classifier
+from tser_cli.models.stepping import Stepper
+from tser_cli.report.csv_files import write_csv
+
+CONFIDENCE, ENTROPY = "confidence", "entropy"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Stop where the confidence is at least, or the entropy (nats) at most, `threshold`."""
+
+    criterion: str
+    threshold: float
+
+    def sure(self, mean_NK: Tensor) -> Tensor:
+        """Which images may stop, from the mean of their logits up to this step: [N, K] -> [N]."""
+        if self.criterion == CONFIDENCE:
+            return mean_NK.softmax(-1).amax(-1) >= self.threshold
+        return entropy(mean_NK) <= self.threshold
+
+
+@dataclass(frozen=True)
+class Exits:
+    """Of each image, in order: the step at which it stopped (from 1), and whether it was right."""
+
+    step_I: Tensor
+    correct_I: Tensor
+
+
+def parse_thresholds(text: str, criterion: str) -> list[Rule]:
+    """ "0.8,0.9" -> rules. Raises ConfigError where one is no number that can decide."""
+    rules = []
+    for part in text.split(","):
+        if not re.fullmatch(r"\s*\d*\.?\d+(e-?\d+)?\s*", part):
+            raise ConfigError(f'--early-exit: "{part.strip()}" is no threshold; write 0.8,0.9,0.99')
+        threshold = float(part)
+        if criterion == CONFIDENCE and not 0.0 < threshold <= 1.0:
+            raise ConfigError(f"--early-exit {part.strip()}: a confidence is above 0, at most 1")
+        if not math.isfinite(threshold):
+            raise ConfigError(f"--early-exit {part.strip()}: it must be finite")
+        rules.append(Rule(criterion, threshold))
+    return rules
+
+
+def exit_batch(
+    stepper: Stepper, images_NCHW: Tensor, labels_N: Tensor, timesteps: int, rule: Rule
+) -> tuple[Tensor, Tensor]:
+    """Run one batch step by step, dropping images as they become sure; fields of `Exits`."""
+    count = len(labels_N)
+    step_N = torch.full((count,), timesteps, device=labels_N.device)
+    correct_N = torch.zeros(count, dtype=torch.bool, device=labels_N.device)
+    left = torch.arange(count, device=labels_N.device)
+    stepper.start(images_NCHW)
+    total: Tensor | float = 0.0
+    for t in range(1, timesteps + 1):
+        total = total + stepper.step().double()
+        mean = total / t
+        leaving = rule.sure(mean) if t < timesteps else torch.ones_like(left, dtype=torch.bool)
+        gone = left[leaving]
+        step_N[gone] = t
+        correct_N[gone] = mean[leaving].argmax(-1) == labels_N[gone]
+        left, total = left[~leaving], total[~leaving]
+        if not len(left):
+            break
+        if leaving.any():
+            stepper.keep(~leaving)
+    return step_N, correct_N
+
+
+@torch.inference_mode()
+def run_exits(model: Classifier, context: Context, timesteps: int, rule: Rule) -> Exits:
+    """Evaluate the test set with early exit."""
+    runtime: Runtime = context.runtime
+    steps, corrects = [], []
+    with Stepper(model) as stepper:
+        for batch in build_eval_loader(context.dataset, "test", context.config):
+            images, labels = runtime.images(batch.images_NCHW), batch.labels_N.to(runtime.device)
+            with runtime.autocast():
+                step_N, correct_N = exit_batch(stepper, images, labels, timesteps, rule)
+            steps.append(step_N.cpu())
+            corrects.append(correct_N.cpu())
+    return Exits(torch.cat(steps), torch.cat(corrects))
+
+
+def offline_exits(measured: Measured, rule: Rule) -> Exits:
+    """Where each image ought to stop, from the cumulative predictions of a full pass."""
+    if rule.criterion == CONFIDENCE:
+        sure_TI = measured.confidence_TI >= rule.threshold
+    else:
+        sure_TI = measured.entropy_TI <= rule.threshold
+    sure_TI = sure_TI.clone()
+    sure_TI[-1] = True
+    index_I = sure_TI.int().argmax(0)
+    correct_I = measured.correct_cumulative_TI.gather(0, index_I[None])[0]
+    return Exits(index_I + 1, correct_I)
+
+
+def columns(timesteps: int) -> list[str]:
+    """The header of early_exit.csv."""
+    shares = [f"share_exit_{t}" for t in range(1, timesteps + 1)]
+    return [
+        *("run", "dataset", "profile", "criterion", "threshold", "timesteps", "images", "correct"),
+        *("accuracy", "accuracy_full", "mean_steps", *shares, "energy_pj", "energy_full_pj"),
+        "differing_images",
+    ]
+
+
+def row(
+    rule: Rule, exits: Exits, offline: Exits, measured: Measured, profile: Profile
+) -> dict[str, Any]:
+    """One line: accuracy, mean steps, share of images per exit step, the energy spent."""
+    energy_TI = torch.from_numpy(energy_up_to(measured.counts, profile))
+    images = len(exits.step_I)
+    spent_I = energy_TI.gather(0, (exits.step_I - 1)[None])[0]
+    timesteps = measured.counts.timesteps
+    differ = (exits.step_I != offline.step_I) | (exits.correct_I != offline.correct_I)
+    return {
+        "profile": profile.name,
+        "criterion": rule.criterion,
+        "threshold": rule.threshold,
+        "timesteps": timesteps,
+        "images": images,
+        "correct": int(exits.correct_I.sum()),
+        "accuracy": int(exits.correct_I.sum()) / images,
+        "accuracy_full": int(measured.correct_cumulative_TI[-1].sum()) / images,
+        "mean_steps": float(exits.step_I.double().mean()),
+        **{
+            f"share_exit_{t}": int((exits.step_I == t).sum()) / images
+            for t in range(1, timesteps + 1)
+        },
+        "energy_pj": float(spent_I.mean()),
+        "energy_full_pj": float(energy_TI[-1].mean()),
+        "differing_images": int(differ.sum()),
+    }
+
+
+def early_exit(
+    opened: Opened, rules: list[Rule], timesteps: int, path: Path, profile: Profile
+) -> list[dict[str, Any]]:
+    """Evaluate every rule on the test set and write the table to `path`; returns its rows.
+
+    `differing_images` counts images that the stepwise run and the full pass treat differently:
+    0 but for the rounding of floating point between batches of other sizes. Raises ConfigError
+    for a teacher.
+    """
+    model = opened.loaded.model
+    if not model.spiking:
+        raise ConfigError(f"--early-exit: {opened.run.folder} is an ANN without time steps")
+    measured = measure(model, opened.context, timesteps)
+    rows = []
+    for rule in rules:
+        exits = run_exits(model, opened.context, timesteps, rule)
+        line = row(rule, exits, offline_exits(measured, rule), measured, profile)
+        rows.append({"run": opened.run.name, "dataset": opened.config.data.name, **line})
+        if line["differing_images"]:
+            opened.context.progress.warn(
+                f"{rule.criterion} {rule.threshold}: {line['differing_images']} images stop "
+                "elsewhere than in the full pass, by rounding"
+            )
+    write_csv(path, rows, columns(timesteps))
+    return rows

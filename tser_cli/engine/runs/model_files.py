@@ -1,0 +1,149 @@
+"""Networks from settings, and to and from model files that describe themselves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tser_cli import registry
+from tser_cli.config import Config, ModelConfig, NeuronConfig
+from tser_cli.data.base import DataSpec
+from tser_cli.engine.runs.checkpoints import load_model, save_model
+from tser_cli.errors import CheckpointError, ConfigError
+from tser_cli.models import Classifier, build_model
+from tser_cli.models.base import check_fits, load_weights
+
+# What parsing a damaged description, or building a network of absurd sizes from it, can raise.
+NO_DESCRIPTION = (ValueError, KeyError, TypeError, ArithmeticError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network read from a file: its architecture, where it came from, the file's SHA-256.
+
+    `classes`: the names of what it tells apart, () where the file does not say.
+    """
+
+    model: Classifier
+    name: str
+    source: str
+    sha256: str
+    classes: tuple[str, ...] = ()
+
+
+def build(name: str, spec: DataSpec, config: Config, spiking: bool) -> Classifier:
+    """The network `name` for the images of `spec`; `spiking`: an SNN with the recipe's neurons."""
+    model = build_model(
+        name,
+        channels=spec.channels,
+        height=spec.height,
+        width=spec.width,
+        num_classes=spec.num_classes,
+        neuron=config.neuron if spiking else None,
+        stem=config.model.stem,
+    )
+    model.stem_once = config.performance.stem_once
+    model.save_memory = config.performance.save_memory
+    return model
+
+
+def untrained(name: str, spec: DataSpec, config: Config) -> Loaded:
+    """The ANN `name` with random weights: what it costs does not depend on them."""
+    return Loaded(build(name, spec, config, spiking=False), name, "untrained", "")
+
+
+def describe(name: str, spec: DataSpec, config: Config, spiking: bool) -> dict[str, str]:
+    """The metadata of a model file: enough to build the network again."""
+    description = {
+        "model": name,
+        "dataset": spec.name,
+        "channels": spec.channels,
+        "height": spec.height,
+        "width": spec.width,
+        "classes": list(spec.classes),
+        "stem": config.model.stem,
+        "neuron": config.neuron.model_dump(mode="json") if spiking else None,
+        "timesteps": config.model.timesteps if spiking else 1,
+    }
+    return {"tser": json.dumps(description)}
+
+
+def write(path: Path, model: Classifier, metadata: dict[str, str]) -> str:
+    """Save the weights of `model`; returns the file's SHA-256. Raises RunError."""
+    return save_model(path, model.state_dict(), metadata)
+
+
+def read(path: Path, spec: DataSpec) -> Loaded:
+    """The network of a model file; `spec` is what it is to be used on.
+
+    A file without a description (a plain state dict) is tried as each ANN of the registry. Raises
+    CheckpointError.
+    """
+    state, metadata, digest = load_model(path)
+    if "tser" in metadata:
+        name, model = _from_description(metadata["tser"], path)
+        load_weights(model, state, str(path))
+        classes = tuple(str(label) for label in json.loads(metadata["tser"])["classes"])
+        return Loaded(model, name, str(path.resolve()), digest, classes)
+    for name, entry in registry.MODELS.items():
+        if entry.spiking_only:
+            continue
+        model = build(name, spec, Config(), spiking=False)
+        try:
+            check_fits(model, state, str(path))
+        except CheckpointError:
+            continue
+        load_weights(model, state, str(path))
+        return Loaded(model, name, str(path.resolve()), digest)
+    raise CheckpointError(
+        f"{path} does not say which network it is, and fits no ANN for {spec.num_classes} classes "
+        f"of {spec.channels} x {spec.height} x {spec.width} images"
+    )
+
+
+def _from_description(text: str, path: Path) -> tuple[str, Classifier]:
+    try:
+        described: dict[str, Any] = json.loads(text)
+        name = str(described["model"])
+        neuron = described["neuron"]
+        model = build_model(
+            name,
+            channels=int(described["channels"]),
+            height=int(described["height"]),
+            width=int(described["width"]),
+            num_classes=len(described["classes"]),
+            neuron=NeuronConfig.model_validate(neuron) if neuron else None,
+            stem=ModelConfig.model_validate({"stem": described["stem"]}).stem,
+        )
+    except (ConfigError, *NO_DESCRIPTION) as error:
+        raise CheckpointError(f"model file {path} has a damaged description: {error}") from error
+    return name, model
+
+
+def pretrained(name: str, spec: DataSpec) -> Loaded | None:
+    """torchvision's ImageNet weights (IMAGENET1K_V1), or None where it has none of `name`.
+
+    Raises CheckpointError without a network.
+    """
+    from torchvision.models import get_model_weights, list_models  # torchvision is slow to import
+
+    theirs = f"{name}_bn" if name.startswith("vgg") else name
+    if theirs not in list_models():
+        return None
+    weights = get_model_weights(theirs)["IMAGENET1K_V1"]
+    model = build(name, spec, Config.model_validate({"model": {"stem": "large"}}), spiking=False)
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # no network, or a file in the cache that is damaged in any way
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise CheckpointError(
+            f"torchvision's weights of {name} are not here and can't be fetched ({error}). Put "
+            f"{Path(weights.url).name} from torchvision's model page into {folder}, or train a "
+            f"teacher: tser train-teacher {name} --dataset imagenet"
+        ) from error
+    load_weights(model, state, weights.url)
+    return Loaded(model, name, f"torchvision {weights}", "")

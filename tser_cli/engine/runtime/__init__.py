@@ -1,0 +1,1 @@
+"""What every command needs first: device, processes, seeds, requests to stop."""

@@ -1,0 +1,1 @@
+"""Which teacher a student learns from, and whether it fits."""

@@ -1,0 +1,96 @@
+"""Which teacher a student learns from, and the settings of one that must be trained first."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from tser_cli import recipe, registry
+from tser_cli.config import Config
+from tser_cli.data.base import DataSpec
+from tser_cli.engine.runs import model_files
+from tser_cli.engine.runs.model_files import Loaded
+from tser_cli.engine.runs.run_folder import Run, all_runs, open_run
+from tser_cli.errors import CheckpointError, ConfigError, unknown
+
+# What a teacher trained on demand takes over from the student's settings.
+SHARED = (
+    *("data.name", "data.dir", "data.validation_fraction", "data.workers", "model.teacher"),
+    *("model.stem", "training.device", "training.precision", "training.deterministic"),
+    *("training.checkpoint_every", "training.tensorboard", "training.eval_batch_size"),
+)
+PRETRAINED_ON = "imagenet"
+
+
+def find_teacher(config: Config, spec: DataSpec, runs_dir: Path) -> Loaded | None:
+    """The teacher that `model.teacher` names, or None where one must be trained first.
+
+    A path to a run or model file; else the newest finished teacher run of that architecture, data
+    set and validation split; else, for ImageNet, torchvision's weights. Raises ConfigError or
+    CheckpointError.
+    """
+    name = config.model.teacher
+    path = existing_path(name)
+    if path is not None:
+        return model_files.read(open_run(path).model_file if path.is_dir() else path, spec)
+    check_architecture(name)
+    run = newest_teacher(config, runs_dir)
+    if run is not None:
+        return model_files.read(run.model_file, spec)
+    if config.data.name == PRETRAINED_ON:
+        return model_files.pretrained(name, spec)
+    return None
+
+
+def existing_path(name: str) -> Path | None:
+    """The folder or file called `name`, or None; an architecture's name is never one."""
+    if name in registry.MODELS:
+        return None
+    # A name too long, a folder that is closed or a ~user that is unknown is no path.
+    with suppress(OSError, RuntimeError, ValueError):
+        path = Path(name).expanduser()
+        if path.is_dir() or path.is_file():
+            return path
+    return None
+
+
+def check_architecture(name: str) -> None:
+    """Raise ConfigError where `name` is no ANN architecture (nor, then, an existing path)."""
+    if name not in registry.MODELS:
+        if "/" in name or "." in name:
+            raise ConfigError(f"--teacher {name}: there is no such run folder or model file")
+        raise ConfigError(f"--teacher: {unknown('model', name, registry.MODELS)}")
+    if registry.MODELS[name].spiking_only:
+        raise ConfigError(f"--teacher {name}: it has no ANN form; use {name.removeprefix('sew_')}")
+
+
+def newest_teacher(config: Config, runs_dir: Path) -> Run | None:
+    """The finished teacher that ended last among those that saw the same training images."""
+    fitting = []
+    for run in all_runs(runs_dir, "teacher", config.data.name):
+        status = run.status()
+        same = (
+            status.get("state") == "finished"
+            and status.get("model") == config.model.teacher
+            and status.get("validation_fraction") == config.data.validation_fraction
+        )
+        if same:
+            fitting.append(run)
+    return max(fitting, key=lambda run: run.time_of("finished"), default=None)
+
+
+def teacher_config(config: Config) -> Config:
+    """Settings of a teacher for the student of `config`: its recipe, on the same images."""
+    name = config.model.teacher_recipe or registry.DATASETS[config.data.name].teacher_recipe
+    values = config.model_dump(mode="json")
+    shared = {key: values[key.split(".")[0]][key.split(".")[1]] for key in SHARED}
+    return recipe.resolve([recipe.read(name), recipe.Layer("student's settings", shared)])
+
+
+def as_ann(loaded: Loaded) -> Loaded:
+    """`loaded` itself. Raises CheckpointError where it is a spiking network, not a teacher."""
+    if loaded.model.spiking:
+        raise CheckpointError(
+            f"{loaded.source} is a spiking network; a teacher is an ANN (tser train-teacher)"
+        )
+    return loaded
