@@ -11,6 +11,8 @@ from pydantic import ValidationError
 
 from tser_cli import config
 from tser_cli.config import Config
+from tser_cli.errors import ConfigError
+from tser_cli.recipe import Layer, resolve
 
 
 def with_value(key: str, value: Any) -> Config:
@@ -151,3 +153,9 @@ def test_no_number_comes_from_what_is_none(key: str, value: Any) -> None:
     except (ValidationError, UnicodeDecodeError):
         return
     assert isinstance(value, bytes) and float(value) == kept
+
+
+@pytest.mark.parametrize("size", ["many", "-4", -1, True, 2.5])
+def test_what_is_no_batch_size(size: Any) -> None:
+    with pytest.raises(ConfigError, match="batch_size"):
+        resolve([Layer("tests", {"training.batch_size": size})])

@@ -1,4 +1,4 @@
-"""Tables on the terminal. Results go to standard output, messages to standard error."""
+"""Tables and sentences for the terminal, ready to be printed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from tser_cli.registry import MethodEntry
@@ -15,28 +14,18 @@ from tser_cli.registry import MethodEntry
 BAR_WIDTH = 10
 
 
-def output() -> Console:
-    """The console of results."""
-    return Console(highlight=False)
-
-
-def messages() -> Console:
-    """The console of progress, messages and errors."""
-    return Console(stderr=True, highlight=False)
-
-
 def percent(fraction: float | None) -> str:
-    """0.9534 -> "95.34 %"; None -> "-"."""
+    """Write a fraction: 0.9534 -> "95.34 %", None -> "-"."""
     return "-" if fraction is None else f"{100 * fraction:.2f} %"
 
 
 def bar(fraction: float, width: int = BAR_WIDTH) -> str:
-    """A bar of `width` characters for a fraction from 0 to 1."""
+    """Draw a fraction from 0 to 1 as a bar of at most `width` characters."""
     return "█" * round(max(0.0, min(fraction, 1.0)) * width)
 
 
 def per_timestep_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
-    """Accuracy at each step, cumulative accuracy, and the teacher's on the last line."""
+    """Lay out the accuracy at each step, the cumulative one, and the teacher's on the last line."""
     table = Table(title=f"{title}: accuracy", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("t", justify="right", no_wrap=True)
     for name in ("at t", "cumulative", "loss", "entropy", "confidence"):
@@ -60,7 +49,7 @@ def per_timestep_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def summary(rows: Sequence[dict[str, Any]], split: str) -> str:
-    """One line: the final accuracy, and how far it is from the teacher's."""
+    """Say in one line the final accuracy, and how far it is from the teacher's."""
     last = rows[-1]
     images, teacher = last["images"], last["teacher_accuracy"]
     text = f"accuracy {percent(last['accuracy_cumulative'])} of {images} {split} images"
@@ -73,7 +62,7 @@ def summary(rows: Sequence[dict[str, Any]], split: str) -> str:
 
 
 def methods_table(methods: Mapping[str, MethodEntry]) -> Table:
-    """A line a method: its name, what it does, its source, its own weights."""
+    """Lay out a line a method: its name, what it does, its source, its own weights."""
     shown = Table(box=SIMPLE_HEAD)
     for name in ("method", "what it does", "source", "own weights"):
         shown.add_column(name, no_wrap=name == "method")
@@ -84,6 +73,6 @@ def methods_table(methods: Mapping[str, MethodEntry]) -> Table:
 
 
 def next_steps(folder: Path, commands: Sequence[str]) -> str:
-    """Where the run is, and what to type next."""
+    """Say where the run is, and what to type next."""
     lines = [f"run folder: {folder}", "next:"]
     return "\n".join([*lines, *(f"  {command}" for command in commands)])

@@ -87,8 +87,7 @@ def sentences(document: dict[str, Any]) -> list[str]:
     totals, profile, stem = document["totals"], document["profile"], document["stem"]
     energy, ann = totals["energy_pj"], totals["ann_energy_pj"]
     lines = [
-        f"One image costs {joules(energy)}, {compare(energy, ann)} the {joules(ann)} of the ANN of "
-        "the same shape"
+        f"One image costs {joules(energy)}{_against_ann(energy, ann)}"
         + _teacher(energy, document["teacher"])
         + f" (arithmetic alone, {profile['name']}, {document['images']} images).",
         f"operations: {quantity(totals['sop_value'])} accumulates, {quantity(totals['macs'])} "
@@ -106,6 +105,12 @@ def sentences(document: dict[str, Any]) -> list[str]:
         traffic = joules(document["memory"]["snn"]["energy_pj"])
         lines.append(f"memory traffic, not in the total: {traffic}")
     return lines
+
+
+def _against_ann(energy: float, ann: float) -> str:
+    if energy == ann:  # the run is that ANN itself
+        return ""
+    return f", {compare(energy, ann)} the {joules(ann)} of the ANN of the same shape"
 
 
 def _teacher(energy: float, teacher: dict[str, Any] | None) -> str:

@@ -106,6 +106,23 @@ def make_request(
     return Request(cells, list(axes), choose_baseline(cells, chosen), measure)
 
 
+def ablation_name(request: Request, recipe_name: str) -> str:
+    """Name an ablation: after the recipe that says what to vary, else after what it compares.
+
+    `digits_resnet20_method`: the data set, the student (where it is one for all) and what varies.
+    """
+    if recipe_name:
+        return recipe_name.replace("/", "_")
+    configs = [cell.config for cell in request.cells]
+    common = (
+        {config.data.name for config in configs},
+        {config.model.student for config in configs},
+    )
+    return "_".join(
+        [*(name for names in common if len(names) == 1 for name in names), *request.names]
+    )
+
+
 def check_section(section: Mapping[str, Any]) -> None:
     """Raise ConfigError with every problem of an [ablation] section."""
     problems = [
