@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tser_cli import config
+from tser_cli import config, registry
 from tser_cli.config import Config, full_key, keys_where, policies, short_name
 from tser_cli.errors import ConfigError
 from tser_cli.fields import Policy, flatten, split
@@ -46,8 +46,47 @@ def test_keys_that_others_rely_on() -> None:
 
 
 def test_keys_cover_every_setting() -> None:
-    sections = Config().model_dump()
-    assert len(config.keys()) == sum(len(values) for values in sections.values())
+    for name in registry.METHODS:
+        of_method = Config().updated({"method.name": name}).flat()
+        assert config.keys(name).keys() == of_method.keys() <= config.keys().keys()
+    assert config.keys().keys() == {key for name in registry.METHODS for key in config.keys(name)}
+
+
+def test_another_method_comes_with_its_own_weights() -> None:
+    tsd = Config().updated({"method.name": "tsd", "method.beta": 0.25})
+    assert (tsd.method.temperature, tsd.method.alpha, tsd.method.beta) == (3.0, 0.2, 0.25)
+    assert tsd.updated({"method.name": "tsd"}) == tsd
+    kd = tsd.updated({"method.name": "kd", "training.epochs": 3})
+    assert kd.method == registry.METHODS["kd"].settings()
+    assert kd.method != tsd.updated({"method.name": "ts"}).method
+
+
+def test_a_method_refuses_what_it_does_not_read() -> None:
+    with pytest.raises(ValidationError) as error:
+        Config().updated({"method.name": "ce", "method.temperature": 2.0})
+    assert error.value.errors()[0]["loc"] == ("method", "temperature")
+
+
+def test_the_methods_that_read_a_weight() -> None:
+    assert config.readers("method.lam") == ["tet"]
+    assert set(config.readers("method.entropy_weight")) == registry.METHODS.keys()
+    said = "method.alpha: kd does not read it; it is read by tsd, seal, dkd"
+    assert config.unread("method.alpha", "kd") == said
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "label"),
+    [
+        ("kd", 0.0, "kd"),
+        ("kd", 0.1, "kd+entropy"),
+        ("ce", -0.1, "ce+entropy"),
+        ("tser", 0.05, "tser"),
+        ("tser", 0.2, "tser"),
+    ],
+)
+def test_added_entropy_shows_in_the_method_s_name(name: str, weight: float, label: str) -> None:
+    changes = {"method.name": name, "method.entropy_weight": weight}
+    assert config.method_label(Config().updated(changes)) == label
 
 
 def test_a_config_does_not_change() -> None:
@@ -96,7 +135,7 @@ def test_updated_is_a_copy() -> None:
         ("training.device", "cuda:"),
         ("training.device", "mps"),
         ("training.precision", "fp8"),
-        ("training.label_smoothing", 1.0),
+        ("method.label_smoothing", 1.0),
         ("training.checkpoint_every", "0min"),
         ("training.checkpoint_every", "5 minutes"),
         ("training.checkpoint_every", "9" * 5000 + "min"),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, field_validator
 
 from tser_cli import registry
 from tser_cli.errors import ConfigError, nearest
@@ -20,7 +20,7 @@ from tser_cli.sections import (
     CHECKPOINT_EVERY,
     AugmentConfig,
     DataConfig,
-    MethodConfig,
+    MethodSettings,
     ModelConfig,
     NeuronConfig,
     OptimizerConfig,
@@ -31,10 +31,11 @@ from tser_cli.sections import (
 
 __all__ = [
     "CHECKPOINT_EVERY",
+    "METHOD",
     "AugmentConfig",
     "Config",
     "DataConfig",
-    "MethodConfig",
+    "MethodSettings",
     "ModelConfig",
     "NeuronConfig",
     "OptimizerConfig",
@@ -44,31 +45,59 @@ __all__ = [
     "full_key",
     "keys",
     "keys_where",
+    "method_label",
+    "nearest_key",
     "policies",
+    "readers",
     "short_name",
+    "unread",
 ]
 
 
+METHOD = "method.name"
+
+
+def _default_method() -> MethodSettings:
+    return registry.METHODS[registry.DEFAULT_METHOD].settings()
+
+
 class Config(Section):
-    """Everything that a run depends on."""
+    """Everything that a run depends on. `method` is of the class that the chosen method has."""
 
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     neuron: NeuronConfig = NeuronConfig()
-    method: MethodConfig = Field(default_factory=MethodConfig)
+    method: SerializeAsAny[MethodSettings] = Field(default_factory=_default_method)
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig = TrainingConfig()
     performance: PerformanceConfig = PerformanceConfig()
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _by_its_method(cls, values: Any) -> MethodSettings:
+        if isinstance(values, MethodSettings):
+            return values
+        stated = {"name": registry.DEFAULT_METHOD, **values}
+        entry = registry.METHODS.get(str(stated["name"]))
+        # the base class tells of a name that is none
+        chosen = entry.settings if entry else MethodSettings
+        return chosen.model_validate(stated if entry else {"name": stated["name"]})
 
     def flat(self) -> dict[str, Any]:
         """Every setting by dotted key, as plain values: {"data.name": "digits", ...}."""
         return flatten(self.model_dump(mode="json"))
 
     def updated(self, changes: dict[str, Any]) -> Config:
-        """A copy with dotted keys changed, as {"training.epochs": 3}; validated again."""
-        return Config.model_validate(split({**self.flat(), **changes}))
+        """A copy with dotted keys changed, as {"training.epochs": 3}; validated again.
+
+        Another method comes with its own weights.
+        """
+        kept = self.flat()
+        if changes.get(METHOD, self.method.name) != self.method.name:
+            kept = {key: value for key, value in kept.items() if not key.startswith("method.")}
+        return Config.model_validate(split({**kept, **changes}))
 
     def policy(self, key: str) -> Policy:
         """The policy of a dotted key. `data.dir` counts where it says which images there are."""
@@ -82,9 +111,39 @@ class Config(Section):
         return {key: value for key, value in self.flat().items() if self.policy(key).results}
 
 
-def keys() -> dict[str, Any]:
-    """Every dotted key with its default."""
-    return Config().flat()
+def keys(method: str | None = None) -> dict[str, Any]:
+    """Every dotted key with its default: those of all methods, or those that `method` reads.
+
+    A weight that several methods read has the first one's default.
+    """
+    return dict(_keys((method,) if method else tuple(registry.METHODS)))
+
+
+@cache
+def _keys(methods: tuple[str, ...]) -> dict[str, Any]:
+    found = {key: of for key, of in Config().flat().items() if not key.startswith("method.")}
+    for settings in (registry.METHODS[name].settings for name in methods):
+        weights = flatten({"method": {"name": registry.DEFAULT_METHOD, **settings.weights()}})
+        found |= {key: default for key, default in weights.items() if key not in found}
+    return found
+
+
+def readers(key: str) -> list[str]:
+    """The methods that read a weight: `readers("method.temperature")`."""
+    name, methods = key.removeprefix("method."), registry.METHODS.items()
+    return [method for method, entry in methods if name in entry.settings.weights()]
+
+
+def unread(key: str, method: str) -> str:
+    """The message for a weight that the method has no use for."""
+    return f"{key}: {method} does not read it; it is read by {', '.join(readers(key))}"
+
+
+def method_label(config: Config) -> str:
+    """The method as results name it: `kd`, or `kd+entropy` where entropy was added to it."""
+    method = config.method
+    added = method.entropy_weight != 0.0 and method.weights()["entropy_weight"] == 0.0
+    return f"{method.name}+entropy" if added else method.name
 
 
 @cache
@@ -129,9 +188,15 @@ def full_key(name: str) -> str:
     if len(found) > 1:
         raise ConfigError(f'"{name}" may mean {" or ".join(found)}: write the whole name')
     if not found:
-        words = dict.fromkeys([*FLAGS, *(_last_word(key) for key in valid)])
-        raise ConfigError(f'unknown key "{name}"{nearest(name, [*words, *valid])}')
+        raise ConfigError(f'unknown key "{name}"{nearest_key(name)}')
     return found[0]
+
+
+def nearest_key(name: str) -> str:
+    """A hint such as ` (did you mean "lr"?)`, among dotted and short names; "" without one."""
+    valid = keys()
+    words = [*FLAGS, *(_last_word(key) for key in valid)]
+    return nearest(name, valid if "." in name else dict.fromkeys([*words, *valid]))
 
 
 def _last_word(key: str) -> str:

@@ -7,7 +7,8 @@ may change on resume, and so on.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -105,36 +106,35 @@ class NeuronConfig(Section):
     backend: Literal["auto", "spikingjelly"] = "auto"
 
 
-class MethodConfig(Section):
-    """The training objective and its weights; what is not set is the method's own (registry.py).
+class MethodSettings(Section):
+    """Base of every method's settings, the section [method]: a method adds the weights it reads.
 
-    `alpha`, `beta`, `lam`, `feature_weight` and `target` serve the methods whose docstrings name
-    them. `entropy_weight` acts on every method.
+    The class variables describe the method: `summary` and `source` for people, `deviations` from
+    the code that its authors released, `needs_teacher`, and `separated` where it compares every
+    time step by itself. `earlier`: what runs of version 0.1 did by settings that are newer.
+
+    `entropy_weight` rewards the mean entropy of every step's prediction, on top of any method.
     """
 
-    name: str = "tser"
-    temperature: Positive = 2.0
-    ce_weight: NonNegative = 1.0
-    kd_weight: NonNegative = 1.0
-    entropy_weight: Real = 0.0
-    feature_weight: NonNegative = 0.0
-    alpha: NonNegative = 0.0
-    beta: NonNegative = 0.0
-    lam: Fraction = 0.0
-    target: Literal["correct", "all"] = "correct"
+    summary: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    deviations: ClassVar[str] = ""
+    needs_teacher: ClassVar[bool] = True
+    separated: ClassVar[bool] = True
+    earlier: ClassVar[Mapping[str, Any]] = {}
 
-    @model_validator(mode="before")
-    @classmethod
-    def _own_weights(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        entry = registry.METHODS.get(str(values.get("name", "tser")))
-        return {**entry.weights, **values} if entry else values
+    name: str = ""
+    entropy_weight: Real = 0.0
 
     @field_validator("name")
     @classmethod
     def _name(cls, name: str) -> str:
         return _known("method", registry.METHODS, name)
+
+    @classmethod
+    def weights(cls) -> dict[str, Any]:
+        """The settings that the method reads besides its name, with their defaults."""
+        return {key: of.default for key, of in cls.model_fields.items() if key != "name"}
 
 
 class OptimizerConfig(Section):
@@ -186,7 +186,6 @@ class TrainingConfig(Section):
         "fp32"
     )
     deterministic: Annotated[bool, TEACHER_S] = False
-    label_smoothing: Fraction = 0.0
     clip_norm: NonNegative = 0.0
     checkpoint_every: Annotated[str, NOTES] = "5min"
     tensorboard: Annotated[bool, NOTES] = True

@@ -75,6 +75,7 @@ def ablate(
     from tser_cli.engine.commands import ablate as engine
 
     request = grid.make_request(layers, section, vary, seeds, baseline)
+    opt.tell(request.notes)
     # other --vary on the same recipe is another ablation
     title = "_".join([name.replace("/", "_"), *(request.names if vary else [])])
     folder = output or runs_dir / "ablations" / title

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 
 def methods() -> None:
-    """List the training methods: what each does, where it comes from, its own weights."""
+    """List the training methods: what each does, where it comes from, the weights it reads."""
     from tser_cli import registry
     from tser_cli.report import console
 
-    console.output().print(console.methods_table(registry.METHODS))
+    out = console.output()
+    out.print(console.methods_table(registry.METHODS))
+    out.print(console.deviations(registry.METHODS), soft_wrap=True)

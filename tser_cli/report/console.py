@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,14 +74,37 @@ def summary(rows: Sequence[dict[str, Any]], split: str) -> str:
 
 
 def methods_table(methods: Mapping[str, MethodEntry]) -> Table:
-    """A line a method: its name, what it does, its source, its own weights."""
-    shown = Table(box=SIMPLE_HEAD)
-    for name in ("method", "what it does", "source", "own weights"):
+    """A line a method: its name, what it does, its source, its weights with their defaults.
+
+    The weights that most methods read are left to the caption.
+    """
+    common = common_weights(methods)
+    caption = f"most methods also read {_listed(common)}"
+    shown = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left")
+    for name in ("method", "what it does", "source", "weights"):
         shown.add_column(name, no_wrap=name == "method")
     for name, entry in methods.items():
-        weights = ", ".join(f"{key} {value}" for key, value in entry.weights.items())
-        shown.add_row(name, entry.summary, entry.source, weights)
+        read = entry.settings
+        own = {key: value for key, value in read.weights().items() if common.get(key) != value}
+        shown.add_row(name, read.summary, read.source, _listed(own))
     return shown
+
+
+def common_weights(methods: Mapping[str, MethodEntry]) -> dict[str, Any]:
+    """The weights that at least four in five methods read with the same default."""
+    stated = [item for entry in methods.values() for item in entry.settings.weights().items()]
+    return {key: value for (key, value), n in Counter(stated).items() if 5 * n >= 4 * len(methods)}
+
+
+def _listed(weights: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in weights.items())
+
+
+def deviations(methods: Mapping[str, MethodEntry]) -> str:
+    """A line a method that differs from the code that its authors released."""
+    stated = {name: entry.settings.deviations for name, entry in methods.items()}
+    lines = [f"  {name}: {text}" for name, text in stated.items() if text]
+    return "\n".join(["different from the authors' code:", *lines])
 
 
 def next_steps(folder: Path, commands: Sequence[str]) -> str:

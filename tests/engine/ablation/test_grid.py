@@ -59,16 +59,55 @@ def test_cells_differ_in_what_is_varied_alone() -> None:
 
 def test_each_method_comes_with_its_own_weights() -> None:
     cells = make_request(BASE, {}, ["method=tser,tsd,kd"], 1).cells
-    assert [c.config.method.entropy_weight for c in cells] == [0.05, 0.0, 0.0]
-    assert [c.config.method.temperature for c in cells] == [2.0, 3.0, 2.0]
-    assert [c.config.method.beta for c in cells] == [0.0, 0.5, 0.0]
+    assert [c.config.method for c in cells] == [
+        registry.METHODS[name].settings() for name in ("tser", "tsd", "kd")
+    ]
 
 
-def test_a_stated_weight_holds_for_every_method() -> None:
+def test_a_recipe_s_weights_reach_its_own_method_alone() -> None:
+    values = {"method.name": "tser", "method.entropy_weight": 0.1, "method.label_smoothing": 0.2}
+    base = [Layer("recipe base.toml", values, is_recipe=True)]
+    made = make_request(base, {}, ["method=ce,tser"], 2)
+    assert [c.config.method.entropy_weight for c in made.cells] == [0.0, 0.1] * 2
+    assert [c.config.method.label_smoothing for c in made.cells] == [0.0, 0.2] * 2
+    weights = "method.entropy_weight = 0.1, method.label_smoothing = 0.2"
+    assert made.notes == (f"recipe base.toml: {weights}: tser's, left out for ce",)
+    assert make_request(base, {}, ["T=1,2"], 1).notes == ()
+
+
+def test_a_stated_weight_reaches_the_methods_that_read_it() -> None:
     stated = [*BASE, Layer("--set", {"method.temperature": 2.0})]
-    cells = make_request(stated, {}, ["method=tsd,kd"], 1).cells
-    assert [c.config.method.temperature for c in cells] == [2.0, 2.0]
-    assert [c.config.method.alpha for c in cells] == [0.2, 0.0]
+    made = make_request(stated, {}, ["method=tsd,kd,ce"], 1)
+    assert [c.config.method.temperature for c in made.cells[:2]] == [2.0, 2.0]
+    assert made.cells[2].config.method == registry.METHODS["ce"].settings()
+    (note,) = made.notes
+    assert note.startswith("--set: method.temperature: ce does not read it; it is read by kd,")
+    assert note.endswith("; its cells go without")
+
+
+def test_a_stated_weight_that_no_cell_reads() -> None:
+    stated = [*BASE, Layer("--set", {"method.lam": 0.1})]
+    with pytest.raises(ConfigError) as error:
+        make_request(stated, {}, ["method=kd,ce"], 1)
+    assert [line.split(";")[0] for line in str(error.value).splitlines()] == [
+        "--set: method.lam: kd does not read it",
+        "--set: method.lam: ce does not read it",
+    ]
+
+
+def test_a_varied_weight_that_a_cell_does_not_read() -> None:
+    with pytest.raises(ConfigError, match=r"--vary: method\.temperature: ce does not read it"):
+        make_request(BASE, {}, ["method=ce,kd", "temperature=2,4"], 1)
+
+
+def test_entropy_that_is_added_shows_in_the_cells_names() -> None:
+    stated = [*BASE, Layer("--set", {"method.entropy_weight": 0.1})]
+    made = make_request(stated, {}, ["method=tser,kd"], 1, "method=kd")
+    assert [cell.label for cell in made.cells] == ["method=tser", "method=kd+entropy"]
+    assert made.baseline == {"method.name": "kd+entropy"}
+    assert [cell.config.method.name for cell in made.cells] == ["tser", "kd"]
+    varied = make_request(BASE, {}, ["method=kd", "entropy_weight=0,0.1"], 1)
+    assert [cell.varied["method.name"] for cell in varied.cells] == ["kd", "kd"]
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=3), st.integers(1, 4))

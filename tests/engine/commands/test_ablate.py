@@ -398,7 +398,7 @@ def test_the_estimate_counts_each_cell(
         return 100.0 * config.training.epochs
 
     monkeypatch.setattr(dry_run, "training_seconds", seconds)
-    show_plan(ask(["method=ce,kd", "epochs=1,2", "temperature=2,4"], 2), place)
+    show_plan(ask(["method=ce,kd", "epochs=1,2", "ce_weight=1,2"], 2), place)
     assert sorted(asked) == [("ce", 1), ("ce", 2), ("kd", 1), ("kd", 2)]
     assert "16 runs, 0 finished; about 40 min" in capsys.readouterr().out  # 8 x 100 s + 8 x 200 s
 

@@ -7,11 +7,13 @@ import os
 import re
 import socket
 import threading
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from tser_cli import __version__
 from tser_cli.config import Config, keys_where
@@ -253,6 +255,26 @@ def test_another_folder_of_one_s_own_images_is_another_run(
     with pytest.raises(ConfigError, match=r"data\.dir: '/mine' -> '/other'"):
         other = make_config({**mine, "data.dir": "/other"})
         run_folder.find_unfinished(tmp_path, "student", other, True)
+
+
+def test_a_run_of_version_0_1_goes_on(
+    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig
+) -> None:
+    run = unfinished(changes={"method.name": "kd"})
+    file = run.folder / "config.toml"
+    document = tomllib.loads(file.read_text())
+    weights = {"feature_weight": 0.0, "alpha": 0.0, "beta": 0.0, "lam": 0.0, "target": "correct"}
+    document["method"] |= weights
+    document["training"]["label_smoothing"] = document["method"].pop("label_smoothing")
+    file.write_text(tomli_w.dumps(document))
+    kd = make_config({"method.name": "kd"})
+    assert run.config() == kd
+    assert run_folder.find_unfinished(tmp_path, "student", kd, True) == run
+
+
+def test_a_run_s_name_tells_of_added_entropy(tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config({"method.name": "kd", "method.entropy_weight": 0.1})
+    assert "_kd+entropy_s0_" in run_folder.create(tmp_path, "student", config).name
 
 
 def test_a_run_with_damaged_settings_is_passed_over(

@@ -25,6 +25,7 @@ from tser_cli.engine.teachers import find
 from tser_cli.engine.training.task import classification
 from tser_cli.errors import ConfigError
 from tser_cli.files import make_folder, sha256, write_text
+from tser_cli.old_settings import of_today
 from tser_cli.report import console
 
 SHOWN = 5
@@ -97,10 +98,10 @@ def checked_plan(request: Request, place: Place) -> dict[str, Any]:
         raise _belongs_elsewhere(place, [f"it varies {', '.join(document['axes'])}"])
     for cell in request.cells:
         now = settings_of(cell)
-        before = document["cells"].setdefault(cell.label, now)
+        before = of_today(document["cells"].setdefault(cell.label, now))
         if before != now:
-            changed = [key for key in now if before.get(key) != now[key]]
-            listed = [f"{key}: {before.get(key)!r} -> {now[key]!r}" for key in changed[:SHOWN]]
+            changed = [key for key in {**now, **before} if before.get(key) != now.get(key)]
+            listed = [f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:SHOWN]]
             raise _belongs_elsewhere(place, listed)
     return {**document, "axes": request.axes}
 

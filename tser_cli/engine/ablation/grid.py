@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tser_cli import recipe
-from tser_cli.config import Config, full_key, short_name
+from tser_cli import config as settings
+from tser_cli import recipe, registry
+from tser_cli.config import METHOD, Config, full_key, method_label, short_name
 from tser_cli.errors import ConfigError, nearest
 
 SEED = "training.seed"
+ENTROPY = "method.entropy_weight"
 DEFAULT_SEEDS = 3
 SECTION_KEYS = ("vary", "seeds", "baseline", "measure")
 MEASURES = ("accuracy", "validation_accuracy")
@@ -43,13 +45,14 @@ class Request:
     """What is compared: the cells, the varied keys, the baseline, the column that is compared.
 
     `baseline` holds some of the varied settings: a cell is compared with the one that has these and
-    is like it in all others.
+    is like it in all others. `notes` say which stated weights do not reach which cells.
     """
 
     cells: list[Cell]
     axes: list[str]
     baseline: dict[str, Any]
     measure: str
+    notes: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -80,7 +83,8 @@ def make_request(
         raise ConfigError(
             f'[ablation] measure = "{measure}" needs images held out: data.validation_fraction'
         )
-    return Request(cells, list(axes), choose_baseline(cells, chosen), measure)
+    notes = tuple(dict.fromkeys(notes_on(layers, axes)))
+    return Request(cells, list(axes), choose_baseline(cells, chosen), measure, notes)
 
 
 def check_section(section: Mapping[str, Any]) -> None:
@@ -161,12 +165,54 @@ def expand(layers: list[recipe.Layer], axes: Mapping[str, list[Any]], seeds: int
             varied = dict(zip(axes, values, strict=True))
             top = recipe.Layer("--vary", {**varied, SEED: seed})
             try:
-                cells.append(Cell(varied, seed, recipe.resolve([*layers, top])))
+                config = recipe.resolve([*reaching(layers, axes, varied), top])
+                cells.append(Cell(labelled(varied, config), seed, config))
             except ConfigError as error:
                 problems += str(error).splitlines()
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return cells
+
+
+def labelled(varied: dict[str, Any], config: Config) -> dict[str, Any]:
+    """`varied` with the method as results name it: `kd+entropy` where entropy was added to all."""
+    if METHOD not in varied or ENTROPY in varied:
+        return varied
+    return {**varied, METHOD: method_label(config)}
+
+
+def reaching(
+    layers: list[recipe.Layer], axes: Mapping[str, list[Any]], varied: Mapping[str, Any]
+) -> list[recipe.Layer]:
+    """The layers without the stated weights that this cell's method does not read.
+
+    Where methods are compared, a weight stated for all of them reaches those that read it; one that
+    none of them reads stays, to be refused.
+    """
+    return [layer.without(unread_of(layer, axes, varied.get(METHOD))) for layer in layers]
+
+
+def unread_of(layer: recipe.Layer, axes: Mapping[str, list[Any]], method: Any) -> list[str]:
+    """The weights in a layer that `method` does not read, while another varied one does."""
+    if METHOD not in axes or layer.is_recipe or method not in registry.METHODS:
+        return []
+    compared = set(axes[METHOD])
+    valid = settings.keys()
+    weights = [key for key in layer.weights() if key in valid]
+    return [
+        key
+        for key in weights
+        if method not in settings.readers(key) and compared & set(settings.readers(key))
+    ]
+
+
+def notes_on(layers: list[recipe.Layer], axes: Mapping[str, list[Any]]) -> Iterator[str]:
+    """A line for each weight that the recipe or the user states and some cells go without."""
+    for method in axes.get(METHOD, [recipe.chosen_method(layers)]):
+        yield from recipe.left_out([*layers, recipe.Layer("--vary", {METHOD: method})])
+        for layer in layers:
+            for key in unread_of(layer, axes, method):
+                yield f"{layer.source}: {settings.unread(key, method)}; its cells go without"
 
 
 def choose_baseline(cells: list[Cell], text: str) -> dict[str, Any]:
@@ -179,7 +225,10 @@ def choose_baseline(cells: list[Cell], text: str) -> dict[str, Any]:
     found = parse_vary(re.split(r"\s*[,;]\s*", text), "--baseline")
     wanted = {key: values[0] for key, values in found.items()}
     for cell in cells:
-        if all(key in cell.varied and cell.varied[key] == wanted[key] for key in wanted):
-            return wanted
+        stated = cell.config.flat()
+        if all(
+            key in cell.varied and wanted[key] in (cell.varied[key], stated[key]) for key in wanted
+        ):
+            return {key: cell.varied[key] for key in wanted}
     labels = "; ".join(dict.fromkeys(cell.label for cell in cells))
     raise ConfigError(f"--baseline {text}: there is no such cell. Cells: {labels}")

@@ -12,7 +12,7 @@ from datetime import datetime
 import tomli_w
 
 from tser_cli import registry
-from tser_cli.config import Config
+from tser_cli.config import Config, method_label
 from tser_cli.data.loaders import build_eval_loader, build_train_loader
 from tser_cli.energy import DEFAULT_PROFILE, Labels, load_profile
 from tser_cli.engine.evaluation.operation_counts import Price, measure, write_energy
@@ -292,7 +292,7 @@ def row_labels(
         "run": run.name,
         "dataset": config.data.name,
         "split": split,
-        "method": config.method.name if student else "ce",
+        "method": method_label(config) if student else "ce",
         "teacher": teacher if student else name,
         "student": name if student else None,
     }

@@ -20,7 +20,7 @@ import filelock
 import tomli_w
 
 from tser_cli import __version__
-from tser_cli.config import Config
+from tser_cli.config import Config, method_label
 from tser_cli.errors import ConfigError, RunError, nearest
 from tser_cli.files import cannot_write, make_folder, write_text
 from tser_cli.recipe import read, resolve
@@ -127,7 +127,7 @@ def run_name(kind: str, config: Config) -> str:
     if kind == "teacher":
         return f"{config.model.teacher}_{seed}_{stamp}"
     model = config.model
-    return f"{model.student}_T{model.timesteps}_{config.method.name}_{seed}_{stamp}"
+    return f"{model.student}_T{model.timesteps}_{method_label(config)}_{seed}_{stamp}"
 
 
 def create(runs_dir: Path, kind: str, config: Config) -> Run:

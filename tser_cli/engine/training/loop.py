@@ -108,6 +108,7 @@ def train_step(work: Fit, optimizer: Any, batch: Batch, position: Position) -> d
     images = runtime.images(batch.images_NCHW)
     labels = batch.labels_N.to(runtime.device, non_blocking=True)
     values: dict[str, Tensor] = {}
+    progress = position.progress(work.loader.steps_per_epoch, work.config.training.epochs)
     optimizer.zero_grad(set_to_none=True)
     parts = [values.chunk(accumulate) for values in (images, labels, batch.indices_N)]
     chunks = list(zip(*parts, strict=True))
@@ -117,7 +118,7 @@ def train_step(work: Fit, optimizer: Any, batch: Batch, position: Position) -> d
         quiet = contextlib.nullcontext() if last else runtime.accelerator.no_sync(work.task.network)
         with quiet:
             with runtime.autocast():
-                result = work.task.step(part, part_labels, part_indices)
+                result = work.task.step(part, part_labels, part_indices, progress)
             runtime.accelerator.backward(result.terms["loss"] * share)
         for name, term in result.terms.items():
             values[name] = values.get(name, torch.zeros_like(term.detach())) + term.detach() * share
