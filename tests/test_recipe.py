@@ -349,8 +349,13 @@ def test_an_unknown_method_is_told_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "nearest"),
-    [("lrr", "lr"), ("timestep", "timesteps"), ("training.epoch", "training.epochs")],
+    [
+        ("lrr", "optimizer.lr"),
+        ("timestep", "model.timesteps"),
+        ("datasett", "data.name"),
+        ("training.epoch", "training.epochs"),
+    ],
 )
-def test_near_names_may_be_short(key: str, nearest: str) -> None:
+def test_a_near_short_name_tells_its_key(key: str, nearest: str) -> None:
     (told,) = problems(Layer("x", {key: 1}))
     assert told == f'x: unknown key "{key}" (did you mean "{nearest}"?)'

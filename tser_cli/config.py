@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field, SerializeAsAny, field_validator
 
 from tser_cli import registry
-from tser_cli.errors import ConfigError, nearest
+from tser_cli.errors import ConfigError, closest, did_you_mean
 from tser_cli.fields import Policy, Section, flatten, split
 from tser_cli.sections import (
     CHECKPOINT_EVERY,
@@ -192,11 +192,16 @@ def full_key(name: str) -> str:
     return found[0]
 
 
-def nearest_key(name: str) -> str:
-    """A hint such as ` (did you mean "lr"?)`, among dotted and short names; "" without one."""
-    valid = keys()
-    words = [*FLAGS, *(_last_word(key) for key in valid)]
-    return nearest(name, valid if "." in name else dict.fromkeys([*words, *valid]))
+def nearest_key(name: str, dotted: bool = False) -> str:
+    """A hint such as ` (did you mean "lr"?)`, among dotted and short names; "" without one.
+
+    `dotted`: where short names will not do, the key behind the nearest is told, "optimizer.lr".
+    """
+    told = {key: key for key in keys()}
+    if "." not in name:
+        words = {_last_word(key): key for key in told} | FLAGS
+        told |= words if dotted else {word: word for word in words}
+    return did_you_mean(told[word]) if (word := closest(name, told)) else ""
 
 
 def _last_word(key: str) -> str:

@@ -65,14 +65,28 @@ def test_each_method_comes_with_its_own_weights() -> None:
 
 
 def test_a_recipe_s_weights_reach_its_own_method_alone() -> None:
-    values = {"method.name": "tser", "method.entropy_weight": 0.1, "method.label_smoothing": 0.2}
+    values = {"method.name": "tser", "method.entropy_weight": 0.1, "method.temperature": 4.0}
     base = [Layer("recipe base.toml", values, is_recipe=True)]
     made = make_request(base, {}, ["method=ce,tser"], 2)
     assert [c.config.method.entropy_weight for c in made.cells] == [0.0, 0.1] * 2
-    assert [c.config.method.label_smoothing for c in made.cells] == [0.0, 0.2] * 2
-    weights = "method.entropy_weight = 0.1, method.label_smoothing = 0.2"
+    weights = "method.entropy_weight = 0.1, method.temperature = 4.0"
     assert made.notes == (f"recipe base.toml: {weights}: tser's, left out for ce",)
     assert make_request(base, {}, ["T=1,2"], 1).notes == ()
+
+
+def test_cells_that_would_differ_in_more_than_their_method() -> None:
+    base = [Layer("recipe base.toml", {"method.temperature": 4.0}, is_recipe=True)]
+    with pytest.raises(ConfigError) as error:
+        make_request(base, {}, ["method=ce,kd,tser"], 2)
+    assert str(error.value) == (
+        "recipe base.toml: method.temperature = 4.0 is for tser, and kd has 2.0: the cells would "
+        "differ in more than what is varied. State it for all: --set method.temperature=4.0"
+    )
+    stated = [*base, Layer("--set", {"method.temperature": 4.0})]
+    made = make_request(stated, {}, ["method=ce,kd,tser"], 1)
+    assert [c.config.flat().get("method.temperature") for c in made.cells] == [None, 4.0, 4.0]
+    assert len(make_request(base, {}, ["method=kd,tser", "temperature=2,4"], 1).cells) == 4
+    assert len(make_request(base, {}, ["method=ce,kd"], 1).cells) == 2
 
 
 def test_a_stated_weight_reaches_the_methods_that_read_it() -> None:

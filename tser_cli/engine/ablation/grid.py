@@ -78,6 +78,7 @@ def make_request(
         raise ConfigError("nothing is varied: give --vary key=value,value or an [ablation] section")
     count = section.get("seeds", DEFAULT_SEEDS) if seeds is None else seeds
     cells = expand(layers, axes, count)
+    check_alike(layers, axes, cells)
     measure = section.get("measure", MEASURES[0])
     if measure == MEASURES[1] and any(c.config.data.validation_fraction == 0.0 for c in cells):
         raise ConfigError(
@@ -172,6 +173,32 @@ def expand(layers: list[recipe.Layer], axes: Mapping[str, list[Any]], seeds: int
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return cells
+
+
+def check_alike(
+    layers: list[recipe.Layer], axes: Mapping[str, list[Any]], cells: list[Cell]
+) -> None:
+    """Raise ConfigError where cells would differ in more than their method.
+
+    That is where a recipe states a weight for its own method, and another one reads it too but
+    would have its default. Entropy alone may differ: it is what some methods are.
+    """
+    problems = []
+    for layer in layers if METHOD in axes else []:
+        for key in [
+            key for key in layer.weights() if layer.is_recipe and key not in (ENTROPY, *axes)
+        ]:
+            found = {c.config.method.name: c.config.flat().get(key) for c in cells}
+            own = found.get(layer.method)
+            others = {name: v for name, v in found.items() if v is not None and v != own}
+            if own is not None and others:
+                listed = ", ".join(f"{name} has {value}" for name, value in others.items())
+                problems.append(
+                    f"{layer.source}: {key} = {own} is for {layer.method}, and {listed}: the cells "
+                    f"would differ in more than what is varied. State it for all: --set {key}={own}"
+                )
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def labelled(varied: dict[str, Any], config: Config) -> dict[str, Any]:
