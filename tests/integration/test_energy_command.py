@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tser_cli.cli import app
-from tser_cli.energy import ENERGY
+from tser_cli.report.csv_files import ENERGY
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("energy")]
 
@@ -60,7 +60,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def test_distill_leaves_an_energy_table(run: Path) -> None:
     rows = read(run / "energy.csv")
-    assert tuple(rows[0]) == ENERGY
+    assert list(rows[0]) == list(ENERGY)
     assert rows[-1]["layer"] == "TOTAL"
     assert rows[-1]["t"] == "all"
     assert rows[-1]["images"] == "360"

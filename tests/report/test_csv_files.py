@@ -8,16 +8,29 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tser_cli.errors import RunError
 from tser_cli.report.csv_files import (
+    ENERGY,
+    INTEGER,
+    NUMBER,
+    PER_IMAGE,
     PER_TIMESTEP,
+    STATISTICS,
+    TEXT,
+    TSNE,
+    Schema,
+    ablation_schema,
+    early_exit_schema,
     metrics_csv,
     per_timestep_csv,
     read_csv,
+    read_table,
+    summary_schema,
     write_csv,
 )
 
@@ -81,7 +94,7 @@ def test_floats_come_back_as_they_were(
     value: float, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "float.csv"
-    write_csv(path, [{"x": value}], ["x"])
+    write_csv(path, [{"x": value}], {"x": NUMBER})
     (line,) = read_csv(path)
     assert math.copysign(1.0, float(line["x"])) == math.copysign(1.0, value)
     assert float(line["x"]) == value
@@ -90,8 +103,85 @@ def test_floats_come_back_as_they_were(
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1))
 def test_texts_come_back_as_they_were(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "text.csv"
-    write_csv(path, [{"x": text, "y": 1}], ["x", "y"])
+    write_csv(path, [{"x": text, "y": 1}], {"x": TEXT, "y": INTEGER})
     assert read_csv(path) == [{"x": text, "y": "1"}]
+
+
+def by_the_csv_module(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> bytes:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path.read_bytes()
+
+
+FIELDS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.floats().map(np.float64),
+    st.text(st.characters(codec="utf-8")),
+)
+
+
+@given(rows=st.lists(st.fixed_dictionaries({"a": FIELDS, "b": FIELDS, "c": st.just(1)})))
+def test_the_bytes_are_those_of_python_s_csv_module(
+    rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    write_csv(folder / "ours.csv", rows, dict.fromkeys("abc", TEXT))
+    expected = by_the_csv_module(folder / "theirs.csv", rows, ["a", "b", "c"])
+    assert (folder / "ours.csv").read_bytes() == expected
+
+
+def test_a_table_comes_back_with_its_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "per_timestep.csv"
+    per_timestep_csv(path, [row(1, correct_at_t=None), row(2)], {**LABELS, "run": "NA"})
+    table = read_table(path, PER_TIMESTEP)
+    assert {name: str(kind) for name, kind in table.dtypes.items()} == dict(PER_TIMESTEP)
+    assert table["correct_at_t"].isna().tolist() == [True, False]
+    assert table["correct_at_t"][1] == 1
+    assert table["run"].tolist() == ["NA", "NA"]
+    assert table["teacher_accuracy"].isna().all()
+    assert table["loss_at_t"].tolist() == [0.1 + 0.2] * 2
+
+
+def test_columns_beyond_the_schema_are_numbers_or_as_told(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("epoch,loss\n1,0.5\n2,nan\n")
+    assert read_table(path, {"epoch": INTEGER})["loss"].tolist()[0] == 0.5
+    assert read_table(path, {"epoch": INTEGER}, others=TEXT)["loss"].tolist() == ["0.5", "nan"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "header"),
+    [
+        (
+            ENERGY,
+            "run dataset profile layer type input_kind op t timesteps images neurons_in "
+            "nonzero_in firing_rate sop_events sop_value macs sop_formula neuron_updates energy_pj "
+            "energy_formula_pj ann_macs ann_energy_pj ratio_snn_ann",
+        ),
+        (PER_IMAGE, "run dataset profile image label t correct_at_t correct_cumulative energy_pj"),
+        (TSNE, "network image label x y"),
+        (
+            early_exit_schema(2),
+            "run dataset profile criterion threshold timesteps images correct "
+            "accuracy accuracy_full mean_steps share_exit_1 share_exit_2 energy_pj energy_full_pj "
+            "differing_images",
+        ),
+        (
+            ablation_schema(["method.name"], 2),
+            "method.name seed state accuracy teacher_accuracy "
+            "validation_accuracy accuracy_at_1 accuracy_at_2 accuracy_cumulative_1 "
+            "accuracy_cumulative_2 energy_pj seconds folder",
+        ),
+        (summary_schema(["method.name"]), f"method.name {' '.join(STATISTICS)}"),
+    ],
+)
+def test_the_headers(schema: Schema, header: str) -> None:
+    assert " ".join(schema) == header
 
 
 def test_metrics_csv_takes_the_columns_of_its_rows(tmp_path: Path) -> None:
@@ -136,4 +226,4 @@ def test_a_write_that_fails_leaves_the_old_table(
 
 def test_a_table_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"missing/table\.csv can't be written"):
-        write_csv(tmp_path / "missing" / "table.csv", [], ["x"])
+        write_csv(tmp_path / "missing" / "table.csv", [], {"x": NUMBER})

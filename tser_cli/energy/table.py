@@ -16,18 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from tser_cli.csv_words import ALL, TOTAL
 from tser_cli.energy import joules
 from tser_cli.energy.counts import Counts, FloatArray, LayerCounts
 from tser_cli.energy.memory import MEMORY_PJ_PER_BYTE, MEMORY_SOURCE, memory_traffic
 from tser_cli.energy.profiles import Profile
-
-ENERGY = (
-    *("run", "dataset", "profile", "layer", "type", "input_kind", "op", "t", "timesteps", "images"),
-    *("neurons_in", "nonzero_in", "firing_rate", "sop_events", "sop_value", "macs", "sop_formula"),
-    *("neuron_updates", "energy_pj", "energy_formula_pj", "ann_macs", "ann_energy_pj"),
-    "ratio_snn_ann",
-)
-ALL, TOTAL = "all", "TOTAL"
 
 NOTES = (
     "Counted: synaptic operations and multiply-accumulates of convolutions and linear layers.",
@@ -53,7 +46,7 @@ class Labels:
 
 
 def energy_rows(counts: Counts, profile: Profile, labels: Labels) -> list[dict[str, Any]]:
-    """The rows of energy.csv, with the columns `ENERGY`, layer by layer and the totals last."""
+    """The rows of energy.csv, layer by layer and the totals last."""
     layers = [(_description(layer), step_means(layer, profile)) for layer in counts.layers]
     ann = [layer.layer.macs for layer in counts.layers]
     total = {name: np.sum([means[name] for _, means in layers], axis=0) for name in layers[0][1]}
@@ -69,8 +62,8 @@ def energy_rows(counts: Counts, profile: Profile, labels: Labels) -> list[dict[s
     for (description, means), macs in zip(layers, [*ann, sum(ann)], strict=True):
         for t in [*range(1, counts.timesteps + 1), ALL]:
             at_t = {name: _at(values_T, t) for name, values_T in means.items()}
-            row = {**common, **description, "t": t, **at_t, **_quotients(at_t, macs, profile)}
-            rows.append({column: row[column] for column in ENERGY})
+            quotients = _quotients(at_t, macs, profile)
+            rows.append({**common, **description, "t": t, **at_t, **quotients})
     return rows
 
 

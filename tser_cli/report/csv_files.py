@@ -1,45 +1,163 @@
-"""CSV tables: fixed schemas, full precision, written whole."""
+"""CSV tables: the columns of each and what they hold, read and written with pandas.
+
+A schema maps a column to its kind; the order of its columns is the order in the file. Numbers are
+written so that they come back as the same bits. Files are written whole.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tser_cli.files import write_text
 
-PER_TIMESTEP = (
-    *("run", "dataset", "split", "method", "teacher", "student", "timesteps", "t"),
-    *("accuracy_at_t", "accuracy_cumulative", "correct_at_t", "correct_cumulative", "images"),
-    *("loss_at_t", "entropy_at_t", "confidence_at_t", "teacher_accuracy"),
-)
+if TYPE_CHECKING:
+    import pandas as pd
+
+Schema = Mapping[str, str]
+Rows = Sequence[Mapping[str, Any]]
+# pandas types: Int64 holds integers and empty fields; a plain int64 column with one empty field
+# would turn into floats.
+TEXT, INTEGER, NUMBER = "object", "Int64", "float64"
 
 
-def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Write `rows` with exactly `columns`; None becomes an empty field. Raises RunError."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, stream.getvalue())
+def _columns(kind: str, *names: str) -> dict[str, str]:
+    return dict.fromkeys(names, kind)
+
+
+PER_TIMESTEP: Schema = {
+    **_columns(TEXT, "run", "dataset", "split", "method", "teacher", "student"),
+    **_columns(INTEGER, "timesteps", "t"),
+    **_columns(NUMBER, "accuracy_at_t", "accuracy_cumulative"),
+    **_columns(INTEGER, "correct_at_t", "correct_cumulative", "images"),
+    **_columns(NUMBER, "loss_at_t", "entropy_at_t", "confidence_at_t", "teacher_accuracy"),
+}
+# t is text: it may be "all"
+ENERGY: Schema = {
+    **_columns(TEXT, "run", "dataset", "profile", "layer", "type", "input_kind", "op", "t"),
+    **_columns(INTEGER, "timesteps", "images"),
+    **_columns(NUMBER, "neurons_in", "nonzero_in", "firing_rate", "sop_events", "sop_value"),
+    **_columns(NUMBER, "macs", "sop_formula", "neuron_updates", "energy_pj"),
+    **_columns(NUMBER, "energy_formula_pj", "ann_macs", "ann_energy_pj", "ratio_snn_ann"),
+}
+PER_IMAGE: Schema = {
+    **_columns(TEXT, "run", "dataset", "profile"),
+    **_columns(INTEGER, "image", "label", "t", "correct_at_t", "correct_cumulative"),
+    **_columns(NUMBER, "energy_pj"),
+}
+TSNE: Schema = {
+    **_columns(TEXT, "network"),
+    **_columns(INTEGER, "image", "label"),
+    **_columns(NUMBER, "x", "y"),
+}
+STATISTICS: Schema = {
+    **_columns(TEXT, "measure"),
+    **_columns(INTEGER, "n"),
+    **_columns(NUMBER, "accuracy_mean", "accuracy_std"),
+    **_columns(INTEGER, "baseline"),
+    **_columns(NUMBER, "difference_mean", "difference_low", "difference_high"),
+    **_columns(INTEGER, "pairs", "resolved"),
+}
+
+
+def metrics_schema(columns: Iterable[str]) -> Schema:
+    """metrics.csv: a row an epoch. Which columns there are depends on the method's terms."""
+    return {name: INTEGER if name == "epoch" else NUMBER for name in columns}
+
+
+def early_exit_schema(timesteps: int) -> Schema:
+    """early_exit.csv: a row a threshold, with the share of images that stop at each step."""
+    return {
+        **_columns(TEXT, "run", "dataset", "profile", "criterion"),
+        **_columns(NUMBER, "threshold"),
+        **_columns(INTEGER, "timesteps", "images", "correct"),
+        **_columns(NUMBER, "accuracy", "accuracy_full", "mean_steps"),
+        **_columns(NUMBER, *(f"share_exit_{t}" for t in range(1, timesteps + 1))),
+        **_columns(NUMBER, "energy_pj", "energy_full_pj"),
+        **_columns(INTEGER, "differing_images"),
+    }
+
+
+def ablation_schema(axes: Sequence[str], timesteps: int) -> Schema:
+    """ablation.csv: a row a run; `axes` are the varied settings, `timesteps` the largest T."""
+    steps = range(1, timesteps + 1)
+    return {
+        **_columns(TEXT, *axes),
+        **_columns(INTEGER, "seed"),
+        **_columns(TEXT, "state"),
+        **_columns(NUMBER, "accuracy", "teacher_accuracy", "validation_accuracy"),
+        **_columns(NUMBER, *(f"accuracy_at_{t}" for t in steps)),
+        **_columns(NUMBER, *(f"accuracy_cumulative_{t}" for t in steps)),
+        **_columns(NUMBER, "energy_pj", "seconds"),
+        **_columns(TEXT, "folder"),
+    }
+
+
+def summary_schema(axes: Sequence[str]) -> Schema:
+    """summary.csv: a row a cell; the varied settings, then the statistics."""
+    return {**_columns(TEXT, *axes), **STATISTICS}
+
+
+def write_csv(path: Path, rows: Rows, schema: Schema) -> None:
+    """Write `rows` with exactly the columns of `schema`; None becomes an empty field.
+
+    Raises RunError where the file can't be written, ValueError for a column that is not in
+    `schema`.
+    """
+    import pandas as pd  # a training would begin later by the time that this takes
+
+    surplus = dict.fromkeys(name for row in rows for name in row if name not in schema)
+    if surplus:
+        raise ValueError(f"{path.name} has no column {', '.join(surplus)}")
+    fields = [["" if row.get(name) is None else row[name] for name in schema] for row in rows]
+    # As objects every value is written by str(): integers stay integers beside empty fields, and
+    # a float gets the fewest digits that give the same bits again.
+    table = pd.DataFrame(fields, columns=list(schema), dtype=object)
+    # NaN is a number that went wrong, an empty field one that is not there
+    write_text(path, table.to_csv(index=False, lineterminator="\n", na_rep="nan"))
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file as strings by column."""
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
+    """Return the rows of a CSV file as they are written: texts by column, "" for empty fields."""
+    texts = _texts(path)
+    names = [str(name) for name in texts]
+    return [dict(zip(names, fields, strict=True)) for fields in texts.to_numpy().tolist()]
 
 
-def metrics_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """metrics.csv: one row an epoch; the columns are those of the first row."""
-    columns = list(rows[0]) if rows else ["epoch"]
-    write_csv(path, rows, columns)
+def read_table(path: Path, schema: Schema, others: str = NUMBER) -> pd.DataFrame:
+    """Return a CSV file as a table whose columns have the kinds of `schema`.
+
+    Columns of the schema that the file lacks are left out; columns that are not in it have the kind
+    `others`. Empty fields are missing values, in texts too.
+    """
+    import pandas as pd
+
+    texts = _texts(path)
+    kinds = {str(name): schema.get(str(name), others) for name in texts}
+    return pd.DataFrame({name: _typed(texts[name].tolist(), kind) for name, kind in kinds.items()})
 
 
-def per_timestep_csv(
-    path: Path, rows: Sequence[dict[str, Any]], labels: dict[str, str | None]
-) -> None:
-    """per_timestep.csv: one row a time step; `labels` are the columns that name the run."""
+def _texts(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    # every field as it stands: a class or a folder may be called "NA"
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def _typed(fields: list[str], kind: str) -> pd.Series:
+    import pandas as pd
+
+    # Python's own float: that of pandas may differ in the last bit
+    convert = {TEXT: str, INTEGER: int, NUMBER: float}[kind]
+    return pd.Series([None if field == "" else convert(field) for field in fields], dtype=kind)
+
+
+def metrics_csv(path: Path, rows: Rows) -> None:
+    """Write metrics.csv: one row an epoch; the columns are those of the first row."""
+    write_csv(path, rows, metrics_schema(rows[0] if rows else ["epoch"]))
+
+
+def per_timestep_csv(path: Path, rows: Rows, labels: Mapping[str, str | None]) -> None:
+    """Write per_timestep.csv: one row a time step; `labels` are the columns that name the run."""
     write_csv(path, [{**labels, **row} for row in rows], PER_TIMESTEP)

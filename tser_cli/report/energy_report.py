@@ -9,6 +9,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from tser_cli.csv_words import ALL, TOTAL
 from tser_cli.report.console import bar
 
 UNITS = ((1e12, "J"), (1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ"), (1.0, "pJ"))
@@ -29,7 +30,7 @@ def quantity(count: float) -> str:
 
 def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     """A line a layer over all steps, the totals last; bars show each layer's share."""
-    whole = [row for row in rows if row["t"] == "all"]
+    whole = [row for row in rows if row["t"] == ALL]
     largest = max(row["energy_pj"] for row in whole[:-1]) or 1.0
     shown = Table(title=f"{title}: means per image", title_justify="left", box=SIMPLE_HEAD)
     shown.add_column("layer", no_wrap=True)
@@ -38,9 +39,9 @@ def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("share", no_wrap=True)
     for row in whole:
-        if row["layer"] == "TOTAL":
+        if row["layer"] == TOTAL:
             shown.add_section()
-        share = "" if row["layer"] == "TOTAL" else bar(row["energy_pj"] / largest, 10)
+        share = "" if row["layer"] == TOTAL else bar(row["energy_pj"] / largest, 10)
         shown.add_row(
             str(row["layer"]),
             str(row["op"]),
@@ -120,14 +121,14 @@ def plot_by_layer(path: Path, rows: Sequence[dict[str, Any]], title: str) -> Non
 
     from tser_cli.report.plots import save_figure
 
-    steps = sorted({row["t"] for row in rows if row["t"] != "all"})
-    layers = [row["layer"] for row in rows if row["t"] == "all" and row["layer"] != "TOTAL"]
+    steps = sorted({row["t"] for row in rows if row["t"] != ALL})
+    layers = [row["layer"] for row in rows if row["t"] == ALL and row["layer"] != TOTAL]
     figure = Figure(figsize=(max(5.0, 0.28 * len(layers) + 2), 3.6))
     axes = figure.subplots()
     base = [0.0] * len(layers)
     for step in steps:
         heights = [
-            row["energy_pj"] / 1e3 for row in rows if row["t"] == step and row["layer"] != "TOTAL"
+            row["energy_pj"] / 1e3 for row in rows if row["t"] == step and row["layer"] != TOTAL
         ]
         axes.bar(range(len(layers)), heights, bottom=base, label=f"t = {step}")
         base = [low + height for low, height in zip(base, heights, strict=True)]

@@ -28,6 +28,7 @@ from tser_cli.engine.runtime.context import Context
 from tser_cli.engine.runtime.processes import make_runtime
 from tser_cli.errors import ConfigError
 from tser_cli.models import Classifier, build_model
+from tser_cli.report.csv_files import early_exit_schema
 from tser_cli.report.progress import Silent
 
 IMAGES, STEPS, CLASSES = 37, 4, 4
@@ -130,7 +131,7 @@ def test_the_table(model: Classifier, context: Context, tmp_path: Path) -> None:
     early_exit.early_exit(opened, rules, STEPS, tmp_path / "early_exit.csv", profile)
     with (tmp_path / "early_exit.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert list(rows[0]) == early_exit.columns(STEPS)
+    assert rows[0].keys() == early_exit_schema(STEPS).keys()
     assert [row["criterion"] for row in rows] == ["confidence", "entropy"]
     assert {row["differing_images"] for row in rows} == {"0"}
 

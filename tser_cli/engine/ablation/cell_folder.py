@@ -13,18 +13,18 @@ from typing import Any
 import tomli_w
 import torch
 
+from tser_cli.csv_words import ALL, TOTAL
 from tser_cli.engine.ablation import cell_process
 from tser_cli.engine.ablation.grid import Cell
 from tser_cli.engine.runs.run_folder import Run, all_runs, newest_finished
 from tser_cli.engine.runtime.stop import StopRequest
 from tser_cli.errors import TserError
 from tser_cli.files import make_folder, write_text
-from tser_cli.report.csv_files import read_csv
+from tser_cli.report.csv_files import ENERGY, INTEGER, PER_TIMESTEP, read_table
 
 SETTINGS = "cell.toml"
 LOG = "cell.log"
 NOT_STARTED = "not started"
-TOTAL = "TOTAL"
 
 
 class Launcher:
@@ -123,33 +123,32 @@ def find_cell(cell: Cell, folder: Path) -> Run | None:
     return newest_finished(cell_folder(cell, folder), "student")
 
 
-def outcome(cell: Cell, folder: Path, steps: int) -> dict[str, Any]:
-    """The columns of ablation.csv that a cell's run fills; `steps` is the largest T of all.
+def result_row(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Return the columns of ablation.csv that a cell's run fills, the varied settings aside.
 
-    `seconds` are of training, in all its parts; `folder` is relative to the ablation's.
+    `folder` is the ablation's, and the column of that name is relative to it.
     """
-    row: dict[str, Any] = {"seed": cell.seed, "state": "missing", "accuracy": None}
-    row |= {"teacher_accuracy": None, "validation_accuracy": None}
-    row |= {f"accuracy_at_{t}": None for t in range(1, steps + 1)}
-    row |= {f"accuracy_cumulative_{t}": None for t in range(1, steps + 1)}
-    row |= {"energy_pj": None, "seconds": None, "folder": f"cells/{cell_name(cell)}"}
+    row = {"seed": cell.seed, "state": "missing", "folder": f"cells/{cell_name(cell)}"}
     run = find_cell(cell, folder)
-    if run is None:
-        begun = next(all_runs(cell_folder(cell, folder), "student"), None)
-        return row if begun is None else {**row, "state": begun.status().get("state")}
-    status, epochs = run.status(), read_csv(run.folder / "metrics.csv")
-    for name in ("state", "accuracy", "teacher_accuracy"):
-        row[name] = status.get(name)
-    for measured in read_csv(run.folder / "per_timestep.csv"):
-        row[f"accuracy_at_{measured['t']}"] = measured["accuracy_at_t"]
-        row[f"accuracy_cumulative_{measured['t']}"] = measured["accuracy_cumulative"]
-    held_out = [line["validation_accuracy"] for line in epochs]
-    row["validation_accuracy"] = max((float(value) for value in held_out if value), default=None)
-    energy = read_csv(run.folder / "energy.csv")
-    row["energy_pj"] = next(line["energy_pj"] for line in energy if _is_total(line))
-    row["seconds"] = sum(float(line["seconds"]) for line in epochs)
-    return row
+    if run is not None:
+        return {**row, "state": "finished", **result_of(run)}
+    begun = next(all_runs(cell_folder(cell, folder), "student"), None)
+    return row if begun is None else {**row, "state": begun.status().get("state")}
 
 
-def _is_total(line: dict[str, str]) -> bool:
-    return line["layer"] == TOTAL and line["t"] == "all"
+def result_of(run: Run) -> dict[str, Any]:
+    """Return what came out of a finished run. `seconds` are of training, in all its parts."""
+    status = run.status()
+    epochs = read_table(run.folder / "metrics.csv", {"epoch": INTEGER})
+    steps = read_table(run.folder / "per_timestep.csv", PER_TIMESTEP).set_index("t")
+    energy = read_table(run.folder / "energy.csv", ENERGY).set_index(["layer", "t"])
+    held_out = epochs["validation_accuracy"].dropna()
+    return {
+        "accuracy": status.get("accuracy"),
+        "teacher_accuracy": status.get("teacher_accuracy"),
+        "validation_accuracy": float(held_out.max()) if len(held_out) else None,
+        **{f"accuracy_at_{t}": value for t, value in steps["accuracy_at_t"].items()},
+        **{f"accuracy_cumulative_{t}": value for t, value in steps["accuracy_cumulative"].items()},
+        "energy_pj": energy["energy_pj"].to_dict()[TOTAL, ALL],
+        "seconds": sum(epochs["seconds"].tolist()),
+    }

@@ -20,10 +20,9 @@ from tser_cli.engine.runtime.context import Context
 from tser_cli.engine.training.task import freeze
 from tser_cli.models import Classifier
 from tser_cli.models.features import penultimate
-from tser_cli.report.csv_files import read_csv, write_csv
+from tser_cli.report.csv_files import TSNE, read_table, write_csv
 
 TSNE_CSV = "tsne.csv"
-COLUMNS = ("network", "image", "label", "x", "y")
 TEACHER = "teacher"
 IMAGES = 500
 NETWORKS = 12
@@ -46,7 +45,7 @@ def write(cells: list[Cell], folder: Path) -> None:
         steps = opened.config.model.timesteps
         rows += embed(label, opened.loaded.model, opened.context, steps)
     rows.sort(key=lambda row: row["network"] != TEACHER)
-    write_csv(folder / TSNE_CSV, rows, COLUMNS)
+    write_csv(folder / TSNE_CSV, rows, TSNE)
 
 
 def first_runs(cells: list[Cell], folder: Path) -> dict[str, Run]:
@@ -61,7 +60,7 @@ def first_runs(cells: list[Cell], folder: Path) -> dict[str, Run]:
 
 def known_networks(path: Path) -> set[str]:
     """The networks that a table has; none where there is no table."""
-    return {row["network"] for row in read_csv(path)} if path.is_file() else set()
+    return set(read_table(path, TSNE)["network"]) if path.is_file() else set()
 
 
 def teacher_rows(run: Run, context: Context) -> list[dict[str, Any]]:
@@ -86,7 +85,7 @@ def embed(name: str, model: Classifier, context: Context, timesteps: int) -> lis
             break
     points = coordinates(torch.cat(features))
     return [
-        dict(zip(COLUMNS, (name, image, label, x, y), strict=True))
+        dict(zip(TSNE, (name, image, label, x, y), strict=True))
         for image, (label, (x, y)) in enumerate(zip(labels, points, strict=True))
     ]
 

@@ -18,7 +18,7 @@ import filelock
 
 from tser_cli.config import Config
 from tser_cli.engine.ablation import tsne
-from tser_cli.engine.ablation.cell_folder import Launcher, default_jobs, find_cell, outcome
+from tser_cli.engine.ablation.cell_folder import Launcher, default_jobs, find_cell
 from tser_cli.engine.ablation.folder import (
     Place,
     checked_plan,
@@ -30,13 +30,13 @@ from tser_cli.engine.ablation.folder import (
 )
 from tser_cli.engine.ablation.grid import Cell, Request
 from tser_cli.engine.ablation.ray_launcher import Cluster, RayLauncher, connected
+from tser_cli.engine.ablation.summary import write_tables
 from tser_cli.engine.commands.distill import provide_teacher
 from tser_cli.engine.runtime.context import Options, prepare
 from tser_cli.engine.runtime.stop import StopRequest
 from tser_cli.errors import Interrupted, RunError, TrainingError
 from tser_cli.files import make_folder
 from tser_cli.report import ablation, ablation_plots, console
-from tser_cli.report.csv_files import write_csv
 
 Tell = Callable[[str], None]
 
@@ -51,7 +51,7 @@ def ablate(request: Request, place: Place) -> None:
     document = checked_plan(request, place)
     with cluster_of(place) as cluster, hold(place):
         failures = train_cells(request, place, document, cluster)
-        summary = write_tables(request, place)
+        summary = write_tables(request, place.folder)
         tsne.write(request.cells, place.folder)
         present(request, place, summary, ablation_plots.draw_all(place.folder))
     if failures:
@@ -89,7 +89,9 @@ def train_cells(
             if cluster
             else Launcher(place.folder, jobs, stop)
         )
-        failures = run_cells(waiting, launcher, jobs, tell, lambda: write_tables(request, place))
+        failures = run_cells(
+            waiting, launcher, jobs, tell, lambda: write_tables(request, place.folder)
+        )
         if stop.requested:
             raise Interrupted(stop.signal or 15)
     return failures
@@ -172,16 +174,6 @@ def run_cells(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return failures
-
-
-def write_tables(request: Request, place: Place) -> list[dict[str, Any]]:
-    """ablation.csv and summary.csv of what is there; returns the rows of the latter."""
-    steps = max(cell.config.model.timesteps for cell in request.cells)
-    rows = [{**cell.varied, **outcome(cell, place.folder, steps)} for cell in request.cells]
-    write_csv(place.folder / "ablation.csv", rows, list(rows[0]))
-    summary = ablation.summarise(rows, request.axes, request.baseline, request.measure)
-    ablation.summary_csv(place.folder / "summary.csv", summary, request.axes)
-    return summary
 
 
 def present(

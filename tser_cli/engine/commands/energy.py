@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tser_cli.csv_words import ALL, TOTAL
 from tser_cli.energy import DEFAULT_PROFILE, Labels, Profile, energy_up_to, load_profile
 from tser_cli.engine.evaluation.operation_counts import Measured, Price, measure, write_energy
 from tser_cli.engine.runs import model_files
@@ -16,19 +17,7 @@ from tser_cli.engine.runtime.context import Context
 from tser_cli.errors import ConfigError, TserError
 from tser_cli.files import check_folder
 from tser_cli.report import console, energy_report
-from tser_cli.report.csv_files import write_csv
-
-PER_IMAGE = (
-    "run",
-    "dataset",
-    "profile",
-    "image",
-    "label",
-    "t",
-    "correct_at_t",
-    "correct_cumulative",
-    "energy_pj",
-)
+from tser_cli.report.csv_files import PER_IMAGE, write_csv
 
 
 @dataclass(frozen=True)
@@ -155,7 +144,7 @@ def draw(
     _, by_layer, against = files_of(output)
     energy_report.plot_by_layer(by_layer, rows, run.name)
     accuracy_T = measured.correct_cumulative_TI.double().mean(1).tolist()
-    per_step = [row["energy_pj"] for row in rows if row["layer"] == "TOTAL" and row["t"] != "all"]
+    per_step = [row["energy_pj"] for row in rows if row["layer"] == TOTAL and row["t"] != ALL]
     teacher = (document["teacher"] or {}).get("energy_pj")
     whole = run.status().get("images") == measured.counts.images
     accuracy = run.status().get("teacher_accuracy") if whole else None

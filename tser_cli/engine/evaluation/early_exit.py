@@ -25,7 +25,7 @@ from tser_cli.errors import ConfigError
 from tser_cli.losses.functional import entropy
 from tser_cli.models import Classifier
 from tser_cli.models.stepping import Stepper
-from tser_cli.report.csv_files import write_csv
+from tser_cli.report.csv_files import early_exit_schema, write_csv
 
 CONFIDENCE, ENTROPY = "confidence", "entropy"
 
@@ -120,16 +120,6 @@ def offline_exits(measured: Measured, rule: Rule) -> Exits:
     return Exits(index_I + 1, correct_I)
 
 
-def columns(timesteps: int) -> list[str]:
-    """The header of early_exit.csv."""
-    shares = [f"share_exit_{t}" for t in range(1, timesteps + 1)]
-    return [
-        *("run", "dataset", "profile", "criterion", "threshold", "timesteps", "images", "correct"),
-        *("accuracy", "accuracy_full", "mean_steps", *shares, "energy_pj", "energy_full_pj"),
-        "differing_images",
-    ]
-
-
 def row(
     rule: Rule, exits: Exits, offline: Exits, measured: Measured, profile: Profile
 ) -> dict[str, Any]:
@@ -182,5 +172,5 @@ def early_exit(
                 f"{rule.criterion} {rule.threshold}: {line['differing_images']} images stop "
                 "elsewhere than in the full pass, by rounding"
             )
-    write_csv(path, rows, columns(timesteps))
+    write_csv(path, rows, early_exit_schema(timesteps))
     return rows

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from tser_cli.data.loaders import build_eval_loader
 from tser_cli.energy import (
-    ENERGY,
     Counts,
     Labels,
     Profile,
@@ -27,7 +26,7 @@ from tser_cli.engine.runtime.context import Context
 from tser_cli.files import write_text
 from tser_cli.losses.functional import entropy
 from tser_cli.models import Classifier
-from tser_cli.report.csv_files import write_csv
+from tser_cli.report.csv_files import ENERGY, write_csv
 
 
 @dataclass(frozen=True)
