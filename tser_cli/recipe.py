@@ -217,9 +217,8 @@ def resolve(layers: Iterable[Layer]) -> Config:
     for layer in layers:
         for key, value in layer.values.items():
             if key not in valid:
-                problems.append(
-                    f'{layer.source}: unknown key "{key}"{settings.nearest_key(key, dotted=True)}'
-                )
+                hint = settings.nearest_key(key, dotted=True)
+                problems.append(f'{layer.source}: unknown key "{key}"{hint}')
             elif key not in read:
                 problems.append(f"{layer.source}: {settings.unread(key, method)}")
             elif not _is_text(value):

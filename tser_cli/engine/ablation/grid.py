@@ -184,10 +184,8 @@ def check_alike(
     would have its default. Entropy alone may differ: it is what some methods are.
     """
     problems = []
-    for layer in layers if METHOD in axes else []:
-        for key in [
-            key for key in layer.weights() if layer.is_recipe and key not in (ENTROPY, *axes)
-        ]:
+    for layer in [layer for layer in layers if layer.is_recipe and METHOD in axes]:
+        for key in [key for key in layer.weights() if key not in (ENTROPY, *axes)]:
             found = {c.config.method.name: c.config.flat().get(key) for c in cells}
             own = found.get(layer.method)
             others = {name: v for name, v in found.items() if v is not None and v != own}
