@@ -39,7 +39,7 @@ def config_toml(folder: Path, method: dict[str, Any], smoothing: float = 0.0) ->
         ),
         (
             {"name": "dkd", "temperature": 4.0, "alpha": 1.0, "beta": 8.0},
-            {"name": "dkd", "warmup_epochs": 0.0},
+            {"name": "dkd", "kd_warmup_epochs": 0.0},
         ),
         ({"name": "tet", "lam": 0.05}, {"name": "tet", "lam": 0.05}),
     ],

@@ -69,7 +69,7 @@ def test_dkd() -> None:
             *(0.9631375405714464, -0.9394881893251265, -0.02364935124631965),
         ],
         ce_weight=0.0,
-        warmup_epochs=0.0,
+        kd_warmup_epochs=0.0,
     )
 
 
@@ -82,7 +82,7 @@ def test_dkd_as_on_imagenet() -> None:
             *(0.057162245529283576, -0.04447224885871945, -0.012689996670564115),
         ],
         ce_weight=0.0,
-        warmup_epochs=1.0,
+        kd_warmup_epochs=1.0,
         temperature=1.0,
         beta=0.5,
     )

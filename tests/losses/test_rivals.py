@@ -198,7 +198,7 @@ def test_dkd_by_hand() -> None:
         loss = CE_OF_STEPS + weight * (target + 8 * others)
         expected = {"ce": CE_OF_STEPS, "target": target, "others": others, "loss": loss}
         assert found == pytest.approx(expected, abs=1e-12)
-    at_once = terms_of("dkd", outputs(), warmup_epochs=0.0)["loss"]
+    at_once = terms_of("dkd", outputs(), kd_warmup_epochs=0.0)["loss"]
     assert at_once == pytest.approx(CE_OF_STEPS + target + 8 * others, abs=1e-12)
 
 
@@ -218,7 +218,8 @@ def test_dkd_still_learns_from_a_student_that_is_surer_than_its_teacher() -> Non
     # In float32 1 - p_y is exactly 0 here, and its logarithm -34.5.
     student = torch.tensor([[[40.0, 5.0, 5.5 - math.log(2)]]], requires_grad=True)
     of = Outputs(student, torch.tensor([0]), torch.tensor([[2.0, 0.0, 0.0]]))
-    settings = settings_for("dkd", temperature=1.0, ce_weight=0.0, beta=0.0, warmup_epochs=0.0)
+    stated = {"temperature": 1.0, "ce_weight": 0.0, "beta": 0.0, "kd_warmup_epochs": 0.0}
+    settings = settings_for("dkd", **stated)
     found = load_method("dkd")(of, settings)
     p = math.exp(2) / (math.exp(2) + 2)
     rest = math.log(math.exp(-35.0) + math.exp(-34.5) / 2)
@@ -386,7 +387,7 @@ COMMON = {"entropy_weight": 0.0, "ce_weight": 1.0, "label_smoothing": 0.0}
         (
             "dkd",
             {"temperature": 4.0, "kd_weight": 1.0, "alpha": 1.0, "beta": 8.0}
-            | {"warmup_epochs": 20.0},
+            | {"kd_warmup_epochs": 20.0},
         ),
     ],
 )

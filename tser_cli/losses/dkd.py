@@ -3,7 +3,7 @@
 With p the softmax at tau, b = (p_y, 1 - p_y), and q the softmax over the classes other than y:
 L = ce_weight mean_t CE(z_t, y)
     + w(e) kd_weight tau^2 mean_t (alpha KL(b_A || b_t) + beta KL(q_A || q_t)),
-w(e) = min(e / warmup_epochs, 1) in the e-th epoch from 1 on, and 1 where warmup_epochs is 0.
+w(e) = min(e / kd_warmup_epochs, 1) in the e-th epoch from 1 on; 1 where that setting is 0.
 
 The defaults are those of the authors' CIFAR configurations (DKD.py and cfg.py of
 github.com/megvii-research/mdistiller). Their beta depends on the pair (2, 6 or 8 on CIFAR-100); on
@@ -28,19 +28,19 @@ class Settings(Distilling):
     """The settings of `dkd`.
 
     `alpha` scales the term of the target class, `beta` that of the others; both rise over the first
-    `warmup_epochs`.
+    `kd_warmup_epochs`, which a training of fewer than the authors' 240 epochs may want shorter.
     """
 
     summary: ClassVar[str] = "target and other classes distilled apart, at every step"
     source: ClassVar[str] = "Zhao et al., CVPR 2022, arXiv 2203.08679"
     deviations: ClassVar[str] = "taken at every time step (theirs is for networks without time)"
-    earlier: ClassVar[Mapping[str, Any]] = {"warmup_epochs": 0.0}
+    earlier: ClassVar[Mapping[str, Any]] = {"kd_warmup_epochs": 0.0}
 
     name: str = "dkd"
     temperature: Positive = 4.0
     alpha: NonNegative = 1.0
     beta: NonNegative = 8.0
-    warmup_epochs: NonNegative = 20.0
+    kd_warmup_epochs: NonNegative = 20.0
 
 
 def target_kl(teacher: Tensor, student: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -70,9 +70,9 @@ def other_kl(teacher: Tensor, student: Tensor, labels: Tensor, temperature: floa
     return kl_per_image(teacher[others].view(shape), student[others].view(shape), temperature)
 
 
-def warm_up(epoch: int, warmup_epochs: float) -> float:
+def warm_up(epoch: int, epochs: float) -> float:
     """w(e) with `epoch` counted from 0."""
-    return min((epoch + 1) / warmup_epochs, 1.0) if warmup_epochs else 1.0
+    return min((epoch + 1) / epochs, 1.0) if epochs else 1.0
 
 
 def loss(outputs: Outputs, settings: Settings) -> Terms:
@@ -84,7 +84,7 @@ def loss(outputs: Outputs, settings: Settings) -> Terms:
     target = tau**2 * target_kl(teacher, student, labels, tau).mean()
     others = tau**2 * other_kl(teacher, student, labels, tau).mean()
     kd = settings.alpha * target + settings.beta * others
-    weight = warm_up(outputs.progress.epoch, settings.warmup_epochs) * settings.kd_weight
+    weight = warm_up(outputs.progress.epoch, settings.kd_warmup_epochs) * settings.kd_weight
     return {
         "loss": settings.ce_weight * ce + weight * kd,
         "ce": ce,

@@ -329,7 +329,7 @@ def test_methods_are_told_the_same_progress_after_a_resume(
 def test_a_method_that_warms_up_ends_as_an_undisturbed_one_does(
     make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    config = make_config({"method.name": "dkd", "method.warmup_epochs": 3.0})
+    config = make_config({"method.name": "dkd", "method.kd_warmup_epochs": 3.0})
     seed_everything(0, False)
     whole = run_fit(make_fit("student", config, tmp_path / "whole"))
     seed_everything(0, False)
