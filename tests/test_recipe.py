@@ -11,10 +11,18 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tser_cli import config, recipe
+from tser_cli import config, recipe, registry
 from tser_cli.config import Config
 from tser_cli.errors import ConfigError
-from tser_cli.recipe import Layer, from_assignments, from_environment, from_flags, resolve
+from tser_cli.fields import flatten
+from tser_cli.recipe import (
+    Layer,
+    from_assignments,
+    from_environment,
+    from_flags,
+    left_out,
+    resolve,
+)
 
 # Text that looks like settings meets more of the code than text at large.
 VALUES = st.one_of(
@@ -233,9 +241,7 @@ def test_any_assignment_gives_a_config_or_a_config_error(key: str, text: str) ->
                 [
                     Layer(
                         "x",
-                        recipe.flatten(
-                            tomllib.loads(tomli_w.dumps(config.model_dump(mode="json")))
-                        ),
+                        flatten(tomllib.loads(tomli_w.dumps(config.model_dump(mode="json")))),
                     )
                 ]
             )
@@ -276,3 +282,80 @@ def test_any_name_is_found_or_not(name: str) -> None:
         assert recipe.find(name).is_file()
     except ConfigError as error:
         assert "no recipe" in str(error)
+
+
+def of_recipe(tmp_path: Path, text: str) -> Layer:
+    return recipe.read(write(tmp_path, text))
+
+
+WITH_ENTROPY = '[method]\nname = "tser"\nentropy_weight = 0.1\ntemperature = 4.0\n'
+
+
+def test_the_weights_of_a_recipe_belong_to_its_method(tmp_path: Path) -> None:
+    layers = [of_recipe(tmp_path, WITH_ENTROPY), from_flags({"method.name": "ce"})]
+    assert resolve(layers).method == registry.METHODS["ce"].settings()
+    (line,) = left_out(layers)
+    stated = "method.entropy_weight = 0.1, method.temperature = 4.0"
+    assert line == f"{layers[0].source}: {stated}: tser's, left out for ce"
+    for kept in ([layers[0]], [layers[0], from_flags({"method.name": "tser"})]):
+        assert resolve(kept).method.entropy_weight == 0.1
+        assert left_out(kept) == []
+
+
+def test_weights_without_a_method_are_the_default_one_s(tmp_path: Path) -> None:
+    layer = of_recipe(tmp_path, "[method]\nentropy_weight = 0.1\n")
+    assert resolve([layer]).method.entropy_weight == 0.1
+    assert resolve([layer, from_flags({"method.name": "ts"})]).method.entropy_weight == 0.0
+
+
+def test_what_the_user_states_holds_for_the_method_that_is_chosen(tmp_path: Path) -> None:
+    layers = [
+        of_recipe(tmp_path, WITH_ENTROPY),
+        from_environment({"TSER_METHOD_NAME": "ts", "TSER_METHOD_TEMPERATURE": "3"}),
+        from_assignments(["method.entropy_weight=0.2"]),
+        from_flags({"method.name": "kd"}),
+    ]
+    found = resolve(layers)
+    assert (found.method.name, found.method.temperature) == ("kd", 3.0)
+    assert found.method.entropy_weight == 0.2
+    assert config.method_label(found) == "kd+entropy"
+
+
+def test_a_run_s_own_defaults_are_no_news(tmp_path: Path) -> None:
+    made = resolve([from_assignments(["method.name=tsd", "method.beta=0.25"])])
+    layers = [
+        of_recipe(tmp_path, tomli_w.dumps(made.model_dump(mode="json"))),
+        from_flags({"method.name": "kd"}),
+    ]
+    assert left_out(layers) == [f"{layers[0].source}: method.beta = 0.25: tsd's, left out for kd"]
+    again = from_flags({"method.name": "tsd"})
+    assert resolve([layers[0], again]) == made
+
+
+def test_a_weight_that_the_method_does_not_read(tmp_path: Path) -> None:
+    layer = of_recipe(tmp_path, '[method]\nname = "kd"\nlam = 0.1\n')
+    message = "method.lam: kd does not read it; it is read by tet"
+    assert problems(layer) == [f"{layer.source}: {message}"]
+    told = problems(from_flags({"method.name": "ce", "method.temperature": 4.0}))
+    assert told[0].startswith("command line: method.temperature: ce does not read it; it is read ")
+    (told,) = problems(from_assignments(["method.entropy_wieght=0.1"]))
+    assert '"method.entropy_wieght" (did you mean "method.entropy_weight"?)' in told
+
+
+def test_an_unknown_method_is_told_once(tmp_path: Path) -> None:
+    (told,) = problems(from_assignments(["method.name=tsre", "method.temperature=3"]))
+    assert '--set: method.name: unknown method "tsre" (did you mean "tser"?)' in told
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("lrr", "optimizer.lr"),
+        ("timestep", "model.timesteps"),
+        ("datasett", "data.name"),
+        ("training.epoch", "training.epochs"),
+    ],
+)
+def test_a_near_short_name_tells_its_key(key: str, nearest: str) -> None:
+    (told,) = problems(Layer("x", {key: 1}))
+    assert told == f'x: unknown key "{key}" (did you mean "{nearest}"?)'

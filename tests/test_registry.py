@@ -39,7 +39,11 @@ def test_methods_load(name: str) -> None:
     module = registry.load(registry.METHODS[name].target)
     assert isinstance(module, ModuleType)
     assert callable(module.loss)
-    assert registry.METHODS[name].summary and registry.METHODS[name].source
+    settings = registry.METHODS[name].settings
+    assert settings is module.Settings
+    assert settings().name == name
+    assert settings.summary and settings.source
+    assert settings.earlier.keys() <= settings.weights().keys()
 
 
 @pytest.mark.parametrize("name", sorted(registry.DATASETS))
@@ -62,7 +66,8 @@ def test_what_the_design_promises_is_registered() -> None:
 def test_ce_alone_of_the_ladder_needs_no_teacher() -> None:
     ladder = ["ce", "kd", "tskl", "tsce", "ts", "tser"]
     assert [registry.METHODS[name].needs_teacher for name in ladder] == [False] + [True] * 5
-    assert [registry.METHODS[name].separated for name in ladder] == [False] * 2 + [True] * 4
+    separated = [registry.METHODS[name].settings.separated for name in ladder]
+    assert separated == [False] * 2 + [True] * 4
 
 
 def test_lookup_finds_or_explains() -> None:
@@ -79,6 +84,9 @@ def test_load_takes_a_module_or_an_object() -> None:
 def test_names_and_settings_are_read_without_heavy_imports() -> None:
     program = (
         "import sys, tser_cli.registry, tser_cli.errors, tser_cli.config, tser_cli.recipe\n"
+        "from tser_cli.recipe import from_assignments, resolve\n"
+        "for name in tser_cli.registry.METHODS:\n"
+        "    resolve([from_assignments([f'method.name={name}'])])\n"
         f"print(sorted(set({HEAVY!r}) & sys.modules.keys()))"
     )
     result = subprocess.run(

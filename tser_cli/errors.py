@@ -58,8 +58,18 @@ class Interrupted(Exception):  # noqa: N818  (a request to stop, not a fault)
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A hint such as ` (did you mean "tser"?)`, or "" where nothing is near `word`."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f' (did you mean "{close[0]}"?)' if close else ""
+    close = closest(word, choices)
+    return did_you_mean(close) if close else ""
+
+
+def closest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that is nearest to `word`, None where none is near."""
+    return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)), None)
+
+
+def did_you_mean(name: str) -> str:
+    """The hint itself."""
+    return f' (did you mean "{name}"?)'
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from pydantic import ValidationError
 
 from tser_cli import config as settings
 from tser_cli import registry
-from tser_cli.config import Config, MethodConfig
+from tser_cli.config import METHOD, Config
 from tser_cli.errors import ConfigError, nearest
+from tser_cli.fields import flatten, split
+from tser_cli.old_settings import of_today
 
 ENV_PREFIX = "TSER_"
 ABLATION = "ablation"
@@ -30,10 +32,28 @@ SHOWN = 80
 
 @dataclass(frozen=True)
 class Layer:
-    """Settings from one source: `source` names it for messages, `values` has dotted keys."""
+    """Settings from one source: `source` names it for messages, `values` has dotted keys.
+
+    The weights in a recipe (`is_recipe`) belong to its method: another method goes without them.
+    """
 
     source: str
     values: dict[str, Any]
+    is_recipe: bool = False
+
+    @property
+    def method(self) -> str:
+        """The method that the weights in this layer are for."""
+        return str(self.values.get(METHOD, registry.DEFAULT_METHOD))
+
+    def weights(self) -> dict[str, Any]:
+        """What it says of the method besides its name."""
+        return {k: v for k, v in self.values.items() if k.startswith("method.") and k != METHOD}
+
+    def without(self, keys: Iterable[str]) -> Layer:
+        """The same without these keys."""
+        left_out = set(keys)
+        return replace(self, values={k: v for k, v in self.values.items() if k not in left_out})
 
 
 def recipes_dir() -> Path:
@@ -82,7 +102,8 @@ def read(name: str) -> Layer:
     Its [ablation] section, if any, is no setting of a run: see `read_ablation`.
     """
     path, document = _document(name)
-    return Layer(f"recipe {path}", flatten({k: v for k, v in document.items() if k != ABLATION}))
+    stated = flatten({k: v for k, v in document.items() if k != ABLATION})
+    return Layer(f"recipe {path}", of_today(stated), is_recipe=True)
 
 
 def read_ablation(name: str) -> dict[str, Any]:
@@ -100,17 +121,6 @@ def _document(name: str) -> tuple[Path, dict[str, Any]]:
         return path, tomllib.loads(path.read_text(encoding="utf-8"))
     except (*BAD_TOML, OSError) as error:
         raise ConfigError(f"recipe {path} can't be read: {error}") from error
-
-
-def flatten(document: Mapping[str, Any]) -> dict[str, Any]:
-    """{"data": {"name": "x"}} -> {"data.name": "x"}; a value outside a section keeps its key."""
-    flat: dict[str, Any] = {}
-    for section, values in document.items():
-        if isinstance(values, dict):
-            flat.update({f"{section}.{key}": value for key, value in values.items()})
-        else:
-            flat[section] = values
-    return flat
 
 
 def parse_value(text: str) -> Any:
@@ -157,27 +167,66 @@ def from_flags(flags: Mapping[str, Any]) -> Layer:
     return Layer("command line", {key: value for key, value in flags.items() if value is not None})
 
 
+def chosen_method(layers: Iterable[Layer]) -> str:
+    """The method that the uppermost layer names."""
+    named = [layer.method for layer in layers if METHOD in layer.values]
+    return named[-1] if named else registry.DEFAULT_METHOD
+
+
+def for_method(layers: Iterable[Layer]) -> list[Layer]:
+    """The layers without the weights that recipes state for another method than the chosen one."""
+    layers = list(layers)
+    method = chosen_method(layers)
+    return [
+        layer.without(layer.weights()) if layer.is_recipe and layer.method != method else layer
+        for layer in layers
+    ]
+
+
+def left_out(layers: Iterable[Layer]) -> list[str]:
+    """A line for each recipe whose weights the chosen method goes without, for people to read."""
+    layers = list(layers)
+    method = chosen_method(layers)
+    foreign = [layer for layer in layers if layer.is_recipe and layer.method != method]
+    return [
+        f"{layer.source}: {', '.join(listed)}: {layer.method}'s, left out for {method}"
+        for layer in foreign
+        if (listed := _worth_telling(layer))
+    ]
+
+
+def _worth_telling(layer: Layer) -> list[str]:
+    # A run's config.toml states every weight: only those that are not the default are news.
+    entry, stated = registry.METHODS.get(layer.method), layer.weights()
+    own = flatten({"method": entry.settings.weights()}) if entry else {}
+    known = own if own.keys() == stated.keys() else {}
+    return [f"{k} = {_shown(v)}" for k, v in stated.items() if k not in known or known[k] != v]
+
+
 def resolve(layers: Iterable[Layer]) -> Config:
-    """The Config of all layers, the later winning. Raises ConfigError with every problem."""
-    valid = settings.keys()
+    """The Config of all layers, the later winning. Raises ConfigError with every problem.
+
+    A recipe's weights are left out where another method is chosen: see `left_out`.
+    """
+    layers = for_method(layers)
+    valid, method = settings.keys(), chosen_method(layers)
+    read = settings.keys(method) if method in registry.METHODS else valid
     problems: list[str] = []
-    merged: dict[str, dict[str, Any]] = {}
+    merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for layer in layers:
         for key, value in layer.values.items():
             if key not in valid:
-                problems.append(f'{layer.source}: unknown key "{key}"{nearest(key, valid)}')
-                continue
-            if not _is_text(value):
+                hint = settings.nearest_key(key, dotted=True)
+                problems.append(f'{layer.source}: unknown key "{key}"{hint}')
+            elif key not in read:
+                problems.append(f"{layer.source}: {settings.unread(key, method)}")
+            elif not _is_text(value):
                 problems.append(f"{layer.source}: {key} = {_shown(value)}: it is not UTF-8")
-                continue
-            section, _, name = key.partition(".")
-            if key == "method.name":
-                _drop_own_weights(merged.get(section, {}), value)
-            merged.setdefault(section, {})[name] = value
-            origin[key] = layer.source
+            else:
+                merged[key], origin[key] = value, layer.source
     try:
-        config = Config.model_validate(merged)
+        config = Config.model_validate(split(merged))
     except ValidationError as error:
         problems += [_problem(detail, origin) for detail in error.errors()]
     if problems:
@@ -194,19 +243,6 @@ def _is_text(value: Any) -> bool:
     except ValueError:  # a number of thousands of digits is refused later
         return True
     return True
-
-
-def _drop_own_weights(method: dict[str, Any], name: Any) -> None:
-    """Forget what a lower layer says of another method, where it is that method's own weight.
-
-    So `--recipe RUN --method kd` does not take over the entropy weight that is tser's.
-    """
-    before = method.get("name")
-    if before == name or before not in registry.METHODS:
-        return
-    own = MethodConfig(name=before).model_dump(mode="json")
-    for key in [key for key, value in method.items() if key != "name" and own.get(key) == value]:
-        del method[key]
 
 
 def _problem(detail: Any, origin: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -26,6 +27,8 @@ print("\\n" + json.dumps([code, sorted(heavy & set(sys.modules))]))
     "arguments",
     [
         ["--help"],
+        ["methods"],
+        ["ablate", "--help"],
         ["--version"],
         ["train-teacher", "--help"],
         ["distill", "--help"],
@@ -42,3 +45,13 @@ def test_help_is_light(arguments: list[str]) -> None:
     )
     assert json.loads(done.stdout.splitlines()[-1]) == [0, []]
     assert "tser" in done.stdout
+
+
+def test_methods_tell_their_weights_and_where_they_differ() -> None:
+    command = [sys.executable, "-m", "tser_cli", "methods"]
+    environment = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    (tsd,) = [line for line in done.stdout.splitlines() if line.startswith("  tsd ")]
+    assert "alpha 0.2, beta 0.5" in tsd and "ce_weight" not in tsd
+    assert "most methods also read entropy_weight 0.0, ce_weight 1.0" in done.stdout
+    assert "\n  bkd: the features' weight multiplies a mean, theirs a sum" in done.stdout

@@ -36,6 +36,7 @@ WORDS = {
     "schedule.milestones": ("[]", "[1]", "[0.5, 0.2]"),
     "method.name": tuple(sorted(METHODS)),
     "method.target": ("correct", "all"),
+    "method.no_right_step": ("uniform", "skip"),
     "neuron.name": ("lif", "if", "plif"),
     "neuron.reset": ("hard", "soft"),
     "neuron.surrogate": ("sigmoid", "atan", "rect", "piecewise_quadratic"),

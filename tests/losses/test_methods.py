@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tser_cli import registry
-from tser_cli.config import MethodConfig
+from tser_cli.config import MethodSettings
 from tser_cli.errors import ConfigError
 from tser_cli.losses.base import Features, Outputs, load_method, teacher_logits
 
@@ -38,18 +38,20 @@ def outputs(logits_TNK: Tensor | None = None, teacher_NK: Tensor | None = None) 
     )
 
 
-def weights(**changes: float) -> MethodConfig:
+def weights(method: str, **changes: float) -> MethodSettings:
     values = {
         "temperature": TEMPERATURE,
         "ce_weight": CE_WEIGHT,
         "kd_weight": KD_WEIGHT,
         "entropy_weight": ENTROPY_WEIGHT,
     }
-    return MethodConfig(**{**values, **changes})
+    settings = registry.METHODS[method].settings
+    read = {k: v for k, v in values.items() if k in settings.weights()}
+    return settings(**{**read, **changes})
 
 
-def value(method: str, of: Outputs, settings: MethodConfig | None = None) -> float:
-    return load_method(method)(of, settings or weights())["loss"].item()
+def value(method: str, of: Outputs, **changes: float) -> float:
+    return load_method(method)(of, weights(method, **changes))["loss"].item()
 
 
 def log_softmax(logits: list[float], temperature: float = 1.0) -> list[float]:
@@ -96,7 +98,7 @@ def test_the_literals_are_the_hand_computed_terms() -> None:
     ],
 )
 def test_distillation_by_hand(method: str, ce: float, kl: float) -> None:
-    terms = load_method(method)(outputs(), weights())
+    terms = load_method(method)(outputs(), weights(method))
     assert terms.keys() == {"loss", "ce", "kd"}
     assert terms["ce"].item() == pytest.approx(ce, abs=1e-11)
     assert terms["kd"].item() == pytest.approx(4 * kl, abs=1e-11)
@@ -104,7 +106,7 @@ def test_distillation_by_hand(method: str, ce: float, kl: float) -> None:
 
 
 def test_tser_by_hand() -> None:
-    terms = load_method("tser")(outputs(), weights())
+    terms = load_method("tser")(outputs(), weights("tser"))
     by_hand = 0.5 * CE_OF_STEPS + 1.5 * 4 * KL_OF_STEPS - 0.3 * ENTROPY_OF_STEPS
     assert terms["entropy"].item() == pytest.approx(ENTROPY_OF_STEPS, abs=1e-11)
     assert terms["loss"].item() == pytest.approx(by_hand, abs=1e-11)
@@ -112,16 +114,15 @@ def test_tser_by_hand() -> None:
 
 def test_ce_by_hand_and_without_a_teacher() -> None:
     alone = Outputs(torch.tensor(STUDENT, dtype=torch.float64), torch.tensor(LABELS))
-    terms = load_method("ce")(alone, weights())
+    terms = load_method("ce")(alone, weights("ce"))
     assert terms["ce"].item() == pytest.approx(CE_OF_MEAN, abs=1e-11)
     assert terms["loss"].item() == pytest.approx(0.5 * CE_OF_MEAN, abs=1e-11)
 
 
 @pytest.mark.parametrize("method", LADDER)
 def test_label_smoothing_reaches_every_method(method: str) -> None:
-    plain = outputs()
-    smoothed = Outputs(plain.logits_TNK, plain.labels_N, plain.teacher_NK, label_smoothing=0.2)
-    assert value(method, smoothed) != pytest.approx(value(method, plain), abs=1e-3)
+    smoothed = value(method, outputs(), label_smoothing=0.2)
+    assert smoothed != pytest.approx(value(method, outputs()), abs=1e-3)
 
 
 @pytest.mark.parametrize("method", ["tskl", "tsce", "ts"])
@@ -137,25 +138,25 @@ def test_equal_steps_leave_nothing_to_separate(method: str) -> None:
 
 
 def test_tser_without_entropy_weight_is_ts() -> None:
-    settings = weights(entropy_weight=0.0)
-    assert value("tser", outputs(), settings) == value("ts", outputs(), settings)
+    without = {"entropy_weight": 0.0}
+    assert value("tser", outputs(), **without) == value("ts", outputs(), **without)
 
 
 @pytest.mark.parametrize("method", WITH_TEACHER)
 def test_a_student_equal_to_the_teacher_has_nothing_to_learn_from_it(method: str) -> None:
     teacher_NK = torch.tensor(TEACHER, dtype=torch.float64)
     equal = outputs(teacher_NK.repeat(3, 1, 1), teacher_NK)
-    assert load_method(method)(equal, weights())["kd"].item() == pytest.approx(0.0, abs=1e-13)
+    assert load_method(method)(equal, weights(method))["kd"].item() == pytest.approx(0.0, abs=1e-13)
 
 
 def test_a_larger_entropy_weight_lowers_the_loss() -> None:
-    low, high = (value("tser", outputs(), weights(entropy_weight=w)) for w in (0.1, 0.6))
+    low, high = (value("tser", outputs(), entropy_weight=w) for w in (0.1, 0.6))
     assert high == pytest.approx(low - 0.5 * ENTROPY_OF_STEPS, abs=1e-11)
 
 
 def test_a_step_of_descent_raises_the_entropy() -> None:
     logits_TNK = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
-    settings = weights(ce_weight=0.0, kd_weight=0.0, entropy_weight=1.0)
+    settings = weights("tser", ce_weight=0.0, kd_weight=0.0, entropy_weight=1.0)
     before = load_method("tser")(outputs(logits_TNK), settings)
     before["loss"].backward()
     assert logits_TNK.grad is not None
@@ -169,7 +170,7 @@ def test_gradients_agree_with_finite_differences(method: str) -> None:
     logits_TNK = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
 
     def loss(logits: Tensor) -> Tensor:
-        return load_method(method)(outputs(logits), weights())["loss"]
+        return load_method(method)(outputs(logits), weights(method))["loss"]
 
     assert torch.autograd.gradcheck(loss, (logits_TNK,))
 
@@ -178,7 +179,7 @@ def test_gradients_agree_with_finite_differences(method: str) -> None:
 def test_the_teacher_gets_no_gradient(method: str) -> None:
     logits_TNK = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
     teacher_NK = torch.tensor(TEACHER, dtype=torch.float64, requires_grad=True)
-    load_method(method)(outputs(logits_TNK, teacher_NK), weights())["loss"].backward()
+    load_method(method)(outputs(logits_TNK, teacher_NK), weights(method))["loss"].backward()
     assert teacher_NK.grad is None
     assert logits_TNK.grad is not None
 
@@ -190,7 +191,7 @@ def test_the_gradient_of_kd_keeps_its_size_over_the_temperature(temperature: flo
     teacher_NK = torch.tensor([[0.2, -0.1, -0.1]], dtype=torch.float64)
     logits_TNK = torch.zeros(1, 1, 3, dtype=torch.float64, requires_grad=True)
     batch = Outputs(logits_TNK, torch.tensor([0]), teacher_NK)
-    settings = weights(ce_weight=0.0, kd_weight=1.0, temperature=temperature)
+    settings = weights("kd", ce_weight=0.0, kd_weight=1.0, temperature=temperature)
     load_method("kd")(batch, settings)["loss"].backward()
     assert logits_TNK.grad is not None
     assert logits_TNK.grad.flatten().tolist() == pytest.approx(
@@ -205,7 +206,7 @@ def test_registered_methods_give_finite_scalars(method: str, steps: int) -> None
     features = Features((torch.randn(4, 3, 2, 2),), (torch.randn(4, 3, 2, 2),))
     labels_N, teacher_NK = torch.tensor([0, 9, 3, 3]), 5 * torch.randn(4, 10)
     batch = Outputs(logits_TNK, labels_N, teacher_NK, features=features)
-    terms = load_method(method)(batch, MethodConfig(name=method))
+    terms = load_method(method)(batch, registry.METHODS[method].settings())
     assert "loss" in terms
     for name, term in terms.items():
         assert term.shape == () and torch.isfinite(term), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,9 +11,16 @@ import torch
 from torch import Tensor
 
 from tser_cli import registry
-from tser_cli.config import MethodConfig
+from tser_cli.config import MethodSettings
 from tser_cli.losses import bkd, dkd, seal, tsd
-from tser_cli.losses.base import Features, Outputs, load_method, reward_entropy, stage_features
+from tser_cli.losses.base import (
+    Features,
+    Outputs,
+    TrainingProgress,
+    load_method,
+    reward_entropy,
+    stage_features,
+)
 
 Logits = list[float]
 RIVALS = ["feature", "kd_feature", "bkd", "tsd", "seal", "tet", "dkd"]
@@ -55,8 +63,12 @@ def some_features(leaf: bool = False) -> Features:
     return Features(tuple(x.requires_grad_(leaf) for x in made[:2]), tuple(made[2:]))
 
 
+def settings_for(method: str, **weights: float | str) -> MethodSettings:
+    return registry.METHODS[method].settings(**weights)
+
+
 def terms_of(method: str, of: Outputs, **settings: float | str) -> dict[str, float]:
-    found = load_method(method)(of, MethodConfig(name=method, **settings))
+    found = load_method(method)(of, settings_for(method, **settings))
     return {name: term.item() for name, term in found.items()}
 
 
@@ -100,13 +112,21 @@ def squared_error(stage: int) -> float:
 
 
 def test_tsd_by_hand() -> None:
-    right = average([STUDENT[0][0], STUDENT[2][0]])  # image 0; image 1 has no target
-    own = sum(kl(right, step[0], 3.0) for step in STUDENT) / (STEPS * IMAGES)
+    right = average([STUDENT[0][0], STUDENT[2][0]])  # image 0; image 1 is pulled to uniform
+    targets = [right, [0.0] * CLASSES]
+    own = mean([kl(targets[n], step[n], 3.0) for step in STUDENT for n in range(IMAGES)])
     kd = mean([kl(TEACHER[n], step[n], 3.0) for step in STUDENT for n in range(IMAGES)])
     found = terms_of("tsd", outputs())
     expected = {"ce": CE_OF_STEPS, "kd": kd, "self": own}
     expected["loss"] = CE_OF_STEPS + 0.2 * kd + 0.5 * own
     assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_tsd_without_a_term_for_images_with_no_right_step() -> None:
+    right = average([STUDENT[0][0], STUDENT[2][0]])
+    own = sum(kl(right, step[0], 3.0) for step in STUDENT) / (STEPS * IMAGES)
+    found = terms_of("tsd", outputs(), no_right_step="skip")
+    assert found["self"] == pytest.approx(own, abs=1e-12)
 
 
 def test_tsd_with_all_steps_as_the_target_by_hand() -> None:
@@ -158,7 +178,7 @@ def sta_by_hand(steps: list[Logits]) -> float:
 def test_tet_by_hand() -> None:
     error = mean([(value - 1) ** 2 for step in STUDENT for z in step for value in z])
     found = terms_of("tet", outputs())
-    expected = {"ce": CE_OF_STEPS, "mse": error, "loss": 0.95 * CE_OF_STEPS + 0.05 * error}
+    expected = {"ce": CE_OF_STEPS, "mse": error, "loss": 0.999 * CE_OF_STEPS + 0.001 * error}
     assert found == pytest.approx(expected, abs=1e-12)
 
 
@@ -173,10 +193,13 @@ def target_and_others(n: int, z: Logits, tau: float) -> tuple[float, float]:
 def test_dkd_by_hand() -> None:
     pairs = [target_and_others(n, step[n], 4.0) for step in STUDENT for n in range(IMAGES)]
     target, others = (mean(list(values)) for values in zip(*pairs, strict=True))
-    found = terms_of("dkd", outputs())
-    loss = CE_OF_STEPS + target + 8 * others
-    expected = {"ce": CE_OF_STEPS, "target": target, "others": others, "loss": loss}
-    assert found == pytest.approx(expected, abs=1e-12)
+    for epoch, weight in ((0, 1 / 20), (9, 10 / 20), (19, 1.0), (99, 1.0)):
+        found = terms_of("dkd", replace(outputs(), progress=TrainingProgress(epoch)))
+        loss = CE_OF_STEPS + weight * (target + 8 * others)
+        expected = {"ce": CE_OF_STEPS, "target": target, "others": others, "loss": loss}
+        assert found == pytest.approx(expected, abs=1e-12)
+    at_once = terms_of("dkd", outputs(), kd_warmup_epochs=0.0)["loss"]
+    assert at_once == pytest.approx(CE_OF_STEPS + target + 8 * others, abs=1e-12)
 
 
 def test_the_two_terms_of_dkd_make_up_the_kl() -> None:
@@ -195,7 +218,8 @@ def test_dkd_still_learns_from_a_student_that_is_surer_than_its_teacher() -> Non
     # In float32 1 - p_y is exactly 0 here, and its logarithm -34.5.
     student = torch.tensor([[[40.0, 5.0, 5.5 - math.log(2)]]], requires_grad=True)
     of = Outputs(student, torch.tensor([0]), torch.tensor([[2.0, 0.0, 0.0]]))
-    settings = MethodConfig(name="dkd", temperature=1.0, ce_weight=0.0, beta=0.0)
+    stated = {"temperature": 1.0, "ce_weight": 0.0, "beta": 0.0, "kd_warmup_epochs": 0.0}
+    settings = settings_for("dkd", **stated)
     found = load_method("dkd")(of, settings)
     p = math.exp(2) / (math.exp(2) + 2)
     rest = math.log(math.exp(-35.0) + math.exp(-34.5) / 2)
@@ -221,14 +245,15 @@ def test_kd_feature_by_hand() -> None:
     assert terms_of("kd_feature", outputs()) == pytest.approx(expected, abs=1e-9)
 
 
+def bkd_weight(n: int) -> float:
+    return 1 - math.exp(-ce(AVERAGED[n], LABELS[n]) / (ce(TEACHER[n], LABELS[n]) + 1e-7))
+
+
 def test_bkd_by_hand() -> None:
-    ratios = [ce(AVERAGED[n], LABELS[n]) / ce(TEACHER[n], LABELS[n]) for n in range(IMAGES)]
-    weighted = [
-        (1 - math.exp(-ratios[n])) * kl(TEACHER[n], AVERAGED[n], 2.0) for n in range(IMAGES)
-    ]
-    error = squared_error(1) / IMAGES  # of the last stage alone
+    weighted = [bkd_weight(n) * kl(TEACHER[n], AVERAGED[n], 2.0) for n in range(IMAGES)]
+    error = squared_error(1) / 8  # of the last stage alone, [2, 4, 1, 1]
     expected = {"ce": CE_OF_MEAN, "kd": mean(weighted), "feature": error}
-    expected["loss"] = CE_OF_MEAN + mean(weighted) + 7e-5 * error
+    expected["loss"] = CE_OF_MEAN + mean(weighted) + 16.384 * error
     assert terms_of("bkd", outputs()) == pytest.approx(expected, abs=1e-12)
 
 
@@ -238,7 +263,7 @@ def test_the_weight_of_bkd_runs_from_0_to_1(logit: float, weight: float) -> None
     teacher = torch.tensor([[-math.log(math.e - 1), 0.0]], dtype=torch.float64)
     student = torch.tensor([[logit, 0.0]], dtype=torch.float64)
     found = bkd.distance_weights(student, teacher, torch.tensor([0]))
-    assert found.item() == pytest.approx(weight, abs=1e-12)
+    assert found.item() == pytest.approx(weight, abs=1e-7)
 
 
 def test_a_perfect_teacher_divides_by_no_zero() -> None:
@@ -258,26 +283,31 @@ def test_one_step_has_no_others_to_learn_from() -> None:
     one = outputs(STUDENT[:1])
     assert terms_of("seal", one)["sta"] == 0.0
     # zhat is the step itself where it is right, and there is none where it is not
-    assert terms_of("tsd", one)["self"] == pytest.approx(0.0, abs=1e-15)
+    skipped = terms_of("tsd", one, no_right_step="skip")["self"]
+    assert skipped == pytest.approx(0.0, abs=1e-15)
     assert terms_of("tsd", one, target="all")["self"] == pytest.approx(0.0, abs=1e-15)
 
 
 def test_no_right_step_leaves_tsd_s_own_term_out() -> None:
     never = outputs(labels=[2, 2])
-    assert terms_of("tsd", never)["self"] == 0.0
+    assert terms_of("tsd", never, no_right_step="skip")["self"] == 0.0
+    flat = mean([kl([0.0] * CLASSES, step[n], 3.0) for step in STUDENT for n in range(IMAGES)])
+    assert terms_of("tsd", never)["self"] == pytest.approx(flat, abs=1e-12)
     assert terms_of("tsd", never, target="all")["self"] > 0.01
 
 
 def test_no_right_step_gives_no_nan_gradient() -> None:
     student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
-    tsd.self_distillation(outputs(student, labels=[2, 2]), "correct", 3.0).backward()
+    never = outputs(student, labels=[2, 2])
+    tsd.self_distillation(never, settings_for("tsd", no_right_step="skip")).backward()
     assert student.grad is not None
     assert torch.equal(student.grad, torch.zeros_like(student))
 
 
 @pytest.mark.parametrize("method", ["tsd", "seal"])
 def test_equal_steps_teach_each_other_nothing(method: str) -> None:
-    found = terms_of(method, outputs([STUDENT[0]] * 4), **{"target": "all"})
+    stated = {"target": "all"} if method == "tsd" else {}
+    found = terms_of(method, outputs([STUDENT[0]] * 4), **stated)
     assert found["self" if method == "tsd" else "sta"] == pytest.approx(0.0, abs=1e-13)
 
 
@@ -300,7 +330,8 @@ def test_equal_logits_of_all_classes() -> None:
     ],
 )
 def test_a_student_equal_to_its_teacher(method: str, silent: set[str]) -> None:
-    found = terms_of(method, outputs([TEACHER] * 3))
+    always_right = [max(range(CLASSES), key=z.__getitem__) for z in TEACHER]
+    found = terms_of(method, outputs([TEACHER] * 3, labels=always_right))
     assert {name: found[name] for name in silent} == pytest.approx(
         dict.fromkeys(silent, 0.0), abs=1e-13
     )
@@ -337,34 +368,42 @@ def test_a_sure_step_weighs_more_in_seal_s_targets() -> None:
     assert target == pytest.approx(weight * 9.0 + (1 - weight) * 0.1, rel=1e-5)
 
 
-@pytest.mark.parametrize("method", RIVALS)
-def test_the_terms_and_their_weights(method: str) -> None:
-    own = dict(registry.METHODS[method].weights)
-    assert (
-        own
-        == {
-            "feature": {"feature_weight": 100.0},
-            "kd_feature": {"feature_weight": 100.0},
-            "bkd": {"temperature": 2.0, "feature_weight": 7e-5},
-            "tsd": {"temperature": 3.0, "alpha": 0.2, "beta": 0.5},
-            "seal": {"temperature": 3.0, "alpha": 0.6, "beta": 0.15},
-            "tet": {"lam": 0.05},
-            "dkd": {"temperature": 4.0, "alpha": 1.0, "beta": 8.0},
-        }[method]
-    )
-    settings = MethodConfig(name=method)
-    assert {key: getattr(settings, key) for key in own} == own
-    assert settings.entropy_weight == 0.0
-    assert settings.temperature == own.get("temperature", 2.0)
+COMMON = {"entropy_weight": 0.0, "ce_weight": 1.0, "label_smoothing": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        ("feature", {"feature_weight": 100.0}),
+        ("kd_feature", {"temperature": 2.0, "kd_weight": 1.0, "feature_weight": 100.0}),
+        ("bkd", {"temperature": 2.0, "kd_weight": 1.0, "feature_weight": 16.384}),
+        (
+            "tsd",
+            {"temperature": 3.0, "alpha": 0.2, "beta": 0.5}
+            | {"target": "correct", "no_right_step": "uniform"},
+        ),
+        ("seal", {"temperature": 3.0, "alpha": 0.6, "beta": 0.15}),
+        ("tet", {"lam": 1e-3}),
+        (
+            "dkd",
+            {"temperature": 4.0, "kd_weight": 1.0, "alpha": 1.0, "beta": 8.0}
+            | {"kd_warmup_epochs": 20.0},
+        ),
+    ],
+)
+def test_the_weights_that_a_method_reads(method: str, own: dict[str, float]) -> None:
+    settings = registry.METHODS[method].settings
+    assert settings.weights() == COMMON | own
+    assert settings().model_dump() == {"name": method} | COMMON | own
 
 
 @pytest.mark.parametrize("method", sorted(registry.METHODS))
 def test_entropy_can_be_rewarded_under_any_method(method: str) -> None:
     entropy = mean([-sum(p * math.log(p) for p in softmax(z)) for step in STUDENT for z in step])
-    without = MethodConfig(name=method, entropy_weight=0.0)
+    without = settings_for(method, entropy_weight=0.0)
     plain = reward_entropy(load_method(method)(outputs(), without), outputs(), without)
     assert "entropy" not in plain
-    settings = MethodConfig(name=method, entropy_weight=0.25)
+    settings = settings_for(method, entropy_weight=0.25)
     found = reward_entropy(load_method(method)(outputs(), settings), outputs(), settings)
     assert found["entropy"].item() == pytest.approx(entropy, abs=1e-12)
     assert found["loss"].item() == pytest.approx(plain["loss"].item() - 0.25 * entropy, abs=1e-9)
@@ -374,8 +413,8 @@ def test_entropy_can_be_rewarded_under_any_method(method: str) -> None:
 @pytest.mark.parametrize("steps", [1, 3])
 def test_every_method_stays_finite_on_large_logits(method: str, steps: int) -> None:
     student = (50 * torch.randn(steps, 2, 5)).requires_grad_()
-    of = Outputs(student, torch.tensor([4, 0]), 50 * torch.randn(2, 5), 0.0, some_features())
-    found = load_method(method)(of, MethodConfig(name=method))
+    of = Outputs(student, torch.tensor([4, 0]), 50 * torch.randn(2, 5), some_features())
+    found = load_method(method)(of, settings_for(method))
     assert all(term.shape == () and torch.isfinite(term) for term in found.values())
     found["loss"].backward()
     assert student.grad is not None and torch.isfinite(student.grad).all()
@@ -400,7 +439,7 @@ def gradient_of_kl(targets: list[list[Logits]], tau: float, weight: float) -> Te
 
 def test_the_targets_of_tsd_carry_no_gradient() -> None:
     student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
-    tsd.self_distillation(outputs(student), "all", 3.0).backward()
+    tsd.self_distillation(outputs(student), settings_for("tsd", target="all")).backward()
     expected = gradient_of_kl([AVERAGED] * STEPS, 3.0, 1 / (STEPS * IMAGES))
     torch.testing.assert_close(student.grad, expected)
 
@@ -415,13 +454,12 @@ def test_the_targets_of_seal_carry_no_gradient() -> None:
 
 def test_the_weights_of_bkd_carry_no_gradient() -> None:
     student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
-    settings = MethodConfig(name="bkd", ce_weight=0.0, feature_weight=0.0)
+    settings = settings_for("bkd", ce_weight=0.0, feature_weight=0.0)
     load_method("bkd")(outputs(student), settings)["loss"].backward()
     assert student.grad is not None
     for n in range(IMAGES):
-        weight = 1 - math.exp(-ce(AVERAGED[n], LABELS[n]) / ce(TEACHER[n], LABELS[n]))
         pairs = zip(softmax(AVERAGED[n], 2.0), softmax(TEACHER[n], 2.0), strict=True)
-        expected = [weight * 2.0 * (q - p) / (STEPS * IMAGES) for q, p in pairs]
+        expected = [bkd_weight(n) * 2.0 * (q - p) / (STEPS * IMAGES) for q, p in pairs]
         for step in range(STEPS):
             assert student.grad[step, n].tolist() == pytest.approx(expected, abs=1e-12)
 
@@ -430,7 +468,7 @@ def test_the_weights_of_bkd_carry_no_gradient() -> None:
 def test_the_teacher_gets_no_gradient(method: str) -> None:
     student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
     teacher = torch.tensor(TEACHER, dtype=torch.float64, requires_grad=True)
-    settings = MethodConfig(name=method)
+    settings = settings_for(method)
     load_method(method)(outputs(student, teacher), settings)["loss"].backward()
     assert teacher.grad is None
     assert student.grad is not None and student.grad.abs().sum() > 0
@@ -449,7 +487,7 @@ def test_the_teacher_gets_no_gradient(method: str) -> None:
     ],
 )
 def test_gradients_agree_with_finite_differences(method: str, changes: dict[str, float]) -> None:
-    settings = MethodConfig(name=method, **changes)
+    settings = settings_for(method, **changes)
     student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
     teacher = some_features().teacher
 
@@ -466,7 +504,7 @@ def test_a_descent_on_each_method_lowers_its_loss() -> None:
         losses = []
         for _ in range(4):
             leaf = student.clone().requires_grad_()
-            loss = load_method(method)(outputs(leaf), MethodConfig(name=method))["loss"]
+            loss = load_method(method)(outputs(leaf), settings_for(method))["loss"]
             loss.backward()
             assert leaf.grad is not None
             losses.append(loss.item())

@@ -88,6 +88,7 @@ def ablate(
     from tser_cli.engine.runtime.context import Options
 
     request = make_request(layers, section, vary, seeds, baseline)
+    opt.tell(request.notes)
     folder = output or runs_dir / "ablations" / ablation_name(request, name if not vary else "")
     place = AblationFolder(folder, runs_dir, jobs, address)
     progress = present.progress()

@@ -7,5 +7,5 @@ from tser_cli.cli import present
 
 
 def methods() -> None:
-    """List the training methods: what each does, where it comes from, its own weights."""
+    """List the training methods: what each does, where it comes from, the weights it reads."""
     present.show_methods(registry.METHODS)

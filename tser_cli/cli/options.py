@@ -6,6 +6,7 @@ A flag that was not given is None and overrides nothing.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,7 +119,18 @@ def training_config(
     from tser_cli import recipe
 
     upper = upper_layers(flags, assignments)
-    return recipe.resolve([recipe.read(recipe_name or default_recipe(kind, upper)), *upper])
+    layers = [recipe.read(recipe_name or default_recipe(kind, upper)), *upper]
+    config = recipe.resolve(layers)
+    if kind == "student":
+        tell(recipe.left_out(layers))
+    return config
+
+
+def tell(notes: Iterable[str]) -> None:
+    """Write lines to standard error; of several processes under torchrun the first one alone."""
+    if os.environ.get("RANK", "0") == "0":
+        for note in notes:
+            typer.echo(note, err=True)
 
 
 def upper_layers(flags: dict[str, Any], assignments: list[str] | None) -> list[Layer]:

@@ -140,6 +140,7 @@ def show_methods(methods: Mapping[str, MethodEntry]) -> None:
     from tser_cli.report import console
 
     output().print(console.methods_table(methods))
+    _lines([console.deviations(methods)])
 
 
 def next_after_teacher(folder: Path, dataset: str, data_dir: str) -> list[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from tser_cli.errors import ConfigError
 from tser_cli.losses.base import Shape
+
+MASKED = 0.15
 
 
 class StageAdapters(nn.ModuleList):
@@ -13,6 +16,36 @@ class StageAdapters(nn.ModuleList):
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(adapt(x) for adapt, x in zip(self, features, strict=True))
+
+
+def stage_convolutions(student: list[Shape], teacher: list[Shape]) -> StageAdapters:
+    """A 3 x 3 convolution and batch norm a stage, to the teacher's number of channels."""
+    return StageAdapters(
+        nn.Sequential(
+            nn.Conv2d(ours[0], theirs[0], 3, padding=1, bias=False), nn.BatchNorm2d(theirs[0])
+        )
+        for ours, theirs in zip(student, teacher, strict=True)
+    )
+
+
+class Blur(nn.Module):
+    """Align, mask channels while training, rebuild: the last stage's features [N, C, H, W]."""
+
+    def __init__(self, student: int, teacher: int) -> None:
+        super().__init__()
+        same = student == teacher
+        self.align = nn.Identity() if same else nn.Conv2d(student, teacher, 1)
+        self.rebuild = nn.Sequential(
+            nn.Conv2d(teacher, teacher, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(teacher, teacher, 3, padding=1),
+        )
+
+    def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = self.align(features[-1])
+        if self.training:
+            x = x * (torch.rand(*x.shape[:2], 1, 1, device=x.device) >= MASKED)
+        return (*features[:-1], self.rebuild(x))
 
 
 def check_stages(student: list[Shape], teacher: list[Shape]) -> None:

@@ -1,22 +1,58 @@
-"""What a method is: a module with a function `loss(outputs, settings) -> terms`.
+"""What a method is: a module with a class `Settings` and a function `loss(outputs, settings)`.
 
-`terms` is a dict of named scalars with "loss" among them; the names become columns of
+`Settings` (a `MethodSettings`) describes the method and declares the weights that it reads.
+`loss` returns a dict of named scalars with "loss" among them; the names become columns of
 metrics.csv and curves in TensorBoard. Terms are reported unweighted, "loss" is their weighted sum.
 A method that compares features also has `make_adapters(student_shapes, teacher_shapes)`.
+
+Methods import torch where they compute, not at their top: their settings are read without it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from tser_cli import registry
-from tser_cli.config import MethodConfig
+from tser_cli.fields import Fraction, NonNegative, Positive
 from tser_cli.losses import functional as terms
+from tser_cli.sections import MethodSettings
 
-Terms = dict[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Terms = dict[str, "Tensor"]
+Shape = tuple[int, int, int]
+MakeAdapters = Callable[[list[Shape], list[Shape]], "nn.Module"]
+
+
+class Supervised(MethodSettings):
+    """The settings of a method with a cross entropy.
+
+    `ce_weight` scales it; `label_smoothing` is the share of the target that all classes divide.
+    """
+
+    ce_weight: NonNegative = 1.0
+    label_smoothing: Fraction = 0.0
+
+
+class Distilling(Supervised):
+    """The settings of a method with a KL term: `kd_weight` scales it, `temperature` softens it."""
+
+    temperature: Positive = 2.0
+    kd_weight: NonNegative = 1.0
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """How far the training has come before this step: the same after a resume.
+
+    `epoch` counts from 0; `fraction` is the part of all steps that is done, from 0 to below 1.
+    """
+
+    epoch: int = 0
+    fraction: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -26,8 +62,8 @@ class Outputs:
     logits_TNK: Tensor
     labels_N: Tensor
     teacher_NK: Tensor | None = None
-    label_smoothing: float = 0.0
     features: Features | None = None
+    progress: TrainingProgress = TrainingProgress()
 
 
 @dataclass(frozen=True)
@@ -42,9 +78,8 @@ class Features:
     teacher: tuple[Tensor, ...]
 
 
-Shape = tuple[int, int, int]
-Method = Callable[[Outputs, MethodConfig], Terms]
-MakeAdapters = Callable[[list[Shape], list[Shape]], nn.Module]
+# `settings` is of the method's own class, which a common type can't say.
+Method = Callable[[Outputs, Any], Terms]
 
 
 def load_method(name: str) -> Method:
@@ -61,7 +96,7 @@ def load_adapters(name: str) -> MakeAdapters | None:
     return make
 
 
-def reward_entropy(found: Terms, outputs: Outputs, settings: MethodConfig) -> Terms:
+def reward_entropy(found: Terms, outputs: Outputs, settings: MethodSettings) -> Terms:
     """`found` with entropy_weight * mean_n mean_t H(softmax(z_t)) taken from the loss.
 
     What TSER adds to its other terms (Yu et al., CVPR 2025), for any method; nothing where the
@@ -79,7 +114,7 @@ def teacher_logits(outputs: Outputs) -> Tensor:
     return outputs.teacher_NK
 
 
-def distillation(ce: Tensor, kl: Tensor, settings: MethodConfig) -> Terms:
+def distillation(ce: Tensor, kl: Tensor, settings: Distilling) -> Terms:
     """ce_weight * CE + kd_weight * tau^2 * KL, the form that all logit methods share.
 
     tau^2 keeps the gradient's size independent of the temperature (Hinton et al., 2015, section 2).
@@ -92,17 +127,16 @@ def distillation(ce: Tensor, kl: Tensor, settings: MethodConfig) -> Terms:
     }
 
 
-def mean_cross_entropy(outputs: Outputs) -> Tensor:
+def mean_cross_entropy(outputs: Outputs, settings: Supervised) -> Tensor:
     """CE of the time-averaged logits."""
-    return terms.cross_entropy(
-        terms.time_mean(outputs.logits_TNK), outputs.labels_N, outputs.label_smoothing
-    )
+    averaged_NK = terms.time_mean(outputs.logits_TNK)
+    return terms.cross_entropy(averaged_NK, outputs.labels_N, settings.label_smoothing)
 
 
-def step_cross_entropy(outputs: Outputs) -> Tensor:
+def step_cross_entropy(outputs: Outputs, settings: Supervised) -> Tensor:
     """TSCE: cross entropy at every time step."""
     return terms.separated_cross_entropy(
-        outputs.logits_TNK, outputs.labels_N, outputs.label_smoothing
+        outputs.logits_TNK, outputs.labels_N, settings.label_smoothing
     )
 
 

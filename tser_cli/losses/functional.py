@@ -6,8 +6,10 @@ labels [N]. Targets never carry gradients.
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn import functional as F
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def time_mean(logits_TNK: Tensor) -> Tensor:
@@ -17,6 +19,8 @@ def time_mean(logits_TNK: Tensor) -> Tensor:
 
 def cross_entropy(logits_NK: Tensor, labels_N: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """mean_n CE(z, y) in nats: [N, K], [N] -> scalar."""
+    from torch.nn import functional as F
+
     return F.cross_entropy(logits_NK, labels_N, label_smoothing=label_smoothing)
 
 
@@ -47,13 +51,13 @@ def separated_kl_divergence(teacher_NK: Tensor, student_TNK: Tensor, temperature
 
 def entropy(logits: Tensor) -> Tensor:
     """Shannon entropy of softmax(z) in nats: [..., K] -> [...]."""
-    log_p = F.log_softmax(logits, dim=-1)
+    log_p = logits.log_softmax(-1)
     return -(log_p.exp() * log_p).sum(-1)
 
 
 def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """log softmax(z / tau): [..., K] -> [..., K]."""
-    return F.log_softmax(logits / temperature, dim=-1)
+    return (logits / temperature).log_softmax(-1)
 
 
 def kl_per_image(target: Tensor, student: Tensor, temperature: float) -> Tensor:

@@ -6,15 +6,26 @@ zbar = mean_t z_t [N, K] and the features' term of `feature`.
 
 from __future__ import annotations
 
-from tser_cli.config import MethodConfig
-from tser_cli.losses import kd
+from typing import ClassVar
+
+from tser_cli.losses import feature, kd
 from tser_cli.losses.base import Outputs, Terms
 from tser_cli.losses.feature import feature_error, make_adapters
 
-__all__ = ["loss", "make_adapters"]
+__all__ = ["Settings", "loss", "make_adapters"]
 
 
-def loss(outputs: Outputs, settings: MethodConfig) -> Terms:
+class Settings(kd.Settings, feature.Settings):
+    """The settings of `kd_feature`: those of `kd` and of `feature`."""
+
+    summary: ClassVar[str] = "kd and feature together"
+    source: ClassVar[str] = "the combination that Yu et al., CVPR 2025, compare with"
+    deviations: ClassVar[str] = "those of feature"
+
+    name: str = "kd_feature"
+
+
+def loss(outputs: Outputs, settings: Settings) -> Terms:
     """The terms of `kd`, and the features' error."""
     found, error = kd.loss(outputs, settings), feature_error(outputs)
     return {

@@ -1,4 +1,4 @@
-"""`seal`: error-aware logits and a target of the steps' own (2026).
+"""`seal`: error-aware logits and a target of the steps' own (arXiv 2605.14252).
 
 L = ce_weight mean_t CE(z_t, y) + alpha ELA + beta STA, alpha 0.6, beta 0.15.
 ELA: where step t is wrong, with the wrong class w, copies are compared: the student's logit of w is
@@ -11,20 +11,34 @@ conf = 1 - H / log K; tau^2 mean_i KL_tau(target_i, z_i). Targets and W are deta
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from tser_cli.config import MethodConfig
-from tser_cli.losses.base import Outputs, Terms, step_cross_entropy, teacher_logits
+from tser_cli.fields import NonNegative, Positive
+from tser_cli.losses.base import Outputs, Supervised, Terms, step_cross_entropy, teacher_logits
 from tser_cli.losses.functional import entropy, kl_per_image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Settings(Supervised):
+    """The settings of `seal`: `alpha` scales ELA, `beta` STA, `temperature` softens both."""
+
+    summary: ClassVar[str] = "errors levelled before the KL, and each step taught by the others"
+    source: ClassVar[str] = "SEAL, 2026, arXiv 2605.14252"
+
+    name: str = "seal"
+    temperature: Positive = 3.0
+    alpha: NonNegative = 0.6
+    beta: NonNegative = 0.15
 
 
 def aligned_copies(
     student_MK: Tensor, teacher_MK: Tensor, labels_M: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Copies of both logits with the wrong class levelled with the true one, where wrong."""
+    import torch
+
     true, said = labels_M[:, None], student_MK.detach().argmax(-1, keepdim=True)
     wrong = said != true
     level_s = torch.where(wrong, student_MK.gather(1, true), student_MK.gather(1, said))
@@ -49,6 +63,9 @@ def error_aware(outputs: Outputs, temperature: float) -> Tensor:
 
 def step_targets(logits_TNK: Tensor) -> Tensor:
     """The target of each step from the others, [T, N, K]; T is at least 2."""
+    import torch
+    from torch.nn import functional as F
+
     z = logits_TNK.detach().transpose(0, 1)
     confidence_NT = 1 - entropy(z) / math.log(z.shape[-1])
     cosine_NTT = F.cosine_similarity(z.unsqueeze(2), z.unsqueeze(1), dim=-1)
@@ -66,9 +83,9 @@ def step_alignment(outputs: Outputs, temperature: float) -> Tensor:
     return temperature**2 * kl_per_image(step_targets(logits), logits, temperature).mean()
 
 
-def loss(outputs: Outputs, settings: MethodConfig) -> Terms:
+def loss(outputs: Outputs, settings: Settings) -> Terms:
     """Cross entropy at every step, ELA and STA."""
-    ce = step_cross_entropy(outputs)
+    ce = step_cross_entropy(outputs, settings)
     ela = error_aware(outputs, settings.temperature)
     sta = step_alignment(outputs, settings.temperature)
     total = settings.ce_weight * ce + settings.alpha * ela + settings.beta * sta

@@ -6,12 +6,29 @@ KL_tau(a, b) = KL(softmax(a / tau) || softmax(b / tau)), in nats.
 
 from __future__ import annotations
 
-from tser_cli.config import MethodConfig
-from tser_cli.losses.base import Outputs, Terms, distillation, step_cross_entropy, step_kl
+from typing import ClassVar
+
+from tser_cli.losses.base import (
+    Distilling,
+    Outputs,
+    Terms,
+    distillation,
+    step_cross_entropy,
+    step_kl,
+)
 
 
-def loss(outputs: Outputs, settings: MethodConfig) -> Terms:
+class Settings(Distilling):
+    """The settings of `ts`."""
+
+    summary: ClassVar[str] = "cross entropy and KL at every time step"
+    source: ClassVar[str] = "Yu et al., CVPR 2025, arXiv 2503.03144"
+
+    name: str = "ts"
+
+
+def loss(outputs: Outputs, settings: Settings) -> Terms:
     """Cross entropy and KL at every time step."""
     return distillation(
-        step_cross_entropy(outputs), step_kl(outputs, settings.temperature), settings
+        step_cross_entropy(outputs, settings), step_kl(outputs, settings.temperature), settings
     )

@@ -6,12 +6,29 @@ KL_tau(a, b) = KL(softmax(a / tau) || softmax(b / tau)), in nats.
 
 from __future__ import annotations
 
-from tser_cli.config import MethodConfig
-from tser_cli.losses.base import Outputs, Terms, distillation, mean_kl, step_cross_entropy
+from typing import ClassVar
+
+from tser_cli.losses.base import (
+    Distilling,
+    Outputs,
+    Terms,
+    distillation,
+    mean_kl,
+    step_cross_entropy,
+)
 
 
-def loss(outputs: Outputs, settings: MethodConfig) -> Terms:
+class Settings(Distilling):
+    """The settings of `tsce`."""
+
+    summary: ClassVar[str] = "kd with the cross entropy at every time step"
+    source: ClassVar[str] = "Yu et al., CVPR 2025, arXiv 2503.03144"
+
+    name: str = "tsce"
+
+
+def loss(outputs: Outputs, settings: Settings) -> Terms:
     """Cross entropy at every time step, KL averaged."""
     return distillation(
-        step_cross_entropy(outputs), mean_kl(outputs, settings.temperature), settings
+        step_cross_entropy(outputs, settings), mean_kl(outputs, settings.temperature), settings
     )

@@ -6,12 +6,29 @@ KL_tau(a, b) = KL(softmax(a / tau) || softmax(b / tau)), in nats.
 
 from __future__ import annotations
 
-from tser_cli.config import MethodConfig
-from tser_cli.losses.base import Outputs, Terms, distillation, mean_cross_entropy, step_kl
+from typing import ClassVar
+
+from tser_cli.losses.base import (
+    Distilling,
+    Outputs,
+    Terms,
+    distillation,
+    mean_cross_entropy,
+    step_kl,
+)
 
 
-def loss(outputs: Outputs, settings: MethodConfig) -> Terms:
+class Settings(Distilling):
+    """The settings of `tskl`."""
+
+    summary: ClassVar[str] = "kd with the KL term at every time step"
+    source: ClassVar[str] = "Yu et al., CVPR 2025, arXiv 2503.03144"
+
+    name: str = "tskl"
+
+
+def loss(outputs: Outputs, settings: Settings) -> Terms:
     """Cross entropy averaged, KL at every time step."""
     return distillation(
-        mean_cross_entropy(outputs), step_kl(outputs, settings.temperature), settings
+        mean_cross_entropy(outputs, settings), step_kl(outputs, settings.temperature), settings
     )

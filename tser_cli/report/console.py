@@ -1,7 +1,8 @@
-"""Tables and sentences for the terminal, ready to be printed."""
+"""Tables on the terminal. Results go to standard output, messages to standard error."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,17 @@ BAR_WIDTH = 10
 
 
 def percent(fraction: float | None) -> str:
-    """Write a fraction: 0.9534 -> "95.34 %", None -> "-"."""
+    """0.9534 -> "95.34 %"; None -> "-"."""
     return "-" if fraction is None else f"{100 * fraction:.2f} %"
 
 
 def bar(fraction: float, width: int = BAR_WIDTH) -> str:
-    """Draw a fraction from 0 to 1 as a bar of at most `width` characters."""
+    """A bar of `width` characters for a fraction from 0 to 1."""
     return "█" * round(max(0.0, min(fraction, 1.0)) * width)
 
 
 def per_timestep_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
-    """Lay out the accuracy at each step, the cumulative one, and the teacher's on the last line."""
+    """Accuracy at each step, cumulative accuracy, and the teacher's on the last line."""
     table = Table(title=f"{title}: accuracy", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("t", justify="right", no_wrap=True)
     for name in ("at t", "cumulative", "loss", "entropy", "confidence"):
@@ -49,7 +50,7 @@ def per_timestep_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def summary(rows: Sequence[dict[str, Any]], split: str) -> str:
-    """Say in one line the final accuracy, and how far it is from the teacher's."""
+    """One line: the final accuracy, and how far it is from the teacher's."""
     last = rows[-1]
     images, teacher = last["images"], last["teacher_accuracy"]
     text = f"accuracy {percent(last['accuracy_cumulative'])} of {images} {split} images"
@@ -62,17 +63,40 @@ def summary(rows: Sequence[dict[str, Any]], split: str) -> str:
 
 
 def methods_table(methods: Mapping[str, MethodEntry]) -> Table:
-    """Lay out a line a method: its name, what it does, its source, its own weights."""
-    shown = Table(box=SIMPLE_HEAD)
-    for name in ("method", "what it does", "source", "own weights"):
+    """A line a method: its name, what it does, its source, its weights with their defaults.
+
+    The weights that most methods read are left to the caption.
+    """
+    common = common_weights(methods)
+    caption = f"most methods also read {_listed(common)}"
+    shown = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left")
+    for name in ("method", "what it does", "source", "weights"):
         shown.add_column(name, no_wrap=name == "method")
     for name, entry in methods.items():
-        weights = ", ".join(f"{key} {value}" for key, value in entry.weights.items())
-        shown.add_row(name, entry.summary, entry.source, weights)
+        read = entry.settings
+        own = {key: value for key, value in read.weights().items() if common.get(key) != value}
+        shown.add_row(name, read.summary, read.source, _listed(own))
     return shown
 
 
+def common_weights(methods: Mapping[str, MethodEntry]) -> dict[str, Any]:
+    """The weights that at least four in five methods read with the same default."""
+    stated = [item for entry in methods.values() for item in entry.settings.weights().items()]
+    return {key: value for (key, value), n in Counter(stated).items() if 5 * n >= 4 * len(methods)}
+
+
+def _listed(weights: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in weights.items())
+
+
+def deviations(methods: Mapping[str, MethodEntry]) -> str:
+    """A line a method that differs from the code that its authors released."""
+    stated = {name: entry.settings.deviations for name, entry in methods.items()}
+    lines = [f"  {name}: {text}" for name, text in stated.items() if text]
+    return "\n".join(["different from the authors' code:", *lines])
+
+
 def next_steps(folder: Path, commands: Sequence[str]) -> str:
-    """Say where the run is, and what to type next."""
+    """Where the run is, and what to type next."""
     lines = [f"run folder: {folder}", "next:"]
     return "\n".join([*lines, *(f"  {command}" for command in commands)])

@@ -11,12 +11,9 @@ from hypothesis import strategies as st
 from tser_cli import recipe, registry
 from tser_cli.config import Config
 from tser_cli.engine.ablation.grid import (
-    LONG,
-    SHORT,
     Request,
     choose_baseline,
     expand,
-    full_key,
     make_request,
     parse_vary,
 )
@@ -62,16 +59,69 @@ def test_cells_differ_in_what_is_varied_alone() -> None:
 
 def test_each_method_comes_with_its_own_weights() -> None:
     cells = make_request(BASE, {}, ["method=tser,tsd,kd"], 1).cells
-    assert [c.config.method.entropy_weight for c in cells] == [0.05, 0.0, 0.0]
-    assert [c.config.method.temperature for c in cells] == [2.0, 3.0, 2.0]
-    assert [c.config.method.beta for c in cells] == [0.0, 0.5, 0.0]
+    assert [c.config.method for c in cells] == [
+        registry.METHODS[name].settings() for name in ("tser", "tsd", "kd")
+    ]
 
 
-def test_a_stated_weight_holds_for_every_method() -> None:
+def test_a_recipe_s_weights_reach_its_own_method_alone() -> None:
+    values = {"method.name": "tser", "method.entropy_weight": 0.1, "method.temperature": 4.0}
+    base = [Layer("recipe base.toml", values, is_recipe=True)]
+    made = make_request(base, {}, ["method=ce,tser"], 2)
+    assert [c.config.method.entropy_weight for c in made.cells] == [0.0, 0.1] * 2
+    weights = "method.entropy_weight = 0.1, method.temperature = 4.0"
+    assert made.notes == (f"recipe base.toml: {weights}: tser's, left out for ce",)
+    assert make_request(base, {}, ["T=1,2"], 1).notes == ()
+
+
+def test_cells_that_would_differ_in_more_than_their_method() -> None:
+    base = [Layer("recipe base.toml", {"method.temperature": 4.0}, is_recipe=True)]
+    with pytest.raises(ConfigError) as error:
+        make_request(base, {}, ["method=ce,kd,tser"], 2)
+    assert str(error.value) == (
+        "recipe base.toml: method.temperature = 4.0 is for tser, and kd has 2.0: the cells would "
+        "differ in more than what is varied. State it for all: --set method.temperature=4.0"
+    )
+    stated = [*base, Layer("--set", {"method.temperature": 4.0})]
+    made = make_request(stated, {}, ["method=ce,kd,tser"], 1)
+    assert [c.config.flat().get("method.temperature") for c in made.cells] == [None, 4.0, 4.0]
+    assert len(make_request(base, {}, ["method=kd,tser", "temperature=2,4"], 1).cells) == 4
+    assert len(make_request(base, {}, ["method=ce,kd"], 1).cells) == 2
+
+
+def test_a_stated_weight_reaches_the_methods_that_read_it() -> None:
     stated = [*BASE, Layer("--set", {"method.temperature": 2.0})]
-    cells = make_request(stated, {}, ["method=tsd,kd"], 1).cells
-    assert [c.config.method.temperature for c in cells] == [2.0, 2.0]
-    assert [c.config.method.alpha for c in cells] == [0.2, 0.0]
+    made = make_request(stated, {}, ["method=tsd,kd,ce"], 1)
+    assert [c.config.method.temperature for c in made.cells[:2]] == [2.0, 2.0]
+    assert made.cells[2].config.method == registry.METHODS["ce"].settings()
+    (note,) = made.notes
+    assert note.startswith("--set: method.temperature: ce does not read it; it is read by kd,")
+    assert note.endswith("; its cells go without")
+
+
+def test_a_stated_weight_that_no_cell_reads() -> None:
+    stated = [*BASE, Layer("--set", {"method.lam": 0.1})]
+    with pytest.raises(ConfigError) as error:
+        make_request(stated, {}, ["method=kd,ce"], 1)
+    assert [line.split(";")[0] for line in str(error.value).splitlines()] == [
+        "--set: method.lam: kd does not read it",
+        "--set: method.lam: ce does not read it",
+    ]
+
+
+def test_a_varied_weight_that_a_cell_does_not_read() -> None:
+    with pytest.raises(ConfigError, match=r"--vary: method\.temperature: ce does not read it"):
+        make_request(BASE, {}, ["method=ce,kd", "temperature=2,4"], 1)
+
+
+def test_entropy_that_is_added_shows_in_the_cells_names() -> None:
+    stated = [*BASE, Layer("--set", {"method.entropy_weight": 0.1})]
+    made = make_request(stated, {}, ["method=tser,kd"], 1, "method=kd")
+    assert [cell.label for cell in made.cells] == ["method=tser", "method=kd+entropy"]
+    assert made.baseline == {"method.name": "kd+entropy"}
+    assert [cell.config.method.name for cell in made.cells] == ["tser", "kd"]
+    varied = make_request(BASE, {}, ["method=kd", "entropy_weight=0,0.1"], 1)
+    assert [cell.varied["method.name"] for cell in varied.cells] == ["kd", "kd"]
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=3), st.integers(1, 4))
@@ -85,12 +135,6 @@ def test_the_number_of_cells_is_the_product(sizes: list[int], seeds: int) -> Non
     assert len(cells) == product
     assert len({(c.seed, *c.varied.values()) for c in cells}) == product
     assert [c.seed for c in cells] == sorted(c.seed for c in cells)
-
-
-@pytest.mark.parametrize(("short", "key"), SHORT.items())
-def test_short_names_are_those_of_the_flags(short: str, key: str) -> None:
-    assert full_key(short) == full_key(key) == key
-    assert SHORT[LONG[key]] == key
 
 
 def test_values_have_the_type_of_their_key() -> None:
@@ -118,6 +162,8 @@ def test_values_have_the_type_of_their_key() -> None:
         (["timesteps=1,2,1"], "1 stands there twice"),
         (["lr=1,1.0"], "1.0 stands there twice"),
         (["training.seed=1,2"], "seeds are counted by --seeds"),
+        (["seed=1,2"], "seeds are counted by --seeds"),
+        (["tau=2,4"], '--vary tau=2,4: "tau" may mean method.temperature or neuron.tau: write'),
     ],
 )
 def test_what_can_t_be_varied(texts: list[str], said: str) -> None:

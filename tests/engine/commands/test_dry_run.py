@@ -165,7 +165,7 @@ def test_the_estimate_counts_each_cell(
         return replace(a_plan, steps=config.training.epochs)
 
     monkeypatch.setattr(dry_run, "plan_student", plan)
-    found = planned(ask(["method=ce,kd", "epochs=1,2", "temperature=2,4"], 2), place)
+    found = planned(ask(["method=ce,kd", "epochs=1,2", "ce_weight=1,2"], 2), place)
     assert sorted(asked) == [("ce", 1), ("ce", 2), ("kd", 1), ("kd", 2)]
     assert len(found.cells) == 16
     assert not any(finished for _, finished in found.cells)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
-from tser_cli.config import Config
+from tser_cli.config import Config, keys_where
 from tser_cli.engine.runs import find_runs, run_folder
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.errors import ConfigError, RunError
@@ -141,13 +143,14 @@ CHANGES = {
     "training.checkpoint_every": "9min",
     "training.tensorboard": True,
     "data.workers": 3,
+    "data.dir": "/elsewhere",
 }
 
 
 def test_these_settings_may_change_on_a_resume(
     unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig
 ) -> None:
-    assert set(CHANGES) == find_runs.RESUMABLE_CHANGES
+    assert set(CHANGES) == keys_where(lambda policy: policy.resume)
     run = unfinished()
     assert find_runs.find_unfinished(tmp_path, "student", make_config(CHANGES), True) == run
 
@@ -173,3 +176,29 @@ def test_an_automatic_batch_size_is_that_of_the_unfinished_run(
     assert find_runs.begun_batch_size(tmp_path, "student", automatic) == 12
     unfinished(state="finished", changes={"training.batch_size": 6})
     assert find_runs.begun_batch_size(tmp_path, "student", automatic) == 12
+
+
+def test_another_folder_of_one_s_own_images_is_another_run(
+    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig
+) -> None:
+    mine = {"data.name": "imagefolder", "data.dir": "/mine"}
+    run = unfinished(changes=mine)
+    assert find_runs.find_unfinished(tmp_path, "student", make_config(mine), True) == run
+    with pytest.raises(ConfigError, match=r"data\.dir: '/mine' -> '/other'"):
+        other = make_config({**mine, "data.dir": "/other"})
+        find_runs.find_unfinished(tmp_path, "student", other, True)
+
+
+def test_a_run_of_version_0_1_goes_on(
+    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig
+) -> None:
+    run = unfinished(changes={"method.name": "kd"})
+    file = run.folder / "config.toml"
+    document = tomllib.loads(file.read_text())
+    weights = {"feature_weight": 0.0, "alpha": 0.0, "beta": 0.0, "lam": 0.0, "target": "correct"}
+    document["method"] |= weights
+    document["training"]["label_smoothing"] = document["method"].pop("label_smoothing")
+    file.write_text(tomli_w.dumps(document))
+    kd = make_config({"method.name": "kd"})
+    assert run.config() == kd
+    assert find_runs.find_unfinished(tmp_path, "student", kd, True) == run

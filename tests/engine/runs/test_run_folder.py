@@ -117,3 +117,8 @@ def test_a_place_that_can_t_hold_runs(tmp_path: Path, make_config: MakeConfig) -
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(RunError, match="can't be written"):
         run_folder.create(tmp_path / "runs", "student", make_config())
+
+
+def test_a_run_s_name_tells_of_added_entropy(tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config({"method.name": "kd", "method.entropy_weight": 0.1})
+    assert "_kd+entropy_s0_" in run_folder.create(tmp_path, "student", config).name

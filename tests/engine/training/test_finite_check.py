@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tser_cli.config import Config, MethodConfig
+from tser_cli.config import Config, MethodSettings
 from tser_cli.engine.runs.checkpoints import load_latest
 from tser_cli.engine.training.job import TrainingJob
 from tser_cli.engine.training.loop import fit
@@ -52,7 +52,7 @@ class Poisoned:
     def __init__(self, call: int, value: float = math.nan) -> None:
         self.left, self.value = call, value
 
-    def __call__(self, outputs: Outputs, settings: MethodConfig) -> Terms:
+    def __call__(self, outputs: Outputs, settings: MethodSettings) -> Terms:
         self.left -= 1
         loss = F.cross_entropy(outputs.logits_TNK.mean(0), outputs.labels_N)
         bad = loss * self.value if self.left <= 0 else loss
@@ -105,7 +105,7 @@ def test_a_gradient_that_is_not_finite_names_its_layer(
 def test_a_loss_alone_that_is_not_finite_blames_no_layer(
     make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    def method(outputs: Outputs, settings: MethodConfig) -> Terms:
+    def method(outputs: Outputs, settings: MethodSettings) -> Terms:
         loss = F.cross_entropy(outputs.logits_TNK.mean(0), outputs.labels_N)
         return {"loss": loss + math.inf}
 

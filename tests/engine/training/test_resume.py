@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from tser_cli.config import Config
+from tser_cli.config import Config, MethodSettings
 from tser_cli.engine.runs.checkpoints import load_latest
 from tser_cli.engine.runtime.seeds import seed_everything
 from tser_cli.engine.runtime.stop import StopRequest
 from tser_cli.engine.training.job import TrainingJob
 from tser_cli.engine.training.loop import fit
 from tser_cli.errors import Interrupted
+from tser_cli.losses.base import Outputs, Terms, TrainingProgress
 from tser_cli.report.csv_files import read_csv
 from tser_cli.report.progress import Silent
 
@@ -297,3 +298,42 @@ def test_adapters_of_features_are_resumed_too(
             torch.nn.init.normal_(parameter)
     assert_same_outcome(run_fit(work), whole)
     assert whole.state["adapters"]
+
+
+def test_methods_are_told_the_same_progress_after_a_resume(
+    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    told: list[TrainingProgress] = []
+
+    def work(folder: str, progress: Silent | None = None) -> TrainingJob:
+        made = make_fit("student", make_config(), tmp_path / folder, progress)
+        method = made.task.method
+
+        def listening(outputs: Outputs, settings: MethodSettings) -> Terms:
+            told.append(outputs.progress)
+            return method(outputs, settings)
+
+        made.task.method = listening
+        return made
+
+    fit(work("whole"))
+    whole = told.copy()
+    assert whole == [TrainingProgress(step // 3, step / STEPS) for step in range(STEPS)]
+    told.clear()
+    with pytest.raises(Interrupted):
+        fit(work("parts", StopsAt(4)))
+    assert len(told) == 4
+    fit(work("parts"))
+    assert told == whole
+
+
+def test_a_method_that_warms_up_ends_as_an_undisturbed_one_does(
+    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config({"method.name": "dkd", "method.kd_warmup_epochs": 3.0})
+    seed_everything(0, False)
+    whole = run_fit(make_fit("student", config, tmp_path / "whole"))
+    seed_everything(0, False)
+    with pytest.raises(Interrupted):
+        fit(make_fit("student", config, tmp_path / "parts", StopsAt(4)))
+    assert_same_outcome(run_fit(make_fit("student", config, tmp_path / "parts")), whole)

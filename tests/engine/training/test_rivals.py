@@ -23,7 +23,7 @@ from tser_cli.engine.training.job import TrainingJob
 from tser_cli.engine.training.loop import fit
 from tser_cli.engine.training.task import Task, distillation
 from tser_cli.errors import ConfigError, Interrupted
-from tser_cli.losses import bkd
+from tser_cli.losses.adapters import Blur
 from tser_cli.models import Classifier, build_model
 from tser_cli.report.progress import Silent
 
@@ -114,7 +114,7 @@ def test_features_are_means_over_time_through_the_adapters(
 
 
 def test_the_blur_masks_channels_while_it_trains() -> None:
-    blur = bkd.Blur(64, 64)
+    blur = Blur(64, 64)
     blur.rebuild = torch.nn.Sequential()  # nothing: what comes out is what was masked
     ones = (torch.ones(100, 64, 2, 2),)
     (masked,) = blur.train()(ones)
@@ -126,8 +126,8 @@ def test_the_blur_masks_channels_while_it_trains() -> None:
 
 
 def test_the_blur_aligns_channels_where_they_differ() -> None:
-    assert isinstance(bkd.Blur(8, 8).align, torch.nn.Identity)
-    align = bkd.Blur(8, 12).align
+    assert isinstance(Blur(8, 8).align, torch.nn.Identity)
+    align = Blur(8, 12).align
     assert isinstance(align, torch.nn.Conv2d)
     assert (align.in_channels, align.out_channels, align.kernel_size) == (8, 12, (1, 1))
 
@@ -254,9 +254,10 @@ def test_own_weights_and_what_overrides_them(make_config: MakeConfig) -> None:
     assert make_config({"method.name": "tsd"}).method.alpha == 0.2
     assert make_config({"method.name": "tsd", "method.alpha": 0.9}).method.alpha == 0.9
     assert make_config({"method.name": "feature"}).method.feature_weight == 100.0
-    assert make_config({"method.name": "kd"}).method.feature_weight == 0.0
+    with pytest.raises(ConfigError, match="kd does not read it; it is read by feature, "):
+        make_config({"method.name": "kd", "method.feature_weight": 1.0})
     again = Config.model_validate(make_config({"method.name": "bkd"}).model_dump(mode="json"))
-    assert again.method.feature_weight == 7e-5
+    assert again.method.feature_weight == 16.384
 
 
 @pytest.mark.parametrize("precision", ["bf16"])

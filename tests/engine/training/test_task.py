@@ -92,7 +92,7 @@ def test_the_teacher_s_answers_reach_the_loss(make_task: MakeTask, make_config: 
 def test_a_teacher_is_trained_with_cross_entropy(
     make_task: MakeTask, make_config: MakeConfig
 ) -> None:
-    task = make_task("teacher", make_config({"training.label_smoothing": 0.1}))
+    task = make_task("teacher", make_config({"method.label_smoothing": 0.1}))
     images, labels = batch()
     result = task.step(images, labels)
     assert task.teacher is None

@@ -18,12 +18,8 @@ from tser_cli.engine.teachers import find
 from tser_cli.engine.teachers.fits import check_architecture
 from tser_cli.errors import ConfigError, RunError
 from tser_cli.files import make_folder, sha256, write_text
+from tser_cli.old_settings import of_today
 
-# Cells may differ in these from one start to the next: they change no result.
-FREE = (
-    *("training.device", "training.eval_batch_size", "training.checkpoint_every"),
-    *("training.tensorboard", "data.workers", "data.dir"),
-)
 SHOWN = 5
 
 
@@ -86,13 +82,7 @@ def write_plan(place: AblationFolder, document: dict[str, Any]) -> None:
 
 def settings_of(cell: Cell) -> dict[str, Any]:
     """Return what a cell's result depends on, by dotted key, without the seed."""
-    values = cell.config.model_dump(mode="json")
-    return {
-        f"{section}.{key}": value
-        for section, entries in values.items()
-        for key, value in entries.items()
-        if f"{section}.{key}" not in (*FREE, SEED)
-    }
+    return {key: value for key, value in cell.config.result_settings().items() if key != SEED}
 
 
 def checked_plan(request: Request, place: AblationFolder) -> dict[str, Any]:
@@ -115,10 +105,10 @@ def checked_plan(request: Request, place: AblationFolder) -> dict[str, Any]:
         raise _belongs_elsewhere(place, [f"it varies {', '.join(document['axes'])}"])
     for cell in request.cells:
         now = settings_of(cell)
-        before = document["cells"].setdefault(cell.label, now)
+        before = of_today(document["cells"].setdefault(cell.label, now))
         if before != now:
-            changed = [key for key in now if before.get(key) != now[key]]
-            listed = [f"{key}: {before.get(key)!r} -> {now[key]!r}" for key in changed[:SHOWN]]
+            changed = [key for key in {**now, **before} if before.get(key) != now.get(key)]
+            listed = [f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:SHOWN]]
             raise _belongs_elsewhere(place, listed)
     return {**document, "axes": request.axes}
 

@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tser_cli import config as settings
-from tser_cli import recipe
-from tser_cli.config import Config
+from tser_cli import recipe, registry
+from tser_cli.config import METHOD, Config, full_key, method_label, short_name
 from tser_cli.errors import ConfigError, nearest
 
 SEED = "training.seed"
-SHORT = {
-    "dataset": "data.name",
-    "teacher": "model.teacher",
-    "student": "model.student",
-    "timesteps": "model.timesteps",
-    "T": "model.timesteps",
-    "method": "method.name",
-    "temperature": "method.temperature",
-    "entropy_weight": "method.entropy_weight",
-    "kd_weight": "method.kd_weight",
-    "ce_weight": "method.ce_weight",
-    "epochs": "training.epochs",
-    "batch_size": "training.batch_size",
-    "lr": "optimizer.lr",
-    "tau": "neuron.tau",
-}
-LONG = {key: name for name, key in SHORT.items() if name != "T"}
+ENTROPY = "method.entropy_weight"
 DEFAULT_SEEDS = 3
 SECTION_KEYS = ("vary", "seeds", "baseline", "measure")
 MEASURES = ("accuracy", "validation_accuracy")
@@ -48,7 +32,7 @@ class Cell:
     @property
     def label(self) -> str:
         """`method=kd, temperature=4`, without the seed."""
-        return ", ".join(f"{short(key)}={value}" for key, value in self.varied.items())
+        return ", ".join(f"{short_name(key)}={value}" for key, value in self.varied.items())
 
     @property
     def title(self) -> str:
@@ -61,23 +45,19 @@ class Request:
     """What is compared: the cells, the varied keys, the baseline, the column that is compared.
 
     `baseline` holds some of the varied settings: a cell is compared with the one that has these and
-    is like it in all others.
+    is like it in all others. `notes` say which stated weights do not reach which cells.
     """
 
     cells: list[Cell]
     axes: list[str]
     baseline: dict[str, Any]
     measure: str
+    notes: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
         """The varied keys as people write them."""
-        return [short(axis) for axis in self.axes]
-
-
-def short(key: str) -> str:
-    """`method.name` -> `method`; a key without a short name stays as it is."""
-    return LONG.get(key, key)
+        return [short_name(axis) for axis in self.axes]
 
 
 def make_request(
@@ -98,12 +78,14 @@ def make_request(
         raise ConfigError("nothing is varied: give --vary key=value,value or an [ablation] section")
     count = section.get("seeds", DEFAULT_SEEDS) if seeds is None else seeds
     cells = expand(layers, axes, count)
+    check_alike(layers, axes, cells)
     measure = section.get("measure", MEASURES[0])
     if measure == MEASURES[1] and any(c.config.data.validation_fraction == 0.0 for c in cells):
         raise ConfigError(
             f'[ablation] measure = "{measure}" needs images held out: data.validation_fraction'
         )
-    return Request(cells, list(axes), choose_baseline(cells, chosen), measure)
+    notes = tuple(dict.fromkeys(notes_on(layers, axes)))
+    return Request(cells, list(axes), choose_baseline(cells, chosen), measure, notes)
 
 
 def ablation_name(request: Request, recipe_name: str) -> str:
@@ -145,17 +127,6 @@ def check_section(section: Mapping[str, Any]) -> None:
         raise ConfigError("\n".join(f"[ablation]: {problem}" for problem in problems))
 
 
-def full_key(name: str) -> str:
-    """The dotted key of a short or dotted name. Raises ConfigError, naming the nearest."""
-    key = SHORT.get(name, name)
-    valid = settings.keys()
-    if key not in valid:
-        raise ConfigError(f'unknown key "{name}"{nearest(name, [*SHORT, *valid])}')
-    if key == SEED:
-        raise ConfigError("seeds are counted by --seeds, not varied")
-    return key
-
-
 def parse_vary(texts: Iterable[str], source: str = "--vary") -> dict[str, list[Any]]:
     """["method=ce,kd", "timesteps=1,2"] -> values by dotted key.
 
@@ -167,7 +138,7 @@ def parse_vary(texts: Iterable[str], source: str = "--vary") -> dict[str, list[A
         try:
             key, values = parse_axis(text)
             if key in axes:
-                raise ConfigError(f"{short(key)} is varied twice")
+                raise ConfigError(f"{short_name(key)} is varied twice")
             axes[key] = values
         except ConfigError as error:
             problems.append(f"{source} {text}: {error}")
@@ -183,6 +154,8 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     if not equals or "" in words:
         raise ConfigError("write key=value,value")
     key = full_key(name.strip())
+    if key == SEED:
+        raise ConfigError("seeds are counted by --seeds, not varied")
     values = [parse_value(key, word) for word in words]
     twice = [word for place, word in enumerate(words) if values[place] in values[:place]]
     if twice:
@@ -210,12 +183,78 @@ def expand(layers: list[recipe.Layer], axes: Mapping[str, list[Any]], seeds: int
             varied = dict(zip(axes, values, strict=True))
             top = recipe.Layer("--vary", {**varied, SEED: seed})
             try:
-                cells.append(Cell(varied, seed, recipe.resolve([*layers, top])))
+                config = recipe.resolve([*reaching(layers, axes, varied), top])
+                cells.append(Cell(labelled(varied, config), seed, config))
             except ConfigError as error:
                 problems += str(error).splitlines()
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return cells
+
+
+def check_alike(
+    layers: list[recipe.Layer], axes: Mapping[str, list[Any]], cells: list[Cell]
+) -> None:
+    """Raise ConfigError where cells would differ in more than their method.
+
+    That is where a recipe states a weight for its own method, and another one reads it too but
+    would have its default. Entropy alone may differ: it is what some methods are.
+    """
+    problems = []
+    for layer in [layer for layer in layers if layer.is_recipe and METHOD in axes]:
+        for key in [key for key in layer.weights() if key not in (ENTROPY, *axes)]:
+            found = {c.config.method.name: c.config.flat().get(key) for c in cells}
+            own = found.get(layer.method)
+            others = {name: v for name, v in found.items() if v is not None and v != own}
+            if own is not None and others:
+                listed = ", ".join(f"{name} has {value}" for name, value in others.items())
+                problems.append(
+                    f"{layer.source}: {key} = {own} is for {layer.method}, and {listed}: the cells "
+                    f"would differ in more than what is varied. State it for all: --set {key}={own}"
+                )
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def labelled(varied: dict[str, Any], config: Config) -> dict[str, Any]:
+    """`varied` with the method as results name it: `kd+entropy` where entropy was added to all."""
+    if METHOD not in varied or ENTROPY in varied:
+        return varied
+    return {**varied, METHOD: method_label(config)}
+
+
+def reaching(
+    layers: list[recipe.Layer], axes: Mapping[str, list[Any]], varied: Mapping[str, Any]
+) -> list[recipe.Layer]:
+    """The layers without the stated weights that this cell's method does not read.
+
+    Where methods are compared, a weight stated for all of them reaches those that read it; one that
+    none of them reads stays, to be refused.
+    """
+    return [layer.without(unread_of(layer, axes, varied.get(METHOD))) for layer in layers]
+
+
+def unread_of(layer: recipe.Layer, axes: Mapping[str, list[Any]], method: Any) -> list[str]:
+    """The weights in a layer that `method` does not read, while another varied one does."""
+    if METHOD not in axes or layer.is_recipe or method not in registry.METHODS:
+        return []
+    compared = set(axes[METHOD])
+    valid = settings.keys()
+    weights = [key for key in layer.weights() if key in valid]
+    return [
+        key
+        for key in weights
+        if method not in settings.readers(key) and compared & set(settings.readers(key))
+    ]
+
+
+def notes_on(layers: list[recipe.Layer], axes: Mapping[str, list[Any]]) -> Iterator[str]:
+    """A line for each weight that the recipe or the user states and some cells go without."""
+    for method in axes.get(METHOD, [recipe.chosen_method(layers)]):
+        yield from recipe.left_out([*layers, recipe.Layer("--vary", {METHOD: method})])
+        for layer in layers:
+            for key in unread_of(layer, axes, method):
+                yield f"{layer.source}: {settings.unread(key, method)}; its cells go without"
 
 
 def choose_baseline(cells: list[Cell], text: str) -> dict[str, Any]:
@@ -228,7 +267,10 @@ def choose_baseline(cells: list[Cell], text: str) -> dict[str, Any]:
     found = parse_vary(re.split(r"\s*[,;]\s*", text), "--baseline")
     wanted = {key: values[0] for key, values in found.items()}
     for cell in cells:
-        if all(key in cell.varied and cell.varied[key] == wanted[key] for key in wanted):
-            return wanted
+        stated = cell.config.flat()
+        if all(
+            key in cell.varied and wanted[key] in (cell.varied[key], stated[key]) for key in wanted
+        ):
+            return {key: cell.varied[key] for key in wanted}
     labels = "; ".join(dict.fromkeys(cell.label for cell in cells))
     raise ConfigError(f"--baseline {text}: there is no such cell. Cells: {labels}")

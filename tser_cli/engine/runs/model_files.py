@@ -229,7 +229,13 @@ def check_network(loaded: Loaded, role: str, spec: DataSpec) -> None:
             f"{spec.name} has {spec.channels}. {ANOTHER[role]}"
         )
     was_training = loaded.model.training
-    logits = loaded.model.eval()(torch.zeros(1, *spec.image_shape, device=weight.device))
+    try:
+        logits = loaded.model.eval()(torch.zeros(1, *spec.image_shape, device=weight.device))
+    except RuntimeError as error:  # its maps become too small, or its head expects other ones
+        raise CheckpointError(
+            f"the {role} {loaded.source} can't take the {spec.height} x {spec.width} images of "
+            f"{spec.name}. {ANOTHER[role]}"
+        ) from error
     loaded.model.train(was_training)
     if logits.shape[-1] != spec.num_classes:
         raise CheckpointError(

@@ -14,7 +14,7 @@ from typing import Any
 import filelock
 import tomli_w
 
-from tser_cli.config import Config
+from tser_cli.config import Config, method_label
 from tser_cli.engine.runs.provenance import environment
 from tser_cli.errors import RunError
 from tser_cli.files import cannot_write, make_folder, write_text
@@ -32,7 +32,8 @@ class Run:
     @property
     def kind(self) -> str:
         """Return "teacher" or "student"."""
-        return str(self.status().get("kind", self.folder.parent.parent.name))
+        said = self.status().get("kind", self.folder.parent.parent.name)
+        return "teacher" if said == "teacher" else "student"
 
     @property
     def name(self) -> str:
@@ -116,7 +117,7 @@ def run_name(kind: str, config: Config, model: str = "") -> str:
     seed = f"s{config.training.seed}"
     if kind == "teacher":
         return f"{model or config.model.teacher}_{seed}_{stamp}"
-    steps, method = config.model.timesteps, config.method.name
+    steps, method = config.model.timesteps, method_label(config)
     return f"{model or config.model.student}_T{steps}_{method}_{seed}_{stamp}"
 
 

@@ -117,6 +117,7 @@ def train_step(
     images = runtime.images(batch.images_NCHW)
     labels = batch.labels_N.to(runtime.device, non_blocking=True)
     values: dict[str, Tensor] = {}
+    progress = position.progress(job.loader.steps_per_epoch, job.config.training.epochs)
     optimizer.zero_grad(set_to_none=True)
     parts = [values.chunk(accumulate) for values in (images, labels, batch.indices_N)]
     chunks = list(zip(*parts, strict=True))
@@ -126,7 +127,7 @@ def train_step(
         quiet = contextlib.nullcontext() if last else runtime.accelerator.no_sync(job.task.network)
         with quiet:
             with runtime.autocast():
-                result = job.task.step(part, part_labels, part_indices)
+                result = job.task.step(part, part_labels, part_indices, progress)
             runtime.accelerator.backward(result.terms["loss"] * share)
         for name, term in result.terms.items():
             values[name] = values.get(name, torch.zeros_like(term.detach())) + term.detach() * share

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tser_cli.config import CHECKPOINT_EVERY
 from tser_cli.engine.training.epoch_sums import EpochSums
+from tser_cli.losses.base import TrainingProgress
 
 Row = dict[str, Any]
 
@@ -26,6 +27,11 @@ class Position:
     seconds: float = 0.0
     best_accuracy: float = -1.0
     best_state: dict[str, Tensor] | None = None
+
+    def progress(self, steps_per_epoch: int, epochs: int) -> TrainingProgress:
+        """Return what methods are told of it."""
+        done = self.epoch * steps_per_epoch + self.step
+        return TrainingProgress(self.epoch, done / (steps_per_epoch * epochs))
 
 
 class CheckpointClock:

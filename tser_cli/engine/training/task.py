@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from tser_cli import registry
-from tser_cli.config import Config, MethodConfig
+from tser_cli.config import Config, MethodSettings
 from tser_cli.engine.runs.model_files import freeze
 from tser_cli.losses.base import (
     Features,
     Method,
     Outputs,
     Terms,
+    TrainingProgress,
     load_adapters,
     load_method,
     reward_entropy,
@@ -23,6 +24,8 @@ from tser_cli.losses.base import (
 from tser_cli.models import Classifier
 from tser_cli.models.features import FeatureTap, over_time, stage_shapes
 from tser_cli.models.savings import folded
+
+NOT_BEGUN = TrainingProgress()
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,9 @@ class Task:
     model: Classifier
     network: nn.Module
     method: Method
-    settings: MethodConfig
+    settings: MethodSettings
     timesteps: int
     teacher: Classifier | None = None
-    label_smoothing: float = 0.0
     adapters: nn.Module | None = None
     teacher_tap: FeatureTap | None = None
     teacher_logits_MK: Tensor | None = None
@@ -84,11 +86,16 @@ class Task:
             yield from self.adapters.named_parameters(prefix="adapters")
 
     def step(
-        self, images_NCHW: Tensor, labels_N: Tensor, indices_N: Tensor | None = None
+        self,
+        images_NCHW: Tensor,
+        labels_N: Tensor,
+        indices_N: Tensor | None = None,
+        progress: TrainingProgress = NOT_BEGUN,
     ) -> StepResult:
         """Forward pass and loss of a batch. Time is never averaged before the loss.
 
-        `indices_N`: the images' places in the training data, for `teacher_logits_MK`.
+        `indices_N`: the images' places in the training data, for `teacher_logits_MK`. `progress`:
+        how far the training has come, for methods that depend on it.
         """
         logits, student = self.network(images_NCHW, self.timesteps)
         logits = logits.float()
@@ -97,7 +104,7 @@ class Task:
         features = None
         if self.teacher_tap is not None:
             features = Features(_full(student), _full(self.teacher_tap.take()))
-        outputs = Outputs(logits_TNK, labels_N, teacher_NK, self.label_smoothing, features)
+        outputs = Outputs(logits_TNK, labels_N, teacher_NK, features, progress)
         terms = reward_entropy(self.method(outputs, self.settings), outputs, self.settings)
         correct = (logits_TNK.detach().mean(0).argmax(-1) == labels_N).sum()
         return StepResult(terms, correct, logits_TNK)
@@ -120,10 +127,11 @@ def teach(teacher: Classifier, images_NCHW: Tensor) -> Tensor:
 
 
 def classification(model: Classifier, config: Config) -> Task:
-    """Train an ANN with cross entropy on its logits."""
+    """Train an ANN with cross entropy on its logits; of [method] the label smoothing counts."""
     network = Trainee(model, None, None)
-    smoothing = config.training.label_smoothing
-    return Task(model, network, load_method("ce"), MethodConfig(name="ce"), 1, None, smoothing)
+    smoothing = getattr(config.method, "label_smoothing", 0.0)
+    settings = registry.METHODS["ce"].settings.model_validate({"label_smoothing": smoothing})
+    return Task(model, network, load_method("ce"), settings, 1)
 
 
 def distillation(
@@ -148,7 +156,6 @@ def distillation(
         config.method,
         config.model.timesteps,
         freeze(teacher) if teacher is not None and needs_teacher else None,
-        config.training.label_smoothing,
     )
     make_adapters = load_adapters(name)
     if make_adapters is None or task.teacher is None:

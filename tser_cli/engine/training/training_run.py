@@ -11,7 +11,7 @@ from datetime import datetime
 
 import tomli_w
 
-from tser_cli.config import Config
+from tser_cli.config import Config, method_label
 from tser_cli.data.loaders import build_train_loader
 from tser_cli.energy import DEFAULT_PROFILE, Labels, load_profile
 from tser_cli.engine.evaluation.operation_counts import EnergyReport, Price, write_energy
@@ -270,7 +270,7 @@ def row_labels(
         "run": run.name,
         "dataset": config.data.name,
         "split": split,
-        "method": config.method.name if student else "ce",
+        "method": method_label(config) if student else "ce",
         "teacher": teacher if student else name,
         "student": name if student else None,
     }
