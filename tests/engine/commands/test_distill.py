@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tser_cli.config import Config
 from tser_cli.engine.commands import distill
@@ -15,6 +16,7 @@ from tser_cli.engine.runs.model_files import load_model
 from tser_cli.engine.runs.result import RunResult, read_result
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runtime.context import Context, Options
+from tser_cli.engine.training.training_run import student_task, teacher_task
 from tser_cli.errors import CheckpointError
 from tser_cli.report.csv_files import read_csv
 
@@ -118,3 +120,15 @@ def test_a_spiking_teacher_is_refused_before_a_run_is_made(
     with pytest.raises(CheckpointError, match="is a spiking network"):
         distil(make_config({"model.teacher": str(path)}), Options(tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_student_does_not_start_with_its_teacher_s_weights(
+    make_context: MakeContext, make_config: MakeConfig
+) -> None:
+    context = make_context(make_config({"method.name": "ce"}))
+    student = student_task(context, None).model.state_dict()
+    teacher = teacher_task(context).model.state_dict()
+    drawn = [key for key, value in student.items() if value.dim() > 1]
+    assert student.keys() == teacher.keys()
+    assert drawn
+    assert not [key for key in drawn if torch.equal(student[key], teacher[key])]

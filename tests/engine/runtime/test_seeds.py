@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from tser_cli.engine.runtime.seeds import random_state, restore_random_state, seed_everything
+from tser_cli.engine.runtime.seeds import (
+    random_state,
+    restore_random_state,
+    seed_everything,
+    teacher_seed,
+)
 
 
 def draws() -> tuple[float, float, float]:
@@ -46,3 +51,12 @@ def test_random_states_go_round_a_file_of_tensors(tmp_path: Any) -> None:
     draws()
     restore_random_state(torch.load(tmp_path / "state.pt", weights_only=True))
     assert (*draws(), random.gauss(0, 1), float(np.random.standard_normal())) == first
+
+
+def test_a_teacher_has_a_seed_of_its_own() -> None:
+    seeds = [teacher_seed(seed) for seed in range(1000)]
+    assert len(set(seeds)) == 1000
+    assert not set(seeds) & set(range(1000))
+    assert max(seeds) < 2**32
+    # other numbers would give another teacher for the same settings
+    assert seeds[:2] == [1777519501, 3501471030]

@@ -23,6 +23,16 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
+def teacher_seed(seed: int) -> int:
+    """Return what `seed_everything` gets for a teacher of `seed`: 32 bits mixed from both.
+
+    A student of the same seed and architecture would otherwise start with its teacher's own initial
+    weights, and a comparison over seeds would measure that, too.
+    """
+    mixed = np.random.SeedSequence([int.from_bytes(b"teacher"), seed])
+    return int(mixed.generate_state(1)[0])
+
+
 def random_state() -> dict[str, Any]:
     """Return the random states of Python, NumPy, torch and CUDA, as tensors and plain values."""
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)

@@ -22,7 +22,7 @@ from tser_cli.engine.runs.result import RESULT, RunResult
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runtime.context import Context, Options, make_check_stop
 from tser_cli.engine.runtime.processes import Runtime
-from tser_cli.engine.runtime.seeds import seed_everything
+from tser_cli.engine.runtime.seeds import seed_everything, teacher_seed
 from tser_cli.engine.runtime.stop import StopRequest
 from tser_cli.engine.training.batch_size import largest_batch
 from tser_cli.engine.training.compiling import compile_networks
@@ -40,9 +40,9 @@ from tser_cli.report.progress import Progress
 
 
 def teacher_task(context: Context) -> Task:
-    """Build the ANN to train; its first weights are a function of the seed."""
+    """Build the ANN to train; its first weights are a function of the seed, unlike a student's."""
     config = context.config
-    seed_everything(config.training.seed, config.training.deterministic)
+    seed_everything(teacher_seed(config.training.seed), config.training.deterministic)
     model = model_files.build(config.model.teacher, context.dataset.spec, config, spiking=False)
     return classification(model, config)
 
