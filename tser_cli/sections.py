@@ -80,7 +80,7 @@ class ModelConfig(Section):
     teacher_recipe: str = ""
     student: str = "resnet18"
     timesteps: Annotated[int, Field(ge=1, le=1024)] = 2
-    stem: Annotated[Literal["auto", "small", "large"], TEACHER_S] = "auto"
+    stem: Annotated[Literal["auto", "small", "medium", "large"], TEACHER_S] = "auto"
 
     @field_validator("student")
     @classmethod

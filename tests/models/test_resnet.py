@@ -42,7 +42,7 @@ def test_an_ann_gives_torchvision_s_outputs(build: Build, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
-@pytest.mark.parametrize("stem", ["small", "large"])
+@pytest.mark.parametrize("stem", ["small", "medium", "large"])
 def test_names_follow_torchvision(build: Build, name: str, stem: str) -> None:
     with torch.device("meta"):
         theirs = torchvision.models.get_model(name, weights=None)

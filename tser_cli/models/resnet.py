@@ -173,13 +173,13 @@ class ResNet(Classifier):
         self.sew = layout.sew
         self.stages = tuple(f"layer{number}" for number in range(1, len(layout.widths) + 1))
         width = layout.stem_width
-        if build.large_stem:
+        if build.stem == "large":
             self.conv1 = nn.Conv2d(build.channels, width, 7, stride=2, padding=3, bias=False)
         else:
-            self.conv1 = conv3x3(build.channels, width)
+            self.conv1 = conv3x3(build.channels, width, 2 if build.stem == "medium" else 1)
         self.bn1 = nn.BatchNorm2d(width)
         self.act1 = build.make_activation()
-        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if build.large_stem else nn.Identity()
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if build.stem == "large" else nn.Identity()
         for position, stage in enumerate(self.stages):
             made, width = _make_stage(build, layout, width, position)
             self.add_module(stage, made)
@@ -225,7 +225,7 @@ class ResNet(Classifier):
 
 def _last_side(side: int, build: Build, layout: Layout) -> int:
     """The longer side of the last stage's map: each stride of 2 halves it, rounded up."""
-    halvings = len(layout.widths) - 1 + (2 if build.large_stem else 0)
+    halvings = len(layout.widths) - 1 + {"small": 0, "medium": 1, "large": 2}[build.stem]
     for _ in range(halvings):
         side = (side + 1) // 2
     return side
