@@ -98,6 +98,7 @@ MODELS: dict[str, ModelEntry] = {
     "resnet34": ModelEntry("tser_cli.models.resnet:resnet34"),
     "resnet50": ModelEntry("tser_cli.models.resnet:resnet50"),
     "sew_resnet18": ModelEntry("tser_cli.models.resnet:sew_resnet18", spiking_only=True),
+    "sew_resnet20": ModelEntry("tser_cli.models.resnet:sew_resnet20", spiking_only=True),
     "sew_resnet34": ModelEntry("tser_cli.models.resnet:sew_resnet34", spiking_only=True),
     "vgg11": ModelEntry("tser_cli.models.vgg:vgg11"),
     "vgg16": ModelEntry("tser_cli.models.vgg:vgg16"),
