@@ -70,7 +70,10 @@ class AugmentConfig(Section):
 
 
 class ModelConfig(Section):
-    """The two networks. `stem` auto: 3 x 3 for images up to 64 pixels, else torchvision's.
+    """The two networks. `stem` auto: small for images up to 64 pixels, else large.
+
+    small: 3 x 3 at stride 1. medium: 3 x 3 at stride 2, so that all that follows costs a quarter.
+    large: torchvision's, 7 x 7 at stride 2 and a max-pool (ResNet), a head of 4096 (VGG).
 
     `teacher` is an architecture, a run folder or a model file. `teacher_recipe` "" means the data
     set's own, used where a teacher must be trained first.
