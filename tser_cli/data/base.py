@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from tser_cli import registry
 from tser_cli.config import DataConfig
+from tser_cli.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,18 @@ class Dataset:
     spec: DataSpec
     train: ImageSource
     test: ImageSource
+
+
+def given_path(config: DataConfig) -> Path | None:
+    """Return `config.dir` as a path, ~ expanded; None where it is "". Raises DataError."""
+    if not config.dir:
+        return None
+    try:
+        if "\0" in config.dir:
+            raise ValueError("it has a NUL character")
+        return Path(config.dir).expanduser()
+    except (ValueError, RuntimeError) as error:
+        raise DataError(f"data.dir = {config.dir!r} is no path: {error}. Write it out") from error
 
 
 def load_dataset(config: DataConfig) -> Dataset:

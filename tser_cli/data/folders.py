@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from tser_cli.config import DataConfig
-from tser_cli.data.base import Dataset, DataSpec
+from tser_cli.data.base import Dataset, DataSpec, given_path
 from tser_cli.errors import DataError
 
 SIDE = 224
@@ -75,12 +75,12 @@ def imagefolder(config: DataConfig) -> Dataset:
     Lists the folders and opens no image. Raises DataError where no folder is given, a class is
     empty, or train/ and val/ have different classes.
     """
-    if not config.dir:
+    folder = given_path(config)
+    if folder is None:
         raise DataError(
             f"{config.name} needs a folder; name it with --data-dir (or TSER_DATA_DIR, or data.dir "
             f"in a recipe). {_layout()}"
         )
-    folder = Path(config.dir).expanduser()
     classes, held_classes = (_classes(folder / part) for part in ("train", "val"))
     if classes != held_classes:
         raise DataError(_difference(folder, set(classes), set(held_classes)))
