@@ -15,6 +15,7 @@ import torch
 
 from tser_cli.config import DataConfig
 from tser_cli.data.base import Dataset, DataSpec, given_path
+from tser_cli.data.image_files import SUFFIXES, image_files, read_image
 from tser_cli.errors import DataError
 
 SIDE = 224
@@ -22,7 +23,6 @@ IMAGENET_CLASSES = 1000
 # of ImageNet's training images, as torchvision's pretrained models take them
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,17 +42,7 @@ class FolderSource:
 
     def image(self, index: int) -> torch.Tensor:
         """The image as uint8 RGB, [3, H, W]. Raises DataError that names a file it can't read."""
-        from PIL import Image
-
-        path = self.folder / os.fsdecode(bytes(self.files[index]))
-        try:
-            with Image.open(path) as image:
-                pixels_HWC = np.array(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(
-                f"{path} can't be read as an image: {error}. Replace the file or remove it"
-            ) from error
-        return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
+        return read_image(self.folder / os.fsdecode(bytes(self.files[index])))
 
 
 def imagenet(config: DataConfig) -> Dataset:
@@ -120,21 +110,9 @@ def _source(folder: Path, classes: tuple[str, ...]) -> FolderSource:
     files: list[bytes] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = _images(folder, name)
+        found = image_files(folder, name)
         if not found:
             raise DataError(f"{folder / name} has no images ({', '.join(SUFFIXES)})")
         files += found
         labels += [label] * len(found)
     return FolderSource(folder, np.array(files), torch.tensor(labels))
-
-
-def _images(folder: Path, name: str) -> list[bytes]:
-    found = []
-    for parent, _, files in os.walk(folder / name, followlinks=True):
-        inside = Path(parent).relative_to(folder)
-        found += [
-            f"{inside}/{file}"
-            for file in files
-            if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-        ]
-    return [os.fsencode(path) for path in sorted(found)]
