@@ -93,6 +93,7 @@ def files_of(output: Path) -> tuple[Path, Path, Path]:
 
 def check_paths(request: EnergyRequest) -> None:
     """Raise ConfigError or RunError where two files would be one, or one can't be written."""
+    check_folder(request.output)
     paths = [request.output, *files_of(request.output)]
     if request.per_image is not None:
         paths.append(request.per_image)

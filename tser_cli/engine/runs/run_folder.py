@@ -22,7 +22,7 @@ import tomli_w
 from tser_cli import __version__
 from tser_cli.config import Config
 from tser_cli.errors import ConfigError, RunError, nearest
-from tser_cli.files import cannot_write, make_folder, write_text
+from tser_cli.files import make_folder, write_error, write_text
 from tser_cli.recipe import read, resolve
 
 MODEL_FILE = "model.safetensors"
@@ -107,7 +107,7 @@ class Run:
                 f"{status.get('host')}. Wait for it, or stop it first"
             ) from None
         except OSError as error:
-            raise RunError(cannot_write(self.folder / ".lock", error)) from error
+            raise write_error(self.folder / ".lock", error) from error
 
     def remove_leftovers(self) -> None:
         """Remove the parts of files that a killed process left behind; only under the lock."""
@@ -157,7 +157,7 @@ def _new_folder(base: Path) -> Path:
             number += 1
             folder = base.with_name(f"{base.name}-{number}")
         except OSError as error:
-            raise RunError(cannot_write(folder, error)) from error
+            raise write_error(folder, error) from error
         else:
             return folder
 
