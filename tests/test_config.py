@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tser_cli import config
-from tser_cli.config import Config
+from tser_cli.config import Config, full_key, keys_where, policies, short_name
+from tser_cli.errors import ConfigError
+from tser_cli.fields import Policy, flatten, split
 
 
 def with_value(key: str, value: Any) -> Config:
@@ -151,3 +153,88 @@ def test_no_number_comes_from_what_is_none(key: str, value: Any) -> None:
     except (ValidationError, UnicodeDecodeError):
         return
     assert isinstance(value, bytes) and float(value) == kept
+
+
+def test_flat_and_split_are_inverse() -> None:
+    flat = Config().flat()
+    assert flat["data.name"] == "digits" and flat["schedule.milestones"] == []
+    assert Config.model_validate(split(flat)) == Config()
+    assert flatten(split(flat)) == flat
+
+
+def test_every_setting_has_a_policy() -> None:
+    assert policies().keys() == Config().flat().keys()
+    assert Config().policy("optimizer.lr") == Policy()
+    assert Config().policy("training.epochs") == Policy(resume=True)
+
+
+def test_what_changes_no_result_may_change_on_resume() -> None:
+    free = keys_where(lambda policy: not policy.results)
+    assert free == {
+        *("data.dir", "data.workers", "training.device", "training.eval_batch_size"),
+        *("training.checkpoint_every", "training.tensorboard"),
+    }
+    may_change = keys_where(lambda policy: policy.resume)
+    assert may_change == free | {"training.epochs", "training.accumulate"}
+    with pytest.raises(AssertionError):
+        Policy(results=False)
+
+
+def test_what_counts_when_a_finished_run_is_measured() -> None:
+    assert keys_where(lambda policy: policy.measuring) == {
+        *("data.dir", "data.workers", "training.device", "training.precision"),
+        "training.eval_batch_size",
+    }
+
+
+def test_results_depend_on_the_folder_where_the_images_are_the_user_s_own() -> None:
+    for name, counts in (("digits", False), ("imagenet", False), ("imagefolder", True)):
+        at = Config().updated({"data.name": name, "data.dir": "/images"})
+        assert ("data.dir" in at.result_settings()) is counts
+        assert at.policy("data.dir").resume is not counts
+        assert at.policy("data.dir").measuring and at.policy("data.dir").teacher
+    assert Config().result_settings().keys() == {
+        key for key, policy in policies().items() if policy.results
+    }
+
+
+@pytest.mark.parametrize("key", sorted(config.keys()))
+def test_a_short_name_leads_back_to_its_key(key: str) -> None:
+    assert full_key(short_name(key)) == full_key(key) == key
+
+
+@pytest.mark.parametrize(
+    ("key", "short"),
+    [
+        ("method.name", "method"),
+        ("data.name", "dataset"),
+        ("model.timesteps", "timesteps"),
+        ("method.entropy_weight", "entropy_weight"),
+        ("schedule.name", "schedule"),
+        ("neuron.tau", "neuron.tau"),
+        ("neuron.threshold", "threshold"),
+        ("method.no_such_weight", "method.no_such_weight"),
+    ],
+)
+def test_short_names(key: str, short: str) -> None:
+    assert short_name(key) == short
+
+
+def test_other_words_for_a_key() -> None:
+    assert full_key("T") == "model.timesteps"
+    assert full_key("lr") == "optimizer.lr"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tau", '"tau" may mean method.temperature or neuron.tau: write the whole name'),
+        ("alpha", '"alpha" may mean method.alpha or neuron.surrogate_alpha: write the whole name'),
+        ("entropy_wieght", 'unknown key "entropy_wieght" (did you mean "entropy_weight"?)'),
+        ("neuron.taw", 'unknown key "neuron.taw" (did you mean "neuron.tau"?)'),
+    ],
+)
+def test_names_that_are_refused(name: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        full_key(name)
+    assert str(error.value) == said

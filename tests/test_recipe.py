@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tser_cli import config, recipe
 from tser_cli.config import Config
 from tser_cli.errors import ConfigError
+from tser_cli.fields import flatten
 from tser_cli.recipe import Layer, from_assignments, from_environment, from_flags, resolve
 
 # Text that looks like settings meets more of the code than text at large.
@@ -233,9 +234,7 @@ def test_any_assignment_gives_a_config_or_a_config_error(key: str, text: str) ->
                 [
                     Layer(
                         "x",
-                        recipe.flatten(
-                            tomllib.loads(tomli_w.dumps(config.model_dump(mode="json")))
-                        ),
+                        flatten(tomllib.loads(tomli_w.dumps(config.model_dump(mode="json")))),
                     )
                 ]
             )

@@ -19,6 +19,7 @@ from tser_cli import config as settings
 from tser_cli import registry
 from tser_cli.config import Config, MethodConfig
 from tser_cli.errors import ConfigError, nearest
+from tser_cli.fields import flatten, split
 
 ENV_PREFIX = "TSER_"
 ABLATION = "ablation"
@@ -102,17 +103,6 @@ def _document(name: str) -> tuple[Path, dict[str, Any]]:
         raise ConfigError(f"recipe {path} can't be read: {error}") from error
 
 
-def flatten(document: Mapping[str, Any]) -> dict[str, Any]:
-    """{"data": {"name": "x"}} -> {"data.name": "x"}; a value outside a section keeps its key."""
-    flat: dict[str, Any] = {}
-    for section, values in document.items():
-        if isinstance(values, dict):
-            flat.update({f"{section}.{key}": value for key, value in values.items()})
-        else:
-            flat[section] = values
-    return flat
-
-
 def parse_value(text: str) -> Any:
     """`text` as a TOML value where it is one, else as the string itself."""
     try:
@@ -161,7 +151,7 @@ def resolve(layers: Iterable[Layer]) -> Config:
     """The Config of all layers, the later winning. Raises ConfigError with every problem."""
     valid = settings.keys()
     problems: list[str] = []
-    merged: dict[str, dict[str, Any]] = {}
+    merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for layer in layers:
         for key, value in layer.values.items():
@@ -171,13 +161,12 @@ def resolve(layers: Iterable[Layer]) -> Config:
             if not _is_text(value):
                 problems.append(f"{layer.source}: {key} = {_shown(value)}: it is not UTF-8")
                 continue
-            section, _, name = key.partition(".")
             if key == "method.name":
-                _drop_own_weights(merged.get(section, {}), value)
-            merged.setdefault(section, {})[name] = value
+                _drop_own_weights(merged, value)
+            merged[key] = value
             origin[key] = layer.source
     try:
-        config = Config.model_validate(merged)
+        config = Config.model_validate(split(merged))
     except ValidationError as error:
         problems += [_problem(detail, origin) for detail in error.errors()]
     if problems:
@@ -196,17 +185,17 @@ def _is_text(value: Any) -> bool:
     return True
 
 
-def _drop_own_weights(method: dict[str, Any], name: Any) -> None:
+def _drop_own_weights(merged: dict[str, Any], name: Any) -> None:
     """Forget what a lower layer says of another method, where it is that method's own weight.
 
     So `--recipe RUN --method kd` does not take over the entropy weight that is tser's.
     """
-    before = method.get("name")
+    before = merged.get("method.name")
     if before == name or before not in registry.METHODS:
         return
-    own = MethodConfig(name=before).model_dump(mode="json")
-    for key in [key for key, value in method.items() if key != "name" and own.get(key) == value]:
-        del method[key]
+    own = flatten({"method": MethodConfig(name=before).model_dump(mode="json")})
+    for key in [key for key in own if key != "method.name" and merged.get(key) == own[key]]:
+        del merged[key]
 
 
 def _problem(detail: Any, origin: Mapping[str, str]) -> str:

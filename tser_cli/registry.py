@@ -16,11 +16,15 @@ from tser_cli.errors import ConfigError, unknown
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """A data set: `target` is a loader `(DataConfig) -> Dataset`; the recipes are its defaults."""
+    """A data set: `target` is a loader `(DataConfig) -> Dataset`; the recipes are its defaults.
+
+    `own_images`: its images are whatever lies in `data.dir`, so that another folder is other data.
+    """
 
     target: str
     teacher_recipe: str
     student_recipe: str
+    own_images: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ DATASETS: dict[str, DatasetEntry] = {
         "tser_cli.data.folders:imagefolder",
         "imagenet/resnet34_teacher",
         "imagenet/sew_resnet18_tser",
+        own_images=True,
     ),
 }
 

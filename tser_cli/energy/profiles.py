@@ -8,8 +8,8 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from tser_cli.config import Positive, Section
 from tser_cli.errors import ConfigError, nearest, unknown
+from tser_cli.fields import Positive, Section
 
 Text = Annotated[str, Field(min_length=1)]
 

@@ -30,8 +30,10 @@ from tser_cli.engine.ablation.cell_folder import (
     result_row,
 )
 from tser_cli.engine.ablation.grid import Cell
+from tser_cli.engine.runs import run_folder
 from tser_cli.engine.runs.run_folder import create
 from tser_cli.engine.runtime.stop import StopRequest
+from tser_cli.recipe import read, resolve
 
 MakeConfig = Callable[..., Config]
 
@@ -50,10 +52,10 @@ def make_cell(make_config: MakeConfig) -> Callable[..., Cell]:
         ({"method.name": "kd"}, "method=kd_s3"),
         ({"method.name": "kd", "model.timesteps": 2}, "method=kd_timesteps=2_s3"),
         ({"method.entropy_weight": 1e-05}, "entropy_weight=1e-05_s3"),
-        ({"optimizer.weight_decay": 0.5}, "optimizer.weight_decay=0.5_s3"),
+        ({"optimizer.weight_decay": 0.5}, "weight_decay=0.5_s3"),
         ({"method.entropy_weight": -0.1}, "entropy_weight=-0.1_s3"),
         ({"optimizer.lr": 1e30}, "lr=1e+30_s3"),
-        ({"training.deterministic": True}, "training.deterministic=True_s3"),
+        ({"training.deterministic": True}, "deterministic=True_s3"),
         ({"model.teacher": "runs/a b"}, "teacher=runs-a-b_s3-0f733132"),
     ],
 )
@@ -243,6 +245,23 @@ def test_a_cell_s_paths_hold_from_anywhere(
     assert home == tmp_path / "out" / "cells" / "method=kd_s0"
     stated = tomllib.loads((home / "cell.toml").read_text())
     assert stated["data"]["dir"] == str(tmp_path / "images")
+
+
+def test_a_cell_goes_on_where_the_images_have_moved(
+    make_cell: Callable[..., Cell], tmp_path: Path
+) -> None:
+    def settings_at(folder: str) -> tuple[Path, Config]:
+        home = cells.write_settings(
+            make_cell({"method.name": "kd"}, **{"data.dir": str(tmp_path / folder)}), tmp_path
+        )
+        return home, resolve([read(str(home / cells.SETTINGS))])
+
+    home, before = settings_at("images")
+    run = run_folder.create(home, "student", before)
+    run.update_status(state="stopped")
+    _, moved = settings_at("moved")
+    assert moved.data.dir == str(tmp_path / "moved")
+    assert run_folder.find_unfinished(home, "student", moved, must=False) == run
 
 
 @pytest.mark.parametrize(

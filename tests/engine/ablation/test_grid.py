@@ -11,12 +11,9 @@ from hypothesis import strategies as st
 from tser_cli import recipe, registry
 from tser_cli.config import Config
 from tser_cli.engine.ablation.grid import (
-    LONG,
-    SHORT,
     Request,
     choose_baseline,
     expand,
-    full_key,
     make_request,
     parse_vary,
 )
@@ -87,12 +84,6 @@ def test_the_number_of_cells_is_the_product(sizes: list[int], seeds: int) -> Non
     assert [c.seed for c in cells] == sorted(c.seed for c in cells)
 
 
-@pytest.mark.parametrize(("short", "key"), SHORT.items())
-def test_short_names_are_those_of_the_flags(short: str, key: str) -> None:
-    assert full_key(short) == full_key(key) == key
-    assert SHORT[LONG[key]] == key
-
-
 def test_values_have_the_type_of_their_key() -> None:
     assert parse_vary(["T=1, 2", "lr=1e-3,0.1", "training.deterministic=true,false"]) == {
         "model.timesteps": [1, 2],
@@ -118,6 +109,8 @@ def test_values_have_the_type_of_their_key() -> None:
         (["timesteps=1,2,1"], "1 stands there twice"),
         (["lr=1,1.0"], "1.0 stands there twice"),
         (["training.seed=1,2"], "seeds are counted by --seeds"),
+        (["seed=1,2"], "seeds are counted by --seeds"),
+        (["tau=2,4"], '--vary tau=2,4: "tau" may mean method.temperature or neuron.tau: write'),
     ],
 )
 def test_what_can_t_be_varied(texts: list[str], said: str) -> None:

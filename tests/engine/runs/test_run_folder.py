@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tser_cli import __version__
-from tser_cli.config import Config
+from tser_cli.config import Config, keys_where
 from tser_cli.engine.runs import run_folder
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.errors import ConfigError, RunError
@@ -232,15 +232,27 @@ CHANGES = {
     "training.checkpoint_every": "9min",
     "training.tensorboard": True,
     "data.workers": 3,
+    "data.dir": "/elsewhere",
 }
 
 
 def test_these_settings_may_change_on_a_resume(
     unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig
 ) -> None:
-    assert set(CHANGES) == run_folder.RESUMABLE_CHANGES
+    assert set(CHANGES) == keys_where(lambda policy: policy.resume)
     run = unfinished()
     assert run_folder.find_unfinished(tmp_path, "student", make_config(CHANGES), True) == run
+
+
+def test_another_folder_of_one_s_own_images_is_another_run(
+    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig
+) -> None:
+    mine = {"data.name": "imagefolder", "data.dir": "/mine"}
+    run = unfinished(changes=mine)
+    assert run_folder.find_unfinished(tmp_path, "student", make_config(mine), True) == run
+    with pytest.raises(ConfigError, match=r"data\.dir: '/mine' -> '/other'"):
+        other = make_config({**mine, "data.dir": "/other"})
+        run_folder.find_unfinished(tmp_path, "student", other, True)
 
 
 def test_a_run_with_damaged_settings_is_passed_over(

@@ -27,11 +27,6 @@ from tser_cli.errors import ConfigError
 from tser_cli.files import make_folder, sha256, write_text
 from tser_cli.report import console
 
-# Cells may differ in these from one start to the next: they change no result.
-FREE = (
-    *("training.device", "training.eval_batch_size", "training.checkpoint_every"),
-    *("training.tensorboard", "data.workers", "data.dir"),
-)
 SHOWN = 5
 
 
@@ -79,13 +74,7 @@ def write_plan(place: Place, document: dict[str, Any]) -> None:
 
 def settings_of(cell: Cell) -> dict[str, Any]:
     """What a cell's result depends on, by dotted key, without the seed."""
-    values = cell.config.model_dump(mode="json")
-    return {
-        f"{section}.{key}": value
-        for section, entries in values.items()
-        for key, value in entries.items()
-        if f"{section}.{key}" not in (*FREE, SEED)
-    }
+    return {key: value for key, value in cell.config.result_settings().items() if key != SEED}
 
 
 def checked_plan(request: Request, place: Place) -> dict[str, Any]:

@@ -8,29 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tser_cli import config as settings
 from tser_cli import recipe
-from tser_cli.config import Config
+from tser_cli.config import Config, full_key, short_name
 from tser_cli.errors import ConfigError, nearest
 
 SEED = "training.seed"
-SHORT = {
-    "dataset": "data.name",
-    "teacher": "model.teacher",
-    "student": "model.student",
-    "timesteps": "model.timesteps",
-    "T": "model.timesteps",
-    "method": "method.name",
-    "temperature": "method.temperature",
-    "entropy_weight": "method.entropy_weight",
-    "kd_weight": "method.kd_weight",
-    "ce_weight": "method.ce_weight",
-    "epochs": "training.epochs",
-    "batch_size": "training.batch_size",
-    "lr": "optimizer.lr",
-    "tau": "neuron.tau",
-}
-LONG = {key: name for name, key in SHORT.items() if name != "T"}
 DEFAULT_SEEDS = 3
 SECTION_KEYS = ("vary", "seeds", "baseline", "measure")
 MEASURES = ("accuracy", "validation_accuracy")
@@ -48,7 +30,7 @@ class Cell:
     @property
     def label(self) -> str:
         """`method=kd, temperature=4`, without the seed."""
-        return ", ".join(f"{short(key)}={value}" for key, value in self.varied.items())
+        return ", ".join(f"{short_name(key)}={value}" for key, value in self.varied.items())
 
     @property
     def title(self) -> str:
@@ -72,12 +54,7 @@ class Request:
     @property
     def names(self) -> list[str]:
         """The varied keys as people write them."""
-        return [short(axis) for axis in self.axes]
-
-
-def short(key: str) -> str:
-    """`method.name` -> `method`; a key without a short name stays as it is."""
-    return LONG.get(key, key)
+        return [short_name(axis) for axis in self.axes]
 
 
 def make_request(
@@ -128,17 +105,6 @@ def check_section(section: Mapping[str, Any]) -> None:
         raise ConfigError("\n".join(f"[ablation]: {problem}" for problem in problems))
 
 
-def full_key(name: str) -> str:
-    """The dotted key of a short or dotted name. Raises ConfigError, naming the nearest."""
-    key = SHORT.get(name, name)
-    valid = settings.keys()
-    if key not in valid:
-        raise ConfigError(f'unknown key "{name}"{nearest(name, [*SHORT, *valid])}')
-    if key == SEED:
-        raise ConfigError("seeds are counted by --seeds, not varied")
-    return key
-
-
 def parse_vary(texts: Iterable[str], source: str = "--vary") -> dict[str, list[Any]]:
     """["method=ce,kd", "timesteps=1,2"] -> values by dotted key.
 
@@ -150,7 +116,7 @@ def parse_vary(texts: Iterable[str], source: str = "--vary") -> dict[str, list[A
         try:
             key, values = parse_axis(text)
             if key in axes:
-                raise ConfigError(f"{short(key)} is varied twice")
+                raise ConfigError(f"{short_name(key)} is varied twice")
             axes[key] = values
         except ConfigError as error:
             problems.append(f"{source} {text}: {error}")
@@ -166,6 +132,8 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     if not equals or "" in words:
         raise ConfigError("write key=value,value")
     key = full_key(name.strip())
+    if key == SEED:
+        raise ConfigError("seeds are counted by --seeds, not varied")
     values = [parse_value(key, word) for word in words]
     twice = [word for place, word in enumerate(words) if values[place] in values[:place]]
     if twice:

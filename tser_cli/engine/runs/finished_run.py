@@ -8,20 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from tser_cli import recipe
-from tser_cli.config import Config
+from tser_cli.config import Config, keys_where
 from tser_cli.engine.runs import model_files, run_folder
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runtime.context import Context, prepare
 from tser_cli.engine.training.task import check_teacher, freeze
 from tser_cli.errors import RunError
-
-MEASURING = frozenset(
-    {
-        *("data.dir", "data.workers", "training.device", "training.precision"),
-        "training.eval_batch_size",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -54,10 +47,10 @@ def select_run(run: Path | None, runs_dir: Path) -> Run:
 def measuring_config(run: Run, changes: dict[str, Any]) -> Config:
     """The run's settings, with how it is measured now: `TSER_*` < flags. Raises ConfigError.
 
-    Of the variables only those of `MEASURING` count: a finished run's training is what it was.
+    Of the variables only those of measuring count: a finished run's training is what it was.
     """
-    asked = recipe.from_environment(os.environ)
-    asked = recipe.Layer(asked.source, {k: v for k, v in asked.values.items() if k in MEASURING})
+    asked, counting = recipe.from_environment(os.environ), keys_where(lambda p: p.measuring)
+    asked = recipe.Layer(asked.source, {k: v for k, v in asked.values.items() if k in counting})
     own = recipe.read(str(run.folder / "config.toml"))
     return recipe.resolve([own, asked, recipe.from_flags(changes)])
 

@@ -30,13 +30,6 @@ PACKAGES = (
     *("torch", "torchvision", "spikingjelly", "accelerate", "numpy", "pandas"),
     *("safetensors", "scikit-learn", "pydantic"),
 )
-# A resumed run may differ in these: they change how the work is done, not its result.
-RESUMABLE_CHANGES = frozenset(
-    {
-        *("training.epochs", "training.device", "training.accumulate", "training.eval_batch_size"),
-        *("training.checkpoint_every", "training.tensorboard", "data.workers"),
-    }
-)
 UNFINISHED = ("running", "stopped", "failed")
 
 
@@ -275,13 +268,11 @@ def find_unfinished(runs_dir: Path, kind: str, config: Config, must: bool) -> Ru
 def differences(run: Run, config: Config) -> list[str]:
     """`key: old -> new` for every setting that forbids a resume."""
     try:
-        before = run.config().model_dump(mode="json")
+        before = run.config().flat()
     except ConfigError as error:
         return [str(error)]
-    after = config.model_dump(mode="json")
     return [
-        f"{section}.{key}: {before[section][key]!r} -> {value!r}"
-        for section, values in after.items()
-        for key, value in values.items()
-        if before[section][key] != value and f"{section}.{key}" not in RESUMABLE_CHANGES
+        f"{key}: {before.get(key)!r} -> {value!r}"
+        for key, value in config.flat().items()
+        if before.get(key) != value and not config.policy(key).resume
     ]

@@ -6,19 +6,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from tser_cli import recipe, registry
-from tser_cli.config import Config
+from tser_cli.config import Config, keys_where
 from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs import model_files
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runs.run_folder import Run, all_runs, open_run
 from tser_cli.errors import CheckpointError, ConfigError, unknown
 
-# What a teacher trained on demand takes over from the student's settings.
-SHARED = (
-    *("data.name", "data.dir", "data.validation_fraction", "data.workers", "model.teacher"),
-    *("model.stem", "training.device", "training.precision", "training.deterministic"),
-    *("training.checkpoint_every", "training.tensorboard", "training.eval_batch_size"),
-)
 PRETRAINED_ON = "imagenet"
 
 
@@ -82,8 +76,8 @@ def newest_teacher(config: Config, runs_dir: Path) -> Run | None:
 def teacher_config(config: Config) -> Config:
     """Settings of a teacher for the student of `config`: its recipe, on the same images."""
     name = config.model.teacher_recipe or registry.DATASETS[config.data.name].teacher_recipe
-    values = config.model_dump(mode="json")
-    shared = {key: values[key.split(".")[0]][key.split(".")[1]] for key in SHARED}
+    flat = config.flat()
+    shared = {key: flat[key] for key in keys_where(lambda policy: policy.teacher)}
     return recipe.resolve([recipe.read(name), recipe.Layer("student's settings", shared)])
 
 

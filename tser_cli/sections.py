@@ -1,0 +1,242 @@
+"""The sections of a run's settings, one validated model each; `tser_cli.config` joins them.
+
+A field says its policy itself (`tser_cli.fields.Policy`): whether it changes results, whether it
+may change on resume, and so on.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tser_cli import registry
+from tser_cli.errors import unknown
+from tser_cli.fields import (
+    FLOAT32_MAX,
+    Count,
+    Fraction,
+    Natural,
+    NonNegative,
+    Policy,
+    Positive,
+    Real,
+    Section,
+)
+
+TEACHER_S = Policy(teacher=True)
+# How the work is done, at training and at measuring, for teacher and student alike.
+HOW = Policy(results=False, resume=True, measuring=True, teacher=True)
+# What is written on the way.
+NOTES = Policy(results=False, resume=True, teacher=True)
+
+CHECKPOINT_EVERY = re.compile(r"([0-9]{1,9})(min|epochs?|steps?)")
+
+
+def _known(kind: str, table: Any, name: str) -> str:
+    if name not in table:
+        raise ValueError(unknown(kind, name, table))
+    return name
+
+
+class DataConfig(Section):
+    """Which images. `dir` "" means the platform's cache folder; `workers` -1 chooses."""
+
+    name: Annotated[str, TEACHER_S] = "digits"
+    dir: Annotated[str, HOW] = ""
+    validation_fraction: Annotated[Fraction, TEACHER_S] = 0.0
+    workers: Annotated[int, Field(ge=-1, le=256), HOW] = -1
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str) -> str:
+        return _known("data set", registry.DATASETS, name)
+
+
+class AugmentConfig(Section):
+    """Training transforms, applied in this order; all off by default.
+
+    `crop_padding`: pixels of zero padding before a random crop back to size. `cutout`: side of
+    the erased square in pixels. `random_resized_crop` replaces resize and crop.
+    """
+
+    random_resized_crop: bool = False
+    crop_padding: Natural = 0
+    flip: bool = False
+    autoaugment: Literal["none", "cifar10"] = "none"
+    cutout: Natural = 0
+
+
+class ModelConfig(Section):
+    """The two networks. `stem` auto: 3 x 3 for images up to 64 pixels, else torchvision's.
+
+    `teacher` is an architecture, a run folder or a model file. `teacher_recipe` "" means the data
+    set's own, used where a teacher must be trained first.
+    """
+
+    teacher: Annotated[str, TEACHER_S] = "resnet34"
+    teacher_recipe: str = ""
+    student: str = "resnet18"
+    timesteps: Annotated[int, Field(ge=1, le=1024)] = 2
+    stem: Annotated[Literal["auto", "small", "large"], TEACHER_S] = "auto"
+
+    @field_validator("student")
+    @classmethod
+    def _student(cls, name: str) -> str:
+        return _known("model", registry.MODELS, name)
+
+
+class NeuronConfig(Section):
+    """The spiking neuron: v <- v - v / tau + x, a spike where v >= threshold, then the reset.
+
+    `backend` auto takes our own CPU code where it gives spikingjelly's result faster.
+    """
+
+    name: Literal["lif", "if", "plif"] = "lif"
+    tau: Annotated[float, Field(gt=1.0, le=FLOAT32_MAX)] = 2.0
+    decay_input: bool = False
+    threshold: Positive = 1.0
+    reset: Literal["hard", "soft"] = "hard"
+    reset_value: Real = 0.0
+    detach_reset: bool = False
+    surrogate: Literal["sigmoid", "atan", "rect", "piecewise_quadratic"] = "sigmoid"
+    surrogate_alpha: Positive = 4.0
+    backend: Literal["auto", "spikingjelly"] = "auto"
+
+
+class MethodConfig(Section):
+    """The training objective and its weights; what is not set is the method's own (registry.py).
+
+    `alpha`, `beta`, `lam`, `feature_weight` and `target` serve the methods whose docstrings name
+    them. `entropy_weight` acts on every method.
+    """
+
+    name: str = "tser"
+    temperature: Positive = 2.0
+    ce_weight: NonNegative = 1.0
+    kd_weight: NonNegative = 1.0
+    entropy_weight: Real = 0.0
+    feature_weight: NonNegative = 0.0
+    alpha: NonNegative = 0.0
+    beta: NonNegative = 0.0
+    lam: Fraction = 0.0
+    target: Literal["correct", "all"] = "correct"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_weights(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        entry = registry.METHODS.get(str(values.get("name", "tser")))
+        return {**entry.weights, **values} if entry else values
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str) -> str:
+        return _known("method", registry.METHODS, name)
+
+
+class OptimizerConfig(Section):
+    """`weight_decay` acts on convolution and linear weights alone."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.1
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegative = 5e-4
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+
+    @model_validator(mode="after")
+    def _nesterov(self) -> OptimizerConfig:
+        if self.nesterov and self.momentum == 0.0:
+            raise ValueError("optimizer.nesterov needs a momentum above 0")
+        return self
+
+
+class ScheduleConfig(Section):
+    """The learning rate over a run; `milestones` (step) and `warmup_epochs` are in epochs.
+
+    cosine: from lr down to lr * final_factor; step: times `gamma` at each milestone;
+    onecycle: a cosine up over the first `warmup_epochs`, then down to lr * final_factor.
+    """
+
+    name: Literal["cosine", "step", "onecycle", "constant"] = "cosine"
+    warmup_epochs: NonNegative = 0.0
+    final_factor: Fraction = 0.0
+    milestones: tuple[Positive, ...] = ()
+    gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+
+
+class TrainingConfig(Section):
+    """Length, batch (global, over all processes), numerics and what is written on the way.
+
+    `batch_size` 0 or "auto": the largest power of two that fits into memory. `accumulate`: how many
+    parts a batch is computed in, one after the other.
+    """
+
+    epochs: Annotated[Count, Policy(resume=True)] = 10
+    batch_size: Natural = 128
+    eval_batch_size: Annotated[Natural, HOW] = 0
+    accumulate: Annotated[Count, Policy(resume=True)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    device: Annotated[str, HOW] = "auto"
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], Policy(measuring=True, teacher=True)] = (
+        "fp32"
+    )
+    deterministic: Annotated[bool, TEACHER_S] = False
+    label_smoothing: Fraction = 0.0
+    clip_norm: NonNegative = 0.0
+    checkpoint_every: Annotated[str, NOTES] = "5min"
+    tensorboard: Annotated[bool, NOTES] = True
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _batch_size(cls, size: Any) -> Any:
+        if isinstance(size, str) and size != "auto" and not size.strip().isdecimal():
+            raise ValueError(f'"{size}" is not a batch size; write a number from 1 on, or auto')
+        return 0 if size == "auto" else size
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise ValueError(f'"{device}" is not a device; use auto, cpu, cuda or cuda:N')
+        return device
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _checkpoint_every(cls, every: str) -> str:
+        match = CHECKPOINT_EVERY.fullmatch(every)
+        if not match or int(match[1]) < 1:
+            raise ValueError(f'"{every}" is not an interval; write 5min, 1epoch or 200steps')
+        return every
+
+
+class PerformanceConfig(Section):
+    """How the work is done: the results are equal up to rounding, and each part can be turned off.
+
+    `channels_last`: the memory layout that convolutions prefer. `stem_once`: what comes before the
+    first spikes is computed once an image, not T times. `fold_teacher`: the teacher's norms are
+    folded into its convolutions. `keep_teacher_logits`: computed once where an image looks the same
+    in every epoch. `data_on_device`: images that fit live, and are augmented, on the device.
+    `fused_optimizer`: one pass over the weights a step. `save_memory`: residual blocks are computed
+    again for the backward pass instead of being kept. `compile`: torch.compile. (`neuron.backend`
+    chooses the neurons' code.)
+    """
+
+    channels_last: bool = True
+    stem_once: bool = True
+    fold_teacher: bool = True
+    keep_teacher_logits: bool = True
+    data_on_device: bool = True
+    fused_optimizer: bool = True
+    save_memory: bool = False
+    compile: Literal["auto", "on", "off"] = "auto"
+
+    @model_validator(mode="after")
+    def _compile(self) -> PerformanceConfig:
+        if self.save_memory and self.compile == "on":
+            raise ValueError("performance.compile = on does not go with performance.save_memory")
+        return self
