@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -18,7 +19,8 @@ class DataSpec:
     """What models and transforms need to know of a data set.
 
     `height` and `width` (pixels) are those of the network's input. `mean` and `std`, one a
-    channel, are those of the training images scaled to 0..1.
+    channel, are those of the training images scaled to 0..1. `shorter`: what an image's shorter
+    side is scaled to before the central crop; 0 means 256/224 of the input's, as for ImageNet.
     """
 
     name: str
@@ -28,6 +30,7 @@ class DataSpec:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    shorter: int = 0
 
     def __post_init__(self) -> None:
         assert len(self.mean) == len(self.std) == self.channels
@@ -80,11 +83,17 @@ class TensorSource:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set. A validation split, where one is asked for, is a part of `train`."""
+    """A data set. A validation split, where one is asked for, is a part of `train`.
+
+    `measured`: what the training images gave for settings that are "auto", by dotted key.
+    `test_images`: which images were split off for testing, where the data set did not say so.
+    """
 
     spec: DataSpec
     train: ImageSource
     test: ImageSource
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    test_images: tuple[str, ...] = ()
 
 
 def given_path(config: DataConfig) -> Path | None:

@@ -2,12 +2,14 @@
 
 DIR/train/CLASS/*.jpg
 DIR/val/CLASS/*.jpg
+
+or, for images of one's own, DIR/CLASS/*.jpg, of which a part is split off for testing.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,11 @@ import torch
 from tser_cli.config import DataConfig
 from tser_cli.data.base import Dataset, DataSpec, given_path
 from tser_cli.data.image_files import SUFFIXES, image_files, read_image
+from tser_cli.data.own_input import settle
+from tser_cli.data.splits import split_off
 from tser_cli.errors import DataError
 
+PARTS = ("train", "val")
 SIDE = 224
 IMAGENET_CLASSES = 1000
 # of ImageNet's training images, as torchvision's pretrained models take them
@@ -36,13 +41,22 @@ class FolderSource:
     folder: Path
     files: np.ndarray
     labels: torch.Tensor
+    channels: int = 3
 
     def __len__(self) -> int:
         return len(self.files)
 
     def image(self, index: int) -> torch.Tensor:
-        """The image as uint8 RGB, [3, H, W]. Raises DataError that names a file it can't read."""
-        return read_image(self.folder / os.fsdecode(bytes(self.files[index])))
+        """The image as uint8 [channels, H, W]. Raises DataError that names a file it can't read."""
+        return self.image_as(index, self.channels)
+
+    def image_as(self, index: int, channels: int) -> torch.Tensor:
+        """The image with so many channels: 1 (grey) or 3 (RGB)."""
+        return read_image(self.folder / os.fsdecode(bytes(self.files[index])), channels)
+
+    def part(self, indices_P: torch.Tensor) -> FolderSource:
+        """The images at these indices."""
+        return replace(self, files=self.files[indices_P.numpy()], labels=self.labels[indices_P])
 
 
 def imagenet(config: DataConfig) -> Dataset:
@@ -60,10 +74,11 @@ def imagenet(config: DataConfig) -> Dataset:
 
 
 def imagefolder(config: DataConfig) -> Dataset:
-    """Images in train/ and val/, a subfolder a class; any sizes, 224 x 224 for the network.
+    """Load images of one's own, a subfolder a class, from train/ and val/ or without the two.
 
-    Lists the folders and opens no image. Raises DataError where no folder is given, a class is
-    empty, or train/ and val/ have different classes.
+    Any sizes; 224 x 224 RGB for the network unless `config` says otherwise. Opens no image unless
+    something is to be measured. Raises DataError where no folder is given, a class is empty, or
+    train/ and val/ have different classes.
     """
     folder = given_path(config)
     if folder is None:
@@ -71,17 +86,38 @@ def imagefolder(config: DataConfig) -> Dataset:
             f"{config.name} needs a folder; name it with --data-dir (or TSER_DATA_DIR, or data.dir "
             f"in a recipe). {_layout()}"
         )
-    classes, held_classes = (_classes(folder / part) for part in ("train", "val"))
+    is_split = any(os.path.isdir(folder / part) for part in PARTS)  # noqa: PTH112  (ENAMETOOLONG)
+    classes, train, test = _parts(folder) if is_split else _whole(folder, config.test_fraction)
+    own = DataSpec(config.name, 3, SIDE, SIDE, classes, IMAGENET_MEAN, IMAGENET_STD)
+    spec, measured = settle(config, own, len(train), train.image_as)
+    names = () if is_split else tuple(os.fsdecode(bytes(name)) for name in test.files)
+    train, test = (replace(source, channels=spec.channels) for source in (train, test))
+    return Dataset(spec, train, test, measured, names)
+
+
+def _parts(folder: Path) -> tuple[tuple[str, ...], FolderSource, FolderSource]:
+    classes, held_classes = (_classes(folder / part) for part in PARTS)
     if classes != held_classes:
         raise DataError(_difference(folder, set(classes), set(held_classes)))
-    spec = DataSpec(config.name, 3, SIDE, SIDE, classes, IMAGENET_MEAN, IMAGENET_STD)
-    return Dataset(spec, _source(folder / "train", classes), _source(folder / "val", classes))
+    return classes, _source(folder / "train", classes), _source(folder / "val", classes)
+
+
+def _whole(folder: Path, fraction: float) -> tuple[tuple[str, ...], FolderSource, FolderSource]:
+    classes = _classes(folder)
+    source = _source(folder, classes)
+    if fraction == 0.0:
+        raise DataError(
+            f"{folder} has no train/ and val/, and data.test_fraction = 0 leaves no image to test "
+            "on: choose a fraction, as 0.2"
+        )
+    train_P, test_P = split_off(source.labels, fraction, "test")
+    return classes, source.part(train_P), source.part(test_P)
 
 
 def _layout() -> str:
     return (
         "It must hold train/CLASS/ and val/CLASS/, a folder for each class with its images "
-        f"({', '.join(SUFFIXES)}) in it"
+        f"({', '.join(SUFFIXES)}) in it, or the class folders alone"
     )
 
 
@@ -93,7 +129,7 @@ def _classes(folder: Path) -> tuple[str, ...]:
     except OSError as error:
         raise DataError(f"{folder} can't be listed: {error.strerror}. {_layout()}") from error
     if not names:
-        raise DataError(f"{folder} has no class folders. {folder.parent}: {_layout()}")
+        raise DataError(f"{folder} has no class folders. {_layout()}")
     return tuple(names)
 
 

@@ -20,6 +20,7 @@ from tser_cli.engine.evaluation.per_timestep import Evaluation, evaluate
 from tser_cli.engine.runs import model_files, run_folder
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runs.split_list import keep_test_images
 from tser_cli.engine.runtime.context import Context, Options, evaluate_split, make_heed, prepare
 from tser_cli.engine.runtime.processes import seed_everything
 from tser_cli.engine.runtime.stop import StopRequest
@@ -75,8 +76,7 @@ def distill(config: Config, options: Options) -> Run:
         train(task, context, run, stop)
         metadata = model_files.describe(name, context.dataset.spec, config, spiking=True)
         evaluation = finish(run, context, task, name, metadata, teacher, stop)
-    elsewhere = options.runs_dir != Options().runs_dir
-    given = f" --runs-dir {options.runs_dir}" if elsewhere else ""
+    given = f" --runs-dir {options.runs_dir}" if options.runs_dir != Options().runs_dir else ""
     present(run, context, evaluation, [f"{command}{given}" for command in NEXT])
     return run
 
@@ -176,6 +176,7 @@ def _take(kind: str, context: Context, options: Options, held: ExitStack) -> tup
     run = found or run_folder.create(options.runs_dir, kind, context.config)
     held.enter_context(run.lock())
     run.remove_leftovers()
+    keep_test_images(run, context)
     run.update_status(state="running", why="")
     # A resumed run may have other epochs or workers than it began with: the file says what holds.
     write_text(run.folder / "config.toml", tomli_w.dumps(context.config.model_dump(mode="json")))

@@ -12,6 +12,7 @@ from tser_cli.config import Config, keys_where
 from tser_cli.engine.runs import model_files, run_folder
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runs.split_list import check_test_images
 from tser_cli.engine.runtime.context import Context, prepare
 from tser_cli.engine.training.task import check_teacher, freeze
 from tser_cli.errors import RunError
@@ -59,6 +60,7 @@ def open_finished(run: Run, changes: dict[str, Any]) -> Opened:
     """The run's network and data; `changes` are settings such as training.device."""
     config = measuring_config(run, changes)
     context = prepare(config)
+    check_test_images(run, context.dataset)
     loaded = model_files.read(run.model_file, context.dataset.spec)
     spec = context.dataset.spec
     check_teacher(loaded.model, spec.image_shape, spec.num_classes)

@@ -42,6 +42,10 @@ def prepare(config: Config) -> Context:
     progress = make_progress(console.messages()) if runtime.is_main else Silent()
     # the first process downloads what is missing
     dataset = runtime.main_first(lambda: load_dataset(config.data))
+    if dataset.measured:
+        found = ", ".join(f"{key} = {value}" for key, value in dataset.measured.items())
+        progress.say(f"measured on the training images: {found}")
+        config = config.updated(dict(dataset.measured))
     return Context(config, dataset, runtime, progress)
 
 
