@@ -85,8 +85,14 @@ DATASETS: dict[str, DatasetEntry] = {
     ),
     "imagefolder": DatasetEntry(
         "tser_cli.data.folders:imagefolder",
-        "imagenet/resnet34_teacher",
-        "imagenet/sew_resnet18_tser",
+        "imagefolder/resnet34_teacher",
+        "imagefolder/resnet18_tser",
+        own_images=True,
+    ),
+    "npz": DatasetEntry(
+        "tser_cli.data.npz:load",
+        "imagefolder/resnet34_teacher",
+        "imagefolder/resnet18_tser",
         own_images=True,
     ),
 }

@@ -224,7 +224,7 @@ class ResNet(Classifier):
 def _last_side(side: int, build: Build, layout: Layout) -> int:
     """The longer side of the last stage's map: each stride of 2 halves it, rounded up."""
     halvings = len(layout.widths) - 1 + {"small": 0, "medium": 1, "large": 2}[build.stem]
-    return -(-side // 2**halvings)
+    return -(-side // (1 << halvings))
 
 
 def _make_head(build: Build, width: int, hidden: int) -> nn.Module:

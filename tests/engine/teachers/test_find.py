@@ -70,6 +70,22 @@ def test_the_newest_finished_one_that_fits(
     assert find(make_config(), spec, tmp_path / "elsewhere") is None
 
 
+def test_a_teacher_of_another_test_split_is_passed_over(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    def settings(fraction: float) -> Config:
+        return make_config({"data.name": "imagefolder", "data.test_fraction": fraction})
+
+    run = run_folder.create(tmp_path, "teacher", settings(0.5))
+    name = settings(0.5).model.teacher
+    run.update_status(state="finished", model=name, validation_fraction=0.0)
+    # of train/ and val/: there nothing is split off
+    assert teachers.newest_teacher(settings(0.2), tmp_path) == run
+    run.update_status(test_fraction=0.5)
+    assert teachers.newest_teacher(settings(0.5), tmp_path) == run
+    assert teachers.newest_teacher(settings(0.2), tmp_path) is None
+
+
 def test_a_path_goes_before_the_newest(
     tmp_path: Path, spec: DataSpec, make_config: MakeConfig, make_teacher: MakeTeacher
 ) -> None:

@@ -97,6 +97,7 @@ def files_of(output: Path) -> tuple[Path, Path, Path]:
 
 def check_paths(request: EnergyRequest) -> None:
     """Raise ConfigError or RunError where two files would be one, or one can't be written."""
+    check_folder(request.output)
     if request.output.suffix != ".csv":
         raise ConfigError(
             f"{request.output}: the table is a CSV file; call it {request.output.stem}.csv"

@@ -12,6 +12,7 @@ from tser_cli.config import Config, keys_where
 from tser_cli.engine.runs import find_runs, model_files
 from tser_cli.engine.runs.model_files import Loaded, check_network, freeze
 from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runs.split_list import check_test_images
 from tser_cli.engine.runtime.context import Context, prepare
 from tser_cli.errors import RunError
 from tser_cli.report.progress import Progress
@@ -62,6 +63,7 @@ def open_finished(run: Run, changes: dict[str, Any], progress: Progress) -> Fini
     Raises ConfigError, DataError, or CheckpointError where the network does not fit the data.
     """
     context = prepare(measuring_config(run, changes), progress)
+    check_test_images(run, context.dataset)
     loaded = model_files.read(run.model_file, context.dataset.spec)
     check_network(loaded, run.kind, context.dataset.spec)
     context.runtime.place(freeze(loaded.model))

@@ -17,7 +17,7 @@ import tomli_w
 from tser_cli.config import Config, method_label
 from tser_cli.engine.runs.provenance import environment
 from tser_cli.errors import RunError
-from tser_cli.files import cannot_write, make_folder, write_text
+from tser_cli.files import make_folder, write_error, write_text
 from tser_cli.recipe import read, resolve
 
 MODEL_FILE = "model.safetensors"
@@ -91,7 +91,7 @@ class Run:
                 f"{status.get('host')}. Wait for it, or stop it first"
             ) from None
         except OSError as error:
-            raise RunError(cannot_write(self.folder / ".lock", error)) from error
+            raise write_error(self.folder / ".lock", error) from error
 
     def remove_leftovers(self) -> None:
         """Remove the parts of files that a killed process left behind; only under the lock."""
@@ -145,6 +145,6 @@ def _new_folder(base: Path) -> Path:
             number += 1
             folder = base.with_name(f"{base.name}-{number}")
         except OSError as error:
-            raise RunError(cannot_write(folder, error)) from error
+            raise write_error(folder, error) from error
         else:
             return folder

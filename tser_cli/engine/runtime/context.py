@@ -44,7 +44,12 @@ def prepare(config: Config, progress: Progress) -> Context:
     runtime = make_runtime(config.training, config.performance.channels_last)
     # Rank 0 downloads what is missing; the others then find it.
     dataset = runtime.main_first(lambda: load_dataset(config.data))
-    return Context(config, dataset, runtime, progress if runtime.is_main else Silent())
+    heard = progress if runtime.is_main else Silent()
+    if dataset.measured:
+        found = ", ".join(f"{key} = {value}" for key, value in dataset.measured.items())
+        heard.say(f"measured on the training images: {found}")
+        config = config.updated(dict(dataset.measured))
+    return Context(config, dataset, runtime, heard)
 
 
 def make_check_stop(stop: StopRequest, runtime: Runtime) -> CheckStop:

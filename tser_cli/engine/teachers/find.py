@@ -68,6 +68,7 @@ def newest_teacher(config: Config, runs_dir: Path) -> Run | None:
             status.get("state") == "finished"
             and status.get("model") == config.model.teacher
             and status.get("validation_fraction") == config.data.validation_fraction
+            and status.get("test_fraction") in (None, config.data.test_fraction)
         )
         if same:
             fitting.append(run)

@@ -20,6 +20,7 @@ from tser_cli.engine.runs import find_runs, model_files, run_folder
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runs.result import RESULT, RunResult
 from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runs.split_list import keep_test_images
 from tser_cli.engine.runtime.context import Context, Options, make_check_stop
 from tser_cli.engine.runtime.processes import Runtime
 from tser_cli.engine.runtime.seeds import seed_everything, teacher_seed
@@ -120,6 +121,7 @@ def _take(kind: str, context: Context, options: Options, held: ExitStack) -> tup
     run = found or run_folder.create(options.runs_dir, kind, context.config)
     held.enter_context(run.lock())
     run.remove_leftovers()
+    keep_test_images(run, context)
     run.update_status(state="running", why="")
     # A resumed run may have other epochs or workers than it began with: the file says what holds.
     write_text(run.folder / "config.toml", tomli_w.dumps(context.config.model_dump(mode="json")))
