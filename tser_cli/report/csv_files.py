@@ -157,7 +157,9 @@ def _typed(fields: list[str], kind: str) -> pd.Series:
 
 def read_ablation(path: Path, axes: Sequence[str]) -> pd.DataFrame:
     """Return ablation.csv; the varied settings stay texts, as they were written."""
-    return read_table(path, ablation_schema(axes, 0)).rename(columns=RENAMED)
+    steps = sum(str(name).startswith("accuracy_at_") for name in _texts(path))
+    schema = {**ablation_schema(axes, steps), **dict.fromkeys(RENAMED, NUMBER)}
+    return read_table(path, schema, others=TEXT).rename(columns=RENAMED)
 
 
 def read_summary(path: Path) -> pd.DataFrame:

@@ -25,3 +25,15 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
         warnings.simplefilter("ignore", RuntimeWarning)
         found = stats.ttest_rel(values, zeros).confidence_interval(CONFIDENCE)
     return float(found.low), float(found.high)
+
+
+def proportion_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Return the 95 % interval of a proportion by Wilson's score (JASA 22, 209, 1927).
+
+    Of one network's right answers it tells how far another test set of that size may lead, not
+    how far another training may.
+    """
+    from scipy import stats
+
+    found = stats.binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
+    return float(found.low), float(found.high)

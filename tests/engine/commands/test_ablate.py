@@ -67,7 +67,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, make_context: MakeContext) -> None:
         monkeypatch.setattr(module, "prepare", make_context)
     monkeypatch.setattr(ablate, "Launcher", InProcess)
     monkeypatch.setattr(tsne, "coordinates", lambda x: [[0.0, 1.0] for _ in x])
-    monkeypatch.setattr(ablation_plots, "draw_all", lambda folder: [])
+    monkeypatch.setattr(ablation_plots, "draw_all", lambda folder, names: [])
     monkeypatch.setattr(plots, "plot_per_timestep", lambda *args: None)
     monkeypatch.setattr(InProcess, "log", [], raising=False)
     monkeypatch.setattr(InProcess, "broken", (), raising=False)
