@@ -70,7 +70,7 @@ def test_points_stand_where_the_numbers_are(steps: int, teacher: float | None) -
     texts = ["at t", "averaged over 1..t"]
     if teacher is not None:
         assert heights[2] == [95.0, 95.0]
-        texts.append("teacher 95.00")
+        texts.insert(0, "teacher 95.00")
     assert texts_of(figure) == texts
     assert plot.get_title() == "a run"
     assert plot.get_xticks().tolist() == list(range(1, steps + 1))

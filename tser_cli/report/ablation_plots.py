@@ -177,7 +177,8 @@ def draw_energy(cells: Sequence[Cell]) -> Figure:
     plot.margins(0.12)
     plot.set_xlabel("energy per image (µJ, arithmetic alone)")
     plot.set_ylabel("accuracy (%)")
-    label_points(plot, middles, [cell.label for cell in cells])
+    colours = [cell.look.colour for cell in cells]
+    label_points(plot, middles, [cell.label for cell in cells], colours)
     return figure
 
 

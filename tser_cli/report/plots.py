@@ -10,6 +10,7 @@ from tser_cli.csv_words import ALL, TOTAL
 from tser_cli.report.statistics import proportion_interval
 from tser_cli.report.style import (
     BLUE,
+    LABEL_SIZE,
     TEACHER,
     VERMILLION,
     label_points,
@@ -41,19 +42,25 @@ def draw_per_timestep(rows: Rows, title: str) -> Figure:
     plot = figure.subplots()
     at_t = counted(plot, rows, "correct_at_t", -0.06, {"marker": "o", "color": BLUE})
     averaged = counted(plot, rows, "correct_cumulative", 0.06, {"marker": "s", "color": VERMILLION})
-    ends, texts = [at_t, averaged], ["at t", "averaged over 1..t"]
     teacher = rows[-1]["teacher_accuracy"]
     if teacher is not None:
         plot.axhline(100 * teacher, color=TEACHER.colour, linestyle="--", linewidth=1)
-        ends.append((rows[0]["t"] - 0.4, 100 * teacher))
-        texts.append(f"teacher {100 * teacher:.2f}")
-    plot.set_xlim(rows[0]["t"] - 0.4, rows[-1]["t"] + 0.4)
+        plot.annotate(
+            f"teacher {100 * teacher:.2f}",
+            (0.0, 100 * teacher),
+            xycoords=("axes fraction", "data"),
+            xytext=(3, 2),
+            textcoords="offset points",
+            fontsize=LABEL_SIZE,
+        )
+    # room for the teacher's label on the left
+    plot.set_xlim(rows[0]["t"] - 0.5 - 0.08 * len(rows), rows[-1]["t"] + 0.3)
     plot.set_xticks([row["t"] for row in rows])
     plot.margins(y=0.2)
     plot.set_xlabel("time step t")
     plot.set_ylabel("accuracy (%)")
     plot.set_title(title)
-    label_points(plot, ends, texts)
+    label_points(plot, [at_t, averaged], ["at t", "averaged over 1..t"])
     return figure
 
 

@@ -119,25 +119,27 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
     return written
 
 
-def label_points(plot: Axes, places: Sequence[Place], texts: Sequence[str]) -> None:
+def label_points(
+    plot: Axes, places: Sequence[Place], texts: Sequence[str], colours: Sequence[str] = ()
+) -> None:
     """Write each text beside its point, on the first place round it that is free.
 
     A place is free where it covers no point, no line of an error bar and no other label. A label
-    far from its point gets a line to it.
+    far from its point gets a line to it, in the point's colour.
     """
     figure = plot.get_figure(root=True)
     assert figure is not None, "the plot is part of a figure"
     figure.draw_without_rendering()  # settles the layout, and so the scale in pixels
     pixels = figure.dpi / 72  # a point
     taken = drawn_boxes(plot, 3 * pixels)
-    for place, text in zip(places, texts, strict=True):
+    for place, text, colour in zip(places, texts, colours or [GREY] * len(texts), strict=True):
         x, y = map(float, plot.transData.transform(place))
         size = (0.65 * LABEL_SIZE * pixels * len(text), 1.2 * LABEL_SIZE * pixels)
         tried = [(offset, label_box((x, y), offset, size, pixels)) for offset in LABEL_PLACES]
         free = [(o, box) for o, box in tried if not any(overlap(box, other) for other in taken)]
         offset, box = (free or tried)[0]
         taken.append(box)
-        line = {"arrowstyle": "-", "color": GREY, "lw": 0.5, "shrinkA": 0, "shrinkB": 3}
+        line = {"arrowstyle": "-", "color": colour, "lw": 0.8, "shrinkA": 0, "shrinkB": 3}
         plot.annotate(
             text,
             place,
@@ -154,6 +156,8 @@ def drawn_boxes(plot: Axes, margin: float) -> list[Box]:
     """Return a box in pixels round each point and each line of an error bar in `plot`."""
     boxes = []
     for line in plot.lines:
+        if line.get_transform() is not plot.transData:
+            continue  # a line across the whole plot
         x, y = plot.transData.transform(line.get_xydata()).T
         boxes += [
             (a - margin, b - margin, a + margin, b + margin) for a, b in zip(x, y, strict=True)
