@@ -60,6 +60,16 @@ STATISTICS: Schema = {
     **_columns(INTEGER, "baseline"),
     **_columns(NUMBER, "difference_mean", "difference_low", "difference_high"),
     **_columns(INTEGER, "pairs", "resolved"),
+    **_columns(NUMBER, "p_value", "p_holm"),
+    **_columns(INTEGER, "resolved_holm"),
+    **_columns(NUMBER, "two_way_low", "two_way_high", "p_mcnemar"),
+}
+# Where a run of an ablation comes from: what a repetition must have in common with it.
+PROVENANCE: Schema = {
+    **_columns(TEXT, "commit", "torch"),
+    **_columns(INTEGER, "threads"),
+    **_columns(NUMBER, "temperature"),
+    **_columns(TEXT, "weights", "settings"),
 }
 
 
@@ -93,6 +103,7 @@ def ablation_schema(axes: Sequence[str], timesteps: int) -> Schema:
         **_columns(NUMBER, *(f"accuracy_cumulative_{t}" for t in steps)),
         **_columns(NUMBER, "energy_pj", "seconds"),
         **_columns(TEXT, "folder"),
+        **PROVENANCE,
     }
 
 

@@ -32,7 +32,7 @@ from tser_cli.engine.training.position import Row
 from tser_cli.engine.training.task import Task
 from tser_cli.errors import CheckpointError, ConfigError, Interrupted, RunError
 from tser_cli.report import ablation_plots, plots
-from tser_cli.report.csv_files import read_csv
+from tser_cli.report.csv_files import PROVENANCE, read_csv
 from tser_cli.report.progress import Progress, Silent
 
 DRAW_ALL = ablation_plots.draw_all
@@ -111,7 +111,7 @@ def test_every_cell_is_an_ordinary_run_and_a_row(
     assert list(rows[0]) == [
         *("method.name", "model.timesteps", "seed", "state", "accuracy", "teacher_accuracy"),
         *("best_validation_accuracy", "accuracy_at_1", "accuracy_at_2", "accuracy_cumulative_1"),
-        *("accuracy_cumulative_2", "energy_pj", "seconds", "folder"),
+        *("accuracy_cumulative_2", "energy_pj", "seconds", "folder", *PROVENANCE),
     ]
     assert len(rows) == len(request.cells) == 8
     for row, cell in zip(rows, request.cells, strict=True):
