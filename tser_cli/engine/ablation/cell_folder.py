@@ -86,7 +86,7 @@ def result_of(run: Run) -> dict[str, Any]:
     return {
         "accuracy": result.accuracy,
         "teacher_accuracy": result.teacher_accuracy,
-        "validation_accuracy": result.best_validation_accuracy,
+        "best_validation_accuracy": result.best_validation_accuracy,
         **{f"accuracy_at_{row['t']}": row["accuracy_at_t"] for row in steps},
         **{f"accuracy_cumulative_{row['t']}": row["accuracy_cumulative"] for row in steps},
         "energy_pj": result.energy_pj,
@@ -104,7 +104,7 @@ def _result_from_tables(run: Run) -> dict[str, Any]:
     return {
         "accuracy": known.get("accuracy"),
         "teacher_accuracy": known.get("teacher_accuracy"),
-        "validation_accuracy": float(held_out.max()) if len(held_out) else None,
+        "best_validation_accuracy": float(held_out.max()) if len(held_out) else None,
         **{f"accuracy_at_{t}": value for t, value in steps["accuracy_at_t"].items()},
         **{f"accuracy_cumulative_{t}": value for t, value in steps["accuracy_cumulative"].items()},
         "energy_pj": energy["energy_pj"].to_dict()[TOTAL, ALL],

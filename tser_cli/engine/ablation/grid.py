@@ -12,12 +12,13 @@ from tser_cli import config as settings
 from tser_cli import recipe, registry
 from tser_cli.config import METHOD, Config, full_key, method_label, short_name
 from tser_cli.errors import ConfigError, nearest
+from tser_cli.report.csv_files import RENAMED
 
 SEED = "training.seed"
 ENTROPY = "method.entropy_weight"
 DEFAULT_SEEDS = 3
 SECTION_KEYS = ("vary", "seeds", "baseline", "measure")
-MEASURES = ("accuracy", "validation_accuracy")
+MEASURES = ("accuracy", "best_validation_accuracy")
 LARGE = 1e15  # from here on Python writes a float with an exponent
 
 
@@ -79,7 +80,7 @@ def make_request(
     count = section.get("seeds", DEFAULT_SEEDS) if seeds is None else seeds
     cells = expand(layers, axes, count)
     check_alike(layers, axes, cells)
-    measure = section.get("measure", MEASURES[0])
+    measure = measure_of(section)
     if measure == MEASURES[1] and any(c.config.data.validation_fraction == 0.0 for c in cells):
         raise ConfigError(
             f'[ablation] measure = "{measure}" needs images held out: data.validation_fraction'
@@ -105,6 +106,12 @@ def ablation_name(request: Request, recipe_name: str) -> str:
     )
 
 
+def measure_of(section: Mapping[str, Any]) -> str:
+    """Return the column of ablation.csv that is compared; recipes may use its older name."""
+    name = str(section.get("measure", MEASURES[0]))
+    return RENAMED.get(name, name)
+
+
 def check_section(section: Mapping[str, Any]) -> None:
     """Raise ConfigError with every problem of an [ablation] section."""
     problems = [
@@ -120,7 +127,7 @@ def check_section(section: Mapping[str, Any]) -> None:
         problems.append(f"seeds = {count!r} must be a whole number")
     if not isinstance(section.get("baseline", ""), str):
         problems.append('baseline must be a text, as "method=kd"')
-    measure = section.get("measure", MEASURES[0])
+    measure = measure_of(section)
     if measure not in MEASURES:
         problems.append(f'measure = "{measure}" must be one of {", ".join(MEASURES)}')
     if problems:

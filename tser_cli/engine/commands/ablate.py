@@ -63,7 +63,8 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
         failures = train_cells(request, place, document, cluster, progress)
         summary = write_tables(request, place.folder)
         tsne.write(request.cells, place.folder, progress)
-        figures = ablation_plots.draw_all(place.folder)
+        names = dict(zip(request.axes, request.names, strict=True))
+        figures = ablation_plots.draw_all(place.folder, names)
     return AblationResult(place.folder, request, summary, tuple(figures), tuple(failures))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.teachers.of_run import teacher_to_count
 from tser_cli.errors import ConfigError
 from tser_cli.files import check_folder
-from tser_cli.report import energy_report
+from tser_cli.report import plots
 from tser_cli.report.csv_files import PER_IMAGE, write_csv
 from tser_cli.report.progress import Progress, Silent
+from tser_cli.report.style import FORMATS
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,16 @@ def _write(
     return EnergyResult(opened.run.name, report.rows, report.document, written)
 
 
-def files_of(output: Path) -> tuple[Path, Path, Path]:
-    """What is written beside the table: the sidecar and the two figures."""
-    by_layer = output.with_name(f"{output.stem}_by_layer.png")
-    return output.with_suffix(".json"), by_layer, output.with_name(f"{output.stem}_accuracy.png")
+def figures_of(output: Path) -> tuple[Path, Path]:
+    """Return the names of the two figures beside the table, without suffix."""
+    by_layer = output.with_name(f"{output.stem}_by_layer")
+    return by_layer, output.with_name(f"{output.stem}_accuracy")
+
+
+def files_of(output: Path) -> list[Path]:
+    """Return what is written beside the table: the sidecar, and two figures as PNG and SVG."""
+    figures = [name.with_name(f"{name.name}{s}") for name in figures_of(output) for s in FORMATS]
+    return [output.with_suffix(".json"), *figures]
 
 
 def check_paths(request: EnergyRequest) -> None:
@@ -146,13 +154,16 @@ def per_image_rows(
 
 def draw(run: Run, output: Path, report: EnergyReport, full: Evaluation) -> list[Path]:
     """Draw the two figures beside the table: energy by layer, and accuracy against energy."""
-    _, by_layer, against = files_of(output)
-    energy_report.plot_by_layer(by_layer, report.rows, run.name)
+    by_layer, against = figures_of(output)
     accuracy_T = [right / full.images for right in full.correct_cumulative]
     steps = [row for row in report.rows if row["layer"] == TOTAL and row["t"] != ALL]
     teacher = (report.document["teacher"] or {}).get("energy_pj")
     known = recorded(run)
     accuracy = known.get("teacher_accuracy") if known.get("images") == full.images else None
-    per_step = [row["energy_pj"] for row in steps]
-    energy_report.plot_accuracy(against, accuracy_T, per_step, teacher, accuracy, run.name)
-    return [by_layer, against]
+    spent_T = itertools.accumulate(row["energy_pj"] for row in steps)
+    points = list(zip(spent_T, accuracy_T, strict=True))
+    of_teacher = None if teacher is None or accuracy is None else (teacher, accuracy)
+    return [
+        *plots.plot_by_layer(by_layer, report.rows, run.name),
+        *plots.plot_accuracy(against, points, of_teacher, run.name),
+    ]

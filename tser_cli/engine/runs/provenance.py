@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tser_cli import __version__
 
 PACKAGES = (
@@ -30,6 +32,7 @@ def environment(seed: int) -> dict[str, Any]:
         "git": _git_state(),
         "command": sys.argv,
         "seed": seed,
+        "threads": torch.get_num_threads(),  # the order of sums, and so their last bits
     }
 
 
