@@ -30,7 +30,6 @@ from tser_cli.energy.records import Entry, Record, layer_counts
 from tser_cli.energy.tally import fault, fault_message, tally
 from tser_cli.errors import TserError, unknown
 
-
 # A call of a layer that time is not folded into the batch of can't be placed by its shape alone:
 # [T, N, features] is also N = T images of N vectors.
 DIMENSIONS = {nn.Conv2d: (4, "[T*N, C, H, W]"), nn.Linear: (2, "[T*N, features]")}

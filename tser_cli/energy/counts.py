@@ -51,7 +51,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Operand:
-    """One factor of a matrix product: its kind, its elements an image and step, the non-zero ones."""
+    """A factor of a matrix product: its kind, its elements an image and step, the non-zero ones."""
 
     kind: str
     size: int

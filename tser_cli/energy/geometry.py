@@ -35,6 +35,7 @@ class Geometry:
     that is channels x sum of the fan-out: what the layer costs where every input counts, and
     exactly the synaptic operations of an input of ones. `macs_formula`: the classical figure
     outputs x kernel x in_channels / groups, which counts the zeros of the padding as inputs.
+    `sizes`: of the map that a convolution reads, () for a linear layer.
     """
 
     fan_out_P: Tensor
@@ -42,6 +43,7 @@ class Geometry:
     outputs: int
     macs: int
     macs_formula: int
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,7 @@ def shape_geometry(shape: ConvShape, sizes: tuple[int, ...]) -> Geometry:
         outputs=shape.out_channels * positions,
         macs=shape.in_channels * int(fan_out_P.sum()),
         macs_formula=shape.out_channels * dense * taps,
+        sizes=sizes,
     )
 
 
@@ -166,16 +169,22 @@ def conv_geometry(layer: nn.Conv2d, height: int, width: int) -> Geometry:
     return shape_geometry(shape_of(layer), (height, width))
 
 
-def linear_geometry(layer: nn.Linear, rows: int = 1) -> Geometry:
+@lru_cache(maxsize=512)
+def vectors_geometry(features: int, outputs: int, rows: int = 1) -> Geometry:
     """The geometry of a linear layer that is applied to `rows` vectors an image."""
-    macs = rows * layer.in_features * layer.out_features
+    macs = rows * features * outputs
     return Geometry(
-        fan_out_P=torch.tensor([layer.out_features]),
-        neurons_in=rows * layer.in_features,
-        outputs=rows * layer.out_features,
+        fan_out_P=torch.tensor([outputs]),
+        neurons_in=rows * features,
+        outputs=rows * outputs,
         macs=macs,
         macs_formula=macs,
     )
+
+
+def linear_geometry(layer: nn.Linear, rows: int = 1) -> Geometry:
+    """The geometry of a linear module that is applied to `rows` vectors an image."""
+    return vectors_geometry(layer.in_features, layer.out_features, rows)
 
 
 def geometry(layer: nn.Conv2d | nn.Linear, input_shape: tuple[int, ...]) -> Geometry:
