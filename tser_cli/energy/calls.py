@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
+import torch
 from torch import Tensor
 
 from tser_cli.energy.axes import Axes
@@ -49,11 +50,14 @@ def count_layer(
     if kind == SUMS and int(fault(x, SUMS)) == TOO_LARGE:
         raise TserError(fault_message(record.name, SUMS, TOO_LARGE))
     shape = (axes.steps(tuple(met.x.shape), batch.timesteps), batch.images, -1)
-    effective = None
+    entry = Entry(batch.number, counted.view(3, *shape).sum(-1), batch.step, kind in ("", SPIKES))
     if batch.detailed:
-        effective = effective_operations(x, met.weight, met.conv, geometry).view(shape).sum(-1)
-    total = counted.view(3, *shape).sum(-1)
-    return Entry(batch.number, total, batch.step, kind in ("", SPIKES), effective), kind
+        effective = effective_operations(x, met.weight, met.conv, geometry)
+        entry.effective = effective.view(shape).sum(-1)
+        entry.total = (
+            x.abs().flatten(1).sum(1, dtype=torch.float64).round().long().view(shape).sum(-1)
+        )
+    return entry, kind
 
 
 def as_map(rows: Tensor, met: Operation, inner: int) -> tuple[Tensor, Geometry]:
@@ -103,8 +107,7 @@ def count_product(
         counted.reshape(3, *shape).sum(-1),
         batch.step,
         SPIKES in kinds,
-        None,
-        operands.reshape(2, *shape).sum(-1),
+        operands=operands.reshape(2, *shape).sum(-1),
     )
     return entry, _driving(left, right)
 

@@ -68,9 +68,10 @@ class LayerCounts:
     `events_TI` for spikes; both are 0 for real inputs, whose cost is `macs`. `neuron_updates`:
     updates per image and step of the spiking neurons that follow the layer.
 
-    What only some conventions need, None where it was not gathered: `binary_T`, the share of images
-    whose call met nothing but 0 and 1 in the whole batch; `effective_TI`, non-zero inputs x the
-    non-zero weights that read them, for real inputs too; `operands`, both factors of a product.
+    What only some conventions need, None where it was not gathered: `calls`, how often the layer
+    is called for a batch; `binary_TI`, 1 where the whole batch's call met nothing but 0 and 1;
+    `effective_TI`, non-zero inputs x the non-zero weights that read them, for real inputs too;
+    `total_TI`, the sum of the inputs' magnitudes, rounded; `operands`, both factors of a product.
     """
 
     layer: Layer
@@ -79,8 +80,10 @@ class LayerCounts:
     nonzero_TI: IntArray
     events_TI: IntArray
     value_TI: IntArray
-    binary_T: FloatArray | None = None
+    calls: int = 1
+    binary_TI: IntArray | None = None
     effective_TI: IntArray | None = None
+    total_TI: IntArray | None = None
     operands: tuple[Operand, ...] = ()
 
     @property
@@ -96,16 +99,16 @@ class LayerCounts:
 
 @dataclass(frozen=True)
 class NeuronCounts:
-    """A layer of spiking neurons: updates an image and step, and the spikes it sent, [T, I].
+    """A layer of spiking neurons, with the name of its class and its updates an image and step.
 
-    `type`: the name of its class. `silent` and `always`: neurons that never fired, and that fired
-    at every step of every image; None where it was not looked at.
+    Looked at on request, else None: the spikes it sent, [T, I]; how many neurons were `silent`
+    throughout, and how many fired at every step of every image (`always`).
     """
 
     name: str
     type: str
     updates: int
-    spikes_TI: IntArray
+    spikes_TI: IntArray | None = None
     silent: int | None = None
     always: int | None = None
 

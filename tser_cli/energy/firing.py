@@ -17,7 +17,7 @@ class Firing:
     """A layer of neurons: its calls, [steps, images] spikes each, and which neurons fired.
 
     `ever` and `always`: of each neuron, whether it fired at all, and whether at every step of
-    every image. `wrong`: calls whose output was something else than 0 and 1.
+    every image. Only updates are counted unless a batch is `detailed`.
     """
 
     name: str
@@ -29,18 +29,21 @@ class Firing:
 
     def add(self, output: Tensor, axes: Axes, batch: Batch) -> None:
         """Count one call, whose output may hold all steps or one."""
-        rows = axes.rows(output.detach(), batch.timesteps)
         steps = axes.steps(tuple(output.shape), batch.timesteps)
-        fired = rows.reshape(steps, batch.images, -1).ne(0)
-        self.updates = fired.shape[-1]
-        self.sent.append((batch, fired.sum(-1)))
-        if batch.detailed:
-            ever, always = fired.flatten(0, 1).any(0), fired.flatten(0, 1).all(0)
-            self.ever = ever if self.ever is None else self.ever | ever
-            self.always = always if self.always is None else self.always & always
+        self.updates = output.numel() // (steps * batch.images)
+        if not batch.detailed:
+            return
+        rows = axes.rows(output.detach(), batch.timesteps)
+        fired = rows.reshape(steps, batch.images, -1).ne(0).float()
+        self.sent.append((batch, fired.sum(-1).long()))
+        ever, always = fired.amax((0, 1)).bool(), fired.amin((0, 1)).bool()
+        self.ever = ever if self.ever is None else self.ever | ever
+        self.always = always if self.always is None else self.always & always
 
     def counts(self, timesteps: int, images: list[int]) -> NeuronCounts:
         """The spikes of all batches, [T, I], and the neurons that never or always fired."""
+        if not self.sent:
+            return NeuronCounts(self.name, self.type, self.updates)
         parts = [torch.zeros(timesteps, count, dtype=torch.int64) for count in images]
         for batch, fired in self.sent:
             start = batch.step or 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from tser_cli.energy.counts import REAL, Layer, LayerCounts, Operand
+from tser_cli.energy.counts import REAL, IntArray, Layer, LayerCounts, Operand
 from tser_cli.energy.geometry import ConvShape
 
 
@@ -17,8 +19,9 @@ class Entry:
 
     `step`: which time step the call computed, None where it computed all of them, or the first
     alone. `binary`: whether the whole tensor of the call was 0 and 1 alone, None where not looked
-    at. `effective`: [steps, images], operations without those on weights of zero. `operands`: the
-    non-zero elements of both factors of a matrix product, [2, steps, images].
+    at. `effective` and `total`: [steps, images], operations without those on weights of zero, and
+    the sum of the inputs. `operands`: the non-zero elements of both factors of a matrix product,
+    [2, steps, images].
     """
 
     batch: int
@@ -26,6 +29,7 @@ class Entry:
     step: int | None = None
     binary: bool | None = None
     effective: Tensor | None = None
+    total: Tensor | None = None
     operands: Tensor | None = None
 
 
@@ -78,7 +82,6 @@ def layer_counts(record: Record, timesteps: int, neuron_updates: int) -> LayerCo
     if record.kind == REAL:
         # A layer that met real values in one batch is fed with real values.
         events_TI, value_TI = events_TI * 0, value_TI * 0
-    binary_T, effective_TI = _flags(batches, timesteps), _extra(batches, timesteps)
     return LayerCounts(
         layer=record.layer(),
         neuron_updates=neuron_updates,
@@ -86,8 +89,10 @@ def layer_counts(record: Record, timesteps: int, neuron_updates: int) -> LayerCo
         nonzero_TI=nonzero_TI,
         events_TI=events_TI,
         value_TI=value_TI,
-        binary_T=binary_T.numpy() if binary_T is not None else None,
-        effective_TI=effective_TI.cpu().numpy() if effective_TI is not None else None,
+        calls=len(batches[0]),
+        binary_TI=_gathered(batches, timesteps, _binary),
+        effective_TI=_gathered(batches, timesteps, lambda entry: entry.effective),
+        total_TI=_gathered(batches, timesteps, lambda entry: entry.total),
         operands=_operands(record, batches, timesteps),
     )
 
@@ -108,28 +113,27 @@ def _steps(entry: Entry) -> slice:
     return slice(start, start + entry.tally.shape[1])
 
 
-def _flags(batches: dict[int, list[Entry]], timesteps: int) -> Tensor | None:
-    """The share of images whose call was binary as a whole, at each step, [T]."""
-    if any(entry.binary is None for entries in batches.values() for entry in entries):
+def _binary(entry: Entry) -> Tensor | None:
+    if entry.binary is None:
         return None
-    binary_T, images_T = torch.zeros(timesteps), torch.zeros(timesteps)
-    for entry in (entry for entries in batches.values() for entry in entries):
-        images_T[_steps(entry)] += entry.tally.shape[-1]
-        binary_T[_steps(entry)] += entry.tally.shape[-1] * bool(entry.binary)
-    return binary_T / images_T.clamp(min=1)
+    return torch.full(entry.tally.shape[1:], int(entry.binary))
 
 
-def _extra(batches: dict[int, list[Entry]], timesteps: int) -> Tensor | None:
-    parts = []
+def _gathered(
+    batches: dict[int, list[Entry]], timesteps: int, part: Callable[[Entry], Tensor | None]
+) -> IntArray | None:
+    """A part of all calls, [T, I], summed over the calls of a step; None where one has none."""
+    gathered = []
     for _, entries in sorted(batches.items()):
-        images = entries[0].tally.shape[-1]
-        total = torch.zeros(timesteps, images, dtype=torch.int64)
+        total = torch.zeros(timesteps, entries[0].tally.shape[-1], dtype=torch.int64)
         for entry in entries:
-            if entry.effective is None:
+            found = part(entry)
+            if found is None:
                 return None
-            total[_steps(entry)] += entry.effective.cpu()
-        parts.append(total)
-    return torch.cat(parts, dim=-1)
+            total[_steps(entry)] += found.cpu()
+        gathered.append(total)
+    array: IntArray = torch.cat(gathered, dim=-1).numpy()
+    return array
 
 
 def _operands(
@@ -137,13 +141,13 @@ def _operands(
 ) -> tuple[Operand, ...]:
     if record.operand_kinds is None:
         return ()
-    parts = []
-    for _, entries in sorted(batches.items()):
-        total = torch.zeros(2, timesteps, entries[0].tally.shape[-1], dtype=torch.int64)
-        for entry in entries:
-            assert entry.operands is not None
-            total[:, _steps(entry)] += entry.operands.cpu()
-        parts.append(total)
-    nonzero = torch.cat(parts, dim=-1).numpy()
-    kinds, sizes = record.operand_kinds, record.operand_sizes
-    return tuple(Operand(kinds[i], sizes[i], nonzero[i]) for i in range(2))
+    found = []
+    for i, kind in enumerate(record.operand_kinds):
+        nonzero_TI = _gathered(batches, timesteps, partial(_operand, i))
+        assert nonzero_TI is not None, "every call of a product has its factors"
+        found.append(Operand(kind, record.operand_sizes[i], nonzero_TI))
+    return tuple(found)
+
+
+def _operand(i: int, entry: Entry) -> Tensor | None:
+    return None if entry.operands is None else entry.operands[i]
