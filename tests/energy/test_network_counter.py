@@ -58,7 +58,8 @@ def by_step(net: Noting, name: str, timesteps: int, images: int) -> list[Tensor]
     calls, form = net.noted[name], net.forms[name]
     parts = [torch.stack(xs) if form == "steps" else xs[0] for xs in zip(*calls, strict=True)]
     if form == "folded":
-        return [x.reshape(-1, images, x.shape[0] // timesteps // images, *x.shape[1:]) for x in parts]
+        inner = [len(x) // timesteps // images for x in parts]
+        return [x.reshape(-1, images, n, *x.shape[1:]) for x, n in zip(parts, inner, strict=True)]
     return [x.unsqueeze(0) for x in parts] if form == "once" else parts
 
 
@@ -141,10 +142,11 @@ def test_a_network_equals_brute_force(name: str, timesteps: int, images: int) ->
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_layer_of_the_networks_is_reached_by_spikes(name: str) -> None:
     net, shape = make(name, 4)
-    counts = run(net, torch.rand(4, *shape) * 2, 4, net.layout).counts()
+    counts = run(net, torch.rand(4, *shape) * 2, 4, net.layout, detailed=True).counts()
     assert all(counted.nonzero_TI.any() for counted in counts.layers)
     assert any(counted.value_TI.any() for counted in counts.layers)
-    assert all(neuron.spikes_TI.any() for neuron in counts.neurons)
+    spikes = [neuron.spikes_TI for neuron in counts.neurons]
+    assert all(sent_TI is not None and sent_TI.any() for sent_TI in spikes)
     assert counts.neurons or name == "own neurons"
 
 

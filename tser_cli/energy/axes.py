@@ -83,7 +83,8 @@ def learn(name: str, two: Shape, three: Shape, longer: Shape | None, timesteps: 
     """The axes of a tensor from its shapes with 2 images, 3 images, and at T + 1 steps.
 
     None where nothing of it grows with the images: a weight. `longer` is of `trial_images(T)`, and
-    None where T can't be changed, so that `guess_time` has to decide. Raises TserError where no axis holds the images alone.
+    None where T can't be changed, so that `guess_time` has to decide. Raises TserError where no
+    axis holds the images alone.
     """
     grown, base = changed(two, three, name), three if trial_images(timesteps) == 3 else two
     if not grown and (longer is None or not changed(base, longer, name)):

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tser_cli.energy.auxiliary import Auxiliary
 from tser_cli.energy.axes import Axes
 from tser_cli.energy.calls import Batch, count_layer, count_product
 from tser_cli.energy.counts import REAL, SIGNED, SPIKES, SUMS, Counts
@@ -42,7 +43,8 @@ class NetworkCounter:
     """Gathers the counts of a network; `count_operations` makes one and takes it off again.
 
     `kinds_met`: of each layer, in how many calls it was fed with what ("": zeros alone). `plan`:
-    what was found out about the network, None before its first call.
+    what was found out about the network, None before its first call. `others`: norms, pools and
+    neurons as syops counts them, where it is `detailed`.
     """
 
     def __init__(self, network: nn.Module, layout: str, timesteps: int, detailed: bool) -> None:
@@ -51,6 +53,7 @@ class NetworkCounter:
         self.network, self.layout, self.detailed = network, layout, detailed
         self.plan: Plan | None = None
         self.kinds_met: dict[str, Counter[str]] = {}
+        self.others = Auxiliary()
         self._records: dict[tuple[str, str, int], Record] = {}
         self._firing: dict[str, Firing] = {}
         self._guesses: dict[tuple[str, int], str] = {}
@@ -102,6 +105,9 @@ class NetworkCounter:
 
     def left(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Count the updates and spikes of a layer of neurons that has just run."""
+        if self.detailed and self._images:
+            with torch.no_grad():
+                self.others.add(module, args, output)
         spikes = first_tensor(output)
         if not self.plan or name not in self.plan.neurons or not self._images or spikes is None:
             return

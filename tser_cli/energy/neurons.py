@@ -32,6 +32,12 @@ def library_of(module: nn.Module) -> str:
     return ""
 
 
+def neuron_class(module: nn.Module) -> str:
+    """The name of the class of a layer of neurons; of tser's own, that of the node inside."""
+    inner = getattr(module, "node", None) if library_of(module) == "tser" else None
+    return type(inner if isinstance(inner, nn.Module) else module).__name__
+
+
 def neuron_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The layers of neurons of known libraries, without those inside another one."""
     inside: set[int] = set()

@@ -197,7 +197,8 @@ def tally_product(product: Product, rows: str, kinds: tuple[str, str]) -> tuple[
 def _both(product: Product, rows: str) -> tuple[Tensor, Tensor]:
     shared = set(product.left.letters) & set(product.right.letters)
     results = []
-    for change in (lambda x: x.ne(0), lambda x: x.abs()):
+    changes: tuple[Callable[[Tensor], Tensor], ...] = (lambda x: x.ne(0), torch.abs)
+    for change in changes:
         reduced, names = [], []
         for part in product.factors:
             assert part.tensor is not None, "a factor that is never formed is real"

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tser_cli.energy.counts import SPIKES
 from tser_cli.energy.intercept import Interceptor, Operation, intercepted
 from tser_cli.energy.layouts import Presentation, fresh_copy, try_out
-from tser_cli.energy.neurons import neuron_layers
+from tser_cli.energy.neurons import neuron_class, neuron_layers
 from tser_cli.energy.tally import find_kind
 from tser_cli.errors import TserError
 
@@ -31,7 +31,7 @@ FREE = {
     *("new_empty", "empty_strided", "new_empty_strided", "zero", "full", "arange", "scalar_tensor"),
     *("constant_pad_nd", "gather", "scatter", "flip", "roll", "lift_fresh", "item", "detach"),
     *("_local_scalar_dense", "alias", "new_ones", "select_scatter", "slice_scatter", "new_full"),
-    *("resize", "set", "as_strided", "index_put"),
+    *("unsafe_view", "resize", "set", "as_strided", "index_put"),
 }
 """Operations that move values, and compute none."""
 
@@ -131,7 +131,7 @@ def survey(network: nn.Module, presentation: Presentation) -> Trace:
     Raises TserError where the network fails, or computes what can't be seen.
     """
     found, made = Trace(), fresh_copy(network)
-    known = {name: type(module).__name__ for name, module in neuron_layers(made)}
+    known = {name: neuron_class(module) for name, module in neuron_layers(made)}
     inside = _descendants(made, known)
     busy: set[str] = set()
 
