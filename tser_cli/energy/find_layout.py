@@ -123,19 +123,19 @@ def confirm(network: nn.Module, plan: Plan, two: Presentation) -> bool:
     before = signature(network, plan, two)
     seen = plan.timesteps == 1
     for change in DISTURBANCES:
-        after = signature(network, plan, _disturbed(two, 0, change))
+        after = signature(network, plan, disturbed(two, 0, change))
         _unmixed(before, after)
-        seen = seen or any(bool(_changes(before[k], after[k])[1:, 0].any()) for k in before)
+        seen = seen or any(bool(changes(before[k], after[k])[1:, 0].any()) for k in before)
     if plan.layout == INSIDE:
         return seen or any(len(rows_SN) > 1 for rows_SN in before.values())
     last = plan.timesteps - 1
-    _in_order(before, signature(network, plan, _disturbed(two, last, DISTURBANCES[0])), last)
+    _in_order(before, signature(network, plan, disturbed(two, last, DISTURBANCES[0])), last)
     return seen
 
 
 def _unmixed(before: Signature, after: Signature) -> None:
     for key in before:
-        if _changes(before[key], after[key])[:, 1].any():
+        if changes(before[key], after[key])[:, 1].any():
             raise TserError(
                 f"layer {key[0]}: what it is fed with for one image changes with another image, so "
                 "that time is not outermost, or images are mixed; tser audit tells more"
@@ -144,7 +144,7 @@ def _unmixed(before: Signature, after: Signature) -> None:
 
 def _in_order(before: Signature, after: Signature, last: int) -> None:
     for key in before:
-        rows_SN = _changes(before[key], after[key])
+        rows_SN = changes(before[key], after[key])
         if len(rows_SN) > 1 and rows_SN[:last].any():
             raise TserError(
                 f"layer {key[0]}: what it is fed with at a time step changes with a later one, so "
@@ -152,12 +152,13 @@ def _in_order(before: Signature, after: Signature, last: int) -> None:
             )
 
 
-def _changes(before_SN: Tensor, after_SN: Tensor) -> Tensor:
+def changes(before_SN: Tensor, after_SN: Tensor) -> Tensor:
+    """Where two signatures differ, beyond rounding: [S, N]."""
     scale = before_SN.abs() + after_SN.abs()
     return (before_SN - after_SN).abs() > TOLERANCE * scale.clamp(min=1e-3)
 
 
-def _disturbed(two: Presentation, step: int, change: Callable[[Tensor], Tensor]) -> Presentation:
+def disturbed(two: Presentation, step: int, change: Callable[[Tensor], Tensor]) -> Presentation:
     """The same with other values in the first image, at one step; "inside" has them at all."""
     x = two.x_TN.clone()
     part = x[0] if two.layout == INSIDE else x[step, 0]
@@ -166,7 +167,14 @@ def _disturbed(two: Presentation, step: int, change: Callable[[Tensor], Tensor])
 
 
 def signature(network: nn.Module, plan: Plan, presentation: Presentation) -> Signature:
-    """The sum of what every call is fed with, by step and image: [T, N], or [1, N] of one call."""
+    """What every call of a copy of the network is fed with, as `observe` sums it up."""
+    return observe(fresh_copy(network), plan, presentation)[0]
+
+
+def observe(
+    network: nn.Module, plan: Plan, presentation: Presentation
+) -> tuple[Signature, list[Any]]:
+    """Run a network; the sum of what every call is fed with, [T, N] or [1, N], and its outputs."""
     parts: dict[tuple[str, str, int], list[Tensor]] = {}
     ordinals: Counter[tuple[str, str]] = Counter()
     images = presentation.x_TN.shape[presentation.images_axis]
@@ -191,10 +199,9 @@ def signature(network: nn.Module, plan: Plan, presentation: Presentation) -> Sig
         if name in plan.neurons and first_tensor(output) is not None:
             note(name, NEURON, (first_tensor(output),))
 
-    made = fresh_copy(network)
-    with intercepted(made, sink, leaving):
-        try_out(made, presentation)
-    return {key: torch.cat(sums) for key, sums in parts.items()}
+    with intercepted(network, sink, leaving):
+        outputs = try_out(network, presentation)
+    return {key: torch.cat(sums) for key, sums in parts.items()}, outputs
 
 
 def _row_sums(x: Tensor, axes: Axes, timesteps: int, images: int) -> Tensor:

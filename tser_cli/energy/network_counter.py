@@ -79,6 +79,7 @@ class NetworkCounter:
             self._step += 1
             return
         self._end_batch()
+        self._ordinals.clear()
         self._step = 0
         self._images.append(self._count_images(x, self.plan.layout))
         reset_states(self.network)
@@ -205,7 +206,6 @@ class NetworkCounter:
                     f"layer {key[0]} ran {self._ordinals[key]} times in a batch, not {expected} "
                     "times as in the trial runs; count whole batches, and all time steps of each"
                 )
-        self._ordinals.clear()
 
 
 @contextmanager

@@ -86,6 +86,18 @@ PROFILES = {
 }
 
 
+INT8_PROFILE = "horowitz-45nm-int8"
+
+
+def check_precision(profile: Profile, widest_weight_bytes: int, assume_int8: bool) -> None:
+    """Raise ConfigError where int8 arithmetic would price wider weights, unless that is meant."""
+    if profile.name == INT8_PROFILE and widest_weight_bytes > 1 and not assume_int8:
+        raise ConfigError(
+            f"--profile {INT8_PROFILE}: the weights have {8 * widest_weight_bytes} bits, and "
+            "arithmetic on 8 bits is not what they cost; quantise the network, or say --assume-int8"
+        )
+
+
 def load_profile(name: str) -> Profile:
     """The profile of that name, or of the TOML file at that path, with the fields of `Profile`.
 
