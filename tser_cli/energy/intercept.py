@@ -17,10 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 from torch.overrides import TorchFunctionMode
 
 from tser_cli.energy.counts import CONV, LINEAR, MATMUL
@@ -163,7 +159,7 @@ def intercepted(
 ) -> Iterator[Interceptor]:
     """Watch `network` inside the `with`: `sink` gets operations, `leaving` modules and outputs.
 
-    The hooks are torch's global ones, so that a copy of the network carries none away.
+    A copy of the network that is made meanwhile carries the hooks along; they let it alone.
     """
     interceptor = Interceptor(network, sink)
     names = {id(module): name for name, module in network.named_modules()}
@@ -174,7 +170,8 @@ def intercepted(
             interceptor.running = True
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        if id(module) not in names:
+        # A hook that raised before `enter` leaves nothing to leave.
+        if not interceptor.path or names.get(id(module)) != interceptor.path[-1]:
             return
         # What `leaving` computes is no part of the network.
         interceptor.running = False
@@ -186,8 +183,11 @@ def intercepted(
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.callback(register_module_forward_pre_hook(enter).remove)
-        stack.callback(register_module_forward_hook(leave, always_call=True).remove)
+        for module in network.modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         stack.enter_context(interceptor)
         yield interceptor
 

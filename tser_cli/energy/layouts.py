@@ -82,7 +82,7 @@ def present(
 def fresh_copy(network: nn.Module) -> nn.Module:
     """A copy in eval mode without state, to try things on. Raises TserError where there is none."""
     try:
-        made = copy.deepcopy(network).eval()
+        made = copy.deepcopy(network, _states(network)).eval()
     except Exception as error:
         raise TserError(
             f"the network can't be copied, to find out what is time in it: {_line(error)}; reset "
@@ -90,6 +90,13 @@ def fresh_copy(network: nn.Module) -> nn.Module:
         ) from error
     reset_states(made)
     return made
+
+
+def _states(network: nn.Module) -> dict[int, Any]:
+    """Copies of tensors with a gradient's history, which torch does not copy by itself."""
+    values = [value for module in network.modules() for value in vars(module).values()]
+    found = [x for x in values if isinstance(x, Tensor) and not x.is_leaf]
+    return {id(x): x.detach().clone() for x in found}
 
 
 def try_out(

@@ -73,6 +73,7 @@ class NetworkCounter:
         if x is None:
             raise TserError("the network was called without a tensor")
         if self.plan is None:
+            reset_states(self.network)
             self.plan = find_plan(self.network, self.layout, self._timesteps, args, kwargs)
             self._timesteps = self.plan.timesteps
         if self.plan.layout == STEPWISE and self._images and self._step < self._timesteps - 1:
@@ -217,11 +218,13 @@ def count_operations(
     `layout`: how the network is called with T steps (time-first, folded, stepwise or inside), or
     auto, to find it from the first call. `timesteps`: T, which only time-first shows by itself and
     inside may be found. `detailed`: also gather what the conventions of others and an audit need.
+    A compiled network runs uncompiled meanwhile, since compiled code can't be watched.
     Raises TserError where the network can't be counted, or its layout can't be told.
     """
-    counter = NetworkCounter(network, layout, timesteps, detailed)
+    plain: nn.Module = getattr(network, "_orig_mod", network)
+    counter = NetworkCounter(plain, layout, timesteps, detailed)
     with ExitStack() as stack:
-        hook = network.register_forward_pre_hook(counter.begin, with_kwargs=True)
+        hook = plain.register_forward_pre_hook(counter.begin, with_kwargs=True)
         stack.callback(hook.remove)
-        stack.enter_context(intercepted(network, counter.operation, counter.left))
+        stack.enter_context(intercepted(plain, counter.operation, counter.left))
         yield counter

@@ -67,11 +67,12 @@ class Trace:
 
 
 class Unclaimed(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses matrix operations that no watched function made, and adds up all other FLOP."""
+    """Finds matrix operations that no watched function made, and adds up all other FLOP."""
 
     def __init__(self, interceptor: Interceptor, trace: Trace, neurons: set[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.interceptor, self.trace, self.neurons = interceptor, trace, neurons
+        self.problem = ""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -81,8 +82,9 @@ class Unclaimed(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         name = func._schema.name.partition("::")[2]
         if name in MATRIX_OPERATIONS:
-            if not self.interceptor.claimed:
-                raise TserError(
+            if not self.interceptor.claimed and not self.problem:
+                # Not raised here: compiled code would wrap the error up in its own.
+                self.problem = (
                     f"{self._where()} can't be counted: it computes {name} in compiled or fused "
                     "code, whose inputs can't be seen; write it with Conv, Linear or matmul"
                 )
@@ -144,9 +146,11 @@ def survey(network: nn.Module, presentation: Presentation) -> Trace:
 
     with (
         intercepted(made, lambda _: busy.update(interceptor.path), leaving) as interceptor,
-        Unclaimed(interceptor, found, set(known)),
+        Unclaimed(interceptor, found, set(known)) as unclaimed,
     ):
         found.outputs = try_out(made, presentation)
+    if unclaimed.problem:
+        raise TserError(unclaimed.problem)
     nested = _descendants(made, found.neurons)
     own = {name: kind for name, kind in found.neurons.items() if name not in nested | busy}
     found.neurons = {**known, **own}
