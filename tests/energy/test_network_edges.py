@@ -99,7 +99,7 @@ def test_the_same_network_counts_the_same_in_three_layouts() -> None:
 
 
 def test_a_network_of_our_own_counts_as_it_declares(lively: Callable[..., Classifier]) -> None:
-    model, images = lively("sew_resnet18"), torch.randn(4, 3, 8, 8)
+    model, images = lively("resnet20"), torch.randn(4, 3, 8, 8)
     with torch.no_grad(), counting(model, model.input_kinds()) as declared:
         model(images, timesteps=4)
     with torch.no_grad(), count_operations(model, timesteps=4) as found:
