@@ -13,7 +13,6 @@ from tser_cli.energy.counts import CONV, MATMUL, REAL, SPIKES, SUMS, Counts, Lay
 from tser_cli.energy.profiles import Profile
 from tser_cli.errors import ConfigError
 
-COMPARISON = ("convention", "macs", "acs", "energy_pj", "ratio_to_exact", "differs_by")
 UNITS = {"pj": 1.0, "nj": 1e3, "uj": 1e6, "µj": 1e6, "mj": 1e9, "j": 1e12}
 NEAR = 0.05
 """How far a figure may be from a convention's that is taken to have made it."""
@@ -31,7 +30,7 @@ class Compared:
     differs_by: tuple[str, ...]
 
     def row(self) -> dict[str, object]:
-        """The columns `COMPARISON`."""
+        """The columns of the table of conventions."""
         return {**self.__dict__, "differs_by": "; ".join(self.differs_by)}
 
 
