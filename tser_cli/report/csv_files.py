@@ -43,6 +43,11 @@ ENERGY: Schema = {
     **_columns(NUMBER, "macs", "sop_formula", "neuron_updates", "energy_pj"),
     **_columns(NUMBER, "energy_formula_pj", "ann_macs", "ann_energy_pj", "ratio_snn_ann"),
 }
+CONVENTIONS: Schema = {
+    **_columns(TEXT, "convention"),
+    **_columns(NUMBER, "macs", "acs", "energy_pj", "ratio_to_exact"),
+    **_columns(TEXT, "differs_by"),
+}
 PER_IMAGE: Schema = {
     **_columns(TEXT, "run", "dataset", "profile"),
     **_columns(INTEGER, "image", "label", "t", "correct_at_t", "correct_cumulative"),
