@@ -50,9 +50,8 @@ def nir_in_snntorch(path: str, images_NCHW: Any, timesteps: int, reset: str = "z
         return module
 
     def pool(node: Any) -> Any:
-        return torch.nn.AvgPool2d(
-            *(_pair(s) for s in (node.kernel_size, node.stride, node.padding))
-        )
+        kernel, stride, padding = map(_pair, (node.kernel_size, node.stride, node.padding))
+        return torch.nn.AvgPool2d(kernel, stride, padding)
 
     def flatten(node: Any) -> Any:
         return torch.nn.Flatten(int(node.start_dim) + 1, -1)
@@ -146,7 +145,8 @@ def _run_stateful(
         for entry in session.get_inputs()
         if entry.name != "input"
     }
-    logits, spikes = [], {name: [] for name in made}
+    logits = []
+    spikes: dict[str, list[Any]] = {name: [] for name in made}
     for _ in range(timesteps):
         values = dict(zip(_outputs(session), session.run(None, {**images, **state}), strict=True))
         state = {name: values[f"v_next/{name.removeprefix('v/')}"] for name in state}

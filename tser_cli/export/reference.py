@@ -47,7 +47,9 @@ def record(model: Classifier, graph: Graph, images_NCHW: Tensor) -> Trace:
     logits_TNK = twin(images_NCHW.double().cpu(), steps)
     spikes, distance = {}, {}
     for neuron in graph.neurons:
-        x_T, fired_T = (tensor.unflatten(0, (steps, -1)).numpy() for tensor in kept[neuron.name])
+        x_T, fired_T = (
+            tensor.reshape(steps, -1, *neuron.shape).numpy() for tensor in kept[neuron.name]
+        )
         charged_T = charges(x_T, neuron)
         assert np.array_equal(charged_T >= neuron.threshold, fired_T != 0), neuron.name
         spikes[neuron.name] = fired_T != 0

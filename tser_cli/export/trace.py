@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from tser_cli.errors import ExportError
 from tser_cli.export.graph import (
@@ -66,6 +65,16 @@ class _Tracer(fx.Tracer):
         return known or super().is_leaf_module(m, module_qualified_name)
 
 
+class _Shapes(fx.Interpreter):
+    """Notes the shape of every output, without the batch."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            n.meta["shape"] = tuple(result.shape[1:])
+        return result
+
+
 def trace(model: Classifier, image_shape: tuple[int, int, int], facts: Facts) -> Graph:
     """The graph of an SNN in eval mode. Raises ExportError, naming a layer that has no node."""
     if not model.spiking:
@@ -81,15 +90,28 @@ def _traced(step: _OneStep, name: str, image_shape: tuple[int, int, int]) -> fx.
     try:
         with torch.no_grad():
             traced = fx.GraphModule(step, _Tracer().trace(step))
+            _check_layers(traced)
             weight = next(step.parameters())
             zeros = torch.zeros(1, *image_shape, dtype=weight.dtype, device=weight.device)
-            ShapeProp(traced).propagate(zeros)
+            _Shapes(traced).run(zeros)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         raise ExportError(
-            f"{name} can't be written as a graph of layers: {error}. Choose a residual, SEW or VGG "
-            "student"
+            f"{name} can't be written as a graph of layers: {str(error).splitlines()[0]}. Choose a "
+            "residual, SEW or VGG student"
         ) from error
     return traced
+
+
+def _check_layers(traced: fx.GraphModule) -> None:
+    known = (*MAKERS, *PASSED_OVER, nn.BatchNorm2d)
+    for call in traced.graph.find_nodes(op="call_module"):
+        module = traced.get_submodule(str(call.target))
+        if not isinstance(module, known):
+            raise _unsupported(f"{_name(call)} ({type(module).__name__})")
+
+
+def _name(call: fx.Node) -> str:
+    return str(call.target).removeprefix("model.")
 
 
 class _Reader:
@@ -112,15 +134,13 @@ class _Reader:
 
     def _module(self, call: fx.Node) -> tuple[str, ...]:
         module = self._traced.get_submodule(str(call.target))
-        name = str(call.target).removeprefix("model.")
+        name = _name(call)
         sources = self._sources[call.all_input_nodes[0]]
         if isinstance(module, PASSED_OVER) or _changes_nothing(module, call):
             return sources
         if isinstance(module, nn.BatchNorm2d):
             return self._fold(name, module, call, sources)
-        make = next((make for kind, make in MAKERS.items() if isinstance(module, kind)), None)
-        if make is None:
-            raise _unsupported(f"{name} ({type(module).__name__})")
+        make = next(make for kind, make in MAKERS.items() if isinstance(module, kind))
         self._nodes[name] = make(module, name, sources, call)
         return (name,)
 
@@ -197,17 +217,19 @@ def _neuron(module: nn.Module, name: str, sources: tuple[str, ...], call: fx.Nod
     assert isinstance(module, SpikingNeuron)
     node: Any = module.node
     kind = {"IFNode": "if", "LIFNode": "lif", "ParametricLIFNode": "plif"}[type(node).__name__]
-    # 1 / tau; PLIF learns the logit of it (Fang et al., ICCV 2021, arXiv 2007.05785)
-    rate = {
-        "if": lambda: 0.0,
-        "lif": lambda: 1.0 / node.tau,
-        "plif": lambda: float(node.w.detach().double().sigmoid()),
-    }[kind]()
+    rate = _rate(node, kind)
     gain = rate if kind != "if" and node.decay_input else 1.0
     reset = None if node.v_reset is None else float(node.v_reset)
     return Neuron(
         name, sources, _shape(call), kind, 1.0 - rate, gain, float(node.v_threshold), reset
     )
+
+
+def _rate(node: Any, kind: str) -> float:
+    """1 / tau; PLIF learns the logit of it (Fang et al., ICCV 2021, arXiv 2007.05785)."""
+    if kind == "plif":
+        return float(node.w.detach().double().sigmoid())
+    return 1.0 / float(node.tau) if kind == "lif" else 0.0
 
 
 MAKERS: dict[type[nn.Module], Callable[[nn.Module, str, tuple[str, ...], fx.Node], Node]] = {
@@ -227,7 +249,8 @@ def _changes_nothing(module: nn.Module, call: fx.Node) -> bool:
 
 def _shape(call: fx.Node) -> tuple[int, ...]:
     """Shape of a call's output without the batch."""
-    return tuple(int(size) for size in call.meta["tensor_meta"].shape[1:])
+    shape: tuple[int, ...] = call.meta["shape"]
+    return shape
 
 
 def _pair(size: Any) -> Pair:
