@@ -168,15 +168,21 @@ def metadata(graph: Graph) -> dict[str, str]:
         "neuron_equations": json.dumps(equations),
         "first_potentials": json.dumps({node.name: node.rest for node in graph.neurons}),
         "weights": _weights(graph),
+        "weight_bits": json.dumps(_bits(graph)),
     }
     return {**values, **{key: str(value) for key, value in facts.more.items()}}
 
 
 def _weights(graph: Graph) -> str:
-    bits = {node.quantised.bits for node in graph.weighted if node.quantised}
-    if not bits:
+    if not _bits(graph):
         return "floating point, batch norms folded in"
     return (
-        f"{max(bits)}-bit integers times a scale per output channel, batch norms folded in; bias, "
-        "membrane potential and threshold are floating point, in the units of the float network"
+        "8-bit integers (4-bit ones included) times a scale per output channel, batch norms folded "
+        "in; the sums of a layer are exact integers, and sum times scale plus bias, the membrane "
+        "potentials and the thresholds are floating point, in the units of the float network"
     )
+
+
+def _bits(graph: Graph) -> dict[str, int]:
+    """The bits of each layer with integer weights."""
+    return {node.name: node.quantised.bits for node in graph.weighted if node.quantised}

@@ -28,9 +28,11 @@ from tser_cli.export.graph import (
     Node,
     Pair,
     Pool,
+    Quantised,
 )
 from tser_cli.models import Classifier
 from tser_cli.models.neurons import SpikingNeuron
+from tser_cli.models.quantised import QuantisedConv2d, QuantisedLinear, integers_of, scale_of
 
 PASSED_OVER = (nn.Identity, nn.Dropout)
 ADDITIONS = (operator.add, torch.add)
@@ -171,9 +173,13 @@ class _Reader:
 def folded(conv: Conv, norm: nn.BatchNorm2d) -> Conv:
     """gamma (W x + b - mean) / sqrt(var + eps) + beta, as a convolution."""
     assert norm.running_mean is not None and norm.running_var is not None
-    scale_O = values(norm.weight) / np.sqrt(values(norm.running_var) + norm.eps)
-    bias_O = (conv.bias_O - values(norm.running_mean)) * scale_O + values(norm.bias)
-    return replace(conv, weight=conv.weight * scale_O[:, None, None, None], bias_O=bias_O)
+    factor_O = values(norm.weight) / np.sqrt(values(norm.running_var) + norm.eps)
+    bias_O = (conv.bias_O - values(norm.running_mean)) * factor_O + values(norm.bias)
+    integers = conv.quantised
+    if integers is not None:
+        integers = replace(integers, scale_O=integers.scale_O * factor_O)
+    weight = conv.weight * factor_O[:, None, None, None]
+    return replace(conv, weight=weight, bias_O=bias_O, quantised=integers)
 
 
 def values(tensor: Tensor) -> Array:
@@ -187,14 +193,26 @@ def _conv(module: nn.Module, name: str, sources: tuple[str, ...], call: fx.Node)
         raise _unsupported(f"{name} (padding {module.padding}, {module.padding_mode})")
     bias_O = np.zeros(module.out_channels) if module.bias is None else values(module.bias)
     sizes = (_pair(module.stride), _pair(module.padding), _pair(module.dilation))
-    weight = values(module.weight)
-    return Conv(name, sources, _shape(call), weight, bias_O, *sizes, groups=module.groups)
+    weight, integers = _weights(module)
+    return Conv(name, sources, _shape(call), weight, bias_O, *sizes, module.groups, integers)
 
 
 def _linear(module: nn.Module, name: str, sources: tuple[str, ...], call: fx.Node) -> Node:
     assert isinstance(module, nn.Linear)
     bias_O = np.zeros(module.out_features) if module.bias is None else values(module.bias)
-    return Linear(name, sources, _shape(call), values(module.weight), bias_O)
+    weight, integers = _weights(module)
+    return Linear(name, sources, _shape(call), weight, bias_O, integers)
+
+
+def _weights(module: nn.Conv2d | nn.Linear) -> tuple[Array, Quantised | None]:
+    """The weights that the layer computes with, and the integers behind them if there are any."""
+    if not isinstance(module, QuantisedConv2d | QuantisedLinear):
+        return values(module.weight), None
+    scale_O = scale_of(module.weight, module.bits)
+    integers = values(integers_of(module.weight, scale_O, module.bits))
+    by_channel = values(scale_O).reshape(-1, *(1 for _ in integers.shape[1:]))
+    held = Quantised(integers.astype(np.int8), values(scale_O), module.bits)
+    return integers * by_channel, held
 
 
 def _max_pool(module: nn.Module, name: str, sources: tuple[str, ...], call: fx.Node) -> Node:
