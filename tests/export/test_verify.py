@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tser_cli.config import NeuronConfig
 from tser_cli.errors import ExportError
 from tser_cli.export import consumers, formats, verify
 from tser_cli.export.compare import Comparison, compare
+from tser_cli.export.trace import trace
 from tser_cli.export.verify import Check
 
 STUDENTS = ["residual", "sew"]
@@ -103,6 +107,17 @@ def compared_in_snntorch(student: Any, path: Path, reset: str) -> Comparison:
     steps = student.graph.facts.timesteps
     result = consumers.nir_in_snntorch(str(path), student.images_NCHW.numpy(), steps, reset)
     return compare(student.truth, result.pop("logits_TNK"), result, 1e-9)
+
+
+@pytest.mark.parametrize("library", ["spikingjelly", "onnxruntime", "safetensors"])
+def test_weights_in_channels_last_are_written_in_order(
+    residual: Any, library: str, tmp_path: Path
+) -> None:
+    model = copy.deepcopy(residual.model).to(memory_format=torch.channels_last)
+    graph = trace(model, (1, 8, 8), residual.graph.facts)
+    format_name = {"spikingjelly": "nir", "onnxruntime": "onnx"}.get(library, library)
+    student = replace(residual, model=model, graph=graph)
+    assert compared(student, library, format_name, tmp_path).holds(1e-5)
 
 
 @pytest.mark.parametrize("student", STUDENTS, indirect=True)

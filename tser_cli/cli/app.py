@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tser_cli import __version__
-from tser_cli.cli import ablate, distill, energy, evaluate, methods, train_teacher
+from tser_cli.cli import ablate, distill, energy, evaluate, export, methods, train_teacher
 from tser_cli.errors import Interrupted, TserError
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ app.command("distill")(distill.distill)
 app.command("evaluate")(evaluate.evaluate)
 app.command("energy")(energy.energy)
 app.command("ablate")(ablate.ablate)
+app.command("export")(export.export)
 app.command("methods")(methods.methods)
 
 

@@ -15,5 +15,10 @@ def needs(package: str, extra: str) -> Any:
     except ModuleNotFoundError as error:
         raise ExportError(
             f"the package {error.name} is not installed, which --format {extra} needs: "
-            f"pip install 'tser-cli[{extra}]'"
+            f"{pip_line(extra)}"
         ) from error
+
+
+def pip_line(extra: str) -> str:
+    """The command that installs an extra."""
+    return f"pip install 'tser-cli[{extra}]'"

@@ -183,8 +183,8 @@ def folded(conv: Conv, norm: nn.BatchNorm2d) -> Conv:
 
 
 def values(tensor: Tensor) -> Array:
-    """A tensor's numbers as float64."""
-    return tensor.detach().cpu().double().numpy()
+    """A tensor's numbers as float64, in C order whatever its memory format is."""
+    return tensor.detach().cpu().double().contiguous().numpy()
 
 
 def _conv(module: nn.Module, name: str, sources: tuple[str, ...], call: fx.Node) -> Node:
