@@ -86,7 +86,8 @@ class ModelConfig(Section):
     """The two networks. `stem` auto: 3 x 3 for images up to 64 pixels, else torchvision's.
 
     `teacher` is an architecture, a run folder or a model file. `teacher_recipe` "" means the data
-    set's own, used where a teacher must be trained first.
+    set's own, used where a teacher must be trained first. `weight_bits` 8 or 4: the student's
+    weights are integers of so many bits times a scale per output channel; 32 leaves them floats.
     """
 
     teacher: str = "resnet34"
@@ -94,6 +95,7 @@ class ModelConfig(Section):
     student: str = "resnet18"
     timesteps: Annotated[int, Field(ge=1, le=1024)] = 2
     stem: Literal["auto", "small", "large"] = "auto"
+    weight_bits: Literal[4, 8, 32] = 32
 
     @field_validator("student")
     @classmethod

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from tser_cli import __version__
-from tser_cli.cli import ablate, distill, energy, evaluate, export, methods, train_teacher
+from tser_cli.cli import (
+    ablate,
+    distill,
+    energy,
+    evaluate,
+    export,
+    methods,
+    predict,
+    train_teacher,
+)
 from tser_cli.errors import Interrupted, TserError
 
 app = typer.Typer(
@@ -42,6 +51,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("energy")(energy.energy)
 app.command("ablate")(ablate.ablate)
 app.command("export")(export.export)
+app.command("predict")(predict.predict)
 app.command("methods")(methods.methods)
 
 

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tser_cli.engine.commands.export import Exported
+    from tser_cli.engine.commands.predict import Prediction, Predictions
     from tser_cli.export.verify import Check
 
 
@@ -47,3 +48,31 @@ def checks_table(checks: tuple[Check, ...]) -> Table:
             "yes" if check.holds else "NO",
         )
     return table
+
+
+def show_predictions(predictions: Predictions, as_json: bool) -> None:
+    """A line an image, or JSON; what could not be read goes to standard error."""
+    from tser_cli.engine.commands.predict import Prediction
+    from tser_cli.report import console
+
+    if as_json:
+        print(predictions.as_json())
+    else:
+        out = console.output()
+        for answer in predictions.answers:
+            if isinstance(answer, Prediction):
+                out.print(prediction_line(answer), soft_wrap=True, markup=False, highlight=False)
+        if predictions.table is not None:
+            out.print(f"table: {predictions.table}", soft_wrap=True)
+    for unread in predictions.unread:
+        console.messages().print(f"error: {unread.error}", soft_wrap=True, markup=False)
+
+
+def prediction_line(answer: Prediction) -> str:
+    """`image.png: 7, confidence 0.61 0.88 0.97, sure after 3 steps, 1,234 SOP, 576 MAC`."""
+    confidences = " ".join(f"{value:.2f}" for value in answer.confidence)
+    steps = f"{answer.stop_t} step{'' if answer.stop_t == 1 else 's'}"
+    counted = ""
+    if answer.sop_value is not None:
+        counted = f", {answer.sop_value:,} SOP, {answer.macs:,} MAC"
+    return f"{answer.image}: {answer.name}, confidence {confidences}, stops after {steps}{counted}"

@@ -98,9 +98,11 @@ QUANTISED: dict[type[nn.Module], type[nn.Module]] = {
 def quantise(model: Classifier, bits: int) -> Classifier:
     """Turn every convolution and linear layer of `model` into its quantised kind, in place.
 
-    Parameters and their names stay. The first convolution and the last linear layer keep
-    8 bits where `bits` is less, since what they read or give is not spikes.
+    32 bits leave it as it is. Parameters and their names stay. The first convolution and the last
+    linear layer keep 8 bits where `bits` is less: what they read or give is not spikes.
     """
+    if bits == FLOAT_BITS:
+        return model
     layers = [module for module in model.modules() if type(module) in QUANTISED]
     for layer in layers:
         edge = layer is layers[0] or layer is layers[-1]
