@@ -29,6 +29,8 @@ TOML_INTEGER_MAX = 2**63 - 1  # a larger one can't be written into config.toml
 Count = Annotated[int, Field(ge=1, le=TOML_INTEGER_MAX)]
 Natural = Annotated[int, Field(ge=0, le=TOML_INTEGER_MAX)]
 
+FLOAT_BITS = 32  # of weights that are no integers
+
 CHECKPOINT_EVERY = re.compile(r"([0-9]{1,9})(min|epochs?|steps?)")
 
 
@@ -236,8 +238,9 @@ class PerformanceConfig(Section):
     folded into its convolutions. `keep_teacher_logits`: computed once where an image looks the same
     in every epoch. `data_on_device`: images that fit live, and are augmented, on the device.
     `fused_optimizer`: one pass over the weights a step. `save_memory`: residual blocks are computed
-    again for the backward pass instead of being kept. `compile`: torch.compile. (`neuron.backend`
-    chooses the neurons' code.)
+    again for the backward pass instead of being kept. `integer_kernels`: a student with integer
+    weights is measured with integer arithmetic on a CPU. `compile`: torch.compile.
+    (`neuron.backend` chooses the neurons' code.)
     """
 
     channels_last: bool = True
@@ -247,6 +250,7 @@ class PerformanceConfig(Section):
     data_on_device: bool = True
     fused_optimizer: bool = True
     save_memory: bool = False
+    integer_kernels: bool = True
     compile: Literal["auto", "on", "off"] = "auto"
 
     @model_validator(mode="after")

@@ -109,3 +109,8 @@ def test_the_network_itself_is_left_alone(build_lively: Build) -> None:
     integer.integer(model)
     assert model.state_dict().keys() == before.keys()
     assert type(model.conv1) is QuantisedConv2d
+
+
+def test_a_network_of_floats_is_returned_itself(build_lively: Build) -> None:
+    model = build_lively()
+    assert integer.integer(model) is model

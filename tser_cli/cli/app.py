@@ -16,6 +16,7 @@ from tser_cli.cli import (
     export,
     methods,
     predict,
+    quantize,
     train_teacher,
 )
 from tser_cli.errors import Interrupted, TserError
@@ -52,6 +53,7 @@ app.command("energy")(energy.energy)
 app.command("ablate")(ablate.ablate)
 app.command("export")(export.export)
 app.command("predict")(predict.predict)
+app.command("quantize")(quantize.quantize)
 app.command("methods")(methods.methods)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tser_cli.cli import options as opt
+from tser_cli.cli import present
 
 
 def export(
@@ -52,6 +53,7 @@ def export(
         verify=verify,
         images=images,
         changes={"data.dir": data_dir},
+        progress=present.progress(),
     )
     exported = export(request)
     show_export(exported)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tser_cli.cli import options as opt
+from tser_cli.cli import present
 
 
 def predict(
@@ -53,6 +54,7 @@ def predict(
             threshold=threshold,
             output=output,
             changes=changes,
+            progress=present.progress(),
         )
     )
     show_predictions(predictions, as_json)

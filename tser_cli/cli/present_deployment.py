@@ -1,22 +1,23 @@
-"""Results on the terminal."""
+"""Show what tser export, quantize and predict did."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from tser_cli.cli import present
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from tser_cli.engine.commands.export import Exported
     from tser_cli.engine.commands.predict import Prediction, Predictions
+    from tser_cli.engine.commands.quantize import QuantizeResult
     from tser_cli.export.verify import Check
 
 
 def show_export(exported: Exported) -> None:
     """The table of checks, and what was written."""
-    from tser_cli.report import console
-
-    out = console.output()
+    out = present.output()
     if exported.checks:
         out.print(checks_table(exported.checks))
     if exported.checks is None:
@@ -53,19 +54,18 @@ def checks_table(checks: tuple[Check, ...]) -> Table:
 def show_predictions(predictions: Predictions, as_json: bool) -> None:
     """A line an image, or JSON; what could not be read goes to standard error."""
     from tser_cli.engine.commands.predict import Prediction
-    from tser_cli.report import console
 
     if as_json:
         print(predictions.as_json())
     else:
-        out = console.output()
+        out = present.output()
         for answer in predictions.answers:
             if isinstance(answer, Prediction):
                 out.print(prediction_line(answer), soft_wrap=True, markup=False, highlight=False)
         if predictions.table is not None:
             out.print(f"table: {predictions.table}", soft_wrap=True)
     for unread in predictions.unread:
-        console.messages().print(f"error: {unread.error}", soft_wrap=True, markup=False)
+        present.messages().print(f"error: {unread.error}", soft_wrap=True, markup=False)
 
 
 def prediction_line(answer: Prediction) -> str:
@@ -76,3 +76,22 @@ def prediction_line(answer: Prediction) -> str:
     if answer.sop_value is not None:
         counted = f", {answer.sop_value:,} SOP, {answer.macs:,} MAC"
     return f"{answer.image}: {answer.name}, confidence {confidences}, stops after {steps}{counted}"
+
+
+def show_quantized(quantized: QuantizeResult) -> None:
+    """Show the new run, and what it changed against its parent."""
+    result = quantized.result
+    present.show_run(result, [f"tser export --run {result.folder} --format onnx --output FILE"])
+    out = present.output()
+    if quantized.parent_accuracy is not None:
+        change = 100 * (result.accuracy - quantized.parent_accuracy)
+        out.print(
+            f"before: {quantized.parent_accuracy:.2%} ({change:+.2f} points now)", soft_wrap=True
+        )
+    if result.energy_pj is not None:
+        out.print(
+            f"energy an image: {result.energy_pj / 1e6:.4g} uJ ({quantized.profile}); the same "
+            f"operations in fp32: {quantized.float_energy_pj / 1e6:.4g} uJ",
+            soft_wrap=True,
+        )
+    out.print(f"parent: {quantized.parent}", soft_wrap=True)

@@ -22,7 +22,8 @@ LIMITS = (
 class CardFacts:
     """What the card says besides the graph's own facts.
 
-    `rows`: those of per_timestep.csv. `energy`: the sidecar of energy.csv, {} where there is none.
+    `rows`: those of per_timestep.csv. `energy`: the sidecar of energy.csv, {} where there is none;
+    `float_energy_pj`: what the same operations cost in 32-bit floating point.
     `settings`: the recipe as TOML. `checks` is None where nothing was verified.
     """
 
@@ -34,6 +35,7 @@ class CardFacts:
     teacher: str
     rows: tuple[Mapping[str, str], ...]
     energy: Mapping[str, Any]
+    float_energy_pj: float
     settings: str
     checks: tuple[Check, ...] | None
 
@@ -43,7 +45,7 @@ def card(graph: Graph, facts: CardFacts) -> str:
     sections = [
         (f"{graph.facts.model} on {graph.facts.dataset}", _summary(graph, facts)),
         ("Accuracy", _accuracy(facts.rows)),
-        ("Energy", _energy(facts.energy)),
+        ("Energy", _energy(facts.energy, facts.float_energy_pj)),
         ("Input and output", _input(graph)),
         ("Checked in other programs", _checks(facts.checks)),
         ("Limits", [line.format(dataset=graph.facts.dataset) for line in LIMITS]),
@@ -78,7 +80,7 @@ def _accuracy(rows: Iterable[Mapping[str, str]]) -> list[str]:
     return lines
 
 
-def _energy(energy: Mapping[str, Any]) -> list[str]:
+def _energy(energy: Mapping[str, Any], float_energy_pj: float) -> list[str]:
     if not energy:
         return ["Not measured: the run has no energy.json (tser energy --run RUN writes it)."]
     profile, totals = energy["profile"], energy["totals"]
@@ -87,6 +89,8 @@ def _energy(energy: Mapping[str, Any]) -> list[str]:
         f"{totals['sop_value']:,.0f} accumulates at {profile['ac_pj']} pJ and "
         f"{totals['macs']:,.0f} multiply-accumulates at {profile['mac_pj']} pJ. Constants: "
         f"{profile['name']}, {profile['technology']}; {profile['source']}. {profile['note']}",
+        "",
+        f"The same operations in 32-bit floating point: {float_energy_pj / 1e6:.4g} uJ.",
     ]
 
 

@@ -91,8 +91,11 @@ def norm_constants(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def integer(model: Classifier) -> Classifier:
     """A copy of a network with quantised weights that computes with integers, in eval mode.
 
-    Linear layers, whose input is mostly an average, stay as they are.
+    Linear layers, whose input is mostly an average, stay as they are. A network with floating-point
+    weights is returned itself.
     """
+    if not any(isinstance(module, QuantisedConv2d) for module in model.modules()):
+        return model
     kinds = model.input_kinds()
     result = copy.deepcopy(model).eval()
     names = {module: name for name, module in result.named_modules()}

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tser_cli.config import FLOAT_BITS
 from tser_cli.models.base import Classifier
 
-FLOAT_BITS = 32
 EDGE_BITS = 8  # of what reads the image and of what gives the logits, whatever the rest has
 CLIPS = tuple(1.0 - 0.02 * step for step in range(26))  # of the largest weight, down to a half
 

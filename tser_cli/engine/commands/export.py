@@ -1,9 +1,9 @@
-"""`tser export`: a finished student as a file for other programs, checked by loading it in them."""
+"""Export a finished student as a file for other programs, checked by loading it in them."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ from torch import Tensor
 
 from tser_cli import registry
 from tser_cli.data.transforms import evaluation_pipeline
-from tser_cli.engine.evaluation.operation_counts import chosen_images
-from tser_cli.engine.runs.finished_run import Opened, open_finished, select_run
+from tser_cli.engine.commands.quantize import float_energy
+from tser_cli.engine.evaluation.per_timestep import evenly_spread
+from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
 from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.teachers.of_run import teacher_name
 from tser_cli.errors import ConfigError, ExportError
 from tser_cli.export import formats, verify
 from tser_cli.export.card import MARK, CardFacts, card
@@ -24,6 +26,7 @@ from tser_cli.export.trace import trace
 from tser_cli.export.verify import Check
 from tser_cli.files import check_folder, sha256, write_text, write_whole
 from tser_cli.report.csv_files import read_csv
+from tser_cli.report.progress import Progress, Silent
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class ExportRequest:
     stateful: bool = False
     verify: bool = True
     images: int = 16
-    changes: dict[str, Any] | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Silent)
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,8 @@ def export(request: ExportRequest) -> Exported:
         raise ConfigError(f"--images {request.images}: the check needs at least one image")
     _check_packages(request)
     check_folder(request.output)
-    changes = {**(request.changes or {}), "training.device": "cpu"}
-    opened = open_finished(select_run(request.run, request.runs_dir), changes)
+    changes = {**request.changes, "training.device": "cpu"}
+    opened = open_finished(select_run(request.run, request.runs_dir), changes, request.progress)
     graph = graph_of(opened)
     content = formats.content(graph, request.format_name, request.stateful)
     checks = _verified(opened, graph, content, request) if request.verify else None
@@ -76,7 +80,7 @@ def export(request: ExportRequest) -> Exported:
     return _written(made, opened, graph, content, request) if made.holds else made
 
 
-def graph_of(opened: Opened) -> Graph:
+def graph_of(opened: FinishedRun) -> Graph:
     """The folded graph of a finished run's network, with the facts of its data set."""
     spec = opened.context.dataset.spec
     more = {"run": opened.run.name, "model_sha256": opened.loaded.sha256}
@@ -92,10 +96,10 @@ def graph_of(opened: Opened) -> Graph:
     return trace(opened.loaded.model, spec.image_shape, facts)
 
 
-def checking_images(opened: Opened, count: int) -> Tensor:
+def checking_images(opened: FinishedRun, count: int) -> Tensor:
     """`count` test images, evenly spread over all, as the network takes them."""
     dataset = opened.context.dataset
-    indices = chosen_images(len(dataset.test), count).tolist()
+    indices = evenly_spread(len(dataset.test), count).tolist()
     return evaluation_pipeline(dataset.test, dataset.spec)(0, indices)
 
 
@@ -112,7 +116,7 @@ def _check_packages(request: ExportRequest) -> None:
 
 
 def _verified(
-    opened: Opened, graph: Graph, content: bytes, request: ExportRequest
+    opened: FinishedRun, graph: Graph, content: bytes, request: ExportRequest
 ) -> tuple[Check, ...]:
     images_NCHW = checking_images(opened, request.images)
     truth = record(opened.loaded.model, graph, images_NCHW)
@@ -120,7 +124,7 @@ def _verified(
 
 
 def _written(
-    made: Exported, opened: Opened, graph: Graph, content: bytes, request: ExportRequest
+    made: Exported, opened: FinishedRun, graph: Graph, content: bytes, request: ExportRequest
 ) -> Exported:
     path = request.output
     write_whole(path, content)
@@ -150,19 +154,20 @@ def _card_place(path: Path) -> Path:
     return path.with_name(f"{path.name}.md")
 
 
-def _card_facts(made: Exported, opened: Opened, request: ExportRequest) -> CardFacts:
+def _card_facts(made: Exported, opened: FinishedRun, request: ExportRequest) -> CardFacts:
     folder, method = opened.run.folder, opened.config.method.name
-    rows, energy = folder / "per_timestep.csv", folder / "energy.json"
-    taught = registry.METHODS[method].needs_teacher
+    rows, sidecar = folder / "per_timestep.csv", folder / "energy.json"
+    energy = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
     return CardFacts(
         file=made.path.name,
         format_name=request.format_name + (", one time step" if request.stateful else ""),
         run=opened.run.name,
         method=method,
         source=registry.METHODS[method].source,
-        teacher=Path(opened.config.model.teacher).name if taught else "",
+        teacher=teacher_name(opened.run) or "",
         rows=tuple(read_csv(rows)) if rows.is_file() else (),
-        energy=json.loads(energy.read_text(encoding="utf-8")) if energy.is_file() else {},
+        energy=energy,
+        float_energy_pj=float_energy(energy["totals"]) if energy else 0.0,
         settings=(folder / "config.toml").read_text(encoding="utf-8"),
         checks=made.checks,
     )

@@ -1,10 +1,10 @@
-"""`tser predict`: what a student sees in image files, step by step."""
+"""Classify image files with a finished student, step by step."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tser_cli.errors import ConfigError, DataError
 from tser_cli.export.extras import needs
 from tser_cli.files import check_folder
 from tser_cli.report.csv_files import prediction_schema, write_csv
+from tser_cli.report.progress import Progress, Silent
 
 BATCH = 32
 
@@ -35,7 +36,8 @@ class PredictRequest:
     runs_dir: Path = Path("runs")
     threshold: float = 0.9
     output: Path | None = None
-    changes: dict[str, Any] | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Silent)
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,8 @@ def predict(request: PredictRequest) -> Predictions:
         check_folder(request.output)
     predictor = onnx_predictor(request.model) if request.model else run_predictor(request)
     answers: list[Prediction | Unread] = []
-    timesteps = 1
     for start in range(0, len(files), BATCH):
-        batch = list(_batch_answers(predictor, files[start : start + BATCH], request.threshold))
-        answers += batch
+        answers += _batch_answers(predictor, files[start : start + BATCH], request.threshold)
     steps = [len(answer.confidence) for answer in answers if isinstance(answer, Prediction)]
     timesteps = max(steps, default=1)
     result = Predictions(
@@ -130,7 +130,9 @@ def predict(request: PredictRequest) -> Predictions:
 
 def run_predictor(request: PredictRequest) -> Predictor:
     """The network of a finished run."""
-    opened = open_finished(select_run(request.run, request.runs_dir), request.changes or {})
+    opened = open_finished(
+        select_run(request.run, request.runs_dir), request.changes, request.progress
+    )
     model, spec, runtime = opened.loaded.model, opened.context.dataset.spec, opened.context.runtime
     steps = opened.config.model.timesteps if model.spiking else 1
 

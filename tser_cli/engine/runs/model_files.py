@@ -15,14 +15,14 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from tser_cli import registry
-from tser_cli.config import Config, ModelConfig, NeuronConfig
+from tser_cli.config import FLOAT_BITS, Config, ModelConfig, NeuronConfig
 from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs.checkpoints import read_tensors
 from tser_cli.errors import CheckpointError, ConfigError
 from tser_cli.files import sha256, write_whole
 from tser_cli.models import Classifier, build_model
 from tser_cli.models.base import check_fits, load_weights
-from tser_cli.models.quantised import FLOAT_BITS, quantise
+from tser_cli.models.quantised import quantise
 
 # What to do about a network that does not fit the data, by its role.
 ANOTHER = {
