@@ -17,6 +17,7 @@ from tser_cli.data.transforms import evaluation_pipeline
 from tser_cli.energy import DEFAULT_PROFILE, load_profile
 from tser_cli.engine.evaluation.per_timestep import evenly_spread
 from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
+from tser_cli.engine.runs.model_files import freeze
 from tser_cli.engine.runs.result import RunResult, recorded
 from tser_cli.engine.runtime.context import Context, Options
 from tser_cli.engine.teachers.of_run import TEACHER, read_run_teacher
@@ -92,13 +93,13 @@ def float_energy(totals: Mapping[str, float]) -> float:
 
 
 def _check(opened: FinishedRun) -> None:
-    folder = opened.run.folder
+    folder, bits = opened.run.folder, opened.config.model.weight_bits
     if not opened.loaded.model.spiking:
         raise ConfigError(f"{folder} is a teacher; name a student's run with --run")
-    if opened.config.model.weight_bits != FLOAT_BITS:
+    if bits != FLOAT_BITS:
         raise ConfigError(
-            f"the weights of {folder} have {opened.config.model.weight_bits} bits already; name the "
-            "run that it came from, or distil with --set model.weight_bits=4"
+            f"the weights of {folder} have {bits} bits already; name the run that it came from "
+            "with --run, or train one anew: tser distill --set model.weight_bits=4"
         )
 
 
@@ -107,10 +108,10 @@ def rounded(opened: FinishedRun, context: Context, request: QuantizeRequest) -> 
     model = quantise(copy.deepcopy(opened.loaded.model), request.bits)
     round_weights_(model)
     dataset = context.dataset
-    places = evenly_spread(len(dataset.train), request.images)
+    places = evenly_spread(len(dataset.train), request.images).tolist()
     pipeline = evaluation_pipeline(dataset.train, dataset.spec)
-    batches = [part for part in places.split(BATCH) if len(part) > 1]
-    images = (context.runtime.images(pipeline(0, part.tolist())) for part in batches)
+    batches = (places[start : start + BATCH] for start in range(0, len(places), BATCH))
+    images = (context.runtime.images(pipeline(0, batch)) for batch in batches if len(batch) > 1)
     calibrate_norms(model, images, context.config.model.timesteps)
     return model
 
@@ -142,7 +143,7 @@ def _record(
     config, spec = context.config, context.dataset.spec
     teacher = read_run_teacher(opened.run, spec)
     if teacher is not None:
-        context.runtime.place(teacher.model)
+        context.runtime.place(freeze(teacher.model))
     task = distillation(model, teacher.model if teacher else None, config, spec.image_shape)
     options = Options(request.runs_dir, "never", request.progress)
     with open_for_training("student", context, options) as (run, stop):
