@@ -47,6 +47,7 @@ class Profile(Section):
 
 
 DEFAULT_PROFILE = "horowitz-45nm-fp32"
+INTEGER_PROFILE = "horowitz-45nm-int8"  # of a student whose weights are integers of 8 bits or less
 
 PROFILES = {
     profile.name: profile

@@ -96,6 +96,16 @@ def early_exit_schema(timesteps: int) -> Schema:
     }
 
 
+def prediction_schema(timesteps: int) -> Schema:
+    """predictions.csv: a row an image; `error` says why one could not be read."""
+    return {
+        **_columns(TEXT, "image", "class"),
+        **_columns(NUMBER, *(f"confidence_{t}" for t in range(1, timesteps + 1))),
+        **_columns(INTEGER, "stop_t", "sop_value", "macs"),
+        **_columns(TEXT, "error"),
+    }
+
+
 def ablation_schema(axes: Sequence[str], timesteps: int) -> Schema:
     """ablation.csv: a row a run; `axes` are the varied settings, `timesteps` the largest T."""
     steps = range(1, timesteps + 1)

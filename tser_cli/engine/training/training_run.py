@@ -11,9 +11,9 @@ from datetime import datetime
 
 import tomli_w
 
-from tser_cli.config import Config, method_label
+from tser_cli.config import FLOAT_BITS, Config, method_label
 from tser_cli.data.loaders import build_train_loader
-from tser_cli.energy import DEFAULT_PROFILE, Labels, load_profile
+from tser_cli.energy import DEFAULT_PROFILE, INTEGER_PROFILE, Labels, load_profile
 from tser_cli.engine.evaluation.operation_counts import EnergyReport, Price, write_energy
 from tser_cli.engine.evaluation.per_timestep import Evaluation, evaluate_split
 from tser_cli.engine.runs import find_runs, model_files, run_folder
@@ -221,7 +221,7 @@ def _write_results(
     energy = None
     if evaluation.counts is not None:
         of_run = Labels(run.name, config.data.name, digest, config.training.precision)
-        price = Price(load_profile(DEFAULT_PROFILE), teacher)
+        price = Price(load_profile(profile_of(config)), teacher)
         energy = write_energy(run.folder / "energy.csv", evaluation.counts, of_run, price, context)
     result = _result(run, config, labels, evaluation, epochs, energy)
     run.update_status(
@@ -232,6 +232,11 @@ def _write_results(
         **{RESULT: result.to_json()},
     )
     return result
+
+
+def profile_of(config: Config) -> str:
+    """Return the profile that charges a student's arithmetic: by the bits of its weights."""
+    return DEFAULT_PROFILE if config.model.weight_bits == FLOAT_BITS else INTEGER_PROFILE
 
 
 def _result(
