@@ -40,6 +40,7 @@ def energy(
     ] = None,
     device: opt.Device = None,
     precision: opt.Precision = None,
+    plugin: opt.Plugin = None,
     runs_dir: opt.RunsDir = Path("runs"),
 ) -> None:
     """Count the synaptic operations of a finished student exactly, and price them."""

@@ -61,6 +61,7 @@ def evaluate(
     ] = None,
     device: opt.Device = None,
     precision: opt.Precision = None,
+    plugin: opt.Plugin = None,
     runs_dir: opt.RunsDir = Path("runs"),
 ) -> None:
     """Measure a finished run at every time step; every image of the split counts once."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
+from tser_cli import registry
 from tser_cli.config import Config, NeuronConfig
 from tser_cli.data.base import DataSpec
 from tser_cli.engine.training.task import Task, check_teacher, distillation
-from tser_cli.errors import CheckpointError
+from tser_cli.errors import CheckpointError, ConfigError
 from tser_cli.models import Classifier, build_model
 
 MakeTask = Callable[..., Task]
@@ -139,3 +142,36 @@ def test_a_fitting_teacher_is_checked_without_a_trace(spec: DataSpec, training: 
     check_teacher(teacher, spec.image_shape, spec.num_classes)
     assert teacher.training is training
     assert all(torch.equal(v, before[name]) for name, v in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("{'ce': ce}", "its function returns ce; it must be a dict of named terms with"),
+        ("ce", "its function returns Tensor; it must be a dict"),
+        ("{'loss': ce, 'logits': outputs.logits_TNK}", r"logits torch\.Size\(\[2, 2, 3\]\); every"),
+        ("{'loss': ce.detach()}", "a loss that does not depend on the student's outputs"),
+        ("{'loss': 1 / 0}", r"fails on two images: ZeroDivisionError: .*bad_method\.py, line \d+"),
+    ],
+)
+def test_a_method_of_one_s_own_is_tried_before_anything_is_trained(
+    make_task: MakeTask,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    returned: str,
+    said: str,
+) -> None:
+    (tmp_path / "bad_method.py").write_text(
+        "from tser_cli.losses.base import Distilling, mean_cross_entropy\n"
+        "class Settings(Distilling):\n    name: str = 'bad'\n"
+        "def loss(outputs, settings):\n"
+        "    ce = mean_cross_entropy(outputs, settings)\n"
+        f"    return {returned}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "bad_method", raising=False)
+    monkeypatch.setitem(registry.METHODS, "bad", registry.MethodEntry("bad_method"))
+    with pytest.raises(ConfigError, match=f"method bad.*{said}"):
+        make_task("student", make_config({"method.name": "bad"}))
+    sys.modules.pop("bad_method", None)

@@ -19,11 +19,11 @@ from typing import Any
 import filelock
 import tomli_w
 
-from tser_cli import __version__
+from tser_cli import __version__, plugins, registry
 from tser_cli.config import Config, method_label
 from tser_cli.errors import ConfigError, RunError, nearest
 from tser_cli.files import cannot_write, make_folder, write_text
-from tser_cli.recipe import read, resolve
+from tser_cli.recipe import Layer, read, resolve
 
 MODEL_FILE = "model.safetensors"
 PACKAGES = (
@@ -60,8 +60,21 @@ class Run:
         return self.folder / MODEL_FILE
 
     def config(self) -> Config:
-        """The settings as resolved when the run began. Raises ConfigError."""
-        return resolve([read(str(self.folder / "config.toml"))])
+        """The settings as resolved when the run began. Raises ConfigError, RunError."""
+        return resolve([self.settings()])
+
+    def settings(self) -> Layer:
+        """config.toml as a layer of settings.
+
+        Raises ConfigError, and RunError where it needs a plug-in that is not loaded.
+        """
+        layer = read(str(self.folder / "config.toml"))
+        plugins.check_loaded(self.plugin_records(), registry.used_by(layer.values), self.folder)
+        return layer
+
+    def plugin_records(self) -> list[dict[str, Any]]:
+        """What environment.json says of the plug-ins that the run was made with."""
+        return self.environment().get("plugins") or []
 
     def status(self) -> dict[str, Any]:
         """status.json, or {} where it is missing or damaged."""
@@ -134,7 +147,8 @@ def create(runs_dir: Path, kind: str, config: Config) -> Run:
     """Make a new run folder with its settings and environment. Raises RunError."""
     run = Run(_new_folder(runs_dir / kind / config.data.name / run_name(kind, config)))
     write_text(run.folder / "config.toml", tomli_w.dumps(config.model_dump(mode="json")))
-    run.update_environment(**environment(config))
+    kept = plugins.keep(run.folder, registry.targets_of(config.flat()))
+    run.update_environment(**environment(config), plugins=kept)
     run.update_status(kind=kind, state="running", epoch=0, started=_now())
     return run
 
@@ -269,9 +283,9 @@ def differences(run: Run, config: Config) -> list[str]:
     """`key: old -> new` for every setting that forbids a resume."""
     try:
         before = run.config().flat()
-    except ConfigError as error:
+    except (ConfigError, RunError) as error:
         return [str(error)]
-    return [
+    return plugins.changes(run.plugin_records()) + [
         f"{key}: {before.get(key)!r} -> {value!r}"
         for key, value in config.flat().items()
         if before.get(key) != value and not config.policy(key).resume

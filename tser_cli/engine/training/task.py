@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from tser_cli import registry
 from tser_cli.config import Config, MethodSettings
-from tser_cli.errors import CheckpointError
+from tser_cli.errors import CheckpointError, ConfigError
 from tser_cli.losses.base import (
     Features,
     Method,
     Outputs,
     Terms,
     TrainingProgress,
+    check_terms,
     load_adapters,
     load_method,
     reward_entropy,
@@ -24,6 +25,7 @@ from tser_cli.losses.base import (
 from tser_cli.models import Classifier
 from tser_cli.models.features import FeatureTap, over_time, stage_shapes
 from tser_cli.models.savings import folded
+from tser_cli.plugins import last_line
 
 NOT_BEGUN = TrainingProgress()
 
@@ -158,15 +160,35 @@ def distillation(
         freeze(teacher) if teacher is not None and needs_teacher else None,
     )
     make_adapters = load_adapters(name)
-    if make_adapters is None or task.teacher is None:
-        return task
-    tap, task.teacher_tap = FeatureTap(student), FeatureTap(task.teacher)
-    task.adapters = make_adapters(
-        stage_shapes(student, tap, image_shape),
-        stage_shapes(task.teacher, task.teacher_tap, image_shape),
-    )
-    task.network = Trainee(student, task.adapters, tap)
+    if make_adapters is not None and task.teacher is not None:
+        tap, task.teacher_tap = FeatureTap(student), FeatureTap(task.teacher)
+        task.adapters = make_adapters(
+            stage_shapes(student, tap, image_shape),
+            stage_shapes(task.teacher, task.teacher_tap, image_shape),
+        )
+        task.network = Trainee(student, task.adapters, tap)
+    if not registry.is_built_in(registry.METHODS[name].target):
+        check_method(task, image_shape)
     return task
+
+
+def check_method(task: Task, image_shape: tuple[int, int, int]) -> None:
+    """Raise ConfigError where the method of a plug-in fails on two images, before any training."""
+    name, training = task.settings.name, task.network.training
+    device = next(task.network.parameters()).device
+    with torch.random.fork_rng(devices=[]):
+        images = torch.zeros(2, *image_shape, device=device)
+        logits_TNK, student = task.network.eval()(images, task.timesteps)
+        task.network.train(training)
+        labels_N = torch.zeros(2, dtype=torch.long, device=device)
+        # the teacher may be on another device by now: zeros of its shapes will do
+        teacher_NK = None if task.teacher is None else torch.zeros_like(logits_TNK[0])
+        features = Features(student, tuple(map(torch.zeros_like, student))) if student else None
+        try:
+            found = task.method(Outputs(logits_TNK, labels_N, teacher_NK, features), task.settings)
+        except Exception as error:
+            raise ConfigError(f"method {name} fails on two images: {last_line(error)}") from error
+    check_terms(name, found)
 
 
 def freeze(model: Classifier) -> Classifier:
