@@ -13,6 +13,7 @@ from tser_cli import config, registry
 from tser_cli.config import Config, full_key, keys_where, policies, short_name
 from tser_cli.errors import ConfigError
 from tser_cli.fields import Policy, flatten, split
+from tser_cli.recipe import Layer, resolve
 
 
 def with_value(key: str, value: Any) -> Config:
@@ -192,6 +193,12 @@ def test_no_number_comes_from_what_is_none(key: str, value: Any) -> None:
     except (ValidationError, UnicodeDecodeError):
         return
     assert isinstance(value, bytes) and float(value) == kept
+
+
+@pytest.mark.parametrize("size", ["many", "-4", -1, True, 2.5])
+def test_what_is_no_batch_size(size: Any) -> None:
+    with pytest.raises(ConfigError, match="batch_size"):
+        resolve([Layer("tests", {"training.batch_size": size})])
 
 
 def test_flat_and_split_are_inverse() -> None:

@@ -19,6 +19,14 @@ SIBLINGS = {"data", "models", "losses", "energy", "report"}
 BELOW: dict[str, set[str]] = {"base": set(), **{sibling: {"base"} for sibling in SIBLINGS}}
 BELOW["engine"] = SIBLINGS | {"base"}
 BELOW["cli"] = BELOW["engine"] | {"engine"}
+# The rooms of engine/, from the lowest floor up: each imports from the floors below it alone.
+FLOORS = (
+    {"runtime"},
+    {"runs"},
+    {"evaluation", "teachers"},
+    {"training", "ablation"},
+    {"commands"},
+)
 # What a subcommand may load only once it has work to do.
 HEAVY = {
     *("torch", "torchvision", "spikingjelly", "accelerate", "sklearn", "numpy", "pandas"),
@@ -32,9 +40,12 @@ def name_of(path: Path) -> str:
 
 
 def layer_of(module: str) -> str:
-    """`tser_cli.models.base` -> models; files beside the folders are the base, __main__ is cli."""
+    """`tser_cli.models.base` -> models; files beside the folders are the base.
+
+    The faces of the package, __init__ for Python and __main__ for the shell, stand above all.
+    """
     parts = module.split(".")
-    if parts[1:] == ["__main__"]:
+    if parts[1:] in (["__main__"], ["__init__"]):
         return "cli"
     return parts[1] if len(parts) > 1 and parts[1] in BELOW else "base"
 
@@ -73,6 +84,60 @@ def breaks_layers(layer: str, module: str) -> bool:
     if module.split(".")[0] != "tser_cli":
         return False
     return layer_of(module) not in {layer, *BELOW[layer]}
+
+
+def room_of(module: str) -> str:
+    """`tser_cli.engine.runs.result` -> runs; "" outside the engine."""
+    parts = module.split(".")
+    return parts[2] if parts[:2] == ["tser_cli", "engine"] and len(parts) > 2 else ""
+
+
+def room_of_file(path: Path) -> str:
+    return room_of(".".join(["tser_cli", *path.relative_to(PACKAGE).with_suffix("").parts]))
+
+
+def floor_of(room: str) -> int:
+    return next(number for number, floor in enumerate(FLOORS) if room in floor)
+
+
+def breaks_rooms(room: str, module: str) -> bool:
+    other = room_of(module)
+    if not room or not other or room == other:
+        return False
+    return floor_of(other) >= floor_of(room)
+
+
+@pytest.mark.parametrize(
+    ("room", "module", "breaks"),
+    [
+        ("runs", "tser_cli.engine.evaluation.per_timestep", True),
+        ("training", "tser_cli.engine.ablation.grid", True),
+        ("evaluation", "tser_cli.engine.teachers.find", True),
+        ("ablation", "tser_cli.engine.commands.distill", True),
+        ("commands", "tser_cli.engine.training.loop", False),
+        ("teachers", "tser_cli.engine.runs.model_files", False),
+        ("runs", "tser_cli.engine.runs.result", False),
+        ("runtime", "tser_cli.data.base", False),
+    ],
+)
+def test_the_rule_of_rooms_tells_right_from_wrong(room: str, module: str, breaks: bool) -> None:
+    assert breaks_rooms(room, module) is breaks
+
+
+ROOMS = sorted((PACKAGE / "engine").glob("*/*.py"))
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=name_of)
+def test_rooms_import_from_the_floors_below_alone(path: Path) -> None:
+    modules = [module for node in ast.walk(tree_of(path)) for module in imported(node)]
+    assert [m for m in modules if breaks_rooms(room_of_file(path), m)] == []
+
+
+def test_every_file_of_the_engine_is_in_a_room() -> None:
+    beside = [path.name for path in (PACKAGE / "engine").glob("*.py")]
+    rooms = {path.parent.name for path in ROOMS}
+    assert beside == ["__init__.py"]
+    assert rooms == set().union(*FLOORS)
 
 
 @pytest.mark.parametrize(
@@ -141,20 +206,27 @@ def function_lengths() -> dict[str, int]:
 def test_functions_are_short() -> None:
     lengths = function_lengths()
     longest = sorted(lengths.items(), key=lambda item: -item[1])[:10]
-    assert statistics.median(lengths.values()) <= 15, longest
-    assert statistics.quantiles(lengths.values(), n=10)[-1] <= 40, longest
-    assert max(lengths.values()) < 120, longest
+    assert statistics.median(lengths.values()) <= 10, longest
+    assert statistics.quantiles(lengths.values(), n=10)[-1] <= 25, longest
+    assert max(lengths.values()) <= 60, longest
 
 
-def may_print(path: Path) -> bool:
-    return layer_of_file(path) == "cli" or name_of(path) == str(Path("report", "console.py"))
+def prints(node: ast.AST) -> bool:
+    """A call of print(), or of the print method of anything, as a rich console's."""
+    if not isinstance(node, ast.Call):
+        return False
+    named = isinstance(node.func, ast.Name) and node.func.id == "print"
+    return named or (isinstance(node.func, ast.Attribute) and node.func.attr == "print")
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if not may_print(path)], ids=name_of)
-def test_only_the_terminal_s_own_files_print(path: Path) -> None:
-    calls = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
-    prints = [c.lineno for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
-    assert prints == []
+SILENT = [path for path in FILES if layer_of_file(path) != "cli"]
+
+
+@pytest.mark.parametrize("path", SILENT, ids=name_of)
+def test_only_the_command_line_prints(path: Path) -> None:
+    nodes = list(ast.walk(tree_of(path)))
+    assert [node.lineno for node in nodes if prints(node)] == []
+    assert [m for node in nodes for m in imported(node) if m == "rich.console"] == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -54,11 +54,20 @@ def test_the_recipes_of_a_data_set_are_packaged(name: str) -> None:
 
 def test_what_the_design_promises_is_registered() -> None:
     assert registry.DATASETS.keys() >= {
-        *("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagenet", "imagefolder")
+        *(
+            "digits",
+            "mnist",
+            "fashion-mnist",
+            "cifar10",
+            "cifar100",
+            "imagenet",
+            "imagefolder",
+            "npz",
+        )
     }
     assert registry.MODELS.keys() >= {
         *("resnet18", "resnet19", "resnet20", "resnet34", "resnet50", "vgg11", "vgg16"),
-        *("sew_resnet18", "sew_resnet34"),
+        *("sew_resnet18", "sew_resnet20", "sew_resnet34"),
     }
     assert registry.METHODS.keys() >= {"ce", "kd", "tskl", "tsce", "ts", "tser"}
 

@@ -32,6 +32,16 @@ class RunError(TserError):
     """A run folder that is missing, unfinished, in use or can't be written."""
 
 
+class DiskFullError(RunError):
+    """A file that can't be written for lack of space."""
+
+    exit_code = 1
+
+
+class DamagedFileError(TserError):
+    """A file of ours that can't be read, or does not hold what it must."""
+
+
 class DamagedError(TserError):
     """Every resumable checkpoint of a run is damaged."""
 

@@ -104,8 +104,14 @@ DATASETS: dict[str, DatasetEntry] = {
     ),
     "imagefolder": DatasetEntry(
         "tser_cli.data.folders:imagefolder",
-        "imagenet/resnet34_teacher",
-        "imagenet/sew_resnet18_tser",
+        "imagefolder/resnet34_teacher",
+        "imagefolder/resnet18_tser",
+        own_images=True,
+    ),
+    "npz": DatasetEntry(
+        "tser_cli.data.npz:load",
+        "imagefolder/resnet34_teacher",
+        "imagefolder/resnet18_tser",
         own_images=True,
     ),
 }
@@ -117,6 +123,7 @@ MODELS: dict[str, ModelEntry] = {
     "resnet34": ModelEntry("tser_cli.models.resnet:resnet34"),
     "resnet50": ModelEntry("tser_cli.models.resnet:resnet50"),
     "sew_resnet18": ModelEntry("tser_cli.models.resnet:sew_resnet18", spiking_only=True),
+    "sew_resnet20": ModelEntry("tser_cli.models.resnet:sew_resnet20", spiking_only=True),
     "sew_resnet34": ModelEntry("tser_cli.models.resnet:sew_resnet34", spiking_only=True),
     "vgg11": ModelEntry("tser_cli.models.vgg:vgg11"),
     "vgg16": ModelEntry("tser_cli.models.vgg:vgg16"),

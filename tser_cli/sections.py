@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StrictInt, field_validator, model_validator
 
 from tser_cli import registry
 from tser_cli.errors import unknown
@@ -32,6 +32,11 @@ HOW = Policy(results=False, resume=True, measuring=True, teacher=True)
 # What is written on the way.
 NOTES = Policy(results=False, resume=True, teacher=True)
 
+AUTO = "auto"
+Auto = Literal["auto"]
+Side = Annotated[StrictInt, Field(ge=0, le=4096)]  # pixels; a larger input fits no memory
+# The keys of [data] that only images of one's own have a use for.
+OWN_INPUT = ("size", "channels", "mean", "std", "test_fraction")
 CHECKPOINT_EVERY = re.compile(r"([0-9]{1,9})(min|epochs?|steps?)")
 
 
@@ -42,17 +47,44 @@ def _known(kind: str, table: Any, name: str) -> str:
 
 
 class DataConfig(Section):
-    """Which images. `dir` "" means the platform's cache folder; `workers` -1 chooses."""
+    """Which images. `dir` "" means the platform's cache folder; `workers` -1 chooses.
+
+    `size` (pixels a side), `channels` (1: grey, 3: RGB), `mean` and `std` (one a channel, of
+    values in 0..1) are the network's input for `imagefolder` and `npz`. "auto" measures them on the
+    training images, and the run keeps what came out; 0 and () mean 224, RGB and ImageNet's for
+    `imagefolder`. `test_fraction` is split off where a folder has no train/ and val/.
+    """
 
     name: Annotated[str, TEACHER_S] = "digits"
     dir: Annotated[str, HOW] = ""
     validation_fraction: Annotated[Fraction, TEACHER_S] = 0.0
+    test_fraction: Annotated[Fraction, TEACHER_S] = 0.2
+    size: Annotated[Side | Auto, TEACHER_S] = 0
+    channels: Annotated[StrictInt | Auto, TEACHER_S] = 0
+    mean: Annotated[tuple[Real, ...] | Auto, TEACHER_S] = ()
+    std: Annotated[tuple[Positive, ...] | Auto, TEACHER_S] = ()
     workers: Annotated[int, Field(ge=-1, le=256), HOW] = -1
 
     @field_validator("name")
     @classmethod
     def _name(cls, name: str) -> str:
         return _known("data set", registry.DATASETS, name)
+
+    @field_validator("channels")
+    @classmethod
+    def _channels(cls, channels: int | str) -> int | str:
+        if channels not in (0, 1, 3, AUTO):
+            raise ValueError(f"{channels} channels: write 1 (grey), 3 (RGB) or auto")
+        return channels
+
+    @model_validator(mode="after")
+    def _own_input(self) -> DataConfig:
+        free = {"imagefolder": OWN_INPUT, "npz": ("mean", "std")}.get(self.name, ())
+        for key in OWN_INPUT:
+            default = DataConfig.model_fields[key].default
+            if key not in free and getattr(self, key) not in (default, AUTO):
+                raise ValueError(f"data.{key} has no effect on {self.name}: leave it out")
+        return self
 
 
 class AugmentConfig(Section):
@@ -70,7 +102,10 @@ class AugmentConfig(Section):
 
 
 class ModelConfig(Section):
-    """The two networks. `stem` auto: 3 x 3 for images up to 64 pixels, else torchvision's.
+    """The two networks. `stem` auto: small for images up to 64 pixels, else large.
+
+    small: 3 x 3 at stride 1. medium: 3 x 3 at stride 2, so that all that follows costs a quarter.
+    large: torchvision's, 7 x 7 at stride 2 and a max-pool (ResNet), a head of 4096 (VGG).
 
     `teacher` is an architecture, a run folder or a model file. `teacher_recipe` "" means the data
     set's own, used where a teacher must be trained first.
@@ -80,7 +115,7 @@ class ModelConfig(Section):
     teacher_recipe: str = ""
     student: str = "resnet18"
     timesteps: Annotated[int, Field(ge=1, le=1024)] = 2
-    stem: Annotated[Literal["auto", "small", "large"], TEACHER_S] = "auto"
+    stem: Annotated[Literal["auto", "small", "medium", "large"], TEACHER_S] = "auto"
 
     @field_validator("student")
     @classmethod

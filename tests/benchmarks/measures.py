@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,14 +23,14 @@ from tests.benchmarks.subjects import (
     training_step,
 )
 from tests.benchmarks.timing import Ratio, alternate, command, ratio, seconds
+from tser_cli.cli.progress import make_progress
 from tser_cli.config import AugmentConfig
 from tser_cli.data.base import TensorSource
 from tser_cli.data.transforms import training_pipeline
 from tser_cli.engine.evaluation.per_timestep import evaluate
 from tser_cli.engine.runs import model_files
 from tser_cli.engine.runtime.processes import make_runtime
-from tser_cli.engine.training.position import Meter
-from tser_cli.report.progress import make_progress
+from tser_cli.engine.training.epoch_sums import EpochSums
 
 FIRST_STEP = """
 import os, sys
@@ -144,11 +142,11 @@ def telling_over_step(size: Size, rounds: int) -> Ratio:
     assert isinstance(values, dict)
     progress = make_progress(Console(file=io.StringIO(), force_terminal=True, width=100))
     progress.begin(1, 10_000, 0)
-    meter, calls = Meter(), 100
+    sums, calls = EpochSums(), 100
 
     def tell() -> None:
         for _ in range(calls):
-            meter.add(size.batch, values)
+            sums.add(size.batch, values)
             progress.step(size.batch, values)
 
     spent = alternate({"telling": tell, "step": step}, rounds)
@@ -288,8 +286,3 @@ def rows() -> list[Row]:
         ),
     ]
     return table
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

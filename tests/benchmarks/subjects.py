@@ -13,11 +13,13 @@ from tser_cli.config import Config
 from tser_cli.data.base import DataSpec
 from tser_cli.data.workers import Batch
 from tser_cli.engine.runs import model_files
+from tser_cli.engine.runs.model_files import freeze
 from tser_cli.engine.runtime.processes import Runtime, make_runtime
-from tser_cli.engine.training.loop import Fit, train_step
+from tser_cli.engine.training.job import TrainingJob
+from tser_cli.engine.training.loop import train_step
 from tser_cli.engine.training.optimizer import make_optimizer
 from tser_cli.engine.training.position import Position
-from tser_cli.engine.training.task import Task, distillation, freeze
+from tser_cli.engine.training.task import Task, distillation
 from tser_cli.models import Classifier
 from tser_cli.recipe import Layer, resolve
 from tser_cli.report.progress import Silent
@@ -90,8 +92,8 @@ def training_step(size: Size, changes: dict[str, Any] | None = None) -> Callable
     optimizer = make_optimizer(
         task.trainable(), config.optimizer, config.performance.fused_optimizer
     )
-    work = Fit(task, None, config, None, runtime, Silent(), None)  # type: ignore[arg-type]
-    return lambda: train_step(work, optimizer, batch, Position())
+    job = TrainingJob(task, None, config, None, runtime, Silent(), None)  # type: ignore[arg-type]
+    return lambda: train_step(job, optimizer, batch, Position())
 
 
 def floor_step(size: Size) -> Callable[[], object]:

@@ -134,7 +134,14 @@ def test_a_runs_folder_that_is_a_file(tser: Invoke, tmp_path: Path) -> None:
     code, _, err = tser("distill", "--method", "ce", "--epochs", "1", "--student", "resnet20")
     assert code == 2
     assert "can't be written" in err
-    assert "MiB are free" in err
+    assert "Choose another place" in err
+
+
+@pytest.mark.parametrize("output", ["", ".", "x" * 256])
+def test_an_output_that_can_be_no_file(tser: Invoke, output: str) -> None:
+    code, _, err = tser("energy", output)
+    assert code == 2
+    assert "name a file in it" in err or "File name too long" in err
 
 
 def test_environment_variables_are_checked_too(

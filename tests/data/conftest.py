@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import pickle
+import socket
 import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import utils
 
 from tser_cli.data.base import Dataset, DataSpec, TensorSource
 
@@ -62,32 +66,47 @@ def cifar10_members() -> dict[str, Any]:
     return members
 
 
-@pytest.fixture
-def write_folder() -> Callable[[Path, dict[str, Any]], None]:
-    """Pickles a dict a file into a folder."""
-
-    def write(folder: Path, members: dict[str, Any]) -> None:
-        folder.mkdir(parents=True)
-        for name, entry in members.items():
-            (folder / name).write_bytes(pickle.dumps(entry, protocol=2))
-
-    return write
+def md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 @pytest.fixture
-def write_tar() -> Callable[[Path, str, dict[str, Any]], None]:
-    """Pickles a dict a member into a .tar.gz."""
+def publish_cifar(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, dict[str, Any]], bytes]:
+    """Makes torchvision's class take these dicts, one a file, for the published; gives the tar."""
 
-    def write(path: Path, folder: str, members: dict[str, Any]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(path, "w:gz") as tar:
-            for name, entry in members.items():
-                content = pickle.dumps(entry, protocol=2)
-                info = tarfile.TarInfo(f"{folder}/{name}")
+    def publish(kind: Any, members: dict[str, Any]) -> bytes:
+        contents = {name: pickle.dumps(entry, protocol=2) for name, entry in members.items()}
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+            for name, content in contents.items():
+                info = tarfile.TarInfo(f"{kind.base_folder}/{name}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
+        for part in ("train_list", "test_list"):
+            known = [[name, md5(contents[name])] for name, _ in getattr(kind, part)]
+            monkeypatch.setattr(kind, part, known)
+        meta = kind.meta["filename"]
+        monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": md5(contents[meta])})
+        monkeypatch.setattr(kind, "tgz_md5", md5(packed.getvalue()))
+        return packed.getvalue()
 
-    return write
+    return publish
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What each address answers; an address that is not here can't be reached."""
+    served: dict[str, bytes] = {}
+
+    def retrieve(url: str, path: str) -> None:
+        assert socket.getdefaulttimeout() is not None
+        if url not in served:
+            raise URLError("Name or service not known")
+        Path(path).write_bytes(served[url])
+
+    monkeypatch.setattr(utils, "_get_redirect_url", lambda url, max_hops: url)
+    monkeypatch.setattr(utils, "_urlretrieve", retrieve)
+    return served
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 from tser_cli.config import Config, DataConfig
 from tser_cli.data.base import load_dataset
+from tser_cli.data.folders import FolderSource
 from tser_cli.data.loaders import build_eval_loader, build_train_loader
 from tser_cli.errors import DataError
 
@@ -152,3 +155,62 @@ def test_random_resized_crops_differ_by_epoch(image_folders: Path) -> None:
     assert torch.equal(first.images_NCHW, again.images_NCHW)
     by_index = [batch.images_NCHW[batch.indices_N.argsort()] for batch in (first, later)]
     assert not torch.equal(*by_index)
+
+
+def test_links_to_folders_count_each_image_once(image_folders: Path) -> None:
+    ant = image_folders / "train" / "ant"
+    (ant / "deep").mkdir()
+    shutil.copy(ant / "0.png", ant / "deep" / "x.png")
+    for name, target in (("self", "."), ("up", ".."), ("again", "deep"), ("top", "../..")):
+        (ant / name).symlink_to(target)
+    (ant / "deep" / "back").symlink_to("..")
+    (ant / "loop").symlink_to("loop")
+    dataset = load_dataset(config(image_folders))
+    assert dataset.train.labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert isinstance(dataset.train, FolderSource)
+    assert dataset.train.files.tolist()[3] == b"ant/deep/x.png"
+
+
+def test_images_behind_a_link_are_found(image_folders: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(image_folders / "train" / "bee", elsewhere)
+    (image_folders / "train" / "bee").symlink_to(elsewhere)
+    dataset = load_dataset(config(image_folders))
+    assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert dataset.train.image(5).shape == (3, 42, 30)
+
+
+def test_a_class_that_is_a_link_to_all_classes_is_named(image_folders: Path) -> None:
+    for part in ("train", "val"):
+        (image_folders / part / "cow").symlink_to(".")
+    with pytest.raises(DataError, match="train/cow can't be listed: it is a link to a folder that"):
+        load_dataset(config(image_folders))
+
+
+def test_only_regular_files_are_images(image_folders: Path) -> None:
+    ant = image_folders / "train" / "ant"
+    os.mkfifo(ant / "pipe.png")
+    (ant / "linked.png").symlink_to("pipe.png")
+    (ant / "folder.png").mkdir()
+    assert load_dataset(config(image_folders)).train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_closed_folder_is_named(image_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = image_folders / "train" / "bee" / "closed"
+    closed.mkdir()
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if path == str(closed):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match="bee/closed can't be listed: Permission denied"):
+        load_dataset(config(image_folders))
+
+
+def test_a_link_to_nothing_is_named(image_folders: Path) -> None:
+    (image_folders / "train" / "ant" / "gone.png").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"ant/gone\.png can't be listed: No such file"):
+        load_dataset(config(image_folders))

@@ -12,12 +12,14 @@ import torch
 from tser_cli.config import Config, TrainingConfig
 from tser_cli.data.base import Dataset, DataSpec, TensorSource
 from tser_cli.data.loaders import build_train_loader
+from tser_cli.engine.ablation.folder import AblationFolder
+from tser_cli.engine.ablation.grid import Request, make_request
 from tser_cli.engine.runs import model_files, run_folder
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runtime.context import Context
 from tser_cli.engine.runtime.processes import Runtime, make_runtime
 from tser_cli.engine.runtime.stop import StopRequest
-from tser_cli.engine.training.loop import Fit
+from tser_cli.engine.training.job import TrainingJob
 from tser_cli.engine.training.task import Task, classification, distillation
 from tser_cli.models import Classifier
 from tser_cli.recipe import Layer, resolve
@@ -42,6 +44,26 @@ def source(images: int, seed: int) -> TensorSource:
     draw = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (images, 1, 8, 8), dtype=torch.uint8, generator=draw)
     return TensorSource(pixels, torch.arange(images) % SPEC.num_classes)
+
+
+class Told(Silent):
+    """Keeps the messages and the warnings."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.warnings: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.fixture
+def told() -> Told:
+    """A Progress whose `said` and `warnings` can be read."""
+    return Told()
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +116,7 @@ def make_task() -> Callable[..., Task]:
 
 
 @pytest.fixture(scope="session")
-def make_fit(dataset: Dataset, make_task: Callable[..., Task]) -> Callable[..., Fit]:
+def make_fit(dataset: Dataset, make_task: Callable[..., Task]) -> Callable[..., TrainingJob]:
     """`make_fit(kind, config, folder, progress)`: all that fit() works with.
 
     A second call on the same folder takes its run up again. More keywords replace parts.
@@ -102,16 +124,47 @@ def make_fit(dataset: Dataset, make_task: Callable[..., Task]) -> Callable[..., 
 
     def make(
         kind: str, config: Config, folder: Path, progress: Progress | None = None, **parts: Any
-    ) -> Fit:
+    ) -> TrainingJob:
         runtime = make_runtime(config.training)
         found = sorted(folder.glob("*/*/*/status.json"))
         run = Run(found[0].parent) if found else run_folder.create(folder, kind, config)
         stop = getattr(progress, "stop", None) or StopRequest(lambda text: None)
         task = parts.pop("task", None) or make_task(kind, config)
         loader = build_train_loader(dataset, config)
-        return Fit(task, loader, config, run, runtime, progress or Silent(), stop, **parts)
+        return TrainingJob(task, loader, config, run, runtime, progress or Silent(), stop, **parts)
 
     return make
+
+
+@pytest.fixture
+def teacher_file(tmp_path: Path, make_config: MakeConfig) -> Path:
+    """A model file of an untrained teacher."""
+    path, config = tmp_path / "teacher.safetensors", make_config()
+    model = model_files.build("resnet20", SPEC, config, spiking=False)
+    model_files.write(path, model, model_files.describe("resnet20", SPEC, config, spiking=False))
+    return path
+
+
+@pytest.fixture
+def ask(make_config: MakeConfig, teacher_file: Path) -> Callable[..., Request]:
+    """`ask(["method=ce,kd"], 2, {"training.epochs": 2})`: an ablation on the tiny settings."""
+
+    def request(
+        vary: list[str], seeds: int = 1, changes: dict[str, Any] | None = None, **section: Any
+    ) -> Request:
+        values = make_config({"model.timesteps": 1, "training.epochs": 1}).model_dump(mode="json")
+        flat = {f"{s}.{k}": v for s, entries in values.items() for k, v in entries.items()}
+        stated = {k: v for k, v in flat.items() if not k.startswith("method.")}
+        layer = Layer("tests", {**stated, "model.teacher": str(teacher_file), **(changes or {})})
+        return make_request([layer], {"vary": vary, "seeds": seeds, **section})
+
+    return request
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> AblationFolder:
+    """The folder of an ablation, and a runs folder beside it."""
+    return AblationFolder(tmp_path / "ablation", tmp_path / "runs")
 
 
 @pytest.fixture

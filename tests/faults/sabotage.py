@@ -2,8 +2,8 @@
 
 {"at": "write", "number": 3, "do": "SIGKILL"}: send a signal at the third such moment; to the whole
 process group with "group": true, and "later": seconds after it. Moments:
-    step, evaluate, count, teach    the start of a training step; of a batch of the evaluation, of
-                                    the energy, of the teacher's answers where they are kept
+    step, evaluate, teach    the start of a training step; a batch of an evaluation, which counts
+                             operations too; one of the teacher's logits where they are kept
     write, fsync, rename, prune    in the folder of checkpoints; a write stops half way
     model.safetensors, metrics.csv, ...    the rename of a new file to this name
 {"nan": "loss" or "gradient", "step": 3}: not a number at that step.
@@ -131,16 +131,16 @@ def inject_nan(fault: dict[str, Any]) -> None:
 
     steps = Counter[str]()
 
-    def spoil(work: Any, *args: Any) -> None:
+    def spoil(job: Any, *args: Any) -> None:
         steps["done"] += 1
         if steps["done"] != fault["step"]:
             return
         if fault["nan"] == "gradient":
-            parameter = dict(work.task.named_parameters())["layer2.0.conv1.weight"]
+            parameter = dict(job.task.named_parameters())["layer2.0.conv1.weight"]
             parameter.register_hook(lambda gradient: gradient * math.nan)
         else:
-            method = work.task.method
-            work.task.method = lambda *inputs: {
+            method = job.task.method
+            job.task.method = lambda *inputs: {
                 name: term * math.nan for name, term in method(*inputs).items()
             }
 
@@ -170,11 +170,11 @@ def in_double_precision() -> None:
         found.model.double()
         return found
 
-    def stepped(work: Any, *args: Any) -> Any:
-        values = step(work, *args)
-        total = work.runtime.sum(values["loss"].detach().double())
-        if work.runtime.is_main:
-            sys.stdout.write(f"loss {float(total) / work.runtime.world!r}\n")
+    def stepped(job: Any, *args: Any) -> Any:
+        values = step(job, *args)
+        total = job.runtime.sum(values["loss"].detach().double())
+        if job.runtime.is_main:
+            sys.stdout.write(f"loss {float(total) / job.runtime.world!r}\n")
         return values
 
     model_files.build, model_files.read, loop.train_step = built, loaded, stepped
@@ -229,15 +229,14 @@ def close(folder: Path, uid: int) -> None:
 def install(faults: list[dict[str, Any]]) -> None:
     """Prepare everything that is to go wrong in this process."""
     from tser_cli.data import transforms
-    from tser_cli.engine.evaluation import operation_counts, per_timestep
-    from tser_cli.engine.training import compiling, loop
+    from tser_cli.engine.evaluation import per_timestep
+    from tser_cli.engine.training import loop, teacher_logits
 
     moments = Moments(faults)
     break_disk(moments)
     before(loop, "train_step", lambda *args: moments.pass_by("step"))
-    before(per_timestep, "count_batch", lambda *args: moments.pass_by("evaluate"))
-    before(compiling, "teach", lambda *args: moments.pass_by("teach"))
-    before(operation_counts, "answers_of", lambda *args: moments.pass_by("count"))
+    before(per_timestep, "answers_of", lambda *args: moments.pass_by("evaluate"))
+    before(teacher_logits, "teach", lambda *args: moments.pass_by("teach"))
     for fault in faults:
         if "nan" in fault:
             inject_nan(fault)

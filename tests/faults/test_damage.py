@@ -200,6 +200,6 @@ def test_a_data_cache_that_would_run_code_is_refused(bench: Any, tmp_path: Path)
         (folder / name).write_bytes(pickle.dumps({b"data": Bomb(proof)}))
     where = ("--dataset", "cifar10", "--data-dir", str(folder.parent))
     job = bench.run("train-teacher", *where, code=2)
-    assert "which is not run" in job.messages
+    assert "its MD5 sum is not that of the published file" in job.messages
     assert "Traceback" not in job.messages
     assert not proof.exists()

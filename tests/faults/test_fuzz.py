@@ -43,7 +43,7 @@ WORDS = {
     "neuron.backend": ("auto", "spikingjelly"),
     "optimizer.name": ("sgd", "adamw"),
     "augment.autoaugment": ("none", "cifar10"),
-    "model.stem": ("auto", "small", "large"),
+    "model.stem": ("auto", "small", "medium", "large"),
 }
 
 KEYS = st.one_of(st.sampled_from(sorted(settings.keys())), st.text(max_size=20))

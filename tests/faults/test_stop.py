@@ -36,7 +36,7 @@ def assert_stopped(job: Any, bench: Any, name: str) -> None:
         pytest.param("train-teacher", "SIGTERM", 2, "fsync", 4, marks=LONG),
         pytest.param("train-teacher", "SIGINT", 2, "prune", 1, marks=LONG),
         ("train-teacher", "SIGTERM", 2, "evaluate", 1),
-        ("distill", "SIGTERM", 2, "count", 1),
+        ("distill", "SIGTERM", 2, "evaluate", 1),
     ],
 )
 def test_a_signal_to_the_process_group(

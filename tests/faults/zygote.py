@@ -10,7 +10,6 @@ it. What is to go wrong inside is said in "faults", a list of dicts: see `sabota
 from __future__ import annotations
 
 import atexit
-import ctypes
 import faulthandler
 import json
 import os
@@ -26,13 +25,13 @@ from typing import Any
 
 from sabotage import install
 
-PR_SET_PDEATHSIG = 1
+from tser_cli.operating_system import end_with_parent
 
 
 def become(request: dict[str, Any]) -> None:
     """Turn this forked process into `python -m tser_cli` with the request's arguments."""
     os.setsid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     for handle, name, flags in (
         (0, os.devnull, os.O_RDONLY),
         (1, request["stdout"], os.O_WRONLY | os.O_CREAT | os.O_APPEND),

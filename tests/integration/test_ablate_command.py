@@ -16,7 +16,8 @@ from tser_cli.cli import app
 from tser_cli.config import Config
 from tser_cli.data.base import load_dataset
 from tser_cli.engine.runs import model_files
-from tser_cli.engine.runs.run_folder import Run, all_runs
+from tser_cli.engine.runs.find_runs import all_runs
+from tser_cli.engine.runs.run_folder import Run
 from tser_cli.report.csv_files import read_csv
 
 pytestmark = pytest.mark.integration

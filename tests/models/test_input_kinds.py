@@ -81,6 +81,24 @@ def test_the_max_pool_of_the_large_stem_keeps_spikes(
     assert set(seen["layer1.0.conv1"].unique().tolist()) == {0.0, 1.0}
 
 
+@pytest.mark.parametrize(
+    ("name", "head", "side", "averages"),
+    [
+        ("resnet18", "fc", 16, False),
+        ("resnet18", "fc", 17, True),
+        ("vgg11", "classifier.0", 64, False),
+        ("vgg11", "classifier.0", 127, True),
+    ],
+)
+def test_the_head_after_the_medium_stem_reads_what_it_says(
+    build_lively: Build, name: str, head: str, side: int, averages: bool
+) -> None:
+    model = build_lively(name, height=side, width=side, stem="medium")
+    values = inputs_seen(model, torch.randn(2, 1, side, side))[head]
+    assert model.input_kinds()[head] == ("real" if averages else "spikes")
+    assert set(values.unique().tolist()) <= {0.0, 1.0} or averages
+
+
 @pytest.mark.parametrize("name", [n for n, e in registry.MODELS.items() if not e.spiking_only])
 def test_an_ann_is_real_throughout(build: Build, name: str) -> None:
     with torch.device("meta"):

@@ -83,6 +83,18 @@ def test_the_stem_follows_the_image(
     assert stem_convolution.kernel_size == (kernel, kernel)
 
 
+@pytest.mark.parametrize("name", ["resnet20", "vgg11"])
+@pytest.mark.parametrize(("stem", "sides"), [("small", (9, 20)), ("medium", (5, 10))])
+@torch.no_grad()
+def test_the_medium_stem_halves_the_map(
+    build: Build, name: str, stem: str, sides: tuple[int, int]
+) -> None:
+    model = build(name, height=9, width=20, stem=stem)
+    x = images(2, 1, 9, 20)
+    assert model.stem(x).shape[2:] == sides
+    assert model(x, timesteps=2).shape == (2, 2, 10)
+
+
 @torch.no_grad()
 def test_no_state_is_left_between_calls(build_lively: Build) -> None:
     model = build_lively()

@@ -42,7 +42,7 @@ def test_an_ann_gives_torchvision_s_outputs(build: Build, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
-@pytest.mark.parametrize("stem", ["small", "large"])
+@pytest.mark.parametrize("stem", ["small", "medium", "large"])
 def test_names_follow_torchvision(build: Build, name: str, stem: str) -> None:
     with torch.device("meta"):
         theirs = torchvision.models.get_model(name, weights=None)
@@ -59,7 +59,7 @@ def test_names_of_the_small_resnets_are_torchvision_s_too(build: Build, name: st
     assert ours - theirs == (heads if name == "resnet19" else set())
 
 
-@pytest.mark.parametrize("name", ["sew_resnet18", "sew_resnet34"])
+@pytest.mark.parametrize("name", ["sew_resnet18", "sew_resnet20", "sew_resnet34"])
 def test_sew_networks_have_the_weights_of_their_plain_form(build: Build, name: str) -> None:
     with torch.device("meta"):
         sew, plain = build(name), build(name.removeprefix("sew_"))

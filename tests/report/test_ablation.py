@@ -16,7 +16,8 @@ NUMBERS = ("accuracy_mean", "accuracy_std", "difference_mean", "difference_low",
 def line(method: str, *numbers: float | None, **changes: Any) -> dict[str, Any]:
     """A row of summary.csv."""
     values = dict(zip(NUMBERS, numbers, strict=False))
-    row = {"method.name": method, "n": 5, "baseline": 0, "pairs": 5, "resolved": None}
+    row = {"method.name": method, "n": 5, "baseline": 0, "pairs": 5}
+    row |= {"resolved": None, "resolved_holm": None}
     return {**row, **dict.fromkeys(NUMBERS), **values, **changes}
 
 
@@ -57,7 +58,7 @@ def test_nothing_is_cut_off_at_80_columns(names: list[str]) -> None:
         **dict.fromkeys(names, "kd_feature_and_much_more"),
         **{"n": 10, "accuracy_mean": 1.0, "accuracy_std": 0.1234, "baseline": 0, "pairs": 10},
         **{"difference_mean": -0.1, "difference_low": -0.2111, "difference_high": 0.1999},
-        "resolved": 0,
+        **{"resolved": 0, "resolved_holm": 0},
     }
     shown = rendered([row], names, names)
     assert "…" not in shown
@@ -66,6 +67,19 @@ def test_nothing_is_cut_off_at_80_columns(names: list[str]) -> None:
     for name in names:
         assert name[:4] in shown
     assert max(len(line) for line in shown.splitlines()) <= 80
+
+
+def test_a_star_where_only_the_plain_interval_leaves_zero_out() -> None:
+    rows = [
+        line("kd", 0.9, baseline=1),
+        line("ts", 0.92, 0.01, 0.02, 0.001, 0.039, resolved=1, resolved_holm=0),
+        line("ce", 0.8, 0.01, -0.1, -0.12, -0.08, resolved=1, resolved_holm=1),
+    ]
+    shown = rendered(rows, ["method.name"], ["method"])
+    assert "+2.00 *" in shown
+    assert "-10.00 *" not in shown
+    assert "* not resolved by Holm's procedure over this table" in shown
+    assert "Holm" not in rendered(rows[2:], ["method.name"], ["method"])
 
 
 def test_a_cell_without_an_interval_is_shown_too() -> None:

@@ -8,44 +8,50 @@ from subprocess import run
 from typing import Any
 from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
-from matplotlib.collections import PathCollection
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 
 from tser_cli.report.ablation_plots import (
-    Rows,
-    axes_of,
-    colour,
+    Cell,
+    baseline_of,
+    cells_of,
+    differences,
     draw_all,
-    draw_distribution,
+    draw_differences,
     draw_energy,
     draw_per_timestep,
     draw_tsne,
-    groups,
-    short,
 )
-from tser_cli.report.csv_files import write_csv
+from tser_cli.report.csv_files import (
+    TSNE,
+    ablation_schema,
+    read_ablation,
+    summary_schema,
+    write_csv,
+)
+from tser_cli.report.style import METHODS
 
-METHOD, WEIGHT = "method.name", "method.entropy_weight"
+METHOD, WEIGHT, STEPS = "method.name", "method.entropy_weight", "model.timesteps"
+NAMES = {METHOD: "method"}
 FIGURES = ("per_timestep", "accuracy", "energy", "tsne")
+Rows = list[dict[str, Any]]
 
 
-def row(seed: int, accuracy: float, **changes: Any) -> dict[str, str]:
+def row(seed: int, accuracy: float, **changes: Any) -> dict[str, Any]:
     values = {
         "method.name": "kd",
         "seed": seed,
         "state": "finished",
         "accuracy": accuracy,
         "teacher_accuracy": 0.97,
-        "validation_accuracy": 0.5 + seed / 100,
+        "best_validation_accuracy": 0.5 + seed / 100,
         "accuracy_at_1": accuracy - 0.1,
         "accuracy_at_2": accuracy - 0.01,
-        "accuracy_cumulative_1": accuracy - 0.1,
-        "accuracy_cumulative_2": accuracy,
         "energy_pj": 1e6 * (1 + seed),
-        "seconds": 1.5,
-        "folder": "cells/x",
     }
-    return {key: str(value) for key, value in {**values, **changes}.items()}
+    return {**values, **changes}
 
 
 def rows() -> Rows:
@@ -57,26 +63,51 @@ def rows() -> Rows:
     ]
 
 
+def summary(measure: str = "accuracy", baseline: str = "kd") -> Rows:
+    return [{METHOD: m, "measure": measure, "baseline": int(m == baseline)} for m in ("kd", "ts")]
+
+
 def points() -> Rows:
     names = ("teacher", "kd", "ts", "tser", "ce")
     return [
-        {"network": name, "image": str(i), "label": str(i % 3), "x": str(i + 0.5), "y": str(-i)}
+        {"network": name, "image": i, "label": i % 3, "x": i + 0.5, "y": float(-i)}
         for name in names
         for i in range(6)
+    ]
+
+
+def cells(of: Rows | None = None, names: dict[str, str] = NAMES) -> list[Cell]:
+    return cells_of(pd.DataFrame(of or rows()).astype(dict.fromkeys(names, str)), names)
+
+
+def faint(plot: Axes) -> list[list[float]]:
+    """Where the single runs of each cell stand, across."""
+    return [
+        [float(x) for x in line.get_xdata()]
+        for line in plot.lines
+        if line.get_linestyle() == "None" and line.get_alpha()
+    ]
+
+
+def means(plot: Axes) -> list[float]:
+    return [
+        float(line.get_xdata()[0])
+        for line in plot.lines
+        if line.get_marker() != "None" and line.get_alpha() is None
     ]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The tables of a finished ablation, and nothing else."""
-    write_csv(tmp_path / "ablation.csv", rows(), list(rows()[0]))
-    write_csv(tmp_path / "summary.csv", [{"measure": "accuracy"}], ["measure"])
-    write_csv(tmp_path / "tsne.csv", points(), list(points()[0]))
+    write_csv(tmp_path / "ablation.csv", rows(), ablation_schema([METHOD], 2))
+    write_csv(tmp_path / "summary.csv", summary(), summary_schema([METHOD]))
+    write_csv(tmp_path / "tsne.csv", points(), TSNE)
     return tmp_path
 
 
 def test_png_and_svg_from_the_tables_alone(folder: Path) -> None:
-    written = draw_all(folder)
+    written = draw_all(folder, NAMES)
     assert {path.name for path in written} == {f"{n}.{s}" for n in FIGURES for s in ("png", "svg")}
     for path in written:
         assert path.parent == folder / "figures"
@@ -90,7 +121,8 @@ def test_drawing_again_needs_no_torch(folder: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
         "from tser_cli.report.ablation_plots import draw_all\n"
-        "assert len(draw_all(Path(sys.argv[1]))) == 8\n"
+        "assert 'matplotlib' not in sys.modules and 'pandas' not in sys.modules\n"
+        f"assert len(draw_all(Path(sys.argv[1]), {NAMES!r})) == 8\n"
         "assert 'torch' not in sys.modules and 'sklearn' not in sys.modules"
     )
     done = run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True)
@@ -98,110 +130,138 @@ def test_drawing_again_needs_no_torch(folder: Path) -> None:
 
 
 def test_unfinished_runs_are_not_drawn(folder: Path) -> None:
-    failed = row(2, 0.1, state="failed", accuracy_at_1="", energy_pj="")
-    lacking = [*rows(), {**failed, "accuracy": ""}]
-    write_csv(folder / "ablation.csv", lacking, list(lacking[0]))
-    assert len(draw_all(folder)) == 8
-    nothing = [row(0, 0.1, state="missing")]
-    write_csv(folder / "ablation.csv", nothing, list(nothing[0]))
-    assert draw_all(folder) == []
+    failed = {METHOD: "kd", "seed": 2, "state": "failed"}
+    write_csv(folder / "ablation.csv", [*rows(), failed], ablation_schema([METHOD], 2))
+    assert len(draw_all(folder, NAMES)) == 8
+    runs = read_ablation(folder / "ablation.csv", [METHOD])
+    assert [len(cell.runs) for cell in cells_of(runs, NAMES)] == [2, 2]
+    write_csv(folder / "ablation.csv", [failed], ablation_schema([METHOD], 2))
+    assert draw_all(folder, NAMES) == []
 
 
-def test_tables_of_few_columns_suffice(folder: Path) -> None:
+def test_without_coordinates_there_is_no_t_sne(folder: Path) -> None:
     (folder / "tsne.csv").unlink()
-    (folder / "summary.csv").unlink()
-    assert len(draw_all(folder)) == 6
+    assert len(draw_all(folder, NAMES)) == 6
 
 
-def test_the_axes_are_the_columns_that_are_not_fixed() -> None:
-    assert axes_of(rows()) == [METHOD]
-    assert axes_of([row(0, 0.9, **{WEIGHT: 0.1})]) == [METHOD, WEIGHT]
-
-
-@pytest.mark.parametrize(
-    ("axis", "name"),
-    [
-        (WEIGHT, "entropy_weight"),
-        ("method.temperature", "temperature"),
-        (METHOD, "method"),
-        ("data.name", "data"),
-        ("plain", "plain"),
-    ],
-)
-def test_axes_have_short_names(axis: str, name: str) -> None:
-    assert short(axis) == name
+def test_a_column_more_changes_no_figure(folder: Path) -> None:
+    (folder / "tsne.csv").unlink()
+    before = [path.read_bytes() for path in draw_all(folder, NAMES)]
+    text = (folder / "ablation.csv").read_text().splitlines()
+    more = [f"{line},{'new' if n == 0 else f'text {n}'}" for n, line in enumerate(text)]
+    (folder / "ablation.csv").write_text("\n".join(more) + "\n")
+    assert [path.read_bytes() for path in draw_all(folder, NAMES)] == before
 
 
 def test_cells_are_named_by_what_is_varied() -> None:
-    assert {name: len(members) for name, members in groups(rows(), [METHOD]).items()} == {
-        "kd": 2,
-        "ts": 2,
-    }
+    assert [(cell.label, len(cell.runs)) for cell in cells()] == [("kd", 2), ("ts", 2)]
     both = [row(0, 0.9, **{WEIGHT: 0.1}), row(0, 0.9, **{WEIGHT: 0.2})]
-    assert list(groups(both, [METHOD, WEIGHT])) == [
+    named = cells(both, {METHOD: "method", WEIGHT: "entropy_weight"})
+    assert [cell.label for cell in named] == [
         "method=kd, entropy_weight=0.1",
         "method=kd, entropy_weight=0.2",
     ]
 
 
-def test_bars_and_lines_per_timestep() -> None:
-    plot = draw_per_timestep(rows(), [METHOD]).axes[0]
-    bars = [bar.get_height() for bar in plot.patches]
-    # means over two seeds: kd at t = 1 and 2, then ts
-    assert bars == pytest.approx([81.0, 90.0, 84.5, 93.5])
-    lines = {str(line.get_label()): line.get_ydata()[0] for line in plot.lines}  # type: ignore[index]
-    assert lines == pytest.approx({"kd: 91.00": 91.0, "ts: 94.50": 94.5, "teacher 97.00": 97.0})
-    low, high = plot.get_ylim()
-    assert low < 81.0
-    assert high > 97.0
-    assert plot.get_xticks().tolist() == [1, 2]
+def test_a_method_has_its_look_in_every_figure() -> None:
+    assert [cell.look for cell in cells()] == [METHODS["kd"], METHODS["ts"]]
+    figures = [draw_per_timestep(cells(), "method"), draw_energy(cells())]
+    figures.append(draw_differences(cells(), "method", "accuracy", {0: "kd"}))
+    for figure in figures:
+        shown = [to_hex(line.get_color()) for line in figure.axes[0].lines]
+        wanted = [METHODS["kd"].colour] * 2 + [METHODS["ts"].colour] * 2
+        assert shown[:4] == wanted
 
 
-def test_cells_of_fewer_steps_have_fewer_bars() -> None:
-    short_one = row(0, 0.8, accuracy_at_2="", accuracy_cumulative_2="", **{METHOD: "ce"})
-    plot = draw_per_timestep([*rows(), short_one], [METHOD]).axes[0]
-    assert len(plot.patches) == 5
+def test_a_panel_a_step_with_every_seed_and_the_mean() -> None:
+    figure = draw_per_timestep(cells(), "method")
+    assert [plot.get_title() for plot in figure.axes] == [
+        *("at t = 1", "at t = 2", "averaged over time")
+    ]
+    at_1, at_2, averaged = figure.axes
+    assert faint(at_1) == [pytest.approx([80.0, 82.0]), pytest.approx([84.0, 85.0])]
+    assert means(at_1) == pytest.approx([81.0, 84.5])
+    assert means(at_2) == pytest.approx([90.0, 93.5])
+    assert means(averaged) == pytest.approx([91.0, 94.5])
+    assert len({plot.get_xlim() for plot in figure.axes}) == 1
+    assert [label.get_text() for label in at_1.get_yticklabels()] == ["kd", "ts"]
+    assert at_1.get_ylim() == (1.5, -0.5)  # in the table's order, from the top
+    assert figure.get_supxlabel() == "teacher: 97.00 %"
 
 
-def test_a_distribution_shows_every_seed_and_the_mean() -> None:
-    sweep = [row(s, 0.9 + s / 50 + w, **{WEIGHT: w}) for s in (0, 1) for w in (0.0, 0.01)]
-    axes = [WEIGHT]
-    plot = draw_distribution(sweep, axes).axes[0]
-    heights = [sorted(map(float, line.get_ydata())) for line in plot.lines]  # type: ignore[arg-type]
-    expected = [[90.0, 92.0], [91.0, 91.0], [91.0, 93.0], [92.0, 92.0], [97.0, 97.0]]
-    assert [h for pair in heights for h in pair] == pytest.approx(
-        [h for pair in expected for h in pair]
+def test_the_interval_is_student_s() -> None:
+    plot = draw_per_timestep(cells(), "method").axes[0]
+    (bar,) = plot.collections[0].get_paths()
+    # 81 -+ t(0.975, 1) sqrt(2) / sqrt(2), t = 12.7062
+    assert bar.vertices[:, 0] == pytest.approx([81 - 12.7062, 81 + 12.7062], abs=1e-3)
+
+
+def test_cells_of_fewer_steps_have_fewer_points() -> None:
+    short_one = row(0, 0.8, accuracy_at_2=None, **{METHOD: "ce"})
+    figure = draw_per_timestep(cells([*rows(), short_one]), "method")
+    assert [len(means(plot)) for plot in figure.axes] == [3, 2, 3]
+
+
+def test_differences_are_paired_by_seed() -> None:
+    figure = draw_differences(cells(), "method", "accuracy", {0: "kd"})
+    left, right = figure.axes
+    assert means(left) == pytest.approx([91.0, 94.5])
+    assert faint(right)[1] == pytest.approx([4.0, 3.0])
+    assert means(right) == pytest.approx([3.5])
+    assert [text.get_text() for text in right.texts] == ["baseline"]
+    assert left.get_xlabel() == "accuracy (%)"
+    assert left.get_ylabel() == "method"
+
+
+def test_another_measure() -> None:
+    measure = "best_validation_accuracy"
+    left, _ = draw_differences(cells(), "method", measure, {0: "kd"}).axes
+    assert faint(left)[0] == pytest.approx([50.0, 51.0])
+    assert left.get_xlabel() == "best validation accuracy (%)"
+
+
+def test_a_partial_baseline_is_compared_within_the_rest() -> None:
+    names = {METHOD: "method", STEPS: "timesteps"}
+    made = [
+        row(s, base + 0.01 * s, **{METHOD: m, STEPS: t})
+        for s in (0, 1)
+        for m, t, base in [("kd", 1, 0.8), ("ts", 1, 0.82), ("kd", 2, 0.9), ("ts", 2, 0.95)]
+    ]
+    of = pd.DataFrame(
+        [
+            {METHOD: m, STEPS: t, "measure": "accuracy", "baseline": int(m == "kd")}
+            for m, t in [("kd", "1"), ("ts", "1"), ("kd", "2"), ("ts", "2")]
+        ]
     )
-    assert plot.get_xlabel() == "entropy_weight"
-    assert [label.get_text() for label in plot.get_xticklabels()] == ["0.0", "0.01"]
-    assert plot.get_ylabel() == "accuracy (%)"
+    assert baseline_of(of) == {0: "kd"}
+    found = differences(cells(made, names), "accuracy", baseline_of(of))
+    assert found == [[], pytest.approx([2.0, 2.0]), [], pytest.approx([5.0, 5.0])]
 
 
-def test_a_distribution_of_validation_accuracies(folder: Path) -> None:
-    plot = draw_distribution(rows(), [METHOD], "validation_accuracy").axes[0]
-    assert list(plot.lines[0].get_ydata()) == pytest.approx([50.0, 51.0])
-    assert plot.get_ylabel() == "validation accuracy (%)"
-    assert len(plot.lines) == 4  # the teacher's line is of test images
+def test_a_baseline_without_a_finished_run() -> None:
+    figure = draw_differences(cells(), "method", "accuracy", {0: "ce"})
+    assert [text.get_text() for text in figure.axes[1].texts] == ["no pairs", "no pairs"]
 
 
 def test_energy_in_microjoules() -> None:
-    plot = draw_energy(rows(), [METHOD]).axes[0]
-    assert list(plot.lines[0].get_xdata()) == pytest.approx([1.0, 2.0])
-    assert list(plot.lines[0].get_ydata()) == pytest.approx([90.0, 92.0])
-    assert [line.get_label() for line in plot.lines] == ["kd", "ts"]
+    plot = draw_energy(cells()).axes[0]
+    assert faint(plot) == [pytest.approx([1.0, 2.0])] * 2
+    assert means(plot) == pytest.approx([1.5, 1.5])
+    assert [text.get_text() for text in plot.texts] == ["kd", "ts"]
+    assert [text.xy for text in plot.texts] == [
+        pytest.approx((1.5, 91.0)),
+        pytest.approx((1.5, 94.5)),
+    ]
 
 
-def test_a_panel_a_network_and_a_colour_a_class() -> None:
-    figure = draw_tsne(points())
+def test_a_panel_a_network_and_a_number_a_class() -> None:
+    figure = draw_tsne(pd.DataFrame(points()))
     assert [panel.get_title() for panel in figure.axes] == [
         *("teacher", "kd", "ts", "tser", "ce", "", "", "")
     ]
-    drawn = figure.axes[1].collections[0]
-    assert isinstance(drawn, PathCollection)
-    assert drawn.get_offsets().tolist() == [[i + 0.5, -i] for i in range(6)]  # type: ignore[union-attr]
-    assert list(drawn.get_array()) == [0, 1, 2, 0, 1, 2]  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("cells", [1, 10, 11, 20])
-def test_cells_have_colours_of_their_own(cells: int) -> None:
-    assert len({colour(number, cells) for number in range(cells)}) == cells
+    panel = figure.axes[1]
+    drawn = [group.get_offsets().tolist() for group in panel.collections]
+    assert drawn == [[[i + 0.5, -i], [i + 3.5, -i - 3]] for i in range(3)]
+    assert [(text.get_text(), text.xy) for text in panel.texts] == [
+        (str(i), (i + 2.0, -i - 1.5)) for i in range(3)
+    ]

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tser_cli.report import console
 from tser_cli.report.console import bar, next_steps, per_timestep_table, percent, summary
 
 
@@ -87,11 +86,3 @@ def test_one_step_is_not_mentioned() -> None:
 def test_what_to_type_next() -> None:
     text = next_steps(Path("runs/x"), ["tser evaluate", "tser energy report.csv"])
     assert text == "run folder: runs/x\nnext:\n  tser evaluate\n  tser energy report.csv"
-
-
-def test_results_and_messages_go_to_different_streams(capsys: pytest.CaptureFixture[str]) -> None:
-    console.output().print("result")
-    console.messages().print("message")
-    captured = capsys.readouterr()
-    assert captured.out == "result\n"
-    assert captured.err == "message\n"

@@ -174,8 +174,9 @@ def test_columns_beyond_the_schema_are_numbers_or_as_told(tmp_path: Path) -> Non
         (
             ablation_schema(["method.name"], 2),
             "method.name seed state accuracy teacher_accuracy "
-            "validation_accuracy accuracy_at_1 accuracy_at_2 accuracy_cumulative_1 "
-            "accuracy_cumulative_2 energy_pj seconds folder",
+            "best_validation_accuracy accuracy_at_1 accuracy_at_2 accuracy_cumulative_1 "
+            "accuracy_cumulative_2 energy_pj seconds folder commit torch threads "
+            "temperature weights settings",
         ),
         (summary_schema(["method.name"]), f"method.name {' '.join(STATISTICS)}"),
     ],

@@ -1,139 +1,19 @@
-"""Progress: plain lines for logs, bars for a terminal."""
+"""Progress that nobody hears."""
 
 from __future__ import annotations
 
-import io
-from typing import Any
-
 import pytest
 import torch
-from rich.console import Console
 
-from tser_cli.report import progress
-from tser_cli.report.progress import Bars, Lines, Silent, describe, make_progress
-
-ROW: dict[str, Any] = {
-    "epoch": 2,
-    "lr": 0.05,
-    "loss": 1.23456,
-    "ce": 0.5,
-    "kd": 0.73456,
-    "train_accuracy": 0.875,
-    "validation_accuracy": None,
-    "images_per_second": 1234.5,
-    "seconds": 9.9,
-}
-TEXT = "epoch 2/10, loss 1.2346, ce 0.5000, kd 0.7346, train 87.50 %"
-
-
-def plain_console(width: int = 40) -> tuple[Console, io.StringIO]:
-    stream = io.StringIO()
-    return Console(file=stream, width=width), stream
-
-
-def terminal() -> tuple[Console, io.StringIO]:
-    stream = io.StringIO()
-    return Console(file=stream, force_terminal=True, width=160), stream
-
-
-def test_an_epoch_in_a_line() -> None:
-    assert describe(ROW, 10) == f"{TEXT}, 1234 images/s"
-    validated = {**ROW, "validation_accuracy": 0.5}
-    assert describe(validated, 10) == f"{TEXT}, validation 50.00 %, 1234 images/s"
-
-
-def test_lines_are_one_an_epoch_unwrapped_and_without_colour() -> None:
-    console, stream = plain_console()
-    lines = Lines(console)
-    lines.begin(epochs=10, steps=3, done_epochs=1)
-    lines.step(8, {"loss": torch.tensor(1.0)})
-    lines.epoch(ROW)
-    lines.say("run folder: /a/path/[with]/brackets/that/is/longer/than/the/console/is/wide")
-    lines.warn("it is late")
-    lines.end()
-    assert stream.getvalue().splitlines() == [
-        f"{TEXT}, 1234 images/s",
-        "run folder: /a/path/[with]/brackets/that/is/longer/than/the/console/is/wide",
-        "warning: it is late",
-    ]
-
-
-def test_lines_never_wait_for_the_device() -> None:
-    class Unread:
-        def __float__(self) -> float:
-            raise AssertionError("this would wait for the device")
-
-    console, _ = plain_console()
-    Lines(console).step(8, {"loss": Unread()})
+from tser_cli.report.progress import Silent
 
 
 def test_silence_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     silent = Silent()
     silent.begin(1, 1, 0)
     silent.step(8, {"loss": torch.tensor(1.0)})
-    silent.epoch(ROW)
+    silent.epoch({"epoch": 2, "loss": 1.23456, "validation_accuracy": None})
     silent.say("x")
     silent.warn("x")
     silent.end()
     assert capsys.readouterr() == ("", "")
-
-
-def test_bars_only_on_a_terminal() -> None:
-    assert type(make_progress(plain_console()[0])) is Lines
-    assert type(make_progress(terminal()[0])) is Bars
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The clock of the bars; append to move it."""
-    times = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: times[-1])
-    return times
-
-
-def shown(bars: Bars) -> dict[str, tuple[float, float | None, str]]:
-    """What stands behind each bar: done, all, note."""
-    return {
-        task.description: (task.completed, task.total, task.fields["note"])
-        for task in bars._bars.tasks
-    }
-
-
-def test_bars_show_speed_and_losses(clock: list[float]) -> None:
-    console, stream = terminal()
-    bars = Bars(console)
-    bars.begin(epochs=10, steps=3, done_epochs=1)
-    values = {"loss": torch.tensor(1.5), "ce": torch.tensor(0.25), "correct": torch.tensor(3)}
-    bars.step(8, values)
-    assert shown(bars)["steps"] == (3, 30, "")
-    clock.append(100.5)
-    bars.step(8, values)
-    assert shown(bars)["steps"] == (5, 30, "32 images/s  loss 1.500, ce 0.250")
-    bars.step(8, values)
-    bars.epoch(ROW)
-    assert shown(bars)["steps"][0] == 6
-    assert shown(bars)["epochs"] == (2, 10, "")
-    bars.end()
-    assert f"{TEXT}, 1234 images/s" in stream.getvalue()
-
-
-def test_a_second_training_has_bars_of_its_own(clock: list[float]) -> None:
-    bars = Bars(terminal()[0])
-    for epochs in (4, 7):
-        bars.begin(epochs=epochs, steps=2, done_epochs=0)
-        clock.append(clock[-1] + 1)
-        bars.step(8, {})
-        bars.step(8, {})
-        bars.end()
-    assert shown(bars) == {}
-    bars.begin(epochs=5, steps=2, done_epochs=0)
-    assert shown(bars)["steps"] == (0, 10, "")
-    assert shown(bars)["epochs"] == (0, 5, "")
-    clock.append(clock[-1] + 1)
-    bars.step(8, {})
-    assert shown(bars)["steps"] == (1, 10, "8 images/s  ")
-    bars.end()
-
-
-def test_bars_that_never_began_can_end() -> None:
-    Bars(terminal()[0]).end()

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import statistics
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tser_cli.report.statistics import interval
+from tser_cli.report.statistics import (
+    holm,
+    interval,
+    mcnemar,
+    paired_p,
+    proportion_interval,
+    two_way_interval,
+)
 
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=12, unique=True))
@@ -39,3 +47,92 @@ def test_differences_without_variance_have_an_interval_of_one_point() -> None:
     low, high = interval([348 / 360 - 346 / 360, 350 / 360 - 348 / 360]) or (0.0, 1.0)
     assert low == pytest.approx(2 / 360, abs=1e-12)
     assert high == pytest.approx(2 / 360, abs=1e-12)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=12, unique=True))
+def test_the_p_value_agrees_with_the_interval(differences: list[float]) -> None:
+    if statistics.stdev(differences) < 1e-9:
+        return
+    low, high = interval(differences) or (0.0, 0.0)
+    p = paired_p(differences)
+    assert p is not None
+    if abs(p - 0.05) > 1e-9:
+        assert (p < 0.05) == (not low <= 0 <= high)
+
+
+def test_p_values_without_variance() -> None:
+    assert paired_p([0.1]) is None
+    assert paired_p([0.0, 0.0]) == 1.0
+    assert paired_p([0.25, 0.25]) == 0.0
+
+
+def test_a_proportion_by_wilson_s_formula() -> None:
+    # n = 10, p = 0.5, z = 1.959964: (p + z^2/2n -+ z sqrt(pq/n + z^2/4n^2)) / (1 + z^2/n)
+    assert proportion_interval(5, 10) == pytest.approx((0.236593, 0.763407), abs=1e-6)
+    assert proportion_interval(0, 10)[0] == 0.0
+
+
+def test_mcnemar_by_hand() -> None:
+    # 5 images that only the first gets right, 1 that only the second does: two-sided,
+    # 2 (C(6, 0) + C(6, 1)) / 2^6 = 14 / 64
+    first = np.array([1] * 5 + [0] + [1] * 20 + [0] * 4, dtype=bool)
+    second = np.array([0] * 5 + [1] + [1] * 20 + [0] * 4, dtype=bool)
+    assert mcnemar(first, second) == mcnemar(second, first) == pytest.approx(14 / 64)
+    assert mcnemar(first, first) == 1.0
+
+
+def test_holm_by_hand() -> None:
+    # 3 x 0.01, 2 x 0.02, 1 x 0.03 raised to what came before it
+    assert holm([0.03, None, 0.01, 0.02]) == [
+        pytest.approx(p) if p else p for p in (0.04, None, 0.03, 0.04)
+    ]
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), max_size=10))
+def test_holm_only_ever_raises_and_keeps_the_order(p_values: list[float]) -> None:
+    adjusted = [p for p in holm(list(p_values)) if p is not None]
+    assert all(p <= a <= 1 for p, a in zip(p_values, adjusted, strict=True))
+    paired = sorted(zip(p_values, adjusted, strict=True))
+    assert [a for _, a in paired] == sorted(adjusted)
+
+
+def test_a_two_way_interval_by_hand() -> None:
+    # seeds' means 1, 3; images' means 1, 2, 3; no rest: MS_S = 3 x 2 = 6, MS_I = 2 x 1 = 2,
+    # MS_E = 0. Variance (6 + 2) / 6; freedom 8^2 / (6^2 / 1 + 2^2 / 2) = 64 / 38
+    values = np.array([[0.0, 1.0, 2.0], [2.0, 3.0, 4.0]])
+    reach = float(stats.t.ppf(0.975, 64 / 38)) * (8 / 6) ** 0.5
+    assert two_way_interval(values) == pytest.approx((2 - reach, 2 + reach))
+
+
+def test_a_two_way_interval_is_no_shorter_than_one_over_seeds_or_images() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(5, 1)) + generator.normal(size=(5, 40))
+    low, high = two_way_interval(values) or (0.0, 0.0)
+    seeds = interval(values.mean(1).tolist()) or (0.0, 0.0)
+    assert high - low > 0.95 * (seeds[1] - seeds[0])
+    assert (low + high) / 2 == pytest.approx(values.mean())
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (9, 1)])
+def test_one_seed_or_image_has_no_two_way_interval(shape: tuple[int, int]) -> None:
+    assert two_way_interval(np.ones(shape)) is None
+
+
+def test_equal_networks_have_an_interval_of_one_point() -> None:
+    assert two_way_interval(np.zeros((5, 9))) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3])
+def test_a_two_way_interval_holds_the_truth_as_often_as_it_says(spread: float) -> None:
+    generator = np.random.default_rng(1)
+    held = 0
+    for _ in range(400):
+        skill_S1 = generator.normal(0.0, spread, (5, 1))
+        ease_1I = generator.normal(0.0, 2.0, (1, 200))
+        chance = 1 / (1 + np.exp(-skill_S1 - ease_1I))
+        right = (generator.random((5, 200)) < chance).astype(float)
+        low, high = two_way_interval(right) or (0.0, 0.0)
+        held += low <= 0.5 <= high  # by symmetry
+    assert 0.92 <= held / 400 <= 0.99

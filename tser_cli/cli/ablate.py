@@ -8,51 +8,62 @@ from typing import Annotated
 import typer
 
 from tser_cli.cli import options as opt
+from tser_cli.cli import present
+from tser_cli.errors import TrainingError
+
+Recipe = Annotated[
+    str | None,
+    typer.Argument(
+        help="A recipe, as ablations/digits_rivals; it may say what to vary.",
+        show_default="the data set's own",
+    ),
+]
+Vary = Annotated[
+    list[str] | None,
+    typer.Option("--vary", help="key=value,value: method=ce,kd,ts,tser. Repeatable."),
+]
+Seeds = Annotated[
+    int | None, typer.Option("--seeds", help="Seeds 0..N-1 of each cell.", show_default="3")
+]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        "--baseline", help="The cell to compare with: method=kd.", show_default="the first"
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", help="Cells side by side.", show_default="as many as GPUs", min=1),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Run the cells on this Ray cluster: auto or HOST:PORT.",
+        show_default="this machine",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", help="The ablation's folder.", show_default="ablations/NAME in the runs"
+    ),
+]
+Teacher = Annotated[
+    str | None,
+    typer.Option("--teacher", help="One teacher for all cells.", show_default=False),
+]
 
 
 def ablate(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(
-            help="A recipe, as ablations/digits_rivals; it may say what to vary.",
-            show_default="the data set's own",
-        ),
-    ] = None,
-    vary: Annotated[
-        list[str] | None,
-        typer.Option("--vary", help="key=value,value: method=ce,kd,ts,tser. Repeatable."),
-    ] = None,
-    seeds: Annotated[
-        int | None, typer.Option("--seeds", help="Seeds 0..N-1 of each cell.", show_default="3")
-    ] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            "--baseline", help="The cell to compare with: method=kd.", show_default="the first"
-        ),
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option("--jobs", help="Cells side by side.", show_default="as many as GPUs", min=1),
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--address",
-            help="Run the cells on this Ray cluster: auto or HOST:PORT.",
-            show_default="this machine",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", help="The ablation's folder.", show_default="ablations/NAME in the runs"
-        ),
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option("--teacher", help="One teacher for all cells.", show_default=False),
-    ] = None,
+    recipe: Recipe = None,
+    vary: Vary = None,
+    seeds: Seeds = None,
+    baseline: Baseline = None,
+    jobs: Jobs = None,
+    address: Address = None,
+    output: Output = None,
+    teacher: Teacher = None,
     dataset: opt.Dataset = None,
     data_dir: opt.DataDir = None,
     epochs: opt.Epochs = None,
@@ -71,15 +82,25 @@ def ablate(
         "training.device": device,
     }
     layers, section, name = opt.ablation_layers(flags, recipe, assignments)
-    from tser_cli.engine.ablation import folder as ablation_plan
-    from tser_cli.engine.ablation import grid
-    from tser_cli.engine.commands import ablate as engine
+    from tser_cli.engine.ablation.folder import AblationFolder
+    from tser_cli.engine.ablation.grid import ablation_name, make_request
+    from tser_cli.engine.commands.ablate import ablate as command
+    from tser_cli.engine.commands.dry_run import plan_ablation
+    from tser_cli.engine.runtime.context import Options
 
-    request = grid.make_request(layers, section, vary, seeds, baseline)
+    request = make_request(layers, section, vary, seeds, baseline)
     opt.tell(request.notes)
-    # other --vary on the same recipe is another ablation
-    title = "_".join([name.replace("/", "_"), *(request.names if vary else [])])
-    folder = output or runs_dir / "ablations" / title
-    place = ablation_plan.Place(folder, runs_dir, jobs, address)
-    verb = ablation_plan.show_plan if dry_run else engine.ablate
-    verb(request, place)
+    folder = output or runs_dir / "ablations" / ablation_name(request, name if not vary else "")
+    place = AblationFolder(folder, runs_dir, jobs, address)
+    progress = present.progress()
+    if dry_run:
+        options = Options(runs_dir, progress=progress)
+        present.show_ablation_plan(plan_ablation(request, place, options))
+        return
+    result = command(request, place, progress)
+    present.show_ablation(result)
+    if result.failures:
+        raise TrainingError(
+            f"{len(result.failures)} of {len(request.cells)} runs failed; the same command tries "
+            "them again:\n" + "\n".join(result.failures)
+        )

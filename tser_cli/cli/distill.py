@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tser_cli.cli import options as opt
+from tser_cli.cli import present
 
 Teacher = Annotated[
     str | None,
@@ -74,9 +75,14 @@ def distill(
         "training.checkpoint_every": checkpoint_every,
     }
     config = opt.training_config("student", flags, recipe, assignments)
-    from tser_cli.engine.commands import distill as run
-    from tser_cli.engine.commands import dry_run as plan
+    from tser_cli.engine.commands.distill import distill as command
+    from tser_cli.engine.commands.dry_run import plan_student
     from tser_cli.engine.runtime.context import Options
 
-    verb = plan.plan_student if dry_run else run.distill
-    verb(config, Options(runs_dir, resume))
+    options = Options(runs_dir, resume, present.progress())
+    if dry_run:
+        present.show_training_plan(plan_student(config, options))
+        return
+    present.show_run(
+        command(config, options), present.next_after_student(runs_dir, Options().runs_dir)
+    )

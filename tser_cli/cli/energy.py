@@ -8,43 +8,51 @@ from typing import Annotated
 import typer
 
 from tser_cli.cli import options as opt
+from tser_cli.cli import present
+
+Output = Annotated[Path, typer.Argument(help="Where the table goes, as report.csv.")]
+Images = Annotated[
+    int | None,
+    typer.Option("--images", help="Test images to count.", show_default="all of them", min=1),
+]
+Profile = Annotated[
+    str,
+    typer.Option(
+        "--profile",
+        help="horowitz-45nm-fp32, -fp16 or -int8 (whole names), loihi, or a TOML file.",
+    ),
+]
+PerImage = Annotated[
+    Path | None,
+    typer.Option(
+        "--per-image", help="A second CSV: right or wrong and energy of each image at each t."
+    ),
+]
+Memory = Annotated[
+    bool, typer.Option("--memory", help="Also the traffic of weights and neuron state.")
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", help="Images a forward pass.", show_default=False, min=1),
+]
 
 
 def energy(
-    output: Annotated[Path, typer.Argument(help="Where the table goes, as report.csv.")],
+    output: Output,
     run: opt.RunFolder = None,
-    images: Annotated[
-        int | None,
-        typer.Option("--images", help="Test images to count.", show_default="all of them", min=1),
-    ] = None,
-    profile: Annotated[
-        str,
-        typer.Option(
-            "--profile",
-            help="horowitz-45nm-fp32, -fp16 or -int8 (whole names), loihi, or a TOML file.",
-        ),
-    ] = "horowitz-45nm-fp32",
-    per_image: Annotated[
-        Path | None,
-        typer.Option(
-            "--per-image", help="A second CSV: right or wrong and energy of each image at each t."
-        ),
-    ] = None,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="Also the traffic of weights and neuron state.")
-    ] = False,
+    images: Images = None,
+    profile: Profile = "horowitz-45nm-fp32",
+    per_image: PerImage = None,
+    memory: Memory = False,
     data_dir: opt.DataDir = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option("--batch-size", help="Images a forward pass.", show_default=False, min=1),
-    ] = None,
+    batch_size: BatchSize = None,
     device: opt.Device = None,
     precision: opt.Precision = None,
     plugin: opt.Plugin = None,
     runs_dir: opt.RunsDir = Path("runs"),
 ) -> None:
     """Count the synaptic operations of a finished student exactly, and price them."""
-    from tser_cli.engine.commands import energy as engine
+    from tser_cli.engine.commands.energy import EnergyRequest, measure_energy
 
     changes = {
         "data.dir": data_dir,
@@ -52,8 +60,17 @@ def energy(
         "training.precision": precision,
         "training.eval_batch_size": batch_size,
     }
-    engine.energy(
-        engine.EnergyRequest(
-            output, run, runs_dir, images or 0, profile, per_image, memory, changes
+    result = measure_energy(
+        EnergyRequest(
+            output,
+            run,
+            runs_dir,
+            images or 0,
+            profile,
+            per_image,
+            memory,
+            changes,
+            present.progress(),
         )
     )
+    present.show_energy(result)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tser_cli.cli import options as opt
+from tser_cli.cli import present
 
 
 def train_teacher(
@@ -49,9 +50,14 @@ def train_teacher(
         "training.checkpoint_every": checkpoint_every,
     }
     config = opt.training_config("teacher", flags, recipe, assignments)
-    from tser_cli.engine.commands import distill
-    from tser_cli.engine.commands import dry_run as plan
+    from tser_cli.engine.commands.dry_run import plan_teacher
+    from tser_cli.engine.commands.train_teacher import train_teacher as command
     from tser_cli.engine.runtime.context import Options
 
-    verb = plan.plan_teacher if dry_run else distill.train_teacher
-    verb(config, Options(runs_dir, resume))
+    options = Options(runs_dir, resume, present.progress())
+    if dry_run:
+        present.show_training_plan(plan_teacher(config, options))
+        return
+    result = command(config, options)
+    data = config.data
+    present.show_run(result, present.next_after_teacher(result.folder, data.name, data.dir))

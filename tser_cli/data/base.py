@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
 from tser_cli import registry
 from tser_cli.config import DataConfig
+from tser_cli.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,8 @@ class DataSpec:
     """What models and transforms need to know of a data set.
 
     `height` and `width` (pixels) are those of the network's input. `mean` and `std`, one a
-    channel, are those of the training images scaled to 0..1.
+    channel, are those of the training images scaled to 0..1. `shorter`: what an image's shorter
+    side is scaled to before the central crop; 0 means 256/224 of the input's, as for ImageNet.
     """
 
     name: str
@@ -26,6 +30,7 @@ class DataSpec:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    shorter: int = 0
 
     def __post_init__(self) -> None:
         assert len(self.mean) == len(self.std) == self.channels
@@ -78,11 +83,29 @@ class TensorSource:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set. A validation split, where one is asked for, is a part of `train`."""
+    """A data set. A validation split, where one is asked for, is a part of `train`.
+
+    `measured`: what the training images gave for settings that are "auto", by dotted key.
+    `test_images`: which images were split off for testing, where the data set did not say so.
+    """
 
     spec: DataSpec
     train: ImageSource
     test: ImageSource
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    test_images: tuple[str, ...] = ()
+
+
+def given_path(config: DataConfig) -> Path | None:
+    """Return `config.dir` as a path, ~ expanded; None where it is "". Raises DataError."""
+    if not config.dir:
+        return None
+    try:
+        if "\0" in config.dir:
+            raise ValueError("it has a NUL character")
+        return Path(config.dir).expanduser()
+    except (ValueError, RuntimeError) as error:
+        raise DataError(f"data.dir = {config.dir!r} is no path: {error}. Write it out") from error
 
 
 def load_dataset(config: DataConfig) -> Dataset:

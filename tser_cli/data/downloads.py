@@ -1,131 +1,101 @@
 """MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100: found on disk, else downloaded once.
 
-Files lie as torchvision lays them out, so that an existing download serves. A download comes
-from torchvision's addresses and is checked against its MD5 sums.
+torchvision's classes download, check and read them, and the files lie as it lays them out, so
+that an existing download serves. Packed files serve as they are, from folders that can't be
+written to as well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import torch
 
 from tser_cli.config import DataConfig
-from tser_cli.data import cifar, idx
-from tser_cli.data.base import Dataset, DataSpec, TensorSource
-from tser_cli.data.fetch import Remote, ensure
+from tser_cli.data.base import Dataset, DataSpec, TensorSource, given_path
+from tser_cli.data.fetch import naming, provide, unpacked
 from tser_cli.errors import DataError
 
 # Debian's package dataset-fashion-mnist
 DEBIAN = Path("/usr/share/datasets")
-IDX_FILES = tuple(
-    f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-)
+CIFAR_SIDE = 32
 
 # mean and std of the training pixels; MNIST's as in pytorch/examples
-MNIST = DataSpec("mnist", 1, 28, 28, tuple("0123456789"), (0.1307,), (0.3081,))
-FASHION_MNIST = DataSpec(
-    "fashion-mnist",
-    1,
-    28,
-    28,
-    # https://github.com/zalandoresearch/fashion-mnist
-    (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    ),
-    (0.2860,),
-    (0.3530,),
-)
+MNIST_MEAN_STD = ((0.1307,), (0.3081,))
+FASHION_MNIST_MEAN_STD = ((0.2860,), (0.3530,))
 # mean and std of the 50,000 training images' pixels, by channel
 CIFAR10_MEAN_STD = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 CIFAR100_MEAN_STD = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 
 
 def root(config: DataConfig) -> Path:
-    """`config.dir`, or the platform's cache folder."""
-    return Path(config.dir or platformdirs.user_cache_dir("tser")).expanduser()
+    """Return `config.dir`, or the platform's cache folder. Raises DataError."""
+    return given_path(config) or Path(platformdirs.user_cache_dir("tser"))
 
 
 def mnist(config: DataConfig) -> Dataset:
-    """MNIST: 60,000 training and 10,000 test images, 28 x 28 grey, 10 digits."""
-    return _idx_dataset(config, MNIST, "MNIST")
+    """Load MNIST: 60,000 training and 10,000 test images, 28 x 28 grey, 10 digits."""
+    from torchvision import datasets
+
+    spec = DataSpec("mnist", 1, 28, 28, tuple("0123456789"), *MNIST_MEAN_STD)
+    return _idx_dataset(config, spec, datasets.MNIST)
 
 
 def fashion_mnist(config: DataConfig) -> Dataset:
-    """Fashion-MNIST: 60,000 training and 10,000 test images, 28 x 28 grey, 10 classes."""
-    return _idx_dataset(config, FASHION_MNIST, "FashionMNIST")
+    """Load Fashion-MNIST: 60,000 training and 10,000 test images, 28 x 28 grey, 10 classes."""
+    from torchvision import datasets
+
+    classes = tuple(datasets.FashionMNIST.classes)
+    spec = DataSpec("fashion-mnist", 1, 28, 28, classes, *FASHION_MNIST_MEAN_STD)
+    return _idx_dataset(config, spec, datasets.FashionMNIST)
 
 
 def cifar10(config: DataConfig) -> Dataset:
-    """CIFAR-10: 50,000 training and 10,000 test images, 32 x 32 colour, 10 classes."""
-    archive = cifar.Archive(
-        folder=root(config) / "cifar-10-batches-py",
-        packed=root(config) / "cifar-10-python.tar.gz",
-        train=tuple(f"data_batch_{number}" for number in range(1, 6)),
-        test=("test_batch",),
-        meta="batches.meta",
-        label_key="labels",
-        names_key="label_names",
-        classes=10,
-    )
-    return _cifar_dataset("cifar10", archive, *CIFAR10_MEAN_STD)
+    """Load CIFAR-10: 50,000 training and 10,000 test images, 32 x 32 colour, 10 classes."""
+    from torchvision import datasets
+
+    return _cifar_dataset(config, "cifar10", datasets.CIFAR10, *CIFAR10_MEAN_STD)
 
 
 def cifar100(config: DataConfig) -> Dataset:
-    """CIFAR-100: 50,000 training and 10,000 test images, 32 x 32 colour, 100 classes."""
-    archive = cifar.Archive(
-        folder=root(config) / "cifar-100-python",
-        packed=root(config) / "cifar-100-python.tar.gz",
-        train=("train",),
-        test=("test",),
-        meta="meta",
-        label_key="fine_labels",
-        names_key="fine_label_names",
-        classes=100,
-    )
-    return _cifar_dataset("cifar100", archive, *CIFAR100_MEAN_STD)
+    """Load CIFAR-100: 50,000 training and 10,000 test images, 32 x 32 colour, 100 classes."""
+    from torchvision import datasets
+
+    return _cifar_dataset(config, "cifar100", datasets.CIFAR100, *CIFAR100_MEAN_STD)
 
 
-def _idx_dataset(config: DataConfig, spec: DataSpec, folder_name: str) -> Dataset:
-    home = root(config) / folder_name / "raw"
+def _idx_dataset(config: DataConfig, spec: DataSpec, kind: Any) -> Dataset:
+    raw = Path(kind.__name__, "raw")
+    packed = [name for name, _ in kind.resources]
     # never the root itself: the two data sets' files have the same names
-    folders = (home, root(config) / spec.name, DEBIAN / spec.name)
+    folders = (root(config) / raw, root(config) / spec.name, DEBIAN / spec.name)
 
     def present() -> Path | None:
-        return next((folder for folder in folders if _has_idx_files(folder)), None)
+        whole = (f for f in folders if all(_idx_file(f, Path(name).stem) for name in packed))
+        return next(whole, None)
 
-    def remotes() -> list[Remote]:
-        from torchvision import datasets
-
-        origin = getattr(datasets, folder_name)
-        return [
-            Remote(tuple(mirror + name for mirror in origin.mirrors), name, md5)
-            for name, md5 in origin.resources
-        ]
-
-    folder = ensure(spec.name, home, present, remotes)
+    files = {str(raw / name): f"{kind.mirrors[0]}{name}" for name in packed}
+    folder = provide(spec.name, kind, root(config), files, present)
     return Dataset(spec, _idx_source(folder, "train", spec), _idx_source(folder, "t10k", spec))
 
 
-def _has_idx_files(folder: Path) -> bool:
-    return all(idx.find(folder, name) for name in IDX_FILES)
+def _idx_file(folder: Path, name: str) -> Path | None:
+    """The file `name` or `name`.gz in `folder`, or None."""
+    candidates = (folder / name, folder / f"{name}.gz")
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _idx_source(folder: Path, part: str, spec: DataSpec) -> TensorSource:
-    images_path = idx.find(folder, f"{part}-images-idx3-ubyte")
-    labels_path = idx.find(folder, f"{part}-labels-idx1-ubyte")
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+
+    images_path = _idx_file(folder, f"{part}-images-idx3-ubyte")
+    labels_path = _idx_file(folder, f"{part}-labels-idx1-ubyte")
     assert images_path is not None and labels_path is not None
-    images_MHW, labels_M = idx.read(images_path, 3), idx.read(labels_path, 1)
+    images_MHW = _read_idx(images_path, read_image_file)
+    labels_M = _read_idx(labels_path, read_label_file)
     if images_MHW.shape[1:] != (spec.height, spec.width) or len(images_MHW) == 0:
         count, height, width = images_MHW.shape
         raise DataError(
@@ -137,21 +107,61 @@ def _idx_source(folder: Path, part: str, spec: DataSpec) -> TensorSource:
             f"{labels_path} holds {len(labels_M)} labels for {len(images_MHW)} images, and they "
             f"must be below {spec.num_classes}. Put the right file in its place"
         )
-    return TensorSource(images_MHW[:, None], labels_M.to(torch.int64))
+    return TensorSource(images_MHW[:, None], labels_M)
+
+
+def _read_idx(path: Path, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
+    if path.suffix == ".gz":
+        with unpacked(path) as folder, naming(path):
+            return read(str(folder / path.stem))
+    with naming(path):
+        return read(str(path))
 
 
 def _cifar_dataset(
-    name: str, archive: cifar.Archive, mean: tuple[float, ...], std: tuple[float, ...]
+    config: DataConfig, name: str, kind: Any, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Dataset:
-    def present() -> cifar.Archive | None:
-        return archive if archive.exists() else None
+    from torchvision.datasets.utils import check_integrity
 
-    def remotes() -> list[Remote]:
-        from torchvision import datasets
+    home, packed = root(config), root(config) / kind.filename
 
-        origin = getattr(datasets, name.upper())
-        return [Remote((origin.url,), origin.filename, origin.tgz_md5)]
+    def present() -> Path | None:
+        if all((home / file).is_file() for file in _cifar_files(kind)):
+            return home
+        return packed if packed.is_file() else None
 
-    ensure(name, archive.packed.parent, present, remotes)
-    classes, train, test = cifar.read(archive)
-    return Dataset(DataSpec(name, 3, cifar.SIDE, cifar.SIDE, classes, mean, std), train, test)
+    place = provide(name, kind, home, {kind.filename: kind.url}, present)
+    if place == home:
+        return _read_cifar(home, name, kind, mean, std)
+    with naming(packed):
+        if not check_integrity(str(packed), kind.tgz_md5):
+            raise ValueError("its MD5 sum is not that of the published archive")
+    with unpacked(packed) as folder:
+        return _read_cifar(folder, name, kind, mean, std)
+
+
+def _cifar_files(kind: Any) -> dict[str, str]:
+    """The files that are read, below the root, with their MD5 sums."""
+    entries = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
+    return {f"{kind.base_folder}/{file}": md5 for file, md5 in entries}
+
+
+def _read_cifar(
+    folder: Path, name: str, kind: Any, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Dataset:
+    """Read the unpacked files: pickles, none of which is opened unless its MD5 sum is right."""
+    from torchvision.datasets.utils import check_integrity
+
+    for file, md5 in _cifar_files(kind).items():
+        with naming(folder / file):
+            if not check_integrity(str(folder / file), md5):
+                raise ValueError("its MD5 sum is not that of the published file")
+    with naming(folder / kind.base_folder):
+        train, test = (kind(folder, train=is_train) for is_train in (True, False))
+    spec = DataSpec(name, 3, CIFAR_SIDE, CIFAR_SIDE, tuple(train.classes), mean, std)
+    return Dataset(spec, _cifar_source(train), _cifar_source(test))
+
+
+def _cifar_source(read: Any) -> TensorSource:
+    images_MCHW = read.data.transpose(0, 3, 1, 2)  # as it lies in the file
+    return TensorSource(torch.from_numpy(images_MCHW), torch.tensor(read.targets))

@@ -2,27 +2,32 @@
 
 DIR/train/CLASS/*.jpg
 DIR/val/CLASS/*.jpg
+
+or, for images of one's own, DIR/CLASS/*.jpg, of which a part is split off for testing.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from tser_cli.config import DataConfig
-from tser_cli.data.base import Dataset, DataSpec
+from tser_cli.data.base import Dataset, DataSpec, given_path
+from tser_cli.data.image_files import SUFFIXES, image_files, read_image
+from tser_cli.data.own_input import settle
+from tser_cli.data.splits import split_off
 from tser_cli.errors import DataError
 
+PARTS = ("train", "val")
 SIDE = 224
 IMAGENET_CLASSES = 1000
 # of ImageNet's training images, as torchvision's pretrained models take them
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,23 +41,22 @@ class FolderSource:
     folder: Path
     files: np.ndarray
     labels: torch.Tensor
+    channels: int = 3
 
     def __len__(self) -> int:
         return len(self.files)
 
     def image(self, index: int) -> torch.Tensor:
-        """The image as uint8 RGB, [3, H, W]. Raises DataError that names a file it can't read."""
-        from PIL import Image
+        """The image as uint8 [channels, H, W]. Raises DataError that names a file it can't read."""
+        return self.image_as(index, self.channels)
 
-        path = self.folder / os.fsdecode(bytes(self.files[index]))
-        try:
-            with Image.open(path) as image:
-                pixels_HWC = np.array(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(
-                f"{path} can't be read as an image: {error}. Replace the file or remove it"
-            ) from error
-        return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
+    def image_as(self, index: int, channels: int) -> torch.Tensor:
+        """The image with so many channels: 1 (grey) or 3 (RGB)."""
+        return read_image(self.folder / os.fsdecode(bytes(self.files[index])), channels)
+
+    def part(self, indices_P: torch.Tensor) -> FolderSource:
+        """The images at these indices."""
+        return replace(self, files=self.files[indices_P.numpy()], labels=self.labels[indices_P])
 
 
 def imagenet(config: DataConfig) -> Dataset:
@@ -70,28 +74,50 @@ def imagenet(config: DataConfig) -> Dataset:
 
 
 def imagefolder(config: DataConfig) -> Dataset:
-    """Images in train/ and val/, a subfolder a class; any sizes, 224 x 224 for the network.
+    """Load images of one's own, a subfolder a class, from train/ and val/ or without the two.
 
-    Lists the folders and opens no image. Raises DataError where no folder is given, a class is
-    empty, or train/ and val/ have different classes.
+    Any sizes; 224 x 224 RGB for the network unless `config` says otherwise. Opens no image unless
+    something is to be measured. Raises DataError where no folder is given, a class is empty, or
+    train/ and val/ have different classes.
     """
-    if not config.dir:
+    folder = given_path(config)
+    if folder is None:
         raise DataError(
             f"{config.name} needs a folder; name it with --data-dir (or TSER_DATA_DIR, or data.dir "
             f"in a recipe). {_layout()}"
         )
-    folder = Path(config.dir).expanduser()
-    classes, held_classes = (_classes(folder / part) for part in ("train", "val"))
+    is_split = any(os.path.isdir(folder / part) for part in PARTS)  # noqa: PTH112  (ENAMETOOLONG)
+    classes, train, test = _parts(folder) if is_split else _whole(folder, config.test_fraction)
+    own = DataSpec(config.name, 3, SIDE, SIDE, classes, IMAGENET_MEAN, IMAGENET_STD)
+    spec, measured = settle(config, own, len(train), train.image_as)
+    names = () if is_split else tuple(os.fsdecode(bytes(name)) for name in test.files)
+    train, test = (replace(source, channels=spec.channels) for source in (train, test))
+    return Dataset(spec, train, test, measured, names)
+
+
+def _parts(folder: Path) -> tuple[tuple[str, ...], FolderSource, FolderSource]:
+    classes, held_classes = (_classes(folder / part) for part in PARTS)
     if classes != held_classes:
         raise DataError(_difference(folder, set(classes), set(held_classes)))
-    spec = DataSpec(config.name, 3, SIDE, SIDE, classes, IMAGENET_MEAN, IMAGENET_STD)
-    return Dataset(spec, _source(folder / "train", classes), _source(folder / "val", classes))
+    return classes, _source(folder / "train", classes), _source(folder / "val", classes)
+
+
+def _whole(folder: Path, fraction: float) -> tuple[tuple[str, ...], FolderSource, FolderSource]:
+    classes = _classes(folder)
+    source = _source(folder, classes)
+    if fraction == 0.0:
+        raise DataError(
+            f"{folder} has no train/ and val/, and data.test_fraction = 0 leaves no image to test "
+            "on: choose a fraction, as 0.2"
+        )
+    train_P, test_P = split_off(source.labels, fraction, "test")
+    return classes, source.part(train_P), source.part(test_P)
 
 
 def _layout() -> str:
     return (
         "It must hold train/CLASS/ and val/CLASS/, a folder for each class with its images "
-        f"({', '.join(SUFFIXES)}) in it"
+        f"({', '.join(SUFFIXES)}) in it, or the class folders alone"
     )
 
 
@@ -103,7 +129,7 @@ def _classes(folder: Path) -> tuple[str, ...]:
     except OSError as error:
         raise DataError(f"{folder} can't be listed: {error.strerror}. {_layout()}") from error
     if not names:
-        raise DataError(f"{folder} has no class folders. {folder.parent}: {_layout()}")
+        raise DataError(f"{folder} has no class folders. {_layout()}")
     return tuple(names)
 
 
@@ -120,21 +146,9 @@ def _source(folder: Path, classes: tuple[str, ...]) -> FolderSource:
     files: list[bytes] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = _images(folder, name)
+        found = image_files(folder, name)
         if not found:
             raise DataError(f"{folder / name} has no images ({', '.join(SUFFIXES)})")
         files += found
         labels += [label] * len(found)
     return FolderSource(folder, np.array(files), torch.tensor(labels))
-
-
-def _images(folder: Path, name: str) -> list[bytes]:
-    found = []
-    for parent, _, files in os.walk(folder / name, followlinks=True):
-        inside = Path(parent).relative_to(folder)
-        found += [
-            f"{inside}/{file}"
-            for file in files
-            if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-        ]
-    return [os.fsencode(path) for path in sorted(found)]

@@ -154,7 +154,13 @@ class Pipeline:
 
 def evaluation_pipeline(source: ImageSource, spec: DataSpec) -> Pipeline:
     """The deterministic transforms: resize and centre crop where sizes vary; normalise."""
-    return Pipeline(source, spec, AugmentConfig(), seed=0, resize=_fixed_resize(source, spec))
+    return Pipeline(
+        source,
+        spec,
+        AugmentConfig(),
+        seed=0,
+        resize=None if isinstance(source, TensorSource) else fixed_resize(spec),
+    )
 
 
 def training_pipeline(
@@ -168,7 +174,7 @@ def training_pipeline(
                 f"augment.{key} = {pixels} can hide all of an image: those of {spec.name} have "
                 f"{spec.height} x {spec.width} pixels; set it below {side}"
             )
-    resize = _fixed_resize(source, spec)
+    resize = None if isinstance(source, TensorSource) else fixed_resize(spec)
     if augment.random_resized_crop:
         resize = _random_resized_crop(spec)
     autoaugment = None
@@ -193,13 +199,12 @@ def is_costly(source: ImageSource, augment: AugmentConfig, device: torch.device)
     return augment.autoaugment != "none" and device_of(source).type != device.type
 
 
-def _fixed_resize(source: ImageSource, spec: DataSpec) -> ImageTransform | None:
-    if isinstance(source, TensorSource):
-        return None
+def fixed_resize(spec: DataSpec) -> ImageTransform:
+    """Return the resizing of evaluation: the shorter side scaled, then the central crop."""
     from torchvision.transforms import v2
 
     size = [spec.height, spec.width]
-    shorter = round(min(size) * RESIZE_RATIO)
+    shorter = spec.shorter or round(min(size) * RESIZE_RATIO)
     transform: ImageTransform = v2.Compose([v2.Resize(shorter), v2.CenterCrop(size)])
     return transform
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import multiprocessing.util  # noqa: F401  (its exit function must be registered before ours)
 import os
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Generator, Iterator, Sequence
@@ -24,9 +22,9 @@ from torch.utils.data import Dataset as TorchDataset
 from tser_cli.data.devices import sent
 from tser_cli.data.transforms import Pipeline
 from tser_cli.errors import DataError, TrainingError
+from tser_cli.operating_system import cores, end_with_parent
 
 MAX_WORKERS = 8
-PR_SET_PDEATHSIG = 1
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 # an epoch and the indices of one batch; plain integers, since tensors would travel by file handle
@@ -222,8 +220,8 @@ def _init_worker(born_of_main_thread: bool, _worker: int) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # Linux sends the signal when the thread that forked ends, not the process
-    if sys.platform == "linux" and born_of_main_thread:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if born_of_main_thread:
+        end_with_parent()
 
 
 _alive: WeakSet[BaseProcess] = WeakSet()
@@ -242,7 +240,6 @@ def _kill_workers() -> None:
 
 def automatic_workers() -> int:
     """Workers that pay for costly images: the cores of this process, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     # torchrun's count of processes on this machine
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(MAX_WORKERS, cores // local_processes))
+    return max(1, min(MAX_WORKERS, cores() // local_processes))

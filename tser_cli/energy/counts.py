@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,3 +91,31 @@ class Counts:
     def stem_once(self) -> bool:
         """Whether the program computes the stem once an image (with T = 1 that is the same)."""
         return self.timesteps == 1 or any(counts.once for counts in self.layers)
+
+
+def joined(parts: Sequence[Counts], order_I: IntArray) -> Counts:
+    """Return the counts of one network over the images of all parts, put into `order_I`.
+
+    `order_I`: for each place of the result, its place among the images of the parts one after the
+    other. The parts have the same layers and steps: they are those of several processes.
+    """
+    return replace(
+        parts[0],
+        images=sum(part.images for part in parts),
+        layers=tuple(
+            _joined_layer(layers, order_I)
+            for layers in zip(*(part.layers for part in parts), strict=True)
+        ),
+    )
+
+
+def _joined_layer(parts: Sequence[LayerCounts], order_I: IntArray) -> LayerCounts:
+    def together(name: str) -> IntArray:
+        return np.concatenate([getattr(part, name) for part in parts], axis=1)[:, order_I]
+
+    return replace(
+        parts[0],
+        nonzero_TI=together("nonzero_TI"),
+        events_TI=together("events_TI"),
+        value_TI=together("value_TI"),
+    )

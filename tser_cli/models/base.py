@@ -19,7 +19,10 @@ SMALL_IMAGE = 64
 
 @dataclass(frozen=True)
 class Build:
-    """What a definition needs: `make_activation` decides between ANN and SNN."""
+    """What a definition needs: `make_activation` decides between ANN and SNN.
+
+    `stem` is "small", "medium" or "large", see `tser_cli.config.ModelConfig`.
+    """
 
     channels: int
     height: int
@@ -27,7 +30,7 @@ class Build:
     num_classes: int
     make_activation: Callable[[], nn.Module]
     spiking: bool
-    large_stem: bool
+    stem: str
 
 
 class Classifier(nn.Module):
@@ -102,17 +105,19 @@ def build_model(
 ) -> Classifier:
     """The network `name` for images [channels, height, width]; an SNN where `neuron` is given.
 
-    `stem`: "small" is 3 x 3 without max-pool, "large" torchvision's 7 x 7 with max-pool, "auto"
-    small up to 64 pixels. Raises ConfigError for an unknown name or an ANN of a spiking-only one.
+    `stem`: "small" is 3 x 3 without max-pool, "medium" the same at stride 2, "large" torchvision's
+    7 x 7 with max-pool, "auto" small up to 64 pixels. Raises ConfigError for an unknown name or an
+    ANN of a spiking-only one.
     """
     entry = registry.lookup("model", registry.MODELS, name)
     if neuron is None and entry.spiking_only:
         raise ConfigError(
             f"{name} adds spikes and has no ANN form; use {name.removeprefix('sew_')} as a teacher"
         )
-    large = max(height, width) > SMALL_IMAGE if stem == "auto" else stem == "large"
+    if stem == "auto":
+        stem = "large" if max(height, width) > SMALL_IMAGE else "small"
     build = Build(
-        channels, height, width, num_classes, activation_factory(neuron), neuron is not None, large
+        channels, height, width, num_classes, activation_factory(neuron), neuron is not None, stem
     )
     model = registry.load(entry.target)(build)
     assert isinstance(model, Classifier)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from tser_cli.models.base import Classifier
 
 
 class FeatureTap:
-    """Keeps the output of each stage of `model` in its latest forward pass.
+    """Keep the output of each stage of `model` in its latest forward pass.
 
     Time stays folded into the batch, as the stages give it: [T * N, C, H, W].
     """
@@ -24,12 +23,8 @@ class FeatureTap:
             model.get_submodule(name).register_forward_hook(self._keeper(name))
 
     def _keeper(self, name: str) -> Any:
-        seen = weakref.ref(self)
-
         def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            tap = seen()  # a tap that nobody reads any more keeps nothing alive
-            if tap is not None:
-                tap._kept[name] = output
+            self._kept[name] = output
 
         return keep
 

@@ -173,13 +173,11 @@ class ResNet(Classifier):
         self.sew = layout.sew
         self.stages = tuple(f"layer{number}" for number in range(1, len(layout.widths) + 1))
         width = layout.stem_width
-        if build.large_stem:
-            self.conv1 = nn.Conv2d(build.channels, width, 7, stride=2, padding=3, bias=False)
-        else:
-            self.conv1 = conv3x3(build.channels, width)
+        kernel, stride = {"small": (3, 1), "medium": (3, 2), "large": (7, 2)}[build.stem]
+        self.conv1 = nn.Conv2d(build.channels, width, kernel, stride, kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.act1 = build.make_activation()
-        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if build.large_stem else nn.Identity()
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if build.stem == "large" else nn.Identity()
         for position, stage in enumerate(self.stages):
             made, width = _make_stage(build, layout, width, position)
             self.add_module(stage, made)
@@ -225,10 +223,8 @@ class ResNet(Classifier):
 
 def _last_side(side: int, build: Build, layout: Layout) -> int:
     """The longer side of the last stage's map: each stride of 2 halves it, rounded up."""
-    halvings = len(layout.widths) - 1 + (2 if build.large_stem else 0)
-    for _ in range(halvings):
-        side = (side + 1) // 2
-    return side
+    halvings = len(layout.widths) - 1 + {"small": 0, "medium": 1, "large": 2}[build.stem]
+    return -(-side // (1 << halvings))
 
 
 def _make_head(build: Build, width: int, hidden: int) -> nn.Module:
@@ -282,14 +278,19 @@ def resnet19(build: Build) -> ResNet:
     return ResNet(build, layout)
 
 
-def resnet20(build: Build) -> ResNet:
+def resnet20(build: Build, sew: bool = False) -> ResNet:
     """ResNet-20 for small images: 16-32-64, three blocks a stage."""
-    return ResNet(build, Layout(BasicBlock, (16, 32, 64), (3, 3, 3), stem_width=16))
+    return ResNet(build, Layout(BasicBlock, (16, 32, 64), (3, 3, 3), stem_width=16, sew=sew))
 
 
 def sew_resnet18(build: Build) -> ResNet:
     """SEW ResNet-18, ADD."""
     return _standard(build, (2, 2, 2, 2), sew=True)
+
+
+def sew_resnet20(build: Build) -> ResNet:
+    """SEW ResNet-20, ADD."""
+    return resnet20(build, sew=True)
 
 
 def sew_resnet34(build: Build) -> ResNet:

@@ -1,6 +1,6 @@
 """VGG with batch norm: one definition for ANN and SNN, names as torchvision's `vgg*_bn`.
 
-Simonyan and Zisserman, ICLR 2015, arXiv 1409.1556. With the small stem a pool that would leave
+Simonyan and Zisserman, ICLR 2015, arXiv 1409.1556. With a smaller stem a pool that would leave
 nothing is passed over, and the head is one linear layer.
 """
 
@@ -38,7 +38,7 @@ class Vgg(Classifier):
         super().__init__()
         self.spiking = build.spiking
         self.features, width = _make_features(build, plan)
-        pooled = 7 if build.large_stem else 1
+        pooled = 7 if build.stem == "large" else 1
         self.avgpool = nn.AdaptiveAvgPool2d(pooled)
         self._averages = _last_sides(build, plan) != (pooled, pooled)
         self.classifier = _make_classifier(build, width)
@@ -77,19 +77,27 @@ class Vgg(Classifier):
 
 def _last_sides(build: Build, plan: Plan) -> tuple[int, int]:
     """Height and width of the last map; a pool is passed over where the shorter side is 1."""
-    height, width = build.height, build.width
+    height, width = _after_stem(build)
     for _ in range(plan.count(POOL)):
         if min(height, width) >= 2:
             height, width = height // 2, width // 2
     return height, width
 
 
+def _after_stem(build: Build) -> tuple[int, int]:
+    """Height and width of the first convolution's map: a stride of 2 halves both, rounded up."""
+    if build.stem == "medium":
+        return (build.height + 1) // 2, (build.width + 1) // 2
+    return build.height, build.width
+
+
 def _make_features(build: Build, plan: Plan) -> tuple[Timed, int]:
     layers: list[nn.Module] = []
-    width, side = build.channels, min(build.height, build.width)
+    width, side = build.channels, min(_after_stem(build))
     for step in plan:
         if isinstance(step, int):
-            layers += [nn.Conv2d(width, step, 3, padding=1), nn.BatchNorm2d(step)]
+            stride = 2 if build.stem == "medium" and not layers else 1
+            layers += [nn.Conv2d(width, step, 3, stride, padding=1), nn.BatchNorm2d(step)]
             layers.append(build.make_activation())
             width = step
         else:
@@ -100,7 +108,7 @@ def _make_features(build: Build, plan: Plan) -> tuple[Timed, int]:
 
 
 def _make_classifier(build: Build, width: int) -> Timed:
-    if not build.large_stem:
+    if build.stem != "large":
         return Timed([nn.Linear(width, build.num_classes)])
     return Timed(
         [

@@ -1,184 +1,262 @@
-"""Figures of an ablation, from its CSVs alone, so that they can be drawn again."""
+"""Figures of an ablation, from its CSVs alone, so that they can be drawn again.
+
+A cell is a row or a point: every seed faint, the mean with its 95 % interval by Student's t.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from tser_cli.report.csv_files import TSNE, axes_of, read_ablation, read_summary, read_table
+from tser_cli.report.statistics import interval
+from tser_cli.report.style import PALETTE, Look, label_points, look_of, save_figure, styled
 
-from tser_cli.report.csv_files import read_csv
-from tser_cli.report.plots import save_figure
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-Rows = list[dict[str, str]]
-FORMATS = (".png", ".svg")
-FIXED = (
-    *("seed", "state", "accuracy", "teacher_accuracy", "validation_accuracy", "energy_pj"),
-    *("seconds", "folder"),
-)
-PER_STEP = ("accuracy_at_", "accuracy_cumulative_")
-COLUMNS_OF_PANELS = 4
+Names = Mapping[str, str]
+Points = list[float]
+METHOD = "method.name"
+AT_T = "accuracy_at_"
+PANELS_A_LINE = 4
+MOST_CLASSES = 20  # more can't be labelled
 
 
-def draw_all(folder: Path) -> list[Path]:
-    """Draw what the tables in `folder` allow, into its figures/; returns the files."""
-    rows = [row for row in read_csv(folder / "ablation.csv") if row["state"] == "finished"]
-    if not rows:
-        return []
-    axes, measure = axes_of(rows), measure_of(folder)
-    drawings: dict[str, Callable[[], Figure]] = {
-        "per_timestep": lambda: draw_per_timestep(rows, axes),
-        "accuracy": lambda: draw_distribution(rows, axes, measure),
-        "energy": lambda: draw_energy(rows, axes),
-    }
+@dataclass(frozen=True)
+class Cell:
+    """The finished runs of one cell, by seed; `key` holds its varied settings as texts."""
+
+    key: tuple[str, ...]
+    label: str
+    look: Look
+    runs: pd.DataFrame
+
+    def percent(self, column: str) -> list[float]:
+        """Return the values of a column in percent, without empty ones."""
+        return [100 * float(value) for value in self.runs[column].dropna()]
+
+
+def draw_all(folder: Path, names: Names) -> list[Path]:
+    """Draw what the tables in `folder` allow, into its figures/; return the files.
+
+    `names` are the short names of the varied settings, by their columns. Raises RunError.
+    """
+    runs = read_ablation(folder / "ablation.csv", list(names))
+    summary = read_summary(folder / "summary.csv")
+    figures = draw_tables(runs, summary, names)
     points = folder / "tsne.csv"
-    if points.is_file():
-        drawings["tsne"] = lambda: draw_tsne(read_csv(points))
-    written = []
-    for name, draw in drawings.items():
-        figure = draw()
-        for suffix in FORMATS:
-            path = folder / "figures" / f"{name}{suffix}"
-            save_figure(figure, path)
-            written.append(path)
-    return written
+    if figures and points.is_file():
+        figures["tsne"] = draw_tsne(read_table(points, TSNE))
+    drawn = [save_figure(figures[name], folder / "figures" / name) for name in figures]
+    return [path for paths in drawn for path in paths]
 
 
-def axes_of(rows: Rows) -> list[str]:
-    """The varied columns of ablation.csv."""
-    return [name for name in rows[0] if name not in FIXED and not name.startswith(PER_STEP)]
+def draw_tables(runs: pd.DataFrame, summary: pd.DataFrame, names: Names) -> dict[str, Figure]:
+    """Return the figures of ablation.csv and summary.csv by name; none where nothing finished."""
+    cells = cells_of(runs, names)
+    if not cells:
+        return {}
+    axis = ", ".join(names.values())
+    return {
+        "per_timestep": draw_per_timestep(cells, axis),
+        "accuracy": draw_differences(
+            cells, axis, str(summary["measure"].iloc[0]), baseline_of(summary)
+        ),
+        "energy": draw_energy(cells),
+    }
 
 
-def measure_of(folder: Path) -> str:
-    """The column that summary.csv compares, `accuracy` where there is no such table."""
-    path = folder / "summary.csv"
-    rows = read_csv(path) if path.is_file() else []
-    return rows[0]["measure"] if rows else "accuracy"
+def cells_of(runs: pd.DataFrame, names: Names) -> list[Cell]:
+    """Return the cells that have a finished run, in the table's order.
+
+    A cell of one varied setting is called by its value, `kd`; else `method=kd, timesteps=2`.
+    """
+    finished = runs[runs["state"] == "finished"].set_index("seed")
+    cells = []
+    for key, members in finished.groupby(list(names), sort=False):
+        values = tuple(map(str, key))
+        named = dict(zip(names, values, strict=True))
+        several = ", ".join(f"{names[axis]}={value}" for axis, value in named.items())
+        look = look_of(named[METHOD]) if METHOD in named else Look()
+        cells.append(Cell(values, several if len(named) > 1 else values[0], look, members))
+    return cells
 
 
-def short(axis: str) -> str:
-    """`method.entropy_weight` -> `entropy_weight`, `method.name` -> `method`."""
-    section, _, key = axis.partition(".")
-    return section if key == "name" else key or section
+def baseline_of(summary: pd.DataFrame) -> dict[int, str]:
+    """Return the settings that all baselines of summary.csv share, by their place in a cell's key.
+
+    Every other cell is compared with the one that has these and is like it in the rest.
+    """
+    bases = summary[summary["baseline"] == 1]
+    return {
+        place: str(bases[axis].iloc[0])
+        for place, axis in enumerate(axes_of(summary))
+        if bases[axis].nunique() == 1
+    }
 
 
-def groups(rows: Rows, axes: Sequence[str]) -> dict[str, Rows]:
-    """The rows of each cell by its label: `kd`, or `method=kd, timesteps=2` of several axes."""
-    found: dict[str, Rows] = {}
-    for row in rows:
-        named = [f"{short(axis)}={row[axis]}" for axis in axes]
-        label = row[axes[0]] if len(axes) == 1 else ", ".join(named)
-        found.setdefault(label, []).append(row)
+def differences(cells: Sequence[Cell], measure: str, baseline: Mapping[int, str]) -> list[Points]:
+    """Return each cell's differences to its baseline, a seed a number, in points of percent.
+
+    Empty for a baseline itself, and for a cell whose baseline has no finished run.
+    """
+    by_key = {cell.key: cell for cell in cells}
+    found: list[Points] = []
+    for cell in cells:
+        base = by_key.get(tuple(baseline.get(n, value) for n, value in enumerate(cell.key)))
+        if base is None or base is cell:
+            found.append([])
+        else:
+            paired = (cell.runs[measure] - base.runs[measure]).dropna()
+            found.append([100 * float(value) for value in paired])
     return found
 
 
-def numbers(rows: Rows, column: str) -> list[float]:
-    """The values of a column in percent, without empty ones."""
-    return [100 * float(row[column]) for row in rows if row.get(column)]
+@styled
+def draw_per_timestep(cells: Sequence[Cell], axis: str) -> Figure:
+    """Draw accuracy at each t and of the average, a panel each, a line a cell (paper's Fig. 2)."""
+    steps = sum(str(name).startswith(AT_T) for name in cells[0].runs)
+    panels = {f"at t = {t}": f"{AT_T}{t}" for t in range(1, steps + 1)}
+    panels["averaged over time"] = "accuracy"
+    figure, plots = lines_of_cells(cells, len(panels), axis)
+    for plot, (title, column) in zip(plots, panels.items(), strict=True):
+        draw_cells(plot, cells, [cell.percent(column) for cell in cells])
+        plot.set_title(title)
+        plot.set_xlabel("accuracy (%)")
+    low = min(plot.get_xlim()[0] for plot in plots)
+    high = max(plot.get_xlim()[1] for plot in plots)
+    for plot in plots:  # one scale, so that the steps can be compared
+        plot.set_xlim(low, high)
+    figure.supxlabel(told_of_teacher(cells), fontsize=8)
+    return figure
+
+
+@styled
+def draw_differences(
+    cells: Sequence[Cell], axis: str, measure: str, baseline: Mapping[int, str]
+) -> Figure:
+    """Draw `measure` of each cell, and beside it the paired differences to its baseline."""
+    figure, (left, right) = lines_of_cells(cells, 2, axis)
+    draw_cells(left, cells, [cell.percent(measure) for cell in cells])
+    left.set_xlabel(f"{measure.replace('_', ' ')} (%)")
+    paired = differences(cells, measure, baseline)
+    draw_cells(right, cells, paired)
+    right.axvline(0.0, color=right.spines["left"].get_edgecolor(), linewidth=1)
+    for line, (cell, values) in enumerate(zip(cells, paired, strict=True)):
+        if not values:
+            is_base = all(cell.key[place] == value for place, value in baseline.items())
+            text = "baseline" if is_base else "no pairs"
+            right.annotate(text, (0.0, line), (4, 0), textcoords="offset points", va="center")
+    right.set_xlabel("difference to the baseline (points)")
+    right.set_title("paired by seed")
+    return figure
+
+
+@styled
+def draw_energy(cells: Sequence[Cell]) -> Figure:
+    """Draw accuracy against energy: a cell's mean with both intervals, every run faint."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.0, 4.0))
+    plot = figure.subplots()
+    middles = []
+    for cell in cells:
+        spent = [float(value) / 1e6 for value in cell.runs["energy_pj"].dropna()]
+        heights = cell.percent("accuracy")
+        plot.plot(spent, heights, **cell.look.faint)
+        middle = (mean(spent), mean(heights))
+        across, up = reach_of(spent), reach_of(heights)
+        plot.errorbar(*middle, xerr=across, yerr=up, markersize=6, elinewidth=1, **cell.look.marks)
+        middles.append(middle)
+    plot.margins(0.12)
+    plot.set_xlabel("energy per image (µJ, arithmetic alone)")
+    plot.set_ylabel("accuracy (%)")
+    colours = [cell.look.colour for cell in cells]
+    label_points(plot, middles, [cell.label for cell in cells], colours)
+    return figure
+
+
+@styled
+def draw_tsne(points: pd.DataFrame) -> Figure:
+    """Draw t-SNE of the penultimate features, a panel a network (paper's Fig. 5).
+
+    The number of each class stands at the median of its points.
+    """
+    names = list(dict.fromkeys(points["network"]))
+    figure, panels = grid(len(names), (2.5, 2.6))
+    labelled = points["label"].nunique() <= MOST_CLASSES
+    for panel, name in zip(panels, names, strict=True):
+        for label, members in points[points["network"] == name].groupby("label"):
+            colour = PALETTE[int(str(label)) % len(PALETTE)]
+            panel.scatter(members["x"], members["y"], s=4, color=colour, alpha=0.6, linewidths=0)
+            middle = (float(members["x"].median()), float(members["y"].median()))
+            if labelled:
+                panel.annotate(str(label), middle, ha="center", va="center", weight="bold")
+        panel.set_title(name)
+        panel.set_xticks([])
+        panel.set_yticks([])
+    return figure
+
+
+def lines_of_cells(cells: Sequence[Cell], panels: int, axis: str) -> tuple[Figure, list[Axes]]:
+    """Return a figure of panels side by side in which each cell has a line, named at the left."""
+    columns = min(PANELS_A_LINE, panels)
+    widest = max(len(cell.label) for cell in cells)
+    size = (2.4 + (0.07 * widest + 0.6) / columns, 0.27 * len(cells) + 1.0)
+    figure, plots = grid(panels, size, sharey=True)
+    plots[0].set_yticks(range(len(cells)), [cell.label for cell in cells])
+    plots[0].set_ylim(len(cells) - 0.5, -0.5)
+    for plot in plots:
+        plot.grid(visible=False, axis="y")
+        plot.tick_params(axis="y", length=0)
+    for plot in plots[::columns]:
+        plot.set_ylabel(axis)
+    return figure, plots
+
+
+def grid(panels: int, size: tuple[float, float], sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `panels` panels of `size` inches each, at most four in a line."""
+    from matplotlib.figure import Figure
+
+    columns = min(PANELS_A_LINE, panels)
+    lines = math.ceil(panels / columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * lines))
+    made = list(figure.subplots(lines, columns, squeeze=False, sharey=sharey).flatten())
+    for unused in made[panels:]:
+        unused.set_axis_off()
+    return figure, made[:panels]
+
+
+def draw_cells(plot: Axes, cells: Sequence[Cell], values: Sequence[Points]) -> None:
+    """Draw a line a cell: its values faint, their mean with its interval."""
+    for line, (cell, found) in enumerate(zip(cells, values, strict=True)):
+        below = [line + 0.28] * len(found)  # not hidden by the interval
+        plot.plot(found, below, **cell.look.faint)
+        if found:
+            middle = mean(found)
+            plot.errorbar(middle, line, xerr=reach_of(found), markersize=6, **cell.look.marks)
 
 
 def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean."""
+    """Return the arithmetic mean."""
     return math.fsum(values) / len(values)
 
 
-def teacher_line(plot: Axes, rows: Rows) -> list[float]:
-    """The teacher's accuracy as a dashed line, where the rows have one; returns its height."""
-    teacher = numbers(rows, "teacher_accuracy")[:1]
-    for height in teacher:
-        plot.axhline(height, color="0.4", linestyle="--", label=f"teacher {height:.2f}")
-    return teacher
+def reach_of(values: Sequence[float]) -> list[list[float]] | None:
+    """Return how far the interval reaches below and above the mean, as matplotlib takes it."""
+    found = interval(values)
+    if found is None:
+        return None
+    return [[mean(values) - found[0]], [found[1] - mean(values)]]
 
 
-def colour(number: int, cells: int) -> tuple[float, ...]:
-    """The colour of a cell: of ten where they suffice, else of twenty."""
-    palette = colormaps["tab10" if cells <= 10 else "tab20"]
-    return tuple(palette(number % palette.N))
-
-
-def place_legend(plot: Axes) -> None:
-    """The legend to the right of the plot."""
-    plot.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0))
-
-
-def draw_per_timestep(rows: Rows, axes: Sequence[str]) -> Figure:
-    """Mean accuracy at each t of each cell, its averaged accuracy as a line (paper's Fig. 2)."""
-    figure = Figure(figsize=(6.5, 3.8))
-    plot = figure.subplots()
-    prefix = PER_STEP[0]
-    steps = sorted(int(name.removeprefix(prefix)) for name in rows[0] if name.startswith(prefix))
-    cells = groups(rows, axes)
-    width = 0.8 / len(cells)
-    shown = []
-    for number, (name, members) in enumerate(cells.items()):
-        at = {t: numbers(members, f"{prefix}{t}") for t in steps}
-        heights = {t: mean(values) for t, values in at.items() if values}
-        left = (number - (len(cells) - 1) / 2) * width
-        places, color = [t + left for t in heights], colour(number, len(cells))
-        plot.bar(places, list(heights.values()), width, color=color)
-        averaged = mean(numbers(members, "accuracy"))
-        plot.axhline(averaged, color=color, linewidth=1, label=f"{name}: {averaged:.2f}")
-        shown += [*heights.values(), averaged]
-    shown += teacher_line(plot, rows)
-    plot.set_ylim(max(0.0, min(shown) - 1), max(shown) + 1)
-    plot.set_xticks(steps)
-    plot.set_xlabel("time step t")
-    plot.set_ylabel("accuracy (%), lines: averaged")
-    place_legend(plot)
-    return figure
-
-
-def draw_distribution(rows: Rows, axes: Sequence[str], measure: str = "accuracy") -> Figure:
-    """Every seed's accuracy as a point and the mean as a bar, a column a cell (Figs. 3 and 4)."""
-    cells = groups(rows, axes)
-    figure = Figure(figsize=(max(4.0, 0.8 * len(cells) + 2), 3.6))
-    plot = figure.subplots()
-    for number, members in enumerate(cells.values()):
-        values = numbers(members, measure)
-        color = colour(number, len(cells))
-        plot.plot([number] * len(values), values, "o", alpha=0.6, color=color)
-        if values:
-            plot.plot([number - 0.3, number + 0.3], [mean(values)] * 2, color="black")
-    if measure == "accuracy" and teacher_line(plot, rows):
-        place_legend(plot)
-    plot.set_xticks(range(len(cells)), list(cells), rotation=30, ha="right", fontsize=8)
-    plot.set_xlabel(", ".join(short(axis) for axis in axes))
-    plot.set_ylabel(f"{measure.replace('_', ' ')} (%)")
-    return figure
-
-
-def draw_energy(rows: Rows, axes: Sequence[str]) -> Figure:
-    """Accuracy against energy, a point a run."""
-    figure = Figure(figsize=(5.2, 3.6))
-    plot = figure.subplots()
-    cells = groups(rows, axes)
-    for number, (name, members) in enumerate(cells.items()):
-        energies = [float(row["energy_pj"]) / 1e6 for row in members]
-        heights, color = numbers(members, "accuracy"), colour(number, len(cells))
-        plot.plot(energies, heights, "o", color=color, label=name, alpha=0.7)
-    plot.set_xlabel("energy per image (µJ, arithmetic alone)")
-    plot.set_ylabel("accuracy (%)")
-    place_legend(plot)
-    return figure
-
-
-def draw_tsne(rows: Rows) -> Figure:
-    """t-SNE of the penultimate features, a panel a network, a colour a class (paper's Fig. 5)."""
-    networks = list(dict.fromkeys(row["network"] for row in rows))
-    columns = min(COLUMNS_OF_PANELS, len(networks))
-    lines = math.ceil(len(networks) / columns)
-    figure = Figure(figsize=(2.6 * columns, 2.7 * lines))
-    panels = figure.subplots(lines, columns, squeeze=False).flatten()
-    for panel, network in zip(panels, networks, strict=False):
-        members = [row for row in rows if row["network"] == network]
-        x, y = ([float(row[axis]) for row in members] for axis in ("x", "y"))
-        panel.scatter(x, y, s=3, c=[int(row["label"]) for row in members], cmap="tab20")
-        panel.set_title(network, fontsize=8)
-        panel.set_xticks([])
-        panel.set_yticks([])
-    for panel in panels[len(networks) :]:
-        panel.set_axis_off()
-    return figure
+def told_of_teacher(cells: Sequence[Cell]) -> str:
+    """Return the teachers' accuracies in words, "" where no method had one."""
+    found = {f"{value:.2f}" for cell in cells for value in cell.percent("teacher_accuracy")}
+    return f"teacher: {', '.join(sorted(found))} %" if found else ""

@@ -8,22 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from tser_cli.registry import MethodEntry
 
 BAR_WIDTH = 10
-
-
-def output() -> Console:
-    """The console of results."""
-    return Console(highlight=False)
-
-
-def messages() -> Console:
-    """The console of progress, messages and errors."""
-    return Console(stderr=True, highlight=False)
 
 
 def percent(fraction: float | None) -> str:

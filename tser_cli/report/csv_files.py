@@ -33,6 +33,8 @@ PER_TIMESTEP: Schema = {
     **_columns(INTEGER, "correct_at_t", "correct_cumulative", "images"),
     **_columns(NUMBER, "loss_at_t", "entropy_at_t", "confidence_at_t", "teacher_accuracy"),
 }
+# Columns that tables had under another name: the value was the best epoch's then too.
+RENAMED = {"validation_accuracy": "best_validation_accuracy"}
 # t is text: it may be "all"
 ENERGY: Schema = {
     **_columns(TEXT, "run", "dataset", "profile", "layer", "type", "input_kind", "op", "t"),
@@ -58,6 +60,16 @@ STATISTICS: Schema = {
     **_columns(INTEGER, "baseline"),
     **_columns(NUMBER, "difference_mean", "difference_low", "difference_high"),
     **_columns(INTEGER, "pairs", "resolved"),
+    **_columns(NUMBER, "p_value", "p_holm"),
+    **_columns(INTEGER, "resolved_holm"),
+    **_columns(NUMBER, "two_way_low", "two_way_high", "p_mcnemar"),
+}
+# Where a run of an ablation comes from: what a repetition must have in common with it.
+PROVENANCE: Schema = {
+    **_columns(TEXT, "commit", "torch"),
+    **_columns(INTEGER, "threads"),
+    **_columns(NUMBER, "temperature"),
+    **_columns(TEXT, "weights", "settings"),
 }
 
 
@@ -86,11 +98,12 @@ def ablation_schema(axes: Sequence[str], timesteps: int) -> Schema:
         **_columns(TEXT, *axes),
         **_columns(INTEGER, "seed"),
         **_columns(TEXT, "state"),
-        **_columns(NUMBER, "accuracy", "teacher_accuracy", "validation_accuracy"),
+        **_columns(NUMBER, "accuracy", "teacher_accuracy", "best_validation_accuracy"),
         **_columns(NUMBER, *(f"accuracy_at_{t}" for t in steps)),
         **_columns(NUMBER, *(f"accuracy_cumulative_{t}" for t in steps)),
         **_columns(NUMBER, "energy_pj", "seconds"),
         **_columns(TEXT, "folder"),
+        **PROVENANCE,
     }
 
 
@@ -151,6 +164,24 @@ def _typed(fields: list[str], kind: str) -> pd.Series:
     # Python's own float: that of pandas may differ in the last bit
     convert = {TEXT: str, INTEGER: int, NUMBER: float}[kind]
     return pd.Series([None if field == "" else convert(field) for field in fields], dtype=kind)
+
+
+def read_ablation(path: Path, axes: Sequence[str]) -> pd.DataFrame:
+    """Return ablation.csv; the varied settings stay texts, as they were written."""
+    steps = sum(str(name).startswith("accuracy_at_") for name in _texts(path))
+    schema = {**ablation_schema(axes, steps), **dict.fromkeys(RENAMED, NUMBER)}
+    return read_table(path, schema, others=TEXT).rename(columns=RENAMED)
+
+
+def read_summary(path: Path) -> pd.DataFrame:
+    """Return summary.csv; the varied settings are texts."""
+    return read_table(path, STATISTICS, others=TEXT).replace({"measure": RENAMED})
+
+
+def axes_of(summary: pd.DataFrame) -> list[str]:
+    """Return the varied settings of a table from summary.csv: the columns before the statistics."""
+    names = list(map(str, summary.columns))
+    return names[: names.index("measure")]
 
 
 def metrics_csv(path: Path, rows: Rows) -> None:

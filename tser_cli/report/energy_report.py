@@ -1,9 +1,8 @@
-"""Energy on the terminal and in figures, from the rows of energy.csv and its sidecar."""
+"""Energy on the terminal, from the rows of energy.csv and its sidecar."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -87,8 +86,7 @@ def sentences(document: dict[str, Any]) -> list[str]:
     totals, profile, stem = document["totals"], document["profile"], document["stem"]
     energy, ann = totals["energy_pj"], totals["ann_energy_pj"]
     lines = [
-        f"One image costs {joules(energy)}, {compare(energy, ann)} the {joules(ann)} of the ANN of "
-        "the same shape"
+        f"One image costs {joules(energy)}{_against_ann(energy, ann)}"
         + _teacher(energy, document["teacher"])
         + f" (arithmetic alone, {profile['name']}, {document['images']} images).",
         f"operations: {quantity(totals['sop_value'])} accumulates, {quantity(totals['macs'])} "
@@ -108,69 +106,14 @@ def sentences(document: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _against_ann(energy: float, ann: float) -> str:
+    if energy == ann:  # the run is that ANN itself
+        return ""
+    return f", {compare(energy, ann)} the {joules(ann)} of the ANN of the same shape"
+
+
 def _teacher(energy: float, teacher: dict[str, Any] | None) -> str:
     if not teacher:
         return ""
     other = teacher["energy_pj"]
     return f" and {compare(energy, other)} the {joules(other)} of its teacher, {teacher['name']}"
-
-
-def plot_by_layer(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
-    """Energy of each layer as a bar, stacked by time step."""
-    from matplotlib.figure import Figure
-
-    from tser_cli.report.plots import save_figure
-
-    steps = sorted({row["t"] for row in rows if row["t"] != ALL})
-    layers = [row["layer"] for row in rows if row["t"] == ALL and row["layer"] != TOTAL]
-    figure = Figure(figsize=(max(5.0, 0.28 * len(layers) + 2), 3.6))
-    axes = figure.subplots()
-    base = [0.0] * len(layers)
-    for step in steps:
-        heights = [
-            row["energy_pj"] / 1e3 for row in rows if row["t"] == step and row["layer"] != TOTAL
-        ]
-        axes.bar(range(len(layers)), heights, bottom=base, label=f"t = {step}")
-        base = [low + height for low, height in zip(base, heights, strict=True)]
-    axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
-    axes.set_ylabel("energy per image (nJ)")
-    axes.set_title(title, fontsize=10)
-    axes.legend(fontsize=8)
-    save_figure(figure, path)
-
-
-def plot_accuracy(
-    path: Path,
-    accuracy_T: Sequence[float],
-    energy_pj_T: Sequence[float],
-    teacher_energy_pj: float | None,
-    teacher_accuracy: float | None,
-    title: str,
-) -> None:
-    """Cumulative accuracy at t against the energy up to t, with the teacher as a point."""
-    from matplotlib.figure import Figure
-
-    from tser_cli.report.plots import save_figure
-
-    figure = Figure(figsize=(5.0, 3.6))
-    axes = figure.subplots()
-    spent = [sum(energy_pj_T[: t + 1]) / 1e6 for t in range(len(energy_pj_T))]
-    heights = [100 * accuracy for accuracy in accuracy_T]
-    axes.plot(spent, heights, marker="o", label="student, steps 1..t")
-    for t, (x, y) in enumerate(zip(spent, heights, strict=True), start=1):
-        axes.annotate(f"t = {t}", (x, y), textcoords="offset points", xytext=(0, 6), fontsize=8)
-    if teacher_energy_pj is not None and teacher_accuracy is not None:
-        axes.plot(
-            [teacher_energy_pj / 1e6],
-            [100 * teacher_accuracy],
-            "s",
-            color="#55a868",
-            label="teacher (ANN)",
-        )
-    axes.set_xscale("log")
-    axes.margins(0.15, 0.2)
-    axes.set_xlabel("energy per image (µJ, arithmetic alone)")
-    axes.set_ylabel("accuracy (%)")
-    axes.set_title(title, fontsize=10)
-    axes.legend(fontsize=8)
-    save_figure(figure, path)

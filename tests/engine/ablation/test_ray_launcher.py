@@ -18,7 +18,7 @@ import pytest
 from tser_cli.config import Config
 from tser_cli.engine.ablation import cell_process, ray_launcher
 from tser_cli.engine.ablation.cell_folder import cell_folder
-from tser_cli.engine.ablation.folder import Place
+from tser_cli.engine.ablation.folder import AblationFolder
 from tser_cli.engine.ablation.grid import Cell
 from tser_cli.engine.ablation.ray_launcher import Cluster, RayLauncher, connected, share
 from tser_cli.engine.commands import ablate
@@ -219,7 +219,7 @@ def test_without_ray_the_message_says_what_to_install(
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
         pytest.raises(ConfigError, match=r"install tser-cli\[ray\]") as error,
-        ablate.cluster_of(Place(tmp_path, tmp_path, None, "auto")),
+        ablate._cluster_of(AblationFolder(tmp_path, tmp_path, None, "auto")),
     ):
         raise AssertionError
     assert error.value.exit_code == 2
@@ -253,7 +253,7 @@ def test_a_cluster_is_left_at_the_end_and_signals_stay_ours(
 
 
 def test_this_machine_needs_no_cluster(tmp_path: Path) -> None:
-    with ablate.cluster_of(Place(tmp_path, tmp_path)) as cluster:
+    with ablate._cluster_of(AblationFolder(tmp_path, tmp_path)) as cluster:
         assert cluster is None
 
 

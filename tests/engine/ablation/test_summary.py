@@ -12,6 +12,7 @@ from scipy import stats
 
 from tser_cli.engine.ablation.summary import summarise
 from tser_cli.report.csv_files import read_csv, summary_schema, write_csv
+from tser_cli.report.statistics import two_way_interval
 
 METHOD, STEPS = "method.name", "model.timesteps"
 ACCURACIES = {
@@ -114,9 +115,9 @@ def test_a_partial_baseline_compares_cells_alike_in_the_rest() -> None:
 
 
 def test_another_measure() -> None:
-    made = [{**row, "validation_accuracy": 0.5} for row in rows()]
-    (row, *_) = summarise(made, [METHOD], {METHOD: "kd"}, "validation_accuracy")
-    assert (row["measure"], row["accuracy_mean"]) == ("validation_accuracy", 0.5)
+    made = [{**row, "best_validation_accuracy": 0.5} for row in rows()]
+    (row, *_) = summarise(made, [METHOD], {METHOD: "kd"}, "best_validation_accuracy")
+    assert (row["measure"], row["accuracy_mean"]) == ("best_validation_accuracy", 0.5)
 
 
 def test_rows_from_a_csv_give_the_same_summary(tmp_path: Path) -> None:
@@ -128,6 +129,64 @@ def test_rows_from_a_csv_give_the_same_summary(tmp_path: Path) -> None:
     assert list(written[0]) == [
         *("method.name", "measure", "n", "accuracy_mean", "accuracy_std", "baseline"),
         *("difference_mean", "difference_low", "difference_high", "pairs", "resolved"),
+        *("p_value", "p_holm", "resolved_holm", "two_way_low", "two_way_high", "p_mcnemar"),
     ]
     assert float(written[1]["difference_mean"]) == summary(rows())["ts"]["difference_mean"]
     assert written[0]["difference_mean"] == ""
+
+
+@pytest.mark.parametrize(("seeds", "verdict"), [(4, None), (5, 1)])
+def test_fewer_than_five_pairs_have_an_interval_but_no_verdict(
+    seeds: int, verdict: int | None
+) -> None:
+    few = {method: values[:seeds] for method, values in ACCURACIES.items()}
+    ts = summary(rows(few))["ts"]
+    assert ts["difference_low"] > 0
+    assert ts["resolved"] == ts["resolved_holm"] == verdict
+    assert (ts["p_value"] is None) == (verdict is None)
+
+
+def test_verdicts_of_the_whole_table() -> None:
+    found = summary(rows())
+    p = {method: row["p_value"] for method, row in found.items()}
+    paired = np.subtract(ACCURACIES["ts"], ACCURACIES["kd"])
+    assert p["ts"] == pytest.approx(stats.ttest_1samp(paired, 0.0).pvalue)
+    assert found["ts"]["p_holm"] == pytest.approx(2 * p["ts"])
+    assert found["tser"]["p_holm"] == pytest.approx(p["tser"])
+    assert p["kd"] is found["kd"]["p_holm"] is found["kd"]["resolved_holm"] is None
+
+
+def answered(seed: int, better: int) -> Any:
+    """Which of 100 images are right: 70 by the seed, `better` of the rest."""
+    right = np.random.default_rng(seed).permutation(100) < 70
+    right[np.flatnonzero(~right)[:better]] = True
+    return right
+
+
+def test_images_count_too_where_there_are_predictions() -> None:
+    right = {
+        ("kd",): {seed: answered(seed, 0) for seed in range(5)},
+        ("ts",): {seed: answered(seed, 5) for seed in range(6)},
+    }
+    found = summarise(rows(), [METHOD], {METHOD: "kd"}, "accuracy", right)
+    kd, ts, tser = found
+    differences = np.stack([answered(s, 5).astype(float) - answered(s, 0) for s in range(5)])
+    assert (ts["two_way_low"], ts["two_way_high"]) == two_way_interval(differences)
+    assert ts["two_way_low"] < 0.05 < ts["two_way_high"]
+    for row in (kd, tser):
+        assert row["two_way_low"] is row["two_way_high"] is row["p_mcnemar"] is None
+    assert ts["p_mcnemar"] is None
+
+
+def test_a_single_pair_has_mcnemar_s_test() -> None:
+    right = {("kd",): {0: answered(0, 0)}, ("ts",): {0: answered(0, 6)}}
+    one = rows({"kd": [0.7], "ts": [0.76]})
+    ts = summarise(one, [METHOD], {METHOD: "kd"}, "accuracy", right)[1]
+    assert ts["p_mcnemar"] == pytest.approx(2 / 2**6)
+    assert ts["two_way_low"] is None
+
+
+def test_predictions_of_other_images_are_not_compared() -> None:
+    right = {("kd",): {0: answered(0, 0)[:50]}, ("ts",): {0: answered(0, 6)}}
+    ts = summarise(rows(), [METHOD], {METHOD: "kd"}, "accuracy", right)[1]
+    assert ts["p_mcnemar"] is ts["two_way_low"] is None

@@ -1,4 +1,4 @@
-"""Ablations on tiny data, in one process: tables, pairing, teachers, what is refused."""
+"""Ablations on tiny data, in one process: tables, pairing, teachers, failures."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ import torch
 
 from tser_cli.config import Config
 from tser_cli.data.loaders import build_train_loader
-from tser_cli.engine.ablation import folder as ablation_plan
 from tser_cli.engine.ablation import tsne
-from tser_cli.engine.ablation.cell_folder import cell_folder, find_cell
-from tser_cli.engine.ablation.folder import Place, show_plan
-from tser_cli.engine.ablation.grid import Cell, Request, make_request
-from tser_cli.engine.commands import ablate, dry_run
-from tser_cli.engine.commands import distill as run
+from tser_cli.engine.ablation.cell_folder import cell_folder, find_cell, result_row
+from tser_cli.engine.ablation.folder import AblationFolder, hold
+from tser_cli.engine.ablation.grid import Cell, Request
+from tser_cli.engine.commands import ablate, distill, dry_run, train_teacher
+from tser_cli.engine.commands.ablate import AblationResult
+from tser_cli.engine.commands.dry_run import plan_ablation
 from tser_cli.engine.runs import finished_run, model_files
-from tser_cli.engine.runs.run_folder import Run, all_runs
+from tser_cli.engine.runs.find_runs import all_runs
+from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runtime.context import Context, Options
 from tser_cli.engine.runtime.stop import StopRequest
+from tser_cli.engine.training.position import Row
 from tser_cli.engine.training.task import Task
-from tser_cli.errors import CheckpointError, ConfigError, Interrupted, RunError, TrainingError
-from tser_cli.recipe import Layer
+from tser_cli.errors import CheckpointError, ConfigError, Interrupted, RunError
 from tser_cli.report import ablation_plots, plots
-from tser_cli.report.csv_files import read_csv
+from tser_cli.report.csv_files import PROVENANCE, read_csv
+from tser_cli.report.progress import Progress, Silent
 
 DRAW_ALL = ablation_plots.draw_all
 MakeConfig = Callable[..., Config]
@@ -54,58 +56,42 @@ class InProcess:
         InProcess.log.append(cell.title)
         if cell.title in self.broken:
             return "exit code 1: it broke"
-        run.distill(cell.config, Options(cell_folder(cell, self.folder)))
+        distill.distill(cell.config, Options(cell_folder(cell, self.folder)))
         return ""
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch, make_context: MakeContext) -> None:
     """Tiny data everywhere, cells in this process, no t-SNE, no figures."""
-    for module in (run, ablate, ablation_plan, dry_run, finished_run):
+    for module in (ablate, distill, dry_run, finished_run, train_teacher):
         monkeypatch.setattr(module, "prepare", make_context)
     monkeypatch.setattr(ablate, "Launcher", InProcess)
     monkeypatch.setattr(tsne, "coordinates", lambda x: [[0.0, 1.0] for _ in x])
-    monkeypatch.setattr(ablation_plots, "draw_all", lambda folder: [])
+    monkeypatch.setattr(ablation_plots, "draw_all", lambda folder, names: [])
     monkeypatch.setattr(plots, "plot_per_timestep", lambda *args: None)
     monkeypatch.setattr(InProcess, "log", [], raising=False)
     monkeypatch.setattr(InProcess, "broken", (), raising=False)
 
 
-@pytest.fixture
-def teacher(tmp_path: Path, make_config: MakeConfig, make_context: MakeContext) -> Path:
-    """A model file of an untrained teacher."""
-    spec, path = make_context(make_config()).dataset.spec, tmp_path / "teacher.safetensors"
-    model = model_files.build("resnet20", spec, make_config(), spiking=False)
-    model_files.write(path, model, model_files.describe("resnet20", spec, make_config(), False))
-    return path
+def run(
+    request: Request, place: AblationFolder, progress: Progress | None = None
+) -> AblationResult:
+    return ablate.ablate(request, place, progress or Silent())
 
 
-@pytest.fixture
-def ask(make_config: MakeConfig, teacher: Path) -> Ask:
-    """`ask(["method=ce,kd"], 2, {"training.epochs": 2})`: a request on the tiny settings."""
-
-    def request(
-        vary: list[str], seeds: int = 1, changes: dict[str, Any] | None = None, **section: Any
-    ) -> Request:
-        values = make_config({"model.timesteps": 1, "training.epochs": 1}).model_dump(mode="json")
-        flat = {f"{s}.{k}": v for s, entries in values.items() for k, v in entries.items()}
-        stated = {k: v for k, v in flat.items() if not k.startswith("method.")}
-        layer = Layer("tests", {**stated, "model.teacher": str(teacher), **(changes or {})})
-        return make_request([layer], {"vary": vary, "seeds": seeds, **section})
-
-    return request
+def refuse(request: Request, place: AblationFolder, said: str) -> None:
+    """Neither the ablation nor its dry run takes the request."""
+    with pytest.raises(ConfigError, match=said):
+        run(request, place)
+    with pytest.raises(ConfigError, match=said):
+        plan_ablation(request, place, Options(place.runs_dir))
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path / "ablation", tmp_path / "runs")
-
-
-def table(place: Place) -> list[dict[str, str]]:
+def table(place: AblationFolder) -> list[dict[str, str]]:
     return read_csv(place.folder / "ablation.csv")
 
 
-def finished(cell: Cell, place: Place) -> Run:
+def finished(cell: Cell, place: AblationFolder) -> Run:
     run = find_cell(cell, place.folder)
     assert run is not None
     return run
@@ -113,26 +99,26 @@ def finished(cell: Cell, place: Place) -> Run:
 
 def test_every_cell_is_an_ordinary_run_and_a_row(
     ask: Ask,
-    place: Place,
-    teacher: Path,
+    place: AblationFolder,
+    teacher_file: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(ablation_plots, "draw_all", DRAW_ALL)
     request = ask(["method=ce,kd", "T=1,2"], 2, baseline="method=kd")
-    ablate.ablate(request, place)
+    result = run(request, place)
     rows = table(place)
     assert list(rows[0]) == [
         *("method.name", "model.timesteps", "seed", "state", "accuracy", "teacher_accuracy"),
-        *("validation_accuracy", "accuracy_at_1", "accuracy_at_2", "accuracy_cumulative_1"),
-        *("accuracy_cumulative_2", "energy_pj", "seconds", "folder"),
+        *("best_validation_accuracy", "accuracy_at_1", "accuracy_at_2", "accuracy_cumulative_1"),
+        *("accuracy_cumulative_2", "energy_pj", "seconds", "folder", *PROVENANCE),
     ]
     assert len(rows) == len(request.cells) == 8
     for row, cell in zip(rows, request.cells, strict=True):
         (made,) = all_runs(cell_folder(cell, place.folder), "student")
         assert made.status()["state"] == row["state"] == "finished"
         assert (row["method.name"], row["seed"]) == (cell.config.method.name, str(cell.seed))
-        assert float(row["accuracy"]) == made.status()["accuracy"]
+        assert float(row["accuracy"]) == made.status()["result"]["accuracy"]
         steps = read_csv(made.folder / "per_timestep.csv")
         assert row["accuracy_at_1"] == steps[0]["accuracy_at_t"]
         last = steps[-1]["t"]
@@ -157,68 +143,93 @@ def test_every_cell_is_an_ordinary_run_and_a_row(
     ]
     figures = {path.name for path in (place.folder / "figures").iterdir()}
     assert figures >= {"per_timestep.png", "accuracy.svg", "energy.png", "tsne.svg"}
-    shown = capsys.readouterr().out
-    assert "ablation: accuracy" in shown
-    assert f"written: {place.folder / 'summary.csv'}" in shown
+    assert {path.name for path in result.figures} == figures
+    assert (result.folder, result.request, result.failures) == (place.folder, request, ())
+    for row, found in zip(summary, result.summary, strict=True):
+        assert row.keys() == found.keys()
+        assert float(row["accuracy_mean"]) == found["accuracy_mean"]
+        assert row["difference_mean"] == (
+            "" if found["baseline"] else str(found["difference_mean"])
+        )
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "")  # a command prints nothing
     assert json.loads(place.plan.read_text())["teachers"] == {
-        f"digits, {teacher}, 0.0": {
-            "file": str(teacher),
-            "sha256": hashlib.sha256(teacher.read_bytes()).hexdigest(),
+        f"digits, {teacher_file}, 0.0": {
+            "file": str(teacher_file),
+            "sha256": hashlib.sha256(teacher_file.read_bytes()).hexdigest(),
         }
     }
 
 
-def test_finished_cells_are_never_run_again(ask: Ask, place: Place) -> None:
-    ablate.ablate(ask(["method=ce,kd"], 2), place)
+def test_finished_cells_are_never_run_again(ask: Ask, place: AblationFolder) -> None:
+    run(ask(["method=ce,kd"], 2), place)
     before = (place.folder / "ablation.csv").read_bytes()
     InProcess.log.clear()
-    ablate.ablate(ask(["method=ce,kd"], 2), place)
+    run(ask(["method=ce,kd"], 2), place)
     assert InProcess.log == []
     assert (place.folder / "ablation.csv").read_bytes() == before
 
 
-def test_more_seeds_and_values_join_an_ablation(ask: Ask, place: Place) -> None:
-    ablate.ablate(ask(["method=ce"]), place)
-    ablate.ablate(ask(["method=ce,kd"], 2, {"training.device": "auto"}), place)
+def test_more_seeds_and_values_join_an_ablation(ask: Ask, place: AblationFolder) -> None:
+    run(ask(["method=ce"]), place)
+    run(ask(["method=ce,kd"], 2, {"training.device": "auto"}), place)
     assert InProcess.log == [
         *("method=ce, seed 0", "method=kd, seed 0", "method=ce, seed 1", "method=kd, seed 1")
     ]
     assert [row["state"] for row in table(place)] == ["finished"] * 4
 
 
+def test_rows_of_runs_from_before_results_were_recorded(ask: Ask, place: AblationFolder) -> None:
+    changes = {"data.validation_fraction": 0.25, "training.epochs": 2, "model.timesteps": 2}
+    (cell,) = ask(["method=kd"], 1, changes).cells
+    run(ask(["method=kd"], 1, changes), place)
+    before = result_row(cell, place.folder)
+    path = finished(cell, place).folder / "status.json"
+    status = json.loads(path.read_text())
+    result = status.pop("result")
+    old = {name: result[name] for name in ("accuracy", "teacher_accuracy", "images")}
+    path.write_text(json.dumps({**status, **old}))
+    after = result_row(cell, place.folder)
+    assert after.keys() == before.keys()
+    assert after.pop("energy_pj") == pytest.approx(before.pop("energy_pj"), rel=1e-12)
+    assert after.pop("seconds") == pytest.approx(before.pop("seconds"), rel=1e-12)
+    assert after == before
+    assert None not in after.values()
+
+
 def test_a_failed_cell_stops_no_other_and_is_told_at_the_end(
-    ask: Ask, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ask: Ask, place: AblationFolder, monkeypatch: pytest.MonkeyPatch, told: Any
 ) -> None:
     monkeypatch.setattr(InProcess, "broken", ("method=ce, seed 1",))
-    with pytest.raises(TrainingError) as error:
-        ablate.ablate(ask(["method=ce,kd"], 2), place)
-    assert error.value.exit_code == 1
-    assert str(error.value).startswith("1 of 4 runs failed; the same command tries them again:")
-    assert "method=ce, seed 1: exit code 1: it broke" in str(error.value)
+    result = run(ask(["method=ce,kd"], 2), place, told)
+    assert result.failures == ("method=ce, seed 1: exit code 1: it broke",)
     states = {(row["method.name"], row["seed"]): row["state"] for row in table(place)}
     assert states.pop(("ce", "1")) == "missing"
     assert set(states.values()) == {"finished"}
-    shown = capsys.readouterr()
-    assert "ablation: accuracy" in shown.out
-    assert "method=ce, seed 1: exit code 1" in shown.err
+    assert [(row["method.name"], row["n"]) for row in result.summary] == [("ce", 1), ("kd", 2)]
+    assert "4 runs, 0 finished before" in told.said
+    assert any(text.endswith("method=ce, seed 1: exit code 1: it broke") for text in told.said)
+    assert sum(text.endswith(": finished") for text in told.said) == 3
     monkeypatch.setattr(InProcess, "broken", ())
     InProcess.log.clear()
-    ablate.ablate(ask(["method=ce,kd"], 2), place)
+    assert run(ask(["method=ce,kd"], 2), place).failures == ()
     assert InProcess.log == ["method=ce, seed 1"]
 
 
 def test_an_ablation_of_failures_alone_still_writes_its_tables(
-    ask: Ask, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ask: Ask, place: AblationFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(InProcess, "broken", ("method=ce, seed 0",))
-    with pytest.raises(TrainingError, match="1 of 1"):
-        ablate.ablate(ask(["method=ce"]), place)
+    monkeypatch.setattr(ablation_plots, "draw_all", DRAW_ALL)
+    result = run(ask(["method=ce"]), place)
+    assert len(result.failures) == 1
     assert [row["state"] for row in table(place)] == ["missing"]
-    assert "figures" not in capsys.readouterr().out
+    assert result.figures == ()
+    assert [row["n"] for row in result.summary] == [0]
 
 
 def test_a_stop_lets_no_further_cell_begin(
-    ask: Ask, place: Place, monkeypatch: pytest.MonkeyPatch
+    ask: Ask, place: AblationFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(self: InProcess, cell: Cell) -> str:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -227,7 +238,7 @@ def test_a_stop_lets_no_further_cell_begin(
     before = InProcess.run
     monkeypatch.setattr(InProcess, "run", stopped)
     with pytest.raises(Interrupted) as stop:
-        ablate.ablate(ask(["method=ce"], 3), place)
+        run(ask(["method=ce"], 3), place)
     assert stop.value.exit_code == 143
     assert len(InProcess.log) <= 1
     assert [row["seed"] for row in table(place)] == ["0", "1", "2"]
@@ -246,19 +257,19 @@ def weights_and_order(task: Task, at: Context) -> tuple[str, list[int], str]:
 
 
 def test_cells_of_one_seed_begin_alike(
-    ask: Ask, place: Place, monkeypatch: pytest.MonkeyPatch
+    ask: Ask, place: AblationFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: dict[tuple[str, int], Any] = {}
 
-    def probe(task: Task, at: Context, *rest: Any) -> None:
+    def probe(task: Task, at: Context, *rest: Any) -> list[Row]:
         key = (at.config.method.name, at.config.training.seed)
         begun[key] = weights_and_order(task, at)
-        train(task, at, *rest)
+        return train(task, at, *rest)
 
-    train = run.train
-    monkeypatch.setattr(run, "train", probe)
+    train = distill.train
+    monkeypatch.setattr(distill, "train", probe)
     methods = ["ce", "tser", "feature", "bkd", "seal"]
-    ablate.ablate(ask([f"method={','.join(methods)}"], 2), place)
+    run(ask([f"method={','.join(methods)}"], 2), place)
     assert begun.keys() == {(method, seed) for method in methods for seed in (0, 1)}
     for seed in (0, 1):
         assert all(begun[method, seed] == begun["ce", seed] for method in methods)
@@ -270,18 +281,18 @@ def test_cells_of_one_seed_begin_alike(
 
 
 def test_one_teacher_is_trained_once_and_kept(
-    ask: Ask, place: Place, tmp_path: Path, make_config: MakeConfig
+    ask: Ask, place: AblationFolder, tmp_path: Path, make_config: MakeConfig
 ) -> None:
     recipe = tmp_path / "teacher.toml"
     recipe.write_text("[training]\nepochs = 1\nbatch_size = 12\n")
     changes = {"model.teacher": "resnet20", "model.teacher_recipe": str(recipe)}
-    ablate.ablate(ask(["method=kd,ts"], 1, changes), place)
+    run(ask(["method=kd,ts"], 1, changes), place)
     (trained,) = all_runs(place.own_runs, "teacher")
     assert not place.runs_dir.exists()
     # a newer one elsewhere is not taken
     newer = make_config({"training.epochs": 1})
-    run.train_teacher(newer, Options(place.runs_dir))
-    ablate.ablate(ask(["method=kd,ts"], 2, changes), place)
+    train_teacher.train_teacher(newer, Options(place.runs_dir))
+    run(ask(["method=kd,ts"], 2, changes), place)
     cells = ask(["method=kd,ts"], 2, changes).cells
     used = [finished(cell, place).environment()["teacher"] for cell in cells]
     assert {teacher["source"] for teacher in used} == {str(trained.model_file.resolve())}
@@ -289,158 +300,56 @@ def test_one_teacher_is_trained_once_and_kept(
 
 
 def test_a_teacher_under_the_runs_folder_is_taken(
-    ask: Ask, place: Place, make_config: MakeConfig
+    ask: Ask, place: AblationFolder, make_config: MakeConfig
 ) -> None:
-    made = run.train_teacher(make_config({"training.epochs": 1}), Options(place.runs_dir))
+    made = train_teacher.train_teacher(make_config({"training.epochs": 1}), Options(place.runs_dir))
     request = ask(["method=kd"], 1, {"model.teacher": "resnet20"})
-    ablate.ablate(request, place)
-    assert finished(request.cells[0], place).environment()["teacher"]["source"] == str(
-        made.model_file.resolve()
-    )
+    run(request, place)
+    source = finished(request.cells[0], place).environment()["teacher"]["source"]
+    assert source == str(Run(made.folder).model_file.resolve())
     assert not place.own_runs.exists()
 
 
-def test_a_teacher_that_changed_is_refused(ask: Ask, place: Place, teacher: Path) -> None:
-    ablate.ablate(ask(["method=kd"]), place)
-    content = teacher.read_bytes()
-    teacher.write_bytes(content[:-1] + b"x")
+def test_a_teacher_that_changed_is_refused(
+    ask: Ask, place: AblationFolder, teacher_file: Path
+) -> None:
+    run(ask(["method=kd"]), place)
+    content = teacher_file.read_bytes()
+    teacher_file.write_bytes(content[:-1] + b"x")
     with pytest.raises(ConfigError, match=r"teacher\.safetensors, the teacher .* has changed"):
-        ablate.ablate(ask(["method=kd"], 2), place)
-    teacher.write_bytes(content)
-    ablate.ablate(ask(["method=kd"], 2), place)
+        run(ask(["method=kd"], 2), place)
+    teacher_file.write_bytes(content)
+    run(ask(["method=kd"], 2), place)
 
 
-def test_methods_without_a_teacher_ask_for_none(ask: Ask, place: Place) -> None:
-    ablate.ablate(ask(["method=ce,tet"], 1, {"model.teacher": "resnet20"}), place)
+def test_methods_without_a_teacher_ask_for_none(ask: Ask, place: AblationFolder) -> None:
+    run(ask(["method=ce,tet"], 1, {"model.teacher": "resnet20"}), place)
     assert not place.own_runs.exists()
     assert {row["teacher_accuracy"] for row in table(place)} == {""}
 
 
-@pytest.mark.parametrize(
-    ("vary", "changes", "said"),
-    [
-        (["T=1,2"], {}, "it varies method.name"),
-        (["method=ce"], {"optimizer.lr": 0.5}, r"optimizer\.lr: 0\.1 -> 0\.5"),
-        (["method=kd"], {"method.kd_weight": 2.0}, r"method\.kd_weight: 1\.0 -> 2\.0"),
-        (["method=kd"], {"training.epochs": 2}, r"training\.epochs: 1 -> 2"),
-    ],
-)
-def test_the_folder_of_another_ablation(
-    ask: Ask, place: Place, vary: list[str], changes: dict[str, Any], said: str
-) -> None:
-    ablate.ablate(ask(["method=ce,kd"]), place)
+def test_the_folder_of_another_ablation_is_left_as_it_is(ask: Ask, place: AblationFolder) -> None:
+    run(ask(["method=ce,kd"]), place)
     before = place.plan.read_bytes()
-    for verb in (ablate.ablate, show_plan):
-        with pytest.raises(ConfigError, match=said) as error:
-            verb(ask(vary, 1, changes), place)
-        assert "choose another --output" in str(error.value).lower()
+    refuse(ask(["T=1,2"]), place, "it varies method.name.*Choose another --output")
+    refuse(ask(["method=kd"], 1, {"training.epochs": 2}), place, r"training\.epochs: 1 -> 2")
     assert place.plan.read_bytes() == before
 
 
-def test_batches_that_cells_would_choose_are_refused(ask: Ask, place: Place) -> None:
-    for verb in (ablate.ablate, show_plan):
-        with pytest.raises(ConfigError, match="batches of different sizes"):
-            verb(ask(["method=ce"], 1, {"training.batch_size": "auto"}), place)
+def test_batches_that_cells_would_choose_are_refused(ask: Ask, place: AblationFolder) -> None:
+    request = ask(["method=ce"], 1, {"training.batch_size": "auto"})
+    refuse(request, place, "batches of different sizes")
     assert not place.plan.exists()
 
 
-def test_a_plan_that_can_t_be_read(ask: Ask, place: Place) -> None:
-    place.folder.mkdir()
-    place.plan.write_text("{")
-    with pytest.raises(ConfigError, match=r"plan\.json can't be read"):
-        ablate.ablate(ask(["method=ce"]), place)
-
-
-def test_a_folder_in_use(ask: Ask, place: Place) -> None:
-    with ablate.hold(place), pytest.raises(RunError, match="in use by another tser ablate"):
-        ablate.ablate(ask(["method=ce"]), place)
-    ablate.ablate(ask(["method=ce"]), place)
-
-
-def test_a_dry_run_tells_and_writes_nothing(
-    ask: Ask, place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    changes = {"model.teacher": "resnet20"}
-    before = sorted(tmp_path.rglob("*"))
-    show_plan(ask(["method=ce,kd"], 2, changes), place)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[:4] == [
-        *("method=ce, seed 0", "method=kd, seed 0", "method=ce, seed 1", "method=kd, seed 1")
-    ]
-    assert lines[4] == "a resnet20 is trained first, 10 epochs"
-    assert lines[5].startswith("4 runs, 0 finished; about ")
-    assert sorted(tmp_path.rglob("*")) == before
-    assert InProcess.log == []
-
-
-def test_a_dry_run_of_a_begun_ablation(
-    ask: Ask, place: Place, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ablate.ablate(ask(["method=ce,kd"]), place)
-    before = {path: path.stat().st_mtime_ns for path in place.folder.rglob("*")}
-    capsys.readouterr()
-    show_plan(ask(["method=ce,kd"], 2), place)
-    shown = capsys.readouterr().out
-    assert "method=kd, seed 0: finished\n" in shown
-    assert "method=kd, seed 1\n" in shown
-    assert "4 runs, 2 finished" in shown
-    assert "trained first" not in shown
-    assert {path: path.stat().st_mtime_ns for path in place.folder.rglob("*")} == before
-
-
-def test_the_estimate_counts_each_cell(
-    ask: Ask, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked: list[tuple[str, int]] = []
-
-    def seconds(config: Config, options: Options) -> float:
-        asked.append((config.method.name, config.training.epochs))
-        return 100.0 * config.training.epochs
-
-    monkeypatch.setattr(dry_run, "training_seconds", seconds)
-    show_plan(ask(["method=ce,kd", "epochs=1,2", "ce_weight=1,2"], 2), place)
-    assert sorted(asked) == [("ce", 1), ("ce", 2), ("kd", 1), ("kd", 2)]
-    assert "16 runs, 0 finished; about 40 min" in capsys.readouterr().out  # 8 x 100 s + 8 x 200 s
-
-
-def test_the_estimate_counts_the_cells_side_by_side(
-    ask: Ask, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    threads: list[int] = []
-
-    def seconds(config: Config, options: Options) -> float:
-        threads.append(torch.get_num_threads())
-        return 600.0
-
-    monkeypatch.setattr(dry_run, "training_seconds", seconds)
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    before = torch.get_num_threads()
-    request = ask(["method=ce,kd,ts"])
-    told = []
-    for jobs, address in ((None, None), (2, None), (2, "auto"), (None, "auto")):
-        show_plan(request, Place(place.folder, place.runs_dir, jobs, address))
-        told.append(capsys.readouterr().out.splitlines()[-1].removeprefix("3 runs, 0 finished; "))
-    assert [text.removesuffix(", measured on a few real steps") for text in told] == [
-        "about 30 min of training, one after the other",
-        "about 20 min of training, 2 side by side",
-        "about 20 min of training, 2 at a time on machines like this one",
-        "about 30 min of training, 1 at a time on machines like this one, "
-        "less by as many as the cluster has room for",
-    ]
-    assert set(threads) == {3}
-    assert torch.get_num_threads() == before
-
-
-@pytest.mark.parametrize(
-    ("durations", "jobs", "end"),
-    [([], 1, 0), ([1, 2, 3], 1, 6), ([1, 2, 3], 2, 4), ([3, 2, 1], 2, 3), ([1, 2], 9, 2)],
-)
-def test_when_the_last_of_several_is_done(durations: list[float], jobs: int, end: float) -> None:
-    assert ablation_plan.makespan(durations, jobs) == end
+def test_a_folder_in_use(ask: Ask, place: AblationFolder) -> None:
+    with hold(place), pytest.raises(RunError, match="in use by another tser ablate"):
+        run(ask(["method=ce"]), place)
+    run(ask(["method=ce"]), place)
 
 
 def test_tables_that_can_t_be_written_let_no_further_cell_begin(
-    ask: Ask, place: Place, monkeypatch: pytest.MonkeyPatch
+    ask: Ask, place: AblationFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*anything: Any) -> None:
         raise RunError("the disk is full")
@@ -456,44 +365,50 @@ def test_tables_that_can_t_be_written_let_no_further_cell_begin(
     monkeypatch.setattr(InProcess, "run", run_cell)
     monkeypatch.setattr(ablate, "write_tables", lambda *rest: (began.set(), full()))
     with pytest.raises(RunError, match="the disk is full"):
-        ablate.ablate(ask(["method=ce"], 9), place)
+        run(ask(["method=ce"], 9), place)
     assert len(InProcess.log) <= 2
 
 
-def test_an_unknown_teacher_is_refused_before_anything_is_trained(ask: Ask, place: Place) -> None:
-    for verb in (ablate.ablate, show_plan):
-        with pytest.raises(ConfigError, match='did you mean "resnet34"'):
-            verb(ask(["method=kd"], 1, {"model.teacher": "resnet43"}), place)
+def test_an_unknown_teacher_is_refused_before_anything_is_trained(
+    ask: Ask, place: AblationFolder
+) -> None:
+    request = ask(["method=kd"], 1, {"model.teacher": "resnet43"})
+    refuse(request, place, 'did you mean "resnet34"')
     assert InProcess.log == []
-    ablate.ablate(ask(["method=kd"]), place)  # the folder is still free for the right one
+    run(ask(["method=kd"]), place)  # the folder is still free for the right one
 
 
 def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_trained(
-    ask: Ask, place: Place, make_config: MakeConfig, make_context: MakeContext, tmp_path: Path
+    ask: Ask,
+    place: AblationFolder,
+    make_config: MakeConfig,
+    make_context: MakeContext,
+    tmp_path: Path,
 ) -> None:
     spec, path = make_context(make_config()).dataset.spec, tmp_path / "snn.safetensors"
     model = model_files.build("resnet20", spec, make_config(), spiking=True)
     model_files.write(path, model, model_files.describe("resnet20", spec, make_config(), True))
     with pytest.raises(CheckpointError, match="is a spiking network"):
-        ablate.ablate(ask(["method=kd"], 1, {"model.teacher": str(path)}), place)
-    ablate.ablate(ask(["method=kd"]), place)
+        run(ask(["method=kd"], 1, {"model.teacher": str(path)}), place)
+    run(ask(["method=kd"]), place)
 
 
-def test_validation_accuracy_is_the_best_epoch_s(ask: Ask, place: Place) -> None:
+def test_validation_accuracy_is_the_best_epoch_s(ask: Ask, place: AblationFolder) -> None:
     changes = {"data.validation_fraction": 0.25, "training.epochs": 2}
-    request = ask(["method=ce"], 2, changes, measure="validation_accuracy")
-    ablate.ablate(request, place)
+    request = ask(["method=ce"], 2, changes, measure="best_validation_accuracy")
+    run(request, place)
     for row, cell in zip(table(place), request.cells, strict=True):
         epochs = read_csv(finished(cell, place).folder / "metrics.csv")
         best = max(float(epoch["validation_accuracy"]) for epoch in epochs)
-        assert float(row["validation_accuracy"]) == best
+        assert float(row["best_validation_accuracy"]) == best
     (summary,) = read_csv(place.folder / "summary.csv")
-    mean = sum(float(row["validation_accuracy"]) for row in table(place)) / 2
-    assert (summary["measure"], float(summary["accuracy_mean"])) == ("validation_accuracy", mean)
+    mean = sum(float(row["best_validation_accuracy"]) for row in table(place)) / 2
+    assert summary["measure"] == "best_validation_accuracy"
+    assert float(summary["accuracy_mean"]) == pytest.approx(mean, abs=1e-15)
 
 
 def test_penultimate_features_are_embedded_once(
-    ask: Ask, place: Place, monkeypatch: pytest.MonkeyPatch
+    ask: Ask, place: AblationFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, ...]] = []
 
@@ -502,7 +417,7 @@ def test_penultimate_features_are_embedded_once(
         return features_NF[:, :2].tolist()
 
     monkeypatch.setattr(tsne, "coordinates", coordinates)
-    ablate.ablate(ask(["method=ce,kd"], 2), place)
+    run(ask(["method=ce,kd"], 2), place)
     assert seen == [(11, 64)] * 3
     rows = read_csv(place.folder / "tsne.csv")
     assert [row["network"] for row in rows] == [
@@ -512,5 +427,5 @@ def test_penultimate_features_are_embedded_once(
     ]
     labels = [str(image % 3) for image in range(11)]
     assert [row["label"] for row in rows] == labels * 3
-    ablate.ablate(ask(["method=ce,kd"], 2), place)
+    run(ask(["method=ce,kd"], 2), place)
     assert len(seen) == 3

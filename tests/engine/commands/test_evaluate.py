@@ -5,37 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tser_cli.config import Config
-from tser_cli.engine.commands.evaluate import Evaluating, evaluate_run, parse_timesteps, written
+from tser_cli.engine.commands.evaluate import (
+    EvaluateRequest,
+    evaluate_run,
+    parse_timesteps,
+    written_steps,
+)
 from tser_cli.engine.runs import finished_run, model_files, run_folder
 from tser_cli.engine.runs.finished_run import open_finished, select_run
+from tser_cli.engine.runs.model_files import load_model
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runtime.context import Context
 from tser_cli.errors import ConfigError, RunError
 from tser_cli.models import Classifier
 from tser_cli.report.csv_files import PER_TIMESTEP, read_csv
-from tser_cli.report.progress import Silent
 
 MakeConfig = Callable[..., Config]
 Finished = Callable[..., Run]
-
-
-class Told(Silent):
-    """Keeps the warnings."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-
-@pytest.fixture
-def told() -> Told:
-    return Told()
 
 
 @pytest.fixture
@@ -44,11 +35,10 @@ def finished(
     make_config: MakeConfig,
     make_context: Callable[..., Context],
     wake: Callable[[Classifier], Classifier],
-    told: Told,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Finished:
     """`finished("student")`: a run of two steps whose network is random, on the tiny data."""
-    monkeypatch.setattr(finished_run, "prepare", lambda config: make_context(config, told))
+    monkeypatch.setattr(finished_run, "prepare", make_context)
 
     def make(kind: str, **status: object) -> Run:
         config = make_config({"data.validation_fraction": 0.25})
@@ -105,13 +95,18 @@ def test_the_newest_student_is_measured_if_none_is_named(
     assert select_run(student.folder, Path("elsewhere")) == student
 
 
-def test_the_run_s_own_table_is_written_again(finished: Finished, told: Told) -> None:
-    run = finished("student", teacher_accuracy=0.75)
+def measured(run: Run, **request: Any) -> list[dict[str, str]]:
+    """The table of `run`, as it lies on disk."""
+    return read_csv(evaluate_run(EvaluateRequest(run=run.folder, **request)).table)
+
+
+def test_the_run_s_own_table_is_written_again(finished: Finished, told: Any) -> None:
+    run = finished("student", result={"teacher_accuracy": 0.75})
     run.update_environment(teacher={"model": "resnet34", "source": "gone", "sha256": ""})
-    path = evaluate_run(Evaluating(run=run.folder))
-    assert path == run.folder / "per_timestep.csv"
-    rows = read_csv(path)
-    assert tuple(rows[0]) == PER_TIMESTEP
+    result = evaluate_run(EvaluateRequest(run=run.folder, progress=told))
+    assert result.table == run.folder / "per_timestep.csv"
+    rows = read_csv(result.table)
+    assert tuple(rows[0]) == tuple(PER_TIMESTEP)
     assert [row["t"] for row in rows] == ["1", "2"]
     for row in rows:
         labels = (row["run"], row["method"], row["teacher"], row["student"], row["split"])
@@ -121,70 +116,162 @@ def test_the_run_s_own_table_is_written_again(finished: Finished, told: Told) ->
     assert told.warnings == []
 
 
+def test_the_result_is_what_the_table_says(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished("student", result={"teacher_accuracy": 0.75})
+    result = evaluate_run(EvaluateRequest(run=run.folder))
+    assert (result.name, result.split, result.figure) == (run.name, "test", None)
+    assert (result.early_exit_rows, result.early_exit_table) == ([], None)
+    for row, written in zip(result.rows, read_csv(result.table), strict=True):
+        assert {name: float(written[name]) for name in row} == row
+    assert not (run.folder / "early_exit.csv").exists()
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "")  # a command prints nothing
+
+
+def test_a_run_from_before_results_were_recorded(finished: Finished) -> None:
+    run = finished("student", teacher_accuracy=0.75)
+    assert {row["teacher_accuracy"] for row in measured(run)} == {"0.75"}
+
+
 def test_other_steps_go_into_a_table_of_their_own(finished: Finished) -> None:
     run = finished("student")
-    own = read_csv(evaluate_run(Evaluating(run=run.folder)))
-    path = evaluate_run(Evaluating(run=run.folder, timesteps="1,2,5", plot=True))
-    assert path == run.folder / "per_timestep_test_T1-2-5.csv"
-    more = read_csv(path)
+    own = measured(run)
+    result = evaluate_run(EvaluateRequest(run=run.folder, timesteps="1,2,5", plot=True))
+    assert result.table == run.folder / "per_timestep_test_T1-2-5.csv"
+    more = read_csv(result.table)
     assert [row["t"] for row in more] == ["1", "2", "5"]
+    assert [row["t"] for row in result.rows] == [1, 2, 5]
     assert [row["correct_at_t"] for row in more[:2]] == [row["correct_at_t"] for row in own]
-    figure = run.folder / "figures" / "per_timestep_test_T1-2-5.png"
-    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert result.figure == run.folder / "figures" / "per_timestep_test_T1-2-5.png"
+    assert result.figure.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("split", "images"), [("train", "18"), ("validation", "6")])
 def test_other_splits(finished: Finished, split: str, images: str) -> None:
     run = finished("student")
-    path = evaluate_run(Evaluating(run=run.folder, split=split))
-    assert path.name == f"per_timestep_{split}_T2.csv"
-    assert {row["images"] for row in read_csv(path)} == {images}
+    result = evaluate_run(EvaluateRequest(run=run.folder, split=split))
+    assert result.table.name == f"per_timestep_{split}_T2.csv"
+    rows = read_csv(result.table)
+    assert {(row["images"], row["split"]) for row in rows} == {(images, split)}
+
+
+@pytest.mark.parametrize("changes", [{"training.precision": "bf16"}, {"data.dir": "elsewhere"}])
+def test_measured_otherwise_the_run_s_own_table_stays(
+    finished: Finished, changes: dict[str, str]
+) -> None:
+    run = finished("student")
+    result = evaluate_run(EvaluateRequest(run=run.folder, changes=changes))
+    assert result.table == run.folder / "per_timestep_test_T2.csv"
+    assert not (run.folder / "per_timestep.csv").exists()
 
 
 def test_a_split_that_is_none(finished: Finished) -> None:
     with pytest.raises(ConfigError, match='--split "dev": use one of test, validation, train'):
-        evaluate_run(Evaluating(run=finished("student").folder, split="dev"))
+        evaluate_run(EvaluateRequest(run=finished("student").folder, split="dev"))
 
 
-def test_the_table_can_go_elsewhere_and_be_shown(
-    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_table_can_go_elsewhere(finished: Finished, tmp_path: Path) -> None:
+    run, output = finished("student"), tmp_path / "elsewhere.csv"
+    request = EvaluateRequest(run=run.folder, output=output, early_exit="0.5")
+    result = evaluate_run(request)
+    assert (result.table, result.early_exit_table) == (
+        output,
+        tmp_path / "elsewhere_early_exit.csv",
+    )
+    assert len(read_csv(output)) == 2
+    assert len(read_csv(tmp_path / "elsewhere_early_exit.csv")) == 1
+    assert not list(run.folder.glob("*.csv"))
+
+
+@pytest.mark.parametrize(
+    ("split", "images", "name"),
+    [("test", 11, "early_exit.csv"), ("validation", 6, "early_exit_validation.csv")],
+)
+def test_early_exit_is_measured_on_the_split(
+    finished: Finished, split: str, images: int, name: str
 ) -> None:
-    output = tmp_path / "elsewhere.csv"
-    request = Evaluating(run=finished("student").folder, output=output, per_timestep=True)
-    assert evaluate_run(request) == output
-    shown = capsys.readouterr().out
-    assert f"table: {output}" in shown
-    assert "confidence" in shown
-    assert "of 11 test images after 2 time steps" in shown
+    run = finished("student")
+    request = EvaluateRequest(
+        run=run.folder, split=split, timesteps="3", early_exit="1.0", early_exit_entropy="0.1,0.5"
+    )
+    result = evaluate_run(request)
+    assert result.early_exit_table == run.folder / name
+    rows = read_csv(result.early_exit_table)
+    assert [(row["criterion"], row["threshold"]) for row in rows] == [
+        *(("confidence", "1.0"), ("entropy", "0.1"), ("entropy", "0.5"))
+    ]
+    for row, shown in zip(rows, result.early_exit_rows, strict=True):
+        assert (row["run"], row["images"], row["timesteps"]) == (run.name, str(images), "3")
+        assert float(row["accuracy_full"]) == result.rows[-1]["accuracy_cumulative"]
+        assert float(row["energy_pj"]) == shown["energy_pj"]
+        assert row["differing_images"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"early_exit": "2"}, "--early-exit 2: a confidence is above 0"),
+        ({"early_exit_entropy": "low"}, '--early-exit-entropy: "low" is no threshold'),
+        ({"profile": "horowits-45nm-fp32"}, "horowitz-45nm-fp32"),
+    ],
+)
+def test_what_is_mistyped_is_refused_before_the_work(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, asked: dict[str, str], said: str
+) -> None:
+    run = finished("student")
+    monkeypatch.setattr(finished_run, "prepare", lambda *rest: pytest.fail("it was opened"))
+    with pytest.raises(ConfigError, match=said):
+        evaluate_run(EvaluateRequest(run=run.folder, **asked))
 
 
 def test_a_teacher_has_one_step(finished: Finished) -> None:
     run = finished("teacher")
-    (row,) = read_csv(evaluate_run(Evaluating(run=run.folder, timesteps="1")))
+    (row,) = measured(run, timesteps="1")
     assert (row["teacher"], row["student"], row["method"]) == ("resnet20", "", "ce")
     assert (row["timesteps"], row["teacher_accuracy"]) == ("1", "")
     with pytest.raises(ConfigError, match="is a teacher, an ANN without time steps"):
-        evaluate_run(Evaluating(run=run.folder, timesteps="2"))
+        evaluate_run(EvaluateRequest(run=run.folder, timesteps="2"))
+    with pytest.raises(ConfigError, match=r"--early-exit: .* is an ANN without time steps"):
+        evaluate_run(EvaluateRequest(run=run.folder, early_exit="0.5"))
 
 
-def test_the_teacher_is_measured_again_on_other_splits(finished: Finished, told: Told) -> None:
-    teacher, student = finished("teacher"), finished("student", teacher_accuracy=0.123)
+def test_the_teacher_is_measured_again_on_other_splits(finished: Finished, told: Any) -> None:
+    teacher = finished("teacher")
+    student = finished("student", result={"teacher_accuracy": 0.123})
     source = str(teacher.model_file)
-    student.update_environment(teacher={"model": "resnet20", "source": source, "sha256": ""})
-    rows = read_csv(evaluate_run(Evaluating(run=student.folder, split="train")))
-    alone = read_csv(evaluate_run(Evaluating(run=teacher.folder, split="train")))
+    digest = load_model(teacher.model_file)[2]
+    student.update_environment(teacher={"model": "resnet20", "source": source, "sha256": digest})
+    rows = measured(student, split="train", progress=told)
+    alone = measured(teacher, split="train", progress=told)
     assert {row["teacher_accuracy"] for row in rows} == {alone[0]["accuracy_cumulative"]}
+    assert told.warnings == []
     teacher.model_file.unlink()
-    rows = read_csv(evaluate_run(Evaluating(run=student.folder, split="train")))
+    rows = measured(student, split="train", progress=told)
     assert {row["teacher_accuracy"] for row in rows} == {""}
     assert len(told.warnings) == 1
     assert source in told.warnings[0]
 
 
-def test_changes_reach_the_settings(finished: Finished) -> None:
+def test_a_teacher_that_changed_is_not_measured_again(finished: Finished, told: Any) -> None:
+    teacher = finished("teacher")
+    student = finished("student", result={"teacher_accuracy": 0.123})
+    source = str(teacher.model_file)
+    student.update_environment(teacher={"model": "resnet20", "source": source, "sha256": "0"})
+    rows = measured(student, split="train", progress=told)
+    assert {row["teacher_accuracy"] for row in rows} == {""}
+    (warning,) = told.warnings
+    assert "the teacher's accuracy is left out" in warning
+    assert "has changed since that run began" in warning
+
+
+def test_changes_reach_the_settings(finished: Finished, told: Any) -> None:
     run = finished("student")
-    again = open_finished(run, {"training.eval_batch_size": 5, "training.device": None})
+    changes = {"training.eval_batch_size": 5, "training.device": None}
+    again = open_finished(run, changes, told)
     assert again.config == run.config().updated({"training.eval_batch_size": 5})
+    assert again.context.progress is told
     assert not again.loaded.model.training
     assert json.loads((run.folder / "status.json").read_text())["state"] == "finished"
 
@@ -193,4 +280,4 @@ def test_changes_reach_the_settings(finished: Finished) -> None:
     ("steps", "text"), [([1], "1"), ([1, 2, 3, 4], "4"), ([1, 2, 4], "1-2-4"), ([2, 3], "2-3")]
 )
 def test_other_time_steps_have_another_file_name(steps: list[int], text: str) -> None:
-    assert written(steps) == text
+    assert written_steps(steps) == text

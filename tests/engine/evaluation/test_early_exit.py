@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +22,8 @@ from tser_cli.engine.evaluation.early_exit import (
     parse_thresholds,
     run_exits,
 )
-from tser_cli.engine.evaluation.operation_counts import Measured, measure
-from tser_cli.engine.runs.finished_run import Opened
+from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, evaluate_split
+from tser_cli.engine.runs.finished_run import FinishedRun
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runtime.context import Context
@@ -65,51 +67,93 @@ def context() -> Context:
 
 
 @pytest.fixture(scope="module")
-def measured(model: Classifier, context: Context) -> Measured:
-    return measure(model, context, STEPS)
+def full(model: Classifier, context: Context) -> Evaluation:
+    """The counted pass over all images."""
+    return evaluate_split(model, context, "test", STEPS, count=True)
+
+
+@pytest.fixture(scope="module")
+def answers(full: Evaluation) -> Answers:
+    assert full.answers is not None
+    return full.answers
 
 
 @pytest.mark.parametrize(
     "rule", [Rule("confidence", c) for c in (0.3, 0.5, 0.8, 1.0)] + [Rule("entropy", 0.9)]
 )
 def test_stepwise_equals_offline_image_for_image(
-    model: Classifier, context: Context, measured: Measured, rule: Rule
+    model: Classifier, context: Context, answers: Answers, rule: Rule
 ) -> None:
-    stepwise, offline = run_exits(model, context, STEPS, rule), offline_exits(measured, rule)
+    stepwise = run_exits(model, context, "test", STEPS, rule)
+    offline = offline_exits(answers, rule)
     assert torch.equal(stepwise.step_I, offline.step_I)
     assert torch.equal(stepwise.correct_I, offline.correct_I)
 
 
-def test_thresholds_spread_the_images(measured: Measured) -> None:
-    steps = offline_exits(measured, Rule("confidence", 0.8)).step_I
+def test_the_split_that_is_asked_for_is_run(model: Classifier, context: Context) -> None:
+    some = context.config.updated({"data.validation_fraction": 0.25})
+    changed = replace(context, config=some)
+    rule = Rule("confidence", 0.8)
+    counted = {
+        split: len(run_exits(model, changed, split, STEPS, rule).step_I)
+        for split in ("train", "validation", "test")
+    }
+    assert counted["test"] == IMAGES
+    assert counted["train"] + counted["validation"] == IMAGES
+    assert 0 < counted["validation"] < counted["train"]
+
+
+def test_thresholds_spread_the_images(answers: Answers) -> None:
+    steps = offline_exits(answers, Rule("confidence", 0.8)).step_I
     assert len(steps.unique()) > 1  # else the tests above would prove little
 
 
-def test_offline_exits_by_hand() -> None:
+def test_offline_exits_by_hand(answers: Answers) -> None:
     confidence = torch.tensor([[0.9, 0.5, 0.2], [0.1, 0.8, 0.3], [0.9, 0.9, 0.4]])
     right = torch.tensor([[True, True, True], [False, False, True], [False, True, False]])
-    zeros = torch.zeros(3)
-    made = Measured(None, zeros, zeros, right, right, confidence, 1 - confidence)  # type: ignore[arg-type]
+    made = replace(
+        answers,
+        correct_cumulative_TI=right,
+        confidence_cumulative_TI=confidence,
+        entropy_cumulative_TI=1 - confidence,
+    )
     exits = offline_exits(made, Rule("confidence", 0.8))
     assert exits.step_I.tolist() == [1, 2, 3]
     assert exits.correct_I.tolist() == [True, False, False]
+    exits = offline_exits(made, Rule("entropy", 0.5))
+    assert exits.step_I.tolist() == [1, 1, 3]
+    assert exits.correct_I.tolist() == [True, True, False]
 
 
-def test_row_takes_energy_from_the_integers(measured: Measured) -> None:
-    profile = load_profile("horowitz-45nm-fp32")
+def test_row_takes_energy_from_the_integers(full: Evaluation) -> None:
+    profile, rule = load_profile("horowitz-45nm-fp32"), Rule("confidence", 0.8)
+    assert full.answers is not None and full.counts is not None
     exits = Exits(torch.arange(IMAGES) % STEPS + 1, torch.ones(IMAGES, dtype=torch.bool))
-    row = early_exit.row(Rule("confidence", 0.5), exits, exits, measured, profile)
-    spent = 0.0
+    row = early_exit.row(rule, exits, full, profile)
+    spent = whole = 0.0
     for image in range(IMAGES):
-        last = image % STEPS
-        for layer in measured.counts.layers:
-            macs = int(layer.step_macs[: last + 1].sum())
-            spent += 4.6 * macs + 0.9 * int(layer.value_TI[: last + 1, image].sum())
+        for layer in full.counts.layers:
+            cost_T = 4.6 * layer.step_macs + 0.9 * layer.value_TI[:, image]
+            spent += float(cost_T[: image % STEPS + 1].sum())
+            whole += float(cost_T.sum())
     assert row["energy_pj"] == pytest.approx(spent / IMAGES, rel=1e-12)
+    assert row["energy_full_pj"] == pytest.approx(whole / IMAGES, rel=1e-12)
     assert row["mean_steps"] == np.mean([image % STEPS + 1 for image in range(IMAGES)])
     assert sum(row[f"share_exit_{t}"] for t in range(1, STEPS + 1)) == pytest.approx(1.0)
     assert row["accuracy"] == 1.0
-    assert row["differing_images"] == 0
+    assert row["accuracy_full"] == full.accuracy
+
+
+def test_images_that_are_treated_otherwise_than_in_the_full_pass_are_counted(
+    full: Evaluation, answers: Answers
+) -> None:
+    profile, rule = load_profile("horowitz-45nm-fp32"), Rule("confidence", 0.8)
+    offline = offline_exits(answers, rule)
+    assert early_exit.row(rule, offline, full, profile)["differing_images"] == 0
+    step_I, correct_I = offline.step_I.clone(), offline.correct_I.clone()
+    step_I[3] = step_I[3] % STEPS + 1
+    correct_I[[3, 5]] = ~correct_I[[3, 5]]
+    assert early_exit.row(rule, Exits(step_I, correct_I), full, profile)["differing_images"] == 2
 
 
 def test_images_that_left_are_not_computed(model: Classifier, context: Context) -> None:
@@ -118,33 +162,62 @@ def test_images_that_left_are_not_computed(model: Classifier, context: Context) 
         lambda module, args: seen.append(len(args[0]))
     )
     try:
-        exits = run_exits(model, context, STEPS, Rule("confidence", 0.8))
+        exits = run_exits(model, context, "test", STEPS, Rule("confidence", 0.8))
     finally:
         handle.remove()
     assert sum(seen) == int(exits.step_I.sum())
 
 
-def test_the_table(model: Classifier, context: Context, tmp_path: Path) -> None:
-    opened = Opened(Run(tmp_path), context, Loaded(model, "resnet20", "x", "0"))
+def test_the_table(model: Classifier, context: Context, full: Evaluation, tmp_path: Path) -> None:
+    opened = FinishedRun(Run(tmp_path), context, Loaded(model, "resnet20", "x", "0"))
     rules = [Rule("confidence", 0.5), Rule("entropy", 0.5)]
-    profile = load_profile("horowitz-45nm-fp32")
-    early_exit.early_exit(opened, rules, STEPS, tmp_path / "early_exit.csv", profile)
-    with (tmp_path / "early_exit.csv").open() as stream:
+    profile, path = load_profile("horowitz-45nm-fp32"), tmp_path / "early_exit.csv"
+    found = early_exit.early_exit(opened, rules, full, "test", path, profile)
+    with path.open() as stream:
         rows = list(csv.DictReader(stream))
     assert rows[0].keys() == early_exit_schema(STEPS).keys()
     assert [row["criterion"] for row in rows] == ["confidence", "entropy"]
     assert {row["differing_images"] for row in rows} == {"0"}
+    for row, written in zip(found, rows, strict=True):
+        assert {name: str(value) for name, value in row.items()} == written
+
+
+def test_images_that_stop_elsewhere_are_told(
+    model: Classifier, context: Context, full: Evaluation, tmp_path: Path, told: Any
+) -> None:
+    opened = FinishedRun(
+        Run(tmp_path), replace(context, progress=told), Loaded(model, "resnet20", "x", "0")
+    )
+    assert full.answers is not None
+    sure = replace(
+        full.answers, confidence_cumulative_TI=torch.ones(STEPS, IMAGES, dtype=torch.float64)
+    )
+    profile, path = load_profile("horowitz-45nm-fp32"), tmp_path / "early_exit.csv"
+    changed = replace(full, answers=sure)
+    (row,) = early_exit.early_exit(
+        opened, [Rule("confidence", 0.8)], changed, "test", path, profile
+    )
+    assert row["differing_images"] > 0
+    (warning,) = told.warnings
+    assert warning.startswith(f"confidence 0.8: {row['differing_images']} images stop elsewhere")
 
 
 @pytest.mark.parametrize("text", ["", "a", "0.8,,0.9", "-1", "2", "nan", "0"])
 def test_bad_thresholds(text: str) -> None:
-    with pytest.raises(ConfigError, match="early-exit"):
-        parse_thresholds(text, "confidence")
+    with pytest.raises(ConfigError, match=r"^--early-exit"):
+        parse_thresholds(text, "confidence", "--early-exit")
+
+
+def test_the_message_names_the_flag() -> None:
+    with pytest.raises(ConfigError, match=r'^--early-exit-entropy: "low" is no threshold'):
+        parse_thresholds("low", "entropy", "--early-exit-entropy")
+    with pytest.raises(ConfigError, match=r"^--early-exit-entropy 1e999: it must be finite"):
+        parse_thresholds("1e999", "entropy", "--early-exit-entropy")
 
 
 def test_thresholds() -> None:
-    assert parse_thresholds("0.8, .9", "confidence") == [
+    assert parse_thresholds("0.8, .9", "confidence", "--early-exit") == [
         Rule("confidence", 0.8),
         Rule("confidence", 0.9),
     ]
-    assert parse_thresholds("1.5", "entropy") == [Rule("entropy", 1.5)]
+    assert parse_thresholds("1.5", "entropy", "--early-exit-entropy") == [Rule("entropy", 1.5)]

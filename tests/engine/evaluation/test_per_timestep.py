@@ -9,12 +9,21 @@ from typing import Any
 import pytest
 import torch
 
-from tser_cli.config import Config
+from tser_cli.config import Config, TrainingConfig
 from tser_cli.data.base import Dataset, DataSpec, TensorSource
 from tser_cli.data.loaders import Batch, build_eval_loader
-from tser_cli.engine.evaluation.per_timestep import Evaluation, cumulative_mean, evaluate
+from tser_cli.engine.evaluation.per_timestep import (
+    Evaluation,
+    cumulative_mean,
+    evaluate,
+    evaluate_split,
+    evenly_spread,
+)
 from tser_cli.engine.runs import model_files
-from tser_cli.engine.runtime.processes import Runtime
+from tser_cli.engine.runtime.context import Context
+from tser_cli.engine.runtime.processes import Runtime, make_runtime
+from tser_cli.engine.runtime.stop import StopRequest
+from tser_cli.errors import Interrupted
 from tser_cli.models import Classifier
 from tser_cli.report.csv_files import PER_TIMESTEP
 
@@ -35,6 +44,21 @@ class Table(Classifier):
         self.asked.append(timesteps)
         chosen = self.logits_TMK[:, (images_NCHW[:, 0, 0, 0] * 255).round().long()]
         return chosen[:timesteps] if self.spiking else chosen[0]
+
+
+class CountedTable(Table):
+    """The same with a layer whose operations can be counted."""
+
+    def __init__(self, logits_TMK: torch.Tensor) -> None:
+        super().__init__(logits_TMK)
+        self.layer = torch.nn.Linear(1, 2)
+
+    def forward(self, images_NCHW: torch.Tensor, timesteps: int = 1) -> torch.Tensor:
+        self.layer(images_NCHW.flatten(1))
+        return super().forward(images_NCHW, timesteps)
+
+    def input_kinds(self) -> dict[str, str]:
+        return {"layer": "real"}
 
 
 @pytest.fixture(name="logits_TMK")
@@ -133,8 +157,8 @@ def test_rows_have_the_columns_of_the_table_less_the_labels(
     counted: Callable[..., Evaluation], logits_TMK: torch.Tensor
 ) -> None:
     rows = counted(Table(logits_TMK), 32).rows()
-    assert [tuple(row) for row in rows] == [PER_TIMESTEP[len(LABELS) :]] * STEPS
-    assert PER_TIMESTEP[: len(LABELS)] == LABELS
+    assert [tuple(row) for row in rows] == [tuple(PER_TIMESTEP)[len(LABELS) :]] * STEPS
+    assert tuple(PER_TIMESTEP)[: len(LABELS)] == LABELS
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -218,13 +242,156 @@ def test_the_mode_is_put_back(
     assert model.training is training
 
 
-def test_one_pass_asks_for_all_steps_and_tells_of_each_batch(
+def test_one_pass_asks_for_all_steps_and_whether_to_stop_after_each_batch(
     counted: Callable[..., Evaluation], logits_TMK: torch.Tensor
 ) -> None:
-    model, heard = Table(logits_TMK), list[int]()
-    counted(model, 40, after_batch=heard.append)
+    model, asked = Table(logits_TMK), list[int]()
+    counted(model, 40, check_stop=lambda: asked.append(len(model.asked)))
     assert model.asked == [STEPS] * 3
-    assert heard == [40, 40, 21]
+    assert asked == [1, 2, 3]
+
+
+def test_every_process_asks_equally_often_whether_to_stop(
+    numbered: Dataset, logits_TMK: torch.Tensor, make_config: Callable[..., Config]
+) -> None:
+    class Longest(Runtime):
+        """As if another process had five batches."""
+
+        def largest(self, value: int) -> int:
+            return max(value, 5)
+
+    one = make_runtime(TrainingConfig(device="cpu"))
+    loader = build_eval_loader(numbered, "test", make_config({"training.eval_batch_size": 40}))
+    asked: list[int] = []
+    evaluate(
+        Table(logits_TMK),
+        loader,
+        Longest(one.accelerator, one.memory_format),
+        STEPS,
+        check_stop=lambda: asked.append(1),
+    )
+    assert len(asked) == 5
+
+
+def test_a_request_to_stop_ends_the_pass(
+    counted: Callable[..., Evaluation], logits_TMK: torch.Tensor
+) -> None:
+    def stop() -> None:
+        raise Interrupted(15)
+
+    model = Table(logits_TMK)
+    with pytest.raises(Interrupted):
+        counted(model, 40, check_stop=stop)
+    assert model.asked == [STEPS]
+
+
+def test_answers_and_counts_are_kept_where_they_are_asked_for(
+    counted: Callable[..., Evaluation], logits_TMK: torch.Tensor, numbered: Dataset
+) -> None:
+    plain = counted(Table(logits_TMK), 40)
+    assert (plain.answers, plain.counts) == (None, None)
+    full = counted(CountedTable(logits_TMK), 40, count=True)
+    assert full.rows() == plain.rows()
+    answers, labels = full.answers, numbered.test.labels
+    assert answers is not None and full.counts is not None
+    assert (full.counts.images, full.counts.timesteps) == (IMAGES, STEPS)
+    assert [(c.layer.name, c.layer.macs) for c in full.counts.layers] == [("layer", 2)]
+    assert answers.index_I.tolist() == list(range(IMAGES))
+    assert torch.equal(answers.labels_I, labels)
+    logits, mean = logits_TMK.double(), cumulative_mean(logits_TMK.double())
+    assert torch.equal(answers.prediction_TI, logits.argmax(-1))
+    assert torch.equal(answers.correct_TI, logits.argmax(-1) == labels)
+    assert torch.equal(answers.prediction_cumulative_TI, mean.argmax(-1))
+    assert torch.equal(answers.correct_cumulative_TI, mean.argmax(-1) == labels)
+    for t, image in ((0, 0), (1, 57), (2, IMAGES - 1)):
+        p, p_mean = softmax(logits[t, image].tolist()), softmax(mean[t, image].tolist())
+        assert answers.loss_TI[t, image].item() == pytest.approx(-math.log(p[labels[image]]))
+        expected = -math.fsum(q * math.log(q) for q in p)
+        assert answers.entropy_TI[t, image].item() == pytest.approx(expected)
+        assert answers.confidence_TI[t, image].item() == pytest.approx(max(p))
+        expected = -math.fsum(q * math.log(q) for q in p_mean)
+        assert answers.entropy_cumulative_TI[t, image].item() == pytest.approx(expected)
+        assert answers.confidence_cumulative_TI[t, image].item() == pytest.approx(max(p_mean))
+
+
+@pytest.mark.parametrize("batch", [2, 4])  # of three processes, one has none of 2 images
+def test_answers_and_counts_of_several_processes_are_put_in_the_images_order(
+    dataset: Dataset,
+    spec: DataSpec,
+    make_config: Callable[..., Config],
+    runtime: Runtime,
+    wake: Callable[[Classifier], Classifier],
+    batch: int,
+) -> None:
+    class Gathered(Runtime):
+        """Keeps what this process shares, and returns what `others` shared too."""
+
+        shared: Any
+        others: list[Any]
+
+        def gather(self, value: Any) -> list[Any]:
+            Gathered.shared = value
+            return [*Gathered.others, value]
+
+    config = make_config({"training.eval_batch_size": batch})
+    model = wake(model_files.build("resnet20", spec, config, spiking=True))
+    whole = evaluate(model, build_eval_loader(dataset, "test", config), runtime, 2, count=True)
+    of_rank = Gathered(runtime.accelerator, runtime.memory_format)
+    Gathered.others = []
+    for rank in range(3):
+        loader = build_eval_loader(dataset, "test", config, rank=rank, world=3)
+        together = evaluate(model, loader, of_rank, 2, count=True)
+        Gathered.others.append(Gathered.shared)
+    shares = [len(part[0].index_I) if part else 0 for part in Gathered.others]
+    assert shares == ([6, 5, 0] if batch == 2 else [5, 3, 3])
+    assert together.answers is not None and whole.answers is not None
+    assert together.answers.index_I.tolist() == list(range(len(dataset.test)))
+    assert torch.equal(together.answers.prediction_TI, whole.answers.prediction_TI)
+    assert torch.equal(together.answers.correct_TI, whole.answers.correct_TI)
+    assert together.counts is not None and whole.counts is not None
+    assert together.counts.images == whole.counts.images == len(dataset.test)
+    for mine, other in zip(together.counts.layers, whole.counts.layers, strict=True):
+        assert mine.layer == other.layer
+        for name in ("nonzero_TI", "events_TI", "value_TI", "executed_T"):
+            assert getattr(mine, name).tolist() == getattr(other, name).tolist(), name
+    spikes = whole.counts.layers[1].value_TI[0].tolist()
+    assert len(set(spikes)) > 1  # else the order would not matter
+
+
+def test_evenly_spread_images() -> None:
+    assert evenly_spread(11, 4).tolist() == [0, 2, 5, 8]
+    assert evenly_spread(3, 9).tolist() == [0, 1, 2]
+    assert evenly_spread(100, 100).tolist() == list(range(100))
+
+
+def test_some_images_of_a_split_are_evenly_spread(
+    make_context: Callable[..., Context],
+    spec: DataSpec,
+    make_config: Callable[..., Config],
+) -> None:
+    config = make_config({"training.eval_batch_size": 3})
+    model = model_files.build("resnet20", spec, config, spiking=True)
+    context = make_context(config)
+    some = evaluate_split(model, context, "test", 2, count=True, images=4)
+    assert some.images == 4
+    assert some.answers is not None and some.counts is not None
+    assert some.answers.index_I.tolist() == [0, 2, 5, 8]
+    assert some.counts.images == 4
+    whole = evaluate_split(model, context, "test", 2, count=True)
+    assert whole.answers is not None
+    chosen = whole.answers.prediction_TI[:, [0, 2, 5, 8]]
+    assert torch.equal(some.answers.prediction_TI, chosen)
+
+
+def test_a_requested_stop_reaches_the_pass_over_a_split(
+    make_context: Callable[..., Context], spec: DataSpec, make_config: Callable[..., Config]
+) -> None:
+    stop = StopRequest(lambda text: None)
+    stop.signal = 15
+    model = model_files.build("resnet20", spec, make_config(), spiking=True)
+    with pytest.raises(Interrupted) as error:
+        evaluate_split(model, make_context(make_config()), "test", 1, stop=stop)
+    assert error.value.exit_code == 143
 
 
 def test_no_gradient_is_kept(runtime: Runtime, logits_TMK: torch.Tensor) -> None:

@@ -1,9 +1,7 @@
-"""Checkpoints and model files: damage is noticed, code is never run."""
+"""Checkpoints: damage is noticed, and a kill at any point loses nothing."""
 
 from __future__ import annotations
 
-import os
-import pickle
 import random
 from pathlib import Path
 
@@ -11,8 +9,8 @@ import pytest
 import torch
 
 from tser_cli.engine.runs import checkpoints
-from tser_cli.engine.runs.checkpoints import load_latest, load_model, save_checkpoint, save_model
-from tser_cli.errors import CheckpointError, DamagedError
+from tser_cli.engine.runs.checkpoints import load_latest, save_checkpoint
+from tser_cli.errors import DamagedError
 
 
 def state(number: int) -> dict[str, object]:
@@ -21,16 +19,6 @@ def state(number: int) -> dict[str, object]:
 
 def silent(text: str) -> None:
     raise AssertionError(f"unexpected warning: {text}")
-
-
-class Bomb:
-    """Unpickling this makes a file: proof that code was run."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
-        return os.system, (f"touch {self.path}",)
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
@@ -145,46 +133,3 @@ def test_a_kill_before_the_rename_is_made_good(
     loaded = load_latest(tmp_path, silent)
     assert loaded is not None
     assert loaded["epoch"] == 1
-
-
-def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    proof = tmp_path / "ran"
-    path = tmp_path / "teacher.pt"
-    path.write_bytes(pickle.dumps(Bomb(proof)))
-    with pytest.raises(CheckpointError, match="never run"):
-        load_model(path)
-    torch.save({"w": Bomb(proof)}, path)
-    with pytest.raises(CheckpointError, match="never run"):
-        load_model(path)
-    assert not proof.exists()
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("content", [b"", b"hello\n", b"\x80\x04", b"\xff" * 100])
-def test_files_that_are_no_model(tmp_path: Path, suffix: str, content: bytes) -> None:
-    path = tmp_path / f"model{suffix}"
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="model"):
-        load_model(path)
-
-
-def test_a_model_file_round_trip(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    digest = save_model(path, {"w": torch.arange(4.0)}, {"tser": "x"})
-    loaded, metadata, again = load_model(path)
-    assert torch.equal(loaded["w"], torch.arange(4.0))
-    assert metadata == {"tser": "x"}
-    assert digest == again
-
-
-def test_a_truncated_model_file(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    save_model(path, {"w": torch.arange(400.0)}, {})
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match="truncated or damaged"):
-        load_model(path)
-
-
-def test_a_missing_model_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="can't be read"):
-        load_model(tmp_path / "model.safetensors")

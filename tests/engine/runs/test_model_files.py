@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,12 @@ import torch
 from torch import Tensor
 from torchvision.models import ResNet18_Weights, resnet18, resnet34
 
-from tser_cli.config import Config
+from tser_cli.config import Config, NeuronConfig
 from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs import model_files
-from tser_cli.engine.runs.checkpoints import load_model, save_model
+from tser_cli.engine.runs.model_files import Loaded, check_network, load_model, save_model
 from tser_cli.errors import CheckpointError
-from tser_cli.models import Classifier
+from tser_cli.models import Classifier, build_model
 
 MakeConfig = Callable[..., Config]
 LARGE = DataSpec("imagenet", 3, 224, 224, tuple(map(str, range(1000))), (0.5,) * 3, (0.3,) * 3)
@@ -221,3 +223,88 @@ def test_vgg_takes_torchvision_s_weights_with_batch_norm(monkeypatch: pytest.Mon
     with pytest.raises(CheckpointError, match=r"vgg11_bn-\w+\.pth"):
         model_files.pretrained("vgg11", LARGE)
     assert asked == [VGG11_BN_Weights.IMAGENET1K_V1]
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    proof = tmp_path / "ran"
+    path = tmp_path / "teacher.pt"
+    path.write_bytes(pickle.dumps(Bomb(proof)))
+    with pytest.raises(CheckpointError, match="never run"):
+        load_model(path)
+    torch.save({"w": Bomb(proof)}, path)
+    with pytest.raises(CheckpointError, match="never run"):
+        load_model(path)
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"\x80\x04", b"\xff" * 100])
+def test_files_that_are_no_model(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="model"):
+        load_model(path)
+
+
+def test_a_model_file_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    digest = save_model(path, {"w": torch.arange(4.0)}, {"tser": "x"})
+    loaded, metadata, again = load_model(path)
+    assert torch.equal(loaded["w"], torch.arange(4.0))
+    assert metadata == {"tser": "x"}
+    assert digest == again
+
+
+def test_a_truncated_model_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(path, {"w": torch.arange(400.0)}, {})
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        load_model(path)
+
+
+def test_a_missing_model_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="can't be read"):
+        load_model(tmp_path / "model.safetensors")
+
+
+def network(spiking: bool, channels: int = 1, classes: int = 3) -> Loaded:
+    """A network as it was read from the file net.pt."""
+    neuron = NeuronConfig() if spiking else None
+    shape = {"channels": channels, "height": 8, "width": 8, "num_classes": classes}
+    return Loaded(build_model("resnet20", **shape, neuron=neuron), "resnet20", "net.pt", "0")
+
+
+@pytest.mark.parametrize(
+    ("role", "advice"),
+    [
+        ("teacher", r"Train a teacher on this data set \(tser train-teacher\), or name another$"),
+        ("student", "Measure it on the data set that it was trained on, or name another run$"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("misfit", "said"),
+    [
+        ({"channels": 3}, "takes 3 input channels, digits has 1"),
+        ({"classes": 10}, "tells 10 classes apart, digits has 3"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_named_by_its_role(
+    spec: DataSpec, role: str, advice: str, misfit: dict[str, int], said: str
+) -> None:
+    loaded = network(spiking=role == "student", **misfit)
+    with pytest.raises(CheckpointError, match=rf"^the {role} net\.pt {said}\. {advice}"):
+        check_network(loaded, role, spec)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_fitting_network_is_checked_without_a_trace(
+    spec: DataSpec, role: str, training: bool
+) -> None:
+    loaded = network(spiking=role == "student")
+    loaded.model.train(training)
+    before = copy.deepcopy(loaded.model.state_dict())
+    check_network(loaded, role, spec)
+    assert loaded.model.training is training
+    assert all(torch.equal(v, before[name]) for name, v in loaded.model.state_dict().items())

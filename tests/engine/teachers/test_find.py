@@ -14,7 +14,7 @@ from tser_cli.engine.runs import model_files, run_folder
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.teachers import find as teachers
-from tser_cli.errors import CheckpointError, ConfigError, RunError
+from tser_cli.errors import ConfigError, RunError
 
 MakeConfig = Callable[..., Config]
 MakeTeacher = Callable[..., Run]
@@ -68,6 +68,22 @@ def test_the_newest_finished_one_that_fits(
     other_data = make_config({"data.name": "mnist"})
     assert find(other_data, spec, tmp_path) is None
     assert find(make_config(), spec, tmp_path / "elsewhere") is None
+
+
+def test_a_teacher_of_another_test_split_is_passed_over(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    def settings(fraction: float) -> Config:
+        return make_config({"data.name": "imagefolder", "data.test_fraction": fraction})
+
+    run = run_folder.create(tmp_path, "teacher", settings(0.5))
+    name = settings(0.5).model.teacher
+    run.update_status(state="finished", model=name, validation_fraction=0.0)
+    # of train/ and val/: there nothing is split off
+    assert teachers.newest_teacher(settings(0.2), tmp_path) == run
+    run.update_status(test_fraction=0.5)
+    assert teachers.newest_teacher(settings(0.5), tmp_path) == run
+    assert teachers.newest_teacher(settings(0.2), tmp_path) is None
 
 
 def test_a_path_goes_before_the_newest(
@@ -134,16 +150,6 @@ def test_imagenet_falls_back_on_torchvision_last(
     model_files.write(run.model_file, model, model_files.describe("resnet20", spec, config, False))
     run.update_status(state="finished", model="resnet20", validation_fraction=0.0)
     assert find(config, spec, tmp_path) == str(run.model_file)
-
-
-def test_a_spiking_network_is_no_teacher(spec: DataSpec, make_config: MakeConfig) -> None:
-    ann, snn = (
-        Loaded(model_files.build("resnet20", spec, make_config(), spiking), "resnet20", "x.pt", "")
-        for spiking in (False, True)
-    )
-    assert teachers.as_ann(ann) is ann
-    with pytest.raises(CheckpointError, match=r"x\.pt is a spiking network; a teacher is an ANN"):
-        teachers.as_ann(snn)
 
 
 def test_a_teacher_trained_first_has_its_recipe_and_the_student_s_data(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs import model_files
 from tser_cli.engine.runtime.processes import Runtime
 from tser_cli.engine.training.data_parallel import share_gradients, share_statistics, synchronised
-from tser_cli.engine.training.position import Meter
 from tser_cli.models import Classifier
 
 
@@ -46,35 +43,3 @@ def test_one_process_shares_with_nobody(student: Classifier, runtime: Runtime) -
     assert share_gradients(student, runtime, (1, 8, 8), 3) is student
     share_statistics(student, runtime)
     assert all(torch.equal(value, state[name]) for name, value in student.state_dict().items())
-
-
-def seat(rank: int, world: int) -> Runtime:
-    """One of `world` processes, as far as handing out meters needs it."""
-    place = SimpleNamespace(device=torch.device("cpu"), process_index=rank, num_processes=world)
-    return Runtime(place)
-
-
-def meter(images: int, loss: float) -> dict[str, Any]:
-    return {"images": images, "sums": {"loss": loss, "correct": float(images)}}
-
-
-def test_as_many_processes_take_up_their_own_sums() -> None:
-    states = [meter(4, 1.5), meter(4, 2.5)]
-    taken = [Meter.share_out(states, seat(rank, 2)).state() for rank in range(2)]
-    assert taken == states
-
-
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_another_number_of_processes_keeps_the_total(world: int) -> None:
-    states = [meter(4, 1.5), meter(4, 2.5), meter(3, 0.25)]
-    taken = [Meter.share_out(states, seat(rank, world)).state() for rank in range(world)]
-    assert taken[0] == {"images": 11, "sums": {"loss": 4.25, "correct": 11.0}}
-    nothing = {"images": 0, "sums": {"loss": 0.0, "correct": 0.0}}
-    assert taken[1:] == [nothing] * (world - 1)
-
-
-def test_alone_every_agreement_is_one_s_own(runtime: Runtime) -> None:
-    assert runtime.largest(15) == 15
-    assert runtime.gather("a") == ["a"]
-    assert runtime.on_main(lambda: cast(Any, [1])) == [1]
-    assert runtime.main_first(lambda: None) is None

@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from tser_cli.config import Config, MethodSettings
 from tser_cli.engine.runs.checkpoints import load_latest
-from tser_cli.engine.training.loop import Fit, fit
+from tser_cli.engine.training.job import TrainingJob
+from tser_cli.engine.training.loop import fit
 from tser_cli.errors import NonFiniteError
 from tser_cli.losses.base import Outputs, Terms
 from tser_cli.report.progress import Silent
 
-MakeFit = Callable[..., Fit]
+MakeFit = Callable[..., TrainingJob]
 MakeConfig = Callable[..., Config]
 
 
@@ -32,11 +33,11 @@ class StepCount(Silent):
         self.steps += 1
 
 
-def parameters(work: Fit) -> dict[str, Tensor]:
+def parameters(work: TrainingJob) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in work.task.model.named_parameters()}
 
 
-def assert_unmoved(work: Fit, before: dict[str, Tensor]) -> None:
+def assert_unmoved(work: TrainingJob, before: dict[str, Tensor]) -> None:
     for name, value in parameters(work).items():
         assert torch.equal(value, before[name]), name
 

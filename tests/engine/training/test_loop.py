@@ -16,13 +16,14 @@ from tser_cli.config import Config
 from tser_cli.data.loaders import Batch
 from tser_cli.engine.runs.checkpoints import load_latest
 from tser_cli.engine.runtime.processes import Runtime
-from tser_cli.engine.training.loop import Fit, fit, train_step
+from tser_cli.engine.training.job import TrainingJob
+from tser_cli.engine.training.loop import fit, train_step
 from tser_cli.engine.training.optimizer import make_optimizer
 from tser_cli.engine.training.position import CheckpointClock, Position
 from tser_cli.report.csv_files import read_csv
 from tser_cli.report.progress import Silent
 
-MakeFit = Callable[..., Fit]
+MakeFit = Callable[..., TrainingJob]
 MakeConfig = Callable[..., Config]
 
 
@@ -44,7 +45,7 @@ class Recorder(Silent):
         self.ended += 1
 
 
-def weights(work: Fit) -> dict[str, Tensor]:
+def weights(work: TrainingJob) -> dict[str, Tensor]:
     return copy.deepcopy(work.task.model.state_dict())
 
 
@@ -107,7 +108,7 @@ def test_the_learning_rate_is_the_schedule_s(
 
 def one_step(
     make_fit: MakeFit, config: Config, folder: Path, images: int
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Fit]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor], TrainingJob]:
     """Gradients and terms of a step on a network whose norms are in eval mode."""
     work = make_fit("teacher", config, folder)
     work.task.model.eval()

@@ -13,15 +13,16 @@ import torch
 
 from tser_cli.config import Config, MethodSettings
 from tser_cli.engine.runs.checkpoints import load_latest
-from tser_cli.engine.runtime.processes import seed_everything
+from tser_cli.engine.runtime.seeds import seed_everything
 from tser_cli.engine.runtime.stop import StopRequest
-from tser_cli.engine.training.loop import Fit, fit
+from tser_cli.engine.training.job import TrainingJob
+from tser_cli.engine.training.loop import fit
 from tser_cli.errors import Interrupted
 from tser_cli.losses.base import Outputs, Terms, TrainingProgress
 from tser_cli.report.csv_files import read_csv
 from tser_cli.report.progress import Silent
 
-MakeFit = Callable[..., Fit]
+MakeFit = Callable[..., TrainingJob]
 MakeConfig = Callable[..., Config]
 Resumed = Callable[..., "Outcome"]
 CLOCK = ("images_per_second", "seconds")
@@ -79,7 +80,7 @@ def no_warning(text: str) -> None:
     raise AssertionError(text)
 
 
-def run_fit(work: Fit) -> Outcome:
+def run_fit(work: TrainingJob) -> Outcome:
     rows = fit(work)
     state = load_latest(work.run.checkpoints, no_warning)
     assert state is not None
@@ -304,7 +305,7 @@ def test_methods_are_told_the_same_progress_after_a_resume(
 ) -> None:
     told: list[TrainingProgress] = []
 
-    def work(folder: str, progress: Silent | None = None) -> Fit:
+    def work(folder: str, progress: Silent | None = None) -> TrainingJob:
         made = make_fit("student", make_config(), tmp_path / folder, progress)
         method = made.task.method
 

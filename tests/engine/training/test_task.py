@@ -12,9 +12,8 @@ import torch
 
 from tser_cli import registry
 from tser_cli.config import Config, NeuronConfig
-from tser_cli.data.base import DataSpec
-from tser_cli.engine.training.task import Task, check_teacher, distillation
-from tser_cli.errors import CheckpointError, ConfigError
+from tser_cli.engine.training.task import Task, distillation
+from tser_cli.errors import ConfigError
 from tser_cli.models import Classifier, build_model
 
 MakeTask = Callable[..., Task]
@@ -123,25 +122,6 @@ def test_the_other_methods_need_one(make_config: MakeConfig, method: str) -> Non
     config = make_config({"method.name": method})
     with pytest.raises(AssertionError, match="teacher"):
         distillation(network(neuron=NeuronConfig()), None, config, (1, 8, 8))
-
-
-def test_a_teacher_of_other_channels_is_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"takes 3 input channels, the data set has 1"):
-        check_teacher(network(channels=3), (1, 8, 8), 3)
-
-
-def test_a_teacher_of_other_classes_is_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"tells 10 classes apart, the data set has 3"):
-        check_teacher(network(classes=10), (1, 8, 8), 3)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_a_fitting_teacher_is_checked_without_a_trace(spec: DataSpec, training: bool) -> None:
-    teacher = network().train(training)
-    before = copy.deepcopy(teacher.state_dict())
-    check_teacher(teacher, spec.image_shape, spec.num_classes)
-    assert teacher.training is training
-    assert all(torch.equal(v, before[name]) for name, v in teacher.state_dict().items())
 
 
 @pytest.mark.parametrize(

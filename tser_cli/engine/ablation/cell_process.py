@@ -7,7 +7,6 @@ Ray worker loads this file, and leaves torch to the process that it starts.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import os
 import runpy
 import signal
@@ -20,9 +19,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from tser_cli.engine.runtime.stop import StopRequest
+from tser_cli.operating_system import end_with_parent
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-KILLED = 128 + signal.SIGKILL
 POLL_SECONDS = 0.2
 TELL_LINES = 3
 
@@ -76,24 +74,14 @@ def run_in_folder(arguments: Sequence[str], folder: str, log: str) -> str:
 
 
 def _wait(process: subprocess.Popen[bytes], stopped: Callable[[], bool]) -> int:
-    told = False
+    asked = False
     while True:
         try:
             return process.wait(timeout=POLL_SECONDS)
         except subprocess.TimeoutExpired:
-            if stopped() and not told:
+            if stopped() and not asked:
                 process.send_signal(signal.SIGTERM)
-                told = True
-
-
-def end_with(parent: int) -> None:
-    """Let Linux end this process when its parent ends; `parent` is the parent's process id."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # it may have ended before that call
-    if os.getppid() != parent:
-        os._exit(KILLED)
+                asked = True
 
 
 def run_here() -> NoReturn:
@@ -121,5 +109,5 @@ def _exit_code(stop: SystemExit) -> int:
 
 
 if __name__ == "__main__":
-    end_with(int(sys.argv.pop(1)))
+    end_with_parent(int(sys.argv.pop(1)))
     run_here()

@@ -1,41 +1,34 @@
-"""What an ablation's folder says of it, and --dry-run: what it would do and how long it takes."""
+"""The folder of an ablation: its lock, and its plan of cells and teachers."""
 
 from __future__ import annotations
 
-import heapq
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import filelock
 
 from tser_cli import registry
 from tser_cli.config import Config
-from tser_cli.data.loaders import build_train_loader
-from tser_cli.engine.ablation.cell_folder import default_jobs, find_cell, threads_of
 from tser_cli.engine.ablation.grid import SEED, Cell, Request
-from tser_cli.engine.commands import dry_run
-from tser_cli.engine.commands.distill import settle_batch
-from tser_cli.engine.runs import model_files
-from tser_cli.engine.runtime.context import Options, prepare
 from tser_cli.engine.teachers import find
-from tser_cli.engine.training.task import classification
-from tser_cli.errors import ConfigError
+from tser_cli.engine.teachers.fits import check_architecture
+from tser_cli.errors import ConfigError, RunError
 from tser_cli.files import make_folder, sha256, write_text
 from tser_cli.old_settings import of_today
-from tser_cli.report import console
 
 SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Place:
+class AblationFolder:
     """Where an ablation writes, where teachers are looked for, and how its cells run.
 
-    `jobs` cells at once (None: the default), on the Ray cluster at `address` or on this machine.
+    `jobs`: how many cells run at once (None: the default). `address`: the Ray cluster that they run
+    on; None is this machine.
     """
 
     folder: Path
@@ -45,17 +38,31 @@ class Place:
 
     @property
     def plan(self) -> Path:
-        """The file that tells an ablation's cells and teachers."""
+        """Return the file that records the ablation's cells and teachers."""
         return self.folder / "plan.json"
 
     @property
     def own_runs(self) -> Path:
-        """Where teachers are trained that are not found elsewhere."""
+        """Return where teachers are trained that are not found elsewhere."""
         return self.folder / "runs"
 
 
-def read_plan(place: Place) -> dict[str, Any]:
-    """plan.json, or one without cells where there is none. Raises ConfigError."""
+@contextmanager
+def hold(place: AblationFolder) -> Iterator[None]:
+    """Keep the ablation's folder for this process alone. Raises RunError if another has it."""
+    make_folder(place.folder)
+    try:
+        lock = filelock.FileLock(place.folder / ".lock").acquire(timeout=0)
+    except filelock.Timeout:
+        raise RunError(
+            f"{place.folder} is in use by another tser ablate. Wait for it, or stop it first"
+        ) from None
+    with lock:
+        yield
+
+
+def read_plan(place: AblationFolder) -> dict[str, Any]:
+    """Return plan.json, or one without cells where there is none. Raises ConfigError."""
     empty: dict[str, Any] = {"axes": [], "cells": {}, "teachers": {}}
     if not place.plan.exists():
         return empty
@@ -67,27 +74,27 @@ def read_plan(place: Place) -> dict[str, Any]:
         ) from error
 
 
-def write_plan(place: Place, document: dict[str, Any]) -> None:
+def write_plan(place: AblationFolder, document: dict[str, Any]) -> None:
     """Write plan.json. Raises RunError."""
     make_folder(place.folder)
     write_text(place.plan, json.dumps(document, indent=1) + "\n")
 
 
 def settings_of(cell: Cell) -> dict[str, Any]:
-    """What a cell's result depends on, by dotted key, without the seed."""
+    """Return what a cell's result depends on, by dotted key, without the seed."""
     return {key: value for key, value in cell.config.result_settings().items() if key != SEED}
 
 
-def checked_plan(request: Request, place: Place) -> dict[str, Any]:
-    """plan.json with the cells of `request` added to those that are there.
+def checked_plan(request: Request, place: AblationFolder) -> dict[str, Any]:
+    """Return plan.json with the cells of `request` added to those that are there.
 
-    Raises ConfigError where it tells of other settings (more values, cells or seeds may join an
-    ablation, nothing else), or where a teacher is neither a path nor an ANN architecture.
+    Raises ConfigError where it records other settings: more values, cells or seeds may join an
+    ablation, nothing else. Raises it too where a teacher is neither a path nor an ANN architecture.
     """
     document = read_plan(place)
     for name in {c.config.model.teacher for c in request.cells if needs_teacher(c)}:
         if find.existing_path(name) is None:
-            find.check_architecture(name)
+            check_architecture(name)
     if any(c.config.training.batch_size == 0 for c in request.cells):
         raise ConfigError(
             "training.batch_size = auto would give the cells batches of different sizes, and "
@@ -106,7 +113,7 @@ def checked_plan(request: Request, place: Place) -> dict[str, Any]:
     return {**document, "axes": request.axes}
 
 
-def _belongs_elsewhere(place: Place, listed: list[str]) -> ConfigError:
+def _belongs_elsewhere(place: AblationFolder, listed: list[str]) -> ConfigError:
     return ConfigError(
         f"{place.folder} belongs to an ablation with other settings ({'; '.join(listed)}). Choose "
         "another --output, or remove the folder"
@@ -114,12 +121,12 @@ def _belongs_elsewhere(place: Place, listed: list[str]) -> ConfigError:
 
 
 def teacher_key(config: Config) -> str:
-    """What cells share a teacher by."""
+    """Return what cells share a teacher by."""
     return f"{config.data.name}, {config.model.teacher}, {config.data.validation_fraction}"
 
 
-def recorded_teacher(document: dict[str, Any], key: str) -> str | None:
-    """The file of the teacher that the ablation began with, None where it has none yet.
+def shared_teacher(document: dict[str, Any], key: str) -> str | None:
+    """Return the file of the teacher that the ablation began with, None where it has none yet.
 
     Raises ConfigError where the file is gone or has changed: the cells would not be comparable.
     """
@@ -136,92 +143,11 @@ def recorded_teacher(document: dict[str, Any], key: str) -> str | None:
 
 
 def needs_teacher(cell: Cell) -> bool:
-    """Whether the cell's method learns from a teacher."""
+    """Return whether the cell's method learns from a teacher."""
     return registry.METHODS[cell.config.method.name].needs_teacher
 
 
-def show_plan(request: Request, place: Place) -> None:
-    """Print the cells, what of them is done, and the time that the rest will take.
-
-    Writes nothing. Raises ConfigError as the ablation itself would.
-    """
-    document, out = checked_plan(request, place), console.output()
-    waiting = []
-    for cell in request.cells:
-        finished = find_cell(cell, place.folder) is not None
-        out.print(f"{cell.title}{': finished' if finished else ''}", markup=False, soft_wrap=True)
-        if not finished:
-            waiting.append(cell)
-    jobs = place.jobs or (1 if place.address else default_jobs(waiting))
-    seconds = _teachers_seconds(waiting, document, place)
-    seconds += makespan(_cells_seconds(waiting, place, jobs), jobs)
-    out.print(
-        f"{len(request.cells)} runs, {len(request.cells) - len(waiting)} finished; about "
-        f"{dry_run.duration(seconds)} of training, {_side_by_side(place, jobs)}, measured on a few "
-        "real steps",
-        soft_wrap=True,
-    )
-
-
-def _side_by_side(place: Place, jobs: int) -> str:
-    if place.address:
-        fewer = "" if place.jobs else ", less by as many as the cluster has room for"
-        return f"{jobs} at a time on machines like this one{fewer}"
-    return "one after the other" if jobs == 1 else f"{jobs} side by side"
-
-
-def makespan(durations: Sequence[float], jobs: int) -> float:
-    """When the last of these is done, begun in this order by `jobs` workers as they come free."""
-    free_at = [0.0] * jobs
-    for duration in durations:
-        heapq.heappush(free_at, heapq.heappop(free_at) + duration)
-    return max(free_at)
-
-
-def _cells_seconds(waiting: list[Cell], place: Place, jobs: int) -> list[float]:
-    """Of each cell; measured with the threads that it will have."""
-    known: dict[str, float] = {}
-    seconds = []
-    for cell in waiting:
-        # what a step costs depends on the method, not on its weights
-        parts = cell.config.updated({SEED: 0}).model_dump(mode="json", exclude={"method"})
-        kind = json.dumps([parts, cell.config.method.name])
-        if kind not in known:
-            with _threads(1 if place.address else jobs):
-                known[kind] = dry_run.training_seconds(cell.config, Options(place.runs_dir))
-        seconds.append(known[kind])
-    return seconds
-
-
-@contextmanager
-def _threads(jobs: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads_of(jobs))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _teachers_seconds(waiting: list[Cell], document: dict[str, Any], place: Place) -> float:
-    firsts = {teacher_key(cell.config): cell.config for cell in waiting if needs_teacher(cell)}
-    total = 0.0
-    for key, config in firsts.items():
-        if recorded_teacher(document, key) or find_folder(config, place) is not None:
-            continue
-        settings = find.teacher_config(config)
-        name, at = settings.model.teacher, prepare(settings)
-        task = classification(model_files.build(name, at.dataset.spec, settings, False), settings)
-        at = settle_batch(task, "teacher", at, Options(place.runs_dir))
-        steps = build_train_loader(at.dataset, at.config).steps_per_epoch
-        total += dry_run.step_seconds(task, at) * steps * settings.training.epochs
-        console.output().print(
-            f"a {name} is trained first, {settings.training.epochs} epochs", soft_wrap=True
-        )
-    return total
-
-
-def find_folder(config: Config, place: Place) -> Path | None:
+def find_folder(config: Config, place: AblationFolder) -> Path | None:
     """The runs folder that the teacher of `config` is found from, None where there is none yet."""
     if find.existing_path(config.model.teacher) is not None:
         return place.own_runs

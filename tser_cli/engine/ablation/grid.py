@@ -12,12 +12,13 @@ from tser_cli import config as settings
 from tser_cli import recipe, registry
 from tser_cli.config import METHOD, Config, full_key, method_label, short_name
 from tser_cli.errors import ConfigError, nearest
+from tser_cli.report.csv_files import RENAMED
 
 SEED = "training.seed"
 ENTROPY = "method.entropy_weight"
 DEFAULT_SEEDS = 3
 SECTION_KEYS = ("vary", "seeds", "baseline", "measure")
-MEASURES = ("accuracy", "validation_accuracy")
+MEASURES = ("accuracy", "best_validation_accuracy")
 LARGE = 1e15  # from here on Python writes a float with an exponent
 
 
@@ -79,13 +80,36 @@ def make_request(
     count = section.get("seeds", DEFAULT_SEEDS) if seeds is None else seeds
     cells = expand(layers, axes, count)
     check_alike(layers, axes, cells)
-    measure = section.get("measure", MEASURES[0])
+    measure = measure_of(section)
     if measure == MEASURES[1] and any(c.config.data.validation_fraction == 0.0 for c in cells):
         raise ConfigError(
             f'[ablation] measure = "{measure}" needs images held out: data.validation_fraction'
         )
     notes = tuple(dict.fromkeys(notes_on(layers, axes)))
     return Request(cells, list(axes), choose_baseline(cells, chosen), measure, notes)
+
+
+def ablation_name(request: Request, recipe_name: str) -> str:
+    """Name an ablation: after the recipe that says what to vary, else after what it compares.
+
+    `digits_resnet20_method`: the data set, the student (where it is one for all) and what varies.
+    """
+    if recipe_name:
+        return recipe_name.replace("/", "_")
+    configs = [cell.config for cell in request.cells]
+    common = (
+        {config.data.name for config in configs},
+        {config.model.student for config in configs},
+    )
+    return "_".join(
+        [*(name for names in common if len(names) == 1 for name in names), *request.names]
+    )
+
+
+def measure_of(section: Mapping[str, Any]) -> str:
+    """Return the column of ablation.csv that is compared; recipes may use its older name."""
+    name = str(section.get("measure", MEASURES[0]))
+    return RENAMED.get(name, name)
 
 
 def check_section(section: Mapping[str, Any]) -> None:
@@ -103,7 +127,7 @@ def check_section(section: Mapping[str, Any]) -> None:
         problems.append(f"seeds = {count!r} must be a whole number")
     if not isinstance(section.get("baseline", ""), str):
         problems.append('baseline must be a text, as "method=kd"')
-    measure = section.get("measure", MEASURES[0])
+    measure = measure_of(section)
     if measure not in MEASURES:
         problems.append(f'measure = "{measure}" must be one of {", ".join(MEASURES)}')
     if problems:

@@ -21,14 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from tser_cli.engine.ablation import cell_process
-from tser_cli.engine.ablation.cell_folder import (
-    LOG,
-    NOT_STARTED,
-    arguments,
-    find_cell,
-    write_settings,
-)
+from tser_cli.engine.ablation.cell_folder import LOG, arguments, find_cell, write_settings
 from tser_cli.engine.ablation.grid import Cell
+from tser_cli.engine.ablation.local_launcher import NOT_STARTED
 from tser_cli.engine.runtime.stop import StopRequest
 from tser_cli.errors import ConfigError, TserError
 

@@ -13,24 +13,25 @@ from torch import Tensor
 from tser_cli.data.loaders import build_eval_loader
 from tser_cli.engine.ablation.cell_folder import find_cell
 from tser_cli.engine.ablation.grid import Cell
-from tser_cli.engine.runs import model_files
 from tser_cli.engine.runs.finished_run import open_finished
+from tser_cli.engine.runs.model_files import freeze
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runtime.context import Context
-from tser_cli.engine.training.task import freeze
+from tser_cli.engine.teachers.of_run import TEACHER, read_run_teacher
+from tser_cli.errors import CheckpointError
 from tser_cli.models import Classifier
 from tser_cli.models.features import penultimate
 from tser_cli.report.csv_files import TSNE, read_table, write_csv
+from tser_cli.report.progress import Progress
 
 TSNE_CSV = "tsne.csv"
-TEACHER = "teacher"
 IMAGES = 500
 NETWORKS = 12
 PERPLEXITY = 30.0  # van der Maaten and Hinton, JMLR 2008: results are stable for 5 to 50
 
 
-def write(cells: list[Cell], folder: Path) -> None:
-    """tsne.csv of the first test images: the teacher and the first finished seed of each cell.
+def write(cells: list[Cell], folder: Path, progress: Progress) -> None:
+    """Write tsne.csv of the first test images: the teacher, and a finished seed of each cell.
 
     Nothing is done where the table is there already, or where no cell has finished.
     """
@@ -39,7 +40,7 @@ def write(cells: list[Cell], folder: Path) -> None:
         return
     rows: list[dict[str, Any]] = []
     for label, run in runs.items():
-        opened = open_finished(run, {})
+        opened = open_finished(run, {}, progress)
         if not any(row["network"] == TEACHER for row in rows):
             rows += teacher_rows(run, opened.context)
         steps = opened.config.model.timesteps
@@ -64,13 +65,16 @@ def known_networks(path: Path) -> set[str]:
 
 
 def teacher_rows(run: Run, context: Context) -> list[dict[str, Any]]:
-    """The rows of a run's teacher; none where it has none, or where the file is gone."""
-    source = Path((run.environment().get(TEACHER) or {}).get("source", ""))
-    if not source.is_file():
+    """Return the rows of a run's teacher; none where it has none, or it can't be read any more."""
+    try:
+        teacher = read_run_teacher(run, context.dataset.spec)
+    except CheckpointError as error:
+        context.progress.warn(f"the teacher is left out of {TSNE_CSV}: {error}")
         return []
-    model = freeze(model_files.read(source, context.dataset.spec).model)
-    context.runtime.place(model)
-    return embed(TEACHER, model, context, 1)
+    if teacher is None:
+        return []
+    context.runtime.place(freeze(teacher.model))
+    return embed(TEACHER, teacher.model, context, 1)
 
 
 def embed(name: str, model: Classifier, context: Context, timesteps: int) -> list[dict[str, Any]]:

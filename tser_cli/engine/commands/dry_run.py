@@ -1,104 +1,125 @@
-"""--dry-run: what a command would do and how long it would take, without writing anything."""
+"""Say what a command would do and how long it would take, without writing anything."""
 
 from __future__ import annotations
 
+import heapq
+import json
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
-import tomli_w
 import torch
 
 from tser_cli import registry
 from tser_cli.config import Config
 from tser_cli.data.loaders import build_train_loader
-from tser_cli.engine.commands.distill import settle_batch
-from tser_cli.engine.runs import model_files
+from tser_cli.engine.ablation.cell_folder import find_cell
+from tser_cli.engine.ablation.folder import (
+    AblationFolder,
+    checked_plan,
+    find_folder,
+    needs_teacher,
+    shared_teacher,
+    teacher_key,
+)
+from tser_cli.engine.ablation.grid import SEED, Cell, Request
+from tser_cli.engine.ablation.local_launcher import default_jobs, threads_of
+from tser_cli.engine.runs import find_runs, model_files
+from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runtime.context import Context, Options, prepare
-from tser_cli.engine.runtime.processes import seed_everything
-from tser_cli.engine.teachers import find
-from tser_cli.engine.teachers.fits import find_fitting
-from tser_cli.engine.training.task import Task, classification, distillation
-from tser_cli.models import Classifier
+from tser_cli.engine.runtime.seeds import seed_everything
+from tser_cli.engine.teachers.find import find_fitting, teacher_config
+from tser_cli.engine.teachers.fits import check_architecture
+from tser_cli.engine.training.task import Task
+from tser_cli.engine.training.training_run import settle_batch_size, student_task, teacher_task
 from tser_cli.models.base import parameter_count
-from tser_cli.report import console
 
 WARM_UP_STEPS = 2
 MEASURED_STEPS = 3
 
 
-def plan_teacher(config: Config, options: Options) -> None:
-    """Print the plan of `train-teacher`."""
-    find.check_architecture(config.model.teacher)
-    context = prepare(config)
-    name = config.model.teacher
-    model = model_files.build(name, context.dataset.spec, config, spiking=False)
-    task = classification(model, config)
-    show(settle_batch(task, "teacher", context, options), name, task, [])
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a training would do. `teacher` says in words where the teacher comes from.
+
+    `seconds`: an estimate for the training alone, from a few real steps on `device`.
+    """
+
+    config: Config
+    network: str
+    parameters: int
+    teacher: str | None
+    train_images: int
+    test_images: int
+    steps_per_epoch: int
+    steps: int
+    step_seconds: float
+    device: str
+
+    @property
+    def seconds(self) -> float:
+        """Return the estimated time of the training."""
+        return self.steps * self.step_seconds
 
 
-def plan_student(config: Config, options: Options) -> None:
-    """Print the plan of `distill`; a teacher that is not there yet is measured untrained."""
-    context = prepare(config)
-    model = model_files.build(config.model.student, context.dataset.spec, config, spiking=True)
-    teacher, note = _teacher(context, options)
-    task = distillation(model, teacher, config, context.dataset.spec.image_shape)
-    show(settle_batch(task, "student", context, options), config.model.student, task, [note])
+def plan_teacher(config: Config, options: Options) -> TrainingPlan:
+    """Return the plan of `train_teacher`. Raises what that would raise before it trains."""
+    check_architecture(config.model.teacher)
+    context = prepare(config, options.progress)
+    check_resumable("teacher", config, options)
+    return _plan("teacher", config.model.teacher, teacher_task(context), context, options)
 
 
-def _teacher(context: Context, options: Options) -> tuple[Classifier | None, str]:
+def plan_student(config: Config, options: Options) -> TrainingPlan:
+    """Return the plan of `distill`; a teacher that is not there yet is measured untrained."""
+    context = prepare(config, options.progress)
+    check_resumable("student", config, options)
+    teacher, source = _teacher(context, options)
+    task = student_task(context, teacher)
+    plan = _plan("student", config.model.student, task, context, options)
+    return replace(plan, teacher=source)
+
+
+def check_resumable(kind: str, config: Config, options: Options) -> None:
+    """Raise RunError or ConfigError where `--resume must` has nothing to go on with."""
+    if options.resume == "must":
+        find_runs.find_unfinished(options.runs_dir, kind, config, must=True)
+
+
+def _teacher(context: Context, options: Options) -> tuple[Loaded | None, str]:
     config, spec = context.config, context.dataset.spec
     if not registry.METHODS[config.method.name].needs_teacher:
-        return None, f"teacher: none, {config.method.name} needs none"
+        return None, f"none, {config.method.name} needs none"
     loaded = find_fitting(context, options.runs_dir)
-    if loaded is None:
-        first = find.teacher_config(config).training.epochs
-        untrained = model_files.build(config.model.teacher, spec, config, spiking=False)
-        context.runtime.place(untrained)
-        return untrained, f"teacher: a {config.model.teacher} is trained first, {first} epochs"
-    context.runtime.place(loaded.model)
-    return loaded.model, f"teacher: {loaded.name} from {loaded.source}"
+    if loaded is not None:
+        return loaded, f"{loaded.name} from {loaded.source}"
+    first = teacher_config(config).training.epochs
+    untrained = model_files.untrained(config.model.teacher, spec, config)
+    return untrained, f"a {config.model.teacher} is trained first, {first} epochs"
 
 
-def show(context: Context, name: str, task: Task, notes: list[str]) -> None:
-    """Print the resolved recipe, the network's size, the steps and the estimated time."""
+def _plan(kind: str, name: str, task: Task, context: Context, options: Options) -> TrainingPlan:
+    context = settle_batch_size(task, kind, context, options)
     training = context.config.training
     loader = build_train_loader(context.dataset, context.config)
-    steps = loader.steps_per_epoch * training.epochs
     seed_everything(training.seed, training.deterministic)
-    seconds = step_seconds(task, context)
-    out = console.output()
-    out.print(tomli_w.dumps(context.config.model_dump(mode="json")), markup=False)
-    lines = [
-        f"network: {name}, {parameter_count(task.model):,} parameters",
-        *notes,
-        f"images: {loader.images:,} to train on, {len(context.dataset.test):,} to test on",
-        f"steps: {loader.steps_per_epoch:,} an epoch, {steps:,} in all",
-        f"time: about {duration(seconds * steps)} of training on {context.runtime.device} "
-        f"({1000 * seconds:.0f} ms a step, measured)",
-    ]
-    out.print("\n".join(lines), soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """37.2 -> "37 s", 4000 -> "67 min", 90000 -> "25.0 h"."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def training_seconds(config: Config, options: Options) -> float:
-    """What a student's training will take, from a few real steps."""
-    context = prepare(config)
-    model = model_files.build(config.model.student, context.dataset.spec, config, spiking=True)
-    teacher, _ = _teacher(context, options)
-    task = distillation(model, teacher, config, context.dataset.spec.image_shape)
-    context = settle_batch(task, "student", context, options)
-    loader = build_train_loader(context.dataset, context.config)
-    steps = loader.steps_per_epoch * config.training.epochs
-    return step_seconds(task, context) * steps
+    return TrainingPlan(
+        config=context.config,
+        network=name,
+        parameters=parameter_count(task.model),
+        teacher=None,
+        train_images=loader.images,
+        test_images=len(context.dataset.test),
+        steps_per_epoch=loader.steps_per_epoch,
+        steps=loader.steps_per_epoch * training.epochs,
+        step_seconds=step_seconds(task, context),
+        device=str(context.runtime.device),
+    )
 
 
 def step_seconds(task: Task, context: Context) -> float:
-    """Seconds of one training step, measured on a few real ones that change no file."""
+    """Measure the seconds of one training step, on a few real ones that change no file."""
     runtime = context.runtime
     runtime.place(task.network).train()
     loader = build_train_loader(context.dataset, context.config, device=runtime.device)
@@ -116,3 +137,85 @@ def step_seconds(task: Task, context: Context) -> float:
         spent.append(time.monotonic() - began)
     measured = spent[WARM_UP_STEPS:] or spent
     return sum(measured) / len(measured)
+
+
+@dataclass(frozen=True)
+class AblationPlan:
+    """What an ablation would do: each cell's title and whether it is finished, and the time.
+
+    `teachers`: what is trained first, in words. `seconds`: an estimate for all that is not
+    finished, `jobs` cells at a time, on the Ray cluster at `address` or on this machine.
+    """
+
+    cells: tuple[tuple[str, bool], ...]
+    teachers: tuple[str, ...]
+    seconds: float
+    jobs: int
+    jobs_given: bool
+    address: str | None
+
+
+def plan_ablation(request: Request, place: AblationFolder, options: Options) -> AblationPlan:
+    """Return the plan of `ablate`. Raises ConfigError as the ablation itself would."""
+    document = checked_plan(request, place)
+    finished = [find_cell(cell, place.folder) is not None for cell in request.cells]
+    waiting = [cell for cell, done in zip(request.cells, finished, strict=True) if not done]
+    jobs = place.jobs or (1 if place.address else default_jobs(waiting))
+    teachers = _missing_teachers(waiting, document, place, options)
+    plans = _cell_plans(waiting, place, jobs, options)
+    return AblationPlan(
+        cells=tuple(zip((cell.title for cell in request.cells), finished, strict=True)),
+        teachers=tuple(
+            f"a {p.network} is trained first, {p.config.training.epochs} epochs" for p in teachers
+        ),
+        seconds=sum(p.seconds for p in teachers) + makespan([p.seconds for p in plans], jobs),
+        jobs=jobs,
+        jobs_given=place.jobs is not None,
+        address=place.address,
+    )
+
+
+def makespan(durations: Sequence[float], jobs: int) -> float:
+    """Return when the last of these is done, begun in this order by `jobs` free workers."""
+    free_at = [0.0] * jobs
+    for duration in durations:
+        heapq.heappush(free_at, heapq.heappop(free_at) + duration)
+    return max(free_at)
+
+
+def _cell_plans(
+    waiting: list[Cell], place: AblationFolder, jobs: int, options: Options
+) -> list[TrainingPlan]:
+    """Return the plan of each cell, measured with the threads that it will have."""
+    known: dict[str, TrainingPlan] = {}
+    plans = []
+    for cell in waiting:
+        # What a step costs depends on the method, not on its weights: equal ones are measured once.
+        parts = cell.config.updated({SEED: 0}).model_dump(mode="json", exclude={"method"})
+        kind = json.dumps([parts, cell.config.method.name])
+        if kind not in known:
+            with _threads(1 if place.address else jobs):
+                known[kind] = plan_student(cell.config, replace(options, runs_dir=place.runs_dir))
+        plans.append(known[kind])
+    return plans
+
+
+@contextmanager
+def _threads(jobs: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads_of(jobs))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _missing_teachers(
+    waiting: list[Cell], document: dict[str, object], place: AblationFolder, options: Options
+) -> list[TrainingPlan]:
+    firsts = {teacher_key(cell.config): cell.config for cell in waiting if needs_teacher(cell)}
+    return [
+        plan_teacher(teacher_config(config), replace(options, runs_dir=place.runs_dir))
+        for key, config in firsts.items()
+        if shared_teacher(document, key) is None and find_folder(config, place) is None
+    ]

@@ -1,49 +1,71 @@
-"""`tser evaluate`: measure a finished run again, at any number of time steps, on any split."""
+"""Measure a finished run again, at any number of time steps, on any split."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tser_cli.data.loaders import Split
 from tser_cli.energy import DEFAULT_PROFILE, load_profile
-from tser_cli.engine.commands.distill import row_labels
 from tser_cli.engine.evaluation import early_exit
-from tser_cli.engine.runs import model_files
-from tser_cli.engine.runs.finished_run import Opened, open_finished, select_run
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.runtime.context import evaluate_split
-from tser_cli.engine.training.task import freeze
+from tser_cli.engine.evaluation.per_timestep import Evaluation, evaluate_split
+from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
+from tser_cli.engine.runs.model_files import freeze
+from tser_cli.engine.runs.result import recorded
+from tser_cli.engine.teachers.of_run import read_run_teacher, teacher_name
+from tser_cli.engine.training.training_run import row_labels
 from tser_cli.errors import ConfigError, TserError
 from tser_cli.files import check_folder
-from tser_cli.report import console, energy_report, plots
+from tser_cli.report import plots
 from tser_cli.report.csv_files import per_timestep_csv
+from tser_cli.report.progress import Progress, Silent
 
 MAX_TIMESTEPS = 1024
 SPLITS: dict[str, Split] = {"test": "test", "validation": "validation", "train": "train"}
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Evaluating:
-    """What `tser evaluate` was asked; None and "" mean the run's own."""
+class EvaluateRequest:
+    """What to measure; None and "" mean the run's own.
+
+    `timesteps`: "4" is 1..4, "1-6" a range, "1,2,4" those. `early_exit` and `early_exit_entropy`:
+    thresholds, as "0.8,0.9". `changes`: settings such as training.device, by dotted key.
+    """
 
     run: Path | None = None
     runs_dir: Path = Path("runs")
     timesteps: str = ""
     split: str = "test"
     output: Path | None = None
-    per_timestep: bool = False
     plot: bool = False
     early_exit: str = ""
     early_exit_entropy: str = ""
     profile: str = DEFAULT_PROFILE
-    changes: dict[str, Any] | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Silent)
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What was measured: the rows of per_timestep.csv, those of early exit, and the files."""
+
+    name: str
+    split: str
+    rows: Rows
+    table: Path
+    figure: Path | None
+    early_exit_rows: Rows
+    early_exit_table: Path | None
 
 
 def parse_timesteps(text: str, trained: int) -> list[int]:
-    """ "" -> 1..trained, "4" -> 1..4, "1-6" -> 1..6, "1,2,4" -> those. Raises ConfigError."""
+    """Return the steps: "" -> 1..trained, "4" -> 1..4, "1-6" -> 1..6, "1,2,4" -> those.
+
+    Raises ConfigError.
+    """
     if not text:
         return list(range(1, trained + 1))
     steps: set[int] = set()
@@ -59,109 +81,109 @@ def parse_timesteps(text: str, trained: int) -> list[int]:
     return list(range(1, max(steps) + 1)) if alone else sorted(steps)
 
 
-def evaluate_run(request: Evaluating) -> Path:
-    """Evaluate all steps in one pass, write the table, show it; returns the CSV's path.
+def evaluate_run(request: EvaluateRequest) -> EvaluateResult:
+    """Evaluate all steps in one pass and write the tables; return what they hold.
 
-    An SNN is causal: its logits at step t are the same for any T >= t, so that one pass of the
-    largest T gives the accuracy for every smaller one.
+    An SNN is causal: its logits at step t are the same for any T >= t. So one pass with the largest
+    T gives the accuracy for every smaller one. Raises ConfigError, RunError, CheckpointError or
+    DataError.
     """
+    rules = _check(request)
+    opened = open_finished(
+        select_run(request.run, request.runs_dir), request.changes, request.progress
+    )
+    model, context, split = opened.loaded.model, opened.context, SPLITS[request.split]
+    steps = _steps(opened, request, bool(rules))
+    full = evaluate_split(model, context, split, max(steps), count=bool(rules))
+    accuracy = teacher_accuracy(opened, split)
+    rows = [{**row, "teacher_accuracy": accuracy} for row in full.rows() if row["t"] in steps]
+    return context.runtime.on_main(lambda: _write(opened, request, rows, steps, rules, full))
+
+
+def _check(request: EvaluateRequest) -> list[early_exit.Rule]:
+    """Refuse what is mistyped before any work; return the rules of early exit."""
     if request.split not in SPLITS:
         raise ConfigError(f'--split "{request.split}": use one of {", ".join(SPLITS)}')
-    if _rules(request) and request.split != "test":
-        raise ConfigError("--early-exit is measured on the test set; leave --split out")
     if request.output is not None:
         check_folder(request.output)
-    load_profile(request.profile)  # a mistyped one is told before the work
-    opened = open_finished(select_run(request.run, request.runs_dir), request.changes or {})
-    run, model = opened.run, opened.loaded.model
-    trained = opened.config.model.timesteps if model.spiking else 1
-    if not model.spiking and request.timesteps not in ("", "1"):
-        raise ConfigError(f"--timesteps: {run.folder} is a teacher, an ANN without time steps")
-    steps = parse_timesteps(request.timesteps, trained)
-    evaluation = evaluate_split(model, opened.context, SPLITS[request.split], max(steps))
-    accuracy = teacher_accuracy(opened, SPLITS[request.split])
-    rows = [{**row, "teacher_accuracy": accuracy} for row in evaluation.rows() if row["t"] in steps]
-    asked = request.changes or {}
-    as_trained = all(asked.get(key) is None for key in ("training.precision", "data.dir"))
-    same = request.split == "test" and steps == list(range(1, trained + 1)) and as_trained
-    stem = "per_timestep" if same else f"per_timestep_{request.split}_T{written(steps)}"
-    path = request.output or run.folder / f"{stem}.csv"
-    if opened.context.runtime.is_main:
-        _write(opened, request, rows, path, stem)
-        _exit_early(opened, request, max(steps))
-    return path
+    load_profile(request.profile)
+    asked = (
+        (request.early_exit, early_exit.CONFIDENCE, "--early-exit"),
+        (request.early_exit_entropy, early_exit.ENTROPY, "--early-exit-entropy"),
+    )
+    return [rule for a in asked if a[0] for rule in early_exit.parse_thresholds(*a)]
 
 
-def written(steps: list[int]) -> str:
-    """Time steps in a file's name: [1, 2, 3, 4] -> "4", [1, 2, 4] -> "1-2-4"."""
+def _steps(opened: FinishedRun, request: EvaluateRequest, exits: bool) -> list[int]:
+    spiking, folder = opened.loaded.model.spiking, opened.run.folder
+    if not spiking and request.timesteps not in ("", "1"):
+        raise ConfigError(f"--timesteps: {folder} is a teacher, an ANN without time steps")
+    if not spiking and exits:
+        raise ConfigError(f"--early-exit: {folder} is an ANN without time steps")
+    return parse_timesteps(request.timesteps, opened.config.model.timesteps if spiking else 1)
+
+
+def _write(
+    opened: FinishedRun,
+    request: EvaluateRequest,
+    rows: Rows,
+    steps: list[int],
+    rules: list[early_exit.Rule],
+    full: Evaluation,
+) -> EvaluateResult:
+    run, stem = opened.run, _stem(opened, request, steps)
+    table = request.output or run.folder / f"{stem}.csv"
+    name = teacher_name(run)
+    per_timestep_csv(
+        table, rows, row_labels(run, opened.config, request.split, opened.loaded.name, name)
+    )
+    figure = run.folder / "figures" / f"{stem}.png" if request.plot else None
+    if figure is not None:
+        plots.plot_per_timestep(figure, rows, run.name)
+    exits, exits_table = Rows(), None
+    if rules:
+        exits_table = _early_exit_path(run.folder, request)
+        profile, split = load_profile(request.profile), SPLITS[request.split]
+        exits = early_exit.early_exit(opened, rules, full, split, exits_table, profile)
+    return EvaluateResult(run.name, request.split, rows, table, figure, exits, exits_table)
+
+
+def _stem(opened: FinishedRun, request: EvaluateRequest, steps: list[int]) -> str:
+    """Name the table: the run's own is written again only by a measurement as at its end."""
+    trained = opened.config.model.timesteps if opened.loaded.model.spiking else 1
+    changed = any(request.changes.get(key) for key in ("training.precision", "data.dir"))
+    if request.split == "test" and steps == list(range(1, trained + 1)) and not changed:
+        return "per_timestep"
+    return f"per_timestep_{request.split}_T{written_steps(steps)}"
+
+
+def written_steps(steps: list[int]) -> str:
+    """Write time steps for a file's name: [1, 2, 3, 4] -> "4", [1, 2, 4] -> "1-2-4"."""
     whole = steps == list(range(1, len(steps) + 1))
     return str(len(steps)) if whole else "-".join(str(step) for step in steps)
 
 
-def _rules(request: Evaluating) -> list[early_exit.Rule]:
-    asked = (
-        (request.early_exit, early_exit.CONFIDENCE),
-        (request.early_exit_entropy, early_exit.ENTROPY),
-    )
-    return [
-        rule
-        for text, criterion in asked
-        if text
-        for rule in early_exit.parse_thresholds(text, criterion)
-    ]
-
-
-def _exit_early(opened: Opened, request: Evaluating, timesteps: int) -> None:
-    rules = _rules(request)
-    if not rules:
-        return
-    path = opened.run.folder / "early_exit.csv"
+def _early_exit_path(folder: Path, request: EvaluateRequest) -> Path:
     if request.output is not None:
-        path = request.output.with_name(f"{request.output.stem}_early_exit.csv")
-    profile = load_profile(request.profile)
-    rows = early_exit.early_exit(opened, rules, timesteps, path, profile)
-    out = console.output()
-    out.print(energy_report.early_exit_table(rows))
-    out.print(f"table: {path}", soft_wrap=True)
+        return request.output.with_name(f"{request.output.stem}_early_exit.csv")
+    split = "" if request.split == "test" else f"_{request.split}"
+    return folder / f"early_exit{split}.csv"
 
 
-def _write(
-    opened: Opened, request: Evaluating, rows: list[dict[str, Any]], path: Path, stem: str
-) -> None:
-    run, out = opened.run, console.output()
-    before = teacher_name(run)
-    labels = row_labels(run, opened.config, request.split, opened.loaded.name, before)
-    per_timestep_csv(path, rows, labels)
-    if request.per_timestep:
-        out.print(console.per_timestep_table(run.name, rows))
-    out.print(console.summary(rows, request.split), soft_wrap=True)
-    out.print(f"table: {path}", soft_wrap=True)
-    if request.plot:
-        figure = run.folder / "figures" / f"{stem}.png"
-        plots.plot_per_timestep(figure, rows, run.name)
-        out.print(f"figure: {figure}", soft_wrap=True)
-
-
-def teacher_name(run: Run) -> str | None:
-    """The architecture of the run's teacher, None where it had none."""
-    teacher = run.environment().get("teacher") or {}
-    name = teacher.get("model")
-    return str(name) if name else None
-
-
-def teacher_accuracy(opened: Opened, split: Split) -> float | None:
-    """The teacher's accuracy on `split`: as recorded for the test set, else measured again.
+def teacher_accuracy(opened: FinishedRun, split: Split) -> float | None:
+    """Return the teacher's accuracy on `split`: recorded for the test set, else measured again.
 
     None where the run had no teacher or, with a warning, where it can't be read any more.
     """
-    recorded = opened.run.status().get("teacher_accuracy")
-    if split == "test" or recorded is None:
-        return recorded
-    source = (opened.run.environment().get("teacher") or {}).get("source", "")
+    known: float | None = recorded(opened.run).get("teacher_accuracy")
+    if split == "test" or known is None:
+        return known
     try:
-        teacher = model_files.read(Path(source), opened.context.dataset.spec).model
+        teacher = read_run_teacher(opened.run, opened.context.dataset.spec)
     except TserError as error:
         opened.context.progress.warn(f"the teacher's accuracy is left out: {error}")
         return None
-    opened.context.runtime.place(freeze(teacher))
-    return evaluate_split(teacher, opened.context, split, 1).accuracy
+    if teacher is None:
+        return None
+    opened.context.runtime.place(freeze(teacher.model))
+    return evaluate_split(teacher.model, opened.context, split, 1).accuracy

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tser_cli.data.loaders import build_eval_loader
+from tser_cli.data.loaders import Split, build_eval_loader
 from tser_cli.energy import Profile, energy_up_to
-from tser_cli.engine.evaluation.operation_counts import Measured, measure
-from tser_cli.engine.runs.finished_run import Opened
+from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation
+from tser_cli.engine.runs.finished_run import FinishedRun
 from tser_cli.engine.runtime.context import Context
 from tser_cli.engine.runtime.processes import Runtime
 from tser_cli.errors import ConfigError
@@ -52,17 +52,17 @@ class Exits:
     correct_I: Tensor
 
 
-def parse_thresholds(text: str, criterion: str) -> list[Rule]:
-    """ "0.8,0.9" -> rules. Raises ConfigError where one is no number that can decide."""
+def parse_thresholds(text: str, criterion: str, flag: str) -> list[Rule]:
+    """Return the rules of "0.8,0.9". Raises ConfigError where one is no number that can decide."""
     rules = []
     for part in text.split(","):
         if not re.fullmatch(r"\s*\d*\.?\d+(e-?\d+)?\s*", part):
-            raise ConfigError(f'--early-exit: "{part.strip()}" is no threshold; write 0.8,0.9,0.99')
+            raise ConfigError(f'{flag}: "{part.strip()}" is no threshold; write 0.8,0.9,0.99')
         threshold = float(part)
         if criterion == CONFIDENCE and not 0.0 < threshold <= 1.0:
-            raise ConfigError(f"--early-exit {part.strip()}: a confidence is above 0, at most 1")
+            raise ConfigError(f"{flag} {part.strip()}: a confidence is above 0, at most 1")
         if not math.isfinite(threshold):
-            raise ConfigError(f"--early-exit {part.strip()}: it must be finite")
+            raise ConfigError(f"{flag} {part.strip()}: it must be finite")
         rules.append(Rule(criterion, threshold))
     return rules
 
@@ -93,12 +93,14 @@ def exit_batch(
 
 
 @torch.inference_mode()
-def run_exits(model: Classifier, context: Context, timesteps: int, rule: Rule) -> Exits:
-    """Evaluate the test set with early exit."""
+def run_exits(
+    model: Classifier, context: Context, split: Split, timesteps: int, rule: Rule
+) -> Exits:
+    """Evaluate a split with early exit."""
     runtime: Runtime = context.runtime
     steps, corrects = [], []
     with Stepper(model) as stepper:
-        for batch in build_eval_loader(context.dataset, "test", context.config):
+        for batch in build_eval_loader(context.dataset, split, context.config):
             images, labels = runtime.images(batch.images_NCHW), batch.labels_N.to(runtime.device)
             with runtime.autocast():
                 step_N, correct_N = exit_batch(stepper, images, labels, timesteps, rule)
@@ -107,27 +109,27 @@ def run_exits(model: Classifier, context: Context, timesteps: int, rule: Rule) -
     return Exits(torch.cat(steps), torch.cat(corrects))
 
 
-def offline_exits(measured: Measured, rule: Rule) -> Exits:
-    """Where each image ought to stop, from the cumulative predictions of a full pass."""
+def offline_exits(answers: Answers, rule: Rule) -> Exits:
+    """Say where each image ought to stop, from the cumulative predictions of a full pass."""
     if rule.criterion == CONFIDENCE:
-        sure_TI = measured.confidence_TI >= rule.threshold
+        sure_TI = answers.confidence_cumulative_TI >= rule.threshold
     else:
-        sure_TI = measured.entropy_TI <= rule.threshold
+        sure_TI = answers.entropy_cumulative_TI <= rule.threshold
     sure_TI = sure_TI.clone()
     sure_TI[-1] = True
     index_I = sure_TI.int().argmax(0)
-    correct_I = measured.correct_cumulative_TI.gather(0, index_I[None])[0]
+    correct_I = answers.correct_cumulative_TI.gather(0, index_I[None])[0]
     return Exits(index_I + 1, correct_I)
 
 
-def row(
-    rule: Rule, exits: Exits, offline: Exits, measured: Measured, profile: Profile
-) -> dict[str, Any]:
-    """One line: accuracy, mean steps, share of images per exit step, the energy spent."""
-    energy_TI = torch.from_numpy(energy_up_to(measured.counts, profile))
+def row(rule: Rule, exits: Exits, full: Evaluation, profile: Profile) -> dict[str, Any]:
+    """Return one line: accuracy, mean steps, share of images per exit step, the energy spent."""
+    assert full.answers is not None and full.counts is not None, "a counted pass"
+    answers, offline = full.answers, offline_exits(full.answers, rule)
+    energy_TI = torch.from_numpy(energy_up_to(full.counts, profile))
     images = len(exits.step_I)
     spent_I = energy_TI.gather(0, (exits.step_I - 1)[None])[0]
-    timesteps = measured.counts.timesteps
+    timesteps = full.timesteps
     differ = (exits.step_I != offline.step_I) | (exits.correct_I != offline.correct_I)
     return {
         "profile": profile.name,
@@ -137,7 +139,7 @@ def row(
         "images": images,
         "correct": int(exits.correct_I.sum()),
         "accuracy": int(exits.correct_I.sum()) / images,
-        "accuracy_full": int(measured.correct_cumulative_TI[-1].sum()) / images,
+        "accuracy_full": int(answers.correct_cumulative_TI[-1].sum()) / images,
         "mean_steps": float(exits.step_I.double().mean()),
         **{
             f"share_exit_{t}": int((exits.step_I == t).sum()) / images
@@ -150,27 +152,28 @@ def row(
 
 
 def early_exit(
-    opened: Opened, rules: list[Rule], timesteps: int, path: Path, profile: Profile
+    opened: FinishedRun,
+    rules: list[Rule],
+    full: Evaluation,
+    split: Split,
+    path: Path,
+    profile: Profile,
 ) -> list[dict[str, Any]]:
-    """Evaluate every rule on the test set and write the table to `path`; returns its rows.
+    """Evaluate every rule on `split` and write the table to `path`; return its rows.
 
-    `differing_images` counts images that the stepwise run and the full pass treat differently:
-    0 but for the rounding of floating point between batches of other sizes. Raises ConfigError
-    for a teacher.
+    `full`: the counted pass over the same images with all time steps. `differing_images` counts
+    images that the stepwise run and the full pass treat differently. It is 0 but for the rounding
+    of floating point between batches of other sizes.
     """
-    model = opened.loaded.model
-    if not model.spiking:
-        raise ConfigError(f"--early-exit: {opened.run.folder} is an ANN without time steps")
-    measured = measure(model, opened.context, timesteps)
     rows = []
     for rule in rules:
-        exits = run_exits(model, opened.context, timesteps, rule)
-        line = row(rule, exits, offline_exits(measured, rule), measured, profile)
+        exits = run_exits(opened.loaded.model, opened.context, split, full.timesteps, rule)
+        line = row(rule, exits, full, profile)
         rows.append({"run": opened.run.name, "dataset": opened.config.data.name, **line})
         if line["differing_images"]:
             opened.context.progress.warn(
                 f"{rule.criterion} {rule.threshold}: {line['differing_images']} images stop "
                 "elsewhere than in the full pass, by rounding"
             )
-    write_csv(path, rows, early_exit_schema(timesteps))
+    write_csv(path, rows, early_exit_schema(full.timesteps))
     return rows

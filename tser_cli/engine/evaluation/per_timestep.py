@@ -1,9 +1,14 @@
-"""Evaluation at every time step in one pass, from integer counts."""
+"""Run a network once over the images of a split: accuracy at every time step, and operations.
+
+The same pass gives what the tables show (sums over images), what a single image was answered at
+each step, and, if asked, the operations that were counted on the way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
 from operator import length_hint
 from typing import Any
 
@@ -11,14 +16,58 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tser_cli.data.loaders import Batch, Split, build_eval_loader
+from tser_cli.energy import Counts, counting
+from tser_cli.energy.counts import joined
+from tser_cli.engine.runtime.context import Context, make_check_stop
 from tser_cli.engine.runtime.processes import Runtime
+from tser_cli.engine.runtime.stop import StopRequest
 from tser_cli.losses.functional import entropy
 from tser_cli.models import Classifier
 
 
 @dataclass(frozen=True)
+class Answers:
+    """What a network answered for each of I images at each of T time steps.
+
+    `index_I`: the images' places in the split. `prediction_TI`, `correct_TI`, `loss_TI` (nats),
+    `entropy_TI` (nats) and `confidence_TI` (the largest probability) are of the logits of step t
+    alone; the fields called cumulative are of the mean of the logits of steps 1..t.
+    """
+
+    index_I: Tensor
+    labels_I: Tensor
+    prediction_TI: Tensor
+    correct_TI: Tensor
+    loss_TI: Tensor
+    entropy_TI: Tensor
+    confidence_TI: Tensor
+    prediction_cumulative_TI: Tensor
+    correct_cumulative_TI: Tensor
+    entropy_cumulative_TI: Tensor
+    confidence_cumulative_TI: Tensor
+
+    def on_cpu(self) -> Answers:
+        """Return the same answers in the memory of the host."""
+        return Answers(*(getattr(self, field.name).cpu() for field in fields(self)))
+
+    @classmethod
+    def joined(cls, parts: Iterable[Answers]) -> Answers:
+        """Return the answers of all parts together, in the order of their images' places."""
+        columns = zip(
+            *([getattr(part, f.name) for f in fields(cls)] for part in parts), strict=True
+        )
+        joined = [torch.cat(column, dim=-1) for column in columns]
+        order = joined[0].argsort()
+        return cls(*(column[..., order] for column in joined))
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Counts over a split; element t - 1 is time step t. Sums are in nats (loss, entropy)."""
+    """Sums over the images of a split; element t - 1 is time step t. Losses are in nats.
+
+    `answers` and `counts` are there only where they were asked for.
+    """
 
     images: int
     correct_at: list[int]
@@ -27,24 +76,26 @@ class Evaluation:
     entropy_sum: list[float]
     confidence_sum: list[float]
     teacher_correct: int | None = None
+    answers: Answers | None = None
+    counts: Counts | None = None
 
     @property
     def timesteps(self) -> int:
-        """The number of time steps that were evaluated."""
+        """Return the number of time steps that were evaluated."""
         return len(self.correct_at)
 
     @property
     def accuracy(self) -> float:
-        """Accuracy of the time-averaged logits, as papers report it."""
+        """Return the accuracy of the time-averaged logits, as papers report it."""
         return self.correct_cumulative[-1] / self.images
 
     @property
     def teacher_accuracy(self) -> float | None:
-        """The teacher's accuracy on the same images, None without a teacher."""
+        """Return the teacher's accuracy on the same images, None without a teacher."""
         return None if self.teacher_correct is None else self.teacher_correct / self.images
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict a time step, with the numeric columns of per_timestep.csv."""
+        """Return one dict a time step, with the numeric columns of per_timestep.csv."""
         return [
             {
                 "timesteps": self.timesteps,
@@ -64,81 +115,167 @@ class Evaluation:
 
 
 def cumulative_mean(logits_TNK: Tensor) -> Tensor:
-    """Mean of the logits of steps 1..t, for every t: [T, N, K] -> [T, N, K]."""
+    """Return the mean of the logits of steps 1..t, for every t: [T, N, K] -> [T, N, K]."""
     steps = torch.arange(1, logits_TNK.shape[0] + 1, device=logits_TNK.device)
     return logits_TNK.cumsum(0) / steps.view(-1, 1, 1)
 
 
-def count_batch(logits_TNK: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers [2, T] (right at t, right on the cumulative mean) and float64 sums [3, T].
-
-    The sums are over images: cross entropy, entropy and confidence (the largest probability).
-    """
+def answers_of(logits_TNK: Tensor, labels_N: Tensor, index_N: Tensor) -> Answers:
+    """Return the answers to one batch, computed in float64."""
     logits_TNK = logits_TNK.double()
-    right_TN = logits_TNK.argmax(-1) == labels_N
-    right_cumulative_TN = cumulative_mean(logits_TNK).argmax(-1) == labels_N
+    mean_TNK = cumulative_mean(logits_TNK)
     steps = logits_TNK.shape[0]
     losses = F.cross_entropy(
         logits_TNK.flatten(0, 1), labels_N.repeat(steps), reduction="none"
     ).view(steps, -1)
-    confidence = logits_TNK.softmax(-1).amax(-1)
-    counts = torch.stack([right_TN.sum(1), right_cumulative_TN.sum(1)])
-    sums = torch.stack([losses.sum(1), entropy(logits_TNK).sum(1), confidence.sum(1)])
-    return counts, sums
+    predicted_TN, predicted_mean_TN = logits_TNK.argmax(-1), mean_TNK.argmax(-1)
+    return Answers(
+        index_I=index_N,
+        labels_I=labels_N,
+        prediction_TI=predicted_TN,
+        correct_TI=predicted_TN == labels_N,
+        loss_TI=losses,
+        entropy_TI=entropy(logits_TNK),
+        confidence_TI=logits_TNK.softmax(-1).amax(-1),
+        prediction_cumulative_TI=predicted_mean_TN,
+        correct_cumulative_TI=predicted_mean_TN == labels_N,
+        entropy_cumulative_TI=entropy(mean_TNK),
+        confidence_cumulative_TI=mean_TNK.softmax(-1).amax(-1),
+    )
 
 
 def logits_of(model: Classifier, images_NCHW: Tensor, timesteps: int) -> Tensor:
-    """[T, N, K] of an SNN; an ANN's logits count as one time step."""
+    """Return an SNN's logits [T, N, K]; an ANN's logits count as one time step."""
     logits: Tensor = model(images_NCHW, timesteps)
     return logits if model.spiking else logits.unsqueeze(0)
+
+
+class _Sums:
+    """Sums over the images of one process, kept on the device and read once at the end."""
+
+    def __init__(self, timesteps: int, device: torch.device) -> None:
+        self.counts = torch.zeros(2, timesteps, dtype=torch.int64, device=device)
+        self.sums = torch.zeros(3, timesteps, dtype=torch.float64, device=device)
+        self.seen = torch.zeros(2, dtype=torch.int64, device=device)
+
+    def add(self, answers: Answers, teacher_right: Tensor | None) -> None:
+        right = (answers.correct_TI, answers.correct_cumulative_TI)
+        self.counts += torch.stack([of_TI.sum(1) for of_TI in right])
+        spread = (answers.loss_TI, answers.entropy_TI, answers.confidence_TI)
+        self.sums += torch.stack([of_TI.sum(1) for of_TI in spread])
+        self.seen[0] += len(answers.labels_I)
+        if teacher_right is not None:
+            self.seen[1] += teacher_right
+
+    def over_processes(self, runtime: Runtime, has_teacher: bool) -> Evaluation:
+        counts, sums = runtime.sum(self.counts), runtime.sum(self.sums)
+        images, taught = runtime.sum(self.seen).tolist()
+        return Evaluation(
+            images=images,
+            correct_at=counts[0].tolist(),
+            correct_cumulative=counts[1].tolist(),
+            loss_sum=sums[0].tolist(),
+            entropy_sum=sums[1].tolist(),
+            confidence_sum=sums[2].tolist(),
+            teacher_correct=taught if has_teacher else None,
+        )
 
 
 @torch.inference_mode()
 def evaluate(
     model: Classifier,
-    loader: Iterable[Any],
+    loader: Iterable[Batch],
     runtime: Runtime,
     timesteps: int,
     teacher: Classifier | None = None,
-    after_batch: Callable[[int], None] | None = None,
+    check_stop: Callable[[], None] | None = None,
+    count: bool = False,
 ) -> Evaluation:
     """Evaluate all time steps of `model` in one pass over `loader`.
 
-    Every image counts once over all processes. `after_batch` is called with the number of images
-    of each batch (progress, or a request to stop), and as often in every process: with 0 where
-    another one has more batches. The model's mode is put back afterwards.
+    Every image counts once over all processes. `count`: also count the operations, and keep what
+    each image was answered. `check_stop` is called after each batch and may raise; it is called
+    equally often in every process. The model's mode is put back afterwards.
     """
     was_training = model.training
     model.eval()
     steps = timesteps if model.spiking else 1
-    counts = torch.zeros(2, steps, dtype=torch.int64, device=runtime.device)
-    sums = torch.zeros(3, steps, dtype=torch.float64, device=runtime.device)
-    seen = torch.zeros(2, dtype=torch.int64, device=runtime.device)
-    missing = runtime.largest(length_hint(loader)) - length_hint(loader)
-    for batch in loader:
-        images, labels = runtime.images(batch.images_NCHW), batch.labels_N.to(runtime.device)
-        with runtime.autocast():
-            logits_TNK = logits_of(model, images, steps)
-            taught = None if teacher is None else teacher(images)
-        batch_counts, batch_sums = count_batch(logits_TNK, labels)
-        counts += batch_counts
-        sums += batch_sums
-        seen[0] += len(labels)
-        if taught is not None:
-            seen[1] += (taught.argmax(-1) == labels).sum()
-        if after_batch:
-            after_batch(len(labels))
-    for _ in range(missing):
-        if after_batch:
-            after_batch(0)
+    sums, kept = _Sums(steps, runtime.device), list[Answers]()
+    with counting(model, model.input_kinds()) if count else nullcontext() as counter:
+        for batch in loader:
+            answers, teacher_right = _answer(model, batch, runtime, steps, teacher)
+            sums.add(answers, teacher_right)
+            if count:
+                kept.append(answers.on_cpu())
+            if check_stop:
+                check_stop()
+    # Another process may have more batches: all must come together equally often.
+    for _ in range(runtime.largest(length_hint(loader)) - length_hint(loader)):
+        if check_stop:
+            check_stop()
     model.train(was_training)
-    counts, sums, seen = runtime.sum(counts), runtime.sum(sums), runtime.sum(seen)
-    return Evaluation(
-        images=int(seen[0]),
-        correct_at=counts[0].tolist(),
-        correct_cumulative=counts[1].tolist(),
-        loss_sum=sums[0].tolist(),
-        entropy_sum=sums[1].tolist(),
-        confidence_sum=sums[2].tolist(),
-        teacher_correct=None if teacher is None else int(seen[1]),
+    evaluation = sums.over_processes(runtime, teacher is not None)
+    if counter is None:
+        return evaluation
+    mine = (Answers.joined(kept), counter.counts()) if kept else None
+    return _with_answers(evaluation, [part for part in runtime.gather(mine) if part])
+
+
+def _answer(
+    model: Classifier, batch: Batch, runtime: Runtime, timesteps: int, teacher: Classifier | None
+) -> tuple[Answers, Tensor | None]:
+    images, labels = runtime.images(batch.images_NCHW), batch.labels_N.to(runtime.device)
+    with runtime.autocast():
+        logits_TNK = logits_of(model, images, timesteps)
+        taught = None if teacher is None else teacher(images)
+    right = None if taught is None else (taught.argmax(-1) == labels).sum()
+    return answers_of(logits_TNK, labels, batch.indices_N.to(runtime.device)), right
+
+
+def _with_answers(evaluation: Evaluation, parts: list[tuple[Answers, Counts]]) -> Evaluation:
+    """Add the answers and counts of all processes, in the order of the images' places."""
+    order = torch.cat([answers.index_I for answers, _ in parts]).argsort().numpy()
+    known = {f.name: getattr(evaluation, f.name) for f in fields(evaluation)}
+    known["answers"] = Answers.joined(answers for answers, _ in parts)
+    known["counts"] = joined([counts for _, counts in parts], order)
+    return Evaluation(**known)
+
+
+def evaluate_split(
+    model: Classifier,
+    context: Context,
+    split: Split,
+    timesteps: int,
+    teacher: Classifier | None = None,
+    stop: StopRequest | None = None,
+    *,
+    count: bool = False,
+    images: int = 0,
+) -> Evaluation:
+    """Evaluate on a split of the context's data set; see `evaluate`.
+
+    `images`: take only so many, evenly spread over the split, since the images of a folder are
+    sorted by class; 0 takes all. Raises Interrupted between batches once `stop` is requested.
+    """
+    runtime = context.runtime
+    loader: Iterable[Batch] = build_eval_loader(
+        context.dataset, split, context.config, rank=runtime.rank, world=runtime.world
     )
+    check_stop = make_check_stop(stop, runtime) if stop else None
+    if images:
+        loader = list(_chosen(loader, len(context.dataset.test), images))
+    return evaluate(model, loader, runtime, timesteps, teacher, check_stop, count)
+
+
+def _chosen(loader: Iterable[Batch], total: int, wanted: int) -> Iterator[Batch]:
+    chosen = evenly_spread(total, wanted)
+    for batch in loader:
+        taken = torch.isin(batch.indices_N, chosen)
+        if taken.any():
+            yield Batch(*(field[taken] for field in batch))
+
+
+def evenly_spread(total: int, wanted: int) -> Tensor:
+    """Return the places of `wanted` of `total` images, evenly spread; all where there are fewer."""
+    count = min(wanted, total)
+    return torch.arange(count) * total // count

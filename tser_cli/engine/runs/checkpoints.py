@@ -1,4 +1,4 @@
-"""Model files and resumable checkpoints that notice their own damage.
+"""Resumable checkpoints that notice their own damage.
 
 A checkpoint is tensors and plain values, serialised in memory, written whole and listed in a
 manifest with its SHA-256 and size; torch.load alone does not notice flipped bits. The last two
@@ -9,17 +9,12 @@ from __future__ import annotations
 
 import io
 import json
-import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
-from torch import Tensor
 
 from tser_cli.errors import CheckpointError, DamagedError
 from tser_cli.files import make_folder, sha256, write_text, write_whole
@@ -118,7 +113,7 @@ def _load_verified(path: Path, entry: dict[str, Any] | None) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path} can't be read: {error.strerror}") from error
     if not _is_listed(content, entry):
         raise CheckpointError(f"checkpoint {path} is damaged: its SHA-256 is not the manifest's")
-    state = _read_tensors(content, path)
+    state = read_tensors(content, path)
     if state.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint {path} has format {state.get('format')}, not {FORMAT}")
     return state
@@ -137,7 +132,11 @@ def _renamed(path: Path, entry: dict[str, Any]) -> bytes:
     return content
 
 
-def _read_tensors(content: bytes, path: Path) -> dict[str, Any]:
+def read_tensors(content: bytes, path: Path) -> dict[str, Any]:
+    """Return the named values of a torch file without running code from it.
+
+    Raises CheckpointError.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of foreign pickles, which the error below tells
@@ -151,54 +150,3 @@ def _read_tensors(content: bytes, path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not named tensors")
     return state
-
-
-def save_model(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """Write the final weights as safetensors; returns the file's SHA-256. Raises RunError."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    content = save_safetensors(tensors, metadata)
-    write_whole(path, content)
-    return sha256(content)
-
-
-def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """Weights, metadata and SHA-256 of a model file: safetensors, or a torch file of tensors.
-
-    Raises CheckpointError for a file that is missing, damaged or would run code.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"model file {path} can't be read: {error.strerror}") from error
-    if path.suffix == ".safetensors":
-        state, metadata = _parse_safetensors(content, path)
-    else:
-        state, metadata = _state_dict(_read_tensors(content, path), path), {}
-    return state, metadata, sha256(content)
-
-
-def _parse_safetensors(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        state = load_safetensors(content)
-        (length,) = struct.unpack("<Q", content[:8])
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    except (SafetensorError, ValueError, struct.error) as error:
-        raise CheckpointError(
-            f"model file {path} is not sound safetensors ({error}). It is truncated or damaged; "
-            "train again or restore it from a copy"
-        ) from error
-    return state, metadata
-
-
-def _state_dict(document: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    if "format" in document and "optimizer" in document:
-        raise CheckpointError(
-            f"{path} is a state to resume a run from, not a model; name the run's folder instead"
-        )
-    for key in ("model", "state_dict"):
-        if isinstance(document.get(key), dict):
-            document = document[key]
-            break
-    if not document or not all(isinstance(value, Tensor) for value in document.values()):
-        raise CheckpointError(f"{path} holds no state dict of named tensors")
-    return {name.removeprefix("module."): value for name, value in document.items()}

@@ -1,4 +1,4 @@
-"""A finished run, opened: its network on the device, its data, its settings."""
+"""Open a finished run: its network on the device, its data, its settings."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any
 
 from tser_cli import recipe
 from tser_cli.config import Config, keys_where
-from tser_cli.engine.runs import model_files, run_folder
-from tser_cli.engine.runs.model_files import Loaded
+from tser_cli.engine.runs import find_runs, model_files
+from tser_cli.engine.runs.model_files import Loaded, check_network, freeze
 from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runs.split_list import check_test_images
 from tser_cli.engine.runtime.context import Context, prepare
-from tser_cli.engine.training.task import check_teacher, freeze
 from tser_cli.errors import RunError
+from tser_cli.report.progress import Progress
 
 
 @dataclass(frozen=True)
-class Opened:
+class FinishedRun:
     """A finished run with its network on the device and its data."""
 
     run: Run
@@ -34,8 +35,8 @@ class Opened:
 def select_run(run: Path | None, runs_dir: Path) -> Run:
     """The run at a path, or the newest finished student. Raises RunError."""
     if run is not None:
-        return run_folder.open_run(run)
-    newest = run_folder.newest_finished(runs_dir, "student")
+        return find_runs.open_run(run)
+    newest = find_runs.newest_finished(runs_dir, "student")
     if newest is None:
         raise RunError(
             f"there is no finished student under {runs_dir}. Distil one first (tser distill), or "
@@ -45,21 +46,24 @@ def select_run(run: Path | None, runs_dir: Path) -> Run:
 
 
 def measuring_config(run: Run, changes: dict[str, Any]) -> Config:
-    """The run's settings, with how it is measured now: `TSER_*` < flags. Raises ConfigError.
+    """Return the run's settings, with how it is measured now: `TSER_*` < flags.
 
-    Of the variables only those of measuring count: a finished run's training is what it was.
+    Of the variables only those that measuring depends on count: a finished run's training is what
+    it was. Raises ConfigError.
     """
     asked, counting = recipe.from_environment(os.environ), keys_where(lambda p: p.measuring)
     asked = recipe.Layer(asked.source, {k: v for k, v in asked.values.items() if k in counting})
     return recipe.resolve([run.settings(), asked, recipe.from_flags(changes)])
 
 
-def open_finished(run: Run, changes: dict[str, Any]) -> Opened:
-    """The run's network and data; `changes` are settings such as training.device."""
-    config = measuring_config(run, changes)
-    context = prepare(config)
+def open_finished(run: Run, changes: dict[str, Any], progress: Progress) -> FinishedRun:
+    """Load the run's network and data; `changes` are settings such as training.device.
+
+    Raises ConfigError, DataError, or CheckpointError where the network does not fit the data.
+    """
+    context = prepare(measuring_config(run, changes), progress)
+    check_test_images(run, context.dataset)
     loaded = model_files.read(run.model_file, context.dataset.spec)
-    spec = context.dataset.spec
-    check_teacher(loaded.model, spec.image_shape, spec.num_classes)
+    check_network(loaded, run.kind, context.dataset.spec)
     context.runtime.place(freeze(loaded.model))
-    return Opened(run, context, loaded)
+    return FinishedRun(run, context, loaded)

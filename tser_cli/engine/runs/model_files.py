@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
 
 from tser_cli import registry
 from tser_cli.config import Config, ModelConfig, NeuronConfig
 from tser_cli.data.base import DataSpec
-from tser_cli.engine.runs.checkpoints import load_model, save_model
+from tser_cli.engine.runs.checkpoints import read_tensors
 from tser_cli.errors import CheckpointError, ConfigError
+from tser_cli.files import sha256, write_whole
 from tser_cli.models import Classifier, build_model
 from tser_cli.models.base import check_fits, load_weights
 
+# What to do about a network that does not fit the data, by its role.
+ANOTHER = {
+    "teacher": "Train a teacher on this data set (tser train-teacher), or name another",
+    "student": "Measure it on the data set that it was trained on, or name another run",
+}
 # What parsing a damaged description, or building a network of absurd sizes from it, can raise.
 NO_DESCRIPTION = (ValueError, KeyError, TypeError, ArithmeticError, RuntimeError)
 
@@ -147,3 +158,87 @@ def pretrained(name: str, spec: DataSpec) -> Loaded | None:
         ) from error
     load_weights(model, state, weights.url)
     return Loaded(model, name, f"torchvision {weights}", "")
+
+
+def save_model(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """Write the final weights as safetensors; returns the file's SHA-256. Raises RunError."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    content = save_safetensors(tensors, metadata)
+    write_whole(path, content)
+    return sha256(content)
+
+
+def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
+    """Weights, metadata and SHA-256 of a model file: safetensors, or a torch file of tensors.
+
+    Raises CheckpointError for a file that is missing, damaged or would run code.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"model file {path} can't be read: {error.strerror}") from error
+    if path.suffix == ".safetensors":
+        state, metadata = _parse_safetensors(content, path)
+    else:
+        state, metadata = _state_dict(read_tensors(content, path), path), {}
+    return state, metadata, sha256(content)
+
+
+def _parse_safetensors(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        state = load_safetensors(content)
+        (length,) = struct.unpack("<Q", content[:8])
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, ValueError, struct.error) as error:
+        raise CheckpointError(
+            f"model file {path} is not sound safetensors ({error}). It is truncated or damaged; "
+            "train again or restore it from a copy"
+        ) from error
+    return state, metadata
+
+
+def _state_dict(document: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    if "format" in document and "optimizer" in document:
+        raise CheckpointError(
+            f"{path} is a state to resume a run from, not a model; name the run's folder instead"
+        )
+    for key in ("model", "state_dict"):
+        if isinstance(document.get(key), dict):
+            document = document[key]
+            break
+    if not document or not all(isinstance(value, Tensor) for value in document.values()):
+        raise CheckpointError(f"{path} holds no state dict of named tensors")
+    return {name.removeprefix("module."): value for name, value in document.items()}
+
+
+def freeze(model: Classifier) -> Classifier:
+    """Put `model` into eval mode and take its gradients away; return it."""
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def check_network(loaded: Loaded, role: str, spec: DataSpec) -> None:
+    """Raise CheckpointError unless `loaded` takes the images of `spec` and tells its classes apart.
+
+    `role` is "teacher" or "student", for the message.
+    """
+    weight = next(p for p in loaded.model.parameters() if p.ndim == 4)
+    if weight.shape[1] != spec.channels:
+        raise CheckpointError(
+            f"the {role} {loaded.source} takes {weight.shape[1]} input channels, "
+            f"{spec.name} has {spec.channels}. {ANOTHER[role]}"
+        )
+    was_training = loaded.model.training
+    try:
+        logits = loaded.model.eval()(torch.zeros(1, *spec.image_shape, device=weight.device))
+    except RuntimeError as error:  # its maps become too small, or its head expects other ones
+        raise CheckpointError(
+            f"the {role} {loaded.source} can't take the {spec.height} x {spec.width} images of "
+            f"{spec.name}. {ANOTHER[role]}"
+        ) from error
+    loaded.model.train(was_training)
+    if logits.shape[-1] != spec.num_classes:
+        raise CheckpointError(
+            f"the {role} {loaded.source} tells {logits.shape[-1]} classes apart, {spec.name} has "
+            f"{spec.num_classes}. {ANOTHER[role]}"
+        )

@@ -1,34 +1,37 @@
-"""What every verb works with: the settings, the data, the device, and where messages go."""
+"""What every command works with: the settings, the data, the device, and where messages go."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tser_cli.config import Config
 from tser_cli.data.base import Dataset, load_dataset
-from tser_cli.data.loaders import Split, build_eval_loader
-from tser_cli.engine.evaluation.per_timestep import Evaluation, evaluate
 from tser_cli.engine.runtime.processes import Runtime, make_runtime
 from tser_cli.engine.runtime.stop import StopRequest
 from tser_cli.errors import Interrupted
-from tser_cli.models import Classifier
-from tser_cli.report import console
-from tser_cli.report.progress import Progress, Silent, make_progress
+from tser_cli.report.progress import Progress, Silent
+
+CheckStop = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a verb is run; nothing here changes its result."""
+    """How a command is run. Nothing here changes its result.
+
+    `runs_dir`: where run folders are. `resume`: auto, must or never go on with an unfinished run.
+    `progress`: what hears of messages and of the training's progress; silent by default.
+    """
 
     runs_dir: Path = Path("runs")
     resume: str = "auto"
+    progress: Progress = field(default_factory=Silent)
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every verb needs first: the data, the device, and where messages go."""
+    """The settings, the data, the device, and where messages go."""
 
     config: Config
     dataset: Dataset
@@ -36,41 +39,28 @@ class Context:
     progress: Progress
 
 
-def prepare(config: Config) -> Context:
+def prepare(config: Config, progress: Progress) -> Context:
     """Load the data and take the device. Raises DataError or ConfigError."""
     runtime = make_runtime(config.training, config.performance.channels_last)
-    progress = make_progress(console.messages()) if runtime.is_main else Silent()
-    # the first process downloads what is missing
+    # Rank 0 downloads what is missing; the others then find it.
     dataset = runtime.main_first(lambda: load_dataset(config.data))
-    return Context(config, dataset, runtime, progress)
+    heard = progress if runtime.is_main else Silent()
+    if dataset.measured:
+        found = ", ".join(f"{key} = {value}" for key, value in dataset.measured.items())
+        heard.say(f"measured on the training images: {found}")
+        config = config.updated(dict(dataset.measured))
+    return Context(config, dataset, runtime, heard)
 
 
-def make_heed(stop: StopRequest, runtime: Runtime) -> Callable[[int], None]:
-    """What to call after each batch: raises Interrupted in all processes where one is to stop."""
+def make_check_stop(stop: StopRequest, runtime: Runtime) -> CheckStop:
+    """Return a function to call after each batch.
 
-    def heed(images: int) -> None:
+    It raises Interrupted in all processes as soon as one of them is asked to stop.
+    """
+
+    def check_stop() -> None:
         signal_number = runtime.largest(stop.signal or 0)
         if signal_number:
             raise Interrupted(signal_number)
 
-    return heed
-
-
-def evaluate_split(
-    model: Classifier,
-    context: Context,
-    split: Split,
-    timesteps: int,
-    teacher: Classifier | None = None,
-    stop: StopRequest | None = None,
-) -> Evaluation:
-    """Evaluate on a split; a request to stop is heard between batches (Interrupted)."""
-    loader = build_eval_loader(
-        context.dataset,
-        split,
-        context.config,
-        rank=context.runtime.rank,
-        world=context.runtime.world,
-    )
-    heed = make_heed(stop, context.runtime) if stop else None
-    return evaluate(model, loader, context.runtime, timesteps, teacher, heed)
+    return check_stop

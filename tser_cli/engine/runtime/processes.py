@@ -1,7 +1,7 @@
 """Device, precision and processes, on Hugging Face accelerate.
 
-One process is the ordinary case; under torchrun or accelerate launch the same code runs on
-several, and only the `Runtime` knows.
+One process is the ordinary case. Under torchrun or accelerate launch the same code runs in several
+processes, and only the `Runtime` knows about them.
 """
 
 from __future__ import annotations
@@ -9,17 +9,13 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import random
-import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
-import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
@@ -28,10 +24,10 @@ from torch import Tensor, nn
 from tser_cli.config import TrainingConfig
 from tser_cli.data.workers import is_loss_of_worker
 from tser_cli.errors import ConfigError, Interrupted, TrainingError, TserError
+from tser_cli.operating_system import end_with_parent
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# How long a process waits for one that has vanished without closing its connections.
+# A process that vanished without closing its connections is given up after this time.
 PATIENCE = timedelta(minutes=10)
 
 Result = TypeVar("Result")
@@ -39,7 +35,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where a run happens: its device, its precision, its rank among the processes.
+    """Say where a run happens: its device, its precision, its rank among the processes.
 
     `memory_format`: how networks and images lie in memory.
     """
@@ -65,38 +61,38 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes and prints."""
+        """Whether this is rank 0, the process that writes and prints."""
         return self.rank == 0
 
     def place(self, model: nn.Module) -> nn.Module:
-        """`model` on the device."""
+        """Move `model` to the device."""
         return model.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
 
     def images(self, images_NCHW: Tensor) -> Tensor:
-        """A batch of images on the device."""
+        """Move a batch of images to the device."""
         return images_NCHW.to(self.device, non_blocking=True, memory_format=self.memory_format)
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """The precision of forward passes."""
+        """Run forward passes in the precision of the settings."""
         with self.accelerator.autocast():
             yield
 
     def sum(self, values: Tensor) -> Tensor:
-        """Element-wise sum over all processes, exact for integers."""
+        """Return the element-wise sum over all processes, exact for integers."""
         if self.world == 1:
             return values
         total: Tensor = self.accelerator.reduce(values.to(self.device), reduction="sum")
         return total
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is true in any process."""
+        """Return whether `flag` is true in any process."""
         if self.world == 1:
             return flag
         return bool(self.sum(torch.tensor([int(flag)])).item())
 
     def largest(self, value: int) -> int:
-        """The largest `value` of any process."""
+        """Return the largest `value` of any process."""
         if self.world == 1:
             return value
         shared = torch.tensor([value], device=self.device)
@@ -104,16 +100,16 @@ class Runtime:
         return int(shared.item())
 
     def gather(self, value: Any) -> list[Any]:
-        """The `value` of every process, by rank."""
+        """Return the `value` of every process, by rank."""
         values = [value] * self.world
         if self.world > 1:
             torch.distributed.all_gather_object(values, value)
         return values
 
     def on_main(self, action: Callable[[], Result]) -> Result:
-        """What `action` gives in the first process, in every process; the others only wait.
+        """Run `action` on rank 0 and broadcast its result.
 
-        Where it raises a TserError, all processes end with its exit code and the first tells it.
+        If it raises a TserError, all processes end with its exit code, and rank 0 prints it.
         """
         if self.world == 1:
             return action()
@@ -130,23 +126,23 @@ class Runtime:
         return result
 
     def main_first(self, action: Callable[[], Result]) -> Result:
-        """`action()` in every process, and in the first one before the others."""
+        """Run `action` in every process, on rank 0 before the others; return its result."""
         results: list[Result] = []
         self.on_main(lambda: results.append(action()))
         return results[0] if results else action()
 
     def fail(self, error: TserError) -> NoReturn:
-        """Raise an error that all processes share: only the first one tells it."""
+        """End all processes with the exit code of `error`; only rank 0 prints it."""
         if self.is_main:
             raise error
         raise SystemExit(error.exit_code)
 
     @contextmanager
-    def accountable(self) -> Iterator[None]:
-        """Inside, an error of one process among several names that process.
+    def naming_failed_process(self) -> Iterator[None]:
+        """Name this process in errors that are raised inside.
 
-        A request to stop is heard by all of them, and told by the first one only. The loss of
-        another process, or of a data loader's, is a TrainingError.
+        A request to stop reaches all processes; only rank 0 prints it. The loss of another process,
+        or of a data loader's worker, becomes a TrainingError.
         """
         try:
             yield
@@ -157,21 +153,22 @@ class Runtime:
         except TserError as error:
             if self.is_main:
                 raise
-            raise type(error)(f"{self.who}: {error}") from error
+            raise type(error)(f"{self.process_description}: {error}") from error
         except RuntimeError as error:
             if is_loss_of_worker(error):
-                where = f" by {self.who}" if self.world > 1 else ""
+                where = f" by {self.process_description}" if self.world > 1 else ""
                 raise TrainingError(f"a data loader worker was lost{where}: {error}") from error
             if not _is_loss_of_peer(error):
                 raise
             raise TrainingError(
-                f"{self.who} lost the connection to another process, which has died or hangs: see "
-                f"the messages of the others. Repeat the command and it goes on ({error})"
+                f"{self.process_description} lost the connection to another process, "
+                f"which has died or hangs: see the messages of the others. "
+                f"Repeat the command and it goes on ({error})"
             ) from error
 
     @property
-    def who(self) -> str:
-        """This process, for messages."""
+    def process_description(self) -> str:
+        """Describe this process, for messages: "process 1 of 2 on host"."""
         return f"process {self.rank} of {self.world} on {socket.gethostname()}"
 
 
@@ -181,13 +178,14 @@ def _is_loss_of_peer(error: RuntimeError) -> bool:
 
 
 def make_runtime(training: TrainingConfig, channels_last: bool = True) -> Runtime:
-    """The Runtime that `device` and `precision` ask for. Raises ConfigError for a missing GPU.
+    """Return the Runtime that `device` and `precision` ask for.
 
-    `channels_last` is the memory format that convolutions prefer on CPU and GPU.
+    `channels_last`: the memory layout that convolutions prefer on CPU and GPU. Raises ConfigError
+    for a GPU that is not there, and for a batch that can't be split evenly.
     """
     _check_device(training.device)
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        _die_with_launcher()
+        end_with_parent()  # torchrun
     # accelerate keeps one state a process; teacher and student may differ in precision.
     AcceleratorState._reset_state()
     os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
@@ -215,14 +213,8 @@ def make_runtime(training: TrainingConfig, channels_last: bool = True) -> Runtim
     return runtime
 
 
-def _die_with_launcher() -> None:
-    """Let Linux end this process when torchrun ends, however it ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks; a tenth of a CPU step goes into asking for them again.
+    """Let glibc keep large freed blocks: asking for them again takes a tenth of a CPU step.
 
     Elsewhere than on Linux with glibc nothing is done. M_TRIM_THRESHOLD is -1, M_MMAP_THRESHOLD
     -3 in glibc's malloc.h.
@@ -242,44 +234,3 @@ def _check_device(device: str) -> None:
         )
     if ":" in device and int(device.split(":")[1]) >= torch.cuda.device_count():
         raise ConfigError(f"--device {device}: there are {torch.cuda.device_count()} GPUs here")
-
-
-def seed_everything(seed: int, deterministic: bool) -> None:
-    """Seed Python, NumPy and torch; `deterministic` also forbids non-deterministic kernels."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if torch.are_deterministic_algorithms_enabled() != deterministic:
-        # the call imports torch's compiler, which takes seconds
-        torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.benchmark = not deterministic
-
-
-def random_state() -> dict[str, Any]:
-    """The random states of Python, NumPy, torch and CUDA as tensors and plain values."""
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": (
-            str(kind),
-            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-            position,
-            has_gauss,
-            cached,
-        ),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Put `random_state()` back; CUDA states only where the number of GPUs is the same."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a polite request: finish the step, save, exit 143 or 130."""
+"""Stop on SIGTERM or Ctrl-C: finish the step, save the state, exit with 143 or 130."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from tser_cli.errors import Interrupted
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM is kept in `signal`; a second Ctrl-C quits."""
+    """Remember the first SIGINT or SIGTERM while entered; a second Ctrl-C quits at once.
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
+    `signal`: the number of the signal, None while none has come. `say`: prints a message.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
         self.signal: int | None = None
-        self._tell = tell
+        self._say = say
         self._before: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> StopRequest:
@@ -41,9 +44,9 @@ class StopRequest:
                 os._exit(128 + number)
             return
         self.signal = number
-        # told in the middle of anything: of another message, or with the terminal's end gone
+        # The handler may interrupt another print, or find the terminal gone: neither ends the run.
         with suppress(OSError, RuntimeError, SystemExit):
-            self._tell("stopping after this step; Ctrl-C again quits at once without saving")
+            self._say("stopping after this step; Ctrl-C again quits at once without saving")
 
     @property
     def requested(self) -> bool:
@@ -51,6 +54,6 @@ class StopRequest:
         return self.signal is not None
 
     def check(self) -> None:
-        """Raise Interrupted where a signal has come."""
+        """Raise Interrupted if a signal has come."""
         if self.signal is not None:
             raise Interrupted(self.signal)

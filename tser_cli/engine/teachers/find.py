@@ -1,4 +1,4 @@
-"""Which teacher a student learns from, and the settings of one that must be trained first."""
+"""Find the teacher of a student, or the settings of one that must be trained first."""
 
 from __future__ import annotations
 
@@ -9,19 +9,30 @@ from tser_cli import recipe, registry
 from tser_cli.config import Config, keys_where
 from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs import model_files
+from tser_cli.engine.runs.find_runs import all_runs, open_run
 from tser_cli.engine.runs.model_files import Loaded
-from tser_cli.engine.runs.run_folder import Run, all_runs, open_run
-from tser_cli.errors import CheckpointError, ConfigError, unknown
+from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runtime.context import Context
+from tser_cli.engine.teachers.fits import check_architecture, fitting_teacher
 
 PRETRAINED_ON = "imagenet"
 
 
-def find_teacher(config: Config, spec: DataSpec, runs_dir: Path) -> Loaded | None:
-    """The teacher that `model.teacher` names, or None where one must be trained first.
+def find_fitting(context: Context, runs_dir: Path) -> Loaded | None:
+    """Return the teacher that the settings name, or None where one must be trained first.
 
-    A path to a run or model file; else the newest finished teacher run of that architecture, data
-    set and validation split; else, for ImageNet, torchvision's weights. Raises ConfigError or
-    CheckpointError.
+    Raises ConfigError, or CheckpointError where it can't be read or does not fit the data set.
+    """
+    loaded = find_teacher(context.config, context.dataset.spec, runs_dir)
+    return None if loaded is None else fitting_teacher(loaded, context.dataset.spec)
+
+
+def find_teacher(config: Config, spec: DataSpec, runs_dir: Path) -> Loaded | None:
+    """Return the teacher that `model.teacher` names, or None where one must be trained first.
+
+    The name is a path to a run or model file. Else it is an architecture: of that the newest
+    finished teacher on the same data set and validation split is taken, or, for ImageNet,
+    torchvision's weights. Raises ConfigError or CheckpointError.
     """
     name = config.model.teacher
     path = existing_path(name)
@@ -37,7 +48,7 @@ def find_teacher(config: Config, spec: DataSpec, runs_dir: Path) -> Loaded | Non
 
 
 def existing_path(name: str) -> Path | None:
-    """The folder or file called `name`, or None; an architecture's name is never one."""
+    """Return the folder or file called `name`, or None; an architecture's name is never one."""
     if name in registry.MODELS:
         return None
     # A name too long, a folder that is closed or a ~user that is unknown is no path.
@@ -48,18 +59,8 @@ def existing_path(name: str) -> Path | None:
     return None
 
 
-def check_architecture(name: str) -> None:
-    """Raise ConfigError where `name` is no ANN architecture (nor, then, an existing path)."""
-    if name not in registry.MODELS:
-        if "/" in name or "." in name:
-            raise ConfigError(f"--teacher {name}: there is no such run folder or model file")
-        raise ConfigError(f"--teacher: {unknown('model', name, registry.MODELS)}")
-    if registry.MODELS[name].spiking_only:
-        raise ConfigError(f"--teacher {name}: it has no ANN form; use {name.removeprefix('sew_')}")
-
-
 def newest_teacher(config: Config, runs_dir: Path) -> Run | None:
-    """The finished teacher that ended last among those that saw the same training images."""
+    """Return the teacher that finished last, of those that saw the same training images."""
     fitting = []
     for run in all_runs(runs_dir, "teacher", config.data.name):
         status = run.status()
@@ -67,6 +68,7 @@ def newest_teacher(config: Config, runs_dir: Path) -> Run | None:
             status.get("state") == "finished"
             and status.get("model") == config.model.teacher
             and status.get("validation_fraction") == config.data.validation_fraction
+            and status.get("test_fraction") in (None, config.data.test_fraction)
         )
         if same:
             fitting.append(run)
@@ -74,17 +76,8 @@ def newest_teacher(config: Config, runs_dir: Path) -> Run | None:
 
 
 def teacher_config(config: Config) -> Config:
-    """Settings of a teacher for the student of `config`: its recipe, on the same images."""
+    """Return the settings of a teacher for the student of `config`: its recipe, same images."""
     name = config.model.teacher_recipe or registry.DATASETS[config.data.name].teacher_recipe
     flat = config.flat()
     shared = {key: flat[key] for key in keys_where(lambda policy: policy.teacher)}
     return recipe.resolve([recipe.read(name), recipe.Layer("student's settings", shared)])
-
-
-def as_ann(loaded: Loaded) -> Loaded:
-    """`loaded` itself. Raises CheckpointError where it is a spiking network, not a teacher."""
-    if loaded.model.spiking:
-        raise CheckpointError(
-            f"{loaded.source} is a spiking network; a teacher is an ANN (tser train-teacher)"
-        )
-    return loaded

@@ -32,7 +32,7 @@ def largest_batch(task: Task, context: Context) -> int:
     free -= STATE[context.config.optimizer.name] * weights
     one = TRANSIENT * bytes_an_image(task, context)
     share = runtime.world * training.accumulate
-    fitting = -runtime.largest(-fit(free, one))
+    fitting = -runtime.largest(-images_that_fit(free, one))
     # every process, and every part of a batch, gets as many images as the others
     size = share * power_of_two(min(fitting, len(context.dataset.train) // share))
     if not size:
@@ -60,7 +60,7 @@ def bytes_an_image(task: Task, context: Context) -> float:
     return kept + plain / 2
 
 
-def fit(free: float, one: float) -> int:
+def images_that_fit(free: float, one: float) -> int:
     """How many images of `one` byte each fit into a share of `free` bytes."""
     return max(int(SHARE * free / one), 0)
 

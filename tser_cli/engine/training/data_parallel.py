@@ -21,7 +21,7 @@ def share_gradients(
     if runtime.device.type == "cuda":
         network = synchronised(network)
     wrapped: nn.Module = runtime.accelerator.prepare_model(network)
-    _settle(wrapped, runtime, torch.zeros(2, *image_shape), timesteps)
+    stabilise_ddp_buckets(wrapped, runtime, torch.zeros(2, *image_shape), timesteps)
     return wrapped
 
 
@@ -42,7 +42,9 @@ def share_statistics(network: nn.Module, runtime: Runtime) -> None:
             torch.distributed.broadcast(buffer, src=0)
 
 
-def _settle(network: nn.Module, runtime: Runtime, images_NCHW: Tensor, timesteps: int) -> None:
+def stabilise_ddp_buckets(
+    network: nn.Module, runtime: Runtime, images_NCHW: Tensor, timesteps: int
+) -> None:
     # DDP fills its buckets anew after a first step, and so changes the order in which three or
     # more processes add up: a run that was resumed would differ from one that was not.
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tser_cli import registry
 from tser_cli.config import Config, MethodSettings
-from tser_cli.errors import CheckpointError, ConfigError
+from tser_cli.engine.runs.model_files import freeze
+from tser_cli.errors import ConfigError
 from tser_cli.losses.base import (
     Features,
     Method,
@@ -64,7 +65,7 @@ class Trainee(nn.Module):
 class Task:
     """A network in training and its objective. `network` may be its Trainee wrapped for DDP.
 
-    `taught_MK`: the teacher's logits of all training images by index, where they never change.
+    `teacher_logits_MK`: the teacher's logits of all training images by index, if they never change.
     """
 
     model: Classifier
@@ -75,7 +76,7 @@ class Task:
     teacher: Classifier | None = None
     adapters: nn.Module | None = None
     teacher_tap: FeatureTap | None = None
-    taught_MK: Tensor | None = None
+    teacher_logits_MK: Tensor | None = None
 
     def trainable(self) -> list[nn.Module]:
         """The modules whose parameters the optimizer moves."""
@@ -96,13 +97,13 @@ class Task:
     ) -> StepResult:
         """Forward pass and loss of a batch. Time is never averaged before the loss.
 
-        `indices_N`: the images' places in the training data, for `taught_MK`. `progress`: how far
-        the training has come, for methods that depend on it.
+        `indices_N`: the images' places in the training data, for `teacher_logits_MK`. `progress`:
+        how far the training has come, for methods that depend on it.
         """
         logits, student = self.network(images_NCHW, self.timesteps)
         logits = logits.float()
         logits_TNK = logits if self.model.spiking else logits.unsqueeze(0)
-        teacher_NK = self._taught(images_NCHW, indices_N)
+        teacher_NK = self._teacher_logits(images_NCHW, indices_N)
         features = None
         if self.teacher_tap is not None:
             features = Features(_full(student), _full(self.teacher_tap.take()))
@@ -111,9 +112,9 @@ class Task:
         correct = (logits_TNK.detach().mean(0).argmax(-1) == labels_N).sum()
         return StepResult(terms, correct, logits_TNK)
 
-    def _taught(self, images_NCHW: Tensor, indices_N: Tensor | None) -> Tensor | None:
-        if self.taught_MK is not None and indices_N is not None:
-            return self.taught_MK[indices_N.to(self.taught_MK.device)]
+    def _teacher_logits(self, images_NCHW: Tensor, indices_N: Tensor | None) -> Tensor | None:
+        if self.teacher_logits_MK is not None and indices_N is not None:
+            return self.teacher_logits_MK[indices_N.to(self.teacher_logits_MK.device)]
         return None if self.teacher is None else teach(self.teacher, images_NCHW)
 
 
@@ -189,28 +190,3 @@ def check_method(task: Task, image_shape: tuple[int, int, int]) -> None:
         except Exception as error:
             raise ConfigError(f"method {name} fails on two images: {last_line(error)}") from error
     check_terms(name, found)
-
-
-def freeze(model: Classifier) -> Classifier:
-    """Eval mode and no gradients, for good."""
-    return model.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def check_teacher(teacher: Classifier, image_shape: tuple[int, int, int], classes: int) -> None:
-    """Raise CheckpointError where the teacher can't see these images or names other classes."""
-    weight = next(p for p in teacher.parameters() if p.ndim == 4)
-    channels = image_shape[0]
-    if weight.shape[1] != channels:
-        raise CheckpointError(
-            f"the teacher takes {weight.shape[1]} input channels, the data set has {channels}. "
-            "Train a teacher on this data set (tser train-teacher) or choose another"
-        )
-    was_training = teacher.training
-    logits = teacher.eval()(torch.zeros(1, *image_shape, device=weight.device))
-    teacher.train(was_training)
-    if logits.shape[-1] != classes:
-        raise CheckpointError(
-            f"the teacher tells {logits.shape[-1]} classes apart, the data set has {classes}. "
-            "Train a teacher on this data set (tser train-teacher) or choose another"
-        )

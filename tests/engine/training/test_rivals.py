@@ -13,11 +13,14 @@ import torch
 from tser_cli.config import Config, NeuronConfig
 from tser_cli.engine.commands import distill
 from tser_cli.engine.runs import model_files
-from tser_cli.engine.runs.checkpoints import load_latest, load_model
+from tser_cli.engine.runs.checkpoints import load_latest
+from tser_cli.engine.runs.model_files import load_model
+from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runtime.context import Context, Options
-from tser_cli.engine.runtime.processes import seed_everything
+from tser_cli.engine.runtime.seeds import seed_everything
 from tser_cli.engine.runtime.stop import StopRequest
-from tser_cli.engine.training.loop import Fit, fit
+from tser_cli.engine.training.job import TrainingJob
+from tser_cli.engine.training.loop import fit
 from tser_cli.engine.training.task import Task, distillation
 from tser_cli.errors import ConfigError, Interrupted
 from tser_cli.losses.adapters import Blur
@@ -174,7 +177,7 @@ def test_adapters_stay_out_of_the_saved_model(
     teacher = model_files.build("resnet20", spec, make_config(), spiking=False)
     model_files.write(file, teacher, model_files.describe("resnet20", spec, make_config(), False))
     changes = {"method.name": method, "model.teacher": str(file), "training.epochs": 1}
-    made = distill.distill(make_config(changes), Options(tmp_path / "runs"))
+    made = Run(distill.distill(make_config(changes), Options(tmp_path / "runs")).folder)
     state, _, _ = load_model(made.model_file)
     plain = model_files.build("resnet20", spec, make_config(), spiking=True)
     assert state.keys() == plain.state_dict().keys()
@@ -185,7 +188,7 @@ def test_adapters_stay_out_of_the_saved_model(
 @pytest.mark.parametrize("step", [2, 4])
 @pytest.mark.parametrize("method", OF_FEATURES)
 def test_a_resumed_run_has_the_same_adapters_to_the_bit(
-    make_fit: Callable[..., Fit],
+    make_fit: Callable[..., TrainingJob],
     make_config: MakeConfig,
     tmp_path: Path,
     method: str,
@@ -193,7 +196,7 @@ def test_a_resumed_run_has_the_same_adapters_to_the_bit(
 ) -> None:
     config = make_config({"method.name": method, "model.timesteps": 1})
 
-    def outcome(work: Fit) -> dict[str, Any]:
+    def outcome(work: TrainingJob) -> dict[str, Any]:
         fit(work)
         state = load_latest(work.run.checkpoints, lambda text: None)
         assert state is not None

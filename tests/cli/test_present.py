@@ -1,0 +1,351 @@
+"""What is shown of the results of commands."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tser_cli import registry
+from tser_cli.cli import present
+from tser_cli.cli.present import duration
+from tser_cli.config import Config
+from tser_cli.engine.ablation.grid import make_request
+from tser_cli.engine.commands.ablate import AblationResult
+from tser_cli.engine.commands.dry_run import AblationPlan, TrainingPlan
+from tser_cli.engine.commands.energy import EnergyResult
+from tser_cli.engine.commands.evaluate import EvaluateResult
+from tser_cli.engine.runs.result import RunResult
+from tser_cli.recipe import Layer
+
+Shown = Callable[[], list[str]]
+
+
+@pytest.fixture
+def shown(capsys: pytest.CaptureFixture[str]) -> Shown:
+    """The lines that were shown on standard output; none on standard error."""
+
+    def lines() -> list[str]:
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        return captured.out.splitlines()
+
+    return lines
+
+
+def rows(teacher: float | None = 0.9) -> list[dict[str, Any]]:
+    return [
+        {
+            "timesteps": 2,
+            "t": t,
+            "accuracy_at_t": 0.1 * t,
+            "accuracy_cumulative": 0.2 * t,
+            "images": 11,
+            "loss_at_t": 0.5,
+            "entropy_at_t": 0.25,
+            "confidence_at_t": 0.75,
+            "teacher_accuracy": teacher,
+        }
+        for t in (1, 2)
+    ]
+
+
+RUN = RunResult(
+    folder=Path("runs/student/digits/resnet20_[T2]_with_a_name_wider_than_eighty_columns_in_all"),
+    kind="student",
+    model="resnet20",
+    dataset="digits",
+    method="tser",
+    timesteps=2,
+    images=11,
+    accuracy=0.4,
+    teacher="resnet34",
+    teacher_accuracy=0.9,
+    best_validation_accuracy=None,
+    energy_pj=1.0,
+    ann_energy_pj=2.0,
+    seconds=3.0,
+    per_timestep=tuple(rows()),
+)
+TRAINING = TrainingPlan(
+    config=Config(),
+    network="resnet20",
+    parameters=1234567,
+    teacher=None,
+    train_images=1080,
+    test_images=360,
+    steps_per_epoch=9,
+    steps=1260,
+    step_seconds=0.25,
+    device="cpu",
+)
+ABLATION = AblationPlan(
+    cells=(("method=ce, seed 0", True), ("method=[kd], seed 0", False)),
+    teachers=("a resnet20 is trained first, 10 epochs",),
+    seconds=1800.0,
+    jobs=1,
+    jobs_given=False,
+    address=None,
+)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (37.2, "37 s"),
+        (119.4, "119 s"),
+        (120, "2 min"),
+        (4000, "67 min"),
+        (7199, "120 min"),
+        (7200, "2.0 h"),
+        (90000, "25.0 h"),
+    ],
+)
+def test_a_duration_in_words(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_training_s_result(shown: Shown) -> None:
+    present.show_run(RUN, ["tser evaluate --per-timestep", "tser energy report.csv"])
+    lines = shown()
+    table = [line.split() for line in lines if line.strip()[:1] in ("1", "2")]
+    assert [cells[:5] for cells in table] == [
+        ["1", "10.00", "%", "20.00", "%"],
+        ["2", "20.00", "%", "40.00", "%"],
+    ]
+    assert any(line.split()[:3] == ["teacher", "90.00", "%"] for line in lines)
+    assert lines[-5:] == [
+        "accuracy 40.00 % of 11 test images after 2 time steps; teacher 90.00 % (-50.00 points)",
+        f"run folder: {RUN.folder}",
+        "next:",
+        "  tser evaluate --per-timestep",
+        "  tser energy report.csv",
+    ]
+
+
+def test_what_to_type_next() -> None:
+    folder, default = Path("runs/teacher/digits/resnet34_s0"), Path("runs")
+    assert present.next_after_teacher(folder, "digits", "") == [
+        "tser distill --teacher runs/teacher/digits/resnet34_s0 --dataset digits -T 2"
+    ]
+    assert present.next_after_teacher(folder, "imagenet", "/data") == [
+        f"tser distill --teacher {folder} --dataset imagenet --data-dir /data -T 2"
+    ]
+    assert present.next_after_student(default, default) == [
+        "tser evaluate --per-timestep",
+        "tser energy report.csv",
+    ]
+    assert present.next_after_student(Path("other"), default) == [
+        "tser evaluate --per-timestep --runs-dir other",
+        "tser energy report.csv --runs-dir other",
+    ]
+
+
+def test_a_training_s_plan(shown: Shown) -> None:
+    present.show_training_plan(TRAINING)
+    recipe, lines = "\n".join(shown()).split("network: ")
+    assert Config.model_validate(tomllib.loads(recipe)) == TRAINING.config
+    assert lines.splitlines() == [
+        "resnet20, 1,234,567 parameters",
+        "images: 1,080 to train on, 360 to test on",
+        "steps: 9 an epoch, 1,260 in all",
+        "time: about 5 min of training on cpu (250 ms a step, measured)",
+    ]
+
+
+def test_a_student_s_plan_names_its_teacher(shown: Shown) -> None:
+    source = "resnet20 from a/[path]/longer/than/eighty/columns/of/a/terminal/model.safetensors"
+    present.show_training_plan(replace(TRAINING, teacher=source))
+    assert f"teacher: {source}" in shown()
+
+
+def evaluation(**changes: Any) -> EvaluateResult:
+    plain = EvaluateResult(
+        name="a_run",
+        split="validation",
+        rows=rows(None),
+        table=Path("elsewhere.csv"),
+        figure=None,
+        early_exit_rows=[],
+        early_exit_table=None,
+    )
+    return replace(plain, **changes)
+
+
+def test_an_evaluation_is_one_line_and_the_file(shown: Shown) -> None:
+    present.show_evaluation(evaluation(), per_timestep=False)
+    assert shown() == [
+        "accuracy 40.00 % of 11 validation images after 2 time steps",
+        "table: elsewhere.csv",
+    ]
+
+
+def test_an_evaluation_with_all_that_can_be_asked_for(shown: Shown) -> None:
+    exits = {
+        "criterion": "entropy",
+        "threshold": 0.5,
+        "timesteps": 2,
+        "accuracy": 0.8,
+        "mean_steps": 1.25,
+        "energy_pj": 500.0,
+        "energy_full_pj": 1000.0,
+        "share_exit_1": 0.75,
+        "share_exit_2": 0.25,
+    }
+    result = evaluation(
+        figure=Path("figures/a.png"),
+        early_exit_rows=[exits],
+        early_exit_table=Path("early_exit.csv"),
+    )
+    present.show_evaluation(result, per_timestep=True)
+    lines = shown()
+    assert "a_run: accuracy" in lines[0]
+    assert any("confidence" in line for line in lines)
+    assert "figure: figures/a.png" in lines
+    assert any(line.strip() == "early exit" for line in lines)
+    (told,) = [line.split() for line in lines if "entropy <= 0.5" in line]
+    assert told[3:] == [*("80.00", "%", "1.25", "500", "pJ", "50", "%", "75", "%,", "25", "%")]
+    assert lines.index("table: elsewhere.csv") < lines.index("figure: figures/a.png")
+    assert lines[-1] == "table: early_exit.csv"
+
+
+def test_the_energy_of_a_run(shown: Shown) -> None:
+    row = {"op": "MAC", "sop_value": 0, "macs": 2e6, "energy_pj": 9.2e6, "ann_energy_pj": 9.2e6}
+    total = {**row, "op": "", "layer": "TOTAL", "t": "all", "ann_energy_pj": 4.6e7}
+    document = {
+        "images": 11,
+        "profile": {"name": "horowitz-45nm-fp32"},
+        "teacher": None,
+        "memory": None,
+        "stem": {
+            "layers": ["conv1"],
+            "policy": "once_an_image",
+            "total_energy_once_pj": 9.2e6,
+            "total_energy_per_step_pj": 1.84e7,
+        },
+        "totals": {
+            "energy_pj": 9.2e6,
+            "ann_energy_pj": 4.6e7,
+            "sop_value": 0,
+            "macs": 2e6,
+            "energy_formula_pj": 1e6,
+            "neuron_updates": 10,
+            "neuron_update_energy_pj": None,
+        },
+    }
+    rows = [{**row, "layer": "conv1", "t": 1}, {**row, "layer": "conv1", "t": "all"}, total]
+    files = (Path("report.csv"), Path("report.json"))
+    present.show_energy(EnergyResult("a_run", rows, document, files))
+    lines = shown()
+    assert lines[0].startswith("a_run: means per image")
+    (layer,) = [line.split() for line in lines if line.strip().startswith("conv1")]
+    assert layer[:7] == ["conv1", "MAC", "2M", "9.2", "µJ", "9.2", "µJ"]
+    assert any(
+        line.startswith("One image costs 9.2 µJ, 5.0 times less than the 46 µJ") for line in lines
+    )
+    assert lines[-2:] == ["written: report.csv", "written: report.json"]
+
+
+def ablation(tmp_path: Path, **changes: Any) -> AblationResult:
+    base = [Layer("tests", {"data.name": "digits"})]
+    request = make_request(base, {"vary": ["method=ce,kd"], "seeds": 2})
+    row = {
+        "n": 2,
+        "accuracy_mean": 0.9,
+        "accuracy_std": 0.01,
+        "difference_mean": None,
+        "difference_low": None,
+        "difference_high": None,
+        "resolved": None,
+    }
+    better = {"difference_mean": 0.02, "difference_low": 0.01, "difference_high": 0.03}
+    summary = [
+        {**row, "method.name": "ce", "baseline": 1},
+        {**row, **better, "method.name": "kd", "baseline": 0, "resolved": 1},
+    ]
+    plain = AblationResult(tmp_path / "ablation", request, summary, (), ())
+    return replace(plain, **changes)
+
+
+def test_an_ablation_s_table(shown: Shown, tmp_path: Path) -> None:
+    result = ablation(tmp_path, figures=(tmp_path / "a.png",))
+    present.show_ablation(result)
+    lines = shown()
+    assert lines[0].strip() == "ablation: accuracy"
+    (kd,) = [line.split() for line in lines if line.strip().startswith("kd")]
+    assert kd == ["kd", "2", "90.00", "±", "1.00", "+2.00", "+1.00", "..", "+3.00"]
+    assert any(line.split()[-1:] == ["baseline"] for line in lines)
+    assert lines[-3:] == [
+        f"written: {result.folder / name}" for name in ("ablation.csv", "summary.csv", "figures")
+    ]
+
+
+def test_an_ablation_without_figures_names_none(shown: Shown, tmp_path: Path) -> None:
+    present.show_ablation(ablation(tmp_path))
+    assert not any("figures" in line for line in shown())
+
+
+def test_an_ablation_s_plan(shown: Shown) -> None:
+    present.show_ablation_plan(ABLATION)
+    assert shown() == [
+        "method=ce, seed 0: finished",
+        "method=[kd], seed 0",
+        "a resnet20 is trained first, 10 epochs",
+        "2 runs, 1 finished; about 30 min of training, one after the other, "
+        "measured on a few real steps",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "given", "address", "said"),
+    [
+        (1, False, None, "one after the other"),
+        (2, True, None, "2 side by side"),
+        (2, True, "auto", "2 at a time on machines like this one"),
+        (
+            *(1, False, "auto"),
+            "1 at a time on machines like this one, less by as many as the cluster has room for",
+        ),
+    ],
+)
+def test_how_many_cells_run_at_once(
+    shown: Shown, jobs: int, given: bool, address: str | None, said: str
+) -> None:
+    plan = replace(ABLATION, jobs=jobs, jobs_given=given, address=address)
+    present.show_ablation_plan(plan)
+    before, after = "2 runs, 1 finished; about 30 min of training, ", ", measured on a few real"
+    assert shown()[-1] == f"{before}{said}{after} steps"
+
+
+def test_every_method_is_listed(shown: Shown) -> None:
+    present.show_methods(registry.METHODS)
+    names = {line.split()[0] for line in shown() if line.split()}
+    assert registry.METHODS.keys() <= names
+
+
+def test_results_and_messages_go_to_different_streams(capsys: pytest.CaptureFixture[str]) -> None:
+    present.output().print("result")
+    present.messages().print("message")
+    captured = capsys.readouterr()
+    assert captured.out == "result\n"
+    assert captured.err == "message\n"
+
+
+@pytest.mark.parametrize(("rank", "out"), [("0", "result\n"), ("1", ""), ("3", "")])
+def test_of_several_processes_only_rank_0_shows_results(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, out: str
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    present.output().print("result")
+    assert capsys.readouterr().out == out
+
+
+def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    present.progress().say("a message")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "a message\n")

@@ -1,0 +1,115 @@
+"""Image files that are not what their names say."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tser_cli.data.image_files import read_image
+from tser_cli.errors import DataError
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def test_no_program_is_started_for_postscript(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proof, folder = tmp_path / "proof", tmp_path / "bin"
+    folder.mkdir()
+    (folder / "gs").write_text(f"#!/bin/sh\ntouch {proof}\n")
+    (folder / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    path = tmp_path / "x.png"
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\nshowpage\n"
+    )
+    with pytest.raises(DataError, match="it is none of JPEG, PNG"):
+        read_image(path)
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("suffix", ["PNG", "TIFF", "PPM"])
+def test_of_16_grey_bits_the_upper_8_count(tmp_path: Path, suffix: str) -> None:
+    values = np.array([[0, 255, 256], [40_000, 65_279, 65_535]], np.uint16)
+    path = tmp_path / f"x.{suffix.lower()}"
+    Image.fromarray(values).save(path, suffix)
+    expected = [[0, 0, 1], [156, 254, 255]]
+    assert read_image(path, 1).tolist() == [expected]
+    assert read_image(path, 3).tolist() == [expected] * 3
+
+
+def test_16_bit_colour_is_scaled_like_grey(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(png(1, 1, 16, 2, b"\0" + struct.pack(">3H", 255, 40_000, 65_535)))
+    assert read_image(path).flatten().tolist() == [0, 156, 255]
+
+
+@pytest.mark.parametrize("values", [np.int32([[70_000]]), np.float32([[0.5]])])
+def test_values_of_no_known_range_are_refused(tmp_path: Path, values: np.ndarray) -> None:
+    path = tmp_path / "x.tiff"
+    Image.fromarray(values).save(path)
+    with pytest.raises(DataError, match=r"x\.tiff can't be read as an image: .* 32 bits"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (101, 1)])
+def test_a_line_is_no_image(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "x.png"
+    Image.new("L", size).save(path)
+    with pytest.raises(DataError, match="pixels are more than 100 to 1"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("side", [9_500, 20_000, 2**31 - 1])
+def test_a_decompression_bomb_is_not_unpacked(tmp_path: Path, side: int) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(png(side, side, 8, 0, bytes(1000)))
+    with pytest.raises(DataError, match="decompression bomb"):
+        read_image(path)
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    for path in (tmp_path / "x.png", tmp_path, Path("/dev/zero"), tmp_path / ("x" * 300)):
+        with pytest.raises(DataError, match="is no regular file"):
+            read_image(path)
+
+
+def test_grey_is_one_channel(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.new("RGB", (3, 2), (255, 0, 0)).save(path)
+    assert read_image(path, 1).tolist() == [[[76] * 3] * 2]
+    assert read_image(path).shape == (3, 2, 3)
+
+
+@pytest.mark.parametrize("suffix", ["PNG", "JPEG", "TIFF", "BMP", "WEBP", "PPM"])
+def test_damage_anywhere_is_told_or_harmless(tmp_path: Path, suffix: str) -> None:
+    rng = np.random.default_rng(0)
+    whole = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (12, 9, 3), dtype=np.uint8)).save(whole, suffix)
+    path = tmp_path / "x.png"
+    for _ in range(150):
+        content = bytearray(whole.getvalue())
+        for _ in range(rng.integers(1, 4)):
+            content[rng.integers(len(content))] = rng.integers(256)
+        path.write_bytes(content[: rng.integers(1, len(content) + 1)])
+        try:
+            assert read_image(path).shape[0] == 3
+        except DataError as error:
+            assert str(error).startswith(f"{path} can't be read as an image: ")

@@ -1,0 +1,97 @@
+"""The documents' tables: each agrees with its CSVs, and says what they allow."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "docs" / "make_tables.py"
+RIVALS = "recipes/ablations/results/digits_rivals.csv"
+TEMPERATURE = "recipes/ablations/results/fashion-mnist_temperature.csv"
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    """docs/make_tables.py as a module."""
+    spec = importlib.util.spec_from_file_location("make_tables", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_tables"] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_a_document_s_tables_are_those_of_its_csvs(tables: ModuleType, path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert tables.fill(text) == text, "run python docs/make_tables.py"
+    assert text.count("<!-- table: ") == len(tables.MARKED.findall(text)), "a marker has no end"
+
+
+def test_there_are_tables(tables: ModuleType) -> None:
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert len(tables.MARKED.findall(text)) >= 6
+
+
+def test_a_figure_that_was_edited_by_hand_is_found(tables: ModuleType) -> None:
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    spoiled = text.replace("97.00 ± 0.53", "97.90 ± 0.53")
+    assert spoiled != text
+    assert tables.fill(spoiled) == text
+
+
+def test_a_table_by_hand(tables: ModuleType) -> None:
+    # accuracies 347, 349, 350, 352 and 348 of 360 images
+    head, rule, first, *rest = tables.table_of(RIVALS, "means").splitlines()
+    assert head == (
+        "| method | at t = 1 | at t = 2 | averaged | against the baseline, 95 % interval "
+        "| energy an image |"
+    )
+    assert rule.count("---") == 6
+    assert first.startswith("| `tser` | 96.44 ± 0.87 | 96.94 ± 0.71 | 97.00 ± 0.53 | baseline |")
+    assert len(rest) == 10
+
+
+def test_differences_are_judged_together(tables: ModuleType) -> None:
+    shown = tables.table_of(RIVALS, "differences")
+    assert "`ce` | -3.33 [-5.27, -1.40], not by Holm |" in shown
+    other = tables.table_of(RIVALS, "differences", "ce").splitlines()
+    assert "| `ce` | baseline | baseline | baseline |" in other
+    assert other[2].startswith("| `tser` | +3.33 [+1.40, +5.27]")
+
+
+def test_three_seeds_allow_no_verdict(tables: ModuleType) -> None:
+    lines = tables.table_of(TEMPERATURE, "means").splitlines()
+    assert lines[0].startswith("| temperature | validation, best epoch | test |")
+    assert sum("n = 3: no verdict" in line for line in lines) == 4
+    assert "resolved" not in "".join(lines)
+
+
+def test_stale_documents_are_told(
+    tables: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(f"text\n<!-- table: {RIVALS} means -->\n<!-- end of table -->\nmore\n")
+    monkeypatch.setattr(tables, "documents", lambda: [path])
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    before = path.read_text()
+    assert tables.main(check=True) == 1
+    assert path.read_text() == before
+    assert "differs from its CSVs: page.md" in capsys.readouterr().out
+    assert tables.main(check=False) == 0
+    assert tables.main(check=True) == 0
+    assert path.read_text().startswith("text\n")
+    assert path.read_text().endswith("<!-- end of table -->\nmore\n")

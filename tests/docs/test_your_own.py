@@ -1,0 +1,84 @@
+"""The examples of docs/your-own.md, run as they stand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tser_cli.cli import app
+from tser_cli.files import read_json
+
+PAGE = Path(__file__).parents[2] / "docs" / "your-own.md"
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(not PAGE.is_file(), reason="docs/ is only in a checkout"),
+]
+
+
+def blocks(heading: str) -> list[tuple[str, str]]:
+    """The language and the text of each block of code below a heading, up to the next."""
+    _, _, section = PAGE.read_text(encoding="utf-8").partition(f"{heading}\n")
+    assert section, f"{PAGE} has no {heading}"
+    section = re.split(r"^#", section, maxsplit=1, flags=re.M)[0]
+    return re.findall(r"^```(\w+)\n(.*?)^```", section, flags=re.M | re.S)
+
+
+def run(heading: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Run what is below a heading, in `folder`."""
+    monkeypatch.chdir(folder)
+    found = blocks(heading)
+    assert {language for language, _ in found} == {"python", "console"}
+    for language, text in found:
+        if language == "python":
+            exec(compile(text, heading, "exec"), {})
+            continue
+        for line in text.splitlines():
+            monkeypatch.setattr(sys, "argv", shlex.split(line))
+            with pytest.raises(SystemExit) as stop:
+                app.main()
+            assert not stop.value.code, line
+
+
+def student(folder: Path) -> tuple[Path, dict[str, object]]:
+    """The student's run folder and its settings of [data]."""
+    (status,) = folder.glob("runs/student/*/*/status.json")
+    assert read_json(status)["state"] == "finished"
+    config = tomllib.loads((status.parent / "config.toml").read_text(encoding="utf-8"))
+    return status.parent, config["data"]
+
+
+def test_one_numpy_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("### One NumPy file", monkeypatch, tmp_path)
+    run_folder, data = student(tmp_path)
+    assert data["mean"] == pytest.approx([0.305], abs=0.01)
+    assert read_json(run_folder / "status.json")["images"] == 797
+    assert not (run_folder / "split.json").exists()
+
+
+def test_a_folder_of_image_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("### A folder of image files", monkeypatch, tmp_path)
+    run_folder, data = student(tmp_path)
+    assert (data["size"], data["channels"]) == (8, 1)
+    assert len(data["mean"]) == len(data["std"]) == 1  # type: ignore[arg-type]
+    listed = read_json(run_folder / "split.json")["test_images"]
+    assert len(listed) == read_json(run_folder / "status.json")["images"] == 200
+    # a teacher was found, not trained again
+    assert len(list(tmp_path.glob("runs/teacher/*/*"))) == 1
+    # images that came move others: the run is not evaluated on what it may have learned from
+    (tmp_path / listed[0].replace("digit-", "digits/digit-")).rename(tmp_path / "away.png")
+    monkeypatch.setattr(sys, "argv", ["tser", "evaluate"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        app.main()
+    assert stop.value.code == 2
+    assert "test images (split.json) would now be others" in capsys.readouterr().err

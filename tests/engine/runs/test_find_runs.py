@@ -1,0 +1,205 @@
+"""Runs found again: the newest, the unfinished, the one at a path."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from tser_cli.config import Config, keys_where
+from tser_cli.engine.runs import find_runs, run_folder
+from tser_cli.engine.runs.run_folder import Run
+from tser_cli.errors import ConfigError, RunError
+
+MakeConfig = Callable[..., Config]
+
+
+def write_status(folder: Path, **status: Any) -> Run:
+    """A run folder with no more than a status."""
+    folder.mkdir(parents=True)
+    (folder / "status.json").write_text(json.dumps(status))
+    return Run(folder)
+
+
+@pytest.fixture
+def unfinished(tmp_path: Path, make_config: MakeConfig) -> Callable[..., Run]:
+    """`unfinished(state=..., changes=...)`: a student's run that did not come to its end."""
+
+    def make(state: str = "stopped", changes: dict[str, Any] | None = None, **status: Any) -> Run:
+        run = run_folder.create(tmp_path, "student", make_config(changes))
+        run.update_status(state=state, **status)
+        return run
+
+    return make
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\xff"])
+def test_a_run_with_a_damaged_status_is_not_opened(tmp_path: Path, content: str) -> None:
+    (tmp_path / "status.json").write_text(content, encoding="latin-1")
+    with pytest.raises(RunError, match="unreadable, not finished"):
+        find_runs.open_run(tmp_path)
+
+
+def test_the_newest_is_the_one_that_finished_last(tmp_path: Path) -> None:
+    place = tmp_path / "student" / "digits"
+    early = write_status(place / "b", state="finished", finished="2025-01-01T10:00:00+00:00")
+    last = write_status(
+        place / "a", state="finished", model="resnet18", finished="2025-01-01T11:00:00+00:00"
+    )
+    write_status(place / "c", state="running", started="2025-01-02T00:00:00+00:00")
+    os.utime(early.folder / "status.json", (2e9, 2e9))
+    assert find_runs.newest_finished(tmp_path, "student") == last
+    assert find_runs.newest_finished(tmp_path, "student", "digits", "resnet18") == last
+    assert find_runs.newest_finished(tmp_path, "student", model="resnet20") is None
+    assert find_runs.newest_finished(tmp_path, "teacher") is None
+    assert find_runs.newest_finished(tmp_path, "student", "mnist") is None
+
+
+def test_times_of_other_zones_are_compared_as_instants(tmp_path: Path) -> None:
+    place = tmp_path / "student" / "digits"
+    write_status(place / "a", state="finished", finished="2025-06-01T14:00:00+02:00")
+    last = write_status(place / "b", state="finished", finished="2025-06-01T13:00:00+00:00")
+    assert find_runs.newest_finished(tmp_path, "student") == last
+
+
+def test_all_runs_come_newest_first(tmp_path: Path) -> None:
+    for name, day in (("a", 2), ("b", 3), ("c", 1)):
+        write_status(
+            tmp_path / "teacher" / "digits" / name, started=f"2025-01-0{day}T00:00:00+00:00"
+        )
+    write_status(tmp_path / "teacher" / "digits" / "d")
+    assert [run.name for run in find_runs.all_runs(tmp_path)] == ["b", "a", "c", "d"]
+    assert list(find_runs.all_runs(tmp_path / "missing")) == []
+
+
+def test_open_run_hints_at_the_nearest_folder(tmp_path: Path) -> None:
+    write_status(tmp_path / "resnet18_T2", state="finished")
+    assert find_runs.open_run(tmp_path / "resnet18_T2").name == "resnet18_T2"
+    with pytest.raises(RunError, match=r'not a run folder \(did you mean "resnet18_T2"\?\)'):
+        find_runs.open_run(tmp_path / "resnet18_T")
+    with pytest.raises(RunError, match=r"not a run folder: no status\.json"):
+        find_runs.open_run(tmp_path / "there" / "is" / "nothing")
+
+
+@pytest.mark.parametrize("state", ["running", "stopped", "failed"])
+def test_open_run_wants_a_finished_one(unfinished: Callable[..., Run], state: str) -> None:
+    with pytest.raises(RunError, match=f"is {state}, not finished; repeat the command"):
+        find_runs.open_run(unfinished(state).folder)
+
+
+@pytest.mark.parametrize("must", [True, False])
+@pytest.mark.parametrize("state", ["running", "stopped", "failed"])
+def test_an_unfinished_run_of_the_same_settings_is_found(
+    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig, state: str, must: bool
+) -> None:
+    run = unfinished(state)
+    assert find_runs.find_unfinished(tmp_path, "student", make_config(), must) == run
+    assert find_runs.find_unfinished(tmp_path, "teacher", make_config(), False) is None
+
+
+@pytest.mark.parametrize("status", [{"state": "finished"}, {"state": "failed", "resumable": False}])
+def test_nothing_to_go_on_with(
+    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig, status: dict[str, Any]
+) -> None:
+    unfinished(**status)
+    assert find_runs.find_unfinished(tmp_path, "student", make_config(), False) is None
+    with pytest.raises(RunError, match="--resume must: no unfinished student run of digits"):
+        find_runs.find_unfinished(tmp_path, "student", make_config(), True)
+
+
+def test_other_settings_begin_anew_or_are_listed(
+    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig
+) -> None:
+    run = unfinished()
+    other = make_config({"optimizer.lr": 0.5, "training.batch_size": 4, "training.epochs": 9})
+    assert find_runs.find_unfinished(tmp_path, "student", other, False) is None
+    with pytest.raises(ConfigError) as error:
+        find_runs.find_unfinished(tmp_path, "student", other, True)
+    lines = str(error.value).splitlines()
+    assert str(run.folder) in lines[0]
+    assert lines[1:] == ["  optimizer.lr: 0.1 -> 0.5", "  training.batch_size: 8 -> 4"]
+
+
+def test_the_newest_of_several_with_the_same_settings_is_taken(
+    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig
+) -> None:
+    unfinished(started="2025-01-01T00:00:00+00:00")
+    newer = unfinished(started="2025-01-02T00:00:00+00:00")
+    unfinished(started="2025-01-03T00:00:00+00:00", changes={"optimizer.lr": 0.3})
+    assert find_runs.find_unfinished(tmp_path, "student", make_config(), True) == newer
+
+
+CHANGES = {
+    "training.epochs": 9,
+    "training.device": "auto",
+    "training.accumulate": 2,
+    "training.eval_batch_size": 3,
+    "training.checkpoint_every": "9min",
+    "training.tensorboard": True,
+    "data.workers": 3,
+    "data.dir": "/elsewhere",
+    "plugins": ["mine"],
+}
+
+
+def test_these_settings_may_change_on_a_resume(
+    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig
+) -> None:
+    assert set(CHANGES) == keys_where(lambda policy: policy.resume)
+    run = unfinished()
+    assert find_runs.find_unfinished(tmp_path, "student", make_config(CHANGES), True) == run
+
+
+def test_a_run_with_damaged_settings_is_passed_over(
+    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig
+) -> None:
+    run = unfinished()
+    (run.folder / "config.toml").write_text("[data\n")
+    assert find_runs.find_unfinished(tmp_path, "student", make_config(), False) is None
+    with pytest.raises(ConfigError, match=r"config\.toml"):
+        find_runs.find_unfinished(tmp_path, "student", make_config(), True)
+
+
+def test_an_automatic_batch_size_is_that_of_the_unfinished_run(
+    tmp_path: Path, make_config: MakeConfig, unfinished: Callable[..., Run]
+) -> None:
+    automatic = make_config({"training.batch_size": "auto"})
+    assert find_runs.begun_batch_size(tmp_path, "student", automatic) == 0
+    unfinished(changes={"training.batch_size": 12})
+    unfinished(changes={"training.batch_size": 24, "optimizer.lr": 0.7})
+    (unfinished(changes={"training.batch_size": 48}).folder / "config.toml").write_text("[")
+    assert find_runs.begun_batch_size(tmp_path, "student", automatic) == 12
+    unfinished(state="finished", changes={"training.batch_size": 6})
+    assert find_runs.begun_batch_size(tmp_path, "student", automatic) == 12
+
+
+def test_another_folder_of_one_s_own_images_is_another_run(
+    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig
+) -> None:
+    mine = {"data.name": "imagefolder", "data.dir": "/mine"}
+    run = unfinished(changes=mine)
+    assert find_runs.find_unfinished(tmp_path, "student", make_config(mine), True) == run
+    with pytest.raises(ConfigError, match=r"data\.dir: '/mine' -> '/other'"):
+        other = make_config({**mine, "data.dir": "/other"})
+        find_runs.find_unfinished(tmp_path, "student", other, True)
+
+
+def test_a_run_of_version_0_1_goes_on(
+    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig
+) -> None:
+    run = unfinished(changes={"method.name": "kd"})
+    file = run.folder / "config.toml"
+    document = tomllib.loads(file.read_text())
+    weights = {"feature_weight": 0.0, "alpha": 0.0, "beta": 0.0, "lam": 0.0, "target": "correct"}
+    document["method"] |= weights
+    document["training"]["label_smoothing"] = document["method"].pop("label_smoothing")
+    file.write_text(tomli_w.dumps(document))
+    kd = make_config({"method.name": "kd"})
+    assert run.config() == kd
+    assert find_runs.find_unfinished(tmp_path, "student", kd, True) == run

@@ -1,0 +1,91 @@
+"""A finished run is opened: which one, with which settings, and whether it fits its data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tser_cli.config import Config
+from tser_cli.data.base import Dataset, DataSpec
+from tser_cli.engine.runs import model_files, run_folder
+from tser_cli.engine.runs.finished_run import measuring_config, open_finished, select_run
+from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runtime import context
+from tser_cli.errors import CheckpointError, ConfigError, RunError
+from tser_cli.report.progress import Silent
+
+MakeConfig = Callable[..., Config]
+MakeFinished = Callable[..., Run]
+
+
+@pytest.fixture
+def make_finished(
+    tmp_path: Path, dataset: Dataset, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> MakeFinished:
+    """`make_finished("student", spec)`: a finished run, its network made for images of `spec`."""
+    monkeypatch.setattr(context, "load_dataset", lambda config: dataset)
+
+    def make(kind: str, spec: DataSpec = dataset.spec) -> Run:
+        run, config = run_folder.create(tmp_path, kind, make_config()), make_config()
+        model = model_files.build("resnet20", spec, config, kind == "student")
+        metadata = model_files.describe("resnet20", spec, config, kind == "student")
+        model_files.write(run.model_file, model, metadata)
+        run.update_status(state="finished", finished="2025-01-01T10:00:00+00:00")
+        return run
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+def test_its_network_is_frozen_and_its_data_are_there(
+    make_finished: MakeFinished, dataset: Dataset, kind: str
+) -> None:
+    run = make_finished(kind)
+    opened = open_finished(run, {}, Silent())
+    assert opened.run == run
+    assert opened.config == run.config()
+    assert opened.context.dataset is dataset
+    assert opened.loaded.model.spiking is (kind == "student")
+    assert not opened.loaded.model.training
+    assert not any(p.requires_grad for p in opened.loaded.model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+def test_a_run_that_does_not_fit_the_data_is_named_by_its_kind(
+    make_finished: MakeFinished, spec: DataSpec, kind: str
+) -> None:
+    run = make_finished(kind, replace(spec, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3))
+    with pytest.raises(CheckpointError, match=f"^the {kind} .* takes 3 input channels") as error:
+        open_finished(run, {}, Silent())
+    assert str(run.model_file) in str(error.value)
+
+
+def test_the_newest_student_where_none_is_named(
+    make_finished: MakeFinished, tmp_path: Path
+) -> None:
+    teacher = make_finished("teacher")
+    with pytest.raises(RunError, match="there is no finished student under"):
+        select_run(None, tmp_path)
+    student = make_finished("student")
+    assert select_run(None, tmp_path) == student
+    assert select_run(teacher.folder, tmp_path) == teacher
+
+
+def test_variables_change_how_a_run_is_measured_but_not_what_it_was(
+    make_finished: MakeFinished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_finished("student")
+    monkeypatch.setenv("TSER_TRAINING_EVAL_BATCH_SIZE", "7")
+    monkeypatch.setenv("TSER_DATA_WORKERS", "1")
+    monkeypatch.setenv("TSER_TRAINING_EPOCHS", "77")
+    changed = {"training.eval_batch_size": 7, "data.workers": 1}
+    assert measuring_config(run, {}) == run.config().updated(changed)
+    flags = {"training.eval_batch_size": 9, "training.precision": None}
+    assert measuring_config(run, flags) == run.config().updated(
+        {**changed, **{"training.eval_batch_size": 9}}
+    )
+    with pytest.raises(ConfigError, match="banana"):
+        measuring_config(run, {"training.device": "banana"})

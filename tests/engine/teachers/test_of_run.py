@@ -1,0 +1,175 @@
+"""The teacher that a run learned from: recorded once, read by one reader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tser_cli.config import Config
+from tser_cli.data.base import DataSpec
+from tser_cli.engine.runs import model_files, run_folder
+from tser_cli.engine.runs.model_files import Loaded
+from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runtime.context import Context
+from tser_cli.engine.teachers.of_run import (
+    RecordedTeacher,
+    keep_teacher,
+    read_run_teacher,
+    recorded_teacher,
+    teacher_name,
+    teacher_to_count,
+)
+from tser_cli.errors import CheckpointError
+from tser_cli.report.progress import Silent
+
+
+class Heard(Silent):
+    """Keeps messages and warnings."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.warned: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warned.append(text)
+
+
+@pytest.fixture
+def heard() -> Heard:
+    """What the context's progress heard."""
+    return Heard()
+
+
+@pytest.fixture
+def context(
+    make_context: Callable[..., Context], make_config: Callable[..., Config], heard: Heard
+) -> Context:
+    """The tiny data set, with messages kept."""
+    return make_context(make_config(), heard)
+
+
+@pytest.fixture
+def run(tmp_path: Path, context: Context) -> Run:
+    """A student's run that has just begun."""
+    return run_folder.create(tmp_path, "student", context.config)
+
+
+@pytest.fixture
+def write_teacher(tmp_path: Path, spec: DataSpec, context: Context) -> Callable[..., Loaded]:
+    """`write_teacher("a", seed)`: a teacher's file, as it is read from it."""
+
+    def write(name: str, seed: int = 0) -> Loaded:
+        torch.manual_seed(seed)
+        path = tmp_path / f"{name}.safetensors"
+        model = model_files.build("resnet20", spec, context.config, spiking=False)
+        metadata = model_files.describe("resnet20", spec, context.config, spiking=False)
+        model_files.write(path, model, metadata)
+        return model_files.read(path, spec)
+
+    return write
+
+
+@pytest.mark.parametrize("entry", [None, "resnet20", ["resnet20"]])
+def test_a_run_without_a_teacher(run: Run, context: Context, spec: DataSpec, entry: object) -> None:
+    if entry is not None:
+        run.update_environment(teacher=entry)
+    assert recorded_teacher(run) is None
+    assert teacher_name(run) is None
+    assert read_run_teacher(run, spec) is None
+    assert teacher_to_count(run, context) is None
+
+
+def test_the_first_teacher_is_recorded_frozen_and_read_again(
+    run: Run, context: Context, heard: Heard, write_teacher: Callable[..., Loaded]
+) -> None:
+    found = write_teacher("a")
+    assert keep_teacher(run, context, found) is found
+    assert not found.model.training
+    assert not any(p.requires_grad for p in found.model.parameters())
+    assert recorded_teacher(run) == RecordedTeacher(found.source, "resnet20", found.sha256)
+    assert teacher_name(run) == "resnet20"
+    again = read_run_teacher(run, context.dataset.spec)
+    assert again is not None
+    assert (again.source, again.sha256) == (found.source, found.sha256)
+    assert heard.said == []
+
+
+def test_a_run_keeps_the_teacher_that_it_began_with(
+    run: Run, context: Context, heard: Heard, write_teacher: Callable[..., Loaded]
+) -> None:
+    first, newer = write_teacher("a"), write_teacher("b", seed=1)
+    keep_teacher(run, context, first)
+    kept = keep_teacher(run, context, newer)
+    assert kept.sha256 == first.sha256
+    assert not kept.model.training
+    assert heard.said == [f"teacher: {first.source} instead, which the run began with"]
+    assert recorded_teacher(run) == RecordedTeacher(first.source, "resnet20", first.sha256)
+
+
+def test_the_same_teacher_may_have_moved(
+    run: Run, context: Context, heard: Heard, write_teacher: Callable[..., Loaded]
+) -> None:
+    first, copy = write_teacher("a"), write_teacher("copy")
+    assert first.sha256 == copy.sha256
+    keep_teacher(run, context, first)
+    Path(first.source).unlink()
+    assert keep_teacher(run, context, copy) is copy
+    assert recorded_teacher(run) == RecordedTeacher(copy.source, "resnet20", copy.sha256)
+    assert heard.said == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [("gone", "can't be read"), ("other", "has changed since that run began")]
+)
+def test_a_teacher_that_is_gone_or_has_changed(
+    run: Run,
+    context: Context,
+    heard: Heard,
+    write_teacher: Callable[..., Loaded],
+    change: str,
+    said: str,
+) -> None:
+    first = write_teacher("a")
+    keep_teacher(run, context, first)
+    if change == "gone":
+        Path(first.source).unlink()
+    else:
+        write_teacher("a", seed=1)
+    with pytest.raises(CheckpointError, match=said):
+        read_run_teacher(run, context.dataset.spec)
+    with pytest.raises(CheckpointError, match=said):
+        keep_teacher(run, context, write_teacher("b", seed=2))
+    # counting needs no weights: a network of the same shape serves, and that is told
+    counted = teacher_to_count(run, context)
+    assert counted is not None
+    assert (counted.name, counted.source) == ("resnet20", "untrained")
+    assert not counted.model.training
+    (warning,) = heard.warned
+    assert said in warning
+    assert warning.endswith("the operations of an untrained resnet20 serve")
+
+
+def test_a_teacher_of_no_known_architecture_is_left_out_of_the_counting(
+    run: Run, context: Context, heard: Heard
+) -> None:
+    run.update_environment(teacher={"source": "gone.pt", "model": "resnet21", "sha256": "0"})
+    assert teacher_to_count(run, context) is None
+    assert len(heard.warned) == 2
+    assert heard.warned[1].startswith("the teacher's energy is left out: ")
+
+
+def test_a_sound_teacher_is_the_one_that_is_counted(
+    run: Run, context: Context, heard: Heard, write_teacher: Callable[..., Loaded]
+) -> None:
+    first = write_teacher("a")
+    keep_teacher(run, context, first)
+    counted = teacher_to_count(run, context)
+    assert counted is not None
+    assert counted.source == first.source
+    assert heard.warned == []

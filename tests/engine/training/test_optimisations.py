@@ -1,0 +1,87 @@
+"""Every optimisation against the plain path: same losses, same tables, each with its own switch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+
+from tser_cli.data.loaders import build_eval_loader, build_train_loader
+from tser_cli.engine.evaluation.per_timestep import evaluate
+from tser_cli.engine.runtime.context import Context
+from tser_cli.engine.training.job import TrainingJob
+from tser_cli.engine.training.loop import train_step
+from tser_cli.engine.training.optimizer import make_optimizer
+from tser_cli.engine.training.position import Position
+from tser_cli.engine.training.task import Task
+from tser_cli.report.progress import Silent
+
+Prepared = Callable[..., tuple[Task, Context]]
+SWITCHES: dict[str, Any] = {
+    "performance.channels_last": False,
+    "performance.stem_once": False,
+    "performance.fold_teacher": False,
+    "performance.keep_teacher_logits": False,
+    "performance.data_on_device": False,
+    "performance.fused_optimizer": False,
+    "performance.save_memory": True,
+    "neuron.backend": "spikingjelly",
+}
+STEPS = 20
+
+
+def twenty_steps(task: Task, context: Context) -> tuple[list[float], list[dict[str, Any]]]:
+    """The losses of 20 steps, and then the accuracy at each time step on the test images."""
+    config = context.config
+    loader = build_train_loader(context.dataset, config)
+    fused = config.performance.fused_optimizer
+    optimizer = make_optimizer(task.trainable(), config.optimizer, fused)
+    work = TrainingJob(task, loader, config, None, context.runtime, Silent(), None)  # type: ignore[arg-type]
+    losses: list[float] = []
+    task.network.train()
+    batches = (batch for epoch in range(STEPS) for batch in loader.epoch(epoch))
+    for batch in islice(batches, STEPS):
+        losses.append(float(train_step(work, optimizer, batch, Position())["loss"]))
+    test = build_eval_loader(context.dataset, "test", config)
+    return losses, evaluate(task.model, test, context.runtime, 3).rows()
+
+
+def counts(rows: list[dict[str, Any]]) -> list[tuple[int, int, int]]:
+    """Of each time step: right at t, right on the cumulative mean, images."""
+    return [(r["correct_at_t"], r["correct_cumulative"], r["images"]) for r in rows]
+
+
+@pytest.mark.parametrize("switch", ["all", *SWITCHES])
+def test_optimised_and_plain_give_the_same_losses_and_table(
+    prepared: Prepared, switch: str
+) -> None:
+    changes = SWITCHES if switch == "all" else {switch: SWITCHES[switch]}
+    losses, table = twenty_steps(*prepared())
+    plain_losses, plain_table = twenty_steps(*prepared(changes))
+    assert len(losses) == STEPS and len(set(losses)) == STEPS
+    assert losses == pytest.approx(plain_losses, rel=1e-5)
+    assert counts(table) == counts(plain_table)
+
+
+def test_each_switch_reaches_what_it_names(
+    prepared: Prepared,
+) -> None:
+    fast, fast_context = prepared()
+    plain, plain_context = prepared(SWITCHES)
+    assert fast.teacher_logits_MK is not None and plain.teacher_logits_MK is None
+    assert fast.model.stem_once and not plain.model.stem_once
+    assert plain.model.save_memory and not fast.model.save_memory
+    assert fast.teacher and plain.teacher
+    assert "bn1.weight" not in fast.teacher.state_dict()
+    assert "bn1.weight" in plain.teacher.state_dict()
+    for task, context, last in ((fast, fast_context, True), (plain, plain_context, False)):
+        weight = task.model.get_parameter("layer1.0.conv1.weight")
+        images = context.runtime.images(torch.zeros(2, 3, 4, 4))
+        assert weight.is_contiguous(memory_format=torch.channels_last) == last
+        assert images.is_contiguous(memory_format=torch.channels_last) == last
+    modules = fast.trainable()
+    assert make_optimizer(modules, fast_context.config.optimizer, True).defaults["fused"]
+    assert not make_optimizer(modules, fast_context.config.optimizer, False).defaults["fused"]

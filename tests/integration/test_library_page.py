@@ -1,0 +1,32 @@
+"""docs/library.md: every block runs as it is printed, one after the other, in an empty folder."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "library.md"
+
+
+@pytest.mark.integration
+def test_the_blocks_of_the_page_run_as_they_stand(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 5
+    program = tmp_path / "page.py"
+    program.write_text("\n".join(blocks), encoding="utf-8")
+    command = [sys.executable, "-W", "error::DeprecationWarning:tser_cli", str(program)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    accuracy = float(re.match(r"([01]\.\d+) of 360 images", done.stdout)[1])  # type: ignore[index]
+    assert 0.0 < accuracy <= 1.0
+    assert (tmp_path / "runs" / "student" / "own").is_dir()
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    program = "import sys, tser_cli; print('torch' in sys.modules, tser_cli.__all__[0])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split()[0] == "False"

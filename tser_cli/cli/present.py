@@ -1,0 +1,155 @@
+"""Show the results of commands. This is the only place that prints them.
+
+Results go to standard output; progress, messages and errors go to standard error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from tser_cli.registry import MethodEntry
+from tser_cli.report.progress import Progress
+
+if TYPE_CHECKING:
+    from tser_cli.engine.commands.ablate import AblationResult
+    from tser_cli.engine.commands.dry_run import AblationPlan, TrainingPlan
+    from tser_cli.engine.commands.energy import EnergyResult
+    from tser_cli.engine.commands.evaluate import EvaluateResult
+    from tser_cli.engine.runs.result import RunResult
+
+
+def output() -> Console:
+    """Return the console of results, which is silent in all processes but rank 0."""
+    # torchrun and accelerate number the processes of a run in RANK; alone there is no such variable
+    return Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+
+
+def messages() -> Console:
+    """Return the console of progress, messages and errors."""
+    return Console(stderr=True, highlight=False)
+
+
+def progress() -> Progress:
+    """Return what shows the progress of a training on standard error."""
+    from tser_cli.cli.progress import make_progress
+
+    return make_progress(messages())
+
+
+def _lines(lines: Sequence[str]) -> None:
+    out = output()
+    for line in lines:
+        out.print(line, soft_wrap=True, markup=False)
+
+
+def show_run(result: RunResult, next_commands: Sequence[str]) -> None:
+    """Show a finished training: its table, where its folder is, and what to type next."""
+    from tser_cli.report import console
+
+    output().print(console.per_timestep_table(result.name, result.per_timestep))
+    _lines([console.summary(result.per_timestep, "test")])
+    _lines([console.next_steps(result.folder, next_commands)])
+
+
+def show_training_plan(plan: TrainingPlan) -> None:
+    """Show the resolved recipe, the network's size, the steps and the estimated time."""
+    import tomli_w
+
+    output().print(tomli_w.dumps(plan.config.model_dump(mode="json")), markup=False)
+    teacher = [f"teacher: {plan.teacher}"] if plan.teacher else []
+    _lines(
+        [
+            f"network: {plan.network}, {plan.parameters:,} parameters",
+            *teacher,
+            f"images: {plan.train_images:,} to train on, {plan.test_images:,} to test on",
+            f"steps: {plan.steps_per_epoch:,} an epoch, {plan.steps:,} in all",
+            f"time: about {duration(plan.seconds)} of training on {plan.device} "
+            f"({1000 * plan.step_seconds:.0f} ms a step, measured)",
+        ]
+    )
+
+
+def duration(seconds: float) -> str:
+    """Write a time: 37.2 -> "37 s", 4000 -> "67 min", 90000 -> "25.0 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def show_evaluation(result: EvaluateResult, per_timestep: bool) -> None:
+    """Show the final accuracy, the table if asked for, early exit, and where the files are."""
+    from tser_cli.report import console, energy_report
+
+    if per_timestep:
+        output().print(console.per_timestep_table(result.name, result.rows))
+    _lines([console.summary(result.rows, result.split), f"table: {result.table}"])
+    if result.figure is not None:
+        _lines([f"figure: {result.figure}"])
+    if result.early_exit_table is not None:
+        output().print(energy_report.early_exit_table(result.early_exit_rows))
+        _lines([f"table: {result.early_exit_table}"])
+
+
+def show_energy(result: EnergyResult) -> None:
+    """Show the operations and energy of each layer, what they mean in words, and the files."""
+    from tser_cli.report import energy_report
+
+    output().print(energy_report.table(result.name, result.rows))
+    _lines(energy_report.sentences(result.document))
+    _lines([f"written: {path}" for path in result.written])
+
+
+def show_ablation(result: AblationResult) -> None:
+    """Show the table of an ablation, and where the files are."""
+    from tser_cli.report import ablation
+
+    request = result.request
+    title = f"{result.folder.name}: {request.measure.replace('_', ' ')}"
+    output().print(ablation.table(title, result.summary, request.axes, request.names))
+    names = ["ablation.csv", "summary.csv", *(["figures"] if result.figures else [])]
+    _lines([f"written: {result.folder / name}" for name in names])
+
+
+def show_ablation_plan(plan: AblationPlan) -> None:
+    """Show the cells, which are finished, what is trained first, and the time of the rest."""
+    _lines([f"{title}{': finished' if finished else ''}" for title, finished in plan.cells])
+    _lines(plan.teachers)
+    finished = sum(done for _, done in plan.cells)
+    _lines(
+        [
+            f"{len(plan.cells)} runs, {finished} finished; about {duration(plan.seconds)} of "
+            f"training, {_side_by_side(plan)}, measured on a few real steps"
+        ]
+    )
+
+
+def _side_by_side(plan: AblationPlan) -> str:
+    if plan.address:
+        fewer = "" if plan.jobs_given else ", less by as many as the cluster has room for"
+        return f"{plan.jobs} at a time on machines like this one{fewer}"
+    return "one after the other" if plan.jobs == 1 else f"{plan.jobs} side by side"
+
+
+def show_methods(methods: Mapping[str, MethodEntry]) -> None:
+    """Show the training methods."""
+    from tser_cli.report import console
+
+    output().print(console.methods_table(methods))
+    _lines([console.deviations(methods)])
+
+
+def next_after_teacher(folder: Path, dataset: str, data_dir: str) -> list[str]:
+    """Return the command that distils from a teacher just trained."""
+    given = f" --data-dir {data_dir}" if data_dir else ""
+    return [f"tser distill --teacher {folder} --dataset {dataset}{given} -T 2"]
+
+
+def next_after_student(runs_dir: Path, default: Path) -> list[str]:
+    """Return the commands that measure a student just trained."""
+    given = f" --runs-dir {runs_dir}" if runs_dir != default else ""
+    return [f"tser {verb}{given}" for verb in ("evaluate --per-timestep", "energy report.csv")]

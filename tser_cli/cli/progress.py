@@ -1,0 +1,112 @@
+"""Progress of a training on standard error: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichBars
+
+from tser_cli.report.progress import Progress, Silent
+
+REFRESH_SECONDS = 0.25
+
+
+def describe(row: dict[str, Any], epochs: int) -> str:
+    """Describe an epoch in one line: losses by term, accuracies, speed."""
+    fixed = {"epoch", "lr", "train_accuracy", "validation_accuracy"}
+    fixed |= {"images_per_second", "seconds"}
+    parts = [f"epoch {row['epoch']}/{epochs}"]
+    parts += [f"{name} {value:.4f}" for name, value in row.items() if name not in fixed]
+    parts.append(f"train {100 * row['train_accuracy']:.2f} %")
+    if row["validation_accuracy"] is not None:
+        parts.append(f"validation {100 * row['validation_accuracy']:.2f} %")
+    parts.append(f"{row['images_per_second']:.0f} images/s")
+    return ", ".join(parts)
+
+
+class Lines(Silent):
+    """Print a line an epoch, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._epochs = 0
+
+    def begin(self, epochs: int, steps: int, done_epochs: int) -> None:
+        self._epochs = epochs
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        self._print(describe(row, self._epochs))
+
+    def say(self, text: str) -> None:
+        self._print(text)
+
+    def warn(self, text: str) -> None:
+        self._print(f"warning: {text}")
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+class Bars(Lines):
+    """Show bars of epochs and steps with images/s, losses by term and the time left."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._bars = self._make()
+        self._epoch_bar = self._batch_bar = TaskID(0)
+        self._shown = 0.0
+        self._images = 0
+        self._waiting = 0
+
+    def _make(self) -> RichBars:
+        return RichBars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            transient=True,
+        )
+
+    def begin(self, epochs: int, steps: int, done_epochs: int) -> None:
+        super().begin(epochs, steps, done_epochs)
+        self._bars = self._make()  # a student's training follows its teacher's
+        self._epoch_bar = self._bars.add_task(
+            "epochs", total=epochs, completed=done_epochs, note=""
+        )
+        self._batch_bar = self._bars.add_task("steps", total=epochs * steps, note="")
+        self._bars.update(self._batch_bar, completed=done_epochs * steps)
+        self._shown, self._images, self._waiting = time.monotonic(), 0, 0
+        self._bars.start()
+
+    def step(self, images: int, values: dict[str, Any]) -> None:
+        self._images += images
+        self._waiting += 1
+        spent = time.monotonic() - self._shown
+        if spent < REFRESH_SECONDS:
+            return
+        losses = ", ".join(f"{k} {float(v):.3f}" for k, v in values.items() if k != "correct")
+        note = f"{self._images / spent:.0f} images/s  {losses}"
+        self._bars.update(self._batch_bar, advance=self._waiting, note=note)
+        self._shown, self._images, self._waiting = time.monotonic(), 0, 0
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        self._bars.update(self._batch_bar, advance=self._waiting)
+        self._bars.update(self._epoch_bar, completed=row["epoch"])
+        self._waiting = 0
+        super().epoch(row)
+
+    def end(self) -> None:
+        self._bars.stop()
+        # A student's training follows its teacher's on the same console.
+        for task in self._bars.task_ids:
+            self._bars.remove_task(task)
+
+
+def make_progress(console: Console) -> Progress:
+    """Return bars where `console` is a terminal, lines elsewhere."""
+    return Bars(console) if console.is_terminal else Lines(console)

@@ -1,0 +1,122 @@
+"""Image files of unknown origin: which are taken, and how one becomes pixels."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tser_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+# What these suffixes mean. Pillow goes by content: without a list it hands an EPS called x.png
+# to Ghostscript, a program that it finds on PATH.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
+# Scaling the shorter side of a line of pixels up to the network's input takes gigabytes.
+MAX_RATIO = 100
+MODES = {1: "L", 3: "RGB"}
+
+
+def read_image(path: Path, channels: int = 3) -> torch.Tensor:
+    """Return the image as uint8 [channels, H, W]: grey for 1, RGB for 3.
+
+    Of 16 bits a value the upper eight count. Raises DataError that names a file that is no
+    regular file or no sound image, that is too large (Pillow's bound against decompression
+    bombs, 89 million pixels) or too thin, or whose values have no known range.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not os.path.isfile(path):  # noqa: PTH113  (Path's own raises for a name too long)
+        raise DataError(f"{path} is no regular file; only those are read as images")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of metadata that nothing here reads
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                pixels_HWC = _pixels(image, MODES[channels])
+    # a damaged file can make the decoders fail in any way
+    except Exception as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = f"it is none of {', '.join(FORMATS)}" if unknown else error
+        raise DataError(
+            f"{path} can't be read as an image: {why}. Replace the file or remove it"
+        ) from error
+    return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
+
+
+def _pixels(image: Picture, mode: str) -> np.ndarray:
+    from PIL import Image
+
+    width, height = image.size
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ValueError(f"{width} x {height} pixels are more than {MAX_RATIO} to 1")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        # Pillow itself would clip them to 255, but halves the bits of 16-bit colour
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError("its values have 32 bits, of a range that is not told")
+    pixels = np.array(image.convert(mode))
+    return pixels.reshape(height, width, -1)
+
+
+def image_files(folder: Path, name: str) -> list[bytes]:
+    """Return the images in the class folder `name`, by path below `folder`, sorted.
+
+    Only regular files with a known suffix count. Links are followed, but each folder counts once,
+    and none that holds the class: a link may lead back to where it lies. Raises DataError where a
+    folder can't be listed.
+    """
+    start = folder / name
+    try:
+        above = {_identity(path) for path in (*start.absolute().parents, *start.resolve().parents)}
+        if _identity(start) in above:
+            raise ValueError("it is a link to a folder that holds it")
+        return [os.fsencode(path) for path in sorted(_walk(start, name, above))]
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        where = getattr(error, "filename", None) or start
+        raise DataError(f"{where} can't be listed: {reason}. Mend it or remove it") from error
+
+
+def _walk(start: Path, name: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+    # links come last, so that an image goes by the path without one
+    waiting = deque([(os.fspath(start), name)])
+    while waiting:
+        folder, inside = waiting.popleft()
+        identity = _identity(Path(folder))
+        if identity in seen:
+            continue
+        seen.add(identity)
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+        for entry in entries:
+            path = f"{inside}/{entry.name}"
+            if _is_image(entry):
+                yield path
+            elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112  (ELOOP is False)
+                waiting.append((entry.path, path))
+            elif entry.is_dir(follow_symlinks=False):
+                waiting.appendleft((entry.path, path))
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    if not entry.name.lower().endswith(SUFFIXES) or entry.name.startswith("."):
+        return False
+    if entry.is_symlink():
+        return stat.S_ISREG(os.stat(entry.path).st_mode)  # noqa: PTH116  (raises for a link to nothing)
+    return entry.is_file()
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino

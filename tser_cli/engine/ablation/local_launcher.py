@@ -1,0 +1,69 @@
+"""Run cells of an ablation on this machine, each as `tser distill` in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import queue
+from pathlib import Path
+
+import torch
+
+from tser_cli.engine.ablation import cell_process
+from tser_cli.engine.ablation.cell_folder import LOG, arguments, write_settings
+from tser_cli.engine.ablation.grid import Cell
+from tser_cli.engine.runtime.stop import StopRequest
+from tser_cli.errors import TserError
+from tser_cli.operating_system import cores
+
+NOT_STARTED = "not started"
+
+
+class Launcher:
+    """Run cells on this machine, `jobs` side by side: a GPU each if there are any."""
+
+    def __init__(self, folder: Path, jobs: int, stop: StopRequest) -> None:
+        self._folder = folder
+        self._stop = stop
+        self._slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(jobs):
+            self._slots.put(slot)
+        self._jobs = jobs
+
+    def run(self, cell: Cell) -> str:
+        """Run a cell to its end; return what went wrong, "" where nothing did."""
+        slot = self._slots.get()
+        try:
+            if self._stop.requested:
+                return NOT_STARTED
+            home = write_settings(cell, self._folder)
+            environment = cell_environment(cell, slot, self._jobs)
+            return cell_process.run(
+                arguments(home), home / LOG, environment, lambda: self._stop.requested
+            )
+        except (TserError, OSError) as error:
+            return str(error)
+        finally:
+            self._slots.put(slot)
+
+
+def cell_environment(cell: Cell, slot: int, jobs: int) -> dict[str, str]:
+    """Return the variables of a cell's process: its share of threads, its GPU of several."""
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(threads_of(jobs)))
+    if jobs > 1 and cell.config.training.device in ("auto", "cuda") and torch.cuda.is_available():
+        listed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        gpus = listed.split(",") if listed else [str(n) for n in range(torch.cuda.device_count())]
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+    return environment
+
+
+def threads_of(jobs: int) -> int:
+    """Return the threads of one of `jobs` cells side by side: OMP_NUM_THREADS, else its share."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) else max(1, cores() // jobs)
+
+
+def default_jobs(cells: list[Cell]) -> int:
+    """Return as many cells side by side as GPUs, if the cells are free to use any; else one."""
+    free = all(cell.config.training.device in ("auto", "cuda") for cell in cells)
+    return max(1, torch.cuda.device_count()) if free else 1

@@ -1,0 +1,237 @@
+"""The commands as functions for Python: `from tser_cli import distill, evaluate, load_run`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from torch import nn
+
+from tser_cli import recipe, registry
+from tser_cli.config import Config
+from tser_cli.engine.commands.distill import distill as distill_run
+from tser_cli.engine.commands.evaluate import EvaluateRequest, EvaluateResult, evaluate_run
+from tser_cli.engine.evaluation import per_timestep
+from tser_cli.engine.evaluation.per_timestep import Evaluation
+from tser_cli.engine.runs import model_files, run_folder
+from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
+from tser_cli.engine.runs.result import RESULT, RunResult
+from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runtime.context import Options
+from tser_cli.engine.runtime.processes import make_runtime
+from tser_cli.engine.runtime.seeds import seed_everything
+from tser_cli.engine.training.job import TrainingJob
+from tser_cli.engine.training.loop import fit
+from tser_cli.engine.training.own_networks import OwnLoader, OwnNetwork
+from tser_cli.engine.training.task import distillation
+from tser_cli.engine.training.training_run import recording_end
+from tser_cli.errors import ConfigError
+from tser_cli.files import write_text
+from tser_cli.report.csv_files import per_timestep_csv
+from tser_cli.report.progress import Progress, Silent
+
+Settings = Mapping[str, Any]
+OWN = "own"  # the data set's name in the folder of a run on a user's own data loader
+# What a user's own networks and loaders decide themselves is in no recipe.
+NOT_OWN = {"data", "augment", "model", "neuron"}
+
+
+def distill(
+    teacher: str | Path = "resnet34",
+    student: str = "resnet18",
+    *,
+    timesteps: int = 2,
+    dataset: str = "digits",
+    method: str = "tser",
+    settings: Settings | None = None,
+    recipe_name: str | None = None,
+    runs_dir: str | Path = "runs",
+    resume: str = "auto",
+    progress: Progress | None = None,
+) -> RunResult:
+    """Distil a spiking student by name, as `tser distill` does, and return what it measured.
+
+    `teacher`: an architecture, a run folder or a model file; it is trained first where there is
+    none. `settings`: any others by dotted key, such as {"training.epochs": 5}. `recipe_name`: a
+    packaged recipe or a TOML file; the data set's own by default. `progress`: hears messages and
+    losses; silent by default. Raises TserError: ConfigError, DataError, CheckpointError, RunError
+    or TrainingError; Interrupted where a signal stopped it (the state is saved).
+    """
+    entry = registry.lookup("data set", registry.DATASETS, dataset)
+    named = {
+        "model.teacher": str(teacher),
+        "model.student": student,
+        "model.timesteps": timesteps,
+        "data.name": dataset,
+        "method.name": method,
+    }
+    config = recipe.resolve(
+        [
+            recipe.read(recipe_name or entry.student_recipe),
+            recipe.Layer("arguments", named),
+            recipe.Layer("settings", dict(settings or {})),
+        ]
+    )
+    return distill_run(config, Options(Path(runs_dir), resume, progress or Silent()))
+
+
+def distill_networks(
+    teacher: nn.Module | None,
+    student: nn.Module,
+    train: Iterable[Any],
+    test: Iterable[Any],
+    *,
+    timesteps: int = 2,
+    method: str = "tser",
+    settings: Settings | None = None,
+    runs_dir: str | Path = "runs",
+    progress: Progress | None = None,
+) -> RunResult:
+    """Distil your own student from your own teacher, on your own data loaders.
+
+    `teacher(images)` returns logits [N, K]; it is frozen, and None is allowed for methods without
+    one. `student(images, timesteps)` returns logits [T, N, K]; it is trained in place. `train` and
+    `test` give pairs (images [N, ...], labels [N]). `method` is any registered one; those that
+    compare features ask both networks for `stage_names()`. `settings` are those of the sections
+    method, optimizer, schedule, training and performance.
+
+    The run's folder (metrics.csv, per_timestep.csv, checkpoints, weights) is made under
+    `runs_dir`. Return what was measured on `test`. Raises TserError.
+    """
+    config = own_config(timesteps, method, settings)
+    runtime = make_runtime(config.training, channels_last=False)
+    seed_everything(config.training.seed, config.training.deterministic)
+    batches, test_batches = OwnLoader(train), OwnLoader(test)
+    own_teacher = None if teacher is None else OwnNetwork(teacher, spiking=False)
+    own_student = OwnNetwork(student, spiking=True)
+    for network in (own_student, own_teacher):
+        if network is not None:
+            runtime.place(network)
+    first = next(iter(batches)).images_NCHW
+    shape = (int(first.shape[1]), int(first.shape[-2]), int(first.shape[-1]))
+    task = distillation(own_student, own_teacher, config, shape)
+    runtime.place(task.network)
+    name = type(student).__name__
+    run = run_folder.create(Path(runs_dir), "student", config, dataset=OWN, model=name)
+    write_text(run.folder / "config.toml", tomli_w.dumps(_own_document(config)))
+    told = progress or Silent()
+    with run.lock(), recording_end(run, runtime, told) as stop:
+        job = TrainingJob(task, batches, config, run, runtime, told, stop)  # type: ignore[arg-type]
+        seconds = sum(row["seconds"] for row in fit(job))
+        evaluation = per_timestep.evaluate(
+            own_student, test_batches, runtime, timesteps, task.teacher, stop.check
+        )
+        return _record(run, student, method, evaluation, seconds)
+
+
+def own_config(timesteps: int, method: str, settings: Settings | None) -> Config:
+    """Return the settings of a training of a user's own networks. Raises ConfigError."""
+    given = dict(settings or {})
+    foreign = sorted(key for key in given if key.split(".")[0] in NOT_OWN)
+    if foreign:
+        raise ConfigError(
+            f"{', '.join(foreign)}: your own networks and data loaders decide that; settings are "
+            "those of method, optimizer, schedule, training and performance"
+        )
+    # Norms are folded by the order of names, which is that of our own definitions alone.
+    fixed = {
+        "method.name": method,
+        "model.timesteps": timesteps,
+        "performance.fold_teacher": False,
+    }
+    return recipe.resolve([recipe.Layer("settings", given), recipe.Layer("arguments", fixed)])
+
+
+def _own_document(config: Config) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude=NOT_OWN)
+
+
+def _record(
+    run: Run, student: nn.Module, method: str, evaluation: Evaluation, seconds: float
+) -> RunResult:
+    name = type(student).__name__
+    labels = {"run": run.name, "dataset": OWN, "split": "test", "method": method, "student": name}
+    per_timestep_csv(
+        run.folder / "per_timestep.csv", evaluation.rows(), {**labels, "teacher": None}
+    )
+    digest = model_files.save_model(run.model_file, student.state_dict(), {})
+    result = RunResult(
+        folder=run.folder,
+        kind="student",
+        model=name,
+        dataset=OWN,
+        method=method,
+        timesteps=evaluation.timesteps,
+        images=evaluation.images,
+        accuracy=evaluation.accuracy,
+        teacher=None,
+        teacher_accuracy=evaluation.teacher_accuracy,
+        best_validation_accuracy=None,
+        energy_pj=None,
+        ann_energy_pj=None,
+        seconds=seconds,
+        per_timestep=tuple(evaluation.rows()),
+    )
+    run.update_status(model=name, sha256=digest, **{RESULT: result.to_json()})
+    return result
+
+
+def evaluate(
+    run: str | Path | RunResult | None = None,
+    *,
+    timesteps: int | None = None,
+    split: str = "test",
+    runs_dir: str | Path = "runs",
+    early_exit: str = "",
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> EvaluateResult:
+    """Measure a finished run at every time step, as `tser evaluate` does.
+
+    `run`: a folder or a result; None is the newest finished student. `timesteps`: any number, not
+    only the trained one. `early_exit`: thresholds of confidence, as "0.8,0.9". The result's `rows`
+    are those of per_timestep.csv. Raises TserError.
+    """
+    request = EvaluateRequest(
+        run=_folder(run),
+        runs_dir=Path(runs_dir),
+        timesteps="" if timesteps is None else str(timesteps),
+        split=split,
+        early_exit=early_exit,
+        changes=dict(settings or {}),
+        progress=progress or Silent(),
+    )
+    return evaluate_run(request)
+
+
+def evaluate_network(network: nn.Module, loader: Iterable[Any], timesteps: int) -> Evaluation:
+    """Measure your own spiking network at every time step on your own data loader.
+
+    `network(images, timesteps)` returns logits [T, N, K]; `loader` gives pairs (images, labels).
+    The result's `rows()` have the numeric columns of per_timestep.csv. Raises TserError.
+    """
+    runtime = make_runtime(Config().training, channels_last=False)
+    own = OwnNetwork(network, spiking=True)
+    runtime.place(own)
+    return per_timestep.evaluate(own, OwnLoader(loader), runtime, timesteps)
+
+
+def load_run(
+    run: str | Path | RunResult | None = None,
+    *,
+    runs_dir: str | Path = "runs",
+    settings: Settings | None = None,
+) -> FinishedRun:
+    """Load a finished run: its network on the device, its data and its settings.
+
+    `run`: a folder or a result; None is the newest finished student. The network is
+    `loaded.model`, frozen and in eval mode: `model(images_NCHW, timesteps=T)` returns [T, N, K] for
+    a student. The data is `context.dataset`. Raises TserError.
+    """
+    return open_finished(select_run(_folder(run), Path(runs_dir)), dict(settings or {}), Silent())
+
+
+def _folder(run: str | Path | RunResult | None) -> Path | None:
+    return run.folder if isinstance(run, RunResult) else None if run is None else Path(run)

@@ -1,0 +1,96 @@
+"""Find runs again: the newest finished one, one to go on with, one at a path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tser_cli import plugins
+from tser_cli.config import Config
+from tser_cli.engine.runs.run_folder import Run
+from tser_cli.errors import ConfigError, RunError, nearest
+
+UNFINISHED = ("running", "stopped", "failed")
+
+
+def all_runs(runs_dir: Path, kind: str = "*", dataset: str = "*") -> Iterator[Run]:
+    """Yield the run folders under `runs_dir`, newest first."""
+    found = [Run(path.parent) for path in runs_dir.glob(f"{kind}/{dataset}/*/status.json")]
+    yield from sorted(found, key=lambda run: run.time_of("started"), reverse=True)
+
+
+def newest_finished(
+    runs_dir: Path, kind: str, dataset: str = "*", model: str | None = None
+) -> Run | None:
+    """Return the run that finished last, of one architecture where `model` is given."""
+    finished = [
+        run
+        for run in all_runs(runs_dir, kind, dataset)
+        if run.status().get("state") == "finished" and model in (None, run.status().get("model"))
+    ]
+    return max(finished, key=lambda run: run.time_of("finished"), default=None)
+
+
+def open_run(path: Path) -> Run:
+    """Return the run at `path`. Raises RunError where it is none, or is not finished."""
+    if not (path / "status.json").is_file():
+        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise RunError(f"{path} is not a run folder{nearest(path.name, beside)}: no status.json")
+    run = Run(path)
+    if run.status().get("state") != "finished":
+        raise RunError(
+            f"run {path} is {run.status().get('state', 'unreadable')}, not finished; repeat the "
+            "command that began it, and it will go on"
+        )
+    return run
+
+
+def begun_batch_size(runs_dir: Path, kind: str, config: Config) -> int:
+    """Return the batch size of the unfinished run that is else like `config`; 0 without one."""
+    for run in _unfinished(runs_dir, kind, config):
+        try:
+            size = run.config().training.batch_size
+        except ConfigError:  # a damaged config.toml: that run is not gone on with
+            continue
+        if not differences(run, config.updated({"training.batch_size": size})):
+            return size
+    return 0
+
+
+def _unfinished(runs_dir: Path, kind: str, config: Config) -> list[Run]:
+    return [
+        run
+        for run in all_runs(runs_dir, kind, config.data.name)
+        if run.status().get("state") in UNFINISHED and run.status().get("resumable", True)
+    ]
+
+
+def find_unfinished(runs_dir: Path, kind: str, config: Config, must: bool) -> Run | None:
+    """Return the newest run to go on with: unfinished, resumable, and with the same settings.
+
+    `must`: raises RunError where there is no unfinished run, ConfigError that lists the
+    differences where the newest unfinished one has other settings.
+    """
+    unfinished = _unfinished(runs_dir, kind, config)
+    for run in unfinished:
+        if not differences(run, config):
+            return run
+    if must and unfinished:
+        listed = "\n".join(f"  {line}" for line in differences(unfinished[0], config))
+        raise ConfigError(f"{unfinished[0].folder} can't go on with other settings:\n{listed}")
+    if must:
+        raise RunError(f"--resume must: no unfinished {kind} run of {config.data.name}")
+    return None
+
+
+def differences(run: Run, config: Config) -> list[str]:
+    """Return `key: old -> new` for every setting that forbids a resume."""
+    try:
+        before = run.config().flat()
+    except (ConfigError, RunError) as error:
+        return [str(error)]
+    return plugins.changes(run.plugin_records()) + [
+        f"{key}: {before.get(key)!r} -> {value!r}"
+        for key, value in config.flat().items()
+        if before.get(key) != value and not config.policy(key).resume
+    ]

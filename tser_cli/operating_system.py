@@ -1,0 +1,30 @@
+"""What the operating system offers that Python's library does not: cores, and ends of processes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+KILLED = 128 + signal.SIGKILL  # the exit code that a shell reports for a killed process
+
+
+def cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def end_with_parent(parent: int | None = None) -> None:
+    """Let Linux kill this process when its parent process ends, however that ends.
+
+    `parent`: the parent's process id, where it is known. If that parent has ended already, this
+    process ends at once. Elsewhere than on Linux nothing is done.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have ended before the call above: then no signal would ever come.
+    if parent is not None and os.getppid() != parent:
+        os._exit(KILLED)
