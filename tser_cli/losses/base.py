@@ -58,13 +58,18 @@ class TrainingProgress:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a method sees of a batch; `teacher_NK` is None for methods without a teacher."""
+    """What a method sees of a batch; `teacher_NK` is None for methods without a teacher.
+
+    `firing_rates_L`: mean spikes per neuron per time step of each layer of neurons, in the order in
+    which the network was built, with gradients; for methods that say `reads_firing_rates`.
+    """
 
     logits_TNK: Tensor
     labels_N: Tensor
     teacher_NK: Tensor | None = None
     features: Features | None = None
     progress: TrainingProgress = TrainingProgress()
+    firing_rates_L: Tensor | None = None
 
 
 @dataclass(frozen=True)

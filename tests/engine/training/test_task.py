@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from tser_cli import registry
-from tser_cli.config import Config, NeuronConfig
+from tser_cli.config import Config, MethodSettings, NeuronConfig
 from tser_cli.engine.training.task import Task, distillation
 from tser_cli.errors import ConfigError
+from tser_cli.losses.base import Outputs, Terms, load_method
 from tser_cli.models import Classifier, build_model
+from tser_cli.models.neurons import SpikingNeuron
 
 MakeTask = Callable[..., Task]
 MakeConfig = Callable[..., Config]
@@ -155,3 +157,25 @@ def test_a_method_of_one_s_own_is_tried_before_anything_is_trained(
     with pytest.raises(ConfigError, match=f"method bad.*{said}"):
         make_task("student", make_config({"method.name": "bad"}))
     sys.modules.pop("bad_method", None)
+
+
+def test_a_method_that_reads_firing_rates_is_given_them(
+    make_task: MakeTask, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Outputs] = []
+
+    def listening(outputs: Outputs, settings: MethodSettings) -> Terms:
+        seen.append(outputs)
+        return load_method("kd")(outputs, settings)
+
+    for reads in (True, False):
+        monkeypatch.setattr(registry.METHODS["kd"].settings, "reads_firing_rates", reads)
+        task = make_task("student", make_config({"method.name": "kd"}))
+        task.method = listening
+        images, labels = batch()
+        task.step(images, labels)
+    with_rates, without = seen
+    assert with_rates.firing_rates_L is not None and without.firing_rates_L is None
+    neurons = [m for m in task.model.modules() if isinstance(m, SpikingNeuron)]
+    assert with_rates.firing_rates_L.shape == (len(neurons),)
+    assert torch.equal(with_rates.logits_TNK, without.logits_TNK)
