@@ -218,7 +218,7 @@ def test_what_changes_no_result_may_change_on_resume() -> None:
     free = keys_where(lambda policy: not policy.results)
     assert free == {
         *("data.dir", "data.workers", "training.device", "training.eval_batch_size"),
-        *("training.checkpoint_every", "training.tensorboard"),
+        *("training.checkpoint_every", "training.tensorboard", "plugins"),
     }
     may_change = keys_where(lambda policy: policy.resume)
     assert may_change == free | {"training.epochs", "training.accumulate"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, SerializeAsAny, field_validator
 
@@ -19,6 +19,7 @@ from tser_cli.fields import Policy, Section, flatten, split
 from tser_cli.sections import (
     CHECKPOINT_EVERY,
     FLOAT_BITS,
+    NOTES,
     AugmentConfig,
     DataConfig,
     MethodSettings,
@@ -64,8 +65,12 @@ def _default_method() -> MethodSettings:
 
 
 class Config(Section):
-    """Everything that a run depends on. `method` is of the class that the chosen method has."""
+    """Everything that a run depends on. `method` is of the class that the chosen method has.
 
+    `plugins` are imported by the command line (`tser_cli.plugins`), never by reading them.
+    """
+
+    plugins: Annotated[tuple[str, ...], NOTES] = ()
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
@@ -151,7 +156,13 @@ def method_label(config: Config) -> str:
 @cache
 def policies() -> dict[str, Policy]:
     """The policy of every dotted key."""
-    return flatten({name: type(section).policies() for name, section in Config()})
+    own = Config.policies()
+    return flatten(
+        {
+            name: type(part).policies() if isinstance(part, Section) else own[name]
+            for name, part in Config()
+        }
+    )
 
 
 def keys_where(holds: Callable[[Policy], bool]) -> frozenset[str]:
@@ -208,7 +219,7 @@ def nearest_key(name: str, dotted: bool = False) -> str:
 
 def _last_word(key: str) -> str:
     section, _, name = key.partition(".")
-    return section if name == "name" else name
+    return section if name in ("", "name") else name
 
 
 def _meanings(word: str, valid: Iterable[str]) -> list[str]:

@@ -72,10 +72,13 @@ def flatten(document: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def split(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def split(flat: Mapping[str, Any]) -> dict[str, Any]:
     """{"data.name": "x"} -> {"data": {"name": "x"}}, the inverse of `flatten`."""
-    sections: dict[str, dict[str, Any]] = {}
+    sections: dict[str, Any] = {}
     for key, value in flat.items():
-        section, _, name = key.partition(".")
-        sections.setdefault(section, {})[name] = value
+        section, dot, name = key.partition(".")
+        if dot:
+            sections.setdefault(section, {})[name] = value
+        else:
+            sections[key] = value
     return sections

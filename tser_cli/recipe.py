@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tser_cli import config as settings
-from tser_cli import registry
+from tser_cli import plugins, registry
 from tser_cli.config import METHOD, Config
 from tser_cli.errors import ConfigError, nearest
 from tser_cli.fields import flatten, split
@@ -24,7 +24,7 @@ from tser_cli.old_settings import of_today
 
 ENV_PREFIX = "TSER_"
 ABLATION = "ablation"
-ENV_OTHER = {"TSER_RUNS_DIR"}
+ENV_OTHER = {"TSER_RUNS_DIR", plugins.VARIABLE}
 # tomllib also raises ValueError for a number, RecursionError for a nesting beyond Python's limits.
 BAD_TOML = (ValueError, RecursionError)
 SHOWN = 80

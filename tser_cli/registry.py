@@ -7,7 +7,8 @@ heavy: `tser --help` and `tser methods` read it without torch.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,8 +26,8 @@ class DatasetEntry:
     """
 
     target: str
-    teacher_recipe: str
-    student_recipe: str
+    teacher_recipe: str = "cifar10/resnet34_teacher"
+    student_recipe: str = "cifar10/resnet18_tser"
     own_images: bool = False
 
 
@@ -40,15 +41,31 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """A training objective: `target` is its module, see `tser_cli.losses.base`."""
+    """A training objective: `target` is its module, see `tser_cli.losses.base`.
+
+    The others are what its parts are called there.
+    """
 
     target: str
+    settings_name: str = "Settings"
+    loss_name: str = "loss"
+    adapters_name: str = "make_adapters"
 
     @property
     def settings(self) -> type[MethodSettings]:
         """The class of its settings, which describes it; found without torch."""
-        found: type[MethodSettings] = load(f"{self.target}:Settings")
+        found: type[MethodSettings] = load(f"{self.target}:{self.settings_name}")
         return found
+
+    @property
+    def loss(self) -> Any:
+        """Its function `(outputs, settings) -> terms`."""
+        return load(f"{self.target}:{self.loss_name}")
+
+    @property
+    def make_adapters(self) -> Any:
+        """Its maker of adapters, None where it compares no features."""
+        return getattr(load(self.target), self.adapters_name, None)
 
     @property
     def needs_teacher(self) -> bool:
@@ -56,7 +73,9 @@ class MethodEntry:
         return self.settings.needs_teacher
 
 
+Entry = DatasetEntry | ModelEntry | MethodEntry
 E = TypeVar("E")
+F = TypeVar("F", bound=Callable[..., Any])
 
 DATASETS: dict[str, DatasetEntry] = {
     "digits": DatasetEntry(
@@ -140,3 +159,90 @@ def load(target: str) -> Any:
     module, _, attribute = target.partition(":")
     loaded = importlib.import_module(module)
     return getattr(loaded, attribute) if attribute else loaded
+
+
+# what each kind of name is registered in, and the settings that hold such a name
+TABLES: dict[str, dict[str, Any]] = {"method": METHODS, "model": MODELS, "data set": DATASETS}
+NAMED_BY = {
+    "method.name": "method",
+    "model.student": "model",
+    "model.teacher": "model",
+    "data.name": "data set",
+}
+
+
+def names() -> list[str]:
+    """All that is registered, as "method kd", "model resnet18", "data set digits"."""
+    return [f"{kind} {name}" for kind, table in TABLES.items() for name in table]
+
+
+def is_built_in(target: str) -> bool:
+    """Whether a target is the package's own."""
+    return target.split(".")[0] == "tser_cli"
+
+
+def used_by(values: Mapping[str, Any]) -> list[str]:
+    """What settings by dotted key name, in the form of `names`."""
+    return [f"{kind} {values[key]}" for key, kind in NAMED_BY.items() if key in values]
+
+
+def targets_of(values: Mapping[str, Any]) -> list[str]:
+    """The targets behind what settings by dotted key name; what is not registered has none."""
+    named = [(TABLES[kind], values.get(key)) for key, kind in NAMED_BY.items()]
+    return [table[name].target for table, name in named if name in table]
+
+
+def add(kind: str, name: str, entry: Any) -> None:
+    """Register an entry. Raises ConfigError where the name is taken, or is none."""
+    if not re.fullmatch(r"[A-Za-z][\w+.-]*", name):
+        raise ConfigError(f'"{name}" is no name for a {kind}: letters, digits, _, + and - make one')
+    if name in TABLES[kind]:
+        raise ConfigError(f'it registers the {kind} "{name}", which there is already')
+    TABLES[kind][name] = entry
+
+
+def add_method(settings: type[MethodSettings], make_adapters: F | None = None) -> Callable[[F], F]:
+    """Register the function below as a training method: `@add_method(Settings)`.
+
+    Its name is the default of `Settings.name`. `make_adapters`: see `tser_cli.losses.base`. All of
+    them belong to the module's top level. Raises ConfigError where the name is taken.
+    """
+
+    def register(loss: F) -> F:
+        parts = [settings.__qualname__, loss.__qualname__]
+        if make_adapters is not None:
+            parts.append(make_adapters.__qualname__)
+        entry = MethodEntry(loss.__module__, *parts)
+        add("method", str(settings.model_fields["name"].default), entry)
+        return loss
+
+    return register
+
+
+def add_model(name: str, spiking_only: bool = False) -> Callable[[F], F]:
+    """Register the function or class below as an architecture: `(Build) -> Classifier`.
+
+    Raises ConfigError where the name is taken.
+    """
+
+    def register(build: F) -> F:
+        target = f"{build.__module__}:{build.__qualname__}"
+        add("model", name, ModelEntry(target, spiking_only))
+        return build
+
+    return register
+
+
+def add_dataset(name: str, **of_entry: Any) -> Callable[[F], F]:
+    """Register the function below as a data set: `(DataConfig) -> Dataset`.
+
+    `of_entry`: the recipes and `own_images` of a `DatasetEntry`. Raises ConfigError where the name
+    is taken.
+    """
+
+    def register(loader: F) -> F:
+        target = f"{loader.__module__}:{loader.__qualname__}"
+        add("data set", name, DatasetEntry(target, **of_entry))
+        return loader
+
+    return register

@@ -149,7 +149,8 @@ class MethodSettings(Section):
 
     The class variables describe the method: `summary` and `source` for people, `deviations` from
     the code that its authors released, `needs_teacher`, and `separated` where it compares every
-    time step by itself. `earlier`: what runs of version 0.1 did by settings that are newer.
+    time step by itself. `reads_firing_rates`: it is given those of the student. `earlier`: what
+    runs of version 0.1 did by settings that are newer.
 
     `entropy_weight` rewards the mean entropy of every step's prediction, on top of any method.
     """
@@ -159,6 +160,7 @@ class MethodSettings(Section):
     deviations: ClassVar[str] = ""
     needs_teacher: ClassVar[bool] = True
     separated: ClassVar[bool] = True
+    reads_firing_rates: ClassVar[bool] = False
     earlier: ClassVar[Mapping[str, Any]] = {}
 
     name: str = ""

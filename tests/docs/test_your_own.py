@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tser_cli import plugins, registry
 from tser_cli.cli import app
 from tser_cli.files import read_json
 
@@ -33,10 +34,11 @@ def run(heading: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Run what is below a heading, in `folder`."""
     monkeypatch.chdir(folder)
     found = blocks(heading)
-    assert {language for language, _ in found} == {"python", "console"}
+    assert {language for language, _ in found} >= {"python", "console"}
     for language, text in found:
         if language == "python":
             exec(compile(text, heading, "exec"), {})
+        if language != "console":
             continue
         for line in text.splitlines():
             monkeypatch.setattr(sys, "argv", shlex.split(line))
@@ -61,6 +63,24 @@ def test_one_numpy_file(
     assert data["mean"] == pytest.approx([0.305], abs=0.01)
     assert read_json(run_folder / "status.json")["images"] == 797
     assert not (run_folder / "split.json").exists()
+
+
+def test_a_method(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "240")
+    try:
+        run("## Your method", monkeypatch, tmp_path)
+    finally:
+        registry.METHODS.pop("consistency", None)
+        sys.modules.pop("consistency", None)
+        plugins._loaded.clear()
+    run_folder, _ = student(tmp_path)
+    assert "consistency" in run_folder.name
+    header = (run_folder / "metrics.csv").read_text().splitlines()[0]
+    assert "spread,rate" in header
+    assert (run_folder / "code" / "consistency.py").is_file()
+    assert "ts, steps drawn towards their mean, spikes charged for" in capsys.readouterr().out
 
 
 def test_a_folder_of_image_files(

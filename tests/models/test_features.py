@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from tser_cli.models import Classifier
-from tser_cli.models.features import FeatureTap, over_time, penultimate, stage_shapes
+from tser_cli.models.features import (
+    FeatureTap,
+    firing_rates,
+    neuron_names,
+    over_time,
+    penultimate,
+    stage_shapes,
+)
 
 Build = Callable[..., Classifier]
 
@@ -114,3 +121,17 @@ def test_penultimate_features_of_an_ann(build: Build) -> None:
         model.get_submodule("fc")(penultimate(model, images, timesteps=2)), model(images)
     )
     assert not model.get_submodule("fc")._forward_pre_hooks
+
+
+def test_firing_rates_are_means_over_neurons_images_and_steps(build_lively: Build) -> None:
+    model = build_lively()
+    names = neuron_names(model)
+    tap = FeatureTap(model, names)
+    model(torch.randn(4, 1, 8, 8), timesteps=3)
+    spikes = tap.take()
+    rates = firing_rates(spikes)
+    assert rates.shape == (len(names),)
+    assert rates[0].item() == pytest.approx(spikes[0].sum().item() / spikes[0].numel())
+    assert 0 < rates.max() <= 1
+    rates.sum().backward()
+    assert model.get_submodule("conv1").weight.grad.abs().sum() > 0

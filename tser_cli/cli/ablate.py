@@ -69,6 +69,7 @@ def ablate(
     epochs: opt.Epochs = None,
     device: opt.Device = None,
     assignments: opt.Assignments = None,
+    plugin: opt.Plugin = None,
     runs_dir: opt.RunsDir = Path("runs"),
     dry_run: opt.DryRun = False,
 ) -> None:

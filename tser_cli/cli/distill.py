@@ -49,6 +49,7 @@ def distill(
     checkpoint_every: opt.CheckpointEvery = None,
     recipe: opt.Recipe = None,
     assignments: opt.Assignments = None,
+    plugin: opt.Plugin = None,
     runs_dir: opt.RunsDir = Path("runs"),
     resume: opt.Resume = "auto",
     dry_run: opt.DryRun = False,

@@ -83,6 +83,7 @@ def energy(
     batch_size: BatchSize = None,
     device: opt.Device = None,
     precision: opt.Precision = None,
+    plugin: opt.Plugin = None,
     runs_dir: opt.RunsDir = Path("runs"),
 ) -> None:
     """Count the synaptic operations of a student, or of any network, exactly, and price them."""

@@ -72,6 +72,7 @@ def evaluate(
     batch_size: BatchSize = None,
     device: opt.Device = None,
     precision: opt.Precision = None,
+    plugin: opt.Plugin = None,
     runs_dir: opt.RunsDir = Path("runs"),
 ) -> None:
     """Measure a finished run at every time step; every image of the split counts once."""

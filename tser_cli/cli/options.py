@@ -6,14 +6,15 @@ A flag that was not given is None and overrides nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tser_cli import registry
-from tser_cli.errors import ConfigError
+from tser_cli.errors import ConfigError, TserError
 
 if TYPE_CHECKING:
     from tser_cli.config import Config
@@ -25,20 +26,64 @@ RESUME = ("auto", "must", "never")
 DEFAULT_DATASET = "digits"
 
 
-def _setting(*names: str, help: str, metavar: str | None = None) -> Any:
-    return typer.Option(
-        *names, help=help, metavar=metavar, show_default=False, rich_help_panel=SETTINGS
-    )
+def _setting(*names: str, help: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, show_default=False, rich_help_panel=SETTINGS, **more)
 
 
+def _load_plugins(value: list[str] | None) -> list[str] | None:
+    # before the other options are looked at, so that they may name what plug-ins add
+    from tser_cli import plugins
+
+    plugins.add_entry_points()
+    plugins.load(plugins.asked_for(value))
+    return value
+
+
+def names_in(table: Mapping[str, Any]) -> Callable[[typer.Context, str], list[str]]:
+    """A completion of the names in a registry, those of plug-ins on the line among them."""
+
+    def complete(context: typer.Context, incomplete: str) -> list[str]:
+        from tser_cli import plugins
+
+        with suppress(TserError):
+            plugins.add_entry_points()
+            plugins.load(plugins.asked_for(context.params.get("plugin")))
+        return [name for name in table if name.startswith(incomplete)]
+
+    return complete
+
+
+Plugin = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        help="A module or file that adds methods, models or data sets. Repeatable; TSER_PLUGIN.",
+        callback=_load_plugins,
+        is_eager=True,
+        show_default=False,
+        rich_help_panel=SETTINGS,
+    ),
+]
 Dataset = Annotated[
-    str | None, _setting("--dataset", help=f"One of {', '.join(registry.DATASETS)}.")
+    str | None,
+    _setting(
+        "--dataset",
+        help=f"One of {', '.join(registry.DATASETS)}.",
+        autocompletion=names_in(registry.DATASETS),
+    ),
 ]
 DataDir = Annotated[
     str | None, _setting("--data-dir", help="Where data sets lie or are put (a cache folder).")
 ]
 Timesteps = Annotated[int | None, _setting("-T", "--timesteps", help="Time steps of the student.")]
-Method = Annotated[str | None, _setting("--method", help=f"One of {', '.join(registry.METHODS)}.")]
+Method = Annotated[
+    str | None,
+    _setting(
+        "--method",
+        help=f"One of {', '.join(registry.METHODS)}.",
+        autocompletion=names_in(registry.METHODS),
+    ),
+]
 Temperature = Annotated[
     float | None, _setting("--temperature", help="Softens the distillation terms.")
 ]
@@ -119,11 +164,23 @@ def training_config(
     from tser_cli import recipe
 
     upper = upper_layers(flags, assignments)
-    layers = [recipe.read(recipe_name or default_recipe(kind, upper)), *upper]
+    layers = with_plugins([recipe.read(recipe_name or default_recipe(kind, upper)), *upper])
     config = recipe.resolve(layers)
     if kind == "student":
         tell(recipe.left_out(layers))
     return config
+
+
+def with_plugins(layers: list[Layer]) -> list[Layer]:
+    """The layers, and one that names all plug-ins, which are imported. Raises ConfigError."""
+    from tser_cli import plugins
+    from tser_cli.recipe import Layer
+
+    for layer in layers:
+        named = layer.values.get("plugins", [])
+        if isinstance(named, list):
+            plugins.load(name for name in map(str, named) if not plugins.is_loaded(name))
+    return [*layers, Layer("plug-ins", {"plugins": plugins.stated()})]
 
 
 def tell(notes: Iterable[str]) -> None:
@@ -164,4 +221,5 @@ def ablation_layers(
     upper = upper_layers(flags, assignments)
     name = recipe_name or default_recipe("student", upper)
     title = Path(name).stem if recipe_name else name
-    return [recipe.read(name), *upper], recipe.read_ablation(name), title
+    layers = with_plugins([recipe.read(name), *upper])
+    return layers, recipe.read_ablation(name), title

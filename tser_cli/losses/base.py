@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tser_cli import registry
+from tser_cli.errors import ConfigError
 from tser_cli.fields import Fraction, NonNegative, Positive
 from tser_cli.losses import functional as terms
 from tser_cli.sections import MethodSettings
@@ -57,13 +58,18 @@ class TrainingProgress:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a method sees of a batch; `teacher_NK` is None for methods without a teacher."""
+    """What a method sees of a batch; `teacher_NK` is None for methods without a teacher.
+
+    `firing_rates_L`: mean spikes per neuron per time step of each layer of neurons, in the order in
+    which the network was built, with gradients; for methods that say `reads_firing_rates`.
+    """
 
     logits_TNK: Tensor
     labels_N: Tensor
     teacher_NK: Tensor | None = None
     features: Features | None = None
     progress: TrainingProgress = TrainingProgress()
+    firing_rates_L: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -85,15 +91,30 @@ Method = Callable[[Outputs, Any], Terms]
 def load_method(name: str) -> Method:
     """The loss function of a registered method. Raises ConfigError for an unknown name."""
     entry = registry.lookup("method", registry.METHODS, name)
-    method: Method = registry.load(f"{entry.target}:loss")
+    method: Method = entry.loss
     return method
 
 
 def load_adapters(name: str) -> MakeAdapters | None:
     """The maker of a method's adapters, None for methods that compare logits alone."""
-    module = registry.load(registry.lookup("method", registry.METHODS, name).target)
-    make: MakeAdapters | None = getattr(module, "make_adapters", None)
+    make: MakeAdapters | None = registry.lookup("method", registry.METHODS, name).make_adapters
     return make
+
+
+def check_terms(name: str, found: Any) -> None:
+    """Raise ConfigError where a method's function does not return what it must."""
+    said = f"method {name}: its function returns"
+    if not isinstance(found, dict) or "loss" not in found:
+        shown = ", ".join(found) if isinstance(found, dict) else type(found).__name__
+        raise ConfigError(
+            f'{said} {shown}; it must be a dict of named terms with "loss" among them'
+        )
+    shapes = {key: getattr(term, "shape", None) for key, term in found.items()}
+    wrong = [f"{key} {shape}" for key, shape in shapes.items() if shape != ()]
+    if wrong:
+        raise ConfigError(f"{said} {', '.join(wrong)}; every term must be a scalar tensor")
+    if not found["loss"].requires_grad:
+        raise ConfigError(f"{said} a loss that does not depend on the student's outputs")
 
 
 def reward_entropy(found: Terms, outputs: Outputs, settings: MethodSettings) -> Terms:

@@ -11,14 +11,14 @@ from tser_cli.models.base import Classifier
 
 
 class FeatureTap:
-    """Keep the output of each stage of `model` in its latest forward pass.
+    """Keep the output of each stage of `model` in its latest forward pass, or of other modules.
 
     Time stays folded into the batch, as the stages give it: [T * N, C, H, W].
     """
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: Classifier, names: tuple[str, ...] | None = None) -> None:
         self._kept: dict[str, Tensor] = {}
-        self._names = model.stage_names()
+        self._names = model.stage_names() if names is None else names
         for name in self._names:
             model.get_submodule(name).register_forward_hook(self._keeper(name))
 
@@ -33,6 +33,18 @@ class FeatureTap:
         features = tuple(self._kept[name] for name in self._names)
         self._kept.clear()
         return features
+
+
+def neuron_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of the layers of spiking neurons in `model`, as they were built."""
+    return tuple(
+        name for name, module in model.named_modules() if hasattr(module, "is_spiking_neuron")
+    )
+
+
+def firing_rates(spikes: tuple[Tensor, ...]) -> Tensor:
+    """Mean spikes per neuron per time step of each layer: a tensor a layer -> [L]."""
+    return torch.stack([layer.float().mean() for layer in spikes])
 
 
 def over_time(features_TNCHW: Tensor, timesteps: int) -> Tensor:

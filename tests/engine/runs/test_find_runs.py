@@ -144,6 +144,7 @@ CHANGES = {
     "training.tensorboard": True,
     "data.workers": 3,
     "data.dir": "/elsewhere",
+    "plugins": ["mine"],
 }
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from tser_cli.config import Config, NeuronConfig
+from tser_cli import registry
+from tser_cli.config import Config, MethodSettings, NeuronConfig
 from tser_cli.engine.training.task import Task, distillation
+from tser_cli.errors import ConfigError
+from tser_cli.losses.base import Outputs, Terms, load_method
 from tser_cli.models import Classifier, build_model
+from tser_cli.models.neurons import SpikingNeuron
 
 MakeTask = Callable[..., Task]
 MakeConfig = Callable[..., Config]
@@ -118,3 +124,58 @@ def test_the_other_methods_need_one(make_config: MakeConfig, method: str) -> Non
     config = make_config({"method.name": method})
     with pytest.raises(AssertionError, match="teacher"):
         distillation(network(neuron=NeuronConfig()), None, config, (1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("{'ce': ce}", "its function returns ce; it must be a dict of named terms with"),
+        ("ce", "its function returns Tensor; it must be a dict"),
+        ("{'loss': ce, 'logits': outputs.logits_TNK}", r"logits torch\.Size\(\[2, 2, 3\]\); every"),
+        ("{'loss': ce.detach()}", "a loss that does not depend on the student's outputs"),
+        ("{'loss': 1 / 0}", r"fails on two images: ZeroDivisionError: .*bad_method\.py, line \d+"),
+    ],
+)
+def test_a_method_of_one_s_own_is_tried_before_anything_is_trained(
+    make_task: MakeTask,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    returned: str,
+    said: str,
+) -> None:
+    (tmp_path / "bad_method.py").write_text(
+        "from tser_cli.losses.base import Distilling, mean_cross_entropy\n"
+        "class Settings(Distilling):\n    name: str = 'bad'\n"
+        "def loss(outputs, settings):\n"
+        "    ce = mean_cross_entropy(outputs, settings)\n"
+        f"    return {returned}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "bad_method", raising=False)
+    monkeypatch.setitem(registry.METHODS, "bad", registry.MethodEntry("bad_method"))
+    with pytest.raises(ConfigError, match=f"method bad.*{said}"):
+        make_task("student", make_config({"method.name": "bad"}))
+    sys.modules.pop("bad_method", None)
+
+
+def test_a_method_that_reads_firing_rates_is_given_them(
+    make_task: MakeTask, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Outputs] = []
+
+    def listening(outputs: Outputs, settings: MethodSettings) -> Terms:
+        seen.append(outputs)
+        return load_method("kd")(outputs, settings)
+
+    for reads in (True, False):
+        monkeypatch.setattr(registry.METHODS["kd"].settings, "reads_firing_rates", reads)
+        task = make_task("student", make_config({"method.name": "kd"}))
+        task.method = listening
+        images, labels = batch()
+        task.step(images, labels)
+    with_rates, without = seen
+    assert with_rates.firing_rates_L is not None and without.firing_rates_L is None
+    neurons = [m for m in task.model.modules() if isinstance(m, SpikingNeuron)]
+    assert with_rates.firing_rates_L.shape == (len(neurons),)
+    assert torch.equal(with_rates.logits_TNK, without.logits_TNK)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from tser_cli import plugins
 from tser_cli.config import Config
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.errors import ConfigError, RunError, nearest
@@ -86,9 +87,9 @@ def differences(run: Run, config: Config) -> list[str]:
     """Return `key: old -> new` for every setting that forbids a resume."""
     try:
         before = run.config().flat()
-    except ConfigError as error:
+    except (ConfigError, RunError) as error:
         return [str(error)]
-    return [
+    return plugins.changes(run.plugin_records()) + [
         f"{key}: {before.get(key)!r} -> {value!r}"
         for key, value in config.flat().items()
         if before.get(key) != value and not config.policy(key).resume

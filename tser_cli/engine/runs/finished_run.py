@@ -53,8 +53,7 @@ def measuring_config(run: Run, changes: dict[str, Any]) -> Config:
     """
     asked, counting = recipe.from_environment(os.environ), keys_where(lambda p: p.measuring)
     asked = recipe.Layer(asked.source, {k: v for k, v in asked.values.items() if k in counting})
-    own = recipe.read(str(run.folder / "config.toml"))
-    return recipe.resolve([own, asked, recipe.from_flags(changes)])
+    return recipe.resolve([run.settings(), asked, recipe.from_flags(changes)])
 
 
 def open_finished(run: Run, changes: dict[str, Any], progress: Progress) -> FinishedRun:

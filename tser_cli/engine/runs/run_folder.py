@@ -14,11 +14,12 @@ from typing import Any
 import filelock
 import tomli_w
 
+from tser_cli import plugins, registry
 from tser_cli.config import FLOAT_BITS, Config, method_label
 from tser_cli.engine.runs.provenance import environment
 from tser_cli.errors import RunError
 from tser_cli.files import make_folder, write_error, write_text
-from tser_cli.recipe import read, resolve
+from tser_cli.recipe import Layer, read, resolve
 
 MODEL_FILE = "model.safetensors"
 
@@ -51,8 +52,21 @@ class Run:
         return self.folder / MODEL_FILE
 
     def config(self) -> Config:
-        """Return the settings as resolved when the run began. Raises ConfigError."""
-        return resolve([read(str(self.folder / "config.toml"))])
+        """Return the settings as resolved when the run began. Raises ConfigError, RunError."""
+        return resolve([self.settings()])
+
+    def settings(self) -> Layer:
+        """Return config.toml as a layer of settings.
+
+        Raises ConfigError, and RunError where it needs a plug-in that is not loaded.
+        """
+        layer = read(str(self.folder / "config.toml"))
+        plugins.check_loaded(self.plugin_records(), registry.used_by(layer.values), self.folder)
+        return layer
+
+    def plugin_records(self) -> list[dict[str, Any]]:
+        """Return what environment.json says of the plug-ins that the run was made with."""
+        return self.environment().get("plugins") or []
 
     def status(self) -> dict[str, Any]:
         """Return status.json, or {} where it is missing or damaged."""
@@ -134,7 +148,8 @@ def create(runs_dir: Path, kind: str, config: Config, *, dataset: str = "", mode
     name = run_name(kind, config, model)
     run = Run(_new_folder(runs_dir / kind / (dataset or config.data.name) / name))
     write_text(run.folder / "config.toml", tomli_w.dumps(config.model_dump(mode="json")))
-    run.update_environment(**environment(config.training.seed))
+    kept = plugins.keep(run.folder, registry.targets_of(config.flat()))
+    run.update_environment(**environment(config.training.seed), plugins=kept)
     run.update_status(kind=kind, state="running", epoch=0, started=_now())
     return run
 

@@ -11,21 +11,31 @@ from torch import Tensor, nn
 from tser_cli import registry
 from tser_cli.config import Config, MethodSettings
 from tser_cli.engine.runs.model_files import freeze
+from tser_cli.errors import ConfigError
 from tser_cli.losses.base import (
     Features,
     Method,
     Outputs,
     Terms,
     TrainingProgress,
+    check_terms,
     load_adapters,
     load_method,
     reward_entropy,
 )
 from tser_cli.models import Classifier
-from tser_cli.models.features import FeatureTap, over_time, stage_shapes
+from tser_cli.models.features import (
+    FeatureTap,
+    firing_rates,
+    neuron_names,
+    over_time,
+    stage_shapes,
+)
 from tser_cli.models.savings import folded
+from tser_cli.plugins import last_line
 
 NOT_BEGUN = TrainingProgress()
+Stages = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -40,22 +50,30 @@ class StepResult:
 class Trainee(nn.Module):
     """A network in training with the adapters of its method, if any: what the processes share.
 
-    images [N, C, H, W], T -> logits as the network gives them, and the adapted features of each
-    stage, averaged over time.
+    images [N, C, H, W], T -> logits as the network gives them, the adapted features of each stage,
+    averaged over time, and the firing rate of each layer of neurons, where the method reads them.
     """
 
-    def __init__(self, model: Classifier, adapters: nn.Module | None, tap: FeatureTap | None):
+    def __init__(
+        self,
+        model: Classifier,
+        adapters: nn.Module | None = None,
+        tap: FeatureTap | None = None,
+        neurons: FeatureTap | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.adapters = adapters
         self._tap = tap
+        self._neurons = neurons
 
-    def forward(self, images_NCHW: Tensor, timesteps: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, images_NCHW: Tensor, timesteps: int) -> tuple[Tensor, Stages, Tensor | None]:
         logits = self.model(images_NCHW, timesteps)
+        rates = None if self._neurons is None else firing_rates(self._neurons.take())
         if self.adapters is None or self._tap is None:
-            return logits, ()
+            return logits, (), rates
         averaged = tuple(over_time(features, timesteps) for features in self._tap.take())
-        return logits, self.adapters(averaged)
+        return logits, self.adapters(averaged), rates
 
 
 @dataclass
@@ -97,14 +115,14 @@ class Task:
         `indices_N`: the images' places in the training data, for `teacher_logits_MK`. `progress`:
         how far the training has come, for methods that depend on it.
         """
-        logits, student = self.network(images_NCHW, self.timesteps)
+        logits, student, rates = self.network(images_NCHW, self.timesteps)
         logits = logits.float()
         logits_TNK = logits if self.model.spiking else logits.unsqueeze(0)
         teacher_NK = self._teacher_logits(images_NCHW, indices_N)
         features = None
         if self.teacher_tap is not None:
             features = Features(_full(student), _full(self.teacher_tap.take()))
-        outputs = Outputs(logits_TNK, labels_N, teacher_NK, features, progress)
+        outputs = Outputs(logits_TNK, labels_N, teacher_NK, features, progress, rates)
         terms = reward_entropy(self.method(outputs, self.settings), outputs, self.settings)
         correct = (logits_TNK.detach().mean(0).argmax(-1) == labels_N).sum()
         return StepResult(terms, correct, logits_TNK)
@@ -128,7 +146,7 @@ def teach(teacher: Classifier, images_NCHW: Tensor) -> Tensor:
 
 def classification(model: Classifier, config: Config) -> Task:
     """Train an ANN with cross entropy on its logits; of [method] the label smoothing counts."""
-    network = Trainee(model, None, None)
+    network = Trainee(model)
     smoothing = getattr(config.method, "label_smoothing", 0.0)
     settings = registry.METHODS["ce"].settings.model_validate({"label_smoothing": smoothing})
     return Task(model, network, load_method("ce"), settings, 1)
@@ -151,19 +169,42 @@ def distillation(
         teacher = folded(teacher)
     task = Task(
         student,
-        Trainee(student, None, None),
+        Trainee(student),
         load_method(name),
         config.method,
         config.model.timesteps,
         freeze(teacher) if teacher is not None and needs_teacher else None,
     )
-    make_adapters = load_adapters(name)
-    if make_adapters is None or task.teacher is None:
-        return task
-    tap, task.teacher_tap = FeatureTap(student), FeatureTap(task.teacher)
-    task.adapters = make_adapters(
-        stage_shapes(student, tap, image_shape),
-        stage_shapes(task.teacher, task.teacher_tap, image_shape),
-    )
-    task.network = Trainee(student, task.adapters, tap)
+    make_adapters, tap, neurons = load_adapters(name), None, None
+    if config.method.reads_firing_rates:
+        neurons = FeatureTap(student, neuron_names(student))
+    if make_adapters is not None and task.teacher is not None:
+        tap, task.teacher_tap = FeatureTap(student), FeatureTap(task.teacher)
+        task.adapters = make_adapters(
+            stage_shapes(student, tap, image_shape),
+            stage_shapes(task.teacher, task.teacher_tap, image_shape),
+        )
+    task.network = Trainee(student, task.adapters, tap, neurons)
+    if not registry.is_built_in(registry.METHODS[name].target):
+        check_method(task, image_shape)
     return task
+
+
+def check_method(task: Task, image_shape: tuple[int, int, int]) -> None:
+    """Raise ConfigError where the method of a plug-in fails on two images, before any training."""
+    name, training = task.settings.name, task.network.training
+    device = next(task.network.parameters()).device
+    with torch.random.fork_rng(devices=[]):
+        images = torch.zeros(2, *image_shape, device=device)
+        logits_TNK, student, rates = task.network.eval()(images, task.timesteps)
+        task.network.train(training)
+        labels_N = torch.zeros(2, dtype=torch.long, device=device)
+        # the teacher may be on another device by now: zeros of its shapes will do
+        teacher_NK = None if task.teacher is None else torch.zeros_like(logits_TNK[0])
+        features = Features(student, tuple(map(torch.zeros_like, student))) if student else None
+        tried = Outputs(logits_TNK, labels_N, teacher_NK, features, NOT_BEGUN, rates)
+        try:
+            found = task.method(tried, task.settings)
+        except Exception as error:
+            raise ConfigError(f"method {name} fails on two images: {last_line(error)}") from error
+    check_terms(name, found)

@@ -1,0 +1,229 @@
+"""Plug-ins: found, imported, registered, kept in a run, and asked for when one is missing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from tser_cli import config, plugins, recipe, registry
+from tser_cli.cli import options
+from tser_cli.errors import ConfigError, RunError
+
+METHOD = """
+from tser_cli.fields import NonNegative
+from tser_cli.losses.base import Supervised, mean_cross_entropy
+from tser_cli.registry import add_method
+
+class Settings(Supervised):
+    summary = "an example"
+    name: str = "mine"
+    consistency_weight: NonNegative = 0.1
+
+@add_method(Settings)
+def loss(outputs, settings):
+    ce = mean_cross_entropy(outputs, settings)
+    return {"loss": ce, "ce": ce}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """An empty current folder, and registries and modules put back at the end."""
+    tables = {kind: dict(table) for kind, table in registry.TABLES.items()}
+    modules, path = dict(sys.modules), list(sys.path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(plugins.VARIABLE, raising=False)
+    monkeypatch.setattr(plugins, "_loaded", {})
+    yield
+    for kind, table in tables.items():
+        registry.TABLES[kind].clear()
+        registry.TABLES[kind].update(table)
+    for name in sys.modules.keys() - modules.keys():
+        del sys.modules[name]
+    sys.path[:] = path
+    config._keys.cache_clear()
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def make(text: str = METHOD, name: str = "example_plugin.py") -> Path:
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return file
+
+    return make
+
+
+def refused(name: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        plugins.load([name])
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["example_plugin", "example_plugin.py", "./example_plugin.py"])
+def test_a_module_or_a_file_is_found_from_the_current_folder(
+    write: Callable[..., Path], name: str
+) -> None:
+    file = write()
+    plugins.load([name])
+    plugins.load([name, "example_plugin"])
+    assert plugins.stated() == [str(file)]
+    settings = recipe.resolve([recipe.from_assignments(["method.name=mine"])]).method
+    assert settings.model_dump()["consistency_weight"] == 0.1
+    assert registry.METHODS["mine"].needs_teacher
+
+
+def test_the_weights_of_a_plug_in_are_settings_like_all_others(write: Callable[..., Path]) -> None:
+    write()
+    plugins.load(["example_plugin"])
+    assert config.full_key("consistency_weight") == "method.consistency_weight"
+    assert config.short_name("method.consistency_weight") == "consistency_weight"
+    own = recipe.from_assignments(["method.name=mine", "method.consistency_weight=-1"])
+    with pytest.raises(ConfigError, match=r"method\.consistency_weight = -1: Input should be gre"):
+        recipe.resolve([own])
+    with pytest.raises(ConfigError, match="kd does not read it; it is read by mine"):
+        recipe.resolve([recipe.from_flags({"method.name": "kd", "method.consistency_weight": 1})])
+    with pytest.raises(ConfigError, match=r'unknown method "mone" \(did you mean "mine"\?\)'):
+        recipe.resolve([recipe.from_flags({"method.name": "mone"})])
+
+
+def test_a_part_of_a_package_keeps_its_name(write: Callable[..., Path]) -> None:
+    write("", "example_package/__init__.py")
+    write(METHOD, "example_package/part.py")
+    plugins.load(["example_package.part"])
+    assert plugins.stated() == ["example_package.part"]
+    assert registry.METHODS["mine"].target == "example_package.part"
+
+
+def test_models_and_data_sets_are_registered_as_well(write: Callable[..., Path]) -> None:
+    write(
+        "from tser_cli.registry import add_dataset, add_model\n"
+        "@add_model('net', spiking_only=True)\ndef build(build): return build\n"
+        "@add_dataset('pictures', own_images=True)\ndef load(config): return config\n"
+    )
+    plugins.load(["example_plugin"])
+    assert registry.load(registry.MODELS["net"].target)(3) == 3
+    assert registry.MODELS["net"].spiking_only
+    entry = registry.DATASETS["pictures"]
+    assert entry.own_images and entry.student_recipe in recipe.available()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import no_such_module_at_all", r"can't be imported: ModuleNotFoundError: .*py, line 1\)"),
+        ("\nx = 1 / 0", r"can't be imported: ZeroDivisionError: .*example_plugin\.py, line 2\)"),
+        ("def f(:", r"can't be imported: SyntaxError: .*example_plugin\.py, line 1\)"),
+        (METHOD * 2, 'plug-in example_plugin: it registers the method "mine", which there is alre'),
+        (METHOD.replace("mine", "kd"), 'it registers the method "kd", which there is already'),
+        (METHOD.replace("mine", "my method"), '"my method" is no name for a method'),
+    ],
+    ids=["missing", "error", "syntax", "twice", "taken", "name"],
+)
+def test_a_plug_in_that_can_t_be_used(write: Callable[..., Path], text: str, said: str) -> None:
+    write(text)
+    with pytest.raises(ConfigError, match=said):
+        plugins.load(["example_plugin"])
+    assert plugins.stated() == []
+
+
+def test_a_plug_in_that_is_not_there(write: Callable[..., Path]) -> None:
+    write()
+    assert 'no such module (did you mean "example_plugin"?)' in refused("example_plugim")
+    assert 'no such file (did you mean "example_plugin.py"?)' in refused("example_plugim.py")
+
+
+def test_a_file_that_would_hide_another_module(write: Callable[..., Path]) -> None:
+    write(METHOD, "json.py")
+    write(METHOD, "xmlrpc.py")
+    for name in ("json", "xmlrpc"):
+        assert f"there is another module {name} (" in refused(f"{name}.py")
+    assert sys.modules["json"] is json
+
+
+def test_names_come_from_the_variable_and_the_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plugins.asked_for(None) == []
+    monkeypatch.setenv(plugins.VARIABLE, "one:two.py")
+    assert plugins.asked_for(["three"]) == ["one", "two.py", "three"]
+    assert recipe.from_environment({plugins.VARIABLE: "one"}).values == {}
+
+
+def test_a_recipe_names_its_plug_ins(write: Callable[..., Path]) -> None:
+    file = write()
+    write('plugins = ["example_plugin"]\n[method]\nname = "mine"\n', "mine.toml")
+    made = options.training_config("student", {}, "mine.toml", None)
+    assert (made.method.name, made.plugins) == ("mine", (str(file),))
+    # what was written is read back, and a flag may say that the file is elsewhere now
+    moved = write(METHOD, "moved/example_plugin.py")
+    plugins._loaded.clear()
+    del registry.METHODS["mine"], sys.modules["example_plugin"]
+    plugins.load([str(moved)])
+    again = options.training_config("student", {}, "mine.toml", None)
+    assert again.plugins == (str(moved),)
+
+
+def test_an_installed_package_is_not_imported_before_it_is_used(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write("raise SystemExit('imported')", "example_installed.py")
+    points = [
+        metadata.EntryPoint("theirs", "example_installed", "tser.methods"),
+        metadata.EntryPoint("net", "example_installed:build", "tser.models"),
+        metadata.EntryPoint("pictures", "example_installed:load", "tser.datasets"),
+    ]
+    monkeypatch.setattr(
+        metadata, "entry_points", lambda group: [p for p in points if p.group == group]
+    )
+    plugins.add_entry_points()
+    plugins.add_entry_points()
+    assert {"method theirs", "model net", "data set pictures"} <= set(registry.names())
+    complete = options.names_in(registry.METHODS)
+    assert complete(type("Context", (), {"params": {}})(), "th") == ["theirs"]
+    points.append(metadata.EntryPoint("kd", "example_installed", "tser.methods"))
+    with pytest.raises(ConfigError, match="package example_installed: it registers the method"):
+        plugins.add_entry_points()
+
+
+def test_a_run_keeps_its_plug_ins_and_tells_what_it_needs(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = write()
+    plugins.load(["example_plugin"])
+    folder = tmp_path / "run"
+    (record,) = plugins.keep(folder, ["tser_cli.losses.kd"])
+    assert record["copy"] == "code/example_plugin.py"
+    assert (folder / record["copy"]).read_text() == METHOD
+    assert record["adds"] == ["method mine"]
+    assert plugins.changes([record]) == []
+    plugins.check_loaded([record], ["method mine"], folder)
+    plugins._loaded.clear()
+    del registry.METHODS["mine"], sys.modules["example_plugin"]
+    plugins.check_loaded([record], ["method kd"], folder)
+    with pytest.raises(RunError) as error:
+        plugins.check_loaded([record], ["method mine", "model resnet18"], folder)
+    assert f"--plugin {file}. " in str(error.value)
+    assert str(error.value).endswith(str(folder / "code" / "example_plugin.py"))
+    file.write_text(f"{METHOD}\n# changed\n")
+    plugins.load(["example_plugin"])
+    assert plugins.changes([record]) == [f"plug-in {file}: its file has changed since"]
+
+
+def test_no_plug_in_leaves_no_trace(tmp_path: Path) -> None:
+    assert plugins.keep(tmp_path, ["tser_cli.losses.kd"]) == []
+    assert not (tmp_path / "code").exists()
+
+
+def test_an_installed_method_that_a_run_uses_is_kept(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write()
+    monkeypatch.syspath_prepend(tmp_path)
+    (record,) = plugins.keep(tmp_path / "run", ["example_plugin", "tser_cli.models.resnet:x"])
+    assert record["name"] == "example_plugin"
+    assert (tmp_path / "run" / "code" / "example_plugin.py").read_text() == METHOD

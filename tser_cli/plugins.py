@@ -1,0 +1,227 @@
+"""Plug-ins: methods, networks and data sets of one's own beside the built-in ones.
+
+A plug-in is a module that adds to the registries when it is imported (`add_method`, `add_model` and
+`add_dataset` of `tser_cli.registry`). It is named by `--plugin`, `TSER_PLUGIN` or a recipe's
+`plugins`. Installed packages add by entry points, and are not imported before they are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from tser_cli import registry
+from tser_cli.errors import ConfigError, RunError, nearest
+from tser_cli.files import make_folder, sha256, write_whole
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+VARIABLE = "TSER_PLUGIN"
+GROUPS: dict[str, tuple[str, Callable[[str], registry.Entry]]] = {
+    "tser.methods": ("method", registry.MethodEntry),
+    "tser.models": ("model", registry.ModelEntry),
+    "tser.datasets": ("data set", registry.DatasetEntry),
+}
+CODE = "code"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plug-in that was imported: `stated` names it in a recipe, from any folder if it is a file.
+
+    `adds`: the names that it added to the registries.
+    """
+
+    stated: str
+    module: str
+    file: Path
+    sha256: str
+    adds: tuple[str, ...]
+
+
+_loaded: dict[str, Plugin] = {}
+
+
+def stated() -> list[str]:
+    """The plug-ins that were imported, as config.toml keeps them."""
+    return [plugin.stated for plugin in _loaded.values()]
+
+
+def asked_for(flags: Iterable[str] | None) -> list[str]:
+    """The names in `TSER_PLUGIN` (separated as in PATH) and those of the flags."""
+    listed = os.environ.get(VARIABLE, "").split(os.pathsep)
+    return [name for name in [*listed, *(flags or [])] if name]
+
+
+def is_loaded(name: str) -> bool:
+    """Whether a plug-in of this module's name was imported, from this place or another.
+
+    So `--plugin` can say where one is that a recipe expects elsewhere.
+    """
+    return (Path(name).stem if name.endswith(".py") else name) in _loaded
+
+
+def load(names: Iterable[str]) -> None:
+    """Import plug-ins: files, or modules found from the current folder. Raises ConfigError."""
+    for name in names:
+        before = set(registry.names())
+        module = _import(name)
+        if module.__name__ not in _loaded:
+            file = Path(str(module.__file__)).resolve()
+            added = tuple(sorted(set(registry.names()) - before))
+            digest = sha256(file.read_bytes())
+            _loaded[module.__name__] = Plugin(
+                _from_anywhere(name, file), module.__name__, file, digest, added
+            )
+
+
+def _from_anywhere(name: str, file: Path) -> str:
+    # A part of a package is only found by its name; so is what is installed.
+    installed = Path(sysconfig.get_paths()["purelib"]).resolve() in file.parents
+    in_package = file.name == "__init__.py" or ("." in name and not name.endswith(".py"))
+    return name if installed or in_package else str(file)
+
+
+def _import(name: str) -> ModuleType:
+    is_file = name.endswith(".py") or os.sep in name
+    try:
+        return _import_file(name) if is_file else _import_module(name)
+    except ConfigError as error:
+        raise ConfigError(f"plug-in {name}: {error}") from error
+    except Exception as error:
+        raise ConfigError(f"plug-in {name} can't be imported: {last_line(error)}") from error
+
+
+def _import_module(name: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # what the plug-in itself imports is missing
+        beside = [path.stem for path in Path.cwd().glob("*.py")]
+        raise ConfigError(
+            f"there is no such module{nearest(name, beside)}, neither in {here} nor installed"
+        ) from None
+
+
+def _import_file(name: str) -> ModuleType:
+    file = Path(name).expanduser().resolve()
+    if not file.is_file():
+        beside = [str(path) for path in Path(name).parent.glob("*.py")]
+        raise ConfigError(f"there is no such file{nearest(name, beside)}")
+    module = file.stem
+    known = sys.modules.get(module)
+    if known is not None and getattr(known, "__file__", None) == str(file):
+        return known
+    found = importlib.util.find_spec(module) if known is None else known.__spec__
+    origin = str(found.origin) if found is not None else "built in"
+    # one that only lies in the current folder is not hidden from anybody
+    if known is not None or (found is not None and Path(origin).parent != Path.cwd()):
+        raise ConfigError(f"there is another module {module} ({origin}); rename the file")
+    specification = importlib.util.spec_from_file_location(module, file)
+    assert specification is not None and specification.loader is not None
+    made = importlib.util.module_from_spec(specification)
+    sys.modules[module] = made
+    try:
+        specification.loader.exec_module(made)
+    except BaseException:
+        del sys.modules[module]
+        raise
+    return made
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's traceback, with its file and line."""
+    text = traceback.format_exception_only(error)[-1].strip()
+    if isinstance(error, SyntaxError):
+        return f"{text} ({error.filename}, line {error.lineno})"
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{text} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else text
+
+
+def add_entry_points() -> None:
+    """Add what installed packages offer; nothing of them is imported. Raises ConfigError."""
+    from importlib.metadata import entry_points  # too slow for --help
+
+    for group in GROUPS:
+        for point in entry_points(group=group):
+            _add_entry_point(point)
+
+
+def _add_entry_point(point: EntryPoint) -> None:
+    kind, make = GROUPS[point.group]
+    known = registry.TABLES[kind].get(point.name)
+    if known is not None and known.target == point.value:
+        return
+    package = point.dist.name if point.dist is not None else point.value
+    try:
+        registry.add(kind, point.name, make(point.value))
+    except ConfigError as error:
+        raise ConfigError(f"the installed package {package}: {error}") from error
+
+
+def keep(folder: Path, targets: Iterable[str]) -> list[dict[str, Any]]:
+    """Copy the plug-ins' files into a run's code/; return what environment.json says of them.
+
+    `targets`: what else the run uses, of which installed plug-ins are kept too. Raises RunError.
+    """
+    used = [*_loaded.values(), *_installed(targets)]
+    if used:
+        make_folder(folder / CODE)
+    records = []
+    for plugin in used:
+        copy = f"{CODE}/{plugin.module}.py"
+        write_whole(folder / copy, plugin.file.read_bytes())
+        record = {"name": plugin.stated, "file": str(plugin.file), "sha256": plugin.sha256}
+        records.append({**record, "copy": copy, "adds": list(plugin.adds)})
+    return records
+
+
+def _installed(targets: Iterable[str]) -> list[Plugin]:
+    modules = {target.partition(":")[0] for target in targets}
+    foreign = [name for name in modules if not registry.is_built_in(name)]
+    found = []
+    for name in sorted(set(foreign) - _loaded.keys()):
+        file = Path(str(importlib.import_module(name).__file__))
+        found.append(Plugin(name, name, file, sha256(file.read_bytes()), ()))
+    return found
+
+
+def check_loaded(records: Iterable[Mapping[str, Any]], used: Iterable[str], folder: Path) -> None:
+    """Raise RunError where a run uses what a plug-in adds that is not loaded.
+
+    `used` are names as `registry.names` gives them. A run's copy is never imported unasked: it is
+    code from wherever the run comes from.
+    """
+    missing = set(used) - set(registry.names())
+    for record in records:
+        lacking = sorted(missing & set(record.get("adds", [])))
+        if lacking:
+            name, copy = record.get("name"), folder / str(record.get("copy"))
+            raise RunError(
+                f"{folder} needs the plug-in {name} for the {' and the '.join(lacking)}: give "
+                f"--plugin {name}. The file as it was when the run began is {copy}"
+            )
+
+
+def changes(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each plug-in of a run whose file is another one now."""
+    now = {plugin.module: plugin.sha256 for plugin in _loaded.values()}
+    return [
+        f"plug-in {record.get('name')}: its file has changed since"
+        for record in records
+        if now.get(Path(str(record.get("copy"))).stem, record.get("sha256")) != record.get("sha256")
+    ]
