@@ -15,7 +15,7 @@ from tser_cli.config import Config, method_label
 from tser_cli.data.loaders import build_train_loader
 from tser_cli.energy import DEFAULT_PROFILE, Labels, load_profile
 from tser_cli.engine.evaluation.operation_counts import EnergyReport, Price, write_energy
-from tser_cli.engine.evaluation.per_timestep import Evaluation, evaluate_split
+from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, evaluate_split
 from tser_cli.engine.runs import find_runs, model_files, run_folder
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runs.result import RESULT, RunResult
@@ -37,6 +37,7 @@ from tser_cli.errors import Interrupted, NonFiniteError
 from tser_cli.files import write_text
 from tser_cli.report import plots
 from tser_cli.report.csv_files import per_timestep_csv
+from tser_cli.report.predictions import PREDICTIONS, write_predictions
 from tser_cli.report.progress import Progress
 
 
@@ -218,6 +219,8 @@ def _write_results(
     rows = evaluation.rows()
     per_timestep_csv(run.folder / "per_timestep.csv", rows, labels)
     plots.plot_per_timestep(run.folder / "figures" / "per_timestep.png", rows, run.name)
+    if evaluation.answers is not None:
+        _write_answers(run, evaluation.answers)
     energy = None
     if evaluation.counts is not None:
         of_run = Labels(run.name, config.data.name, digest, config.training.precision)
@@ -232,6 +235,15 @@ def _write_results(
         **{RESULT: result.to_json()},
     )
     return result
+
+
+def _write_answers(run: Run, answers: Answers) -> None:
+    write_predictions(
+        run.folder / PREDICTIONS,
+        answers.labels_I.numpy(),
+        answers.prediction_TI.T.numpy(),
+        answers.prediction_cumulative_TI.T.numpy(),
+    )
 
 
 def _result(
