@@ -218,7 +218,8 @@ def _write_results(
     labels = row_labels(run, config, "test", name, teacher.name if teacher else None)
     rows = evaluation.rows()
     per_timestep_csv(run.folder / "per_timestep.csv", rows, labels)
-    plots.plot_per_timestep(run.folder / "figures" / "per_timestep.png", rows, run.name)
+    figure = run.folder / "figures" / "per_timestep"
+    plots.plot_per_timestep(figure, rows, run.name, str(labels["method"]))
     if evaluation.answers is not None:
         _write_answers(run, evaluation.answers)
     energy = None
