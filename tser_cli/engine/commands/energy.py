@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tser_cli.config import method_label
 from tser_cli.csv_words import ALL, TOTAL
 from tser_cli.energy import (
     DEFAULT_PROFILE,
@@ -26,7 +27,6 @@ from tser_cli.engine.evaluation.operation_counts import EnergyReport, Price, wri
 from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, evaluate_split
 from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
 from tser_cli.engine.runs.result import recorded
-from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.teachers.of_run import teacher_to_count
 from tser_cli.errors import ConfigError
 from tser_cli.files import check_folder, write_text
@@ -96,7 +96,7 @@ def _write(
     if request.per_image is not None:
         rows = per_image_rows(opened, full.answers, full.counts, profile)
         write_csv(request.per_image, rows, PER_IMAGE)
-    figures = draw(opened.run, request.output, report, full)
+    figures = draw(opened, request.output, report, full)
     beyond = _beyond(opened, request, profile)
     document = {**report.document, **beyond.document()}
     if document != report.document:
@@ -178,8 +178,9 @@ def per_image_rows(
     ]
 
 
-def draw(run: Run, output: Path, report: EnergyReport, full: Evaluation) -> list[Path]:
+def draw(opened: FinishedRun, output: Path, report: EnergyReport, full: Evaluation) -> list[Path]:
     """Draw the two figures beside the table: energy by layer, and accuracy against energy."""
+    run, method = opened.run, method_label(opened.config)
     by_layer, against = figures_of(output)
     accuracy_T = [right / full.images for right in full.correct_cumulative]
     steps = [row for row in report.rows if row["layer"] == TOTAL and row["t"] != ALL]
@@ -191,5 +192,5 @@ def draw(run: Run, output: Path, report: EnergyReport, full: Evaluation) -> list
     of_teacher = None if teacher is None or accuracy is None else (teacher, accuracy)
     return [
         *plots.plot_by_layer(by_layer, report.rows, run.name),
-        *plots.plot_accuracy(against, points, of_teacher, run.name),
+        *plots.plot_accuracy(against, points, of_teacher, run.name, method),
     ]
