@@ -7,6 +7,8 @@ one piece and exits with `exit_code`; no other exception is expected to reach a 
 from __future__ import annotations
 
 import difflib
+import functools
+import logging
 from collections.abc import Iterable
 
 
@@ -68,6 +70,12 @@ class Interrupted(Exception):  # noqa: N818  (a request to stop, not a fault)
     def __init__(self, signal_number: int, message: str = "") -> None:
         super().__init__(message or f"stopped by signal {signal_number}")
         self.exit_code = 128 + signal_number
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Log a warning, the same one only once: runs are looked for many times in one command."""
+    logging.getLogger("tser_cli").warning("%s", message)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -158,7 +158,8 @@ def read_regular(path: Path, limit: int) -> bytes:
     with os.fdopen(handle, "rb") as stream:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise ValueError("it is no regular file")
-        content = stream.read(limit + 1)
+        size = os.fstat(handle).st_size
+        content = stream.read(min(limit, size) + 1)  # room for as much as this is made at once
     if len(content) > limit:
         raise ValueError(f"it has more than {limit:,} bytes")
     return content

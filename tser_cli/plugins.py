@@ -208,7 +208,7 @@ def check_loaded(records: Iterable[Mapping[str, Any]], used: Iterable[str], fold
     """
     missing = set(used) - set(registry.names())
     for record in records:
-        lacking = sorted(missing & set(record.get("adds", [])))
+        lacking = sorted(missing & set(map(str, record.get("adds") or [])))
         if lacking:
             name, copy = record.get("name"), folder / str(record.get("copy"))
             raise RunError(

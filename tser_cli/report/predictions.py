@@ -6,6 +6,7 @@ Small (a few bytes an image), and enough to compare two networks image by image.
 from __future__ import annotations
 
 import io
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,8 +73,17 @@ def read_predictions(path: Path) -> Predictions | None:
         return None
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            return Predictions(stored["labels_I"], stored["at_t_IT"], stored["cumulative_IT"])
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+            found = Predictions(stored["labels_I"], stored["at_t_IT"], stored["cumulative_IT"])
+        _check_shapes(found)
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
         raise RunError(
             f"{path} is damaged ({error}). Remove it: the statistics then do without it"
         ) from error
+    return found
+
+
+def _check_shapes(found: Predictions) -> None:
+    shape = found.cumulative_IT.shape
+    alike = found.labels_I.shape == shape[:1] and found.at_t_IT.shape == shape
+    if len(shape) != 2 or not shape[1] or not alike:
+        raise ValueError("its arrays are no images by steps")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tser_cli.engine.ablation.cell_folder import (
 from tser_cli.engine.ablation.grid import Cell
 from tser_cli.engine.runs import run_folder
 from tser_cli.engine.runs.find_runs import find_unfinished
-from tser_cli.engine.runs.run_folder import create
+from tser_cli.engine.runs.run_folder import Run, create
 from tser_cli.recipe import read, resolve
 
 
@@ -68,6 +69,77 @@ def test_a_row_of_an_unfinished_cell_says_so(
     assert find_cell(cell, tmp_path) is None
     row = result_row(cell, tmp_path)
     assert row == {"seed": 0, "state": state, "folder": "cells/method=kd_s0"}
+
+
+RESULT = {
+    **{"kind": "student", "model": "resnet20", "dataset": "digits", "method": "kd"},
+    **{"timesteps": 1, "images": 11, "accuracy": 0.5, "teacher": None, "teacher_accuracy": None},
+    **{"best_validation_accuracy": None, "energy_pj": 1.0, "ann_energy_pj": 2.0, "seconds": 1.0},
+    "per_timestep": [{"t": 1, "accuracy_at_t": 0.5, "accuracy_cumulative": 0.5}],
+}
+
+
+def finished(cell: Cell, folder: Path, **status: Any) -> Run:
+    run = create(cell_folder(cell, folder), "student", cell.config)
+    now = datetime.now().astimezone().isoformat()
+    run.update_status(**{"state": "finished", "finished": now, "result": RESULT, **status})
+    return run
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"accuracy": None},
+        {"accuracy": 17.0},
+        {"accuracy": "high"},
+        {"per_timestep": []},
+        {"per_timestep": [{"t": 7, "accuracy_at_t": 0.5, "accuracy_cumulative": 0.5}]},
+        {"per_timestep": [{"t": 1, "accuracy_cumulative": 0.5}]},
+        {"per_timestep": [{"t": 1, "accuracy_at_t": "x", "accuracy_cumulative": 0.5}]},
+    ],
+)
+def test_a_cell_with_a_damaged_result_is_named_and_trained_again(
+    make_cell: Callable[..., Cell],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    change: dict[str, Any],
+) -> None:
+    cell = make_cell({"method.name": "kd"}, 2)
+    sound = finished(cell, tmp_path)
+    assert find_cell(cell, tmp_path) == sound
+    assert result_row(cell, tmp_path)["accuracy"] == 0.5
+    sound.update_status(result={**RESULT, **change})
+    assert find_cell(cell, tmp_path) is None
+    assert "method=kd, seed 2 counts as not trained" in caplog.text
+    assert result_row(cell, tmp_path)["state"] == "damaged"
+
+
+@pytest.mark.parametrize("name", ["status.json", "environment.json"])
+def test_a_cell_with_a_damaged_file_is_trained_again(
+    make_cell: Callable[..., Cell], tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    cell = make_cell({"method.name": "kd"})
+    run = finished(cell, tmp_path)
+    (run.folder / name).write_text('{"accuracy": NaN}')
+    assert find_cell(cell, tmp_path) is None
+    assert str(run.folder / name) in caplog.text
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\0", b"epoch,seconds\n1,x\n"])
+def test_an_old_cell_without_its_tables_is_trained_again(
+    make_cell: Callable[..., Cell],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    content: bytes | None,
+) -> None:
+    cell = make_cell({"method.name": "kd"})
+    run = create(cell_folder(cell, tmp_path), "student", cell.config)
+    run.update_status(state="finished", accuracy=0.5)
+    if content is not None:
+        for name in ("metrics.csv", "per_timestep.csv", "energy.csv"):
+            (run.folder / name).write_bytes(content)
+    assert find_cell(cell, tmp_path) is None
+    assert f"the result of {run.folder} is damaged" in caplog.text
 
 
 def test_a_cell_s_paths_hold_from_anywhere(

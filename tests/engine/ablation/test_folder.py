@@ -45,6 +45,20 @@ def test_a_plan_is_read_as_it_was_written(ask: Ask, begun: AblationFolder) -> No
     assert checked_plan(ask(["method=ce,kd"]), begun) == document
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("[" * 200_000, "[]", "\0", '{"axes": {}}', '{"axes": [1]}', '{"cells": {"a": 1}}'),
+        *('{"teachers": {"a": {}}}', '{"cells": {"a": Infinity}}', '{"axes": ["\\ud800"]}'),
+    ],
+    ids=range(9),
+)
+def test_a_damaged_plan_is_named(begun: AblationFolder, content: str) -> None:
+    begun.plan.write_text(content)
+    with pytest.raises(ConfigError, match=f"{begun.plan}, is damaged"):
+        read_plan(begun)
+
+
 def test_where_there_is_no_plan_it_is_empty(place: AblationFolder) -> None:
     assert read_plan(place) == {"axes": [], "cells": {}, "teachers": {}}
     assert not place.folder.exists()
@@ -100,7 +114,7 @@ def test_an_unknown_teacher_is_refused_where_a_method_needs_it(
 def test_a_plan_that_can_t_be_read(ask: Ask, place: AblationFolder, text: str) -> None:
     place.folder.mkdir()
     place.plan.write_bytes(text.encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"plan\.json can't be read"):
+    with pytest.raises(ConfigError, match=r"plan\.json, is damaged"):
         checked_plan(ask(["method=ce"]), place)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
 from tser_cli.engine.ablation import tsne
@@ -23,3 +26,27 @@ def test_t_sne_of_a_silent_network_is_no_error() -> None:
     points = torch.tensor(tsne.coordinates(torch.zeros(11, 4)))
     assert points.shape == (11, 2)
     assert torch.isfinite(points).all()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"\xff\xfe", b"network\na\n", b"network,image,label,x,y\na,1,1,left,2\n"),
+        *(b"network,image,label,x,y\na,0,0,nan,2\n", b"network,image,label,x,y\na,9\n"),
+        b"network,image,label,x,y\na," + b"9" * 30 + b",1,1,2\n",
+    ],
+)
+def test_a_damaged_table_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    path = tmp_path / "tsne.csv"
+    path.write_bytes(content)
+    assert tsne.known_networks(path) == set()
+    assert f"{path} is damaged" in caplog.text
+
+
+def test_the_networks_of_a_sound_table(tmp_path: Path) -> None:
+    path = tmp_path / "tsne.csv"
+    path.write_text("network,image,label,x,y\nteacher,0,1,0.5,-1\n")
+    assert tsne.known_networks(path) == {"teacher"}
+    assert tsne.known_networks(tmp_path / "none.csv") == set()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 from pathlib import Path
 
 import pytest
 import torch
 
+from tser_cli import files
 from tser_cli.engine.runs import checkpoints
 from tser_cli.engine.runs.checkpoints import load_latest, save_checkpoint
 from tser_cli.errors import DamagedError
@@ -79,6 +82,44 @@ def test_a_missing_manifest_is_damage_not_a_fresh_start(tmp_path: Path) -> None:
         load_latest(tmp_path, lambda text: None)
 
 
+def entry(**changes: object) -> str:
+    found = {"file": "step-000000001.pt", "step": 1, "size": 1, "sha256": "0", **changes}
+    return json.dumps({"checkpoints": [found]})
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        *(
+            "[" * 200_000,
+            '{"checkpoints": 3}',
+            '{"checkpoints": [[]]}',
+            "\0",
+            '{"checkpoints": []}',
+        ),
+        *(entry(step="x"), entry(size=True), entry(file=["a"]), entry(file="../step-000000001.pt")),
+        *(entry(sha256=None), entry(size=0.5), entry(file="step-\ud800.pt"), entry(size=-1)),
+        entry().replace('"size": 1', '"size": 1e999'),
+    ],
+    ids=range(14),
+)
+def test_a_damaged_manifest_is_damage(tmp_path: Path, manifest: str) -> None:
+    save_checkpoint(tmp_path, 1, state(1))
+    (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(DamagedError, match="no sound checkpoint is left"):
+        load_latest(tmp_path, lambda text: None)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_in_a_checkpoint_s_place_is_not_waited_for(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, state(1))
+    for name in (path, path.with_suffix(".new")):
+        name.unlink(missing_ok=True)
+        os.mkfifo(name)
+    with pytest.raises(DamagedError, match="no regular file"):
+        load_latest(tmp_path, lambda text: None)
+
+
 def test_missing_files_are_damage_too(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, state(1)).unlink()
     with pytest.raises(DamagedError, match="can't be read"):
@@ -106,7 +147,7 @@ def test_a_kill_at_any_point_of_a_save_loses_nothing(
         write(path, content)
 
     monkeypatch.setattr(checkpoints, "write_whole", stops)
-    monkeypatch.setattr(checkpoints, "write_text", lambda path, text: stops(path, text.encode()))
+    monkeypatch.setattr(files, "write_whole", stops)  # the manifest's way
     with pytest.raises(Killed):
         save_checkpoint(tmp_path, 3, state(3))
     loaded = load_latest(tmp_path, silent)

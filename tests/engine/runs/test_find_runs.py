@@ -42,8 +42,22 @@ def unfinished(tmp_path: Path, make_config: MakeConfig) -> Callable[..., Run]:
 @pytest.mark.parametrize("content", ["", "{", "[1]", "\xff"])
 def test_a_run_with_a_damaged_status_is_not_opened(tmp_path: Path, content: str) -> None:
     (tmp_path / "status.json").write_text(content, encoding="latin-1")
-    with pytest.raises(RunError, match="unreadable, not finished"):
+    with pytest.raises(RunError, match="is damaged"):
         find_runs.open_run(tmp_path)
+
+
+def test_a_damaged_run_is_named_and_the_others_are_found(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = tmp_path / "student" / "digits"
+    sound = write_status(place / "a", state="finished")
+    for name, content in (("b", '{"state": []}'), ("c", "[" * 200_000)):
+        (place / name).mkdir()
+        (place / name / "status.json").write_text(content)
+    assert list(find_runs.all_runs(tmp_path)) == [sound]
+    assert find_runs.newest_finished(tmp_path, "student") == sound
+    assert caplog.text.count("is damaged") == 2
+    assert str(place / "b") in caplog.text and str(place / "c") in caplog.text
 
 
 def test_the_newest_is_the_one_that_finished_last(tmp_path: Path) -> None:

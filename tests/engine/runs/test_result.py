@@ -108,10 +108,10 @@ def test_a_damaged_entry_is_an_error(run: Run, damage: Damage) -> None:
         read_result(run)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"state": "finished"}', "[]"])
+@pytest.mark.parametrize("text", ["", "{", '{"state": "finished"}', "[]", '{"accuracy": NaN}'])
 def test_a_damaged_status_is_an_error(run: Run, text: str) -> None:
     (run.folder / "status.json").write_text(text)
-    with pytest.raises(RunError, match="has no recorded result"):
+    with pytest.raises(RunError, match="has no recorded result|is damaged"):
         read_result(run)
 
 

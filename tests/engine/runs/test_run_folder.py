@@ -84,10 +84,33 @@ def test_status_and_environment_say_what_runs_where(
     assert run.status() == {**status, **changed}
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "\xff"])
-def test_a_damaged_status_is_an_empty_one(tmp_path: Path, content: str) -> None:
+DAMAGED = [
+    *("", "{", "[1]", "\xff", "[" * 200_000, '{"state": NaN}', '{"state": "\\ud800"}'),
+    *('{"state": ["finished"]}', '{"state": "\\u0000"}', '{"pid": 1e400}', '{"resumable": 3}'),
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_status_names_its_folder(tmp_path: Path, content: str) -> None:
     (tmp_path / "status.json").write_text(content, encoding="latin-1")
-    assert Run(tmp_path).status() == {}
+    with pytest.raises(RunError, match=f"run folder {tmp_path} is damaged"):
+        Run(tmp_path).status()
+
+
+@pytest.mark.parametrize("content", ["[]", '{"plugins": 3}', '{"teacher": []}', '{"x": Infinity}'])
+def test_a_damaged_environment_names_its_folder(tmp_path: Path, content: str) -> None:
+    (tmp_path / "environment.json").write_text(content)
+    with pytest.raises(RunError, match=f"run folder {tmp_path} is damaged"):
+        Run(tmp_path).environment()
+
+
+def test_a_run_whose_status_is_damaged_while_it_trains_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "status.json").write_text("{")
+    Run(tmp_path).update_status(state="running")
+    assert Run(tmp_path).status()["state"] == "running"
+    assert "is damaged" in caplog.text
 
 
 def test_runs_of_the_same_second_get_folders_of_their_own(

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from tser_cli.config import Config, MethodSettings
-from tser_cli.engine.runs.checkpoints import load_latest
+from tser_cli.engine.runs.checkpoints import load_latest, save_checkpoint
 from tser_cli.engine.runtime.seeds import seed_everything
 from tser_cli.engine.runtime.stop import StopRequest
 from tser_cli.engine.training.job import TrainingJob
 from tser_cli.engine.training.loop import fit
-from tser_cli.errors import Interrupted
+from tser_cli.errors import DamagedError, Interrupted
 from tser_cli.losses.base import Outputs, Terms, TrainingProgress
 from tser_cli.report.csv_files import read_csv
 from tser_cli.report.progress import Silent
@@ -159,6 +159,38 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     undisturbed: Callable[[str], Outcome], resumed: Resumed, kind: str, step: int
 ) -> None:
     assert_same_outcome(resumed(kind, StopsAt(step)), undisturbed(kind))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {}},
+        {"model": 3},
+        {"optimizer": {}},
+        {"random": None},
+        {"epoch": "one"},
+        {"step": -1},
+        {"rows": 7},
+        {"rows": [{"epoch": 1, "x": []}, {"y": 2}]},
+        {"meter": []},
+        {"seconds": None},
+    ],
+)
+def test_a_valid_hash_over_another_content_is_damage(
+    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    config = make_config()
+    with pytest.raises(Interrupted):
+        fit(make_fit("teacher", config, tmp_path, StopsAt(2)))
+    work = make_fit("teacher", config, tmp_path)
+    folder = work.run.checkpoints
+    sound = load_latest(folder, no_warning)
+    assert sound is not None
+    for path in folder.iterdir():
+        path.unlink()
+    save_checkpoint(folder, 2, {**sound, **change})
+    with pytest.raises(DamagedError, match="holds no state of this run"):
+        fit(work)
 
 
 @pytest.mark.parametrize("step", [4, 6])

@@ -14,6 +14,7 @@ from tser_cli.engine.ablation.grid import Cell
 from tser_cli.engine.runs.find_runs import all_runs, newest_finished
 from tser_cli.engine.runs.result import RESULT, read_result, recorded
 from tser_cli.engine.runs.run_folder import Run
+from tser_cli.errors import RunError, warn_once
 from tser_cli.files import make_folder, write_text
 from tser_cli.report.csv_files import ENERGY, INTEGER, PER_TIMESTEP, read_table
 
@@ -60,8 +61,20 @@ def cell_folder(cell: Cell, folder: Path) -> Path:
 
 
 def find_cell(cell: Cell, folder: Path) -> Run | None:
-    """Return the finished run of a cell, None where there is none yet."""
-    return newest_finished(cell_folder(cell, folder), "student")
+    """Return the finished run of a cell, None where there is none yet.
+
+    One whose result can't be read is named in a warning and is as good as none: it is trained
+    again.
+    """
+    run = newest_finished(cell_folder(cell, folder), "student")
+    try:
+        if run is not None:
+            result_of(run)
+            run.environment()
+    except RunError as error:
+        warn_once(f"{cell.title} counts as not trained: {error}")
+        return None
+    return run
 
 
 def result_row(cell: Cell, folder: Path) -> dict[str, Any]:
@@ -74,15 +87,33 @@ def result_row(cell: Cell, folder: Path) -> dict[str, Any]:
     if run is not None:
         return {**row, "state": "finished", **result_of(run)}
     begun = next(all_runs(cell_folder(cell, folder), "student"), None)
-    return row if begun is None else {**row, "state": begun.status().get("state")}
+    if begun is None:
+        return row
+    state = begun.status().get("state")
+    return {**row, "state": "damaged" if state == "finished" else state}
 
 
 def result_of(run: Run) -> dict[str, Any]:
-    """Return what came out of a finished run. `seconds` are of training, in all its parts."""
-    if RESULT not in run.status():
-        return _result_from_tables(run)
+    """Return what came out of a finished run. `seconds` are of training, in all its parts.
+
+    Raises RunError where that can't be read, or is none: an accuracy that is no fraction.
+    """
+    recorded_there = RESULT in run.status()
+    try:
+        row = _result_as_recorded(run) if recorded_there else _result_from_tables(run)
+        accuracies = [v for k, v in row.items() if "accuracy" in k and v is not None]
+        if row["accuracy"] is None or not all(0.0 <= value <= 1.0 for value in accuracies):
+            raise ValueError("an accuracy is no fraction")
+    except (ArithmeticError, KeyError, OSError, TypeError, ValueError) as error:
+        raise RunError(f"the result of {run.folder} is damaged ({error})") from error
+    return row
+
+
+def _result_as_recorded(run: Run) -> dict[str, Any]:
     result = read_result(run)
     steps = result.per_timestep
+    if [row["t"] for row in steps] != list(range(1, result.timesteps + 1)):
+        raise ValueError("its time steps do not follow each other")
     return {
         "accuracy": result.accuracy,
         "teacher_accuracy": result.teacher_accuracy,

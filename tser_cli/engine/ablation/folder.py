@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +16,14 @@ from tser_cli.config import Config
 from tser_cli.engine.ablation.grid import SEED, Cell, Request
 from tser_cli.engine.teachers import find
 from tser_cli.engine.teachers.fits import check_architecture
-from tser_cli.errors import ConfigError, RunError
-from tser_cli.files import make_folder, sha256, write_text
+from tser_cli.errors import ConfigError, DamagedFileError, RunError
+from tser_cli.files import make_folder, read_json, sha256, write_error, write_json
 from tser_cli.old_settings import of_today
 
 SHOWN = 5
+PLAN_BYTES = 2**28
+TEACHER_KEYS = {"file", "sha256"}
+PLAN_TYPES = {"axes": list, "cells": dict, "teachers": dict}
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ def hold(place: AblationFolder) -> Iterator[None]:
         raise RunError(
             f"{place.folder} is in use by another tser ablate. Wait for it, or stop it first"
         ) from None
+    except OSError as error:
+        raise write_error(place.folder / ".lock", error) from error
     with lock:
         yield
 
@@ -64,20 +69,32 @@ def hold(place: AblationFolder) -> Iterator[None]:
 def read_plan(place: AblationFolder) -> dict[str, Any]:
     """Return plan.json, or one without cells where there is none. Raises ConfigError."""
     empty: dict[str, Any] = {"axes": [], "cells": {}, "teachers": {}}
-    if not place.plan.exists():
+    if not os.path.lexists(place.plan):
         return empty
     try:
-        return {**empty, **json.loads(place.plan.read_text(encoding="utf-8"))}
-    except (OSError, ValueError, TypeError) as error:
+        document = {**empty, **read_json(place.plan, PLAN_BYTES, PLAN_TYPES)}
+        _check_entries(document)
+    except (DamagedFileError, ValueError) as error:
         raise ConfigError(
-            f"{place.plan} can't be read ({error}); choose another --output"
+            f"the plan of this ablation, {place.plan}, is damaged ({error}). Restore it from a "
+            "copy, or choose another --output"
         ) from error
+    return document
+
+
+def _check_entries(document: dict[str, Any]) -> None:
+    records = document["teachers"].values()
+    sound = [isinstance(record, dict) and record.keys() >= TEACHER_KEYS for record in records]
+    texts = [isinstance(axis, str) for axis in document["axes"]]
+    cells = [isinstance(settings, dict) for settings in document["cells"].values()]
+    if not all([*sound, *texts, *cells]):
+        raise ValueError("its entries are none of tser's")
 
 
 def write_plan(place: AblationFolder, document: dict[str, Any]) -> None:
     """Write plan.json. Raises RunError."""
     make_folder(place.folder)
-    write_text(place.plan, json.dumps(document, indent=1) + "\n")
+    write_json(place.plan, document)
 
 
 def settings_of(cell: Cell) -> dict[str, Any]:
@@ -133,7 +150,7 @@ def shared_teacher(document: dict[str, Any], key: str) -> str | None:
     record = document["teachers"].get(key)
     if record is None:
         return None
-    path = Path(record["file"])
+    path = Path(str(record["file"]))
     if not path.is_file() or sha256(path.read_bytes()) != record["sha256"]:
         raise ConfigError(
             f"{path}, the teacher that this ablation began with, is gone or has changed. Put it "

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from tser_cli.engine.ablation.cell_folder import find_cell, result_row
 from tser_cli.engine.ablation.grid import Request
 from tser_cli.engine.ablation.provenance import provenance
+from tser_cli.engine.runs.run_folder import Run
+from tser_cli.errors import RunError, warn_once
 from tser_cli.report.csv_files import STATISTICS, ablation_schema, summary_schema, write_csv
-from tser_cli.report.predictions import PREDICTIONS, read_predictions
+from tser_cli.report.predictions import PREDICTIONS, Predictions, read_predictions
 from tser_cli.report.statistics import (
     CONFIDENCE,
     FEWEST,
@@ -50,15 +52,26 @@ def write_tables(request: Request, folder: Path) -> Rows:
 
 
 def answers_of(request: Request, folder: Path) -> Answers:
-    """Return which test images each finished run gets right. Raises RunError."""
+    """Return which test images each finished run gets right.
+
+    A run whose predictions are damaged is named in a warning and left out.
+    """
     answers: dict[Key, dict[int, NDArray[np.bool_]]] = {}
     for cell in request.cells:
         run = find_cell(cell, folder)
-        predictions = read_predictions(run.folder / PREDICTIONS) if run else None
+        predictions = _predictions(run) if run else None
         if predictions is not None:
             key = tuple(str(cell.varied[axis]) for axis in request.axes)
             answers.setdefault(key, {})[cell.seed] = predictions.right()
     return answers
+
+
+def _predictions(run: Run) -> Predictions | None:
+    try:
+        return read_predictions(run.folder / PREDICTIONS)
+    except RunError as error:
+        warn_once(str(error))
+        return None
 
 
 def summarise(

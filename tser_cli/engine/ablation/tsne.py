@@ -13,12 +13,12 @@ from torch import Tensor
 from tser_cli.data.loaders import build_eval_loader
 from tser_cli.engine.ablation.cell_folder import find_cell
 from tser_cli.engine.ablation.grid import Cell
-from tser_cli.engine.runs.finished_run import open_finished
+from tser_cli.engine.runs.finished_run import FinishedRun, open_finished
 from tser_cli.engine.runs.model_files import freeze
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runtime.context import Context
 from tser_cli.engine.teachers.of_run import TEACHER, read_run_teacher
-from tser_cli.errors import CheckpointError
+from tser_cli.errors import CheckpointError, warn_once
 from tser_cli.models import Classifier
 from tser_cli.models.features import penultimate
 from tser_cli.report.csv_files import TSNE, read_table, write_csv
@@ -40,13 +40,23 @@ def write(cells: list[Cell], folder: Path, progress: Progress) -> None:
         return
     rows: list[dict[str, Any]] = []
     for label, run in runs.items():
-        opened = open_finished(run, {}, progress)
+        opened = _opened(label, run, progress)
+        if opened is None:
+            continue
         if not any(row["network"] == TEACHER for row in rows):
             rows += teacher_rows(run, opened.context)
         steps = opened.config.model.timesteps
         rows += embed(label, opened.loaded.model, opened.context, steps)
     rows.sort(key=lambda row: row["network"] != TEACHER)
     write_csv(folder / TSNE_CSV, rows, TSNE)
+
+
+def _opened(label: str, run: Run, progress: Progress) -> FinishedRun | None:
+    try:
+        return open_finished(run, {}, progress)
+    except CheckpointError as error:
+        progress.warn(f"{label} is left out of {TSNE_CSV}: {error}")
+        return None
 
 
 def first_runs(cells: list[Cell], folder: Path) -> dict[str, Run]:
@@ -60,8 +70,17 @@ def first_runs(cells: list[Cell], folder: Path) -> dict[str, Run]:
 
 
 def known_networks(path: Path) -> set[str]:
-    """The networks that a table has; none where there is no table."""
-    return set(read_table(path, TSNE)["network"]) if path.is_file() else set()
+    """The networks that a table has; none where there is no table, or a damaged one."""
+    if not path.is_file():
+        return set()
+    try:
+        table = read_table(path, TSNE)
+        if not np.isfinite(table[["x", "y"]].to_numpy()).all():
+            raise ValueError("a coordinate is not finite")
+        return set(table["network"])
+    except (KeyError, OSError, OverflowError, ValueError) as error:
+        warn_once(f"{path} is damaged ({error}) and is made again")
+        return set()
 
 
 def teacher_rows(run: Run, context: Context) -> list[dict[str, Any]]:

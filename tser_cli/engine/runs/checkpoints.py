@@ -8,20 +8,30 @@ are kept, so that a damaged newest one falls back to the one before.
 from __future__ import annotations
 
 import io
-import json
+import re
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tser_cli.errors import CheckpointError, DamagedError
-from tser_cli.files import make_folder, sha256, write_text, write_whole
+from tser_cli.errors import CheckpointError, DamagedError, DamagedFileError
+from tser_cli.files import (
+    make_folder,
+    read_json,
+    read_regular,
+    sha256,
+    write_json,
+    write_whole,
+)
 
 FORMAT = 1
 KEPT = 2
 MANIFEST = "manifest.json"
+NAME = re.compile(r"step-\d{9,18}\.pt")
+KEYS = {"file", "step", "size", "sha256"}
 
 
 def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
@@ -53,11 +63,11 @@ def _waiting(path: Path) -> Path:
 
 
 def _write_manifest(folder: Path, entries: list[dict[str, Any]]) -> None:
-    write_text(folder / MANIFEST, json.dumps({"checkpoints": entries}, indent=2))
+    write_json(folder / MANIFEST, {"checkpoints": entries})
 
 
 def _prune(folder: Path, entries: list[dict[str, Any]]) -> None:
-    kept = sorted(entries, key=lambda entry: int(entry["step"]))[-KEPT:]
+    kept = sorted(entries, key=lambda entry: entry["step"])[-KEPT:]
     names = {entry["file"] for entry in kept}
     _write_manifest(folder, kept)
     for path in folder.glob("step-*"):
@@ -66,13 +76,22 @@ def _prune(folder: Path, entries: list[dict[str, Any]]) -> None:
 
 
 def _entries(folder: Path) -> list[dict[str, Any]]:
+    # A damaged entry is as good as none: its checkpoint is then one that the manifest lacks.
     try:
-        document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        entries: list[dict[str, Any]] = list(document["checkpoints"])
-        [(str(e["file"]), int(e["step"]), int(e["size"]), str(e["sha256"])) for e in entries]
-    except (OSError, ValueError, KeyError, TypeError):
+        listed = read_json(folder / MANIFEST, types={"checkpoints": list}).get("checkpoints", [])
+    except DamagedFileError:
         return []
-    return entries
+    return [entry for entry in listed if _is_entry(entry)]
+
+
+def _is_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and entry.keys() >= KEYS
+        and all(isinstance(entry[key], str) for key in ("file", "sha256"))
+        and all(type(entry[key]) is int for key in ("step", "size"))
+        and NAME.fullmatch(entry["file"]) is not None
+    )
 
 
 def load_latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
@@ -108,9 +127,11 @@ def _load_verified(path: Path, entry: dict[str, Any] | None) -> dict[str, Any]:
     if entry is None:
         raise CheckpointError(f"checkpoint {path} is not in its manifest")
     try:
-        content = path.read_bytes() if not _waiting(path).exists() else _renamed(path, entry)
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {path} can't be read: {error.strerror}") from error
+        waiting = _waiting(path).exists()
+        content = _renamed(path, entry) if waiting else read_regular(path, entry["size"])
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"checkpoint {path} can't be read: {reason}") from error
     if not _is_listed(content, entry):
         raise CheckpointError(f"checkpoint {path} is damaged: its SHA-256 is not the manifest's")
     state = read_tensors(content, path)
@@ -120,14 +141,16 @@ def _load_verified(path: Path, entry: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _is_listed(content: bytes, entry: dict[str, Any]) -> bool:
-    return len(content) == int(entry["size"]) and sha256(content) == str(entry["sha256"])
+    return len(content) == entry["size"] and sha256(content) == entry["sha256"]
 
 
 def _renamed(path: Path, entry: dict[str, Any]) -> bytes:
     # The save was killed before its last rename, or before the manifest spoke of the file.
-    content = _waiting(path).read_bytes()
+    content = b""
+    with suppress(OSError, ValueError):
+        content = read_regular(_waiting(path), entry["size"])
     if not _is_listed(content, entry):
-        return path.read_bytes()
+        return read_regular(path, entry["size"])
     _waiting(path).replace(path)
     return content
 

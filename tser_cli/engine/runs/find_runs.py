@@ -8,15 +8,28 @@ from pathlib import Path
 from tser_cli import plugins
 from tser_cli.config import Config
 from tser_cli.engine.runs.run_folder import Run
-from tser_cli.errors import ConfigError, RunError, nearest
+from tser_cli.errors import ConfigError, RunError, nearest, warn_once
 
 UNFINISHED = ("running", "stopped", "failed")
 
 
 def all_runs(runs_dir: Path, kind: str = "*", dataset: str = "*") -> Iterator[Run]:
-    """Yield the run folders under `runs_dir`, newest first."""
+    """Yield the run folders under `runs_dir`, newest first.
+
+    One whose status.json is damaged is named in a warning and left out.
+    """
     found = [Run(path.parent) for path in runs_dir.glob(f"{kind}/{dataset}/*/status.json")]
-    yield from sorted(found, key=lambda run: run.time_of("started"), reverse=True)
+    sound = [run for run in found if _is_sound(run)]
+    yield from sorted(sound, key=lambda run: run.time_of("started"), reverse=True)
+
+
+def _is_sound(run: Run) -> bool:
+    try:
+        run.status()
+    except RunError as error:
+        warn_once(str(error))
+        return False
+    return True
 
 
 def newest_finished(
@@ -39,7 +52,7 @@ def open_run(path: Path) -> Run:
     run = Run(path)
     if run.status().get("state") != "finished":
         raise RunError(
-            f"run {path} is {run.status().get('state', 'unreadable')}, not finished; repeat the "
+            f"run {path} is {run.status().get('state', 'without a state')}, not finished; repeat the "
             "command that began it, and it will go on"
         )
     return run
@@ -50,7 +63,7 @@ def begun_batch_size(runs_dir: Path, kind: str, config: Config) -> int:
     for run in _unfinished(runs_dir, kind, config):
         try:
             size = run.config().training.batch_size
-        except ConfigError:  # a damaged config.toml: that run is not gone on with
+        except (ConfigError, RunError):  # damaged: that run is not gone on with
             continue
         if not differences(run, config.updated({"training.batch_size": size})):
             return size
@@ -86,10 +99,10 @@ def find_unfinished(runs_dir: Path, kind: str, config: Config, must: bool) -> Ru
 def differences(run: Run, config: Config) -> list[str]:
     """Return `key: old -> new` for every setting that forbids a resume."""
     try:
-        before = run.config().flat()
+        before, records = run.config().flat(), run.plugin_records()
     except (ConfigError, RunError) as error:
         return [str(error)]
-    return plugins.changes(run.plugin_records()) + [
+    return plugins.changes(records) + [
         f"{key}: {before.get(key)!r} -> {value!r}"
         for key, value in config.flat().items()
         if before.get(key) != value and not config.policy(key).resume

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,13 @@ class RunResult:
         """Return plain values; the folder is left out, since it may be moved."""
         values = asdict(self)
         del values["folder"]
-        return {**values, "per_timestep": list(self.per_timestep)}
+        return {**_finite(values), "per_timestep": [_finite(row) for row in self.per_timestep]}
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    # JSON has no NaN and no infinity; a loss may be one
+    lost = {k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
+    return {key: None if key in lost else value for key, value in values.items()}
 
 
 def recorded(run: Run) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,11 +17,25 @@ import tomli_w
 from tser_cli import plugins, registry
 from tser_cli.config import FLOAT_BITS, Config, method_label
 from tser_cli.engine.runs.provenance import environment
-from tser_cli.errors import RunError
-from tser_cli.files import make_folder, write_error, write_text
+from tser_cli.errors import DamagedFileError, RunError, warn_once
+from tser_cli.files import make_folder, read_json, write_error, write_json, write_text
 from tser_cli.recipe import Layer, read, resolve
 
 MODEL_FILE = "model.safetensors"
+NUMBER = (int, float)
+STATUS_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("kind", "state", "why", "host", "model", "dataset", "sha256"), str),
+    **dict.fromkeys(("started", "finished", "updated"), str),
+    **dict.fromkeys(("pid", "epoch"), int),
+    **dict.fromkeys(("validation_fraction", "test_fraction"), NUMBER),
+    "resumable": bool,
+}
+ENVIRONMENT_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("git", "packages", "teacher"), dict),
+    **dict.fromkeys(("plugins", "command"), list),
+    "wall_seconds": NUMBER,
+    "threads": int,
+}
 
 
 @dataclass(frozen=True)
@@ -66,15 +80,16 @@ class Run:
 
     def plugin_records(self) -> list[dict[str, Any]]:
         """Return what environment.json says of the plug-ins that the run was made with."""
-        return self.environment().get("plugins") or []
+        records = self.environment().get("plugins", [])
+        return [record for record in records if isinstance(record, dict)]
 
     def status(self) -> dict[str, Any]:
-        """Return status.json, or {} where it is missing or damaged."""
-        return _read_json(self.folder / "status.json")
+        """Return status.json, or {} where there is none. Raises RunError where it is damaged."""
+        return _read(self.folder / "status.json", STATUS_TYPES)
 
     def environment(self) -> dict[str, Any]:
-        """Return environment.json, or {} where it is missing or damaged."""
-        return _read_json(self.folder / "environment.json")
+        """Return environment.json, {} where there is none. Raises RunError where it is damaged."""
+        return _read(self.folder / "environment.json", ENVIRONMENT_TYPES)
 
     def time_of(self, event: str) -> float:
         """Return when the run `started` or `finished`, in seconds since 1970; 0 where unknown."""
@@ -85,21 +100,20 @@ class Run:
 
     def update_status(self, **changes: Any) -> None:
         """Change entries of status.json; pid, host and time are kept up to date."""
-        status = {**self.status(), **changes, "pid": os.getpid(), "host": socket.gethostname()}
-        status["updated"] = _now()
-        write_text(self.folder / "status.json", json.dumps(status, indent=2) + "\n")
+        status = {**_if_sound(self.status), **changes}
+        status |= {"pid": os.getpid(), "host": socket.gethostname(), "updated": _now()}
+        write_json(self.folder / "status.json", status)
 
     def update_environment(self, **changes: Any) -> None:
         """Change entries of environment.json."""
-        text = json.dumps({**self.environment(), **changes}, indent=2) + "\n"
-        write_text(self.folder / "environment.json", text)
+        write_json(self.folder / "environment.json", {**_if_sound(self.environment), **changes})
 
     def lock(self) -> AbstractContextManager[Any]:
         """Hold the folder's exclusive lock. Raises RunError at once if another process has it."""
         try:
             return filelock.FileLock(self.folder / ".lock").acquire(timeout=0)
         except filelock.Timeout:
-            status = self.status()
+            status = _if_sound(self.status)
             raise RunError(
                 f"{self.folder} is in use by process {status.get('pid')} on "
                 f"{status.get('host')}. Wait for it, or stop it first"
@@ -117,12 +131,22 @@ def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="microseconds")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def _read(path: Path, types: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    if not os.path.lexists(path):
         return {}
-    return document if isinstance(document, dict) else {}
+    try:
+        return read_json(path, types=types)
+    except DamagedFileError as error:
+        raise RunError(f"run folder {path.parent} is damaged: {error}") from error
+
+
+def _if_sound(content: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    # A run that trains goes on, whatever happened to its folder meanwhile.
+    try:
+        return content()
+    except RunError as error:
+        warn_once(str(error))
+        return {}
 
 
 def run_name(kind: str, config: Config, model: str = "") -> str:

@@ -9,7 +9,11 @@ from tser_cli.engine.runtime.seeds import random_state, restore_random_state
 from tser_cli.engine.training.epoch_sums import EpochSums
 from tser_cli.engine.training.job import TrainingJob
 from tser_cli.engine.training.position import Position
+from tser_cli.errors import DamagedError
 from tser_cli.report.csv_files import metrics_csv
+
+# What reading a state of another shape can raise, at whatever depth it differs.
+NOT_OF_THIS_RUN = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 def save(job: TrainingJob, optimizer: Any, position: Position) -> None:
@@ -49,12 +53,25 @@ def restore(job: TrainingJob, optimizer: Any) -> Position:
     """Put back the state of the newest sound checkpoint and return its position.
 
     Return a new position where there is no checkpoint. Rank 0 reads it for all processes, so that
-    all take up the same one.
+    all take up the same one. Raises DamagedError where its content is none of this run's: its
+    SHA-256 says only that it was written so.
     """
     warn = job.progress.warn
     state = job.runtime.on_main(lambda: load_latest(job.run.checkpoints, warn))
     if state is None:
         return Position()
+    try:
+        position = _take_up(job, optimizer, state)
+    except NOT_OF_THIS_RUN as error:
+        raise DamagedError(
+            f"the checkpoint in {job.run.checkpoints} holds no state of this run ({error}). Start "
+            "afresh with --resume never, or restore the folder from a copy"
+        ) from error
+    job.progress.say(f"going on from epoch {position.epoch + 1}, step {position.step + 1}")
+    return position
+
+
+def _take_up(job: TrainingJob, optimizer: Any, state: dict[str, Any]) -> Position:
     job.task.model.load_state_dict(state["model"])
     if job.task.adapters is not None:
         job.task.adapters.load_state_dict(state["adapters"])
@@ -71,7 +88,8 @@ def restore(job: TrainingJob, optimizer: Any) -> Position:
         state["best_accuracy"],
         state["best_state"],
     )
+    if min(position.epoch, position.step, position.seconds) < 0:
+        raise ValueError("it is at a step before the first")
     if job.runtime.is_main:
         metrics_csv(job.run.folder / "metrics.csv", position.rows)
-    job.progress.say(f"going on from epoch {position.epoch + 1}, step {position.step + 1}")
     return position
