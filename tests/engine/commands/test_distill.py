@@ -12,9 +12,9 @@ import torch
 from tser_cli.config import Config
 from tser_cli.engine.commands import distill
 from tser_cli.engine.runs import find_runs, model_files
-from tser_cli.engine.runs.model_files import load_model
 from tser_cli.engine.runs.result import RunResult, read_result
 from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runs.weight_files import load_model
 from tser_cli.engine.runtime.context import Context, Options
 from tser_cli.engine.training.training_run import student_task, teacher_task
 from tser_cli.errors import CheckpointError

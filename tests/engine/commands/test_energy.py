@@ -13,8 +13,8 @@ from tser_cli.config import Config
 from tser_cli.engine.commands.energy import EnergyRequest, measure_energy
 from tser_cli.engine.commands.evaluate import EvaluateRequest, evaluate_run
 from tser_cli.engine.runs import finished_run, model_files, run_folder
-from tser_cli.engine.runs.model_files import load_model
 from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runs.weight_files import load_model
 from tser_cli.engine.runtime.context import Context
 from tser_cli.errors import ConfigError
 from tser_cli.models import Classifier

@@ -19,9 +19,9 @@ from tser_cli.engine.commands import train_teacher
 from tser_cli.engine.commands.train_teacher import train_teacher_in
 from tser_cli.engine.evaluation import per_timestep
 from tser_cli.engine.runs import find_runs
-from tser_cli.engine.runs.model_files import load_model
 from tser_cli.engine.runs.result import read_result
 from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runs.weight_files import load_model
 from tser_cli.engine.runtime.context import Context, Options
 from tser_cli.engine.training import checkpointing, task
 from tser_cli.errors import ConfigError, Interrupted, NonFiniteError, RunError

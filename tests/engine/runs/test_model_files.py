@@ -17,8 +17,10 @@ from torchvision.models import ResNet18_Weights, resnet18, resnet34
 
 from tser_cli.config import Config, NeuronConfig
 from tser_cli.data.base import DataSpec
-from tser_cli.engine.runs import model_files
-from tser_cli.engine.runs.model_files import Loaded, check_network, load_model, save_model
+from tser_cli.engine.runs import model_files, run_folder
+from tser_cli.engine.runs.model_files import Loaded, check_network
+from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runs.weight_files import load_model, save_model
 from tser_cli.errors import CheckpointError
 from tser_cli.models import Classifier, build_model
 
@@ -124,7 +126,10 @@ def test_weights_of_another_architecture(model_file: Path, spec: DataSpec) -> No
         lambda described: described.pop("channels"),
         lambda described: described.update(model="resnet21"),
         lambda described: described.update(model="sew_resnet18"),
-        lambda described: described.update(stem="medium"),
+        lambda described: described.update(stem="huge"),
+        lambda described: described.update(channels=0),
+        lambda described: described.update(height=2**40),
+        lambda described: described.update(neuron={}, classes="abc"),
         lambda described: described.update(neuron={"tau": 0.5}),
         lambda described: described.update(classes=7),
         lambda described: described.update(height=None),
@@ -145,6 +150,80 @@ def test_a_damaged_description(
     redescribe(model_file, changed)
     with pytest.raises(CheckpointError, match="has a damaged description"):
         model_files.read(model_file, spec)
+
+
+def test_a_description_s_shapes_are_compared_before_anything_is_made(
+    model_file: Path, spec: DataSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.device] = []
+    build = model_files.build_model
+
+    def watched(*args: Any, **values: Any) -> Classifier:
+        made.append(torch.empty(0).device)
+        return build(*args, **values)
+
+    monkeypatch.setattr(model_files, "build_model", watched)
+    redescribe(model_file, lambda described: described.update(channels=1_000_000))
+    with pytest.raises(CheckpointError, match="holds another network than the one asked for"):
+        model_files.read(model_file, spec)
+    assert made == [torch.device("meta")]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_weights_that_are_not_finite(
+    model_file: Path, spec: DataSpec, value: float, suffix: str
+) -> None:
+    state, metadata, _ = load_model(model_file)
+    next(iter(state.values())).view(-1)[0] = value
+    path = model_file.with_suffix(suffix)
+    if suffix == ".pt":
+        torch.save(state, path)
+    else:
+        save_model(path, state, metadata)
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        model_files.read(path, spec)
+
+
+@pytest.fixture
+def student_run(tmp_path: Path, spec: DataSpec, make_config: MakeConfig) -> Run:
+    """A run whose model file is as it wrote it."""
+    config = make_config()
+    run = run_folder.create(tmp_path / "runs", "student", config)
+    model = model_files.build("resnet20", spec, config, spiking=True)
+    metadata = model_files.describe("resnet20", spec, config, spiking=True)
+    run.update_status(sha256=model_files.write(run.model_file, model, metadata))
+    return run
+
+
+def test_a_run_s_model_file_is_held_to_what_the_run_recorded(
+    student_run: Run, spec: DataSpec
+) -> None:
+    assert model_files.read_of_run(student_run, spec).model.spiking
+    content = bytearray(student_run.model_file.read_bytes())
+    content[-1] ^= 1
+    student_run.model_file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is not the file that its run wrote"):
+        model_files.read_of_run(student_run, spec)
+
+
+def test_a_student_s_file_that_describes_no_student(student_run: Run, spec: DataSpec) -> None:
+    def refused() -> None:
+        student_run.update_status(sha256=load_model(student_run.model_file)[2])
+        with pytest.raises(CheckpointError, match="not what the student of"):
+            model_files.read_of_run(student_run, spec)
+
+    redescribe(student_run.model_file, lambda described: described.update(neuron=None))
+    refused()
+    save_model(student_run.model_file, load_model(student_run.model_file)[0], {})
+    refused()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_in_a_model_file_s_place_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="no regular file"):
+        load_model(tmp_path / "model.safetensors")
 
 
 def test_a_description_that_is_no_json(model_file: Path, spec: DataSpec) -> None:

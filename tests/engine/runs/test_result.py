@@ -111,7 +111,7 @@ def test_a_damaged_entry_is_an_error(run: Run, damage: Damage) -> None:
 @pytest.mark.parametrize("text", ["", "{", '{"state": "finished"}', "[]", '{"accuracy": NaN}'])
 def test_a_damaged_status_is_an_error(run: Run, text: str) -> None:
     (run.folder / "status.json").write_text(text)
-    with pytest.raises(RunError, match="has no recorded result|is damaged"):
+    with pytest.raises(RunError, match=r"has no recorded result|is damaged"):
         read_result(run)
 
 

@@ -14,8 +14,8 @@ from tser_cli.config import Config, NeuronConfig
 from tser_cli.engine.commands import distill
 from tser_cli.engine.runs import model_files
 from tser_cli.engine.runs.checkpoints import load_latest
-from tser_cli.engine.runs.model_files import load_model
 from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runs.weight_files import load_model
 from tser_cli.engine.runtime.context import Context, Options
 from tser_cli.engine.runtime.seeds import seed_everything
 from tser_cli.engine.runtime.stop import StopRequest

@@ -15,7 +15,7 @@ from tser_cli.engine.commands.distill import distill as distill_run
 from tser_cli.engine.commands.evaluate import EvaluateRequest, EvaluateResult, evaluate_run
 from tser_cli.engine.evaluation import per_timestep
 from tser_cli.engine.evaluation.per_timestep import Evaluation
-from tser_cli.engine.runs import model_files, run_folder
+from tser_cli.engine.runs import run_folder, weight_files
 from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
 from tser_cli.engine.runs.result import RESULT, RunResult
 from tser_cli.engine.runs.run_folder import Run
@@ -156,7 +156,7 @@ def _record(
     per_timestep_csv(
         run.folder / "per_timestep.csv", evaluation.rows(), {**labels, "teacher": None}
     )
-    digest = model_files.save_model(run.model_file, student.state_dict(), {})
+    digest = weight_files.save_model(run.model_file, student.state_dict(), {})
     result = RunResult(
         folder=run.folder,
         kind="student",

@@ -50,9 +50,10 @@ def open_run(path: Path) -> Run:
         beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise RunError(f"{path} is not a run folder{nearest(path.name, beside)}: no status.json")
     run = Run(path)
-    if run.status().get("state") != "finished":
+    state = run.status().get("state", "of no known state")
+    if state != "finished":
         raise RunError(
-            f"run {path} is {run.status().get('state', 'without a state')}, not finished; repeat the "
+            f"run {path} is {state}, not finished; repeat the "
             "command that began it, and it will go on"
         )
     return run

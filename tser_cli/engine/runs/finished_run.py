@@ -63,7 +63,7 @@ def open_finished(run: Run, changes: dict[str, Any], progress: Progress) -> Fini
     """
     context = prepare(measuring_config(run, changes), progress)
     check_test_images(run, context.dataset)
-    loaded = model_files.read(run.model_file, context.dataset.spec)
+    loaded = model_files.read_of_run(run, context.dataset.spec)
     check_network(loaded, run.kind, context.dataset.spec)
     context.runtime.place(freeze(loaded.model))
     return FinishedRun(run, context, loaded)

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from tser_cli import registry
 from tser_cli.config import FLOAT_BITS, Config, ModelConfig, NeuronConfig
 from tser_cli.data.base import DataSpec
-from tser_cli.engine.runs.checkpoints import read_tensors
+from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runs.weight_files import check_finite, load_model, save_model
 from tser_cli.errors import CheckpointError, ConfigError
-from tser_cli.files import sha256, write_whole
 from tser_cli.models import Classifier, build_model
 from tser_cli.models.base import check_fits, load_weights
 from tser_cli.models.quantised import quantise
@@ -29,6 +25,7 @@ ANOTHER = {
     "teacher": "Train a teacher on this data set (tser train-teacher), or name another",
     "student": "Measure it on the data set that it was trained on, or name another run",
 }
+LARGEST = 2**20  # of an image's channels, height and width
 # What parsing a damaged description, or building a network of absurd sizes from it, can raise.
 NO_DESCRIPTION = (ValueError, KeyError, TypeError, ArithmeticError, RuntimeError)
 
@@ -91,15 +88,22 @@ def write(path: Path, model: Classifier, metadata: dict[str, str]) -> str:
     return save_model(path, model.state_dict(), metadata)
 
 
-def read(path: Path, spec: DataSpec) -> Loaded:
+def read(path: Path, spec: DataSpec, expected: str | None = None) -> Loaded:
     """The network of a model file; `spec` is what it is to be used on.
 
     A file without a description (a plain state dict) is tried as each ANN of the registry. Raises
-    CheckpointError.
+    CheckpointError, also where its SHA-256 is not the `expected` one, and for weights that are NaN
+    or infinite.
     """
     state, metadata, digest = load_model(path)
+    if expected not in (None, digest):
+        raise CheckpointError(
+            f"{path} is not the file that its run wrote: its SHA-256 is not the one in "
+            "status.json. Restore it from a copy, or train again"
+        )
+    check_finite(state, path)
     if "tser" in metadata:
-        name, model = _from_description(metadata["tser"], path)
+        name, model = _from_description(metadata["tser"], state, path)
         load_weights(model, state, str(path))
         classes = tuple(str(label) for label in json.loads(metadata["tser"])["classes"])
         return Loaded(model, name, str(path.resolve()), digest, classes)
@@ -119,26 +123,56 @@ def read(path: Path, spec: DataSpec) -> Loaded:
     )
 
 
-def _from_description(text: str, path: Path) -> tuple[str, Classifier]:
+def read_of_run(run: Run, spec: DataSpec) -> Loaded:
+    """The network of a finished run, held to the SHA-256 and the kind that the run recorded.
+
+    Raises CheckpointError, RunError.
+    """
+    loaded = read(run.model_file, spec, run.status().get("sha256"))
+    if loaded.model.spiking != (run.kind == "student"):
+        described = "an SNN" if loaded.model.spiking else "an ANN, or nothing"
+        raise CheckpointError(
+            f"{run.model_file} describes {described}, which is not what the {run.kind} of "
+            f"{run.folder} is. Restore it from a copy, or train again"
+        )
+    return loaded
+
+
+def _from_description(text: str, state: dict[str, Tensor], path: Path) -> tuple[str, Classifier]:
     try:
         described: dict[str, Any] = json.loads(text)
-        name = str(described["model"])
-        neuron = described["neuron"]
-        model = build_model(
-            name,
-            channels=int(described["channels"]),
-            height=int(described["height"]),
-            width=int(described["width"]),
-            num_classes=len(described["classes"]),
-            neuron=NeuronConfig.model_validate(neuron) if neuron else None,
-            stem=ModelConfig.model_validate({"stem": described["stem"]}).stem,
-        )
-        # files of before weights could be integers do not say so
-        bits = {"weight_bits": described.get("weight_bits", FLOAT_BITS)}
-        quantise(model, ModelConfig.model_validate(bits).weight_bits)
+        _check_extent(described)
+        # A network without memory tells what the weights must look like, before one is made.
+        with torch.device("meta"):
+            check_fits(_described_network(described), state, str(path))
+        model = _described_network(described)
     except (ConfigError, *NO_DESCRIPTION) as error:
         raise CheckpointError(f"model file {path} has a damaged description: {error}") from error
-    return name, model
+    return str(described["model"]), model
+
+
+def _check_extent(described: dict[str, Any]) -> None:
+    for name in ("channels", "height", "width"):
+        if not 1 <= int(described[name]) <= LARGEST:
+            raise ValueError(f"{name} must be 1 to {LARGEST}")
+    if not isinstance(described["classes"], list):
+        raise TypeError("classes must be a list")
+
+
+def _described_network(described: dict[str, Any]) -> Classifier:
+    neuron = described["neuron"]
+    model = build_model(
+        str(described["model"]),
+        channels=int(described["channels"]),
+        height=int(described["height"]),
+        width=int(described["width"]),
+        num_classes=len(described["classes"]),
+        neuron=None if neuron is None else NeuronConfig.model_validate(neuron),
+        stem=ModelConfig.model_validate({"stem": described["stem"]}).stem,
+    )
+    # files of before weights could be integers do not say so
+    bits = {"weight_bits": described.get("weight_bits", FLOAT_BITS)}
+    return quantise(model, ModelConfig.model_validate(bits).weight_bits)
 
 
 def pretrained(name: str, spec: DataSpec) -> Loaded | None:
@@ -164,57 +198,6 @@ def pretrained(name: str, spec: DataSpec) -> Loaded | None:
         ) from error
     load_weights(model, state, weights.url)
     return Loaded(model, name, f"torchvision {weights}", "")
-
-
-def save_model(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """Write the final weights as safetensors; returns the file's SHA-256. Raises RunError."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    content = save_safetensors(tensors, metadata)
-    write_whole(path, content)
-    return sha256(content)
-
-
-def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """Weights, metadata and SHA-256 of a model file: safetensors, or a torch file of tensors.
-
-    Raises CheckpointError for a file that is missing, damaged or would run code.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"model file {path} can't be read: {error.strerror}") from error
-    if path.suffix == ".safetensors":
-        state, metadata = _parse_safetensors(content, path)
-    else:
-        state, metadata = _state_dict(read_tensors(content, path), path), {}
-    return state, metadata, sha256(content)
-
-
-def _parse_safetensors(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        state = load_safetensors(content)
-        (length,) = struct.unpack("<Q", content[:8])
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    except (SafetensorError, ValueError, struct.error) as error:
-        raise CheckpointError(
-            f"model file {path} is not sound safetensors ({error}). It is truncated or damaged; "
-            "train again or restore it from a copy"
-        ) from error
-    return state, metadata
-
-
-def _state_dict(document: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    if "format" in document and "optimizer" in document:
-        raise CheckpointError(
-            f"{path} is a state to resume a run from, not a model; name the run's folder instead"
-        )
-    for key in ("model", "state_dict"):
-        if isinstance(document.get(key), dict):
-            document = document[key]
-            break
-    if not document or not all(isinstance(value, Tensor) for value in document.values()):
-        raise CheckpointError(f"{path} holds no state dict of named tensors")
-    return {name.removeprefix("module."): value for name, value in document.items()}
 
 
 def freeze(model: Classifier) -> Classifier:

@@ -31,7 +31,7 @@ STATUS_TYPES: dict[str, type | tuple[type, ...]] = {
     "resumable": bool,
 }
 ENVIRONMENT_TYPES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("git", "packages", "teacher"), dict),
+    **dict.fromkeys(("git", "packages"), dict),
     **dict.fromkeys(("plugins", "command"), list),
     "wall_seconds": NUMBER,
     "threads": int,

@@ -37,11 +37,13 @@ def find_teacher(config: Config, spec: DataSpec, runs_dir: Path) -> Loaded | Non
     name = config.model.teacher
     path = existing_path(name)
     if path is not None:
-        return model_files.read(open_run(path).model_file if path.is_dir() else path, spec)
+        if path.is_dir():
+            return model_files.read_of_run(open_run(path), spec)
+        return model_files.read(path, spec)
     check_architecture(name)
     run = newest_teacher(config, runs_dir)
     if run is not None:
-        return model_files.read(run.model_file, spec)
+        return model_files.read_of_run(run, spec)
     if config.data.name == PRETRAINED_ON:
         return model_files.pretrained(name, spec)
     return None
