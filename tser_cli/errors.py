@@ -40,6 +40,12 @@ class DiskFullError(RunError):
     exit_code = 1
 
 
+class OutputError(TserError):
+    """Standard output that can't be written: the disk behind it is full."""
+
+    exit_code = 1
+
+
 class DamagedFileError(TserError):
     """A file of ours that can't be read, or does not hold what it must."""
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 import sys
-from typing import Annotated
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -20,6 +27,8 @@ from tser_cli.cli import (
     quantize,
     train_teacher,
 )
+from tser_cli.cli.surroundings import check_arguments, check_environment
+from tser_cli.cli.terminal import guarded, tell
 from tser_cli.errors import Interrupted, TserError
 
 app = typer.Typer(
@@ -61,20 +70,55 @@ app.command("methods")(methods.methods)
 
 def main() -> None:
     """Run the command line; one clear message and an exit code for every foreseen error."""
+    with guarded(), _warnings_told(), _one_line_for_ctrl_c():
+        try:
+            check_environment(os.environ)
+            check_arguments(sys.argv)
+            app()
+        except TserError as error:
+            tell(f"error: {error}")
+            sys.exit(error.exit_code)
+        except Interrupted as stop:
+            tell(f"{stop}; the state is saved. Repeat the command and it goes on")
+            sys.exit(stop.exit_code)
+        except KeyboardInterrupt:
+            tell("interrupted")
+            sys.exit(130)
+
+
+class _Told(logging.Handler):
+    """Write the package's warnings as tser's other messages."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tell(f"warning: {record.getMessage()}")
+
+
+@contextmanager
+def _warnings_told() -> Iterator[None]:
+    log, handler = logging.getLogger("tser_cli"), _Told()
+    log.addHandler(handler)
     try:
-        app()
-    except TserError as error:
-        _tell(f"error: {error}")
-        sys.exit(error.exit_code)
-    except Interrupted as stop:
-        _tell(f"{stop}; the state is saved. Repeat the command and it goes on")
-        sys.exit(stop.exit_code)
-    except KeyboardInterrupt:
-        _tell("interrupted")
-        sys.exit(130)
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
-def _tell(message: str) -> None:
-    # Plain text in one piece: no wrapping, so that paths and commands can be copied.
-    sys.stderr.write(f"{message}\n")
-    sys.stderr.flush()
+@contextmanager
+def _one_line_for_ctrl_c() -> Iterator[None]:
+    # Before and after a training, which handles it itself. Typer would show a box and exit with 1.
+    # A shell's background jobs have it ignored: that stays.
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
+    with suppress(OSError, RuntimeError):  # it may have come in the middle of another message
+        tell("interrupted")
+    raise SystemExit(128 + number)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tser_cli import registry
+from tser_cli.cli import terminal
 from tser_cli.errors import ConfigError, TserError
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def tell(notes: Iterable[str]) -> None:
     """Write lines to standard error; of several processes under torchrun the first one alone."""
     if os.environ.get("RANK", "0") == "0":
         for note in notes:
-            typer.echo(note, err=True)
+            terminal.tell(note)
 
 
 def upper_layers(flags: dict[str, Any], assignments: list[str] | None) -> list[Layer]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from tser_cli.cli.terminal import Terminal
 from tser_cli.registry import MethodEntry
 from tser_cli.report.progress import Progress
 
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
 def output() -> Console:
     """Return the console of results, which is silent in all processes but rank 0."""
     # torchrun and accelerate number the processes of a run in RANK; alone there is no such variable
-    return Console(highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+    return Terminal(quiet=os.environ.get("RANK", "0") != "0")
 
 
 def messages() -> Console:
     """Return the console of progress, messages and errors."""
-    return Console(stderr=True, highlight=False)
+    return Terminal(stderr=True)
 
 
 def progress() -> Progress:

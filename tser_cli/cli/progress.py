@@ -63,11 +63,11 @@ class Bars(Lines):
 
     def _make(self) -> RichBars:
         return RichBars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=self._console,
             transient=True,
         )
@@ -108,5 +108,6 @@ class Bars(Lines):
 
 
 def make_progress(console: Console) -> Progress:
-    """Return bars where `console` is a terminal, lines elsewhere."""
-    return Bars(console) if console.is_terminal else Lines(console)
+    """Return bars where `console` is a terminal that can redraw a line, lines elsewhere."""
+    redraws = console.is_terminal and not console.is_dumb_terminal
+    return Bars(console) if redraws else Lines(console)

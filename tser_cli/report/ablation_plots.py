@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from tser_cli.report.csv_files import TSNE, axes_of, read_ablation, read_summary, read_table
 from tser_cli.report.statistics import interval
 from tser_cli.report.style import PALETTE, Look, label_points, look_of, save_figure, styled
+from tser_cli.visible import drawable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -178,7 +179,7 @@ def draw_energy(cells: Sequence[Cell]) -> Figure:
     plot.set_xlabel("energy per image (µJ, arithmetic alone)")
     plot.set_ylabel("accuracy (%)")
     colours = [cell.look.colour for cell in cells]
-    label_points(plot, middles, [cell.label for cell in cells], colours)
+    label_points(plot, middles, [drawable(cell.label) for cell in cells], colours)
     return figure
 
 
@@ -198,7 +199,7 @@ def draw_tsne(points: pd.DataFrame) -> Figure:
             middle = (float(members["x"].median()), float(members["y"].median()))
             if labelled:
                 panel.annotate(str(label), middle, ha="center", va="center", weight="bold")
-        panel.set_title(name)
+        panel.set_title(drawable(name))
         panel.set_xticks([])
         panel.set_yticks([])
     return figure
@@ -207,10 +208,11 @@ def draw_tsne(points: pd.DataFrame) -> Figure:
 def lines_of_cells(cells: Sequence[Cell], panels: int, axis: str) -> tuple[Figure, list[Axes]]:
     """Return a figure of panels side by side in which each cell has a line, named at the left."""
     columns = min(PANELS_A_LINE, panels)
-    widest = max(len(cell.label) for cell in cells)
+    names = [drawable(cell.label) for cell in cells]
+    widest = max(map(len, names))
     size = (2.4 + (0.07 * widest + 0.6) / columns, 0.27 * len(cells) + 1.0)
     figure, plots = grid(panels, size, sharey=True)
-    plots[0].set_yticks(range(len(cells)), [cell.label for cell in cells])
+    plots[0].set_yticks(range(len(cells)), names)
     plots[0].set_ylim(len(cells) - 0.5, -0.5)
     for plot in plots:
         plot.grid(visible=False, axis="y")

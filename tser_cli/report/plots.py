@@ -17,6 +17,7 @@ from tser_cli.report.style import (
     save_figure,
     styled,
 )
+from tser_cli.visible import drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +62,7 @@ def draw_per_timestep(rows: Rows, title: str, method: str = "") -> Figure:
     plot.margins(y=0.2)
     plot.set_xlabel("time step t")
     plot.set_ylabel("accuracy (%)")
-    plot.set_title(title)
+    plot.set_title(drawable(title))
     label_points(plot, [at_t, averaged], ["at t", "averaged over 1..t"])
     return figure
 
@@ -106,7 +107,7 @@ def draw_by_layer(rows: Rows, title: str) -> Figure:
     plot.grid(visible=False, axis="x")
     plot.tick_params(axis="x", rotation=90, labelsize=7, length=0)
     plot.set_ylabel("energy per image (nJ)")
-    plot.set_title(title)
+    plot.set_title(drawable(title))
     plot.legend(fontsize=8)
     return figure
 
@@ -150,6 +151,6 @@ def draw_accuracy(
     plot.margins(0.25, 0.25)
     plot.set_xlabel("energy per image (µJ, arithmetic alone)")
     plot.set_ylabel("accuracy (%)")
-    plot.set_title(title)
+    plot.set_title(drawable(title))
     label_points(plot, places, texts)
     return figure

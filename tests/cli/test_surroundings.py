@@ -1,0 +1,60 @@
+"""The environment and the arguments, checked before any work."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tser_cli.cli import app
+from tser_cli.cli.surroundings import BACKENDS, check_arguments, check_environment
+from tser_cli.errors import ConfigError
+
+TORCHRUN = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE=abc: it must be a whole number"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK is set without WORLD_SIZE, RANK"),
+        ({**TORCHRUN, "RANK": "-1"}, "RANK=-1: it must be a whole number"),
+        ({**TORCHRUN, "RANK": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
+        ({"MPLBACKEND": "bogus"}, "MPLBACKEND=bogus is no backend of matplotlib"),
+    ],
+)
+def test_variables_that_no_command_can_work_with(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, str],
+    said: str,
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_environment(changes)
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["tser", "methods"])
+    with pytest.raises(SystemExit) as stop:
+        app.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, TORCHRUN, {"WORLD_SIZE": "1"}, {"RANK": ""}, {"MPLBACKEND": "Agg"}]
+)
+def test_variables_that_commands_work_with(environment: dict[str, str]) -> None:
+    check_environment(environment)
+
+
+def test_the_backends_are_matplotlib_s() -> None:
+    from matplotlib.backends.registry import backend_registry
+
+    assert set(map(str.lower, backend_registry.list_builtin())) <= BACKENDS
+
+
+def test_an_argument_too_long_to_be_a_value() -> None:
+    with pytest.raises(ConfigError, match=r"argument 2 .* has 100,000 characters") as told:
+        check_arguments(["tser", "distill", "x" * 100_000])
+    assert len(str(told.value)) < 200
+    check_arguments(["tser", "distill", "--vary", "lr=" + ",".join(["0.1"] * 1000)])
