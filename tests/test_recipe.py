@@ -359,3 +359,13 @@ def test_an_unknown_method_is_told_once(tmp_path: Path) -> None:
 def test_a_near_short_name_tells_its_key(key: str, nearest: str) -> None:
     (told,) = problems(Layer("x", {key: 1}))
     assert told == f'x: unknown key "{key}" (did you mean "{nearest}"?)'
+
+
+def test_of_very_many_problems_the_first_are_told_and_the_rest_counted(tmp_path: Path) -> None:
+    path = tmp_path / "many.toml"
+    path.write_text("".join(f"unknown_{n} = 1\n" for n in range(20_000)) + "x" * 5000 + " = 1\n")
+    with pytest.raises(ConfigError, match="and 19,981 more problems") as told:
+        recipe.resolve([recipe.read(str(path))])
+    lines = str(told.value).splitlines()
+    assert len(lines) == 21
+    assert max(map(len, lines)) < 300

@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+MOST_TOLD = 20
 
 
 class TserError(Exception):
@@ -76,6 +78,27 @@ class Interrupted(Exception):  # noqa: N818  (a request to stop, not a fault)
     def __init__(self, signal_number: int, message: str = "") -> None:
         super().__init__(message or f"stopped by signal {signal_number}")
         self.exit_code = 128 + signal_number
+
+
+class Problems:
+    """Problems of settings: the first 20 are put into words, the rest are only counted."""
+
+    def __init__(self) -> None:
+        self._told: list[str] = []
+        self._more = 0
+
+    def add(self, words: Callable[[], str]) -> None:
+        """Add a problem; `words` is called if there is room to tell it."""
+        if len(self._told) < MOST_TOLD:
+            self._told.append(words())
+        else:
+            self._more += 1
+
+    def tell(self) -> None:
+        """Raise ConfigError where there are problems."""
+        more = [f"and {self._more:,} more problems"] if self._more else []
+        if self._told:
+            raise ConfigError("\n".join([*self._told, *more]))
 
 
 @functools.cache

@@ -13,8 +13,11 @@ import os
 import shutil
 import stat
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from tser_cli.errors import DamagedFileError, DiskFullError, RunError
 
@@ -106,6 +109,22 @@ def is_device(path: Path) -> bool:
     if not stat.S_ISREG(mode) and not stat.S_ISCHR(mode):
         raise RunError(f"{path} is no regular file and is left as it is; name another")
     return stat.S_ISCHR(mode)
+
+
+def hold_lock(path: Path) -> AbstractContextManager[Any]:
+    """Take the lock that `path` stands for, once; hold it until the result is closed.
+
+    Raises filelock.Timeout at once where another process has it, RunError where it can't be taken:
+    a link is not followed, and a folder or a pipe is no lock.
+    """
+    try:
+        if is_device(path):
+            raise RunError(f"{path} is a device and no lock; remove it")
+        return filelock.FileLock(path).acquire(timeout=0)
+    except filelock.Timeout:  # an OSError too
+        raise
+    except (OSError, ValueError) as error:
+        raise write_error(path, error) from error
 
 
 def write_error(path: Path, error: OSError | ValueError) -> RunError:

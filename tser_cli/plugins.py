@@ -105,7 +105,7 @@ def _import(name: str) -> ModuleType:
 def _import_module(name: str) -> ModuleType:
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.insert(0, here)
+        sys.path.append(here)  # last: nothing there stands in for an installed package
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from pydantic import ValidationError
 from tser_cli import config as settings
 from tser_cli import plugins, registry
 from tser_cli.config import METHOD, Config
-from tser_cli.errors import ConfigError, nearest
+from tser_cli.errors import ConfigError, Problems, nearest
 from tser_cli.fields import flatten, split
+from tser_cli.files import read_regular
 from tser_cli.old_settings import of_today
+from tser_cli.visible import cut
 
 ENV_PREFIX = "TSER_"
 ABLATION = "ablation"
@@ -28,6 +31,7 @@ ENV_OTHER = {"TSER_RUNS_DIR", plugins.VARIABLE}
 # tomllib also raises ValueError for a number, RecursionError for a nesting beyond Python's limits.
 BAD_TOML = (ValueError, RecursionError)
 SHOWN = 80
+MOST_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def read_ablation(name: str) -> dict[str, Any]:
 def _document(name: str) -> tuple[Path, dict[str, Any]]:
     path = find(name)
     try:
-        return path, tomllib.loads(path.read_text(encoding="utf-8"))
+        return path, tomllib.loads(read_regular(path, MOST_BYTES).decode())
     except (*BAD_TOML, OSError) as error:
         raise ConfigError(f"recipe {path} can't be read: {error}") from error
 
@@ -211,27 +215,37 @@ def resolve(layers: Iterable[Layer]) -> Config:
     layers = for_method(layers)
     valid, method = settings.keys(), chosen_method(layers)
     read = settings.keys(method) if method in registry.METHODS else valid
-    problems: list[str] = []
+    problems = Problems()
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for layer in layers:
         for key, value in layer.values.items():
             if key not in valid:
-                hint = settings.nearest_key(key, dotted=True)
-                problems.append(f'{layer.source}: unknown key "{key}"{hint}')
+                problems.add(partial(_unknown_key, layer.source, key))
             elif key not in read:
-                problems.append(f"{layer.source}: {settings.unread(key, method)}")
+                problems.add(partial(_unread_key, layer.source, key, method))
             elif not _is_text(value):
-                problems.append(f"{layer.source}: {key} = {_shown(value)}: it is not UTF-8")
+                problems.add(
+                    partial("{}: {} = {}: it is not UTF-8".format, layer.source, key, _shown(value))
+                )
             else:
                 merged[key], origin[key] = value, layer.source
     try:
         config = Config.model_validate(split(merged))
     except ValidationError as error:
-        problems += [_problem(detail, origin) for detail in error.errors()]
-    if problems:
-        raise ConfigError("\n".join(problems))
+        for detail in error.errors():
+            problems.add(partial(_problem, detail, origin))
+    problems.tell()
     return config
+
+
+def _unknown_key(source: str, key: str) -> str:
+    hint = settings.nearest_key(key, dotted=True) if len(key) <= SHOWN else ""
+    return f'{source}: unknown key "{cut(key, SHOWN)}"{hint}'
+
+
+def _unread_key(source: str, key: str, method: str) -> str:
+    return f"{source}: {settings.unread(key, method)}"
 
 
 def _is_text(value: Any) -> bool:

@@ -25,7 +25,9 @@ from tser_cli.errors import DataError, TrainingError
 from tser_cli.operating_system import cores, end_with_parent
 
 MAX_WORKERS = 8
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 # an epoch and the indices of one batch; plain integers, since tensors would travel by file handle
 Key: TypeAlias = tuple[int, list[int]]

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import tser_cli
+from tser_cli.engine.ablation import cell_process
+from tser_cli.errors import RunError
+
 
 @pytest.mark.parametrize(
     ("arguments", "code", "out", "err"),
@@ -68,3 +72,37 @@ def test_a_process_whose_parent_ended_before_it_began_ends_too() -> None:
         [sys.executable, "-c", program.format(os.getpid())], capture_output=True, text=True
     )
     assert (child.returncode, child.stdout) == (0, "alive\n")
+
+
+def test_a_file_in_the_current_folder_does_not_stand_in_for_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "typer.py").write_text("open('ran', 'w')\nraise SystemExit(7)\n")
+    monkeypatch.chdir(tmp_path)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    said = cell_process.run(["--version"], tmp_path / "cell.log", environment, lambda: False)
+    assert (said, (tmp_path / "ran").exists()) == ("", False)
+    assert (tmp_path / "cell.log").read_text().startswith("tser ")
+
+
+def test_a_checkout_is_added_where_python_would_not_find_it() -> None:
+    place = str(Path(tser_cli.__file__).resolve().parents[1])
+    installed = cell_process.with_package({"A": "1"}, ["", "/lib", place])
+    assert installed == {"A": "1"}
+    assert cell_process.with_package({}, [place, "/lib"]) == {"PYTHONPATH": place}
+    added = cell_process.with_package({"PYTHONPATH": "/mine"}, ["", "/lib"])
+    assert added == {"PYTHONPATH": os.pathsep.join([place, "/mine"])}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes links and pipes")
+def test_a_log_that_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
+    other, log = tmp_path / "other", tmp_path / "cell.log"
+    other.write_text("kept")
+    log.symlink_to(other)
+    with pytest.raises(RunError, match=r"cell\.log"):
+        cell_process.run(["--version"], log, {}, lambda: False)
+    assert other.read_text() == "kept"
+    log.unlink()
+    os.mkfifo(log)
+    with pytest.raises(RunError, match=r"cell\.log"):
+        cell_process.run(["--version"], log, {}, lambda: False)

@@ -59,6 +59,16 @@ def test_a_damaged_plan_is_named(begun: AblationFolder, content: str) -> None:
         read_plan(begun)
 
 
+@pytest.mark.parametrize(
+    ("jobs", "cells", "kept"), [(None, 3, None), (2, 3, 2), (10**9, 3, 3), (4, 0, 1)]
+)
+def test_there_are_no_more_jobs_than_cells(
+    place: AblationFolder, jobs: int | None, cells: int, kept: int | None
+) -> None:
+    asked = AblationFolder(place.folder, place.runs_dir, jobs)
+    assert asked.with_jobs_for(cells).jobs == kept
+
+
 def test_where_there_is_no_plan_it_is_empty(place: AblationFolder) -> None:
     assert read_plan(place) == {"axes": [], "cells": {}, "teachers": {}}
     assert not place.folder.exists()

@@ -307,3 +307,9 @@ def test_the_packaged_ablations_compare_every_method() -> None:
         ).cells
     }
     assert compared == registry.METHODS.keys()
+
+
+@pytest.mark.parametrize("seeds", [10**17, 10**4000, 5001])
+def test_too_many_runs_are_refused_at_once(seeds: int) -> None:
+    with pytest.raises(ConfigError, match="at most 10,000 are taken"):
+        expand([Layer("tests", {})], {"model.timesteps": [1, 2]}, seeds)

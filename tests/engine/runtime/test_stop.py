@@ -104,3 +104,24 @@ def test_a_second_ctrl_c_quits_at_once(first: str) -> None:
     assert result.returncode == 130
     assert "going on" in result.stdout
     assert "still here" not in result.stdout
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+def test_a_closed_terminal_is_a_request_to_stop() -> None:
+    with StopRequest(lambda text: None) as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(Interrupted) as error:
+            stop.check()
+    assert error.value.exit_code == 129
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+def test_under_nohup_a_closed_terminal_is_none() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest(lambda text: None) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -11,14 +11,17 @@ import os
 import runpy
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 from tser_cli.engine.runtime.stop import StopRequest
+from tser_cli.errors import RunError
+from tser_cli.files import write_error
 from tser_cli.operating_system import end_with_parent
 
 POLL_SECONDS = 0.2
@@ -36,26 +39,61 @@ def run(
     "" where nothing did. Once `stopped()`, the process gets SIGTERM, saves its state and ends. Must
     be called in a thread that outlives the process: Linux watches the thread that started it.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "tser_cli.engine.ablation.cell_process",
-        str(os.getpid()),
-        *arguments,
-    ]
-    with log.open("ab") as stream:
+    module = "tser_cli.engine.ablation.cell_process"
+    command = [*python(), "-m", module, str(os.getpid()), *arguments]
+    with _open_log(log) as stream:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
-            env={k: v for k, v in environment.items() if not k.startswith("TSER_")},
+            env=with_package(
+                {k: v for k, v in environment.items() if not k.startswith("TSER_")}, sys.path
+            ),
         )
         code = _wait(process, stopped)
     if code == 0:
         return ""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TELL_LINES:]
     return f"exit code {code}: {' / '.join(lines)} (see {log})"
+
+
+def python() -> list[str]:
+    """Return how Python is started here: without the current folder among its modules' places.
+
+    Else a file there that is called as a package of ours would run (`python -P`).
+    """
+    return [sys.executable, "-P"]
+
+
+def with_package(environment: Mapping[str, str], path: Sequence[str]) -> dict[str, str]:
+    """Return `environment`, with this package's place where `python -P` would not find it.
+
+    That is a checkout which is not installed: it was found beside the script or in the current
+    folder, the first entry of `path`.
+    """
+    place = str(Path(__file__).resolve().parents[3])
+    kept = [
+        str(Path(entry).resolve()) for entry in path[0 if sys.flags.safe_path else 1 :] if entry
+    ]
+    if place in kept:
+        return dict(environment)
+    before = environment.get("PYTHONPATH", "")
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, [place, before]))}
+
+
+def _open_log(path: Path) -> BinaryIO:
+    # not through a link or into a pipe, which a folder from somebody else may hold
+    careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | careful, 0o666)
+    except OSError as error:
+        raise write_error(path, error) from error
+    stream = os.fdopen(handle, "ab")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        stream.close()
+        raise RunError(f"{path} is no regular file and is left as it is; remove it")
+    return stream
 
 
 def run_in_folder(arguments: Sequence[str], folder: str, log: str) -> str:

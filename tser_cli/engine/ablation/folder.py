@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tser_cli.engine.ablation.grid import SEED, Cell, Request
 from tser_cli.engine.teachers import find
 from tser_cli.engine.teachers.fits import check_architecture
 from tser_cli.errors import ConfigError, DamagedFileError, RunError
-from tser_cli.files import make_folder, read_json, sha256, write_error, write_json
+from tser_cli.files import hold_lock, make_folder, read_json, sha256, write_json
 from tser_cli.old_settings import of_today
 
 SHOWN = 5
@@ -39,6 +39,10 @@ class AblationFolder:
     jobs: int | None = None
     address: str | None = None
 
+    def with_jobs_for(self, cells: int) -> AblationFolder:
+        """Return the same with no more jobs than there are cells."""
+        return replace(self, jobs=self.jobs and max(1, min(self.jobs, cells)))
+
     @property
     def plan(self) -> Path:
         """Return the file that records the ablation's cells and teachers."""
@@ -55,13 +59,11 @@ def hold(place: AblationFolder) -> Iterator[None]:
     """Keep the ablation's folder for this process alone. Raises RunError if another has it."""
     make_folder(place.folder)
     try:
-        lock = filelock.FileLock(place.folder / ".lock").acquire(timeout=0)
+        lock = hold_lock(place.folder / ".lock")
     except filelock.Timeout:
         raise RunError(
             f"{place.folder} is in use by another tser ablate. Wait for it, or stop it first"
         ) from None
-    except OSError as error:
-        raise write_error(place.folder / ".lock", error) from error
     with lock:
         yield
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from tser_cli import config as settings
 from tser_cli import recipe, registry
 from tser_cli.config import METHOD, Config, full_key, method_label, short_name
-from tser_cli.errors import ConfigError, nearest
+from tser_cli.errors import MOST_TOLD, ConfigError, nearest
 from tser_cli.report.csv_files import RENAMED
 
 SEED = "training.seed"
@@ -19,6 +20,8 @@ ENTROPY = "method.entropy_weight"
 DEFAULT_SEEDS = 3
 SECTION_KEYS = ("vary", "seeds", "baseline", "measure")
 MEASURES = ("accuracy", "best_validation_accuracy")
+MOST_RUNS = 10_000
+UNSPEAKABLE = 10**100
 LARGE = 1e15  # from here on Python writes a float with an exponent
 
 
@@ -184,9 +187,12 @@ def expand(layers: list[recipe.Layer], axes: Mapping[str, list[Any]], seeds: int
     """
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}: at least one is needed, and an interval needs two")
+    _check_number(seeds * math.prod(map(len, axes.values())))
     cells, problems = [], []
     for seed in range(seeds):
         for values in itertools.product(*axes.values()):
+            if len(problems) >= MOST_TOLD:
+                break
             varied = dict(zip(axes, values, strict=True))
             top = recipe.Layer("--vary", {**varied, SEED: seed})
             try:
@@ -197,6 +203,16 @@ def expand(layers: list[recipe.Layer], axes: Mapping[str, list[Any]], seeds: int
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return cells
+
+
+def _check_number(runs: int) -> None:
+    if runs > MOST_RUNS:
+        # Python refuses to write a number of thousands of digits
+        number = f"{runs:,}" if runs < UNSPEAKABLE else "more than 10^100"
+        raise ConfigError(
+            f"--seeds and what is varied make {number} runs; at most {MOST_RUNS:,} are taken. Vary "
+            "less, or use fewer seeds"
+        )
 
 
 def check_alike(

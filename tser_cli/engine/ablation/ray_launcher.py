@@ -11,7 +11,6 @@ import importlib
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -91,7 +90,7 @@ def check_address(address: str) -> None:
 def check_health(address: str) -> None:
     """Raise ConfigError where no cluster answers soon: ray.init itself would try for minutes."""
     where = [] if address == AUTO else ["--address", address]
-    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", *where]
+    command = [*cell_process.python(), "-m", "ray.scripts.scripts", "health-check", *where]
     try:
         subprocess.run(command, capture_output=True, text=True, timeout=HEALTH_SECONDS, check=True)
     except subprocess.TimeoutExpired as error:

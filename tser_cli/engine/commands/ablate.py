@@ -58,6 +58,7 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
     (running cells have saved their state), ConfigError where the folder belongs to another ablation
     or where there is no cluster, RunError where another process works in the folder.
     """
+    place = place.with_jobs_for(len(request.cells))
     document = checked_plan(request, place)
     with _cluster_of(place) as cluster, hold(place):
         failures = train_cells(request, place, document, cluster, progress)

@@ -157,6 +157,7 @@ class AblationPlan:
 
 def plan_ablation(request: Request, place: AblationFolder, options: Options) -> AblationPlan:
     """Return the plan of `ablate`. Raises ConfigError as the ablation itself would."""
+    place = place.with_jobs_for(len(request.cells))
     document = checked_plan(request, place)
     finished = [find_cell(cell, place.folder) is not None for cell in request.cells]
     waiting = [cell for cell, done in zip(request.cells, finished, strict=True) if not done]

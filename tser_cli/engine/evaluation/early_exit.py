@@ -26,8 +26,10 @@ from tser_cli.losses.functional import entropy
 from tser_cli.models import Classifier
 from tser_cli.models.stepping import Stepper
 from tser_cli.report.csv_files import early_exit_schema, write_csv
+from tser_cli.visible import cut
 
 CONFIDENCE, ENTROPY = "confidence", "entropy"
+MOST_THRESHOLDS = 1000
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,15 @@ class Exits:
 def parse_thresholds(text: str, criterion: str, flag: str) -> list[Rule]:
     """Return the rules of "0.8,0.9". Raises ConfigError where one is no number that can decide."""
     rules = []
+    if text.count(",") >= MOST_THRESHOLDS:
+        raise ConfigError(
+            f"{flag}: {text.count(',') + 1:,} thresholds; at most {MOST_THRESHOLDS:,} are taken"
+        )
     for part in text.split(","):
         if not re.fullmatch(r"\s*\d*\.?\d+(e-?\d+)?\s*", part):
-            raise ConfigError(f'{flag}: "{part.strip()}" is no threshold; write 0.8,0.9,0.99')
+            raise ConfigError(
+                f'{flag}: "{cut(part.strip(), 80)}" is no threshold; write 0.8,0.9,0.99'
+            )
         threshold = float(part)
         if criterion == CONFIDENCE and not 0.0 < threshold <= 1.0:
             raise ConfigError(f"{flag} {part.strip()}: a confidence is above 0, at most 1")

@@ -18,7 +18,7 @@ from tser_cli import plugins, registry
 from tser_cli.config import FLOAT_BITS, Config, method_label
 from tser_cli.engine.runs.provenance import environment
 from tser_cli.errors import DamagedFileError, RunError, warn_once
-from tser_cli.files import make_folder, read_json, write_error, write_json, write_text
+from tser_cli.files import hold_lock, make_folder, read_json, write_error, write_json, write_text
 from tser_cli.recipe import Layer, read, resolve
 
 MODEL_FILE = "model.safetensors"
@@ -111,15 +111,13 @@ class Run:
     def lock(self) -> AbstractContextManager[Any]:
         """Hold the folder's exclusive lock. Raises RunError at once if another process has it."""
         try:
-            return filelock.FileLock(self.folder / ".lock").acquire(timeout=0)
+            return hold_lock(self.folder / ".lock")
         except filelock.Timeout:
             status = _if_sound(self.status)
             raise RunError(
                 f"{self.folder} is in use by process {status.get('pid')} on "
                 f"{status.get('host')}. Wait for it, or stop it first"
             ) from None
-        except OSError as error:
-            raise write_error(self.folder / ".lock", error) from error
 
     def remove_leftovers(self) -> None:
         """Remove the parts of files that a killed process left behind; only under the lock."""

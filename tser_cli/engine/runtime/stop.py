@@ -1,4 +1,7 @@
-"""Stop on SIGTERM or Ctrl-C: finish the step, save the state, exit with 143 or 130."""
+"""Stop on SIGTERM, SIGHUP or Ctrl-C: finish the step, save the state, exit with 128 + signal.
+
+A terminal that closes sends SIGHUP; under nohup that is ignored, and stays so.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from tser_cli.errors import Interrupted
 
 
 class StopRequest:
-    """Remember the first SIGINT or SIGTERM while entered; a second Ctrl-C quits at once.
+    """Remember the first signal to stop while entered; a second Ctrl-C quits at once.
 
     `signal`: the number of the signal, None while none has come. `say`: prints a message.
     """
@@ -25,7 +28,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in heeded_signals():
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -57,3 +60,10 @@ class StopRequest:
         """Raise Interrupted if a signal has come."""
         if self.signal is not None:
             raise Interrupted(self.signal)
+
+
+def heeded_signals() -> list[int]:
+    """Return the signals that ask for a stop; not SIGHUP where it is ignored, or where none is."""
+    hangup = getattr(signal, "SIGHUP", None)
+    heeded = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([hangup] if heeded else [])]
