@@ -17,8 +17,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from tser_cli.errors import DamagedFileError, DiskFullError, RunError
 
 NAME_MAX = 255  # bytes, on the usual file systems
@@ -117,6 +115,8 @@ def hold_lock(path: Path) -> AbstractContextManager[Any]:
     Raises filelock.Timeout at once where another process has it, RunError where it can't be taken:
     a link is not followed, and a folder or a pipe is no lock.
     """
+    import filelock  # too slow for --help
+
     try:
         if is_device(path):
             raise RunError(f"{path} is a device and no lock; remove it")

@@ -215,6 +215,11 @@ def test_the_message_names_the_flag() -> None:
         parse_thresholds("1e999", "entropy", "--early-exit-entropy")
 
 
+def test_too_many_thresholds_are_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="20,000 thresholds; at most 1,000 are taken"):
+        parse_thresholds(",".join(["0.5"] * 20_000), "confidence", "--early-exit")
+
+
 def test_thresholds() -> None:
     assert parse_thresholds("0.8, .9", "confidence", "--early-exit") == [
         Rule("confidence", 0.8),

@@ -86,6 +86,19 @@ def test_a_lock_is_free_again_after_an_error(run: Run) -> None:
         pass
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_what_is_no_lock_is_left_as_it_is(run: Run, tmp_path: Path, kind: str) -> None:
+    path, other = run.folder / ".lock", tmp_path / "other"
+    path.unlink(missing_ok=True)
+    other.write_text("kept")
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "link": lambda: path.symlink_to(other)}[
+        kind
+    ]()
+    with pytest.raises(RunError, match=r"\.lock"):
+        run.lock()
+    assert other.read_text() == "kept"
+
+
 def test_a_folder_that_is_gone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="can't be written"):

@@ -188,7 +188,8 @@ def expand(layers: list[recipe.Layer], axes: Mapping[str, list[Any]], seeds: int
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}: at least one is needed, and an interval needs two")
     _check_number(seeds * math.prod(map(len, axes.values())))
-    cells, problems = [], []
+    cells: list[Cell] = []
+    problems: list[str] = []
     for seed in range(seeds):
         for values in itertools.product(*axes.values()):
             if len(problems) >= MOST_TOLD:

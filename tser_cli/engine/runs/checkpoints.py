@@ -141,7 +141,7 @@ def _load_verified(path: Path, entry: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _is_listed(content: bytes, entry: dict[str, Any]) -> bool:
-    return len(content) == entry["size"] and sha256(content) == entry["sha256"]
+    return len(content) == int(entry["size"]) and sha256(content) == str(entry["sha256"])
 
 
 def _renamed(path: Path, entry: dict[str, Any]) -> bytes:

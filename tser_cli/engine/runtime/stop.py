@@ -65,5 +65,6 @@ class StopRequest:
 def heeded_signals() -> list[int]:
     """Return the signals that ask for a stop; not SIGHUP where it is ignored, or where none is."""
     hangup = getattr(signal, "SIGHUP", None)
-    heeded = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([hangup] if heeded else [])]
+    if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN:
+        return [signal.SIGINT, signal.SIGTERM]
+    return [signal.SIGINT, signal.SIGTERM, hangup]
