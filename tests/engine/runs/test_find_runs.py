@@ -46,6 +46,12 @@ def test_a_run_with_a_damaged_status_is_not_opened(tmp_path: Path, content: str)
         find_runs.open_run(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "é" * 200, "", "x" * 5000, "a\0b"])
+def test_a_name_that_no_run_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RunError, match="is not a run folder"):
+        find_runs.open_run(tmp_path / name)
+
+
 def test_a_damaged_run_is_named_and_the_others_are_found(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

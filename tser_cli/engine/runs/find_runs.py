@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,8 +47,9 @@ def newest_finished(
 
 def open_run(path: Path) -> Run:
     """Return the run at `path`. Raises RunError where it is none, or is not finished."""
-    if not (path / "status.json").is_file():
-        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    # os.path says no where pathlib raises: for names that are too long
+    if not os.path.isfile(path / "status.json"):  # noqa: PTH113
+        beside = os.listdir(path.parent) if os.path.isdir(path.parent) else []  # noqa: PTH112, PTH208
         raise RunError(f"{path} is not a run folder{nearest(path.name, beside)}: no status.json")
     run = Run(path)
     state = run.status().get("state", "of no known state")
