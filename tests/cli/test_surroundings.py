@@ -7,7 +7,12 @@ import sys
 import pytest
 
 from tser_cli.cli import app
-from tser_cli.cli.surroundings import BACKENDS, check_arguments, check_environment
+from tser_cli.cli.surroundings import (
+    BACKENDS,
+    check_arguments,
+    check_environment,
+    forget_odd_width,
+)
 from tser_cli.errors import ConfigError
 
 TORCHRUN = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
@@ -20,6 +25,7 @@ TORCHRUN = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
         ({"LOCAL_RANK": "0"}, "LOCAL_RANK is set without WORLD_SIZE, RANK"),
         ({**TORCHRUN, "RANK": "-1"}, "RANK=-1: it must be a whole number"),
         ({**TORCHRUN, "RANK": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
+        ({"TERMINAL_WIDTH": "wide"}, "TERMINAL_WIDTH=wide: it must be a number"),
         ({"MPLBACKEND": "bogus"}, "MPLBACKEND=bogus is no backend of matplotlib"),
     ],
 )
@@ -45,6 +51,15 @@ def test_variables_that_no_command_can_work_with(
 )
 def test_variables_that_commands_work_with(environment: dict[str, str]) -> None:
     check_environment(environment)
+
+
+@pytest.mark.parametrize(
+    ("columns", "kept"), [("0", False), ("20", False), ("x", False), ("99999", False), ("80", True)]
+)
+def test_widths_that_no_text_fits_are_forgotten(columns: str, kept: bool) -> None:
+    environment = {"COLUMNS": columns}
+    forget_odd_width(environment)
+    assert ("COLUMNS" in environment) == kept
 
 
 def test_the_backends_are_matplotlib_s() -> None:

@@ -27,7 +27,7 @@ from tser_cli.cli import (
     quantize,
     train_teacher,
 )
-from tser_cli.cli.surroundings import check_arguments, check_environment
+from tser_cli.cli.surroundings import check_arguments, check_environment, forget_odd_width
 from tser_cli.cli.terminal import guarded, tell
 from tser_cli.errors import Interrupted, TserError
 
@@ -72,6 +72,7 @@ def main() -> None:
     """Run the command line; one clear message and an exit code for every foreseen error."""
     with guarded(), _warnings_told(), _one_line_for_ctrl_c():
         try:
+            forget_odd_width(os.environ)
             check_environment(os.environ)
             check_arguments(sys.argv)
             app()

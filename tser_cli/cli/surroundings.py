@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 
+from tser_cli.cli.terminal import NARROWEST
 from tser_cli.errors import ConfigError
 
 LONGEST = 2**13  # characters of an argument
@@ -37,7 +38,17 @@ def check_environment(environment: Mapping[str, str]) -> None:
         raise ConfigError(
             f"RANK={numbers['RANK']} is not below WORLD_SIZE={numbers['WORLD_SIZE']}. {MEANT_BY}"
         )
+    width = environment.get("TERMINAL_WIDTH", "")
+    if width and not re.fullmatch("[0-9]{2,4}", width):
+        raise ConfigError(f"TERMINAL_WIDTH={width}: it must be a number of columns. Unset it")
     _check_backend(environment.get("MPLBACKEND", ""))
+
+
+def forget_odd_width(environment: MutableMapping[str, str]) -> None:
+    """Drop a COLUMNS that no text fits, or that is no width: the terminal itself is asked then."""
+    columns = environment.get("COLUMNS", "")
+    if columns and not (re.fullmatch("[0-9]{2,4}", columns) and int(columns) >= NARROWEST):
+        del environment["COLUMNS"]
 
 
 def _check_backend(name: str) -> None:
