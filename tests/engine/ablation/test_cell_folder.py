@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.engine.results import RESULT
 from tser_cli.config import Config
 from tser_cli.engine.ablation.cell_folder import (
     SETTINGS,
@@ -69,14 +70,6 @@ def test_a_row_of_an_unfinished_cell_says_so(
     assert find_cell(cell, tmp_path) is None
     row = result_row(cell, tmp_path)
     assert row == {"seed": 0, "state": state, "folder": "cells/method=kd_s0"}
-
-
-RESULT = {
-    **{"kind": "student", "model": "resnet20", "dataset": "digits", "method": "kd"},
-    **{"timesteps": 1, "images": 11, "accuracy": 0.5, "teacher": None, "teacher_accuracy": None},
-    **{"best_validation_accuracy": None, "energy_pj": 1.0, "ann_energy_pj": 2.0, "seconds": 1.0},
-    "per_timestep": [{"t": 1, "accuracy_at_t": 0.5, "accuracy_cumulative": 0.5}],
-}
 
 
 def finished(cell: Cell, folder: Path, **status: Any) -> Run:

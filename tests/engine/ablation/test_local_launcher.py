@@ -33,6 +33,9 @@ def test_a_cell_s_process_gets_its_share_of_the_threads(
     ]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert cell_environment(cell, 0, 2)["OMP_NUM_THREADS"] == "5"
+    for odd in ("x", "0", "99999999999", "9" * 5000):
+        monkeypatch.setenv("OMP_NUM_THREADS", odd)
+        assert local_launcher.threads_of(1) == 8
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> list[list[str]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.results import RESULT
 from tser_cli.config import Config
 from tser_cli.engine.ablation.cell_folder import cell_folder
 from tser_cli.engine.ablation.grid import Cell
@@ -49,7 +50,7 @@ def test_a_cell_tells_its_code_once_it_finished(
     assert not provenance(cell, tmp_path).keys() & {"commit", "torch", "threads"}
     run = create(cell_folder(cell, tmp_path), "student", cell.config)
     run.update_environment(threads=3)
-    run.update_status(state="finished")
+    run.update_status(state="finished", result=RESULT)
     found = provenance(cell, tmp_path)
     assert found.keys() == PROVENANCE.keys()
     assert found["threads"] == 3

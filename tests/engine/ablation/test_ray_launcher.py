@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.engine.results import RESULT
 from tser_cli.config import Config
 from tser_cli.engine.ablation import cell_process, ray_launcher
 from tser_cli.engine.ablation.cell_folder import cell_folder
@@ -91,7 +92,8 @@ def launcher(ray: FakeRay, folder: Path, stop: StopRequest, jobs: int | None = N
 
 
 def finish(cell: Cell, folder: Path) -> None:
-    create(cell_folder(cell, folder), "student", cell.config).update_status(state="finished")
+    run = create(cell_folder(cell, folder), "student", cell.config)
+    run.update_status(state="finished", result=RESULT)
 
 
 @pytest.mark.parametrize(

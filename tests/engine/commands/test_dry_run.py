@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.engine.results import RESULT
 from tser_cli.config import Config
 from tser_cli.engine.ablation.cell_folder import cell_folder
 from tser_cli.engine.ablation.folder import AblationFolder, checked_plan, write_plan
@@ -135,7 +136,7 @@ def test_the_plan_of_a_begun_ablation(ask: Ask, place: AblationFolder) -> None:
     write_plan(place, checked_plan(begun, place))
     for cell in begun.cells:
         made = run_folder.create(cell_folder(cell, place.folder), "student", cell.config)
-        made.update_status(state="finished")
+        made.update_status(state="finished", result=RESULT)
     before = {path: path.stat().st_mtime_ns for path in place.folder.rglob("*")}
     plan = planned(ask(["method=ce,kd"], 2), place)
     assert plan.cells == (

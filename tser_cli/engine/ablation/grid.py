@@ -21,7 +21,6 @@ DEFAULT_SEEDS = 3
 SECTION_KEYS = ("vary", "seeds", "baseline", "measure")
 MEASURES = ("accuracy", "best_validation_accuracy")
 MOST_RUNS = 10_000
-UNSPEAKABLE = 10**100
 LARGE = 1e15  # from here on Python writes a float with an exponent
 
 
@@ -209,7 +208,7 @@ def expand(layers: list[recipe.Layer], axes: Mapping[str, list[Any]], seeds: int
 def _check_number(runs: int) -> None:
     if runs > MOST_RUNS:
         # Python refuses to write a number of thousands of digits
-        number = f"{runs:,}" if runs < UNSPEAKABLE else "more than 10^100"
+        number = f"{runs:,}" if runs < 10**100 else "more than 10^100"
         raise ConfigError(
             f"--seeds and what is varied make {number} runs; at most {MOST_RUNS:,} are taken. Vary "
             "less, or use fewer seeds"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 from pathlib import Path
 
 import torch
@@ -60,7 +61,8 @@ def cell_environment(cell: Cell, slot: int, jobs: int) -> dict[str, str]:
 def threads_of(jobs: int) -> int:
     """Return the threads of one of `jobs` cells side by side: OMP_NUM_THREADS, else its share."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) else max(1, cores() // jobs)
+    sensible = re.fullmatch("[0-9]{1,3}", asked) and int(asked)
+    return int(asked) if sensible else max(1, cores() // jobs)
 
 
 def default_jobs(cells: list[Cell]) -> int:
