@@ -64,6 +64,7 @@ def test_no_setting_from_outside_reaches_a_cell(
         [
             *(
                 sys.executable,
+                "-P",
                 "-m",
                 "tser_cli.engine.ablation.cell_process",
                 str(os.getpid()),
