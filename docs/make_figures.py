@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tser_cli.config import short_name
 from tser_cli.report.ablation_plots import draw_tables
 from tser_cli.report.csv_files import axes_of, read_ablation, read_summary
 from tser_cli.report.style import save_figure
@@ -24,7 +25,7 @@ def main() -> None:
     for path in sorted(RESULTS.glob("*_summary.csv")):
         name, summary = path.stem.removesuffix("_summary"), read_summary(path)
         axes = axes_of(summary)
-        names = {axis: axis.removesuffix(".name").rpartition(".")[2] for axis in axes}
+        names = {axis: short_name(axis) for axis in axes}
         runs = read_ablation(RESULTS / f"{name}.csv", axes)
         figures = draw_tables(runs, summary, names)
         if summary["measure"].iloc[0] != "accuracy":  # a search on validation images

@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 
+from tser_cli.config import short_name
 from tser_cli.engine.ablation.summary import summarise, with_holm
 from tser_cli.report.ablation_plots import baseline_of
 from tser_cli.report.csv_files import axes_of, read_ablation, read_summary
@@ -141,7 +142,7 @@ KINDS: dict[str, Callable[[Ablation], tuple[list[str], list[list[str]]]]] = {
 
 def names(ablation: Ablation) -> list[str]:
     """Return what the varied settings are called."""
-    return [axis.removesuffix(".name").rpartition(".")[2] for axis in ablation.axes]
+    return [short_name(axis) for axis in ablation.axes]
 
 
 def mean(row: Row) -> str:

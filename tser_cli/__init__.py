@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tser_cli.energy.network_counter import count_operations
     from tser_cli.engine.commands.library import (
         distill,
         distill_networks,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "count_operations",
     "distill",
     "distill_networks",
     "evaluate",
@@ -32,7 +34,9 @@ def __getattr__(name: str) -> Any:
     """Load one of the public functions."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("tser_cli.engine.commands.library"), name)
+    counter, library = "tser_cli.energy.network_counter", "tser_cli.engine.commands.library"
+    home = counter if name == "count_operations" else library
+    return getattr(importlib.import_module(home), name)
 
 
 def __dir__() -> list[str]:

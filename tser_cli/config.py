@@ -18,6 +18,7 @@ from tser_cli.errors import ConfigError, closest, did_you_mean
 from tser_cli.fields import Policy, Section, flatten, split
 from tser_cli.sections import (
     CHECKPOINT_EVERY,
+    FLOAT_BITS,
     NOTES,
     AugmentConfig,
     DataConfig,
@@ -32,6 +33,7 @@ from tser_cli.sections import (
 
 __all__ = [
     "CHECKPOINT_EVERY",
+    "FLOAT_BITS",
     "METHOD",
     "AugmentConfig",
     "Config",

@@ -48,6 +48,10 @@ class DamagedError(TserError):
     exit_code = 3
 
 
+class ExportError(TserError):
+    """A network that a format or a target can't hold, or an export that fails its check."""
+
+
 class TrainingError(TserError):
     """Training can't go on: a loss that is not finite, a full disk, a lost worker."""
 

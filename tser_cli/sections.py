@@ -37,6 +37,7 @@ Auto = Literal["auto"]
 Side = Annotated[StrictInt, Field(ge=0, le=4096)]  # pixels; a larger input fits no memory
 # The keys of [data] that only images of one's own have a use for.
 OWN_INPUT = ("size", "channels", "mean", "std", "test_fraction")
+FLOAT_BITS = 32  # of weights that are no integers
 CHECKPOINT_EVERY = re.compile(r"([0-9]{1,9})(min|epochs?|steps?)")
 
 
@@ -108,7 +109,8 @@ class ModelConfig(Section):
     large: torchvision's, 7 x 7 at stride 2 and a max-pool (ResNet), a head of 4096 (VGG).
 
     `teacher` is an architecture, a run folder or a model file. `teacher_recipe` "" means the data
-    set's own, used where a teacher must be trained first.
+    set's own, used where a teacher must be trained first. `weight_bits` 8 or 4: the student's
+    weights are integers of so many bits times a scale per output channel; 32 leaves them floats.
     """
 
     teacher: Annotated[str, TEACHER_S] = "resnet34"
@@ -116,6 +118,7 @@ class ModelConfig(Section):
     student: str = "resnet18"
     timesteps: Annotated[int, Field(ge=1, le=1024)] = 2
     stem: Annotated[Literal["auto", "small", "medium", "large"], TEACHER_S] = "auto"
+    weight_bits: Literal[4, 8, 32] = 32
 
     @field_validator("student")
     @classmethod
@@ -258,8 +261,9 @@ class PerformanceConfig(Section):
     folded into its convolutions. `keep_teacher_logits`: computed once where an image looks the same
     in every epoch. `data_on_device`: images that fit live, and are augmented, on the device.
     `fused_optimizer`: one pass over the weights a step. `save_memory`: residual blocks are computed
-    again for the backward pass instead of being kept. `compile`: torch.compile. (`neuron.backend`
-    chooses the neurons' code.)
+    again for the backward pass instead of being kept. `integer_kernels`: a student with integer
+    weights is measured with integer arithmetic on a CPU. `compile`: torch.compile.
+    (`neuron.backend` chooses the neurons' code.)
     """
 
     channels_last: bool = True
@@ -269,6 +273,7 @@ class PerformanceConfig(Section):
     data_on_device: bool = True
     fused_optimizer: bool = True
     save_memory: bool = False
+    integer_kernels: bool = True
     compile: Literal["auto", "on", "off"] = "auto"
 
     @model_validator(mode="after")

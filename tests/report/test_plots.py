@@ -19,7 +19,7 @@ from tser_cli.report.plots import (
     plot_by_layer,
     plot_per_timestep,
 )
-from tser_cli.report.style import save_figure
+from tser_cli.report.style import METHODS, save_figure
 
 
 def rows(steps: int = 2, teacher: float | None = None) -> list[dict[str, Any]]:
@@ -62,8 +62,9 @@ def test_the_same_rows_give_the_same_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("teacher", [None, 0.95])
 @pytest.mark.parametrize("steps", [1, 2, 6])
 def test_points_stand_where_the_numbers_are(steps: int, teacher: float | None) -> None:
-    figure = draw_per_timestep(rows(steps, teacher), "a run")
+    figure = draw_per_timestep(rows(steps, teacher), "a run", "tser")
     plot = figure.axes[0]
+    assert {line.get_color() for line in plot.lines[:2]} == {METHODS["tser"].colour}
     heights = [list(line.get_ydata()) for line in plot.lines]
     assert heights[0] == pytest.approx([91.0 + t for t in range(steps)])
     assert heights[1] == pytest.approx([91.2 + 1.2 * t for t in range(steps)])

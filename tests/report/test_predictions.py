@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tser_cli.errors import RunError
-from tser_cli.report.predictions import FILE, read_predictions, write_predictions
+from tser_cli.report.predictions import PREDICTIONS, read_predictions, write_predictions
 
 LABELS = np.array([0, 1, 999, 65535])
 AT_T = np.array([[0, 1], [1, 1], [7, 999], [0, 0]])
@@ -16,8 +16,8 @@ CUMULATIVE = np.array([[0, 0], [1, 1], [7, 7], [0, 65535]])
 
 
 def test_classes_come_back(tmp_path: Path) -> None:
-    write_predictions(tmp_path / FILE, LABELS, AT_T, CUMULATIVE)
-    found = read_predictions(tmp_path / FILE)
+    write_predictions(tmp_path / PREDICTIONS, LABELS, AT_T, CUMULATIVE)
+    found = read_predictions(tmp_path / PREDICTIONS)
     assert found is not None
     for array, written in (
         (found.labels_I, LABELS),
@@ -27,7 +27,7 @@ def test_classes_come_back(tmp_path: Path) -> None:
         assert array.dtype == np.uint16
         assert array.tolist() == written.tolist()
     assert found.right().tolist() == [True, True, False, True]
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert [path.name for path in tmp_path.iterdir()] == [PREDICTIONS]
 
 
 def test_the_same_classes_give_the_same_bytes(tmp_path: Path) -> None:
@@ -39,22 +39,22 @@ def test_the_same_classes_give_the_same_bytes(tmp_path: Path) -> None:
 def test_ten_thousand_images_are_small(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     classes = generator.integers(0, 10, (10_000, 4))
-    write_predictions(tmp_path / FILE, classes[:, 0], classes, classes)
-    assert (tmp_path / FILE).stat().st_size < 100_000
+    write_predictions(tmp_path / PREDICTIONS, classes[:, 0], classes, classes)
+    assert (tmp_path / PREDICTIONS).stat().st_size < 100_000
 
 
 def test_a_run_without_them(tmp_path: Path) -> None:
-    assert read_predictions(tmp_path / FILE) is None
+    assert read_predictions(tmp_path / PREDICTIONS) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04 cut off"])
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / FILE).write_bytes(content)
+    (tmp_path / PREDICTIONS).write_bytes(content)
     with pytest.raises(RunError, match=r"predictions\.npz is damaged"):
-        read_predictions(tmp_path / FILE)
+        read_predictions(tmp_path / PREDICTIONS)
 
 
 @pytest.mark.parametrize("label", [-1, 65536])
 def test_a_class_that_does_not_fit_is_a_defect(tmp_path: Path, label: int) -> None:
     with pytest.raises(AssertionError):
-        write_predictions(tmp_path / FILE, np.array([label]), AT_T[:1], CUMULATIVE[:1])
+        write_predictions(tmp_path / PREDICTIONS, np.array([label]), AT_T[:1], CUMULATIVE[:1])

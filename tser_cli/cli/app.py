@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from tser_cli import __version__
-from tser_cli.cli import ablate, distill, energy, evaluate, methods, train_teacher
+from tser_cli.cli import (
+    ablate,
+    audit,
+    distill,
+    energy,
+    evaluate,
+    export,
+    methods,
+    predict,
+    quantize,
+    train_teacher,
+)
 from tser_cli.errors import Interrupted, TserError
 
 app = typer.Typer(
@@ -40,7 +51,11 @@ app.command("train-teacher")(train_teacher.train_teacher)
 app.command("distill")(distill.distill)
 app.command("evaluate")(evaluate.evaluate)
 app.command("energy")(energy.energy)
+app.command("audit")(audit.audit)
 app.command("ablate")(ablate.ablate)
+app.command("export")(export.export)
+app.command("predict")(predict.predict)
+app.command("quantize")(quantize.quantize)
 app.command("methods")(methods.methods)
 
 

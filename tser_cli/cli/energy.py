@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tser_cli.cli import network_options as net
 from tser_cli.cli import options as opt
 from tser_cli.cli import present
+
+if TYPE_CHECKING:
+    from tser_cli.engine.commands.beyond import Wanted
+    from tser_cli.engine.commands.networks import NetworkRequest
 
 Output = Annotated[Path, typer.Argument(help="Where the table goes, as report.csv.")]
 Images = Annotated[
@@ -19,7 +25,8 @@ Profile = Annotated[
     str,
     typer.Option(
         "--profile",
-        help="horowitz-45nm-fp32, -fp16 or -int8 (whole names), loihi, or a TOML file.",
+        help="horowitz-45nm-fp32, -fp16 or -int8 (whole names), loihi, lemaire-2022, or a TOML "
+        "file.",
     ),
 ]
 PerImage = Annotated[
@@ -35,6 +42,22 @@ BatchSize = Annotated[
     int | None,
     typer.Option("--batch-size", help="Images a forward pass.", show_default=False, min=1),
 ]
+Conventions = Annotated[
+    bool, typer.Option("--conventions", help="Also as spikingjelly, NeuroBench and papers count.")
+]
+Match = Annotated[
+    str | None,
+    typer.Option(
+        "--match", help="Which conventions make this figure?", metavar="1.38mJ", show_default=False
+    ),
+]
+FairRival = Annotated[
+    bool,
+    typer.Option("--fair-rival", help="Compare with the ANN of ceil(log2(T + 1)) bits, both ways."),
+]
+AssumeInt8 = Annotated[
+    bool, typer.Option("--assume-int8", help="Price wider weights as if they were of 8 bits.")
+]
 
 
 def energy(
@@ -44,6 +67,18 @@ def energy(
     profile: Profile = "horowitz-45nm-fp32",
     per_image: PerImage = None,
     memory: Memory = False,
+    conventions: Conventions = False,
+    match: Match = None,
+    fair_rival: FairRival = False,
+    assume_int8: AssumeInt8 = False,
+    network: net.Network = None,
+    argument: net.Arguments = None,
+    weights: net.Weights = None,
+    dataset: net.Dataset = None,
+    data: net.Data = None,
+    input_shape: net.Input = None,
+    timesteps: net.Timesteps = None,
+    layout: net.Layout = "auto",
     data_dir: opt.DataDir = None,
     batch_size: BatchSize = None,
     device: opt.Device = None,
@@ -51,26 +86,34 @@ def energy(
     plugin: opt.Plugin = None,
     runs_dir: opt.RunsDir = Path("runs"),
 ) -> None:
-    """Count the synaptic operations of a finished student exactly, and price them."""
+    """Count the synaptic operations of a student, or of any network, exactly, and price them."""
+    from tser_cli.engine.commands.beyond import Wanted
     from tser_cli.engine.commands.energy import EnergyRequest, measure_energy
 
+    values = net.values(argument, weights, dataset, data, input_shape, timesteps, layout)
+    wanted = Wanted(conventions, match or "", fair_rival, assume_int8)
+    places = {"data.dir": data_dir, "training.device": device}
+    if network is not None:
+        net.refuse_with_network({"--run": run, "--per-image": per_image, "--precision": precision})
+        subject = net.request(network, values, places, images, batch_size)
+        _of_network(output, subject, profile, wanted, memory)
+        return
+    net.given(values, network)
     changes = {
-        "data.dir": data_dir,
-        "training.device": device,
+        **places,
         "training.precision": precision,
         "training.eval_batch_size": batch_size,
     }
-    result = measure_energy(
-        EnergyRequest(
-            output,
-            run,
-            runs_dir,
-            images or 0,
-            profile,
-            per_image,
-            memory,
-            changes,
-            present.progress(),
-        )
+    request = EnergyRequest(output, run, runs_dir, images or 0, profile, per_image, memory, wanted)
+    present.show_energy(
+        measure_energy(replace(request, changes=changes, progress=present.progress()))
     )
-    present.show_energy(result)
+
+
+def _of_network(
+    output: Path, subject: NetworkRequest, profile: str, wanted: Wanted, memory: bool
+) -> None:
+    from tser_cli.engine.commands.network_energy import NetworkEnergyRequest, measure_network
+
+    asked = NetworkEnergyRequest(output, subject, profile, wanted, memory)
+    present.show_network_energy(measure_network(asked))

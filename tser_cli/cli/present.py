@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -17,9 +17,12 @@ from tser_cli.report.progress import Progress
 
 if TYPE_CHECKING:
     from tser_cli.engine.commands.ablate import AblationResult
+    from tser_cli.engine.commands.audit import AuditResult
+    from tser_cli.engine.commands.beyond import Beyond
     from tser_cli.engine.commands.dry_run import AblationPlan, TrainingPlan
     from tser_cli.engine.commands.energy import EnergyResult
     from tser_cli.engine.commands.evaluate import EvaluateResult
+    from tser_cli.engine.commands.network_energy import NetworkEnergyResult
     from tser_cli.engine.runs.result import RunResult
 
 
@@ -101,7 +104,52 @@ def show_energy(result: EnergyResult) -> None:
 
     output().print(energy_report.table(result.name, result.rows))
     _lines(energy_report.sentences(result.document))
+    _beyond(result.beyond, result.document)
     _lines([f"written: {path}" for path in result.written])
+
+
+def _beyond(beyond: Beyond, document: Mapping[str, Any]) -> None:
+    from tser_cli.report import beyond_report
+
+    if beyond.conventions:
+        rows = [one.row() for one in beyond.conventions]
+        output().print(beyond_report.conventions_table(rows))
+    if beyond.matched is not None:
+        names = [one.convention for one in beyond.matched]
+        _lines([beyond_report.match_sentence(beyond.match, names)])
+    if "lemaire" in document:
+        _lines([beyond_report.memory_sentence(document)])
+    if "fair_rival" in document:
+        _lines(beyond_report.rival_sentences(document["fair_rival"]))
+
+
+def show_network_energy(result: NetworkEnergyResult) -> None:
+    """Show the operations of a network from elsewhere, what feeds it, and what is not counted."""
+    from tser_cli.report import beyond_report, energy_report
+
+    output().print(energy_report.table(result.name, result.rows))
+    _lines(energy_report.sentences(result.document))
+    _lines(
+        beyond_report.network_sentences(
+            result.layout, result.inputs, result.kinds, result.differing, result.uncounted
+        )
+    )
+    _beyond(result.beyond, result.document)
+    _lines([f"written: {path}" for path in result.written])
+
+
+def show_audit(result: AuditResult) -> None:
+    """Show what an audit found, what it could not look at, and the verdict."""
+    from dataclasses import asdict
+
+    from tser_cli.report import beyond_report
+
+    found = result.found
+    if found.findings:
+        output().print(beyond_report.findings_table([asdict(one) for one in found.findings]))
+    _lines([f"not checked: {name}: {why}" for name, why in found.skipped])
+    wrong = sum(one.severity == "finding" for one in found.findings)
+    _lines([f"{result.name}: {'clean' if found.clean else f'{wrong} findings'}"])
 
 
 def show_ablation(result: AblationResult) -> None:

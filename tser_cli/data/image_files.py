@@ -36,6 +36,8 @@ def read_image(path: Path, channels: int = 3) -> torch.Tensor:
     """
     from PIL import Image, UnidentifiedImageError
 
+    if channels not in MODES:
+        raise DataError(f"the network takes {channels} channels; images have 1 or 3")
     if not os.path.isfile(path):  # noqa: PTH113  (Path's own raises for a name too long)
         raise DataError(f"{path} is no regular file; only those are read as images")
     try:

@@ -3,11 +3,18 @@
 from tser_cli.energy.counter import SopCounter, counting
 from tser_cli.energy.counts import Counts, Layer, LayerCounts
 from tser_cli.energy.joules import energy_per_step, energy_up_to, mean_energy
-from tser_cli.energy.profiles import DEFAULT_PROFILE, PROFILES, Profile, load_profile
+from tser_cli.energy.profiles import (
+    DEFAULT_PROFILE,
+    INTEGER_PROFILE,
+    PROFILES,
+    Profile,
+    load_profile,
+)
 from tser_cli.energy.table import Labels, energy_rows, sidecar
 
 __all__ = [
     "DEFAULT_PROFILE",
+    "INTEGER_PROFILE",
     "PROFILES",
     "Counts",
     "Labels",

@@ -23,43 +23,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tser_cli.energy.counts import INPUT_KINDS, REAL, Counts, Layer, LayerCounts
-from tser_cli.energy.geometry import Geometry, geometry, uncountable
+from tser_cli.energy.counts import CONV, INPUT_KINDS, LINEAR, REAL, Counts, LayerCounts
+from tser_cli.energy.geometry import geometry, uncountable
+from tser_cli.energy.neurons import neuron_layers
+from tser_cli.energy.records import Entry, Record, layer_counts
 from tser_cli.energy.tally import fault, fault_message, tally
 from tser_cli.errors import TserError, unknown
 
+# A call of a layer that time is not folded into the batch of can't be placed by its shape alone:
+# [T, N, features] is also N = T images of N vectors.
+DIMENSIONS = {nn.Conv2d: (4, "[T*N, C, H, W]"), nn.Linear: (2, "[T*N, features]")}
+
 
 @dataclass
-class Record:
-    """What is gathered of one layer.
-
-    Of each batch `tallies` has [3, steps, images] (see `tally`) and `faults` a scalar, all on the
-    device. `order`: position among the layers in the order in which they ran.
-    """
+class Watched:
+    """A layer under watch: its module, its record, its geometry once an input was seen."""
 
     module: nn.Conv2d | nn.Linear
-    kind: str
-    order: int = 0
+    record: Record
     shape: tuple[int, ...] = ()
-    geometry: Geometry | None = None
     fan_out_P: Tensor = field(default_factory=lambda: torch.empty(0))
-    tallies: list[Tensor] = field(default_factory=list)
     faults: list[Tensor] = field(default_factory=list)
+    order: int = 0
 
 
 class SopCounter:
-    """Gathers the counts of a network; `counting` puts its hooks on and takes them off."""
+    """Counts a network that declares its inputs and folds time into the batch, as tser's own do.
+
+    `counting` puts its hooks on and takes them off. Networks from elsewhere: `count_operations`.
+    """
 
     def __init__(self, model: nn.Module, kinds: Mapping[str, str]) -> None:
         """Raises TserError where `kinds` does not fit `model`, or a layer can't be counted."""
-        self.records = _records(model, kinds)
+        self.watched = _watched(model, kinds)
         self.owners = neuron_owners(model)
         self._neuron_updates: dict[str, int] = {}
         self._images: list[int] = []
         self._timesteps = 0
 
     def begin(self, images: int, timesteps: int) -> None:
-        """A batch begins. A call of the model says so by itself.
+        """Begin a batch. A call of the model says so by itself.
 
         Raises TserError where `timesteps` differs from that of the batches before.
         """
@@ -80,15 +83,15 @@ class SopCounter:
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """Pre-hook of a convolution or linear layer."""
-        record, x = self.records[name], _first(args, kwargs).detach()
-        self._admit(name, record, x)
-        steps = self._steps(name, len(x))
-        record.fan_out_P = record.fan_out_P.to(x.device)
+        watched, x = self.watched[name], _first(args, kwargs).detach()
+        self._admit(name, watched, x)
+        record, steps = watched.record, self._steps(name, len(x))
+        watched.fan_out_P = watched.fan_out_P.to(x.device)
         with torch.no_grad():
-            totals = tally(x, record.kind, record.fan_out_P)
-            record.tallies.append(totals.view(3, steps, -1))
+            totals = tally(x, record.kind, watched.fan_out_P)
+            record.entries.append(Entry(len(self._images) - 1, totals.view(3, steps, -1)))
             if record.kind != REAL:
-                record.faults.append(fault(x, record.kind))
+                watched.faults.append(fault(x, record.kind))
 
     def watch_neurons(
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -100,38 +103,51 @@ class SopCounter:
         self._neuron_updates[name] = x[0].numel()
 
     def counts(self) -> Counts:
-        """Everything counted so far, read from the device.
+        """Return everything counted so far, read from the device.
 
         Raises TserError where nothing ran, a layer was passed over in a batch, or a layer met data
         of another kind than it was declared to meet.
         """
-        for name, record in self.records.items():
-            if not self._images or len(record.tallies) != len(self._images):
+        for name, watched in self.watched.items():
+            seen = len(watched.record.entries)
+            if not self._images or seen != len(self._images):
                 raise TserError(
-                    f"layer {name} was seen in {len(record.tallies)} of {len(self._images)} calls "
+                    f"layer {name} was seen in {seen} of {len(self._images)} calls "
                     "of the network; count whole calls, of layers that are called as modules"
                 )
         self._check_data()
-        ran = sorted(self.records, key=lambda name: self.records[name].order)
+        ran = sorted(self.watched, key=lambda name: self.watched[name].order)
         layers = tuple(self._layer_counts(name) for name in ran)
         return Counts(self._timesteps, sum(self._images), layers)
 
-    def _admit(self, name: str, record: Record, x: Tensor) -> None:
-        if len(record.tallies) >= len(self._images):
+    def _admit(self, name: str, watched: Watched, x: Tensor) -> None:
+        if len(watched.record.entries) >= len(self._images):
             raise TserError(
                 f"layer {name} ran outside a call of the network, or twice in one; call the "
                 "network itself, and give every use of a layer a module of its own"
             )
-        if record.geometry is None:
-            record.order = sum(other.geometry is not None for other in self.records.values())
-            record.shape = tuple(x.shape[1:])
-            record.geometry = geometry(record.module, tuple(x.shape))
-            record.fan_out_P = record.geometry.fan_out_P
-        if tuple(x.shape[1:]) != record.shape:
+        if not watched.shape:
+            self._describe(name, watched, x)
+        if tuple(x.shape[1:]) != watched.shape:
             raise TserError(
                 f"layer {name} met an input of {tuple(x.shape[1:])} after one of "
-                f"{record.shape}; count images of one size at a time"
+                f"{watched.shape}; count images of one size at a time"
             )
+
+    def _describe(self, name: str, watched: Watched, x: Tensor) -> None:
+        expected = next(found for t, found in DIMENSIONS.items() if isinstance(watched.module, t))
+        if x.dim() != expected[0]:
+            raise TserError(
+                f"layer {name} met an input of {tuple(x.shape)}, not {expected[1]}: it can't be "
+                "told here what is time and what are images; count such a network with "
+                'count_operations(network, layout="time-first") or another layout'
+            )
+        watched.order = sum(bool(other.shape) for other in self.watched.values())
+        watched.shape = tuple(x.shape[1:])
+        found = geometry(watched.module, tuple(x.shape))
+        watched.fan_out_P, record = found.fan_out_P, watched.record
+        record.neurons_in, record.outputs = found.neurons_in, found.outputs
+        record.macs, record.macs_formula = found.macs, found.macs_formula
 
     def _steps(self, name: str, batch: int) -> int:
         """The time steps folded into a batch: T, or 1 where it is computed once an image."""
@@ -146,33 +162,19 @@ class SopCounter:
         )
 
     def _check_data(self) -> None:
-        checked = [name for name, record in self.records.items() if record.faults]
+        checked = [name for name, watched in self.watched.items() if watched.faults]
         if not checked:
             return
-        worst = torch.stack([torch.stack(self.records[name].faults).amax() for name in checked])
+        worst = torch.stack([torch.stack(self.watched[name].faults).amax() for name in checked])
         for name, code in zip(checked, worst.tolist(), strict=True):
             if code:
-                raise TserError(fault_message(name, self.records[name].kind, code))
+                raise TserError(fault_message(name, self.watched[name].record.kind, code))
 
     def _layer_counts(self, name: str) -> LayerCounts:
-        record = self.records[name]
-        counted = torch.cat(record.tallies, dim=-1).cpu()
-        executed_T = torch.zeros(self._timesteps, dtype=torch.int64)
-        executed_T[: counted.shape[1]] = 1
-        padded = counted.new_zeros(3, self._timesteps, counted.shape[2])
-        padded[:, : counted.shape[1]] = counted
-        nonzero_TI, events_TI, value_TI = padded.numpy()
         updates = [
             self._neuron_updates.get(n, 0) for n, owner in self.owners.items() if owner == name
         ]
-        return LayerCounts(
-            layer=_facts(name, record),
-            neuron_updates=sum(updates),
-            executed_T=executed_T.numpy(),
-            nonzero_TI=nonzero_TI,
-            events_TI=events_TI,
-            value_TI=value_TI,
-        )
+        return layer_counts(self.watched[name].record, self._timesteps, sum(updates))
 
 
 @contextmanager
@@ -189,7 +191,7 @@ def counting(model: nn.Module, kinds: Mapping[str, str]) -> Iterator[SopCounter]
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         watched = [(plain, counter.watch_model)]
-        watched += [(r.module, partial(counter.watch_layer, n)) for n, r in counter.records.items()]
+        watched += [(w.module, partial(counter.watch_layer, n)) for n, w in counter.watched.items()]
         for name in counter.owners:
             watched.append((plain.get_submodule(name), partial(counter.watch_neurons, name)))
         for module, hook in watched:
@@ -213,8 +215,8 @@ def neuron_owners(model: nn.Module) -> dict[str, str]:
     return owners
 
 
-def _records(model: nn.Module, kinds: Mapping[str, str]) -> dict[str, Record]:
-    records: dict[str, Record] = {}
+def _watched(model: nn.Module, kinds: Mapping[str, str]) -> dict[str, Watched]:
+    watched: dict[str, Watched] = {}
     for name, module in model.named_modules():
         problem = uncountable(module)
         if problem:
@@ -224,29 +226,35 @@ def _records(model: nn.Module, kinds: Mapping[str, str]) -> dict[str, Record]:
         if kinds.get(name) not in INPUT_KINDS:
             kind = kinds.get(name, "")
             raise TserError(f"layer {name}: {unknown('kind of input', kind, INPUT_KINDS)}")
-        records[name] = Record(module, kinds[name])
-    surplus = sorted(kinds.keys() - records.keys())
-    if surplus or not records:
+        watched[name] = Watched(module, _record(name, module, kinds[name]))
+    surplus = sorted(kinds.keys() - watched.keys())
+    if surplus or not watched:
         raise TserError(
             f"no Conv2d or Linear layer is called {', '.join(surplus)}"
             if surplus
             else "the network has no Conv2d or Linear layer; there is nothing to count"
         )
-    return records
+    _refuse_neurons_of_others(model)
+    return watched
 
 
-def _facts(name: str, record: Record) -> Layer:
-    assert record.geometry is not None
-    bias = record.module.bias
-    return Layer(
+def _refuse_neurons_of_others(model: nn.Module) -> None:
+    for name, module in neuron_layers(model):
+        if not getattr(module, "is_spiking_neuron", False):
+            raise TserError(
+                f"the neurons {name} are {type(module).__module__}.{type(module).__name__}, whose "
+                "time steps and updates are not known here; count such a network with "
+                "count_operations(network, layout=...)"
+            )
+
+
+def _record(name: str, module: nn.Conv2d | nn.Linear, kind: str) -> Record:
+    bias = module.bias
+    return Record(
         name=name,
-        type="conv" if isinstance(record.module, nn.Conv2d) else "linear",
-        input_kind=record.kind,
-        neurons_in=record.geometry.neurons_in,
-        outputs=record.geometry.outputs,
-        macs=record.geometry.macs,
-        macs_formula=record.geometry.macs_formula,
-        weight_bytes=record.module.weight.element_size(),
+        type=CONV if isinstance(module, nn.Conv2d) else LINEAR,
+        kind=kind,
+        weight_bytes=module.weight.element_size(),
         bias_bytes=0 if bias is None else bias.element_size(),
     )
 

@@ -8,20 +8,26 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tser_cli.energy.geometry import ConvShape
+
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
-REAL, SPIKES, SUMS = "real", "spikes", "sums"
+REAL, SPIKES, SIGNED, SUMS = "real", "spikes", "signed", "sums"
 INPUT_KINDS = (REAL, SPIKES, SUMS)
+"""What the input of a layer can be declared as; "signed" spikes are only ever found."""
+CONV, LINEAR, MATMUL = "conv", "linear", "matmul"
 
 
 @dataclass(frozen=True)
 class Layer:
     """The facts of a layer that do not depend on the data, for one image and one execution.
 
-    `type`: conv or linear. `input_kind`: real, spikes (0 or 1) or sums (integer sums of spikes).
-    `macs` and `macs_formula`: see `tser_cli.energy.geometry.Geometry`. `weight_bytes` and
-    `bias_bytes`: size of one stored weight and of one stored bias, 0 without bias.
+    `type`: conv, linear or matmul. `input_kind`: real, spikes (0 or 1), signed (-1, 0 or 1) or sums
+    (integer sums of spikes). `macs` and `macs_formula`: see `tser_cli.energy.geometry.Geometry`.
+    `weight_bytes` and `bias_bytes`: size of one stored weight and of one stored bias, 0 without
+    bias. `parameters`: weights and biases. `conv`: the shape of a convolution. `product`: of a
+    matrix product [M, K] x [K, P], computed H times an image and step, H, M, K and P.
     """
 
     name: str
@@ -33,11 +39,23 @@ class Layer:
     macs_formula: int
     weight_bytes: int
     bias_bytes: int
+    parameters: int = 0
+    conv: ConvShape | None = None
+    product: tuple[int, int, int, int] | None = None
 
     @property
     def accumulates(self) -> bool:
         """Whether spikes drive the layer (accumulates), and not real values (MACs)."""
         return self.input_kind != REAL
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A factor of a matrix product: its kind, its elements an image and step, the non-zero ones."""
+
+    kind: str
+    size: int
+    nonzero_TI: IntArray
 
 
 @dataclass(frozen=True)
@@ -49,6 +67,11 @@ class LayerCounts:
     x fan-out. `value_TI`: sum of inputs x fan-out, so that a 2 costs two additions; equal to
     `events_TI` for spikes; both are 0 for real inputs, whose cost is `macs`. `neuron_updates`:
     updates per image and step of the spiking neurons that follow the layer.
+
+    What only some conventions need, None where it was not gathered: `calls`, how often the layer
+    is called for a batch; `binary_TI`, 1 where the whole batch's call met nothing but 0 and 1;
+    `effective_TI`, non-zero inputs x the non-zero weights that read them, for real inputs too;
+    `total_TI`, the sum of the inputs' magnitudes, rounded; `operands`, both factors of a product.
     """
 
     layer: Layer
@@ -57,11 +80,16 @@ class LayerCounts:
     nonzero_TI: IntArray
     events_TI: IntArray
     value_TI: IntArray
+    calls: int = 1
+    binary_TI: IntArray | None = None
+    effective_TI: IntArray | None = None
+    total_TI: IntArray | None = None
+    operands: tuple[Operand, ...] = ()
 
     @property
     def once(self) -> bool:
         """Whether the program computes the layer once an image and not at every step."""
-        return int(self.executed_T.sum()) < len(self.executed_T)
+        return bool((self.executed_T == 0).any())
 
     @property
     def step_macs(self) -> IntArray:
@@ -70,12 +98,32 @@ class LayerCounts:
 
 
 @dataclass(frozen=True)
+class NeuronCounts:
+    """A layer of spiking neurons, with the name of its class and its updates an image and step.
+
+    Looked at on request, else None: the spikes it sent, [T, I]; how many neurons were `silent`
+    throughout, and how many fired at every step of every image (`always`).
+    """
+
+    name: str
+    type: str
+    updates: int
+    spikes_TI: IntArray | None = None
+    silent: int | None = None
+    always: int | None = None
+
+
+@dataclass(frozen=True)
 class Counts:
-    """The counts of a network over a data set; `layers` are in the order in which they ran."""
+    """The counts of a network over a data set; `layers` are in the order in which they ran.
+
+    `neurons`: gathered for networks from elsewhere only.
+    """
 
     timesteps: int
     images: int
     layers: tuple[LayerCounts, ...]
+    neurons: tuple[NeuronCounts, ...] = ()
 
     @property
     def stem(self) -> tuple[LayerCounts, ...]:

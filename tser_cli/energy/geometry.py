@@ -8,7 +8,9 @@ operations, where rate x FLOP counts zeros of the padding too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -33,6 +35,7 @@ class Geometry:
     that is channels x sum of the fan-out: what the layer costs where every input counts, and
     exactly the synaptic operations of an input of ones. `macs_formula`: the classical figure
     outputs x kernel x in_channels / groups, which counts the zeros of the padding as inputs.
+    `sizes`: of the map that a convolution reads, () for a linear layer.
     """
 
     fan_out_P: Tensor
@@ -40,6 +43,27 @@ class Geometry:
     outputs: int
     macs: int
     macs_formula: int
+    sizes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """What a convolution is, in one, two or three dimensions, apart from its input's size.
+
+    `kernel`, `stride`, `dilation`, `padding` (zeros before and after) and `output_padding` have an
+    element an axis. `transposed`: ConvTranspose, where an input feeds outputs i * stride + k *
+    dilation - padding.
+    """
+
+    in_channels: int
+    out_channels: int
+    groups: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
 
 
 def output_size(
@@ -47,6 +71,13 @@ def output_size(
 ) -> int:
     """Outputs along one axis: floor((size + padding - dilation (kernel - 1) - 1) / stride) + 1."""
     return (size + sum(padding) - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def transposed_size(
+    size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int, extra: int
+) -> int:
+    """Outputs along one axis of a transposed convolution; `extra` is its output padding."""
+    return (size - 1) * stride - sum(padding) + dilation * (kernel - 1) + extra + 1
 
 
 def fan_out_1d(
@@ -63,6 +94,15 @@ def fan_out_1d(
     return torch.bincount(inside, minlength=size)
 
 
+def transposed_fan_out_1d(
+    size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int, extra: int
+) -> Tensor:
+    """Number of outputs that each position of one axis feeds in a transposed convolution."""
+    outputs = transposed_size(size, kernel, stride, padding, dilation, extra)
+    fed = torch.arange(size)[:, None] * stride + torch.arange(kernel) * dilation - padding[0]
+    return ((fed >= 0) & (fed < outputs)).sum(1)
+
+
 def uncountable(module: nn.Module) -> str:
     """Why the operations of a module can't be counted, or "" where they can or it has none."""
     if isinstance(module, nn.Conv2d):
@@ -70,49 +110,81 @@ def uncountable(module: nn.Module) -> str:
     return UNKNOWN_LAYER.format(type(module).__name__) if isinstance(module, OTHER_LAYERS) else ""
 
 
-def paddings(layer: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Zeros (before, after) along H and W; "same" puts the odd one after, as torch does."""
-    if isinstance(layer.padding, str):
-        if layer.padding == "valid":
-            return (0, 0), (0, 0)
-        height, width = (
-            d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
-        )
-        return (height // 2, height - height // 2), (width // 2, width - width // 2)
-    height, width = layer.padding
-    return (height, height), (width, width)
+def zeros_added(
+    padding: str | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """Zeros (before, after) along each axis; "same" puts the odd one after, as torch does."""
+    if padding == "valid":
+        return tuple((0, 0) for _ in kernel)
+    if isinstance(padding, str):
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return tuple((zeros // 2, zeros - zeros // 2) for zeros in total)
+    return tuple((zeros, zeros) for zeros in padding)
+
+
+def shape_of(layer: nn.Conv2d) -> ConvShape:
+    """The shape of a convolution module."""
+    return ConvShape(
+        in_channels=layer.in_channels,
+        out_channels=layer.out_channels,
+        groups=layer.groups,
+        kernel=layer.kernel_size,
+        stride=layer.stride,
+        padding=zeros_added(layer.padding, layer.kernel_size, layer.dilation),
+        dilation=layer.dilation,
+    )
+
+
+@lru_cache(maxsize=512)
+def shape_geometry(shape: ConvShape, sizes: tuple[int, ...]) -> Geometry:
+    """The geometry of a convolution on maps of `sizes`.
+
+    The fan-out is separable: (out_channels / groups) x outer product of the axes' fan-outs. The
+    classical figure of a transposed convolution counts a kernel for every input, not output.
+    """
+    axes = list(zip(sizes, shape.kernel, shape.stride, shape.padding, shape.dilation, strict=True))
+    if shape.transposed:
+        extended = [(*axis, e) for axis, e in zip(axes, shape.output_padding, strict=True)]
+        fan_outs = [transposed_fan_out_1d(*axis) for axis in extended]
+        positions, dense = prod(transposed_size(*axis) for axis in extended), prod(sizes)
+    else:
+        fan_outs = [fan_out_1d(*axis) for axis in axes]
+        positions = dense = prod(output_size(*axis) for axis in axes)
+    fan_out_P = torch.tensor([shape.out_channels // shape.groups])
+    for fan_out in fan_outs:
+        fan_out_P = torch.outer(fan_out_P, fan_out).flatten()
+    taps = prod(shape.kernel) * (shape.in_channels // shape.groups)
+    return Geometry(
+        fan_out_P=fan_out_P,
+        neurons_in=shape.in_channels * prod(sizes),
+        outputs=shape.out_channels * positions,
+        macs=shape.in_channels * int(fan_out_P.sum()),
+        macs_formula=shape.out_channels * dense * taps,
+        sizes=sizes,
+    )
 
 
 def conv_geometry(layer: nn.Conv2d, height: int, width: int) -> Geometry:
-    """The geometry of a convolution on maps of [height, width].
+    """The geometry of a convolution module on maps of [height, width]."""
+    return shape_geometry(shape_of(layer), (height, width))
 
-    The fan-out is separable: (out_channels / groups) x outer product of the two axes' fan-outs.
-    """
-    shape = zip(layer.kernel_size, layer.stride, paddings(layer), layer.dilation, strict=True)
-    axes = [(size, *axis) for size, axis in zip((height, width), shape, strict=True)]
-    rows, columns = (fan_out_1d(*axis) for axis in axes)
-    fan_out_HW = torch.outer(rows, columns) * (layer.out_channels // layer.groups)
-    outputs = layer.out_channels * prod(output_size(*axis) for axis in axes)
-    taps = prod(layer.kernel_size) * (layer.in_channels // layer.groups)
+
+@lru_cache(maxsize=512)
+def vectors_geometry(features: int, outputs: int, rows: int = 1) -> Geometry:
+    """The geometry of a linear layer that is applied to `rows` vectors an image."""
+    macs = rows * features * outputs
     return Geometry(
-        fan_out_P=fan_out_HW.flatten(),
-        neurons_in=layer.in_channels * height * width,
-        outputs=outputs,
-        macs=layer.in_channels * int(fan_out_HW.sum()),
-        macs_formula=outputs * taps,
+        fan_out_P=torch.tensor([outputs]),
+        neurons_in=rows * features,
+        outputs=rows * outputs,
+        macs=macs,
+        macs_formula=macs,
     )
 
 
 def linear_geometry(layer: nn.Linear, rows: int = 1) -> Geometry:
-    """The geometry of a linear layer that is applied to `rows` vectors an image."""
-    macs = rows * layer.in_features * layer.out_features
-    return Geometry(
-        fan_out_P=torch.tensor([layer.out_features]),
-        neurons_in=rows * layer.in_features,
-        outputs=rows * layer.out_features,
-        macs=macs,
-        macs_formula=macs,
-    )
+    """The geometry of a linear module that is applied to `rows` vectors an image."""
+    return vectors_geometry(layer.in_features, layer.out_features, rows)
 
 
 def geometry(layer: nn.Conv2d | nn.Linear, input_shape: tuple[int, ...]) -> Geometry:

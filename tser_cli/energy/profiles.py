@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -19,12 +19,18 @@ DAVIES = (
     "IEEE Micro 38(1), 2018"
 )
 
+LEMAIRE = (
+    "Lemaire et al., An Analytical Estimation of Spiking Neural Networks Energy Efficiency, "
+    "ICONIP 2022, arXiv 2210.13107"
+)
+
 
 class Profile(Section):
     """Energies in pJ: `mac_pj` a multiply-accumulate, `ac_pj` a synaptic operation (accumulate).
 
     `neuron_update_pj`: one update of one neuron, None where the source has no figure; it is
-    reported by itself and is in no headline. `source` and `technology` say where the constants
+    reported by itself and is in no headline. `model`: an energy model beyond arithmetic that comes
+    with the constants, "" where there is none. `source` and `technology` say where the constants
     come from; `note` what a reader must know before quoting them.
     """
 
@@ -37,9 +43,11 @@ class Profile(Section):
     source: Text
     technology: Text
     note: str = ""
+    model: Literal["", "lemaire-2022"] = ""
 
 
 DEFAULT_PROFILE = "horowitz-45nm-fp32"
+INTEGER_PROFILE = "horowitz-45nm-int8"  # of a student whose weights are integers of 8 bits or less
 
 PROFILES = {
     profile.name: profile
@@ -82,8 +90,30 @@ PROFILES = {
             "so that on this profile the ratio to an ANN compares numbers of operations, not two "
             "chips",
         ),
+        Profile(
+            name="lemaire-2022",
+            mac_pj=3.2,
+            ac_pj=0.1,
+            source=LEMAIRE,
+            technology="45 nm, 32-bit integer",
+            note="multiply 3.1 pJ + add 0.1 pJ: the arithmetic of the table. Memory and addressing "
+            "depend on sizes, not on operations alone, and are told apart",
+            model="lemaire-2022",
+        ),
     )
 }
+
+
+INT8_PROFILE = "horowitz-45nm-int8"
+
+
+def check_precision(profile: Profile, widest_weight_bytes: int, assume_int8: bool) -> None:
+    """Raise ConfigError where int8 arithmetic would price wider weights, unless that is meant."""
+    if profile.name == INT8_PROFILE and widest_weight_bytes > 1 and not assume_int8:
+        raise ConfigError(
+            f"--profile {INT8_PROFILE}: the weights have {8 * widest_weight_bytes} bits, and "
+            "arithmetic on 8 bits is not what they cost; quantise the network, or say --assume-int8"
+        )
 
 
 def load_profile(name: str) -> Profile:

@@ -107,7 +107,7 @@ def sidecar(
         "dtype": labels.dtype,
         "timesteps": counts.timesteps,
         "images": counts.images,
-        "profile": profile.model_dump(mode="json"),
+        "profile": profile.model_dump(mode="json", exclude=set() if profile.model else {"model"}),
         "stem": stem_policy(counts, profile),
         "totals": totals(counts, profile),
         "teacher": _teacher(counts, profile, teacher, teacher_name) if teacher else None,

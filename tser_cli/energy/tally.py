@@ -6,12 +6,13 @@ exact; what is left, a map a channel's size, is weighted by the fan-out in int64
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from tser_cli.energy.counts import REAL, SPIKES, SUMS
+from tser_cli.energy.counts import REAL, SIGNED, SPIKES, SUMS
 
 EXACT = 2**24  # below it, float32 adds whole numbers exactly
 PIECE = 2**15  # up to here torch stays on one thread, and the passes of a check in its cache
@@ -30,9 +31,9 @@ def tally(x: Tensor, kind: str, fan_out_P: Tensor) -> Tensor:
         nonzero_B = (x != 0).flatten(1).sum(1)
         return torch.stack((nonzero_B, torch.zeros_like(nonzero_B), torch.zeros_like(nonzero_B)))
     value_BP = position_sums(x)
-    nonzero_BP = value_BP if kind == SPIKES else position_sums(x.clamp(max=1))
+    nonzero_BP = position_sums(x.clamp(max=1)) if kind == SUMS else value_BP
     events_B = (nonzero_BP * fan_out_P).sum(1)
-    value_B = events_B if kind == SPIKES else (value_BP * fan_out_P).sum(1)
+    value_B = (value_BP * fan_out_P).sum(1) if kind == SUMS else events_B
     return torch.stack((nonzero_BP.sum(1), events_B, value_B))
 
 
@@ -80,3 +81,28 @@ def pieces(x: Tensor) -> tuple[Tensor, ...]:
 def _ranges(parts: Iterable[Tensor]) -> Tensor:
     """Least and greatest value of each part, [parts, 2]; NaN where a part holds NaN."""
     return torch.stack([torch.stack(torch.aminmax(part)) for part in parts])
+
+
+def find_kind(x: Tensor) -> str:
+    """What `x` is made of: spikes, signed, sums, real, or "" where it is 0 throughout."""
+    if x.dtype == torch.bool or not x.is_floating_point():
+        x = x.float()
+    if not x.numel():
+        return ""
+    low, high = _ranges(pieces(x)).unbind(1)
+    least, most = float(low.amin()), float(high.amax())
+    if least == most == 0:
+        return ""
+    whole = bool(_ranges(piece.frac() for piece in pieces(x)).eq(0).all())
+    if not whole or not math.isfinite(least) or not math.isfinite(most):
+        return REAL
+    if most <= 1 and least >= -1:
+        return SPIKES if least >= 0 else SIGNED
+    return SUMS
+
+
+def magnitude(x: Tensor, kind: str) -> Tensor:
+    """`x` as `tally` takes it: without signs, for an accumulate of -1 costs as much as one of 1."""
+    if not x.is_floating_point():
+        x = x.float()
+    return x if kind in (SPIKES, REAL) else x.abs()

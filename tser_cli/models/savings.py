@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import pairwise
 from typing import TypeVar
 
 from torch import Tensor, distributed, nn
@@ -96,12 +97,18 @@ def folded(model: Network) -> Network:
     definitions name a norm right after its convolution; any other norm is left as it is.
     """
     result = copy.deepcopy(model).eval()
-    for parent in result.modules():
-        previous = ""
-        for name, child in list(parent.named_children()):
-            convolution = getattr(parent, previous) if previous else None
-            if isinstance(child, nn.BatchNorm2d) and isinstance(convolution, nn.Conv2d):
-                setattr(parent, previous, fuse_conv_bn_eval(convolution, child))
-                setattr(parent, name, nn.Identity())
-            previous = name
+    for parent, name, norm_name in convolutions_with_norm(result):
+        convolution, norm = getattr(parent, name), getattr(parent, norm_name)
+        setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
+        setattr(parent, norm_name, nn.Identity())
     return result
+
+
+def convolutions_with_norm(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
+    """(parent, name of the convolution, name of the norm right behind it), for all of a network."""
+    found = []
+    for parent in model.modules():
+        for (name, first), (norm_name, second) in pairwise(parent.named_children()):
+            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                found.append((parent, name, norm_name))
+    return found

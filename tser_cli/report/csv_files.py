@@ -43,6 +43,11 @@ ENERGY: Schema = {
     **_columns(NUMBER, "macs", "sop_formula", "neuron_updates", "energy_pj"),
     **_columns(NUMBER, "energy_formula_pj", "ann_macs", "ann_energy_pj", "ratio_snn_ann"),
 }
+CONVENTIONS: Schema = {
+    **_columns(TEXT, "convention"),
+    **_columns(NUMBER, "macs", "acs", "energy_pj", "ratio_to_exact"),
+    **_columns(TEXT, "differs_by"),
+}
 PER_IMAGE: Schema = {
     **_columns(TEXT, "run", "dataset", "profile"),
     **_columns(INTEGER, "image", "label", "t", "correct_at_t", "correct_cumulative"),
@@ -88,6 +93,16 @@ def early_exit_schema(timesteps: int) -> Schema:
         **_columns(NUMBER, *(f"share_exit_{t}" for t in range(1, timesteps + 1))),
         **_columns(NUMBER, "energy_pj", "energy_full_pj"),
         **_columns(INTEGER, "differing_images"),
+    }
+
+
+def prediction_schema(timesteps: int) -> Schema:
+    """predictions.csv: a row an image; `error` says why one could not be read."""
+    return {
+        **_columns(TEXT, "image", "class"),
+        **_columns(NUMBER, *(f"confidence_{t}" for t in range(1, timesteps + 1))),
+        **_columns(INTEGER, "stop_t", "sop_value", "macs"),
+        **_columns(TEXT, "error"),
     }
 
 

@@ -12,8 +12,8 @@ from tser_cli.report.style import (
     BLUE,
     LABEL_SIZE,
     TEACHER,
-    VERMILLION,
     label_points,
+    look_of,
     save_figure,
     styled,
 )
@@ -25,23 +25,25 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, Any]]
 
 
-def plot_per_timestep(path: Path, rows: Rows, title: str) -> list[Path]:
-    """Draw accuracy at each step and averaged; `rows` are those of per_timestep.csv.
+def plot_per_timestep(path: Path, rows: Rows, title: str, method: str = "") -> list[Path]:
+    """Draw accuracy at each step and averaged, in the colour of the method; return the files.
 
-    Returns the files. Raises RunError.
+    `rows` are those of per_timestep.csv. Raises RunError.
     """
-    return save_figure(draw_per_timestep(rows, title), path)
+    return save_figure(draw_per_timestep(rows, title, method), path)
 
 
 @styled
-def draw_per_timestep(rows: Rows, title: str) -> Figure:
-    """Draw accuracy at t and accuracy averaged over 1..t, with 95 % intervals over the images."""
+def draw_per_timestep(rows: Rows, title: str, method: str = "") -> Figure:
+    """Draw accuracy at t, hollow, and averaged over 1..t, with 95 % intervals over the images."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(4.2, 0.6 * len(rows) + 3), 3.2))
     plot = figure.subplots()
-    at_t = counted(plot, rows, "correct_at_t", -0.06, {"marker": "o", "color": BLUE})
-    averaged = counted(plot, rows, "correct_cumulative", 0.06, {"marker": "s", "color": VERMILLION})
+    look = look_of(method)
+    hollow = {**look.marks, "markerfacecolor": "none", "linestyle": ":"}
+    at_t = counted(plot, rows, "correct_at_t", -0.06, hollow)
+    averaged = counted(plot, rows, "correct_cumulative", 0.06, look.marks)
     teacher = rows[-1]["teacher_accuracy"]
     if teacher is not None:
         plot.axhline(100 * teacher, color=TEACHER.colour, linestyle="--", linewidth=1)
@@ -114,18 +116,22 @@ def plot_accuracy(
     points: Sequence[tuple[float, float]],
     teacher: tuple[float, float] | None,
     title: str,
+    method: str = "",
 ) -> list[Path]:
     """Draw accuracy against energy; returns the files. Raises RunError.
 
     `points` are the energy in pJ of steps 1..t and the accuracy of their average, for t = 1..T;
     `teacher` is the same of the teacher.
     """
-    return save_figure(draw_accuracy(points, teacher, title), path)
+    return save_figure(draw_accuracy(points, teacher, title, method), path)
 
 
 @styled
 def draw_accuracy(
-    points: Sequence[tuple[float, float]], teacher: tuple[float, float] | None, title: str
+    points: Sequence[tuple[float, float]],
+    teacher: tuple[float, float] | None,
+    title: str,
+    method: str = "",
 ) -> Figure:
     """Draw the student's line through t = 1..T and the teacher's point, in uJ and percent."""
     from matplotlib.figure import Figure
@@ -134,7 +140,7 @@ def draw_accuracy(
     plot = figure.subplots()
     places = [(energy_pj / 1e6, 100 * accuracy) for energy_pj, accuracy in points]
     texts = [f"t = {t}" for t in range(1, len(points) + 1)]
-    plot.plot(*zip(*places, strict=True), marker="o", color=VERMILLION)
+    plot.plot(*zip(*places, strict=True), **look_of(method).marks)
     if teacher is not None:
         places.append((teacher[0] / 1e6, 100 * teacher[1]))
         texts.append("teacher (ANN)")

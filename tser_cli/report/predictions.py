@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FILE = "predictions.npz"
+PREDICTIONS = "predictions.npz"
 MOST_CLASSES = 2**16
 
 

@@ -79,9 +79,9 @@ TEACHER = Look(GREY, "D")
 
 
 def look_of(method: str) -> Look:
-    """Return a method's look: the same in every figure, whatever it stands beside."""
-    if method in METHODS:
-        return METHODS[method]
+    """Return a method's look, the same in every figure; that of no method for ""."""
+    if not method or method in METHODS:
+        return METHODS.get(method, Look())
     return Look(PALETTE[zlib.crc32(method.encode()) % len(PALETTE)], "v")
 
 

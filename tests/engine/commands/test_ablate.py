@@ -33,6 +33,7 @@ from tser_cli.engine.training.task import Task
 from tser_cli.errors import CheckpointError, ConfigError, Interrupted, RunError
 from tser_cli.report import ablation_plots, plots
 from tser_cli.report.csv_files import PROVENANCE, read_csv
+from tser_cli.report.predictions import PREDICTIONS, read_predictions
 from tser_cli.report.progress import Progress, Silent
 
 DRAW_ALL = ablation_plots.draw_all
@@ -125,6 +126,11 @@ def test_every_cell_is_an_ordinary_run_and_a_row(
         assert row[f"accuracy_cumulative_{last}"] == steps[-1]["accuracy_cumulative"]
         assert float(row["accuracy"]) == float(steps[-1]["accuracy_cumulative"])
         assert (row["accuracy_at_2"] == "") == (last == "1")
+        answers = read_predictions(made.folder / PREDICTIONS)
+        assert answers is not None
+        assert answers.right().mean() == float(row["accuracy"])
+        at_1 = (answers.at_t_IT[:, 0] == answers.labels_I).mean()
+        assert at_1 == float(row["accuracy_at_1"])
         energy = read_csv(made.folder / "energy.csv")
         layers = [e for e in energy if e["t"] == "all" and e["layer"] != "TOTAL"]
         assert float(row["energy_pj"]) == pytest.approx(sum(float(e["energy_pj"]) for e in layers))
@@ -141,6 +147,11 @@ def test_every_cell_is_an_ordinary_run_and_a_row(
             ("kd", "2", "2", "1"),
         )
     ]
+    for compared in summary[:2]:
+        low, high = float(compared["two_way_low"]), float(compared["two_way_high"])
+        assert low <= float(compared["difference_mean"]) <= high
+        assert compared["resolved"] == compared["p_holm"] == ""  # two seeds
+    assert {row["two_way_low"] for row in summary[2:]} == {""}
     figures = {path.name for path in (place.folder / "figures").iterdir()}
     assert figures >= {"per_timestep.png", "accuracy.svg", "energy.png", "tsne.svg"}
     assert {path.name for path in result.figures} == figures

@@ -53,7 +53,10 @@ def test_the_result_is_what_the_files_say(
     assert result.name == student.name
     assert result.written == tuple(
         tmp_path / name
-        for name in ("report.csv", "report.json", "report_by_layer.png", "report_accuracy.png")
+        for name in (
+            *("report.csv", "report.json", "report_by_layer.png", "report_by_layer.svg"),
+            *("report_accuracy.png", "report_accuracy.svg"),
+        )
     )
     assert all(path.stat().st_size for path in result.written)
     rows = read_csv(output)

@@ -15,7 +15,7 @@ from tser_cli.engine.ablation.cell_folder import find_cell, result_row
 from tser_cli.engine.ablation.grid import Request
 from tser_cli.engine.ablation.provenance import provenance
 from tser_cli.report.csv_files import STATISTICS, ablation_schema, summary_schema, write_csv
-from tser_cli.report.predictions import FILE, read_predictions
+from tser_cli.report.predictions import PREDICTIONS, read_predictions
 from tser_cli.report.statistics import (
     CONFIDENCE,
     FEWEST,
@@ -54,7 +54,7 @@ def answers_of(request: Request, folder: Path) -> Answers:
     answers: dict[Key, dict[int, NDArray[np.bool_]]] = {}
     for cell in request.cells:
         run = find_cell(cell, folder)
-        predictions = read_predictions(run.folder / FILE) if run else None
+        predictions = read_predictions(run.folder / PREDICTIONS) if run else None
         if predictions is not None:
             key = tuple(str(cell.varied[axis]) for axis in request.axes)
             answers.setdefault(key, {})[cell.seed] = predictions.right()

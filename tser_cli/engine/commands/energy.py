@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tser_cli.config import method_label
 from tser_cli.csv_words import ALL, TOTAL
 from tser_cli.energy import (
     DEFAULT_PROFILE,
@@ -16,14 +18,18 @@ from tser_cli.energy import (
     energy_up_to,
     load_profile,
 )
+from tser_cli.energy.layouts import INSIDE
+from tser_cli.energy.profiles import check_precision
+from tser_cli.engine.commands.beyond import Beyond, Wanted, go_beyond
+from tser_cli.engine.commands.network_energy import count
+from tser_cli.engine.commands.networks import NetworkRequest, test_images
 from tser_cli.engine.evaluation.operation_counts import EnergyReport, Price, write_energy
 from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, evaluate_split
 from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
 from tser_cli.engine.runs.result import recorded
-from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.teachers.of_run import teacher_to_count
 from tser_cli.errors import ConfigError
-from tser_cli.files import check_folder
+from tser_cli.files import check_folder, write_text
 from tser_cli.report import plots
 from tser_cli.report.csv_files import PER_IMAGE, write_csv
 from tser_cli.report.progress import Progress, Silent
@@ -41,6 +47,7 @@ class EnergyRequest:
     profile: str = DEFAULT_PROFILE
     per_image: Path | None = None
     memory: bool = False
+    wanted: Wanted = field(default_factory=Wanted)
     changes: dict[str, Any] = field(default_factory=dict)
     progress: Progress = field(default_factory=Silent)
 
@@ -53,6 +60,7 @@ class EnergyResult:
     rows: list[dict[str, Any]]
     document: dict[str, Any]
     written: tuple[Path, ...]
+    beyond: Beyond = field(default_factory=Beyond)
 
 
 def measure_energy(request: EnergyRequest) -> EnergyResult:
@@ -65,6 +73,9 @@ def measure_energy(request: EnergyRequest) -> EnergyResult:
     opened = open_finished(
         select_run(request.run, request.runs_dir), request.changes, request.progress
     )
+    model = opened.loaded.model
+    widest = max(parameter.element_size() for parameter in model.parameters())
+    check_precision(profile, widest, request.wanted.assume_int8)
     full = evaluate_split(
         opened.loaded.model,
         opened.context,
@@ -85,10 +96,25 @@ def _write(
     if request.per_image is not None:
         rows = per_image_rows(opened, full.answers, full.counts, profile)
         write_csv(request.per_image, rows, PER_IMAGE)
-    figures = draw(opened.run, request.output, report, full)
+    figures = draw(opened, request.output, report, full)
+    beyond = _beyond(opened, request, profile)
+    document = {**report.document, **beyond.document()}
+    if document != report.document:
+        write_text(request.output.with_suffix(".json"), json.dumps(document, indent=2) + "\n")
     files = [request.output, files_of(request.output)[0], request.per_image, *figures]
-    written = tuple(path for path in files if path is not None)
-    return EnergyResult(opened.run.name, report.rows, report.document, written)
+    written = (*(path for path in files if path is not None), *beyond.written)
+    return EnergyResult(opened.run.name, report.rows, document, written, beyond)
+
+
+def _beyond(opened: FinishedRun, request: EnergyRequest, profile: Profile) -> Beyond:
+    """What was asked for beyond the table, which takes a second, more detailed count."""
+    if not request.wanted.any and not profile.model:
+        return Beyond()
+    model, context, timesteps = opened.loaded.model, opened.context, opened.config.model.timesteps
+    inputs = test_images(context, request.images)
+    subject = NetworkRequest(opened.run.name, timesteps=timesteps, layout=INSIDE)
+    _, counter = count(model, inputs, subject, detailed=True)
+    return go_beyond(request.output, counter.counts(), counter.others, profile, request.wanted)
 
 
 def figures_of(output: Path) -> tuple[Path, Path]:
@@ -152,8 +178,9 @@ def per_image_rows(
     ]
 
 
-def draw(run: Run, output: Path, report: EnergyReport, full: Evaluation) -> list[Path]:
+def draw(opened: FinishedRun, output: Path, report: EnergyReport, full: Evaluation) -> list[Path]:
     """Draw the two figures beside the table: energy by layer, and accuracy against energy."""
+    run, method = opened.run, method_label(opened.config)
     by_layer, against = figures_of(output)
     accuracy_T = [right / full.images for right in full.correct_cumulative]
     steps = [row for row in report.rows if row["layer"] == TOTAL and row["t"] != ALL]
@@ -165,5 +192,5 @@ def draw(run: Run, output: Path, report: EnergyReport, full: Evaluation) -> list
     of_teacher = None if teacher is None or accuracy is None else (teacher, accuracy)
     return [
         *plots.plot_by_layer(by_layer, report.rows, run.name),
-        *plots.plot_accuracy(against, points, of_teacher, run.name),
+        *plots.plot_accuracy(against, points, of_teacher, run.name, method),
     ]

@@ -134,12 +134,11 @@ def _write(
     run, stem = opened.run, _stem(opened, request, steps)
     table = request.output or run.folder / f"{stem}.csv"
     name = teacher_name(run)
-    per_timestep_csv(
-        table, rows, row_labels(run, opened.config, request.split, opened.loaded.name, name)
-    )
+    labels = row_labels(run, opened.config, request.split, opened.loaded.name, name)
+    per_timestep_csv(table, rows, labels)
     figure = run.folder / "figures" / f"{stem}.png" if request.plot else None
     if figure is not None:
-        plots.plot_per_timestep(figure, rows, run.name)
+        plots.plot_per_timestep(figure, rows, run.name, str(labels["method"]))
     exits, exits_table = Rows(), None
     if rules:
         exits_table = _early_exit_path(run.folder, request)

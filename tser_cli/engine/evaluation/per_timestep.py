@@ -24,6 +24,7 @@ from tser_cli.engine.runtime.processes import Runtime
 from tser_cli.engine.runtime.stop import StopRequest
 from tser_cli.losses.functional import entropy
 from tser_cli.models import Classifier
+from tser_cli.models.integer import integer
 
 
 @dataclass(frozen=True)
@@ -262,6 +263,8 @@ def evaluate_split(
         context.dataset, split, context.config, rank=runtime.rank, world=runtime.world
     )
     check_stop = make_check_stop(stop, runtime) if stop else None
+    if runtime.device.type == "cpu" and context.config.performance.integer_kernels:
+        model = integer(model)
     if images:
         loader = list(_chosen(loader, len(context.dataset.test), images))
     return evaluate(model, loader, runtime, timesteps, teacher, check_stop, count)

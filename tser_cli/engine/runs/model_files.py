@@ -15,13 +15,14 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from tser_cli import registry
-from tser_cli.config import Config, ModelConfig, NeuronConfig
+from tser_cli.config import FLOAT_BITS, Config, ModelConfig, NeuronConfig
 from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs.checkpoints import read_tensors
 from tser_cli.errors import CheckpointError, ConfigError
 from tser_cli.files import sha256, write_whole
 from tser_cli.models import Classifier, build_model
 from tser_cli.models.base import check_fits, load_weights
+from tser_cli.models.quantised import quantise
 
 # What to do about a network that does not fit the data, by its role.
 ANOTHER = {
@@ -59,7 +60,7 @@ def build(name: str, spec: DataSpec, config: Config, spiking: bool) -> Classifie
     )
     model.stem_once = config.performance.stem_once
     model.save_memory = config.performance.save_memory
-    return model
+    return quantise(model, config.model.weight_bits) if spiking else model
 
 
 def untrained(name: str, spec: DataSpec, config: Config) -> Loaded:
@@ -80,6 +81,8 @@ def describe(name: str, spec: DataSpec, config: Config, spiking: bool) -> dict[s
         "neuron": config.neuron.model_dump(mode="json") if spiking else None,
         "timesteps": config.model.timesteps if spiking else 1,
     }
+    if spiking and config.model.weight_bits != FLOAT_BITS:
+        description["weight_bits"] = config.model.weight_bits
     return {"tser": json.dumps(description)}
 
 
@@ -130,6 +133,9 @@ def _from_description(text: str, path: Path) -> tuple[str, Classifier]:
             neuron=NeuronConfig.model_validate(neuron) if neuron else None,
             stem=ModelConfig.model_validate({"stem": described["stem"]}).stem,
         )
+        # files of before weights could be integers do not say so
+        bits = {"weight_bits": described.get("weight_bits", FLOAT_BITS)}
+        quantise(model, ModelConfig.model_validate(bits).weight_bits)
     except (ConfigError, *NO_DESCRIPTION) as error:
         raise CheckpointError(f"model file {path} has a damaged description: {error}") from error
     return name, model

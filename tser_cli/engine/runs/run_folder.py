@@ -15,7 +15,7 @@ import filelock
 import tomli_w
 
 from tser_cli import plugins, registry
-from tser_cli.config import Config, method_label
+from tser_cli.config import FLOAT_BITS, Config, method_label
 from tser_cli.engine.runs.provenance import environment
 from tser_cli.errors import RunError
 from tser_cli.files import make_folder, write_error, write_text
@@ -126,13 +126,18 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def run_name(kind: str, config: Config, model: str = "") -> str:
-    """Name a run by model, T, method, seed and time: `resnet18_T2_tser_s0_20250131-120000`."""
+    """Name a run by model, T, method, seed and time: `resnet18_T2_tser_s0_20250131-120000`.
+
+    Integer weights are told by their bits: `resnet18_T2_tser_w8_s0_20250131-120000`.
+    """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     seed = f"s{config.training.seed}"
     if kind == "teacher":
         return f"{model or config.model.teacher}_{seed}_{stamp}"
     steps, method = config.model.timesteps, method_label(config)
-    return f"{model or config.model.student}_T{steps}_{method}_{seed}_{stamp}"
+    bits = config.model.weight_bits
+    weights = "" if bits == FLOAT_BITS else f"_w{bits}"
+    return f"{model or config.model.student}_T{steps}_{method}{weights}_{seed}_{stamp}"
 
 
 def create(runs_dir: Path, kind: str, config: Config, *, dataset: str = "", model: str = "") -> Run:

@@ -11,11 +11,11 @@ from datetime import datetime
 
 import tomli_w
 
-from tser_cli.config import Config, method_label
+from tser_cli.config import FLOAT_BITS, Config, method_label
 from tser_cli.data.loaders import build_train_loader
-from tser_cli.energy import DEFAULT_PROFILE, Labels, load_profile
+from tser_cli.energy import DEFAULT_PROFILE, INTEGER_PROFILE, Labels, load_profile
 from tser_cli.engine.evaluation.operation_counts import EnergyReport, Price, write_energy
-from tser_cli.engine.evaluation.per_timestep import Evaluation, evaluate_split
+from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, evaluate_split
 from tser_cli.engine.runs import find_runs, model_files, run_folder
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runs.result import RESULT, RunResult
@@ -37,6 +37,7 @@ from tser_cli.errors import Interrupted, NonFiniteError
 from tser_cli.files import write_text
 from tser_cli.report import plots
 from tser_cli.report.csv_files import per_timestep_csv
+from tser_cli.report.predictions import PREDICTIONS, write_predictions
 from tser_cli.report.progress import Progress
 
 
@@ -217,11 +218,14 @@ def _write_results(
     labels = row_labels(run, config, "test", name, teacher.name if teacher else None)
     rows = evaluation.rows()
     per_timestep_csv(run.folder / "per_timestep.csv", rows, labels)
-    plots.plot_per_timestep(run.folder / "figures" / "per_timestep.png", rows, run.name)
+    figure = run.folder / "figures" / "per_timestep"
+    plots.plot_per_timestep(figure, rows, run.name, str(labels["method"]))
+    if evaluation.answers is not None:
+        _write_answers(run, evaluation.answers)
     energy = None
     if evaluation.counts is not None:
         of_run = Labels(run.name, config.data.name, digest, config.training.precision)
-        price = Price(load_profile(DEFAULT_PROFILE), teacher)
+        price = Price(load_profile(profile_of(config)), teacher)
         energy = write_energy(run.folder / "energy.csv", evaluation.counts, of_run, price, context)
     result = _result(run, config, labels, evaluation, epochs, energy)
     run.update_status(
@@ -232,6 +236,20 @@ def _write_results(
         **{RESULT: result.to_json()},
     )
     return result
+
+
+def profile_of(config: Config) -> str:
+    """Return the profile that charges a student's arithmetic: by the bits of its weights."""
+    return DEFAULT_PROFILE if config.model.weight_bits == FLOAT_BITS else INTEGER_PROFILE
+
+
+def _write_answers(run: Run, answers: Answers) -> None:
+    write_predictions(
+        run.folder / PREDICTIONS,
+        answers.labels_I.numpy(),
+        answers.prediction_TI.T.numpy(),
+        answers.prediction_cumulative_TI.T.numpy(),
+    )
 
 
 def _result(

@@ -1,0 +1,94 @@
+"""Image files of other sizes and modes, and what is told of those that can't be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tser_cli.data.image_files import read_image
+from tser_cli.data.pictures import fitted, picture_files
+from tser_cli.errors import DataError
+
+GREY = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
+
+
+def save(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_folders_are_searched_to_their_depth_in_order(tmp_path: Path) -> None:
+    for name in ("b.png", "a/z.PNG", "a/b/c.bmp", ".hidden.png"):
+        save(tmp_path / name, GREY)
+    (tmp_path / "notes.txt").write_text("no image")
+    named = picture_files([str(tmp_path), "elsewhere.png"])
+    found = [path.relative_to(tmp_path).as_posix() for path in named[:-1]]
+    assert found == ["a/b/c.bmp", "a/z.PNG", "b.png"]
+    assert named[-1] == Path("elsewhere.png")
+
+
+def test_a_folder_without_images_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no images"):
+        picture_files([str(tmp_path)])
+
+
+def test_grey_stays_grey_and_becomes_rgb(tmp_path: Path) -> None:
+    path = save(tmp_path / "grey.png", GREY)
+    assert torch.equal(read_image(path, 1), torch.from_numpy(GREY)[None])
+    assert torch.equal(read_image(path, 3), torch.from_numpy(GREY).expand(3, -1, -1))
+
+
+def test_colours_become_grey_and_transparency_is_dropped(tmp_path: Path) -> None:
+    pixels = np.zeros((2, 2, 4), dtype=np.uint8)
+    pixels[..., 0] = 200  # red, wholly transparent
+    path = save(tmp_path / "red.png", pixels)
+    assert read_image(path, 3)[:, 0, 0].tolist() == [200, 0, 0]
+    # 0.299 of red (ITU-R 601)
+    assert read_image(path, 1)[0, 0, 0] == 60
+
+
+def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
+    path = save(tmp_path / "deep.png", GREY.astype(np.uint16) * 256 + 255)
+    assert torch.equal(read_image(path, 1), torch.from_numpy(GREY)[None])
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.png"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"broken\.png"):
+        read_image(path, 1)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.png"):
+        read_image(tmp_path / "gone.png", 1)
+
+
+def test_a_network_of_other_channels_takes_no_pictures(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="2 channels"):
+        read_image(save(tmp_path / "grey.png", GREY), 2)
+
+
+def test_an_image_of_the_network_s_size_keeps_its_pixels() -> None:
+    image = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+    assert torch.equal(fitted(image, 8, 8), image)
+
+
+@pytest.mark.parametrize(("side", "sizes"), [(8, (16, 24)), (96, (300, 200)), (96, (20, 30))])
+def test_other_sizes_are_resized_and_cropped(side: int, sizes: tuple[int, int]) -> None:
+    image = torch.randint(0, 256, (1, *sizes), dtype=torch.uint8)
+    result = fitted(image, side, side)
+    assert result.shape == (1, side, side)
+    assert result.dtype == torch.uint8
+
+
+def test_the_middle_is_kept() -> None:
+    image = torch.zeros(1, 8, 24, dtype=torch.uint8)
+    image[..., 8:16] = 255
+    assert bool((fitted(image, 8, 8) == 255).all())

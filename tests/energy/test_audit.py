@@ -1,0 +1,197 @@
+"""Networks with one fault each, and sound ones: what the audit says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from spikingjelly.activation_based import layer, neuron
+from torch import Tensor, nn
+
+from tests.energy import foreign
+from tser_cli.energy.audit import audit
+from tser_cli.energy.findings import NOTE, Audit
+from tser_cli.energy.layouts import present
+from tser_cli.models import Classifier
+
+
+class Sound(nn.Module):
+    """A multi-step network of spikingjelly, [T, N, C, H, W] throughout."""
+
+    layout = "time-first"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = layer.Conv2d(2, 4, 3, padding=1, step_mode="m")
+        self.act1 = foreign.if_node(0.4)
+        self.conv2 = layer.Conv2d(4, 4, 3, step_mode="m")
+        self.act2 = foreign.if_node(0.2)
+        self.fc = nn.Linear(64, 3)
+
+    def middle(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv2(self.act1(self.conv1(x)))
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(self.act2(self.middle(x)).flatten(2))
+        return y
+
+
+class OverBatch(Sound):
+    """QKFormer's fault: the neuron's time axis is T x N, so that images run into each other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.middle(x)
+        y = self.act2(y.flatten(0, 1)).unflatten(0, y.shape[:2])
+        z: Tensor = self.fc(y.flatten(2))
+        return z
+
+
+class NoReset(Sound):
+    """The neurons' potential is kept where nobody resets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.middle(x)
+        self.kept = y.sum(0) if self.kept is None else 0.9 * self.kept + y.sum(0)
+        z: Tensor = self.fc(self.act2(y + self.kept).flatten(2))
+        return z
+
+
+class LooksAhead(Sound):
+    """A norm over the time axis: the mean of all steps is taken off each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.middle(x)
+        z: Tensor = self.fc(self.act2(y - y.mean(0, keepdim=True)).flatten(2))
+        return z
+
+
+class RealSpikes(Sound):
+    """A pool of averages between the neurons and the layer that they should drive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = layer.AvgPool2d(2, step_mode="m")
+        self.conv3 = layer.Conv2d(4, 4, 2, step_mode="m")
+        self.act3 = foreign.if_node(0.1)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act3(self.conv3(self.pool(self.act2(self.middle(x)))))
+        z: Tensor = self.fc(y.flatten(2))
+        return z
+
+
+class Dead(Sound):
+    """A threshold that nothing reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act2 = foreign.if_node(1e6)
+
+
+class Saturated(Sound):
+    """A threshold below everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act2 = neuron.IFNode(v_threshold=-1e6, v_reset=None, step_mode="m")
+
+
+class NotANumber(Sound):
+    """A division of zero by zero in the second layer's input."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        y = self.act1(self.conv1(x))
+        z: Tensor = self.conv2(y / y.amax((2, 3, 4), keepdim=True) * 0 / 0)
+        return z
+
+
+def audited(net: Any, images: int = 4, timesteps: int = 3, **kw: Any) -> Audit:
+    x = torch.rand(images, 2, 6, 6) * 2
+    return audit(net.eval(), present(net.layout, x, timesteps, ((), {})), timesteps, **kw)
+
+
+def found(result: Audit) -> set[tuple[str, str]]:
+    return {(f.check, f.layer) for f in result.findings if f.severity != NOTE}
+
+
+@pytest.mark.parametrize(
+    ("make", "check", "layer"),
+    [
+        (OverBatch, "batch independence", "act2"),
+        (NoReset, "reset", "act2"),
+        (LooksAhead, "causality", "act2"),
+        (RealSpikes, "spike-driven inputs", "conv3"),
+        (Dead, "firing", "act2"),
+        (Saturated, "firing", "act2"),
+        (NotANumber, "numbers", "conv2"),
+    ],
+)
+def test_a_fault_is_found_and_named(make: Callable[[], nn.Module], check: str, layer: str) -> None:
+    torch.manual_seed(1)
+    result = audited(make())
+    assert (check, layer) in found(result)
+    assert not result.clean
+    finding = next(f for f in result.findings if (f.check, f.layer) == (check, layer))
+    assert finding.evidence > 0
+    assert finding.advice
+
+
+def test_a_sound_network_is_clean() -> None:
+    torch.manual_seed(1)
+    result = audited(Sound())
+    assert found(result) == set()
+    assert result.clean
+    assert [name for name, _ in result.skipped] == ["order of axes"]
+
+
+def test_spikes_that_are_added_are_a_note() -> None:
+    torch.manual_seed(3)
+    result = audit(
+        foreign.Sew().eval(),
+        present("time-first", torch.rand(4, 2, 6, 6) * 2, 3, ((), {})),
+        3,
+    )
+    assert result.clean
+    assert "block#2" in {f.layer for f in result.findings if f.check == "spike-driven inputs"}
+
+
+def test_swapped_axes_are_found_by_the_labels() -> None:
+    class Swapped(nn.Module):
+        layout = "time-first"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4, bias=False)
+            self.act = foreign.if_node(0.9)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.act(self.fc(x))
+            return y.transpose(0, 1)
+
+    net = Swapped().eval()
+    with torch.no_grad():
+        net.fc.weight.copy_(torch.eye(4))
+    labels = torch.arange(12) % 4
+    shown = present("time-first", torch.eye(4)[labels], 3, ((), {}))
+    result = audit(net, shown, 3, labels_N=labels)
+    assert "order of axes" in {f.check for f in result.findings}
+
+
+@pytest.mark.parametrize("name", ["resnet20", "small_sew"])
+def test_networks_of_our_own_pass(
+    lively: Callable[..., Classifier], small_sew: nn.Module, exact_images: Any, name: str
+) -> None:
+    model: Any = small_sew if name == "small_sew" else lively(name)
+    images_NCHW = exact_images(4) if name == "small_sew" else torch.randn(4, 3, 8, 8)
+    shown = present("inside", images_NCHW, 3, ((), {"timesteps": 3}))
+    result = audit(model.eval(), shown, 3, declared=model.input_kinds())
+    assert found(result) == set()
+    assert "causality" not in {name for name, _ in result.skipped}

@@ -1,0 +1,181 @@
+"""Conventions against the code of those who made them, and against hand counts."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+from spikingjelly.activation_based import functional, layer, neuron
+from spikingjelly.activation_based.op_counter import DispatchCounterMode, MACCounter, SynOpCounter
+from torch import Tensor, nn
+
+from tests.energy import foreign
+from tser_cli.energy import Counts, load_profile
+from tser_cli.energy.comparison import compare, matching, parse_energy
+from tser_cli.energy.layouts import present
+from tser_cli.energy.network_counter import NetworkCounter, count_operations
+from tser_cli.errors import ConfigError
+
+PROFILE = load_profile("horowitz-45nm-fp32")
+
+
+def counter_of(net: Any, images: Tensor, timesteps: int) -> NetworkCounter:
+    shown = present(net.layout, images, timesteps, ((), {}))
+    with torch.no_grad(), count_operations(net, net.layout, timesteps, detailed=True) as counter:
+        shown.call(net)
+    return counter
+
+
+def figures(counts: Counts) -> dict[str, tuple[float, float]]:
+    return {one.convention: (one.macs, one.acs) for one in compare(counts, PROFILE)}
+
+
+def reasons(counts: Counts) -> dict[str, tuple[str, ...]]:
+    return {one.convention: one.differs_by for one in compare(counts, PROFILE)}
+
+
+@pytest.mark.parametrize("kind", ["plain", "sew", "1d", "transposed", "qk first", "kv first"])
+def test_spikingjelly_is_what_its_counters_say(kind: str) -> None:
+    torch.manual_seed(3)
+    makers = {
+        "plain": (foreign.Plain, foreign.MAPS),
+        "sew": (foreign.Sew, foreign.MAPS),
+        "1d": (foreign.OneDimensional, foreign.SERIES),
+        "transposed": (foreign.Transposed, foreign.MAPS),
+        "qk first": (lambda: foreign.Attention("qk first"), foreign.TOKENS),
+        "kv first": (lambda: foreign.Attention("kv first"), foreign.TOKENS),
+    }
+    make, shape = makers[kind]
+    net, images = make().eval(), torch.rand(3, *shape) * 2
+    mine = figures(counter_of(net, images, 4).counts())["spikingjelly"]
+    functional.reset_net(net)
+    synops, macs = SynOpCounter(), MACCounter()
+    with torch.no_grad(), DispatchCounterMode([synops, macs]):
+        present(net.layout, images, 4, ((), {})).call(net)
+    assert mine == pytest.approx((macs.get_total() / 3, synops.get_total() / 3), rel=1e-12)
+
+
+def test_spikingjelly_counts_nothing_under_inference_mode_and_this_does() -> None:
+    torch.manual_seed(3)
+    net, images = foreign.Plain().eval(), torch.rand(2, *foreign.MAPS) * 2
+    expected = figures(counter_of(net, images, 4).counts())
+    functional.reset_net(net)
+    synops = SynOpCounter()
+    shown = present(net.layout, images, 4, ((), {}))
+    with torch.inference_mode(), DispatchCounterMode([synops]):
+        shown.call(net)
+    assert synops.get_total() == 0
+    with torch.inference_mode(), count_operations(net, detailed=True) as counter:
+        shown.call(net)
+    assert figures(counter.counts()) == expected
+
+
+@pytest.mark.skipif(importlib.util.find_spec("neurobench") is None, reason="needs neurobench")
+@pytest.mark.parametrize("zeros", [False, True])
+def test_neurobench_is_what_its_metric_says(zeros: bool) -> None:
+    from neurobench.metrics.utils.layers import single_layer_MACs
+
+    torch.manual_seed(3)
+    net, images = foreign.Strided(4).eval(), torch.rand(3, *foreign.MAPS) * 2
+    if zeros:
+        with torch.no_grad():
+            for weight in net.parameters():
+                weight.mul_(torch.rand_like(weight) > 0.3)
+    counts = counter_of(net, images, 4).counts()
+    macs = acs = 0
+    for name, calls in net.noted.items():
+        for (x,) in calls:
+            operations, spiking = single_layer_MACs(x, net.get_submodule(name))
+            acs, macs = acs + operations * spiking, macs + operations * (not spiking)
+    assert figures(counts)["neurobench"] == pytest.approx((macs / 3, acs / 3))
+    assert ("zero weights left out" in reasons(counts)["neurobench"]) == zeros
+
+
+class Hand(nn.Module):
+    """A 3 x 3 convolution on a 3 x 3 map whose spikes are the input's: worked by hand below."""
+
+    layout = "time-first"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = neuron.IFNode(step_mode="m")
+        self.conv = layer.Conv2d(1, 2, 3, padding=1, step_mode="m")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(self.act(x))
+        return y
+
+
+def test_the_page_s_example_by_hand() -> None:
+    # A spike in a corner meets 4 taps, in the centre 9; two output channels.
+    images = torch.zeros(1, 1, 3, 3)
+    images[0, 0, 0, 0] = images[0, 0, 1, 1] = 1.0
+    counts = counter_of(Hand().eval(), images, 1).counts()
+    (counted,) = counts.layers
+    assert (counted.layer.macs, counted.layer.macs_formula) == (2 * 49, 2 * 81)
+    found = figures(counts)
+    assert found["exact"] == found["spikingjelly"] == found["neurobench"] == (0, 2 * (4 + 9))
+    assert found["formula"] == (0, pytest.approx(2 / 9 * 2 * 81))
+    # 9 outputs x 2 channels of biases, and the neurons: 9 inputs at a rate of 2 / 9.
+    assert found["syops"] == (0, pytest.approx(2 / 9 * (2 * 81 + 18)))
+    assert reasons(counts)["formula"] == ("padding counted",)
+
+
+def test_attention_by_hand() -> None:
+    torch.manual_seed(3)
+    net = foreign.Attention("qk first").eval()
+    counts = counter_of(net, torch.rand(1, *foreign.TOKENS) * 2, 2).counts()
+    by_name = {counted.layer.name: counted for counted in counts.layers}
+    first, second = by_name["(network)"], by_name["(network)#2"]
+    steps, heads, tokens, width = 2, 2, 7, 4
+    q, k, v = (
+        operand.nonzero_TI.sum() / (steps * heads * tokens * width)
+        for operand in (*first.operands, second.operands[1])
+    )
+    others = sum(c.value_TI.sum() for n, c in by_name.items() if n in "qkv" or n == "proj")
+    found = figures(counts)
+    base = steps * heads * tokens * width**2
+    bias = sum(
+        by_name[n].nonzero_TI.sum() / by_name[n].layer.neurons_in * by_name[n].layer.outputs
+        for n in ("q", "k", "v", "proj")
+    )
+    expected = others + bias + base * (min(k, v) + q)
+    assert found["spikingformer-2"][1] == pytest.approx(expected)
+    assert found["spike-driven-transformer"][1] == pytest.approx(
+        others + steps * (q + k) * tokens * heads * width
+    )
+    # Non-zeros of the right factor x rows of the left one: 7 rows each.
+    right = first.operands[1].nonzero_TI.sum() + second.operands[1].nonzero_TI.sum()
+    assert found["spikingresformer"][1] == pytest.approx(others + right * tokens)
+    assert found["spikformer"][0] == 5 * 8 * tokens
+
+
+def test_sums_that_are_billed_dense_are_told() -> None:
+    torch.manual_seed(3)
+    counts = counter_of(foreign.Sew().eval(), torch.rand(3, *foreign.MAPS) * 2, 4).counts()
+    assert "sums of spikes billed dense" in reasons(counts)["spikingjelly"]
+    assert "sums of spikes counted once" in reasons(counts)["formula"]
+
+
+def test_a_figure_is_matched_to_its_convention() -> None:
+    torch.manual_seed(3)
+    counts = counter_of(foreign.Sew().eval(), torch.rand(3, *foreign.MAPS) * 2, 4).counts()
+    compared = compare(counts, PROFILE)
+    formula = next(one for one in compared if one.convention == "formula")
+    assert matching(compared, formula.energy_pj * 1.04)[0].convention == "formula"
+    assert not matching(compared, formula.energy_pj * 50)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("1.38mJ", 1.38e9), ("4 uJ", 4e6), ("950nJ", 950e3), ("2J", 2e12)]
+)
+def test_energies_are_read(text: str, expected: float) -> None:
+    assert parse_energy(text) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("text", ["", "1.38", "mJ", "0mJ", "-1mJ", "1.38 kWh"])
+def test_what_is_no_energy_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="no energy"):
+        parse_energy(text)

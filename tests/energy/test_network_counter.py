@@ -1,0 +1,166 @@
+"""Networks from elsewhere against brute force: integer for integer, by layer, step and image."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.energy import foreign
+from tests.energy.foreign import Noting
+from tser_cli.energy import Counts
+from tser_cli.energy.layouts import AUTO, present
+from tser_cli.energy.network_counter import NetworkCounter, count_operations
+
+Make = Callable[[int], Noting]
+NETWORKS: dict[str, tuple[Make, tuple[int, ...], str]] = {
+    "plain": (lambda t: foreign.Plain(), foreign.MAPS, ""),
+    "strided": (foreign.Strided, foreign.MAPS, ""),
+    "transposed": (lambda t: foreign.Transposed(), foreign.MAPS, ""),
+    "1d": (lambda t: foreign.OneDimensional(), foreign.SERIES, ""),
+    "3d": (lambda t: foreign.ThreeDimensional(), foreign.VOLUMES, ""),
+    "sew": (lambda t: foreign.Sew(), foreign.MAPS, ""),
+    "qk first": (lambda t: foreign.Attention("qk first"), foreign.TOKENS, ""),
+    "kv first": (lambda t: foreign.Attention("kv first"), foreign.TOKENS, ""),
+    "softmax": (lambda t: foreign.Attention("softmax"), foreign.TOKENS, ""),
+    "merged": (foreign.Merged, (7, 6), ""),
+    "own neurons": (foreign.Own, foreign.VECTORS, ""),
+    "snntorch inside": (foreign.snntorch_inside, foreign.MAPS, "snntorch"),
+    "snntorch stepwise": (lambda t: foreign.snntorch_stepwise(), foreign.MAPS, "snntorch"),
+    "norse": (lambda t: foreign.norse_time_first(), foreign.MAPS, "norse"),
+    "norse recurrent": (foreign.norse_recurrent, foreign.VECTORS, "norse"),
+}
+
+
+def make(name: str, timesteps: int) -> tuple[Noting, tuple[int, ...]]:
+    maker, shape, library = NETWORKS[name]
+    if library and importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    torch.manual_seed(3)
+    return maker(timesteps).eval(), shape
+
+
+def run(net: Noting, images: Tensor, timesteps: int, layout: str, **kw: Any) -> NetworkCounter:
+    shown = present(net.layout, images, timesteps, ((), {}))
+    with torch.no_grad(), count_operations(net, layout, timesteps, **kw) as counter:
+        shown.call(net)
+    return counter
+
+
+def by_step(net: Noting, name: str, timesteps: int, images: int) -> list[Tensor]:
+    """The noted inputs of an operation, [T or 1, N, ...] each."""
+    calls, form = net.noted[name], net.forms[name]
+    parts = [torch.stack(xs) if form == "steps" else xs[0] for xs in zip(*calls, strict=True)]
+    if form == "folded":
+        inner = [len(x) // timesteps // images for x in parts]
+        return [x.reshape(-1, images, n, *x.shape[1:]) for x, n in zip(parts, inner, strict=True)]
+    return [x.unsqueeze(0) for x in parts] if form == "once" else parts
+
+
+def is_spikes(x: Tensor) -> bool:
+    return bool((x == x.round()).all())
+
+
+def brute(net: Noting, name: str, parts: list[Tensor], steps: int, images: int) -> Any:
+    """Accumulates with weights of one, in float64: (non-zeros, events, value), [T, N] each."""
+    if len(parts) == 2:
+        return brute_product(*parts, steps, images)
+    x = parts[0].double()
+    values = []
+    for y in (x.ne(0).double(), x.abs()):
+        flat = y.flatten(0, 1)
+        flat = flat.flatten(0, 1) if net.forms[name] == "folded" else flat
+        values.append(ones(net, name, flat).reshape(steps, images, -1).sum(-1))
+    return x.ne(0).reshape(steps, images, -1).sum(-1), *values
+
+
+def ones(net: Noting, name: str, x: Tensor) -> Tensor:
+    name = name.partition("#")[0]
+    parameter = dict(net.named_parameters()).get(name)
+    if parameter is not None:
+        weight = torch.ones_like(parameter, dtype=torch.float64)
+        if parameter.dim() == 2:
+            return F.linear(x, weight)
+        return F.conv1d(x, weight, stride=2, padding=1)
+    module: Any = net.get_submodule(name)
+    twin = type(module).__mro__[1] if "spikingjelly" in type(module).__module__ else type(module)
+    assert issubclass(twin, nn.Module)
+    copy: Any = nn.Module.__new__(twin)
+    copy.__dict__.update(module.__dict__)
+    copy._parameters = {"weight": torch.ones_like(module.weight, dtype=torch.float64), "bias": None}
+    result: Tensor = twin.forward(copy, x)  # type: ignore[operator]
+    return result
+
+
+def brute_product(a: Tensor, b: Tensor, steps: int, images: int) -> Any:
+    spikes = [is_spikes(a), is_spikes(b)]
+    nonzero = [x.ne(0).reshape(steps, images, -1).sum(-1) for x in (a, b)]
+    results = []
+    for change in (lambda x: x.ne(0).double(), lambda x: x.double().abs()):
+        one, other = (
+            change(x) if spike else torch.ones_like(x, dtype=torch.float64)
+            for x, spike in zip((a, b), spikes, strict=True)
+        )
+        results.append((one @ other).reshape(steps, images, -1).sum(-1))
+    used = sum(n for n, spike in zip(nonzero, spikes, strict=True) if spike)
+    return used, *(results if any(spikes) else [r * 0 for r in results])
+
+
+def check(net: Noting, counts: Counts, timesteps: int, images: int) -> None:
+    assert sorted(c.layer.name for c in counts.layers) == sorted(net.noted)
+    for counted in counts.layers:
+        name = counted.layer.name
+        parts = by_step(net, name, timesteps, images)
+        steps = len(parts[0])
+        nonzero, events, value = brute(net, name, parts, steps, images)
+        assert counted.executed_T.tolist() == [1] * steps + [0] * (timesteps - steps), name
+        real = counted.layer.input_kind == "real"
+        assert real == (not any(is_spikes(part) for part in parts)), name
+        if len(parts) == 1 or not real:
+            assert np.array_equal(counted.nonzero_TI[:steps], nonzero), name
+        if not real:
+            assert np.array_equal(counted.events_TI[:steps], events), name
+            assert np.array_equal(counted.value_TI[:steps], value), name
+        dense = brute(net, name, [torch.ones_like(part) for part in parts], steps, images)[2]
+        assert counted.layer.macs == dense[0, 0], name
+
+
+@pytest.mark.parametrize(("timesteps", "images"), [(4, 4), (3, 2), (2, 5), (4, 1)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_equals_brute_force(name: str, timesteps: int, images: int) -> None:
+    net, shape = make(name, timesteps)
+    counter = run(net, torch.rand(images, *shape) * 2, timesteps, net.layout)
+    check(net, counter.counts(), timesteps, images)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_layer_of_the_networks_is_reached_by_spikes(name: str) -> None:
+    net, shape = make(name, 4)
+    counts = run(net, torch.rand(4, *shape) * 2, 4, net.layout, detailed=True).counts()
+    assert all(counted.nonzero_TI.any() for counted in counts.layers)
+    assert any(counted.value_TI.any() for counted in counts.layers)
+    spikes = [neuron.spikes_TI for neuron in counts.neurons]
+    assert all(sent_TI is not None and sent_TI.any() for sent_TI in spikes)
+    assert counts.neurons or name == "own neurons"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_layout_is_found(name: str) -> None:
+    net, shape = make(name, 4)
+    counter = run(net, torch.rand(4, *shape) * 2, 4, AUTO)
+    assert counter.plan is not None
+    assert counter.plan.layout == net.layout
+    check(net, counter.counts(), 4, 4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_one_time_step(name: str) -> None:
+    net, shape = make(name, 1)
+    counter = run(net, torch.rand(3, *shape) * 2, 1, net.layout)
+    check(net, counter.counts(), 1, 3)

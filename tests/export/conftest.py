@@ -1,0 +1,114 @@
+"""Small students of digits, trained for real, with their graphs and what they do in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tser_cli.config import DataConfig, NeuronConfig
+from tser_cli.data.base import Dataset, load_dataset
+from tser_cli.data.transforms import normalise
+from tser_cli.export.graph import Facts, Graph
+from tser_cli.export.reference import Trace, record
+from tser_cli.export.trace import trace
+from tser_cli.models import Classifier
+from tser_cli.models.base import Build
+from tser_cli.models.neurons import activation_factory
+from tser_cli.models.resnet import BasicBlock, Layout, ResNet
+from tser_cli.models.vgg import POOL, Vgg
+
+SHAPE = (1, 8, 8)
+STEPS = 4
+
+
+@dataclass(frozen=True)
+class Student:
+    """A network with its graph and its own run over 16 test images."""
+
+    model: Classifier
+    graph: Graph
+    images_NCHW: Tensor
+    truth: Trace
+
+
+def build_small(kind: str, neuron: NeuronConfig | None) -> Classifier:
+    """A residual, SEW or VGG network of a few thousand weights."""
+    build = Build(*SHAPE, 10, activation_factory(neuron), neuron is not None, large_stem=False)
+    if kind == "vgg":
+        return Vgg(build, (8, POOL, 16, POOL))
+    sew = kind == "sew"
+    return ResNet(build, Layout(BasicBlock, (8, 16), (2, 1), stem_width=8, sew=sew))
+
+
+@pytest.fixture(scope="session")
+def small() -> Callable[..., Classifier]:
+    """`small("sew", NeuronConfig())`: an untrained network; None builds an ANN."""
+    return build_small
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    """scikit-learn's digits."""
+    return load_dataset(DataConfig())
+
+
+def images_of(digits: Dataset, split: Any, count: int) -> Tensor:
+    images_NCHW = torch.stack([split.image(index) for index in range(count)])
+    return normalise(images_NCHW, digits.spec.mean, digits.spec.std)
+
+
+def train(model: Classifier, digits: Dataset, epochs: int) -> None:
+    """Cross entropy at every step, with AdamW."""
+    images, labels = images_of(digits, digits.train, 1437), digits.train.labels
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    model.train()
+    for _ in range(epochs):
+        for batch in torch.randperm(len(images)).split(96):
+            logits_TNK = model(images[batch], STEPS)
+            loss = F.cross_entropy(logits_TNK.flatten(0, 1), labels[batch].repeat(STEPS))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.eval()
+
+
+@pytest.fixture(scope="session")
+def make_student(digits: Dataset) -> Callable[..., Student]:
+    """`make_student("sew", NeuronConfig(...))`: a student after an epoch or more of training."""
+
+    def make(kind: str, neuron: NeuronConfig | None = None, epochs: int = 1) -> Student:
+        torch.manual_seed(7)
+        model = build_small(kind, neuron or NeuronConfig())
+        train(model, digits, epochs)
+        spec = digits.spec
+        facts = Facts(kind, spec.name, spec.mean, spec.std, spec.classes, STEPS)
+        graph = trace(model, SHAPE, facts)
+        images_NCHW = images_of(digits, digits.test, 16)
+        return Student(model, graph, images_NCHW, record(model, graph, images_NCHW))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def residual(make_student: Callable[..., Student]) -> Student:
+    """A residual student: the sum comes before the spike."""
+    return make_student("residual", epochs=3)
+
+
+@pytest.fixture(scope="session")
+def sew(make_student: Callable[..., Student]) -> Student:
+    """A SEW student: spikes are added."""
+    return make_student("sew", epochs=3)
+
+
+@pytest.fixture
+def student(request: pytest.FixtureRequest) -> Student:
+    """The student that a test's parameter names."""
+    chosen: Student = request.getfixturevalue(request.param)
+    return chosen

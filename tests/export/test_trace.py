@@ -1,0 +1,193 @@
+"""Graphs of our networks: nodes, sums, folded norms, and what is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tser_cli.config import NeuronConfig
+from tser_cli.errors import ExportError
+from tser_cli.export import nir_file
+from tser_cli.export.graph import Conv, Facts, Flatten, Graph, Linear, Neuron, Pool, metadata
+from tser_cli.export.reference import charges, record
+from tser_cli.export.trace import folded, trace
+from tser_cli.models import Classifier, build_model
+
+SHAPE = (1, 8, 8)
+FACTS = Facts("resnet20", "digits", (0.3,), (0.4,), tuple("0123456789"), 2)
+Small = Callable[..., Classifier]
+
+
+def graph_of(model: Classifier, shape: tuple[int, int, int] = SHAPE) -> Graph:
+    return trace(model, shape, FACTS)
+
+
+def named(name: str, **changes: Any) -> Classifier:
+    sizes = {"channels": 1, "height": 8, "width": 8, "num_classes": 10, **changes}
+    return build_model(name, neuron=NeuronConfig(), **sizes).eval()
+
+
+def test_a_residual_sum_is_several_inputs_of_one_node(small: Small) -> None:
+    graph = graph_of(small("residual", NeuronConfig()))
+    inputs = {node.name: node.inputs for node in graph.nodes}
+    assert inputs["conv1"] == ("input",)
+    assert inputs["layer1.0.act2"] == ("layer1.0.conv2", "act1")
+    assert inputs["layer2.0.act2"] == ("layer2.0.conv2", "layer2.0.downsample.0")
+    assert inputs["layer2.0.conv1"] == ("layer1.1.act2",)
+
+
+def test_a_sew_sum_reaches_every_reader(small: Small) -> None:
+    graph = graph_of(small("sew", NeuronConfig()))
+    inputs = {node.name: node.inputs for node in graph.nodes}
+    summed = ("layer1.1.act2", "layer1.0.act2", "act1")
+    assert inputs["layer2.0.conv1"] == summed
+    assert inputs["layer2.0.downsample.0"] == summed
+    assert inputs["avgpool"] == ("layer2.0.act2", "layer2.0.downsample.2")
+
+
+def test_sizes_are_those_of_the_network() -> None:
+    graph = graph_of(named("resnet18", height=96, width=64, channels=3), (3, 96, 64))
+    first, pool = graph.nodes[0], graph.nodes[2]
+    assert isinstance(first, Conv)
+    assert (first.stride, first.padding, first.shape) == ((2, 2), (3, 3), (64, 48, 32))
+    assert isinstance(pool, Pool)
+    assert (pool.largest, pool.kernel, pool.padding) == (True, (3, 3), (1, 1))
+    last_pool = next(node for node in graph.nodes if node.name == "avgpool")
+    assert isinstance(last_pool, Pool)
+    assert (last_pool.largest, last_pool.kernel, last_pool.stride) == (False, (3, 2), (3, 2))
+
+
+@pytest.mark.parametrize("name", ["resnet19", "resnet50", "vgg11", "sew_resnet18"])
+def test_every_definition_has_a_graph(name: str) -> None:
+    model = named(name)
+    graph = graph_of(model)
+    spiking = [module for module in model.modules() if getattr(module, "is_spiking_neuron", False)]
+    weighted = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(graph.neurons) == len(spiking)
+    assert len(graph.weighted) == len(weighted)
+    assert isinstance(graph.nodes[-1], Linear)
+    known = {"input", *(node.name for node in graph.nodes)}
+    assert {source for source, _ in graph.edges} <= known
+
+
+def test_a_pool_that_averages_nothing_is_left_out() -> None:
+    nodes = graph_of(named("resnet18")).nodes
+    assert [node.name for node in nodes if isinstance(node, Pool)] == []
+    assert isinstance(nodes[-2], Flatten)
+
+
+def test_folding_a_norm_gives_its_outputs() -> None:
+    conv, norm = nn.Conv2d(2, 3, 3, padding=1).double(), nn.BatchNorm2d(3).double()
+    norm.train()(torch.randn(4, 3, 5, 5, dtype=torch.float64) * 2 + 1)
+    nn.init.uniform_(norm.weight, -1.0, 1.0)
+    nn.init.uniform_(norm.bias)
+    norm.eval()
+    x = torch.randn(1, 2, 5, 5, dtype=torch.float64)
+    assert conv.bias is not None
+    arrays = (conv.weight.detach().numpy(), conv.bias.detach().numpy())
+    node = Conv("conv", ("input",), (3, 5, 5), *arrays, (1, 1), (1, 1), (1, 1), 1)
+    made = folded(node, norm)
+    got = nn.functional.conv2d(x, *map(torch.from_numpy, (made.weight, made.bias_O)), padding=1)
+    torch.testing.assert_close(got, norm(conv(x)), rtol=0, atol=1e-12)
+
+
+def test_the_equations_are_exact_and_readable() -> None:
+    soft = Neuron("a", ("b",), (3,), "lif", 0.5, 1.0, 1.0, None)
+    assert soft.equations == (
+        "v = 0.0 before the first step; h = 0.5 * v + 1.0 * x; s = 1 where h >= 1.0, else 0; "
+        "v = h - 1.0 * s"
+    )
+    hard = replace(soft, reset=-0.5)
+    assert "h = -0.5 + 0.5 * (v - -0.5) + 1.0 * x" in hard.equations
+    assert hard.equations.endswith("v = -0.5 where s = 1, else h")
+
+
+def test_charges_follow_the_equations_by_hand() -> None:
+    x_T = np.array([[0.6], [0.8], [0.3]])
+    neuron = Neuron("a", ("b",), (1,), "lif", 0.5, 1.0, 1.0, 0.0)
+    # 0.6; 0.3 + 0.8 fires and resets; 0.3
+    assert charges(x_T, neuron)[:, 0] == pytest.approx([0.6, 1.1, 0.3])
+    # soft: 1.1 - 1 = 0.1 is left, halved, plus 0.3
+    assert charges(x_T, replace(neuron, reset=None))[:, 0] == pytest.approx([0.6, 1.1, 0.35])
+
+
+def test_the_metadata_says_how_to_feed_the_graph(small: Small) -> None:
+    facts = metadata(graph_of(small("residual", NeuronConfig())))
+    assert facts["mean"] == "[0.3]"
+    assert facts["normalisation"] == "(pixel / 255 - mean) / std, by channel"
+    assert facts["timesteps"] == "2"
+    assert facts["neuron_equations"].count("h >= 1.0") == 7
+
+
+def test_the_record_leaves_the_student_as_it_was(residual: Any) -> None:
+    record(residual.model, residual.graph, residual.images_NCHW[:2])
+    assert {weight.dtype for weight in residual.model.parameters()} == {torch.float32}
+    assert not any(module._forward_hooks for module in residual.model.modules())
+
+
+def test_an_ann_is_refused(small: Small) -> None:
+    with pytest.raises(ExportError, match="is an ANN"):
+        graph_of(small("residual", None))
+
+
+class Attention(nn.Module):
+    """Self-attention between the pixels of a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        y: Tensor = self.attend(tokens, tokens, tokens)[0]
+        return y.transpose(1, 2).reshape(x.shape)
+
+
+class Product(nn.Module):
+    """A product of two maps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.matmul(x, x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (nn.GroupNorm(2, 8), r"avgpool.0 \(GroupNorm\)"),
+        (nn.AdaptiveAvgPool2d(3), r"avgpool.0 \(an average pool from \(4, 4\) to \(3, 3\)"),
+        (nn.BatchNorm2d(16), r"avgpool.0 \(a batch norm that does not follow"),
+        (nn.MaxPool2d(2, ceil_mode=True), r"avgpool.0 \(a max pool with ceil_mode"),
+        (Attention(), r"the layer avgpool.0.attend \(MultiheadAttention\)"),
+        (Product(), r"the layer matmul \(matmul\)"),
+    ],
+)
+def test_what_has_no_node_is_refused_by_name(small: Small, layer: nn.Module, said: str) -> None:
+    model = small("residual", NeuronConfig())
+    model.avgpool = nn.Sequential(layer, nn.AdaptiveAvgPool2d(1))
+    with pytest.raises(ExportError, match=said):
+        graph_of(model.eval())
+
+
+def test_nir_refuses_a_max_pool_by_name(small: Small) -> None:
+    with pytest.raises(ExportError, match=r"NIR has no max pool.*features"):
+        nir_file.content(graph_of(small("vgg", NeuronConfig())))
+
+
+def test_nir_refuses_a_soft_reset_by_name(small: Small) -> None:
+    with pytest.raises(ExportError, match=r"act1.*neuron.reset=hard"):
+        nir_file.content(graph_of(small("residual", NeuronConfig(reset="soft"))))
+
+
+def test_nir_refuses_grouped_convolutions(small: Small) -> None:
+    graph = graph_of(small("residual", NeuronConfig()))
+    first = graph.nodes[0]
+    assert isinstance(first, Conv)
+    grouped = replace(graph, nodes=(replace(first, groups=2), *graph.nodes[1:]))
+    with pytest.raises(ExportError, match="grouped convolution conv1"):
+        nir_file.content(grouped)

@@ -1,0 +1,320 @@
+"""`tser export`, `tser quantize` and `tser predict` on a student of digits, by the command line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tser_cli.cli import app
+from tser_cli.config import DataConfig
+from tser_cli.data.digits import load
+from tser_cli.export import nir_file, verify
+
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("deploy")]
+
+Invoke = Callable[..., tuple[int, str, str]]
+RECIPE = """
+[training]
+epochs = {epochs}
+batch_size = 96
+tensorboard = false
+[optimizer]
+lr = 0.05
+"""
+
+
+@pytest.fixture
+def tser(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Invoke:
+    """Call the command line: (exit code, standard output, standard error)."""
+
+    def invoke(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["tser", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return invoke
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder with a student of a few epochs, and its teacher of one."""
+    folder = tmp_path_factory.mktemp("deploy")
+    for name, epochs in (("teacher", 1), ("student", 4)):
+        (folder / f"{name}.toml").write_text(RECIPE.format(epochs=epochs))
+    arguments = [
+        *("tser", "distill", "--recipe", str(folder / "student.toml"), "--runs-dir"),
+        *(str(folder / "runs"), "--teacher", "resnet20", "--student", "resnet20", "-T", "3"),
+        *("--set", f"model.teacher_recipe={folder / 'teacher.toml'}"),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", arguments)
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        assert stop.value.code in (0, None)
+    return folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four test images of digits as files, one of them in a subfolder."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "sub").mkdir()
+    test = load(DataConfig()).test
+    for index, name in enumerate(("a.png", "b.png", "c.png", "sub/d.png")):
+        Image.fromarray(test.image(index)[0].numpy()).save(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("format_name", ["nir", "onnx", "safetensors"])
+def test_export_writes_a_file_its_checks_and_a_card(
+    tser: Invoke, runs: Path, tmp_path: Path, format_name: str
+) -> None:
+    path = tmp_path / "out" / f"student.{format_name}"
+    code, out, err = tser(
+        *("export", "--format", format_name, "--output", path, "--runs-dir", runs),
+        *("--images", 4),
+    )
+    assert code == 0, err
+    assert str(path) in out
+    document = json.loads((path.parent / f"{path.name}.verified.json").read_text())
+    assert document["verified"] is True
+    libraries = [check["library"] for check in document["checks"]]
+    assert libraries == [target.library for target in verify.TARGETS[format_name]]
+    assert all(check["holds"] and check["images"] == 4 for check in document["checks"])
+    card = (path.parent / "README.md").read_text()
+    assert "# resnet20 on digits" in card
+    assert "| 3 | " in card
+    assert "horowitz-45nm-fp32" in card
+
+
+def test_without_the_check_it_is_recorded_that_there_was_none(
+    tser: Invoke, runs: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "student.onnx"
+    (tmp_path / "README.md").write_text("mine")
+    code, out, _ = tser(
+        *("export", "--format", "onnx", "--output", path, "--runs-dir", runs, "--no-verify")
+    )
+    assert code == 0
+    assert "not verified" in out
+    document = json.loads((tmp_path / "student.onnx.verified.json").read_text())
+    assert (document["verified"], document["why_not"]) == (False, "--no-verify")
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert "Not checked" in (tmp_path / "student.onnx.md").read_text()
+
+
+def test_a_file_that_fails_its_check_is_not_written(
+    tser: Invoke, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a time step of another length is another leak in the reader
+    monkeypatch.setattr(nir_file, "DT", 1.5e-4)
+    monkeypatch.setitem(verify.TARGETS, "nir", verify.TARGETS["nir"][:1])
+    path = tmp_path / "student.nir"
+    code, out, _ = tser("export", "--format", "nir", "--output", path, "--runs-dir", runs)
+    assert code == 4
+    assert "was not written" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--format", "onx"), 'unknown format "onx"'),
+        (("--format", "nir", "--stateful"), "--stateful belongs to --format onnx"),
+        (("--format", "onnx", "--images", "0"), "at least one image"),
+        (("--format", "onnx", "--run", "nowhere"), "nowhere"),
+    ],
+)
+def test_bad_input_is_told_in_one_message(
+    tser: Invoke, runs: Path, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    path = tmp_path / "file"
+    code, _, err = tser("export", *arguments, "--output", path, "--runs-dir", runs)
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in err
+    assert not path.exists()
+
+
+def test_an_unwritable_place_is_told_before_any_work(
+    tser: Invoke, runs: Path, tmp_path: Path
+) -> None:
+    code, _, err = tser("export", "--format", "onnx", "--output", tmp_path, "--runs-dir", runs)
+    assert code == 2
+    assert "is a folder" in err
+
+
+def test_a_missing_package_is_told_with_the_pip_line(
+    tser: Invoke, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "_version", lambda name: None if name == "snntorch" else "1")
+    path = tmp_path / "student.nir"
+    code, _, err = tser("export", "--format", "nir", "--output", path, "--runs-dir", runs)
+    assert code == 2
+    assert "pip install 'tser-cli[nir]'" in err
+
+
+def test_an_unfinished_run_and_a_teacher_are_refused(
+    tser: Invoke, runs: Path, tmp_path: Path
+) -> None:
+    (teacher,) = (runs / "teacher" / "digits").iterdir()
+    code, _, err = tser("export", "--format", "onnx", "--output", tmp_path / "x", "--run", teacher)
+    assert code == 2
+    assert "is an ANN" in err
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "status.json").write_text('{"state": "running", "kind": "student"}')
+    (unfinished / "config.toml").write_text("")
+    code, _, err = tser(
+        "export", "--format", "onnx", "--output", tmp_path / "x", "--run", unfinished
+    )
+    assert code == 2
+    assert "running, not finished" in err
+
+
+def test_predict_gives_the_same_from_the_run_and_from_its_exports(
+    tser: Invoke, runs: Path, pictures: Path, tmp_path: Path
+) -> None:
+    from_run = json.loads(tser("predict", pictures, "--runs-dir", runs, "--json")[1])
+    assert [Path(answer["image"]).name for answer in from_run] == [f"{n}.png" for n in "abcd"]
+    assert all(len(answer["confidence"]) == 3 for answer in from_run)
+    assert all(answer["sop_value"] > 0 and answer["macs"] > 0 for answer in from_run)
+    for stateful in ((), ("--stateful",)):
+        path = tmp_path / "student.onnx"
+        tser(
+            *("export", "--format", "onnx", "--output", path, "--runs-dir", runs, "--no-verify"),
+            *stateful,
+        )
+        exported = json.loads(tser("predict", pictures, "--model", path, "--json")[1])
+        for answer, other in zip(from_run, exported, strict=True):
+            assert answer["name"] == other["name"]
+            assert answer["confidence"] == pytest.approx(other["confidence"], abs=1e-4)
+            assert other["sop_value"] is None
+
+
+def test_predict_names_what_it_can_t_read_and_goes_on(
+    tser: Invoke, runs: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    names = f"{pictures / 'a.png'}\n{broken}\n\n{pictures / 'b.png'}\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(names))
+    table = tmp_path / "predictions.csv"
+    code, out, err = tser("predict", "-", "--runs-dir", runs, "--output", table)
+    assert code == 1
+    assert "broken.png can't be read" in err
+    assert out.count("confidence") == 2
+    with table.open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [bool(row["error"]) for row in rows] == [False, True, False]
+    assert rows[1]["class"] == ""
+    assert float(rows[0]["confidence_3"]) > 0
+
+
+def test_an_image_s_operations_are_those_of_the_whole_test_set_in_the_mean(
+    tser: Invoke, runs: Path, tmp_path: Path
+) -> None:
+    test = load(DataConfig()).test
+    for index in range(len(test)):
+        Image.fromarray(test.image(index)[0].numpy()).save(tmp_path / f"{index:03}.png")
+    answers = json.loads(tser("predict", tmp_path, "--runs-dir", runs, "--json")[1])
+    (student,) = (runs / "student" / "digits").glob("resnet20_T3_tser_s0_*")
+    totals = json.loads((student / "energy.json").read_text())["totals"]
+    assert np.mean([answer["sop_value"] for answer in answers]) == pytest.approx(
+        totals["sop_value"], rel=1e-4
+    )
+    assert answers[0]["macs"] == totals["macs"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--threshold", "1.5", "x.png"), "--threshold 1.5"),
+        (("--model", "missing.onnx", "x.png"), "missing.onnx is not an ONNX file of tser export"),
+    ],
+)
+def test_bad_input_of_predict_is_told(
+    tser: Invoke, runs: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    code, _, err = tser("predict", *arguments, "--runs-dir", runs)
+    assert code == 2
+    assert said in err
+
+
+@pytest.fixture(scope="module")
+def quantised(runs: Path) -> Path:
+    """The student with weights of 8 bits: a run of its own."""
+    (parent,) = (runs / "student" / "digits").glob("resnet20_T3_tser_s0_*")
+    arguments = ["tser", "quantize", "--run", str(parent), "--runs-dir", str(runs)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", arguments)
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        assert stop.value.code in (0, None)
+    (found,) = (runs / "student" / "digits").glob("resnet20_T3_tser_w8_s0_*")
+    return found
+
+
+def test_quantize_makes_a_run_that_names_its_parent(runs: Path, quantised: Path) -> None:
+    (parent,) = (runs / "student" / "digits").glob("resnet20_T3_tser_s0_*")
+    environment = json.loads((quantised / "environment.json").read_text())
+    assert environment["parent"]["run"] == str(parent.resolve())
+    before = json.loads((parent / "status.json").read_text())
+    assert environment["parent"]["sha256"] == before["sha256"]
+    status = json.loads((quantised / "status.json").read_text())
+    assert status["state"] == "finished"
+    result, old = status["result"], before["result"]
+    assert result["teacher_accuracy"] == old["teacher_accuracy"]
+    # on 360 images of a student of four epochs, a few answers change
+    assert abs(result["accuracy"] - old["accuracy"]) < 0.1
+    energy = json.loads((quantised / "energy.json").read_text())
+    assert energy["profile"]["name"] == "horowitz-45nm-int8"
+
+
+def test_a_quantised_student_is_evaluated_exported_and_quantised_no_further(
+    tser: Invoke, runs: Path, quantised: Path, tmp_path: Path
+) -> None:
+    before = (quantised / "per_timestep.csv").read_text()
+    code, out, err = tser("evaluate", "--run", quantised, "--device", "cpu")
+    assert (code, (quantised / "per_timestep.csv").read_text()) == (0, before), err
+    path = tmp_path / "student.onnx"
+    code, out, err = tser("export", "--run", quantised, "--format", "onnx", "--output", path)
+    assert code == 0, out + err
+    assert "in 32-bit floating point" in (tmp_path / "README.md").read_text()
+    code, _, err = tser("quantize", "--run", quantised, "--bits", 4)
+    assert code == 2
+    assert "8 bits already" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--bits", "3"), "--bits 3: weights can have 8 or 4 bits"),
+        (("--images", "1"), "calibration needs at least two images"),
+    ],
+)
+def test_bad_input_of_quantize_is_told(
+    tser: Invoke, runs: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    code, _, err = tser("quantize", *arguments, "--runs-dir", runs)
+    assert code == 2
+    assert said in err
+
+
+def test_a_student_is_trained_with_integer_weights(tser: Invoke, runs: Path) -> None:
+    code, _, err = tser(
+        *("distill", "--recipe", runs.parent / "teacher.toml", "--runs-dir", runs),
+        *("--teacher", "resnet20", "--student", "resnet20", "-T", "2", "--set"),
+        "model.weight_bits=4",
+    )
+    assert code == 0, err
+    assert len(list((runs / "student" / "digits").glob("resnet20_T2_tser_w4_s0_*"))) == 1

@@ -1,0 +1,247 @@
+"""The operations of one network as the tools and papers of this field count them, side by side.
+
+Each is what its authors' code, or the formula that they print, does with the same spikes; where
+they differ from the exact count it is said why. All figures are means per image.
+
+Sources: spikingjelly 2 (`op_counter`: SynOpCounter and MACCounter); NeuroBench 2.3
+(`metrics/utils/layers/macs.py`); syops 0.0.5 (`syops/ops.py`); Spikformer (Zhou et al., ICLR 2023,
+appendix); Spikingformer (`energy_consumption_calculation/`, `Nspks_max` 30 and 1 for calculations 1
+and 2); SpikingResformer (`utils/utils.py`, SOPMonitor); Spike-Driven Transformer (Yao et al.,
+NeurIPS 2023, table 1, as read in its issue 24).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+from tser_cli.energy import joules
+from tser_cli.energy.attention import Attention, attentions
+from tser_cli.energy.counts import MATMUL, REAL, SIGNED, SPIKES, SUMS, Counts, LayerCounts
+from tser_cli.energy.profiles import Profile
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Multiply-accumulates and accumulates of one image, as somebody counts them."""
+
+    macs: float = 0.0
+    acs: float = 0.0
+
+    def __add__(self, other: Operations) -> Operations:
+        return Operations(self.macs + other.macs, self.acs + other.acs)
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How a layer is counted, and the products of a pair of attention where those are one.
+
+    `layer` is asked for every layer that `pair` does not cover. `reasons`: what makes it differ.
+    """
+
+    layer: Callable[[LayerCounts, Counts], Operations]
+    reasons: tuple[str, ...]
+    pair: Callable[[Attention, Counts], Operations] | None = None
+
+
+def rate_flop(layer: LayerCounts) -> float:
+    """Firing rate x FLOP, over all steps."""
+    size = layer.layer.neurons_in
+    return float(layer.nonzero_TI.sum(axis=0).mean()) / size * layer.layer.macs_formula
+
+
+def executions(layer: LayerCounts) -> int:
+    """How often a layer is computed for one image."""
+    return int(layer.executed_T.sum())
+
+
+def exact(layer: LayerCounts, counts: Counts) -> Operations:
+    """The count of this package: by value, without the padding."""
+    return Operations(float(layer.step_macs.sum()), float(layer.value_TI.sum(axis=0).mean()))
+
+
+def formula(layer: LayerCounts, counts: Counts) -> Operations:
+    """Firing rate x T x FLOP where spikes drive a layer, FLOP as often as it is computed else."""
+    if not layer.layer.accumulates:
+        return Operations(macs=float(executions(layer) * layer.layer.macs_formula))
+    return Operations(acs=float(joules.formula_operations(layer).sum()))
+
+
+def spikformer(layer: LayerCounts, counts: Counts) -> Operations:
+    """Firing rate x T x FLOP of everything but the stem, whose FLOP count once an image."""
+    if any(layer is stem for stem in counts.stem):
+        return Operations(macs=float(layer.layer.macs_formula))
+    return Operations(acs=rate_flop(layer))
+
+
+def spikingjelly(layer: LayerCounts, counts: Counts) -> Operations:
+    """Exact where a call met 0 and 1 alone; the whole call dense, with its padding, where not."""
+    assert layer.binary_TI is not None, "counted with the details of calls"
+    if layer.operands:
+        return _spikingjelly_product(layer)
+    dense_TI = (1 - layer.binary_TI) * layer.executed_T[:, None].clip(max=1)
+    events_TI = layer.events_TI * layer.binary_TI
+    if layer.layer.input_kind == REAL:
+        events_TI = events_TI * 0
+    macs = float(dense_TI.sum(axis=0).mean()) * layer.layer.macs_formula
+    return Operations(macs, float(events_TI.sum(axis=0).mean()))
+
+
+def _spikingjelly_product(layer: LayerCounts) -> Operations:
+    assert layer.layer.product is not None
+    _, rows, _, columns = layer.layer.product
+    left, right = layer.operands
+    if left.kind == right.kind == SPIKES:
+        return Operations(acs=float(layer.value_TI.sum(axis=0).mean()))
+    if left.kind == SPIKES:
+        return Operations(acs=float(left.nonzero_TI.sum(axis=0).mean()) * columns)
+    if right.kind == SPIKES:
+        return Operations(acs=float(right.nonzero_TI.sum(axis=0).mean()) * rows)
+    return Operations(macs=float(executions(layer) * layer.layer.macs))
+
+
+def neurobench(layer: LayerCounts, counts: Counts) -> Operations:
+    """Non-zero inputs x non-zero weights; accumulates where inputs are -1, 0 and 1, MACs else."""
+    shape = layer.layer.conv
+    if layer.layer.type == MATMUL or (shape is not None and shape.transposed):
+        return Operations()
+    assert layer.effective_TI is not None, "counted with the details of weights"
+    effective = float(layer.effective_TI.sum(axis=0).mean())
+    if layer.layer.input_kind in (SPIKES, SIGNED):
+        return Operations(acs=effective)
+    if layer.layer.input_kind == REAL or layer.binary_TI is None:
+        return Operations(macs=effective)
+    spiking = float((layer.effective_TI * layer.binary_TI).sum(axis=0).mean())
+    return Operations(effective - spiking, spiking)
+
+
+def biases(layer: LayerCounts, once_a_call: bool) -> float:
+    """Additions of biases of one computation; syops counts those of a linear layer once a call."""
+    facts = layer.layer
+    if not facts.bias_bytes:
+        return 0.0
+    if facts.conv is None and once_a_call:
+        return facts.macs / facts.neurons_in * layer.calls / executions(layer)
+    return float(facts.outputs)
+
+
+def syops(layer: LayerCounts, counts: Counts) -> Operations:
+    """Firing rate x (FLOP + biases) where a call met 0 and 1 alone, FLOP + biases else."""
+    if layer.layer.type == MATMUL:
+        return Operations()
+    return _by_rate(layer, once_a_call=True, sums=False)
+
+
+def spikingformer_1(layer: LayerCounts, counts: Counts) -> Operations:
+    """As syops, but whole numbers up to 30 are spikes too, and their mean is the rate."""
+    return _by_rate(layer, once_a_call=False, sums=True)
+
+
+def spikingformer_2(layer: LayerCounts, counts: Counts) -> Operations:
+    """As syops: what is not 0 and 1 alone is dense."""
+    return _by_rate(layer, once_a_call=False, sums=False)
+
+
+def _by_rate(layer: LayerCounts, once_a_call: bool, sums: bool) -> Operations:
+    if layer.layer.type == MATMUL:
+        return formula_product(layer)
+    facts = layer.layer
+    flop = _output_flop(layer) + biases(layer, once_a_call)
+    if facts.input_kind == SPIKES or (facts.input_kind == SUMS and sums):
+        fed = layer.nonzero_TI if layer.total_TI is None else layer.total_TI
+        return Operations(acs=float(fed.sum(axis=0).mean()) / facts.neurons_in * flop)
+    return Operations(macs=executions(layer) * flop)
+
+
+def _output_flop(layer: LayerCounts) -> float:
+    """FLOP as kernel x in_channels x out_channels / groups x outputs, of transposed ones too."""
+    shape = layer.layer.conv
+    if shape is None or not shape.transposed:
+        return float(layer.layer.macs_formula)
+    positions = layer.layer.outputs // shape.out_channels
+    return float(
+        prod(shape.kernel) * shape.in_channels * (shape.out_channels // shape.groups) * positions
+    )
+
+
+def formula_product(layer: LayerCounts) -> Operations:
+    """A product that belongs to no pair of attention: firing rate x FLOP."""
+    if not layer.layer.accumulates:
+        return Operations(macs=float(executions(layer) * layer.layer.macs))
+    return Operations(acs=rate_flop(layer))
+
+
+def spikingformer_pair(pair: Attention, counts: Counts) -> Operations:
+    """T H N d^2 (min(r_k, r_v) + r_q)."""
+    base = executions(pair.layers[0]) * pair.heads * pair.tokens * pair.width**2
+    return Operations(acs=base * (min(pair.rate_k, pair.rate_v) + pair.rate_q))
+
+
+def resformer(layer: LayerCounts, counts: Counts) -> Operations:
+    """Exact by value; of a product the sum of the right factor x the rows of the left one."""
+    if not layer.operands or layer.layer.product is None:
+        return exact(layer, counts)
+    _, rows, _, columns = layer.layer.product
+    left, right = layer.operands
+    if right.kind != REAL:
+        return Operations(acs=float(right.nonzero_TI.sum(axis=0).mean()) * rows)
+    if left.kind != REAL:
+        return Operations(acs=float(left.nonzero_TI.sum(axis=0).mean()) * columns)
+    return exact(layer, counts)
+
+
+def spike_driven_pair(pair: Attention, counts: Counts) -> Operations:
+    """T (r_q + r_k) N D, D the width of all heads."""
+    base = executions(pair.layers[0]) * pair.tokens * pair.heads * pair.width
+    return Operations(acs=base * (pair.rate_q + pair.rate_k))
+
+
+PADDING, RATES = "padding counted", "attention by firing rates"
+PADDED_MACS = "padding counted where dense"
+ONE_FACTOR = "products with sums by their binary factor"
+RIGHT_FACTOR = "products by their right factor"
+EVENTS, DENSE = "sums of spikes counted once", "sums of spikes billed dense"
+ONCE = "stem once an image"
+BIASES, OTHERS = "biases", "norms, pools and neurons counted"
+WEIGHTS, ZEROS = "zero weights left out", "zeros of real inputs left out"
+NO_PRODUCTS, NO_TRANSPOSED = "matrix products left out", "transposed convolutions left out"
+REAL_BY_RATE = "real inputs priced as spikes"
+
+CONVENTIONS = {
+    "exact": Convention(exact, ()),
+    "formula": Convention(formula, (PADDING, EVENTS, RATES)),
+    "spikingjelly": Convention(spikingjelly, (DENSE, PADDED_MACS, ONE_FACTOR)),
+    "neurobench": Convention(neurobench, (WEIGHTS, ZEROS, DENSE, NO_PRODUCTS, NO_TRANSPOSED)),
+    "syops": Convention(syops, (PADDING, DENSE, BIASES, OTHERS, NO_PRODUCTS)),
+}
+ATTENTION = {
+    "spikformer": Convention(spikformer, (PADDING, EVENTS, ONCE, RATES, REAL_BY_RATE)),
+    "spikingformer-1": Convention(spikingformer_1, (PADDING, BIASES, RATES), spikingformer_pair),
+    "spikingformer-2": Convention(
+        spikingformer_2, (PADDING, BIASES, DENSE, RATES), spikingformer_pair
+    ),
+    "spikingresformer": Convention(resformer, (RIGHT_FACTOR,)),
+    "spike-driven-transformer": Convention(
+        spikformer, (PADDING, EVENTS, ONCE, RATES, REAL_BY_RATE), spike_driven_pair
+    ),
+}
+
+
+def count_as(convention: Convention, counts: Counts) -> Operations:
+    """The operations of a whole network in a convention."""
+    pairs = list(attentions(counts)) if convention.pair else []
+    covered = [layer for pair in pairs for layer in pair.layers]
+    total = Operations()
+    for layer in counts.layers:
+        if not any(layer is other for other in covered):
+            total += convention.layer(layer, counts)
+    for pair in pairs:
+        assert convention.pair is not None
+        total += convention.pair(pair, counts)
+    return total
+
+
+def energy_of(operations: Operations, profile: Profile) -> float:
+    """Energy of one image, pJ."""
+    return operations.macs * profile.mac_pj + operations.acs * profile.ac_pj

@@ -1,0 +1,173 @@
+"""Export a finished student as a file for other programs, checked by loading it in them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tser_cli import registry
+from tser_cli.data.transforms import evaluation_pipeline
+from tser_cli.engine.commands.quantize import float_energy
+from tser_cli.engine.evaluation.per_timestep import evenly_spread
+from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
+from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.teachers.of_run import teacher_name
+from tser_cli.errors import ConfigError, ExportError
+from tser_cli.export import formats, verify
+from tser_cli.export.card import MARK, CardFacts, card
+from tser_cli.export.extras import pip_line
+from tser_cli.export.graph import Facts, Graph
+from tser_cli.export.reference import record
+from tser_cli.export.trace import trace
+from tser_cli.export.verify import Check
+from tser_cli.files import check_folder, sha256, write_text, write_whole
+from tser_cli.report.csv_files import read_csv
+from tser_cli.report.progress import Progress, Silent
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What `tser export` was asked. `images`: how many test images the check takes."""
+
+    output: Path
+    format_name: str
+    run: Path | None = None
+    runs_dir: Path = Path("runs")
+    stateful: bool = False
+    verify: bool = True
+    images: int = 16
+    changes: dict[str, Any] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Silent)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What came of it. `checks` is None with --no-verify; `card` None where nothing was written."""
+
+    path: Path
+    run: Run
+    size: int
+    checks: tuple[Check, ...] | None
+    card: Path | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether every check that was made holds; the file is written only then."""
+        return self.checks is None or all(check.holds for check in self.checks)
+
+
+def export(request: ExportRequest) -> Exported:
+    """Write a student's file, its FILE.verified.json and a model card.
+
+    Nothing is written where a program that reads the format gives other spikes. Raises ExportError
+    for what the format can't hold or a package that is not installed, ConfigError, RunError.
+    """
+    formats.check_format(request.format_name, request.stateful)
+    if request.images < 1:
+        raise ConfigError(f"--images {request.images}: the check needs at least one image")
+    _check_packages(request)
+    check_folder(request.output)
+    changes = {**request.changes, "training.device": "cpu"}
+    opened = open_finished(select_run(request.run, request.runs_dir), changes, request.progress)
+    graph = graph_of(opened)
+    content = formats.content(graph, request.format_name, request.stateful)
+    checks = _verified(opened, graph, content, request) if request.verify else None
+    made = Exported(request.output, opened.run, len(content), checks, None)
+    return _written(made, opened, graph, content, request) if made.holds else made
+
+
+def graph_of(opened: FinishedRun) -> Graph:
+    """The folded graph of a finished run's network, with the facts of its data set."""
+    spec = opened.context.dataset.spec
+    more = {"run": opened.run.name, "model_sha256": opened.loaded.sha256}
+    facts = Facts(
+        model=opened.loaded.name,
+        dataset=spec.name,
+        mean=spec.mean,
+        std=spec.std,
+        classes=opened.loaded.classes or spec.classes,
+        timesteps=opened.config.model.timesteps,
+        more=more,
+    )
+    return trace(opened.loaded.model, spec.image_shape, facts)
+
+
+def checking_images(opened: FinishedRun, count: int) -> Tensor:
+    """`count` test images, evenly spread over all, as the network takes them."""
+    dataset = opened.context.dataset
+    indices = evenly_spread(len(dataset.test), count).tolist()
+    return evaluation_pipeline(dataset.test, dataset.spec)(0, indices)
+
+
+def _check_packages(request: ExportRequest) -> None:
+    """Before any work: the packages that write the file, and those that check it."""
+    if not request.verify:
+        return
+    missing = verify.missing_packages(request.format_name)
+    if missing:
+        raise ExportError(
+            f"--format {request.format_name} is checked with {', '.join(missing)}, which is not "
+            f"installed: {pip_line(request.format_name)}. Or leave the check out with --no-verify"
+        )
+
+
+def _verified(
+    opened: FinishedRun, graph: Graph, content: bytes, request: ExportRequest
+) -> tuple[Check, ...]:
+    images_NCHW = checking_images(opened, request.images)
+    truth = record(opened.loaded.model, graph, images_NCHW)
+    return verify.verify(content, request.format_name, truth, images_NCHW)
+
+
+def _written(
+    made: Exported, opened: FinishedRun, graph: Graph, content: bytes, request: ExportRequest
+) -> Exported:
+    path = request.output
+    write_whole(path, content)
+    document = {
+        "file": path.name,
+        "sha256": sha256(content),
+        "format": request.format_name,
+        "stateful": request.stateful,
+        "run": opened.run.name,
+        "timesteps": graph.facts.timesteps,
+        "verified": made.checks is not None,
+        "why_not": None if made.checks is not None else "--no-verify",
+        "checks": [check.described() for check in made.checks or ()],
+    }
+    beside = path.with_name(f"{path.name}.verified.json")
+    write_text(beside, json.dumps(document, indent=2) + "\n")
+    place = _card_place(path)
+    write_text(place, card(graph, _card_facts(made, opened, request)))
+    return Exported(path, made.run, made.size, made.checks, place)
+
+
+def _card_place(path: Path) -> Path:
+    """README.md beside the file; FILE.md where a README.md is there that is not a card of ours."""
+    readme = path.with_name("README.md")
+    if not readme.exists() or readme.read_text(encoding="utf-8", errors="replace").startswith(MARK):
+        return readme
+    return path.with_name(f"{path.name}.md")
+
+
+def _card_facts(made: Exported, opened: FinishedRun, request: ExportRequest) -> CardFacts:
+    folder, method = opened.run.folder, opened.config.method.name
+    rows, sidecar = folder / "per_timestep.csv", folder / "energy.json"
+    energy = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
+    return CardFacts(
+        file=made.path.name,
+        format_name=request.format_name + (", one time step" if request.stateful else ""),
+        run=opened.run.name,
+        method=method,
+        source=registry.METHODS[method].settings.source,
+        teacher=teacher_name(opened.run) or "",
+        rows=tuple(read_csv(rows)) if rows.is_file() else (),
+        energy=energy,
+        float_energy_pj=float_energy(energy["totals"]) if energy else 0.0,
+        settings=(folder / "config.toml").read_text(encoding="utf-8"),
+        checks=made.checks,
+    )

@@ -1,0 +1,155 @@
+"""Turn the weights of a finished student into integers, as a run of its own."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tser_cli.config import FLOAT_BITS
+from tser_cli.data.transforms import evaluation_pipeline
+from tser_cli.energy import DEFAULT_PROFILE, load_profile
+from tser_cli.engine.evaluation.per_timestep import evenly_spread
+from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
+from tser_cli.engine.runs.model_files import freeze
+from tser_cli.engine.runs.result import RunResult, recorded
+from tser_cli.engine.runtime.context import Context, Options
+from tser_cli.engine.teachers.of_run import TEACHER, read_run_teacher
+from tser_cli.engine.training.task import distillation
+from tser_cli.engine.training.training_run import finish, open_for_training, profile_of
+from tser_cli.errors import ConfigError
+from tser_cli.models import Classifier
+from tser_cli.models.quantised import quantise, round_weights_
+from tser_cli.report.progress import Progress, Silent
+
+BITS = (8, 4)
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class QuantizeRequest:
+    """What `tser quantize` was asked. `images`: how many training images calibrate the norms."""
+
+    bits: int = 8
+    run: Path | None = None
+    runs_dir: Path = Path("runs")
+    images: int = 1024
+    changes: dict[str, Any] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Silent)
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """The new run, its parent and the parent's accuracy.
+
+    `result.energy_pj` is charged by `profile`; `float_energy_pj` is what the same operations would
+    cost with weights of 32-bit floating point.
+    """
+
+    result: RunResult
+    parent: Path
+    parent_accuracy: float | None
+    profile: str
+    float_energy_pj: float
+
+
+def quantize(request: QuantizeRequest) -> QuantizeResult:
+    """Round a student's weights, calibrate its norms, measure it; the new run names its parent.
+
+    Raises ConfigError for other bits, a teacher, or a student with integer weights; RunError.
+    """
+    if request.bits not in BITS:
+        raise ConfigError(f"--bits {request.bits}: weights can have 8 or 4 bits")
+    if request.images < 2:
+        raise ConfigError(f"--images {request.images}: calibration needs at least two images")
+    opened = open_finished(
+        select_run(request.run, request.runs_dir), request.changes, request.progress
+    )
+    _check(opened)
+    config = opened.config.updated({"model.weight_bits": request.bits})
+    context = replace(opened.context, config=config)
+    model = rounded(opened, context, request)
+    result = _record(model, opened, context, request)
+    document = json.loads((result.folder / "energy.json").read_text(encoding="utf-8"))
+    return QuantizeResult(
+        result=result,
+        parent=opened.run.folder,
+        parent_accuracy=recorded(opened.run).get("accuracy"),
+        profile=profile_of(config),
+        float_energy_pj=float_energy(document["totals"]),
+    )
+
+
+def float_energy(totals: Mapping[str, float]) -> float:
+    """Charge the totals of an energy.json as 32-bit floating point, in pJ an image."""
+    profile = load_profile(DEFAULT_PROFILE)
+    return totals["macs"] * profile.mac_pj + totals["sop_value"] * profile.ac_pj
+
+
+def _check(opened: FinishedRun) -> None:
+    folder, bits = opened.run.folder, opened.config.model.weight_bits
+    if not opened.loaded.model.spiking:
+        raise ConfigError(f"{folder} is a teacher; name a student's run with --run")
+    if bits != FLOAT_BITS:
+        raise ConfigError(
+            f"the weights of {folder} have {bits} bits already; name the run that it came from "
+            "with --run, or train one anew: tser distill --set model.weight_bits=4"
+        )
+
+
+def rounded(opened: FinishedRun, context: Context, request: QuantizeRequest) -> Classifier:
+    """A copy of the run's network with integer weights and norms calibrated for them."""
+    model = quantise(copy.deepcopy(opened.loaded.model), request.bits)
+    round_weights_(model)
+    dataset = context.dataset
+    places = evenly_spread(len(dataset.train), request.images).tolist()
+    pipeline = evaluation_pipeline(dataset.train, dataset.spec)
+    batches = (places[start : start + BATCH] for start in range(0, len(places), BATCH))
+    images = (context.runtime.images(pipeline(0, batch)) for batch in batches if len(batch) > 1)
+    calibrate_norms(model, images, context.config.model.timesteps)
+    return model
+
+
+@torch.no_grad()
+def calibrate_norms(model: Classifier, batches: Any, timesteps: int) -> None:
+    """Measure means and variances of the norms again: rounded weights have shifted them.
+
+    They become the averages over `batches` of images [N, C, H, W]; all else is in eval mode.
+    """
+    model.eval()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over the batches
+        norm.train()
+    for images_NCHW in batches:
+        model(images_NCHW, timesteps)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
+def _record(
+    model: Classifier, opened: FinishedRun, context: Context, request: QuantizeRequest
+) -> RunResult:
+    """The new run's folder: weights, tables, result, and where it came from."""
+    config, spec = context.config, context.dataset.spec
+    teacher = read_run_teacher(opened.run, spec)
+    if teacher is not None:
+        context.runtime.place(freeze(teacher.model))
+    task = distillation(model, teacher.model if teacher else None, config, spec.image_shape)
+    options = Options(request.runs_dir, "never", request.progress)
+    with open_for_training("student", context, options) as (run, stop):
+        if context.runtime.is_main:
+            parent = {"run": str(opened.run.folder.resolve()), "sha256": opened.loaded.sha256}
+            calibration = {"images": request.images, "split": "train"}
+            taught = opened.run.environment().get(TEACHER)
+            run.update_environment(parent=parent, calibration=calibration, teacher=taught)
+        return finish(run, context, task, [], teacher, stop)

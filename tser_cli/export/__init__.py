@@ -1,0 +1,1 @@
+"""Spiking networks for other programs: NIR, ONNX and safetensors files, checked by loading them."""

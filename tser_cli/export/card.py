@@ -1,0 +1,132 @@
+"""The model card beside an export: what it is, what it does on test images, and how to feed it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tser_cli.export.graph import Graph
+from tser_cli.export.verify import Check
+
+MARK = "<!-- model card, written by tser export -->"
+LIMITS = (
+    "- It was trained and measured on {dataset} alone; on other images its answers mean nothing.",
+    "- The network does not know when an image shows none of its classes.",
+    "- The energy is that of arithmetic by the constants named above; it is no measurement of a "
+    "chip.",
+)
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card says besides the graph's own facts.
+
+    `rows`: those of per_timestep.csv. `energy`: the sidecar of energy.csv, {} where there is none;
+    `float_energy_pj`: what the same operations cost in 32-bit floating point.
+    `settings`: the recipe as TOML. `checks` is None where nothing was verified.
+    """
+
+    file: str
+    format_name: str
+    run: str
+    method: str
+    source: str
+    teacher: str
+    rows: tuple[Mapping[str, str], ...]
+    energy: Mapping[str, Any]
+    float_energy_pj: float
+    settings: str
+    checks: tuple[Check, ...] | None
+
+
+def card(graph: Graph, facts: CardFacts) -> str:
+    """The card as Markdown, with the mark in its first line by which it is known again."""
+    sections = [
+        (f"{graph.facts.model} on {graph.facts.dataset}", _summary(graph, facts)),
+        ("Accuracy", _accuracy(facts.rows)),
+        ("Energy", _energy(facts.energy, facts.float_energy_pj)),
+        ("Input and output", _input(graph)),
+        ("Checked in other programs", _checks(facts.checks)),
+        ("Limits", [line.format(dataset=graph.facts.dataset) for line in LIMITS]),
+        ("Recipe", ["```toml", facts.settings.strip(), "```"]),
+        ("Citation", _citation(facts)),
+    ]
+    text = [MARK, ""]
+    for number, (title, lines) in enumerate(sections):
+        text += [f"{'#' if number == 0 else '##'} {title}", "", *lines, ""]
+    return "\n".join(text)
+
+
+def _summary(graph: Graph, facts: CardFacts) -> list[str]:
+    weights = sum(node.weight.size for node in graph.weighted)
+    teacher = f"distilled from {facts.teacher} " if facts.teacher else "trained without a teacher "
+    return [
+        f"`{facts.file}` ({facts.format_name}) holds a spiking network, {teacher}with the method "
+        f"`{facts.method}`: {len(graph.neurons)} layers of spiking neurons, {weights:,} weights, "
+        f"T = {graph.facts.timesteps} time steps. Batch norms are folded into the weights. It is "
+        f"from the run `{facts.run}`.",
+    ]
+
+
+def _accuracy(rows: Iterable[Mapping[str, str]]) -> list[str]:
+    lines = [
+        "| t | accuracy of step t | of the mean of steps 1..t | test images |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        at_t, mean = (float(row[f"accuracy_{kind}"]) for kind in ("at_t", "cumulative"))
+        lines.append(f"| {row['t']} | {at_t:.2%} | {mean:.2%} | {row['images']} |")
+    return lines
+
+
+def _energy(energy: Mapping[str, Any], float_energy_pj: float) -> list[str]:
+    if not energy:
+        return ["Not measured: the run has no energy.json (tser energy --run RUN writes it)."]
+    profile, totals = energy["profile"], energy["totals"]
+    return [
+        f"{totals['energy_pj'] / 1e6:.4g} uJ an image (mean of {energy['images']} test images): "
+        f"{totals['sop_value']:,.0f} accumulates at {profile['ac_pj']} pJ and "
+        f"{totals['macs']:,.0f} multiply-accumulates at {profile['mac_pj']} pJ. Constants: "
+        f"{profile['name']}, {profile['technology']}; {profile['source']}. {profile['note']}",
+        "",
+        f"The same operations in 32-bit floating point: {float_energy_pj / 1e6:.4g} uJ.",
+    ]
+
+
+def _input(graph: Graph) -> list[str]:
+    channels, height, width = graph.input_shape
+    facts = graph.facts
+    colour = "grey" if channels == 1 else "RGB"
+    neurons = dict.fromkeys(node.equations for node in graph.neurons)
+    return [
+        f"Input: float [N, {channels}, {height}, {width}], {colour}, (pixel / 255 - mean) / std, "
+        f"with mean {list(facts.mean)} and std {list(facts.std)}, the same at every time step.",
+        "",
+        f"Output: logits [{facts.timesteps}, N, {len(facts.classes)}], one set a time step. The "
+        "answer after t steps is the argmax of the mean of steps 1..t. Classes: "
+        f"{', '.join(facts.classes[:20])}{', ...' if len(facts.classes) > 20 else ''}.",
+        "",
+        "Neurons, one time step (v: membrane potential, x: input, s: spikes):",
+        "",
+        *(f"    {equations}" for equations in list(neurons)[:4]),
+    ]
+
+
+def _checks(checks: tuple[Check, ...] | None) -> list[str]:
+    if checks is None:
+        return ["Not checked: exported with --no-verify."]
+    lines = [
+        "| program | spikes compared | differing | ties | largest difference of logits |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for check in checks:
+        versions = ", ".join(f"{name} {number}" for name, number in check.versions.items())
+        c = check.comparison
+        gap = max(c.logits_difference)
+        lines.append(f"| {versions} | {c.values:,} | {c.differing} | {c.ties} | {gap:.1e} |")
+    return lines
+
+
+def _citation(facts: CardFacts) -> list[str]:
+    return [f"Method `{facts.method}`: {facts.source}. Exported by tser."]

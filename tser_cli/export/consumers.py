@@ -1,0 +1,250 @@
+"""Run an exported file in another library and keep every spike; a program that stands alone.
+
+    python consumers.py LIBRARY FILE IMAGES.npz OUTPUT.npz
+
+IMAGES holds `images_NCHW` and `timesteps`; OUTPUT gets `logits_TNK` and, under the name of each
+spiking layer, its spikes [T, N, ...]. Nothing of tser is imported: all is known from the file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Result = dict[str, Any]
+DT = 1e-4
+
+
+def nir_in_snntorch(path: str, images_NCHW: Any, timesteps: int, reset: str = "zero") -> Result:
+    """NIR -> nirtorch -> snnTorch's Leaky, in float64. `reset` "subtract" is a wrong mapping."""
+    import nir
+    import nirtorch
+    import snntorch
+    import torch
+
+    def neuron(node: Any) -> Any:
+        # u = (v - v_reset) / gain: a Leaky resets to 0 and takes its input as it is
+        integrates = isinstance(node, nir.IF)
+        decay = 0.0 if integrates else _only(DT / node.tau)
+        gain = _only(node.r * DT) if integrates else _only(node.r * DT / node.tau)
+        threshold = (_only(node.v_threshold) - _only(node.v_reset)) / gain
+        if not integrates and _only(node.v_leak) != _only(node.v_reset):
+            raise ValueError("v_leak differs from v_reset")
+        return snntorch.Leaky(
+            beta=torch.tensor(1.0 - decay, dtype=torch.float64),
+            threshold=torch.tensor(threshold, dtype=torch.float64),
+            spike_grad=lambda above: (above > 0).to(above.dtype),  # the stock ones give float32
+            reset_mechanism=reset,
+            reset_delay=False,
+            init_hidden=True,
+        )
+
+    def affine(node: Any) -> Any:
+        module = torch.nn.Linear(node.weight.shape[1], node.weight.shape[0])
+        module.weight.data = torch.from_numpy(node.weight)
+        module.bias.data = torch.from_numpy(node.bias)
+        return module
+
+    def pool(node: Any) -> Any:
+        kernel, stride, padding = map(_pair, (node.kernel_size, node.stride, node.padding))
+        return torch.nn.AvgPool2d(kernel, stride, padding)
+
+    def flatten(node: Any) -> Any:
+        return torch.nn.Flatten(int(node.start_dim) + 1, -1)
+
+    mapping = {
+        nir.LIF: neuron,
+        nir.IF: neuron,
+        nir.Affine: affine,
+        nir.AvgPool2d: pool,
+        nir.Flatten: flatten,
+    }
+    graph = nir.read(path)
+    network = nirtorch.nir_to_torch(graph, mapping, dtype=torch.float64)
+    return _run_module(network, graph, images_NCHW, timesteps)
+
+
+def nir_in_spikingjelly(path: str, images_NCHW: Any, timesteps: int) -> Result:
+    """NIR -> spikingjelly's own import, in float64."""
+    import nir
+    import torch
+    from spikingjelly.activation_based import nir_exchange
+
+    graph = nir.read(path)
+    network = nir_exchange.import_from_nir(graph, dt=DT, dtype=torch.float64)
+    return _run_module(network, graph, images_NCHW, timesteps)
+
+
+def _run_module(network: Any, graph: Any, images_NCHW: Any, timesteps: int) -> Result:
+    """Step a network of nirtorch through time, with a hook on every spiking layer."""
+    import nir
+    import torch
+
+    spikes: dict[str, list[Any]] = {}
+
+    def keep(name: str) -> Callable[[Any, Any, Any], None]:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            fired = output[0] if isinstance(output, tuple) else output
+            spikes.setdefault(name, []).append(fired.numpy() != 0)
+
+        return hook
+
+    for name, node in graph.nodes.items():
+        if isinstance(node, nir.LIF | nir.IF):
+            network.get_submodule(name.replace(".", "_")).register_forward_hook(keep(name))
+    images = torch.from_numpy(images_NCHW).double()
+    state = None
+    logits = []
+    with torch.no_grad():
+        for _ in range(timesteps):
+            output, state = network(images, state)
+            logits.append(output.numpy())
+    return {"logits_TNK": np.stack(logits), **{name: np.stack(s) for name, s in spikes.items()}}
+
+
+def onnx_in_onnxruntime(path: str, images_NCHW: Any, timesteps: int) -> Result:
+    """ONNX -> onnxruntime on a CPU, float32; the spikes are made outputs of the graph."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(path)
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    made = [name for node in model.graph.node for name in node.output if name.endswith("/spikes")]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    images = {"input": images_NCHW.astype(np.float32)}
+    if facts["stateful"] == "true":
+        first = json.loads(facts["first_potentials"])
+        return _run_stateful(session, made, images, timesteps, first)
+    values = dict(zip(_outputs(session), session.run(None, images), strict=True))
+    spikes = {
+        name.split("/")[0]: np.stack(
+            [values[f"{name.split('/')[0]}/{t}/spikes"] != 0 for t in range(timesteps)]
+        )
+        for name in made
+        if name.endswith("/0/spikes")
+    }
+    return {"logits_TNK": values["logits"], **spikes}
+
+
+def _run_stateful(
+    session: Any, made: list[str], images: Any, timesteps: int, first: dict[str, float]
+) -> Result:
+    """One step after the other, the potentials handed from each to the next."""
+    batch = len(images["input"])
+    state = {
+        entry.name: np.full(
+            [batch, *entry.shape[1:]], first[entry.name.removeprefix("v/")], dtype=np.float32
+        )
+        for entry in session.get_inputs()
+        if entry.name != "input"
+    }
+    logits = []
+    spikes: dict[str, list[Any]] = {name: [] for name in made}
+    for _ in range(timesteps):
+        values = dict(zip(_outputs(session), session.run(None, {**images, **state}), strict=True))
+        state = {name: values[f"v_next/{name.removeprefix('v/')}"] for name in state}
+        logits.append(values["logits"])
+        for name in made:
+            spikes[name].append(values[name] != 0)
+    named = {name.split("/")[0]: np.stack(kept) for name, kept in spikes.items()}
+    return {"logits_TNK": np.stack(logits), **named}
+
+
+def _outputs(session: Any) -> list[str]:
+    return [entry.name for entry in session.get_outputs()]
+
+
+def safetensors_in_torch(path: str, images_NCHW: Any, timesteps: int) -> Result:
+    """safetensors -> torch's functions, node by node as the header says, in float64."""
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        nodes = json.loads(file.metadata()["graph"])
+        constants = {name: file.get_tensor(name).double() for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    for name in [name for name in constants if name.endswith(".scale")]:
+        weight = constants[name.removesuffix("scale") + "weight"]
+        weight.mul_(constants[name].view(-1, *(1 for _ in weight.shape[1:])))
+    potentials: dict[str, Any] = {}
+    spikes: dict[str, list[Any]] = {}
+    logits = []
+    for _ in range(timesteps):
+        values = {"input": torch.from_numpy(images_NCHW).double()}
+        for node in nodes:
+            x = sum(values[source] for source in node["inputs"])
+            values[node["name"]] = _compute(node, x, constants, potentials)
+            if node["type"] == "Neuron":
+                spikes.setdefault(node["name"], []).append(values[node["name"]].numpy() != 0)
+        logits.append(values[nodes[-1]["name"]].numpy())
+    return {"logits_TNK": np.stack(logits), **{name: np.stack(s) for name, s in spikes.items()}}
+
+
+def _compute(node: Any, x: Any, constants: dict[str, Any], potentials: dict[str, Any]) -> Any:
+    """One node at one time step."""
+    from torch.nn import functional
+
+    name, kind = node["name"], node["type"]
+    if kind == "Neuron":
+        return _fire(node, x, potentials)
+    if kind == "Flatten":
+        return x.flatten(1)
+    if kind == "Pool":
+        pool = functional.max_pool2d if node["largest"] else functional.avg_pool2d
+        return pool(x, node["kernel"], node["stride"], node["padding"])
+    weight, bias = constants[f"{name}.weight"], constants[f"{name}.bias"]
+    if kind == "Linear":
+        return functional.linear(x, weight, bias)
+    sizes = (node["stride"], node["padding"], node["dilation"], node["groups"])
+    return functional.conv2d(x, weight, bias, *sizes)
+
+
+def _fire(node: Any, x: Any, potentials: dict[str, Any]) -> Any:
+    """The equations of the header's `neuron_equations`."""
+    rest = 0.0 if node["reset"] is None else node["reset"]
+    before = potentials.get(node["name"], rest)
+    charged = rest + node["leak"] * (before - rest) + node["gain"] * x
+    spikes = (charged >= node["threshold"]).to(x.dtype)
+    soft = charged - node["threshold"] * spikes
+    potentials[node["name"]] = (
+        soft if node["reset"] is None else charged * (1 - spikes) + rest * spikes
+    )
+    return spikes
+
+
+def _only(values: Any) -> float:
+    """The one value of an array whose elements are all the same."""
+    different = np.unique(values)
+    if different.size != 1:
+        raise ValueError("the neurons of a layer differ")
+    return float(different[0])
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    first, second = np.broadcast_to(np.asarray(values), 2)
+    return int(first), int(second)
+
+
+LIBRARIES: dict[str, Callable[[str, Any, int], Result]] = {
+    "snntorch": nir_in_snntorch,
+    "spikingjelly": nir_in_spikingjelly,
+    "onnxruntime": onnx_in_onnxruntime,
+    "safetensors": safetensors_in_torch,
+}
+
+
+def main(library: str, path: str, images: str, output: str) -> None:
+    """Read IMAGES, run FILE in LIBRARY, write OUTPUT."""
+    with np.load(images) as given:
+        result = LIBRARIES[library](path, given["images_NCHW"], int(given["timesteps"]))
+    np.savez(output, **result)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:5])

@@ -1,0 +1,28 @@
+"""The file formats by name."""
+
+from __future__ import annotations
+
+from tser_cli.errors import ExportError, unknown
+from tser_cli.export import nir_file, onnx_file, safetensors_file
+from tser_cli.export.graph import Graph
+
+FORMATS = ("nir", "onnx", "safetensors")
+
+
+def check_format(name: str, stateful: bool) -> None:
+    """Raise ExportError for an unknown format, or potentials as inputs in another than ONNX."""
+    if name not in FORMATS:
+        raise ExportError(unknown("format", name, FORMATS))
+    if stateful and name != "onnx":
+        raise ExportError(
+            f"--stateful belongs to --format onnx; {name} describes one step already, whose state "
+            "the reader keeps"
+        )
+
+
+def content(graph: Graph, name: str, stateful: bool) -> bytes:
+    """The file of `graph` in a format. Raises ExportError where the format can't hold it."""
+    check_format(name, stateful)
+    if name == "onnx":
+        return onnx_file.content(graph, stateful)
+    return nir_file.content(graph) if name == "nir" else safetensors_file.content(graph)

@@ -1,0 +1,242 @@
+"""ONNX: the T steps unrolled into one graph, or one step with the membrane potentials as state.
+
+What comes before the first spikes is computed once. Constants are float32; integer weights stay
+int8 behind a DequantizeLinear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tser_cli.export.extras import needs
+from tser_cli.export.graph import (
+    INPUT,
+    Conv,
+    Flatten,
+    Graph,
+    Linear,
+    Neuron,
+    Node,
+    Pool,
+    metadata,
+)
+
+OPSET = 17
+IR_VERSION = 9  # read by onnxruntime from 1.15 on
+LOGITS = "logits"
+STATE_IN = "v/"
+STATE_OUT = "v_next/"
+
+
+def content(graph: Graph, stateful: bool = False) -> bytes:
+    """The ONNX file of `graph`. Raises ExportError where the package is not installed.
+
+    Unrolled: `input` [N, C, H, W] -> `logits` [T, N, K]. Stateful: also `v/LAYER` -> `v_next/LAYER`
+    for every spiking layer, and `logits` [N, K]; potentials start at each neuron's rest.
+    """
+    onnx = needs("onnx", "onnx")
+    writer = _Writer(onnx, graph, stateful)
+    writer.write()
+    facts = {**metadata(graph), "stateful": str(stateful).lower()}
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            writer.made, "spiking network", writer.inputs, writer.outputs, writer.constants
+        ),
+        producer_name="tser",
+        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+    )
+    onnx.helper.set_model_props(model, facts)
+    onnx.checker.check_model(model, full_check=True)
+    written: bytes = model.SerializeToString()
+    return written
+
+
+class _Writer:
+    """Collects the operators. A tensor of layer L at step t is `L/t`; its spikes `L/t/spikes`."""
+
+    def __init__(self, onnx: Any, graph: Graph, stateful: bool) -> None:
+        self._onnx = onnx
+        self._graph = graph
+        self._stateful = stateful
+        self._steps = 1 if stateful else graph.facts.timesteps
+        self._moving = _after_a_neuron(graph)
+        self._known: set[str] = set()
+        self.made: list[Any] = []
+        self.inputs = [self._tensor(INPUT, graph.input_shape)]
+        self.outputs: list[Any] = []
+        self.constants: list[Any] = []
+
+    def write(self) -> None:
+        classes = self._graph.nodes[-1].shape
+        if self._stateful:
+            self.outputs.append(self._tensor(LOGITS, classes))
+        for step in range(self._steps):
+            for node in self._graph.nodes:
+                if step == 0 or node.name in self._moving:
+                    EMITTERS[type(node)](self, node, step)
+        last = [self.name(self._graph.output, step) for step in range(self._steps)]
+        if self._stateful:
+            self.add("Identity", last, LOGITS)
+            return
+        self.constant("first_axis", np.array([0]))
+        steps = [self.add("Unsqueeze", [name, "first_axis"], f"{name}/step") for name in last]
+        self.add("Concat", steps, LOGITS, axis=0)
+        logits = self._onnx.helper.make_tensor_value_info(
+            LOGITS, self._onnx.TensorProto.FLOAT, [self._steps, "N", *classes]
+        )
+        self.outputs.append(logits)
+
+    def name(self, node: str, step: int) -> str:
+        """The tensor of `node` at `step`; what no spike reaches is the same at every step."""
+        return node if node == INPUT else f"{node}/{step if node in self._moving else 0}"
+
+    def read(self, node: Node, step: int) -> str:
+        """The tensor that `node` reads: its only input, or the sum of them, first to last."""
+        names = [self.name(source, step) for source in node.inputs]
+        total = names[0]
+        for name in names[1:]:
+            whole = f"{total}+{name}"
+            if whole not in self._known:
+                self._known.add(self.add("Add", [total, name], whole))
+            total = whole
+        return total
+
+    def add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Append an operator; returns the name of its output."""
+        node = self._onnx.helper.make_node(operator, inputs, [output], name=output, **attributes)
+        self.made.append(node)
+        return output
+
+    def constant(self, name: str, value: Any) -> str:
+        """Append a constant once, float64 as float32; returns its name."""
+        if name not in self._known:
+            array = np.asarray(value)
+            array = array.astype(np.float32) if array.dtype == np.float64 else array
+            self.constants.append(self._onnx.numpy_helper.from_array(array, name))
+            self._known.add(name)
+        return name
+
+    def weight(self, node: Conv | Linear) -> str:
+        """The weights of `node`, once for all steps: float32, or int8 and what undoes it."""
+        name = f"{node.name}.weight"
+        if node.quantised is None:
+            return self.constant(name, node.weight)
+        if name not in self._known:
+            integers = self.constant(f"{node.name}.integers", node.quantised.integers)
+            scale = self.constant(f"{node.name}.scale", node.quantised.scale_O)
+            self._known.add(self.add("DequantizeLinear", [integers, scale], name, axis=0))
+        return name
+
+    def own(self, node: Neuron, key: str) -> str:
+        """A constant of a neuron's equations."""
+        return self.constant(f"{node.name}.{key}", float(getattr(node, key)))
+
+    def state(self, node: Neuron) -> str:
+        """The potentials of `node` as an input and an output of a stateful graph."""
+        self.inputs.append(self._tensor(STATE_IN + node.name, node.shape))
+        self.outputs.append(self._tensor(STATE_OUT + node.name, node.shape))
+        return STATE_IN + node.name
+
+    @property
+    def stateful(self) -> bool:
+        """Whether potentials come from outside."""
+        return self._stateful
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> Any:
+        kind = self._onnx.TensorProto.FLOAT
+        return self._onnx.helper.make_tensor_value_info(name, kind, ["N", *shape])
+
+
+def _after_a_neuron(graph: Graph) -> set[str]:
+    """The nodes that differ from step to step: neurons, and what reads them."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        if isinstance(node, Neuron) or found & set(node.inputs):
+            found.add(node.name)
+    return found
+
+
+def _conv(writer: _Writer, node: Node, step: int) -> None:
+    assert isinstance(node, Conv)
+    writer.add(
+        "Conv",
+        [
+            writer.read(node, step),
+            writer.weight(node),
+            writer.constant(f"{node.name}.bias", node.bias_O),
+        ],
+        writer.name(node.name, step),
+        strides=node.stride,
+        pads=node.padding * 2,
+        dilations=node.dilation,
+        group=node.groups,
+    )
+
+
+def _linear(writer: _Writer, node: Node, step: int) -> None:
+    assert isinstance(node, Linear)
+    bias = writer.constant(f"{node.name}.bias", node.bias_O)
+    parts = [writer.read(node, step), writer.weight(node), bias]
+    writer.add("Gemm", parts, writer.name(node.name, step), transB=1)
+
+
+def _pool(writer: _Writer, node: Node, step: int) -> None:
+    assert isinstance(node, Pool)
+    writer.add(
+        "MaxPool" if node.largest else "AveragePool",
+        [writer.read(node, step)],
+        writer.name(node.name, step),
+        kernel_shape=node.kernel,
+        strides=node.stride,
+        pads=node.padding * 2,
+    )
+
+
+def _flatten(writer: _Writer, node: Node, step: int) -> None:
+    writer.add("Flatten", [writer.read(node, step)], writer.name(node.name, step), axis=1)
+
+
+def _neuron(writer: _Writer, node: Node, step: int) -> None:
+    assert isinstance(node, Neuron)
+    own = writer.name(node.name, step)
+    before = writer.state(node) if writer.stateful else f"{node.name}/{step - 1}/v"
+    first = step == 0 and not writer.stateful
+    charged = _charge(writer, node, writer.read(node, step), None if first else before, own)
+    fired = writer.add("GreaterOrEqual", [charged, writer.own(node, "threshold")], f"{own}/fired")
+    to = writer._onnx.TensorProto.FLOAT
+    spikes = writer.add("Cast", [fired], f"{own}/spikes", to=to)
+    writer.add("Identity", [spikes], own)
+    after = STATE_OUT + node.name if writer.stateful else f"{own}/v"
+    if node.reset is None:
+        lost = writer.add("Mul", [spikes, writer.own(node, "threshold")], f"{own}/lost")
+        writer.add("Sub", [charged, lost], after)
+    else:
+        writer.add("Where", [fired, writer.own(node, "rest"), charged], after)
+
+
+def _charge(writer: _Writer, node: Neuron, x: str, before: str | None, own: str) -> str:
+    """h = rest + leak (v - rest) + gain x, without the parts that change nothing."""
+    if node.gain != 1.0:
+        x = writer.add("Mul", [x, writer.own(node, "gain")], f"{own}/x")
+    if before is None:
+        return writer.add("Add", [x, writer.own(node, "rest")], f"{own}/h") if node.rest else x
+    if node.rest:
+        before = writer.add("Sub", [before, writer.own(node, "rest")], f"{own}/above")
+    if node.leak != 1.0:
+        before = writer.add("Mul", [before, writer.own(node, "leak")], f"{own}/left")
+    if node.rest:
+        before = writer.add("Add", [before, writer.own(node, "rest")], f"{own}/decayed")
+    return writer.add("Add", [before, x], f"{own}/h")
+
+
+EMITTERS: dict[type[Node], Callable[[_Writer, Node, int], None]] = {
+    Conv: _conv,
+    Linear: _linear,
+    Pool: _pool,
+    Flatten: _flatten,
+    Neuron: _neuron,
+}

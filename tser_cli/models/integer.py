@@ -1,0 +1,149 @@
+"""Inference with integers: uint8 spikes times int8 weights, summed in int32.
+
+On x86 CPUs oneDNN's int8 convolutions do it (VNNI instructions where the CPU has them); elsewhere
+float32 convolutions of the same integers, whose sums stay below 2^24 and are therefore exact. A sum
+times its channel's scale, plus the folded bias, is the membrane input in fp32.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tser_cli.models.base import Classifier
+from tser_cli.models.quantised import QuantisedConv2d, integers_of, scale_of
+from tser_cli.models.savings import convolutions_with_norm
+
+
+class IntegerConv2d(nn.Conv2d):
+    """A quantised convolution with its norm folded into scale and bias; for inference alone.
+
+    `reads_integers`: its input is spikes, or sums of them below 256. An image is convolved in fp32.
+    """
+
+    integers: Tensor
+    scale_O: Tensor
+    bias: nn.Parameter
+
+    def __init__(self, source: QuantisedConv2d, norm: nn.BatchNorm2d, reads_integers: bool) -> None:
+        super().__init__(
+            source.in_channels,
+            source.out_channels,
+            (source.kernel_size[0], source.kernel_size[1]),
+            (source.stride[0], source.stride[1]),
+            _padding(source),
+            (source.dilation[0], source.dilation[1]),
+            source.groups,
+        )
+        scale_O = scale_of(source.weight, source.bits)
+        integers = integers_of(source.weight.detach(), scale_O, source.bits)
+        factor_O, shift_O = norm_constants(norm)
+        bias_O = shift_O if source.bias is None else shift_O + source.bias * factor_O
+        self.reads_integers = reads_integers
+        self.register_buffer("integers", integers.to(torch.int8))
+        self.register_buffer("scale_O", scale_O * factor_O)
+        weight = integers * (scale_O * factor_O).view(-1, 1, 1, 1)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias_O.detach().clone(), requires_grad=False)
+        self._packed: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.reads_integers:
+            return super().forward(input)
+        if input.device.type == "cpu" and kernels_serve():
+            return self._fast(input)
+        return self.accumulated(input) * self.scale_O.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+    def accumulated(self, spikes: Tensor) -> Tensor:
+        """The integer sums, as exact float32 numbers: the reference of the fast kernels."""
+        return F.conv2d(
+            spikes.float(),
+            self.integers.float(),
+            None,
+            self.stride,
+            _padding(self),
+            self.dilation,
+            self.groups,
+        )
+
+    def _fast(self, spikes: Tensor) -> Tensor:
+        if self._packed is None:
+            self._packed = _packed(self.integers, self.scale_O, self)
+        return _convolved(spikes, self._packed, self.scale_O, self.bias, self)
+
+
+def _padding(layer: nn.Conv2d) -> tuple[int, int]:
+    assert not isinstance(layer.padding, str)
+    return layer.padding[0], layer.padding[1]
+
+
+def norm_constants(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """(factor, shift) of y = factor x + shift, what a norm in eval mode computes, [O] each."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    factor_O = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
+    return factor_O, norm.bias.detach() - norm.running_mean * factor_O
+
+
+def integer(model: Classifier) -> Classifier:
+    """A copy of a network with quantised weights that computes with integers, in eval mode.
+
+    Linear layers, whose input is mostly an average, stay as they are. A network with floating-point
+    weights is returned itself.
+    """
+    if not any(isinstance(module, QuantisedConv2d) for module in model.modules()):
+        return model
+    kinds = model.input_kinds()
+    result = copy.deepcopy(model).eval()
+    names = {module: name for name, module in result.named_modules()}
+    for parent, name, norm_name in convolutions_with_norm(result):
+        convolution, norm = getattr(parent, name), getattr(parent, norm_name)
+        if isinstance(convolution, QuantisedConv2d):
+            reads_integers = kinds[names[convolution]] != "real"
+            setattr(parent, name, IntegerConv2d(convolution, norm, reads_integers))
+            setattr(parent, norm_name, nn.Identity())
+    return result
+
+
+@lru_cache(maxsize=1)
+def kernels_serve() -> bool:
+    """Whether oneDNN's int8 convolution is here and gives exact sums on this machine."""
+    convolution = nn.Conv2d(4, 8, 3, padding=1)
+    draw = torch.Generator().manual_seed(0)
+    integers = torch.randint(-127, 128, (8, 4, 3, 3), generator=draw).to(torch.int8)
+    spikes = torch.randint(0, 2, (1, 4, 5, 5), generator=draw).float()
+    ones_O, zeros_O = torch.ones(8), torch.zeros(8)
+    try:
+        packed = _packed(integers, ones_O, convolution)
+        sums = _convolved(spikes, packed, ones_O, zeros_O, convolution)
+    except (AttributeError, RuntimeError):  # no such operator in this build, or for this CPU
+        return False
+    return torch.equal(sums, F.conv2d(spikes, integers.float(), padding=1))
+
+
+def _packed(integers: Tensor, scale_O: Tensor, layer: nn.Conv2d) -> Tensor:
+    """Weights in the order that oneDNN's kernel wants."""
+    sizes = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    packed: Tensor = torch.ops.onednn.qconv_prepack(integers, scale_O, 1.0, 0, *sizes, None)
+    return packed
+
+
+def _convolved(
+    spikes: Tensor, packed: Tensor, scale_O: Tensor, bias_O: Tensor, layer: nn.Conv2d
+) -> Tensor:
+    """scale_O * (integers * spikes) + bias_O, as float32."""
+    result: Tensor = torch.ops.onednn.qconv2d_pointwise(
+        spikes.to(torch.uint8),
+        *(1.0, 0),  # scale and zero point of the spikes
+        packed,
+        scale_O,
+        torch.zeros(len(scale_O), dtype=torch.int32),
+        bias_O,
+        *(layer.stride, layer.padding, layer.dilation, layer.groups),
+        *(1.0, 0, torch.float32),  # of the result
+        *("none", [], ""),  # nothing is applied to it
+    )
+    return result
