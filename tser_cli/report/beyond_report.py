@@ -74,8 +74,8 @@ def rival_sentences(rival: Mapping[str, Any]) -> list[str]:
         even = duel["break_even"]
         limit = "at no spike rate" if even is None else f"below a spike rate of {100 * even:.2f} %"
         lines.append(
-            f"{title}: SNN {joules(duel['snn_pj'])}, ANN {joules(duel['rival_pj'])}; the {winner} "
-            f"wins. The SNN would {limit}; here it is {100 * rival['spike_rate']:.2f} %"
+            f"{title}: SNN {joules(duel['snn_pj'])}, ANN {joules(duel['rival_pj'])}: the {winner} "
+            f"wins; an SNN wins {limit}, and this one's is {100 * rival['spike_rate']:.2f} %"
         )
     return lines
 
@@ -104,12 +104,7 @@ def network_sentences(
     return lines
 
 
-def findings_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A line a finding of an audit."""
-    shown = Table(title="audit", title_justify="left", box=SIMPLE_HEAD)
-    for name in ("", "check", "layer", "evidence", "what to do"):
-        shown.add_column(name, no_wrap=name in ("", "check"))
-    for row in rows:
-        evidence = f"{row['evidence']:.3g} {row['unit']}"
-        shown.add_row(row["severity"], row["check"], row["layer"], evidence, row["advice"])
-    return shown
+def finding_sentence(row: Mapping[str, Any]) -> str:
+    """A finding of an audit: where, how much of it, and what to do."""
+    evidence = f"{row['evidence']:.3g} {row['unit']}"
+    return f"{row['severity']}: {row['check']}: {row['layer']}: {evidence}; {row['advice']}"

@@ -61,6 +61,19 @@ class Inputs:
             return batch
         raise DataError(f"{self.name} holds no images")
 
+    def some(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """Up to `count` images in one batch. Raises DataError where there are none."""
+        images, labels, left = [], [], count
+        for batch, labels_N in self.batches():
+            images.append(batch[:left])
+            labels += [] if labels_N is None else [labels_N[:left]]
+            left -= len(images[-1])
+            if left <= 0:
+                break
+        if not images:
+            raise DataError(f"{self.name} holds no images")
+        return torch.cat(images), torch.cat(labels).to(images[0].device) if labels else None
+
 
 def open_network(request: NetworkRequest) -> tuple[nn.Module, Inputs]:
     """Build the network on the device, with its weights, and open what it is fed with.
