@@ -9,7 +9,7 @@ from torch import nn
 
 from tser_cli.energy.axes import Axes, Shape, guess_time, learn, readings, trial_images
 from tser_cli.energy.layouts import INSIDE, STEPWISE, TIME_FIRST, Presentation
-from tser_cli.energy.trace import NEURON, Call, Trace, survey, trace
+from tser_cli.energy.trace import NEURON, Call, Trace, first_tensor, survey, trace
 from tser_cli.errors import TserError
 
 Key = tuple[str, str]
@@ -76,6 +76,9 @@ def make_plan(network: nn.Module, presentation: Presentation, timesteps: int) ->
     """
     two = presentation.of(2)
     first = survey(network, two)
+    if first_tensor(first.outputs) is None:
+        kind = type(first.outputs[-1]).__name__
+        raise TserError(f"the network gives no tensor of logits, but {kind}")
     names = set(first.neurons)
     runs = [trace(network, two, names), trace(network, presentation.of(3), names)]
     if presentation.layout == INSIDE:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,6 +171,8 @@ def first_tensor(value: Any) -> Tensor | None:
     """The first tensor of an output or of arguments, None without one."""
     if isinstance(value, Tensor):
         return value
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
     if isinstance(value, tuple | list):
         return next((x for x in map(first_tensor, value) if x is not None), None)
     return None
