@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
@@ -56,6 +57,15 @@ def reset_states(network: nn.Module) -> None:
     for module in network.modules():
         for name in RESETS:
             method = getattr(module, name, None)
-            if callable(method):
+            if callable(method) and _takes_nothing(method):
                 method()
                 break
+
+
+def _takes_nothing(method: Callable[..., object]) -> bool:
+    """Whether a method can be called as it is: one that asks for more is its network's to call."""
+    try:
+        inspect.signature(method).bind()
+    except (TypeError, ValueError):
+        return False
+    return True

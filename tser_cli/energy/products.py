@@ -177,7 +177,8 @@ def tally_product(product: Product, rows: str, kinds: tuple[str, str]) -> tuple[
     """
     sizes = product.sizes()
     shape = tuple(sizes[letter] for letter in rows)
-    nonzero = [_nonzero(part, rows, shape) for part in product.factors]
+    device = next(x.device for part in product.factors if (x := part.tensor) is not None)
+    nonzero = [_nonzero(part, rows, shape, device) for part in product.factors]
     driving = [i for i in range(2) if kinds[i] != REAL]
     if not driving:
         zeros = torch.zeros_like(nonzero[0])
@@ -217,10 +218,10 @@ def _einsum(names: list[str], tensors: list[Tensor], rows: str) -> Tensor:
     return total.round().long()
 
 
-def _nonzero(part: Factor, rows: str, shape: tuple[int, ...]) -> Tensor:
+def _nonzero(part: Factor, rows: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
     if part.tensor is None:
         inside = prod(s for c, s in zip(part.letters, part.sizes, strict=True) if c not in rows)
-        return torch.full(shape, inside)
+        return torch.full(shape, inside, device=device)
     return _sum(part.tensor.ne(0), part.letters, rows, shape)
 
 

@@ -93,6 +93,11 @@ def network_sentences(
         groups.setdefault(kind, []).append(name)
     lines = [f"layout: {layout}; fed with {inputs}"]
     lines += [f"fed with {kind}: {', '.join(names)}" for kind, names in groups.items()]
+    if next(iter(kinds.values()), "") == "sums":
+        lines.append(
+            "warning: the network's input is whole numbers, which are taken for sums of spikes; if "
+            "they are pixels, scale them"
+        )
     for name, met in differing.items():
         calls = ", ".join(f"{kind} in {count}" for kind, count in met.items())
         lines.append(f"warning: {name} is fed with other kinds in other calls: {calls}")

@@ -19,6 +19,7 @@ from tser_cli.engine.commands.beyond import Wanted
 from tser_cli.engine.commands.network_energy import NetworkEnergyRequest, measure_network
 from tser_cli.engine.commands.networks import NetworkRequest, build_network, open_network
 from tser_cli.errors import TserError
+from tser_cli.report.beyond_report import network_sentences
 
 MODULE = """
 import torch
@@ -33,6 +34,18 @@ def build(width=4, mode="m"):
     )
     functional.set_step_mode(net, mode)
     return net
+
+class OverBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = build()
+
+    def forward(self, x):
+        y = self.net[1](self.net[0](x).flatten(0, 1)).unflatten(0, x.shape[:2])
+        return self.net[2:](y)
+
+def over_batch():
+    return OverBatch()
 
 def needs(depth):
     return build()
@@ -195,6 +208,20 @@ def test_weights_of_another_network_are_refused(here: Path) -> None:
     save_file(nn.Linear(2, 2).state_dict(), here / "w.safetensors")
     with pytest.raises(TserError, match="does not fit the network"):
         measured(here, weights=here / "w.safetensors")
+
+
+def test_a_network_whose_fault_hides_its_layout_is_audited() -> None:
+    subject = NetworkRequest("mine:over_batch", input_shape="1,8,8", timesteps=4, images=6)
+    result = run_audit(AuditRequest(subject=subject))
+    assert "batch independence" in {f.check for f in result.found.findings}
+
+
+def test_whole_numbers_are_taken_for_sums_and_this_is_told(here: Path) -> None:
+    np.save(here / "x.npy", np.arange(128, dtype=np.uint8).reshape(2, 1, 8, 8))
+    result = measured(here, input_shape="", data=here / "x.npy", images=0)
+    lines = network_sentences(result.layout, result.inputs, result.kinds, {}, [])
+    assert result.kinds["0"] == "sums"
+    assert any("if they are pixels, scale them" in line for line in lines)
 
 
 def test_a_network_is_audited() -> None:

@@ -16,11 +16,11 @@ from tser_cli.energy import DEFAULT_PROFILE, Counts, Labels, energy_rows, load_p
 from tser_cli.energy.find_layout import choose
 from tser_cli.energy.layouts import AUTO, INSIDE, LAYOUTS, Presentation, present
 from tser_cli.energy.network_counter import NetworkCounter, count_operations
-from tser_cli.energy.plan import Plan
+from tser_cli.energy.plan import Plan, make_plan
 from tser_cli.energy.profiles import check_precision
 from tser_cli.engine.commands.beyond import Beyond, Wanted, go_beyond
 from tser_cli.engine.commands.networks import Inputs, NetworkRequest, open_network
-from tser_cli.errors import ConfigError, unknown
+from tser_cli.errors import ConfigError, TserError, unknown
 from tser_cli.files import check_folder, write_text
 from tser_cli.report.csv_files import ENERGY, write_csv
 
@@ -126,15 +126,38 @@ def find_layout(network: nn.Module, images: Tensor, request: NetworkRequest) -> 
 def find_audit_layout(
     network: nn.Module, images: Tensor, request: NetworkRequest
 ) -> tuple[str, int]:
-    """The layout and T to audit a network in: as said, unchecked, for its faults may hide it."""
-    if request.layout in (AUTO, ""):
-        plan = find_layout(network, images, request)
-        return plan.layout, plan.timesteps
+    """The layout and T to audit a network in; as said, it is not checked: a fault may hide it."""
+    if request.layout == AUTO:
+        return _audited_layout(network, images, request)
     if request.layout not in LAYOUTS:
         raise ConfigError(f"--layout: {unknown('layout', request.layout, (AUTO, *LAYOUTS))}")
     if not request.timesteps and request.layout != INSIDE:
         raise ConfigError(f"--layout {request.layout}: say how many time steps, with -T")
     return request.layout, request.timesteps
+
+
+def _audited_layout(network: nn.Module, images: Tensor, request: NetworkRequest) -> tuple[str, int]:
+    """The layout that fits; where a fault lets none fit, the only one that can be run."""
+    try:
+        plan = find_layout(network, images, request)
+    except TserError as error:
+        possible = [
+            name
+            for name in LAYOUTS
+            if request.timesteps and _runs(network, images, name, request.timesteps)
+        ]
+        if len(possible) != 1:
+            raise error
+        return possible[0], request.timesteps
+    return plan.layout, plan.timesteps
+
+
+def _runs(network: nn.Module, images: Tensor, layout: str, timesteps: int) -> bool:
+    try:
+        make_plan(network, presented(layout, images, timesteps, network), timesteps)
+    except TserError:
+        return False
+    return True
 
 
 def presented(layout: str, images: Tensor, timesteps: int, network: nn.Module) -> Presentation:
