@@ -132,7 +132,7 @@ def check_inputs(
         if said is not None:
             if kind != said and not (said == REAL or (said == SUMS and kind != REAL)):
                 yield _not_spikes(name, met[name], kind, FINDING)
-        elif kind == REAL and layer not in (*counts.stem, counts.layers[-1]):
+        elif kind == REAL and not any(layer is one for one in (*counts.stem, counts.layers[-1])):
             yield _not_spikes(name, met[name], kind, FINDING)
         elif kind in (SUMS, SIGNED):
             yield _not_spikes(name, met[name], kind, NOTE)
