@@ -128,7 +128,10 @@ def _driving(left: str, right: str) -> str:
 
 
 def row_letters(met: Operation, axes: OperandAxes) -> str:
-    """The letters of time and batch. Raises TserError where a product goes over the images."""
+    """Return the letters of time and batch.
+
+    Raises TserError where a product goes over the images.
+    """
     assert met.product is not None
     batches, times = set(), set()
     for found, part in zip(axes, met.product.factors, strict=True):

@@ -91,7 +91,7 @@ def check_causality(subject: Subject) -> Iterator[Finding]:
 
 
 def _shorter(subject: Subject, two: Presentation, before: Signature) -> Iterator[Finding]:
-    """A network that is told T: T - 1 steps have to be the first ones of T."""
+    """Check a network that is told T: T - 1 steps have to be the first ones of T."""
     if "timesteps" not in two.kwargs:
         raise Unchecked("the network makes its own steps, and can't be given other ones")
     steps = subject.plan.timesteps - 1

@@ -40,7 +40,7 @@ def neuron_class(module: nn.Module) -> str:
 
 
 def neuron_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The layers of neurons of known libraries, without those inside another one."""
+    """Yield the layers of neurons of known libraries, without those inside another one."""
     inside: set[int] = set()
     for name, module in network.named_modules():
         if id(module) in inside or not library_of(module):

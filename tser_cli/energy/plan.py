@@ -36,7 +36,7 @@ class Family:
         return ordinal // timesteps, ordinal % timesteps
 
     def calls(self, timesteps: int) -> int:
-        """How many calls of the layer a batch has."""
+        """Return how many calls of the layer a batch has."""
         return len(self.uses) * (timesteps if self.loops else 1)
 
 
@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def neurons(self) -> dict[str, str]:
-        """The class of each layer of neurons, by name."""
+        """Return the class of each layer of neurons, by name."""
         return self.survey.neurons
 
     def place(self, key: Key, ordinal: int) -> tuple[int, int | None, tuple[Axes | None, ...]]:
@@ -92,7 +92,7 @@ def make_plan(network: nn.Module, presentation: Presentation, timesteps: int) ->
 
 
 def _one_step_more(network: nn.Module, two: Presentation, names: set[str]) -> Trace | None:
-    """A trial run on T + 1 steps, None where the layout or the network does not allow it."""
+    """Return a trial run on T + 1 steps, None where the layout or the network does not allow it."""
     if two.layout != TIME_FIRST:
         return None
     try:

@@ -48,7 +48,7 @@ class Product:
         return self.left, self.right
 
     def sizes(self) -> dict[str, int]:
-        """The size of every letter."""
+        """Return the size of every letter."""
         return {
             letter: size
             for factor in self.factors
@@ -57,7 +57,7 @@ class Product:
 
 
 def factor(tensor: Tensor, letters: str) -> Factor:
-    """The factor of a tensor."""
+    """Return the factor of a tensor."""
     return Factor(tensor, letters, tuple(tensor.shape))
 
 
@@ -81,7 +81,10 @@ def matmul_product(left: Tensor, right: Tensor) -> Product:
 
 
 def einsum_product(equation: str, *operands: Tensor) -> Product:
-    """The product of `torch.einsum` with two operands. Raises TserError for other equations."""
+    """Return the product of `torch.einsum` with two operands.
+
+    Raises TserError for other equations.
+    """
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
     equation = equation.replace(" ", "")
@@ -226,7 +229,7 @@ def _nonzero(part: Factor, rows: str, shape: tuple[int, ...], device: torch.devi
 
 
 def _sum(x: Tensor, letters: str, rows: str, shape: tuple[int, ...]) -> Tensor:
-    """The sum of a factor over all axes but the rows'; one without rows is each row's."""
+    """Return the sum of a factor over all axes but the rows'; one without rows is each row's."""
     away = [i for i, c in enumerate(letters) if c not in rows]
     total = x.sum(away, dtype=torch.float64) if away else x.double()
     mine = [c for c in letters if c in rows]

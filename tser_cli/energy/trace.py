@@ -47,7 +47,7 @@ class Call:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What its calls are gathered under."""
+        """Return what its calls are gathered under."""
         return self.name, self.type
 
 
@@ -158,7 +158,7 @@ def survey(network: nn.Module, presentation: Presentation) -> Trace:
 
 
 def _descendants(network: nn.Module, names: Iterable[str]) -> set[str]:
-    """The modules inside those of these names."""
+    """Return the modules inside those of these names."""
     return {
         f"{name}.{child}"
         for name in names
@@ -168,7 +168,7 @@ def _descendants(network: nn.Module, names: Iterable[str]) -> set[str]:
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """The first tensor of an output or of arguments, None without one."""
+    """Return the first tensor of an output or of arguments, None without one."""
     if isinstance(value, Tensor):
         return value
     if isinstance(value, Mapping):

@@ -34,14 +34,14 @@ def conventions_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def match_sentence(figure: str, names: Sequence[str]) -> str:
-    """Which conventions make a figure."""
+    """Return which conventions make a figure."""
     if not names:
         return f"{figure}: no convention comes within 5 % of it"
     return f"{figure} is within 5 % of: {', '.join(names)}"
 
 
 def memory_sentence(document: Mapping[str, Any]) -> str:
-    """What arithmetic alone says, and what memory says, of the network beside its ANN."""
+    """Return what arithmetic alone says, and what memory says, of the network beside its ANN."""
     totals, snn, ann = document["totals"], *(document["lemaire"][name] for name in ("snn", "ann"))
     plain = totals["energy_pj"], totals["ann_energy_pj"]
     parts = ", ".join(
@@ -63,7 +63,7 @@ def memory_sentence(document: Mapping[str, Any]) -> str:
 
 
 def rival_sentences(rival: Mapping[str, Any]) -> list[str]:
-    """The fair rival, on arithmetic alone and with memory."""
+    """Return the fair rival, on arithmetic alone and with memory."""
     lines = [
         f"fair rival of {rival['timesteps']} time steps: the ANN with activations of "
         f"{rival['bits']} bits (Yan et al., arXiv 2409.08290)"
@@ -87,7 +87,7 @@ def network_sentences(
     differing: Mapping[str, Mapping[str, int]],
     uncounted: Sequence[tuple[str, float]],
 ) -> list[str]:
-    """What was found out about a network from elsewhere."""
+    """Return what was found out about a network from elsewhere."""
     groups: dict[str, list[str]] = {}
     for name, kind in kinds.items():
         groups.setdefault(kind, []).append(name)
@@ -110,6 +110,6 @@ def network_sentences(
 
 
 def finding_sentence(row: Mapping[str, Any]) -> str:
-    """A finding of an audit: where, how much of it, and what to do."""
+    """Return a finding of an audit: where, how much of it, and what to do."""
     evidence = f"{row['evidence']:.3g} {row['unit']}"
     return f"{row['severity']}: {row['check']}: {row['layer']}: {evidence}; {row['advice']}"

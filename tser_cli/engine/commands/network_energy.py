@@ -110,7 +110,7 @@ def count(
 
 
 def find_layout(network: nn.Module, images: Tensor, request: NetworkRequest) -> Plan:
-    """The plan of the network for the layout that was said, or for the one that fits."""
+    """Return the plan of the network for the layout that was said, or for the one that fits."""
     if request.layout not in (AUTO, *LAYOUTS):
         raise ConfigError(f"--layout: {unknown('layout', request.layout, (AUTO, *LAYOUTS))}")
     layouts = LAYOUTS if request.layout == AUTO else (request.layout,)
@@ -137,7 +137,7 @@ def find_audit_layout(
 
 
 def _audited_layout(network: nn.Module, images: Tensor, request: NetworkRequest) -> tuple[str, int]:
-    """The layout that fits; where a fault lets none fit, the only one that can be run."""
+    """Return the layout that fits; where a fault lets none fit, the only one that can be run."""
     try:
         plan = find_layout(network, images, request)
     except TserError as error:
@@ -185,7 +185,7 @@ def uncounted_shares(plan: Plan, counts: Counts) -> list[tuple[str, float]]:
 def describe(
     plan: Plan, counter: NetworkCounter, uncounted: list[tuple[str, float]]
 ) -> dict[str, Any]:
-    """What the sidecar says of a network from elsewhere."""
+    """Return what the sidecar says of a network from elsewhere."""
     return {
         "layout": plan.layout,
         "neurons": plan.neurons,
@@ -208,7 +208,7 @@ def digest(network: nn.Module) -> str:
 
 
 def dtype_of(network: nn.Module) -> str:
-    """The type of the first weight, fp32 without any."""
+    """Return the type of the first weight, fp32 without any."""
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     first = next(iter(network.parameters()), None)
     return "fp32" if first is None else names.get(first.dtype, str(first.dtype))

@@ -56,7 +56,7 @@ class Inputs:
     name: str
 
     def first(self) -> tuple[Tensor, Tensor | None]:
-        """The first batch. Raises DataError where there is none."""
+        """Return the first batch. Raises DataError where there is none."""
         for batch in self.batches():
             return batch
         raise DataError(f"{self.name} holds no images")
@@ -215,7 +215,7 @@ def _from_dataset(request: NetworkRequest, network: nn.Module, config: Config) -
 
 
 def test_images(context: Context, images: int) -> Inputs:
-    """The test images of a data set, evenly spread where not all are wanted (0: all)."""
+    """Return the test images of a data set, evenly spread where not all are wanted (0: all)."""
     loader = build_eval_loader(context.dataset, "test", context.config)
     wanted = min(images or loader.images, loader.images)
     chosen = set((torch.arange(wanted) * loader.images // wanted).tolist())
