@@ -135,7 +135,7 @@ def test_arithmetic_alone_breaks_even_at_a_multiplier_s_price() -> None:
 def test_int8_prices_are_for_int8_weights() -> None:
     int8 = load_profile("horowitz-45nm-int8")
     with pytest.raises(ConfigError, match=r"32 bits.*--assume-int8"):
-        check_precision(int8, 4, assume_int8=False)
-    check_precision(int8, 4, assume_int8=True)
-    check_precision(int8, 1, assume_int8=False)
-    check_precision(PROFILE, 4, assume_int8=False)
+        check_precision(int8, 32, assume_int8=False)
+    check_precision(int8, 32, assume_int8=True)
+    check_precision(int8, 8, assume_int8=False)
+    check_precision(PROFILE, 32, assume_int8=False)

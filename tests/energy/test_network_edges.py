@@ -18,6 +18,7 @@ from tser_cli.energy.layouts import present
 from tser_cli.energy.network_counter import count_operations
 from tser_cli.errors import TserError
 from tser_cli.models import Classifier
+from tser_cli.models.quantised import quantise
 
 
 def counts_of(net: Any, batches: list[Tensor], layout: str, timesteps: int) -> Counts:
@@ -368,3 +369,14 @@ def test_a_head_on_the_mean_of_all_steps_is_no_stem() -> None:
     assert [counted.layer.name for counted in counts.stem] == ["conv1"]
     assert not counts.stem_once
     assert counts.layers[-1].executed_T.tolist() == [1, 0, 0, 0]
+
+
+def test_a_quantised_student_counts_as_it_declares(lively: Callable[..., Classifier]) -> None:
+    model, images = quantise(lively("resnet20"), 4), torch.randn(3, 3, 8, 8)
+    with torch.no_grad(), counting(model, model.input_kinds()) as declared:
+        model(images, timesteps=2)
+    with torch.no_grad(), count_operations(model, "inside", 2) as found:
+        model(images, timesteps=2)
+    for one, other in zip(declared.counts().layers, found.counts().layers, strict=True):
+        assert one.layer.name == other.layer.name
+        assert np.array_equal(one.value_TI, other.value_TI)

@@ -68,8 +68,7 @@ def measure_network(request: NetworkEnergyRequest) -> NetworkEnergyResult:
         raise ConfigError(f"{request.output}: the table is a CSV file; call it {stem}.csv")
     check_folder(request.output)
     network, inputs = open_network(request.subject)
-    widest = max((x.element_size() for x in network.parameters()), default=1)
-    check_precision(profile, widest, request.wanted.assume_int8)
+    check_precision(profile, weight_bits(network), request.wanted.assume_int8)
     detailed = request.wanted.any or profile.model != ""
     plan, counter = count(network, inputs, request.subject, detailed)
     counts = counter.counts()
@@ -95,6 +94,17 @@ def measure_network(request: NetworkEnergyRequest) -> NetworkEnergyResult:
         beyond=beyond,
         written=(request.output, aside, *beyond.written),
     )
+
+
+def weight_bits(network: nn.Module) -> int:
+    """Return the bits of the widest weights; layers of ours that round theirs say how far."""
+    found = [
+        getattr(module, "bits", 8 * weight.element_size())
+        for module in network.modules()
+        for weight in module.parameters(recurse=False)
+        if weight.dim() > 1
+    ]
+    return max(found, default=8)
 
 
 def count(
