@@ -47,7 +47,7 @@ class Profile(Section):
 
 
 DEFAULT_PROFILE = "horowitz-45nm-fp32"
-INTEGER_PROFILE = "horowitz-45nm-int8"  # of a student whose weights are integers of 8 bits or less
+INT8_PROFILE = "horowitz-45nm-int8"
 
 PROFILES = {
     profile.name: profile
@@ -102,9 +102,6 @@ PROFILES = {
         ),
     )
 }
-
-
-INT8_PROFILE = "horowitz-45nm-int8"
 
 
 def check_precision(profile: Profile, widest_weight_bytes: int, assume_int8: bool) -> None:

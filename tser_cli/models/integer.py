@@ -28,6 +28,7 @@ class IntegerConv2d(nn.Conv2d):
     `reads_integers`: its input is spikes, or sums of them below 256. An image is convolved in fp32.
     """
 
+    weight_bytes = 1
     integers: Tensor
     scale_O: Tensor
     bias: nn.Parameter

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from tser_cli.config import method_label
 from tser_cli.csv_words import ALL, TOTAL
 from tser_cli.energy import (
@@ -18,6 +20,7 @@ from tser_cli.energy import (
     energy_up_to,
     load_profile,
 )
+from tser_cli.energy.counter import stored_bytes
 from tser_cli.energy.layouts import INSIDE
 from tser_cli.energy.profiles import check_precision
 from tser_cli.engine.commands.beyond import Beyond, Wanted, go_beyond
@@ -74,7 +77,8 @@ def measure_energy(request: EnergyRequest) -> EnergyResult:
         select_run(request.run, request.runs_dir), request.changes, request.progress
     )
     model = opened.loaded.model
-    widest = max(parameter.element_size() for parameter in model.parameters())
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    widest = max(stored_bytes(layer) for layer in layers)
     check_precision(profile, widest, request.wanted.assume_int8)
     full = evaluate_split(
         opened.loaded.model,
