@@ -392,3 +392,13 @@ def test_a_layer_that_meets_zeros_alone_is_told_apart() -> None:
         counter.declared = {"2": "real"}
         net(torch.rand(4, 3))
     assert [x.layer.input_kind for x in counter.counts().layers] == ["real", "real"]
+
+
+def test_a_step_is_not_taken_for_an_image() -> None:
+    torch.manual_seed(3)
+    net = foreign.Transposed().eval()
+    with pytest.raises(TserError, match="keeps its state"), count_operations(net):
+        net(torch.rand(2, 2, 6, 6) * 2)
+    with torch.no_grad(), count_operations(net, timesteps=1) as counter:
+        net(torch.rand(2, 2, 6, 6) * 2)
+    assert counter.counts().timesteps == 1
