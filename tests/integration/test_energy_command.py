@@ -158,7 +158,7 @@ def test_a_damaged_model_file(run: Path, tser: Invoke, tmp_path: Path, damage: s
         (("evaluate", "--output", "file/x.csv"), "can't be written"),
         (("evaluate", "--timesteps", "0"), "--timesteps"),
         (("evaluate", "--early-exit", "2"), "--early-exit"),
-        (("energy", "report.json"), "different names"),
+        (("energy", "report.json"), "call it report.csv"),
         (("energy", "report.csv", "--per-image", "report.csv"), "different names"),
         (("energy", "folder.csv"), "is a folder"),
     ],
