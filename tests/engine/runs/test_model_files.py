@@ -130,6 +130,7 @@ def test_weights_of_another_architecture(model_file: Path, spec: DataSpec) -> No
         lambda described: described.update(channels=0),
         lambda described: described.update(height=2**40),
         lambda described: described.update(neuron={}, classes="abc"),
+        lambda described: described.update(weight_bits=3),
         lambda described: described.update(neuron={"tau": 0.5}),
         lambda described: described.update(classes=7),
         lambda described: described.update(height=None),
