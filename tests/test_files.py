@@ -13,7 +13,15 @@ import pytest
 
 from tser_cli import files
 from tser_cli.errors import DamagedFileError, DiskFullError, RunError
-from tser_cli.files import check_folder, read_json, write_json, write_text, write_whole
+from tser_cli.files import (
+    check_folder,
+    is_file,
+    is_folder,
+    read_json,
+    write_json,
+    write_text,
+    write_whole,
+)
 
 WRITERS: dict[str, Callable[[Path], None]] = {
     "check": check_folder,
@@ -216,3 +224,11 @@ def test_types_hold_for_what_is_there(tmp_path: Path) -> None:
     path.write_text(json.dumps({"a": 1, "b": True, "c": None}))
     types: dict[str, Any] = {"a": (int, float), "b": bool, "c": (str, type(None)), "d": str}
     assert read_json(path, types=types)["b"] is True
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "é" * 200, "a\0b", "x/" * 3000])
+def test_names_that_nothing_can_have_are_no_file_and_no_folder(tmp_path: Path, name: str) -> None:
+    assert not is_file(tmp_path / name)
+    assert not is_folder(tmp_path / name)
+    (tmp_path / "file").write_text("")
+    assert is_file(tmp_path / "file") and is_folder(tmp_path)

@@ -68,6 +68,16 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     write_whole(path, f"{text}\n".encode(errors="replace"))
 
 
+def is_file(path: Path) -> bool:
+    """Return whether `path` is a regular file; no for a name that none can have, as a long one."""
+    return os.path.isfile(path)  # noqa: PTH113  (Path's raises then)
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether `path` is a folder; no for a name that none can have, as a long one."""
+    return os.path.isdir(path)  # noqa: PTH112  (Path's raises then)
+
+
 def make_folder(path: Path) -> None:
     """Create `path` and its parents. Raises RunError where that can't be done."""
     try:
@@ -78,7 +88,7 @@ def make_folder(path: Path) -> None:
 
 def check_folder(path: Path) -> None:
     """Raise RunError where a file at `path` could not be written: before work is spent on it."""
-    if not path.name or os.path.isdir(path):  # noqa: PTH112  (Path's raises for a name too long)
+    if not path.name or is_folder(path):
         raise RunError(f'"{path}" is a folder; name a file in it')
     try:
         if is_device(path):

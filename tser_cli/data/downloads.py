@@ -18,6 +18,7 @@ from tser_cli.config import DataConfig
 from tser_cli.data.base import Dataset, DataSpec, TensorSource, given_path
 from tser_cli.data.fetch import naming, provide, unpacked
 from tser_cli.errors import DataError
+from tser_cli.files import is_file
 
 # Debian's package dataset-fashion-mnist
 DEBIAN = Path("/usr/share/datasets")
@@ -85,7 +86,7 @@ def _idx_dataset(config: DataConfig, spec: DataSpec, kind: Any) -> Dataset:
 def _idx_file(folder: Path, name: str) -> Path | None:
     """The file `name` or `name`.gz in `folder`, or None."""
     candidates = (folder / name, folder / f"{name}.gz")
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if is_file(path)), None)
 
 
 def _idx_source(folder: Path, part: str, spec: DataSpec) -> TensorSource:
@@ -126,9 +127,9 @@ def _cifar_dataset(
     home, packed = root(config), root(config) / kind.filename
 
     def present() -> Path | None:
-        if all((home / file).is_file() for file in _cifar_files(kind)):
+        if all(is_file(home / file) for file in _cifar_files(kind)):
             return home
-        return packed if packed.is_file() else None
+        return packed if is_file(packed) else None
 
     place = provide(name, kind, home, {kind.filename: kind.url}, present)
     if place == home:

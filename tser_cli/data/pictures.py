@@ -11,6 +11,7 @@ import torch
 from tser_cli.data.image_files import SUFFIXES, image_files, read_image
 from tser_cli.data.transforms import RESIZE_RATIO
 from tser_cli.errors import DataError
+from tser_cli.files import is_folder
 
 SMALL_SIDE = 64  # up to it, nothing is cropped away at the rim
 
@@ -23,7 +24,7 @@ def picture_files(names: Iterable[str]) -> list[Path]:
     files: list[Path] = []
     for name in names:
         path = Path(name)
-        if not path.is_dir():
+        if not is_folder(path):
             files.append(path)
             continue
         found = image_files(path, ".")

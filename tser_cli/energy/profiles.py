@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +11,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from tser_cli.errors import ConfigError, nearest, unknown
 from tser_cli.fields import Positive, Section
+from tser_cli.files import is_file
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -120,8 +122,8 @@ def load_profile(name: str) -> Profile:
     """
     if name in PROFILES:
         return PROFILES[name]
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(name))  # noqa: PTH111  (Path's raises for an unknown ~user)
+    if is_file(path):
         return read_profile(path)
     message = unknown("cost profile", name, PROFILES)
     raise ConfigError(f"{message}; or give the path of a TOML file with a profile of your own")

@@ -17,7 +17,7 @@ from tser_cli.engine.ablation.grid import SEED, Cell, Request
 from tser_cli.engine.teachers import find
 from tser_cli.engine.teachers.fits import check_architecture
 from tser_cli.errors import ConfigError, DamagedFileError, RunError
-from tser_cli.files import hold_lock, make_folder, read_json, sha256, write_json
+from tser_cli.files import hold_lock, is_file, make_folder, read_json, sha256, write_json
 from tser_cli.old_settings import of_today
 
 SHOWN = 5
@@ -153,7 +153,7 @@ def shared_teacher(document: dict[str, Any], key: str) -> str | None:
     if record is None:
         return None
     path = Path(str(record["file"]))
-    if not path.is_file() or sha256(path.read_bytes()) != record["sha256"]:
+    if not is_file(path) or sha256(path.read_bytes()) != record["sha256"]:
         raise ConfigError(
             f"{path}, the teacher that this ablation began with, is gone or has changed. Put it "
             "back, or choose another --output"

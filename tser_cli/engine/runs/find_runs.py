@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from tser_cli import plugins
 from tser_cli.config import Config
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.errors import ConfigError, RunError, nearest, warn_once
+from tser_cli.files import is_file, is_folder
 
 UNFINISHED = ("running", "stopped", "failed")
 
@@ -19,7 +19,8 @@ def all_runs(runs_dir: Path, kind: str = "*", dataset: str = "*") -> Iterator[Ru
 
     One whose status.json is damaged is named in a warning and left out.
     """
-    found = [Run(path.parent) for path in runs_dir.glob(f"{kind}/{dataset}/*/status.json")]
+    names = runs_dir.glob(f"{kind}/{dataset}/*/status.json") if is_folder(runs_dir) else ()
+    found = [Run(path.parent) for path in names]
     sound = [run for run in found if _is_sound(run)]
     yield from sorted(sound, key=lambda run: run.time_of("started"), reverse=True)
 
@@ -47,9 +48,8 @@ def newest_finished(
 
 def open_run(path: Path) -> Run:
     """Return the run at `path`. Raises RunError where it is none, or is not finished."""
-    # os.path says no where pathlib raises: for names that are too long
-    if not os.path.isfile(path / "status.json"):  # noqa: PTH113
-        beside = os.listdir(path.parent) if os.path.isdir(path.parent) else []  # noqa: PTH112, PTH208
+    if not is_file(path / "status.json"):
+        beside = [entry.name for entry in path.parent.iterdir()] if is_folder(path.parent) else []
         raise RunError(f"{path} is not a run folder{nearest(path.name, beside)}: no status.json")
     run = Run(path)
     state = run.status().get("state", "of no known state")
