@@ -196,7 +196,7 @@ def test_a_run_keeps_its_plug_ins_and_tells_what_it_needs(
     file = write()
     plugins.load(["example_plugin"])
     folder = tmp_path / "run"
-    (record,) = plugins.keep(folder, ["tser_cli.losses.kd"])
+    (record,) = plugins.keep(folder, {"method kd": "tser_cli.losses.kd"})
     assert record["copy"] == "code/example_plugin.py"
     assert (folder / record["copy"]).read_text() == METHOD
     assert record["adds"] == ["method mine"]
@@ -215,7 +215,7 @@ def test_a_run_keeps_its_plug_ins_and_tells_what_it_needs(
 
 
 def test_no_plug_in_leaves_no_trace(tmp_path: Path) -> None:
-    assert plugins.keep(tmp_path, ["tser_cli.losses.kd"]) == []
+    assert plugins.keep(tmp_path, {"method kd": "tser_cli.losses.kd"}) == []
     assert not (tmp_path / "code").exists()
 
 
@@ -224,6 +224,7 @@ def test_an_installed_method_that_a_run_uses_is_kept(
 ) -> None:
     write()
     monkeypatch.syspath_prepend(tmp_path)
-    (record,) = plugins.keep(tmp_path / "run", ["example_plugin", "tser_cli.models.resnet:x"])
-    assert record["name"] == "example_plugin"
+    used = {"method mine": "example_plugin", "model resnet18": "tser_cli.models.resnet:resnet18"}
+    (record,) = plugins.keep(tmp_path / "run", used)
+    assert (record["name"], record["adds"]) == ("example_plugin", ["method mine"])
     assert (tmp_path / "run" / "code" / "example_plugin.py").read_text() == METHOD

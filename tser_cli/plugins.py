@@ -173,10 +173,11 @@ def _add_entry_point(point: EntryPoint) -> None:
         raise ConfigError(f"the installed package {package}: {error}") from error
 
 
-def keep(folder: Path, targets: Iterable[str]) -> list[dict[str, Any]]:
+def keep(folder: Path, targets: Mapping[str, str]) -> list[dict[str, Any]]:
     """Copy the plug-ins' files into a run's code/; return what environment.json says of them.
 
-    `targets`: what else the run uses, of which installed plug-ins are kept too. Raises RunError.
+    `targets`: what the run uses, by name (`registry.targets_of`); modules that are not the
+    package's own are kept, however they were imported. Raises RunError.
     """
     used = [*_loaded.values(), *_installed(targets)]
     if used:
@@ -190,13 +191,14 @@ def keep(folder: Path, targets: Iterable[str]) -> list[dict[str, Any]]:
     return records
 
 
-def _installed(targets: Iterable[str]) -> list[Plugin]:
-    modules = {target.partition(":")[0] for target in targets}
-    foreign = [name for name in modules if not registry.is_built_in(name)]
+def _installed(targets: Mapping[str, str]) -> list[Plugin]:
+    modules = {name: target.partition(":")[0] for name, target in targets.items()}
+    foreign = {module for module in modules.values() if not registry.is_built_in(module)}
     found = []
-    for name in sorted(set(foreign) - _loaded.keys()):
-        file = Path(str(importlib.import_module(name).__file__))
-        found.append(Plugin(name, name, file, sha256(file.read_bytes()), ()))
+    for module in sorted(foreign - _loaded.keys()):
+        file = Path(str(importlib.import_module(module).__file__))
+        adds = tuple(name for name, target in modules.items() if target == module)
+        found.append(Plugin(module, module, file, sha256(file.read_bytes()), adds))
     return found
 
 

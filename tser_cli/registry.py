@@ -186,10 +186,12 @@ def used_by(values: Mapping[str, Any]) -> list[str]:
     return [f"{kind} {values[key]}" for key, kind in NAMED_BY.items() if key in values]
 
 
-def targets_of(values: Mapping[str, Any]) -> list[str]:
-    """The targets behind what settings by dotted key name; what is not registered has none."""
-    named = [(TABLES[kind], values.get(key)) for key, kind in NAMED_BY.items()]
-    return [table[name].target for table, name in named if name in table]
+def targets_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """The targets behind what settings by dotted key name: {"method kd": "tser_cli.losses.kd"}."""
+    named = [(kind, values.get(key)) for key, kind in NAMED_BY.items()]
+    return {
+        f"{kind} {name}": TABLES[kind][name].target for kind, name in named if name in TABLES[kind]
+    }
 
 
 def add(kind: str, name: str, entry: Any) -> None:

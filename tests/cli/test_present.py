@@ -262,11 +262,12 @@ def ablation(tmp_path: Path, **changes: Any) -> AblationResult:
         "difference_low": None,
         "difference_high": None,
         "resolved": None,
+        "resolved_holm": None,
     }
     better = {"difference_mean": 0.02, "difference_low": 0.01, "difference_high": 0.03}
     summary = [
         {**row, "method.name": "ce", "baseline": 1},
-        {**row, **better, "method.name": "kd", "baseline": 0, "resolved": 1},
+        {**row, **better, "method.name": "kd", "baseline": 0, "resolved": 1, "resolved_holm": 1},
     ]
     plain = AblationResult(tmp_path / "ablation", request, summary, (), ())
     return replace(plain, **changes)

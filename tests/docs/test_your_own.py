@@ -61,7 +61,7 @@ def test_one_numpy_file(
     run("### One NumPy file", monkeypatch, tmp_path)
     run_folder, data = student(tmp_path)
     assert data["mean"] == pytest.approx([0.305], abs=0.01)
-    assert read_json(run_folder / "status.json")["images"] == 797
+    assert read_json(run_folder / "status.json")["result"]["images"] == 797
     assert not (run_folder / "split.json").exists()
 
 
@@ -91,7 +91,7 @@ def test_a_folder_of_image_files(
     assert (data["size"], data["channels"]) == (8, 1)
     assert len(data["mean"]) == len(data["std"]) == 1  # type: ignore[arg-type]
     listed = read_json(run_folder / "split.json")["test_images"]
-    assert len(listed) == read_json(run_folder / "status.json")["images"] == 200
+    assert len(listed) == read_json(run_folder / "status.json")["result"]["images"] == 200
     # a teacher was found, not trained again
     assert len(list(tmp_path.glob("runs/teacher/*/*"))) == 1
     # images that came move others: the run is not evaluated on what it may have learned from

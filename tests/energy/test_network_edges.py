@@ -18,6 +18,7 @@ from tser_cli.energy.layouts import present
 from tser_cli.energy.network_counter import count_operations
 from tser_cli.errors import TserError
 from tser_cli.models import Classifier
+from tser_cli.models.quantised import quantise
 
 
 def counts_of(net: Any, batches: list[Tensor], layout: str, timesteps: int) -> Counts:
@@ -353,3 +354,29 @@ def test_functional_convolutions_of_every_kind_are_seen() -> None:
     assert counts.layers[0].value_TI[0].tolist() == circular.sum((1, 2, 3)).tolist()
     assert counts.layers[1].value_TI[0].tolist() == zeros.sum((1, 2, 3)).tolist()
     assert counts.layers[2].value_TI[0].tolist() == zeros.sum((1, 2, 3)).tolist()
+
+
+def test_a_head_on_the_mean_of_all_steps_is_no_stem() -> None:
+    class Averaged(foreign.Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.act2(self.conv2(self.act1(self.conv1(x))))
+            z: Tensor = self.fc(y.flatten(2).mean(0, keepdim=True))
+            return z.squeeze(0)
+
+    torch.manual_seed(1)
+    net = Averaged().eval()
+    counts = counts_of(net, [torch.rand(4, 3, 2, 6, 6) * 2], "time-first", 4)
+    assert [counted.layer.name for counted in counts.stem] == ["conv1"]
+    assert not counts.stem_once
+    assert counts.layers[-1].executed_T.tolist() == [1, 0, 0, 0]
+
+
+def test_a_quantised_student_counts_as_it_declares(lively: Callable[..., Classifier]) -> None:
+    model, images = quantise(lively("resnet20"), 4), torch.randn(3, 3, 8, 8)
+    with torch.no_grad(), counting(model, model.input_kinds()) as declared:
+        model(images, timesteps=2)
+    with torch.no_grad(), count_operations(model, "inside", 2) as found:
+        model(images, timesteps=2)
+    for one, other in zip(declared.counts().layers, found.counts().layers, strict=True):
+        assert one.layer.name == other.layer.name
+        assert np.array_equal(one.value_TI, other.value_TI)

@@ -152,8 +152,7 @@ def ask(make_config: MakeConfig, teacher_file: Path) -> Callable[..., Request]:
     def request(
         vary: list[str], seeds: int = 1, changes: dict[str, Any] | None = None, **section: Any
     ) -> Request:
-        values = make_config({"model.timesteps": 1, "training.epochs": 1}).model_dump(mode="json")
-        flat = {f"{s}.{k}": v for s, entries in values.items() for k, v in entries.items()}
+        flat = make_config({"model.timesteps": 1, "training.epochs": 1}).flat()
         stated = {k: v for k, v in flat.items() if not k.startswith("method.")}
         layer = Layer("tests", {**stated, "model.teacher": str(teacher_file), **(changes or {})})
         return make_request([layer], {"vary": vary, "seeds": seeds, **section})

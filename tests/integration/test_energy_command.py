@@ -92,7 +92,7 @@ def test_per_image_agrees_with_the_totals(run: Path, tser: Invoke, tmp_path: Pat
     table, images = tmp_path / "report.csv", tmp_path / "images.csv"
     code, _, _ = tser(
         *("energy", str(table), "--run", str(run), "--per-image", str(images)),
-        *("--images", "50", "--profile", "horowitz-45nm-int8"),
+        *("--images", "50", "--profile", "horowitz-45nm-int8", "--assume-int8"),
     )
     assert code == 0
     rows = [row for row in read(images) if row["t"] == "3"]

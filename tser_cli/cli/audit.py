@@ -28,6 +28,7 @@ def audit(
     layout: net.Layout = "auto",
     data_dir: opt.DataDir = None,
     device: opt.Device = None,
+    plugin: opt.Plugin = None,
     runs_dir: opt.RunsDir = Path("runs"),
 ) -> None:
     """Find what is wrong with a spiking network: resets, mixed images, real inputs, dead neurons.

@@ -34,6 +34,7 @@ def export(
     ] = True,
     images: Annotated[int, typer.Option("--images", help="Test images that the check takes.")] = 16,
     data_dir: opt.DataDir = None,
+    plugin: opt.Plugin = None,
     runs_dir: opt.RunsDir = Path("runs"),
 ) -> None:
     """Write a finished student as a file for other programs, and prove that they agree.

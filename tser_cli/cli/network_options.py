@@ -93,7 +93,7 @@ def values(
     timesteps: int | None,
     layout: str,
 ) -> dict[str, Any]:
-    """What was given of the options of one's own network, by flag."""
+    """Return what was given of the options of one's own network, by flag."""
     return {
         **{"--arg": argument, "--weights": weights, "--dataset": dataset, "--data": data},
         **{"--input": input_shape, "-T": timesteps, "--layout": layout},
@@ -107,7 +107,7 @@ def request(
     images: int | None,
     batch_size: int | None,
 ) -> NetworkRequest:
-    """The request for a network, from its options."""
+    """Return the request for a network, from its options."""
     from tser_cli.engine.commands.networks import NetworkRequest
 
     fed = [name for name in ("--dataset", "--data", "--input") if given[name]]

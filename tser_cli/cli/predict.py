@@ -34,6 +34,7 @@ def predict(
     ] = None,
     data_dir: opt.DataDir = None,
     device: opt.Device = None,
+    plugin: opt.Plugin = None,
     runs_dir: opt.RunsDir = Path("runs"),
 ) -> None:
     """Classify image files with a finished student: class, confidence at each t, operations.

@@ -145,8 +145,7 @@ def show_audit(result: AuditResult) -> None:
     from tser_cli.report import beyond_report
 
     found = result.found
-    if found.findings:
-        output().print(beyond_report.findings_table([asdict(one) for one in found.findings]))
+    _lines([beyond_report.finding_sentence(asdict(one)) for one in found.findings])
     _lines([f"not checked: {name}: {why}" for name, why in found.skipped])
     wrong = sum(one.severity == "finding" for one in found.findings)
     _lines([f"{result.name}: {'clean' if found.clean else f'{wrong} findings'}"])

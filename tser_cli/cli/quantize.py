@@ -19,6 +19,7 @@ def quantize(
     ] = 1024,
     data_dir: opt.DataDir = None,
     device: opt.Device = None,
+    plugin: opt.Plugin = None,
     runs_dir: opt.RunsDir = Path("runs"),
 ) -> None:
     """Round the weights of a finished student to integers; a new run, which names its parent.

@@ -3,6 +3,7 @@
 from tser_cli.energy.counter import SopCounter, counting
 from tser_cli.energy.counts import Counts, Layer, LayerCounts
 from tser_cli.energy.joules import energy_per_step, energy_up_to, mean_energy
+from tser_cli.energy.network_counter import NetworkCounter, count_operations
 from tser_cli.energy.profiles import (
     DEFAULT_PROFILE,
     INTEGER_PROFILE,
@@ -20,8 +21,10 @@ __all__ = [
     "Labels",
     "Layer",
     "LayerCounts",
+    "NetworkCounter",
     "Profile",
     "SopCounter",
+    "count_operations",
     "counting",
     "energy_per_step",
     "energy_rows",

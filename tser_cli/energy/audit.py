@@ -60,7 +60,7 @@ def _counted(subject: Subject) -> tuple[Counts, dict[str, dict[str, int]]]:
 
 
 def _in_double(network: nn.Module, presentation: Presentation) -> tuple[nn.Module, Presentation]:
-    """The network in float64, or as it is where it can't compute so."""
+    """Return the network in float64, or as it is where it can't compute so."""
     try:
         made = copy.deepcopy(network).double()
         shown = replace(presentation, x_TN=presentation.x_TN.double())

@@ -32,15 +32,15 @@ class Axes:
 
     @property
     def all_steps(self) -> bool:
-        """Whether one tensor holds all time steps."""
+        """Return whether one tensor holds all time steps."""
         return self.folded or self.time is not None
 
     def steps(self, shape: Shape, timesteps: int) -> int:
-        """The steps that a tensor of this shape holds: T or 1."""
+        """Return the steps that a tensor of this shape holds: T or 1."""
         return timesteps if self.all_steps else 1
 
     def images(self, shape: Shape, timesteps: int) -> int:
-        """The number of images in a tensor of this shape."""
+        """Return the number of images in a tensor of this shape."""
         per_image = self.inner * (timesteps if self.folded else 1)
         return shape[self.batch] // per_image
 
@@ -62,7 +62,7 @@ class Axes:
 
 
 def trial_images(timesteps: int) -> int:
-    """The images of a trial run on T + 1 steps: 2, but 3 where T is 2.
+    """Return the images of a trial run on T + 1 steps: 2, but 3 where T is 2.
 
     A network that folds time and knows T can't then divide its T + 1 steps by T, and says so.
     """
@@ -70,7 +70,10 @@ def trial_images(timesteps: int) -> int:
 
 
 def changed(first: Shape, second: Shape, name: str) -> list[int]:
-    """The axes at which two shapes differ. Raises TserError where they have not the same axes."""
+    """Return the axes at which two shapes differ.
+
+    Raises TserError where they have not the same axes.
+    """
     if len(first) != len(second):
         raise TserError(
             f"{name} met an input of {first} and, with another number of images or steps, one of "
@@ -80,7 +83,7 @@ def changed(first: Shape, second: Shape, name: str) -> list[int]:
 
 
 def learn(name: str, two: Shape, three: Shape, longer: Shape | None, timesteps: int) -> Axes | None:
-    """The axes of a tensor from its shapes with 2 images, 3 images, and at T + 1 steps.
+    """Return the axes of a tensor from its shapes with 2 images, 3 images, and at T + 1 steps.
 
     None where nothing of it grows with the images: a weight. `longer` is of `trial_images(T)`, and
     None where T can't be changed, so that `guess_time` has to decide. Raises TserError where no

@@ -52,12 +52,19 @@ def count_layer(
     shape = (axes.steps(tuple(met.x.shape), batch.timesteps), batch.images, -1)
     entry = Entry(batch.number, counted.view(3, *shape).sum(-1), batch.step, kind in ("", SPIKES))
     if batch.detailed:
-        effective = effective_operations(x, met.weight, met.conv, geometry)
-        entry.effective = effective.view(shape).sum(-1)
-        entry.total = (
-            x.abs().flatten(1).sum(1, dtype=torch.float64).round().long().view(shape).sum(-1)
-        )
+        _add_details(entry, x, kind, effective_operations(x, met, counted, kind, geometry), shape)
     return entry, kind
+
+
+def _add_details(
+    entry: Entry, x: Tensor, kind: str, effective_B: Tensor, shape: tuple[int, ...]
+) -> None:
+    entry.effective = effective_B.view(shape).sum(-1)
+    if kind == SUMS:
+        total_B = x.flatten(1).sum(1, dtype=torch.float64).round().long()
+        entry.total = total_B.view(shape).sum(-1)
+    else:
+        entry.total = entry.tally[0]
 
 
 def as_map(rows: Tensor, met: Operation, inner: int) -> tuple[Tensor, Geometry]:
@@ -121,7 +128,10 @@ def _driving(left: str, right: str) -> str:
 
 
 def row_letters(met: Operation, axes: OperandAxes) -> str:
-    """The letters of time and batch. Raises TserError where a product goes over the images."""
+    """Return the letters of time and batch.
+
+    Raises TserError where a product goes over the images.
+    """
     assert met.product is not None
     batches, times = set(), set()
     for found, part in zip(axes, met.product.factors, strict=True):

@@ -91,7 +91,7 @@ def check_causality(subject: Subject) -> Iterator[Finding]:
 
 
 def _shorter(subject: Subject, two: Presentation, before: Signature) -> Iterator[Finding]:
-    """A network that is told T: T - 1 steps have to be the first ones of T."""
+    """Check a network that is told T: T - 1 steps have to be the first ones of T."""
     if "timesteps" not in two.kwargs:
         raise Unchecked("the network makes its own steps, and can't be given other ones")
     steps = subject.plan.timesteps - 1
@@ -132,7 +132,7 @@ def check_inputs(
         if said is not None:
             if kind != said and not (said == REAL or (said == SUMS and kind != REAL)):
                 yield _not_spikes(name, met[name], kind, FINDING)
-        elif kind == REAL and layer not in (*counts.stem, counts.layers[-1]):
+        elif kind == REAL and not any(layer is one for one in (*counts.stem, counts.layers[-1])):
             yield _not_spikes(name, met[name], kind, FINDING)
         elif kind in (SUMS, SIGNED):
             yield _not_spikes(name, met[name], kind, NOTE)

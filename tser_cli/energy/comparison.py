@@ -30,7 +30,7 @@ class Compared:
     differs_by: tuple[str, ...]
 
     def row(self) -> dict[str, object]:
-        """The columns of the table of conventions."""
+        """Return the columns of the table of conventions."""
         return {**self.__dict__, "differs_by": "; ".join(self.differs_by)}
 
 
@@ -59,7 +59,7 @@ def compare(counts: Counts, profile: Profile, others: Auxiliary | None = None) -
 
 
 def matching(compared: Sequence[Compared], energy_pj: float) -> list[Compared]:
-    """The conventions within 5 % of a figure, the nearest first."""
+    """Return the conventions within 5 % of a figure, the nearest first."""
     near = [one for one in compared if abs(one.energy_pj - energy_pj) <= NEAR * energy_pj]
     return sorted(near, key=lambda one: abs(one.energy_pj - energy_pj))
 

@@ -52,12 +52,12 @@ def rate_flop(layer: LayerCounts) -> float:
 
 
 def executions(layer: LayerCounts) -> int:
-    """How often a layer is computed for one image."""
+    """Return how often a layer is computed for one image."""
     return int(layer.executed_T.sum())
 
 
 def exact(layer: LayerCounts, counts: Counts) -> Operations:
-    """The count of this package: by value, without the padding."""
+    """Return the count of this package: by value, without the padding."""
     return Operations(float(layer.step_macs.sum()), float(layer.value_TI.sum(axis=0).mean()))
 
 
@@ -166,7 +166,7 @@ def _output_flop(layer: LayerCounts) -> float:
 
 
 def formula_product(layer: LayerCounts) -> Operations:
-    """A product that belongs to no pair of attention: firing rate x FLOP."""
+    """Count a product that belongs to no pair of attention: firing rate x FLOP."""
     if not layer.layer.accumulates:
         return Operations(macs=float(executions(layer) * layer.layer.macs))
     return Operations(acs=rate_flop(layer))
@@ -229,7 +229,7 @@ ATTENTION = {
 
 
 def count_as(convention: Convention, counts: Counts) -> Operations:
-    """The operations of a whole network in a convention."""
+    """Return the operations of a whole network in a convention."""
     pairs = list(attentions(counts)) if convention.pair else []
     covered = [layer for pair in pairs for layer in pair.layers]
     total = Operations()

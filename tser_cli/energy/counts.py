@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,16 +130,16 @@ class Counts:
     def stem(self) -> tuple[LayerCounts, ...]:
         """The layers that direct encoding feeds with the image itself.
 
-        Those that were computed once an image; else the first layer, where its input is real.
+        Of those before any spike those that were computed once an image; else the first layer,
+        where its input is real.
         """
-        once = [c for c in self.layers if c.once and not c.layer.accumulates]
-        first = [c for c in self.layers[:1] if not c.layer.accumulates]
-        return tuple(once or first)
+        before = list(takewhile(lambda counts: not counts.layer.accumulates, self.layers))
+        return tuple([counts for counts in before if counts.once] or before[:1])
 
     @property
     def stem_once(self) -> bool:
         """Whether the program computes the stem once an image (with T = 1 that is the same)."""
-        return self.timesteps == 1 or any(counts.once for counts in self.layers)
+        return self.timesteps == 1 or any(counts.once for counts in self.stem)
 
 
 def joined(parts: Sequence[Counts], order_I: IntArray) -> Counts:

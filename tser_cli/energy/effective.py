@@ -6,24 +6,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tser_cli.energy.counts import REAL, SPIKES
 from tser_cli.energy.geometry import ConvShape, Geometry
+from tser_cli.energy.intercept import Operation
+from tser_cli.energy.tally import tally
 
 
 def effective_operations(
-    x: Tensor, weight: Tensor, conv: ConvShape | None, geometry: Geometry
+    x: Tensor, met: Operation, counted: Tensor, kind: str, geometry: Geometry
 ) -> Tensor:
     """Non-zero inputs x the non-zero weights that read them, of each row of `x`, int64 [B].
 
-    `x`: [B, C, P, 1], [B, C, H, W] or [B, rows * features], as `calls.as_map` makes it.
+    `x`: [B, C, P, 1], [B, C, H, W] or [B, rows * features], as `calls.as_map` makes it. `counted`:
+    what `tally` said of it.
     """
+    assert met.weight is not None, "a layer has weights"
+    used = met.weight.detach().ne(0)
+    if bool(used.all()):
+        if kind != REAL:
+            return counted[1]
+        return tally(x.ne(0).float(), SPIKES, geometry.fan_out_P.to(x.device))[1]
     fired = x.ne(0)
-    if bool(weight.detach().ne(0).all()):
-        at_P = fired.flatten(2).sum(1) if conv is not None else fired.sum(1, keepdim=True)
-        return (at_P * geometry.fan_out_P.to(x.device)).sum(1)
-    if conv is None:
-        readers = weight.detach().ne(0).sum(0)
+    if met.conv is None:
+        readers = used.sum(0)
         return (fired.reshape(len(x), -1, len(readers)) * readers).sum((1, 2))
-    return _convolved(fired, weight.detach().ne(0), conv, geometry)
+    return _convolved(fired, used, met.conv, geometry)
 
 
 def _convolved(fired: Tensor, used: Tensor, conv: ConvShape, geometry: Geometry) -> Tensor:

@@ -50,7 +50,10 @@ def find_plan(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Plan:
-    """The plan of a network from its first call. Raises TserError where none can be found."""
+    """Return the plan of a network from its first call.
+
+    Raises TserError where none can be found.
+    """
     keyword, x = (None, args[0]) if args else next(iter(kwargs.items()))
     if not isinstance(x, Tensor):
         raise TserError("the first argument of the network has to be its input, a tensor")
@@ -69,7 +72,7 @@ def find_plan(
 
 
 def _readings(x: Tensor, timesteps: int) -> Iterator[tuple[str, Tensor]]:
-    """What an input can be read as: layouts, each with time in front."""
+    """Yield what an input can be read as: layouts, each with time in front."""
     if x.dim() > 1 and timesteps in (0, len(x)):
         yield TIME_FIRST, x
     if timesteps and len(x) % timesteps == 0:
@@ -82,7 +85,9 @@ def _readings(x: Tensor, timesteps: int) -> Iterator[tuple[str, Tensor]]:
 def choose(
     network: nn.Module, candidates: list[Presentation], timesteps: int, certain: bool
 ) -> Plan:
-    """The plan of the one candidate that fits. Raises TserError with why not, where none does.
+    """Return the plan of the one candidate that fits.
+
+    Raises TserError with why not, where none does.
 
     `certain`: the layout was said; it is believed without a sign of time, but not against the data.
     """
@@ -110,7 +115,7 @@ def choose(
 def check(
     network: nn.Module, presentation: Presentation, timesteps: int, certain: bool = False
 ) -> Plan:
-    """The plan for one presentation, once the data have confirmed it. Raises TserError."""
+    """Return the plan for one presentation, once the data have confirmed it. Raises TserError."""
     steps = timesteps if presentation.layout == INSIDE else len(presentation.x_TN)
     plan = make_plan(network, presentation, steps)
     if not confirm(network, plan, presentation.of(2)) and not certain:
@@ -119,7 +124,10 @@ def check(
 
 
 def confirm(network: nn.Module, plan: Plan, two: Presentation) -> bool:
-    """Whether time shows in the data of 2 images. Raises TserError where they contradict it."""
+    """Return whether time shows in the data of 2 images.
+
+    Raises TserError where they contradict it.
+    """
     before = signature(network, plan, two)
     seen = plan.timesteps == 1
     for change in DISTURBANCES:
@@ -153,7 +161,7 @@ def _in_order(before: Signature, after: Signature, last: int) -> None:
 
 
 def changes(before_SN: Tensor, after_SN: Tensor) -> Tensor:
-    """Where two signatures differ, beyond rounding: [S, N]."""
+    """Return where two signatures differ, beyond rounding: [S, N]."""
     scale = before_SN.abs() + after_SN.abs()
     return (before_SN - after_SN).abs() > TOLERANCE * scale.clamp(min=1e-3)
 
@@ -167,7 +175,7 @@ def disturbed(two: Presentation, step: int, change: Callable[[Tensor], Tensor]) 
 
 
 def signature(network: nn.Module, plan: Plan, presentation: Presentation) -> Signature:
-    """What every call of a copy of the network is fed with, as `observe` sums it up."""
+    """Return what every call of a copy of the network is fed with, as `observe` sums it up."""
     return observe(fresh_copy(network), plan, presentation)[0]
 
 

@@ -42,7 +42,7 @@ class Subject:
     declared: dict[str, str] | None = None
 
     def run(self, presentation: Presentation) -> tuple[Signature, list[Any]]:
-        """What the calls of a fresh copy are fed with, and its outputs."""
+        """Return what the calls of a fresh copy are fed with, and its outputs."""
         return observe(fresh_copy(self.network), self.plan, presentation)
 
 
@@ -55,7 +55,7 @@ class Audit:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing but notes was found."""
+        """Return whether nothing but notes was found."""
         return all(finding.severity == NOTE for finding in self.findings)
 
 

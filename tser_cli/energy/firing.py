@@ -41,7 +41,7 @@ class Firing:
         self.always = always if self.always is None else self.always & always
 
     def counts(self, timesteps: int, images: list[int]) -> NeuronCounts:
-        """The spikes of all batches, [T, I], and the neurons that never or always fired."""
+        """Return the spikes of all batches, [T, I], and the neurons that never or always fired."""
         if not self.sent:
             return NeuronCounts(self.name, self.type, self.updates)
         parts = [torch.zeros(timesteps, count, dtype=torch.int64) for count in images]

@@ -45,7 +45,7 @@ class Operation:
     product: Product | None = None
 
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The sizes of what is fed: the input's, or both factors'."""
+        """Return the sizes of what is fed: the input's, or both factors'."""
         if self.product is not None:
             return tuple(part.sizes for part in self.product.factors)
         assert self.x is not None, "a layer has an input"
@@ -193,7 +193,7 @@ def intercepted(
 
 
 def _parameter_names(network: nn.Module) -> dict[int, str]:
-    """The layer of each parameter: what `weight` belongs to, or the parameter's own name."""
+    """Return the layer of each parameter: what `weight` belongs to, or the parameter's own name."""
     return {id(value): name.removesuffix(".weight") for name, value in network.named_parameters()}
 
 

@@ -39,14 +39,14 @@ class Presentation:
     keyword: str | None = None
 
     def inputs(self) -> list[Tensor]:
-        """What the network is called with, call by call."""
+        """Return what the network is called with, call by call."""
         if self.layout == FOLDED:
             return [self.x_TN.flatten(0, 1)]
         return list(self.x_TN) if self.layout == STEPWISE else [self.x_TN]
 
     @property
     def images_axis(self) -> int:
-        """The axis of `x_TN` with the images."""
+        """Return the axis of `x_TN` with the images."""
         return 0 if self.layout == INSIDE else 1
 
     def of(self, images: int, more_steps: int = 0) -> Presentation:
@@ -80,7 +80,10 @@ def present(
 
 
 def fresh_copy(network: nn.Module) -> nn.Module:
-    """A copy in eval mode without state, to try things on. Raises TserError where there is none."""
+    """Return a copy in eval mode without state, to try things on.
+
+    Raises TserError where there is none.
+    """
     try:
         made = copy.deepcopy(network, _states(network)).eval()
     except Exception as error:

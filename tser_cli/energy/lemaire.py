@@ -60,7 +60,7 @@ class LemaireEnergy:
 
 
 def word_pj(memory_bytes: float) -> float:
-    """What reading or writing a 32-bit word of a memory of that size costs."""
+    """Return what reading or writing a 32-bit word of a memory of that size costs."""
     return float(np.interp(memory_bytes, SRAM_BYTES, SRAM_PJ_PER_WORD))
 
 
@@ -91,7 +91,7 @@ def ann_energy(counts: Counts) -> LemaireEnergy:
 
 
 def spiking_layer(layer: LayerCounts) -> LemaireEnergy:
-    """What the spikes of a layer cost: nothing where it is real."""
+    """Return what the spikes of a layer cost: nothing where it is real."""
     facts, spikes = layer.layer, _spikes(layer)
     if layer.binary_TI is None or not facts.accumulates:
         return LemaireEnergy()
@@ -172,7 +172,7 @@ def _transposed(layer: LayerCounts) -> bool:
 
 
 def layers_covered(counts: Counts) -> Iterator[LayerCounts]:
-    """The layers that the model has formulas for."""
+    """Yield the layers that the model has formulas for."""
     for layer in counts.layers:
         if layer.layer.type != MATMUL and not _transposed(layer):
             yield layer

@@ -139,7 +139,7 @@ class NetworkCounter:
         return Counts(self._timesteps, sum(self._images), tuple(layers), tuple(neurons))
 
     def differing(self) -> dict[str, dict[str, int]]:
-        """The layers that were fed with one kind in some calls and another in others."""
+        """Return the layers that were fed with one kind in some calls and another in others."""
         met = {
             name: {k: n for k, n in kinds.items() if k} for name, kinds in self.kinds_met.items()
         }
@@ -165,7 +165,7 @@ class NetworkCounter:
         return use, batch, axes
 
     def _find_kind(self, name: str, operand: int, x: Tensor) -> str:
-        """What a call is fed with: a guess that still holds costs one look at the data."""
+        """Return what a call is fed with: a guess that still holds costs one look at the data."""
         guess = self._guesses.get((name, operand))
         if guess == SPIKES and x.is_floating_point() and not int(fault(x, SPIKES)):
             return SPIKES

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
@@ -39,7 +40,7 @@ def neuron_class(module: nn.Module) -> str:
 
 
 def neuron_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The layers of neurons of known libraries, without those inside another one."""
+    """Yield the layers of neurons of known libraries, without those inside another one."""
     inside: set[int] = set()
     for name, module in network.named_modules():
         if id(module) in inside or not library_of(module):
@@ -56,6 +57,15 @@ def reset_states(network: nn.Module) -> None:
     for module in network.modules():
         for name in RESETS:
             method = getattr(module, name, None)
-            if callable(method):
+            if callable(method) and _takes_nothing(method):
                 method()
                 break
+
+
+def _takes_nothing(method: Callable[..., object]) -> bool:
+    """Whether a method can be called as it is: one that asks for more is its network's to call."""
+    try:
+        inspect.signature(method).bind()
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -9,7 +9,7 @@ from torch import nn
 
 from tser_cli.energy.axes import Axes, Shape, guess_time, learn, readings, trial_images
 from tser_cli.energy.layouts import INSIDE, STEPWISE, TIME_FIRST, Presentation
-from tser_cli.energy.trace import NEURON, Call, Trace, survey, trace
+from tser_cli.energy.trace import NEURON, Call, Trace, first_tensor, survey, trace
 from tser_cli.errors import TserError
 
 Key = tuple[str, str]
@@ -36,7 +36,7 @@ class Family:
         return ordinal // timesteps, ordinal % timesteps
 
     def calls(self, timesteps: int) -> int:
-        """How many calls of the layer a batch has."""
+        """Return how many calls of the layer a batch has."""
         return len(self.uses) * (timesteps if self.loops else 1)
 
 
@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def neurons(self) -> dict[str, str]:
-        """The class of each layer of neurons, by name."""
+        """Return the class of each layer of neurons, by name."""
         return self.survey.neurons
 
     def place(self, key: Key, ordinal: int) -> tuple[int, int | None, tuple[Axes | None, ...]]:
@@ -76,6 +76,9 @@ def make_plan(network: nn.Module, presentation: Presentation, timesteps: int) ->
     """
     two = presentation.of(2)
     first = survey(network, two)
+    if first_tensor(first.outputs) is None:
+        kind = type(first.outputs[-1]).__name__
+        raise TserError(f"the network gives no tensor of logits, but {kind}")
     names = set(first.neurons)
     runs = [trace(network, two, names), trace(network, presentation.of(3), names)]
     if presentation.layout == INSIDE:
@@ -89,7 +92,7 @@ def make_plan(network: nn.Module, presentation: Presentation, timesteps: int) ->
 
 
 def _one_step_more(network: nn.Module, two: Presentation, names: set[str]) -> Trace | None:
-    """A trial run on T + 1 steps, None where the layout or the network does not allow it."""
+    """Return a trial run on T + 1 steps, None where the layout or the network does not allow it."""
     if two.layout != TIME_FIRST:
         return None
     try:

@@ -48,7 +48,7 @@ class Product:
         return self.left, self.right
 
     def sizes(self) -> dict[str, int]:
-        """The size of every letter."""
+        """Return the size of every letter."""
         return {
             letter: size
             for factor in self.factors
@@ -57,7 +57,7 @@ class Product:
 
 
 def factor(tensor: Tensor, letters: str) -> Factor:
-    """The factor of a tensor."""
+    """Return the factor of a tensor."""
     return Factor(tensor, letters, tuple(tensor.shape))
 
 
@@ -81,7 +81,10 @@ def matmul_product(left: Tensor, right: Tensor) -> Product:
 
 
 def einsum_product(equation: str, *operands: Tensor) -> Product:
-    """The product of `torch.einsum` with two operands. Raises TserError for other equations."""
+    """Return the product of `torch.einsum` with two operands.
+
+    Raises TserError for other equations.
+    """
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
     equation = equation.replace(" ", "")
@@ -177,7 +180,8 @@ def tally_product(product: Product, rows: str, kinds: tuple[str, str]) -> tuple[
     """
     sizes = product.sizes()
     shape = tuple(sizes[letter] for letter in rows)
-    nonzero = [_nonzero(part, rows, shape) for part in product.factors]
+    device = next(x.device for part in product.factors if (x := part.tensor) is not None)
+    nonzero = [_nonzero(part, rows, shape, device) for part in product.factors]
     driving = [i for i in range(2) if kinds[i] != REAL]
     if not driving:
         zeros = torch.zeros_like(nonzero[0])
@@ -217,15 +221,15 @@ def _einsum(names: list[str], tensors: list[Tensor], rows: str) -> Tensor:
     return total.round().long()
 
 
-def _nonzero(part: Factor, rows: str, shape: tuple[int, ...]) -> Tensor:
+def _nonzero(part: Factor, rows: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
     if part.tensor is None:
         inside = prod(s for c, s in zip(part.letters, part.sizes, strict=True) if c not in rows)
-        return torch.full(shape, inside)
+        return torch.full(shape, inside, device=device)
     return _sum(part.tensor.ne(0), part.letters, rows, shape)
 
 
 def _sum(x: Tensor, letters: str, rows: str, shape: tuple[int, ...]) -> Tensor:
-    """The sum of a factor over all axes but the rows'; one without rows is each row's."""
+    """Return the sum of a factor over all axes but the rows'; one without rows is each row's."""
     away = [i for i, c in enumerate(letters) if c not in rows]
     total = x.sum(away, dtype=torch.float64) if away else x.double()
     mine = [c for c in letters if c in rows]

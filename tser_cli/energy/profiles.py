@@ -104,14 +104,11 @@ PROFILES = {
 }
 
 
-INT8_PROFILE = "horowitz-45nm-int8"
-
-
-def check_precision(profile: Profile, widest_weight_bytes: int, assume_int8: bool) -> None:
+def check_precision(profile: Profile, weight_bits: int, assume_int8: bool) -> None:
     """Raise ConfigError where int8 arithmetic would price wider weights, unless that is meant."""
-    if profile.name == INT8_PROFILE and widest_weight_bytes > 1 and not assume_int8:
+    if profile.name == INTEGER_PROFILE and weight_bits > 8 and not assume_int8:
         raise ConfigError(
-            f"--profile {INT8_PROFILE}: the weights have {8 * widest_weight_bytes} bits, and "
+            f"--profile {INTEGER_PROFILE}: the weights have {weight_bits} bits, and "
             "arithmetic on 8 bits is not what they cost; quantise the network, or say --assume-int8"
         )
 

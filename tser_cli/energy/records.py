@@ -54,7 +54,7 @@ class Record:
     entries: list[Entry] = field(default_factory=list)
 
     def layer(self) -> Layer:
-        """The facts, as a row of the table needs them."""
+        """Return the facts, as a row of the table needs them."""
         return Layer(
             name=self.name,
             type=self.type,

@@ -56,12 +56,12 @@ class Rival:
 
 
 def bits_for(timesteps: int) -> int:
-    """The bits that tell as many levels apart as T binary time steps: ceil(log2(T + 1))."""
+    """Return the bits that tell as many levels apart as T binary time steps: ceil(log2(T + 1))."""
     return ceil(log2(timesteps + 1))
 
 
 def fair_rival(counts: Counts, profile: Profile) -> Rival:
-    """The rival of a network that was counted with details."""
+    """Return the rival of a network that was counted with details."""
     bits = bits_for(counts.timesteps)
     rate = operation_rate(counts)
     return Rival(
@@ -90,7 +90,7 @@ def _arithmetic(counts: Counts, profile: Profile, bits: int, rate: float) -> Due
 
 
 def _mac_pj(layer: LayerCounts, profile: Profile, bits: int) -> float:
-    """A multiply-accumulate of a b-bit activation; the stem's inputs are as they are."""
+    """Return a multiply-accumulate of a b-bit activation; the stem's inputs are as they are."""
     if not layer.layer.accumulates:
         return profile.mac_pj
     width = 8 * (layer.layer.weight_bytes or 4)
@@ -110,7 +110,7 @@ def _with_memory(counts: Counts, bits: int, rate: float) -> Duel:
 
 
 def _of_spikes(counts: Counts) -> lemaire.LemaireEnergy:
-    """The part of the SNN's energy that grows with its spikes, with memory."""
+    """Return the part of the SNN's energy that grows with its spikes, with memory."""
     total = lemaire.LemaireEnergy()
     for layer in lemaire.layers_covered(counts):
         total += lemaire.spiking_layer(layer)
@@ -127,7 +127,7 @@ def _of_spikes(counts: Counts) -> lemaire.LemaireEnergy:
 
 
 def _narrowed(dense: lemaire.LemaireEnergy, layer: LayerCounts, bits: int) -> lemaire.LemaireEnergy:
-    """A dense layer whose activations have `bits` instead of 32."""
+    """Return a dense layer whose activations have `bits` instead of 32."""
     part = bits / WORD_BITS
     multiplications = layer.layer.macs_formula * lemaire.MULTIPLY_PJ
     return replace(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,7 @@ class Call:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What its calls are gathered under."""
+        """Return what its calls are gathered under."""
         return self.name, self.type
 
 
@@ -158,7 +158,7 @@ def survey(network: nn.Module, presentation: Presentation) -> Trace:
 
 
 def _descendants(network: nn.Module, names: Iterable[str]) -> set[str]:
-    """The modules inside those of these names."""
+    """Return the modules inside those of these names."""
     return {
         f"{name}.{child}"
         for name in names
@@ -168,9 +168,11 @@ def _descendants(network: nn.Module, names: Iterable[str]) -> set[str]:
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """The first tensor of an output or of arguments, None without one."""
+    """Return the first tensor of an output or of arguments, None without one."""
     if isinstance(value, Tensor):
         return value
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
     if isinstance(value, tuple | list):
         return next((x for x in map(first_tensor, value) if x is not None), None)
     return None

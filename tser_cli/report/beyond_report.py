@@ -34,14 +34,14 @@ def conventions_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def match_sentence(figure: str, names: Sequence[str]) -> str:
-    """Which conventions make a figure."""
+    """Return which conventions make a figure."""
     if not names:
         return f"{figure}: no convention comes within 5 % of it"
     return f"{figure} is within 5 % of: {', '.join(names)}"
 
 
 def memory_sentence(document: Mapping[str, Any]) -> str:
-    """What arithmetic alone says, and what memory says, of the network beside its ANN."""
+    """Return what arithmetic alone says, and what memory says, of the network beside its ANN."""
     totals, snn, ann = document["totals"], *(document["lemaire"][name] for name in ("snn", "ann"))
     plain = totals["energy_pj"], totals["ann_energy_pj"]
     parts = ", ".join(
@@ -63,7 +63,7 @@ def memory_sentence(document: Mapping[str, Any]) -> str:
 
 
 def rival_sentences(rival: Mapping[str, Any]) -> list[str]:
-    """The fair rival, on arithmetic alone and with memory."""
+    """Return the fair rival, on arithmetic alone and with memory."""
     lines = [
         f"fair rival of {rival['timesteps']} time steps: the ANN with activations of "
         f"{rival['bits']} bits (Yan et al., arXiv 2409.08290)"
@@ -74,8 +74,8 @@ def rival_sentences(rival: Mapping[str, Any]) -> list[str]:
         even = duel["break_even"]
         limit = "at no spike rate" if even is None else f"below a spike rate of {100 * even:.2f} %"
         lines.append(
-            f"{title}: SNN {joules(duel['snn_pj'])}, ANN {joules(duel['rival_pj'])}; the {winner} "
-            f"wins. The SNN would {limit}; here it is {100 * rival['spike_rate']:.2f} %"
+            f"{title}: SNN {joules(duel['snn_pj'])}, ANN {joules(duel['rival_pj'])}: the {winner} "
+            f"wins; an SNN wins {limit}, and this one's is {100 * rival['spike_rate']:.2f} %"
         )
     return lines
 
@@ -87,12 +87,17 @@ def network_sentences(
     differing: Mapping[str, Mapping[str, int]],
     uncounted: Sequence[tuple[str, float]],
 ) -> list[str]:
-    """What was found out about a network from elsewhere."""
+    """Return what was found out about a network from elsewhere."""
     groups: dict[str, list[str]] = {}
     for name, kind in kinds.items():
         groups.setdefault(kind, []).append(name)
     lines = [f"layout: {layout}; fed with {inputs}"]
     lines += [f"fed with {kind}: {', '.join(names)}" for kind, names in groups.items()]
+    if next(iter(kinds.values()), "") == "sums":
+        lines.append(
+            "warning: the network's input is whole numbers, which are taken for sums of spikes; if "
+            "they are pixels, scale them"
+        )
     for name, met in differing.items():
         calls = ", ".join(f"{kind} in {count}" for kind, count in met.items())
         lines.append(f"warning: {name} is fed with other kinds in other calls: {calls}")
@@ -104,12 +109,7 @@ def network_sentences(
     return lines
 
 
-def findings_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A line a finding of an audit."""
-    shown = Table(title="audit", title_justify="left", box=SIMPLE_HEAD)
-    for name in ("", "check", "layer", "evidence", "what to do"):
-        shown.add_column(name, no_wrap=name in ("", "check"))
-    for row in rows:
-        evidence = f"{row['evidence']:.3g} {row['unit']}"
-        shown.add_row(row["severity"], row["check"], row["layer"], evidence, row["advice"])
-    return shown
+def finding_sentence(row: Mapping[str, Any]) -> str:
+    """Return a finding of an audit: where, how much of it, and what to do."""
+    evidence = f"{row['evidence']:.3g} {row['unit']}"
+    return f"{row['severity']}: {row['check']}: {row['layer']}: {evidence}; {row['advice']}"

@@ -32,7 +32,7 @@ def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     whole = [row for row in rows if row["t"] == ALL]
     largest = max(row["energy_pj"] for row in whole[:-1]) or 1.0
     shown = Table(title=f"{title}: means per image", title_justify="left", box=SIMPLE_HEAD)
-    shown.add_column("layer", no_wrap=True)
+    shown.add_column("layer", overflow="fold")
     shown.add_column("op", no_wrap=True)
     for name in ("rate", "ops", "energy", "ANN"):
         shown.add_column(name, justify="right", no_wrap=True)

@@ -6,14 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from tser_cli.data.loaders import build_eval_loader
 from tser_cli.energy.audit import audit
 from tser_cli.energy.findings import Audit
 from tser_cli.energy.layouts import INSIDE
 from tser_cli.engine.commands.network_energy import find_audit_layout, presented
-from tser_cli.engine.commands.networks import NetworkRequest, open_network
+from tser_cli.engine.commands.networks import NetworkRequest, open_network, test_images
 from tser_cli.engine.runs.finished_run import open_finished, select_run
 from tser_cli.report.progress import Progress, Silent
 
@@ -48,20 +45,16 @@ def run_audit(request: AuditRequest) -> AuditResult:
         select_run(request.run, request.runs_dir), request.changes, request.progress
     )
     model, context = opened.loaded.model, opened.context
-    batch = next(iter(build_eval_loader(context.dataset, "test", context.config)))
-    images = context.runtime.images(batch.images_NCHW[: request.images]).contiguous()
+    images, labels_N = test_images(context, request.images).some(request.images)
     timesteps = opened.config.model.timesteps if model.spiking else 1
     shown = presented(INSIDE, images, timesteps, model)
-    labels_N = batch.labels_N[: request.images].to(images.device)
     found = audit(model, shown, timesteps, labels_N, model.input_kinds())
     return AuditResult(opened.run.name, found)
 
 
 def _audit_network(subject: NetworkRequest, count: int) -> AuditResult:
     network, inputs = open_network(subject)
-    images, labels = inputs.first()
-    images, labels_N = images[:count], None if labels is None else labels[:count]
+    images, labels_N = inputs.some(count)
     layout, timesteps = find_audit_layout(network, images, subject)
     shown = presented(layout, images, timesteps, network)
-    on_device: Tensor | None = None if labels_N is None else labels_N.to(images.device)
-    return AuditResult(subject.network, audit(network, shown, timesteps, on_device))
+    return AuditResult(subject.network, audit(network, shown, timesteps, labels_N))

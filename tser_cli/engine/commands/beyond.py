@@ -24,7 +24,7 @@ class Wanted:
 
     @property
     def any(self) -> bool:
-        """Whether anything of it takes more than the plain counts."""
+        """Return whether anything of it takes more than the plain counts."""
         return self.conventions or bool(self.match) or self.fair_rival
 
 
@@ -51,7 +51,7 @@ class Beyond:
     written: tuple[Path, ...] = ()
 
     def document(self) -> dict[str, Any]:
-        """The part of the sidecar."""
+        """Return the part of the sidecar."""
         found: dict[str, Any] = {}
         if self.conventions:
             found["conventions"] = [one.row() for one in self.conventions]

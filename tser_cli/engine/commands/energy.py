@@ -21,7 +21,7 @@ from tser_cli.energy import (
 from tser_cli.energy.layouts import INSIDE
 from tser_cli.energy.profiles import check_precision
 from tser_cli.engine.commands.beyond import Beyond, Wanted, go_beyond
-from tser_cli.engine.commands.network_energy import count
+from tser_cli.engine.commands.network_energy import count, weight_bits
 from tser_cli.engine.commands.networks import NetworkRequest, test_images
 from tser_cli.engine.evaluation.operation_counts import EnergyReport, Price, write_energy
 from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, evaluate_split
@@ -74,8 +74,7 @@ def measure_energy(request: EnergyRequest) -> EnergyResult:
         select_run(request.run, request.runs_dir), request.changes, request.progress
     )
     model = opened.loaded.model
-    widest = max(parameter.element_size() for parameter in model.parameters())
-    check_precision(profile, widest, request.wanted.assume_int8)
+    check_precision(profile, weight_bits(model), request.wanted.assume_int8)
     full = evaluate_split(
         opened.loaded.model,
         opened.context,

@@ -10,7 +10,7 @@ import tomli_w
 from torch import nn
 
 from tser_cli import recipe, registry
-from tser_cli.config import Config
+from tser_cli.config import Config, method_label
 from tser_cli.engine.commands.distill import distill as distill_run
 from tser_cli.engine.commands.evaluate import EvaluateRequest, EvaluateResult, evaluate_run
 from tser_cli.engine.evaluation import per_timestep
@@ -123,7 +123,7 @@ def distill_networks(
         evaluation = per_timestep.evaluate(
             own_student, test_batches, runtime, timesteps, task.teacher, stop.check
         )
-        return _record(run, student, method, evaluation, seconds)
+        return _record(run, student, method_label(config), evaluation, seconds)
 
 
 def own_config(timesteps: int, method: str, settings: Settings | None) -> Config:

@@ -16,11 +16,11 @@ from tser_cli.energy import DEFAULT_PROFILE, Counts, Labels, energy_rows, load_p
 from tser_cli.energy.find_layout import choose
 from tser_cli.energy.layouts import AUTO, INSIDE, LAYOUTS, Presentation, present
 from tser_cli.energy.network_counter import NetworkCounter, count_operations
-from tser_cli.energy.plan import Plan
+from tser_cli.energy.plan import Plan, make_plan
 from tser_cli.energy.profiles import check_precision
 from tser_cli.engine.commands.beyond import Beyond, Wanted, go_beyond
 from tser_cli.engine.commands.networks import Inputs, NetworkRequest, open_network
-from tser_cli.errors import ConfigError, unknown
+from tser_cli.errors import ConfigError, TserError, unknown
 from tser_cli.files import check_folder, write_text
 from tser_cli.report.csv_files import ENERGY, write_csv
 
@@ -68,8 +68,7 @@ def measure_network(request: NetworkEnergyRequest) -> NetworkEnergyResult:
         raise ConfigError(f"{request.output}: the table is a CSV file; call it {stem}.csv")
     check_folder(request.output)
     network, inputs = open_network(request.subject)
-    widest = max((x.element_size() for x in network.parameters()), default=1)
-    check_precision(profile, widest, request.wanted.assume_int8)
+    check_precision(profile, weight_bits(network), request.wanted.assume_int8)
     detailed = request.wanted.any or profile.model != ""
     plan, counter = count(network, inputs, request.subject, detailed)
     counts = counter.counts()
@@ -97,6 +96,17 @@ def measure_network(request: NetworkEnergyRequest) -> NetworkEnergyResult:
     )
 
 
+def weight_bits(network: nn.Module) -> int:
+    """Return the bits of the widest weights; layers of ours that round theirs say how far."""
+    found = [
+        getattr(module, "bits", 8 * weight.element_size())
+        for module in network.modules()
+        for weight in module.parameters(recurse=False)
+        if weight.dim() > 1
+    ]
+    return max(found, default=8)
+
+
 def count(
     network: nn.Module, inputs: Inputs, request: NetworkRequest, detailed: bool
 ) -> tuple[Plan, NetworkCounter]:
@@ -110,7 +120,7 @@ def count(
 
 
 def find_layout(network: nn.Module, images: Tensor, request: NetworkRequest) -> Plan:
-    """The plan of the network for the layout that was said, or for the one that fits."""
+    """Return the plan of the network for the layout that was said, or for the one that fits."""
     if request.layout not in (AUTO, *LAYOUTS):
         raise ConfigError(f"--layout: {unknown('layout', request.layout, (AUTO, *LAYOUTS))}")
     layouts = LAYOUTS if request.layout == AUTO else (request.layout,)
@@ -126,15 +136,38 @@ def find_layout(network: nn.Module, images: Tensor, request: NetworkRequest) -> 
 def find_audit_layout(
     network: nn.Module, images: Tensor, request: NetworkRequest
 ) -> tuple[str, int]:
-    """The layout and T to audit a network in: as said, unchecked, for its faults may hide it."""
-    if request.layout in (AUTO, ""):
-        plan = find_layout(network, images, request)
-        return plan.layout, plan.timesteps
+    """The layout and T to audit a network in; as said, it is not checked: a fault may hide it."""
+    if request.layout == AUTO:
+        return _audited_layout(network, images, request)
     if request.layout not in LAYOUTS:
         raise ConfigError(f"--layout: {unknown('layout', request.layout, (AUTO, *LAYOUTS))}")
     if not request.timesteps and request.layout != INSIDE:
         raise ConfigError(f"--layout {request.layout}: say how many time steps, with -T")
     return request.layout, request.timesteps
+
+
+def _audited_layout(network: nn.Module, images: Tensor, request: NetworkRequest) -> tuple[str, int]:
+    """Return the layout that fits; where a fault lets none fit, the only one that can be run."""
+    try:
+        plan = find_layout(network, images, request)
+    except TserError as error:
+        possible = [
+            name
+            for name in LAYOUTS
+            if request.timesteps and _runs(network, images, name, request.timesteps)
+        ]
+        if len(possible) != 1:
+            raise error
+        return possible[0], request.timesteps
+    return plan.layout, plan.timesteps
+
+
+def _runs(network: nn.Module, images: Tensor, layout: str, timesteps: int) -> bool:
+    try:
+        make_plan(network, presented(layout, images, timesteps, network), timesteps)
+    except TserError:
+        return False
+    return True
 
 
 def presented(layout: str, images: Tensor, timesteps: int, network: nn.Module) -> Presentation:
@@ -162,7 +195,7 @@ def uncounted_shares(plan: Plan, counts: Counts) -> list[tuple[str, float]]:
 def describe(
     plan: Plan, counter: NetworkCounter, uncounted: list[tuple[str, float]]
 ) -> dict[str, Any]:
-    """What the sidecar says of a network from elsewhere."""
+    """Return what the sidecar says of a network from elsewhere."""
     return {
         "layout": plan.layout,
         "neurons": plan.neurons,
@@ -185,7 +218,7 @@ def digest(network: nn.Module) -> str:
 
 
 def dtype_of(network: nn.Module) -> str:
-    """The type of the first weight, fp32 without any."""
+    """Return the type of the first weight, fp32 without any."""
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     first = next(iter(network.parameters()), None)
     return "fp32" if first is None else names.get(first.dtype, str(first.dtype))

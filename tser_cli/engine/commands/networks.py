@@ -56,10 +56,23 @@ class Inputs:
     name: str
 
     def first(self) -> tuple[Tensor, Tensor | None]:
-        """The first batch. Raises DataError where there is none."""
+        """Return the first batch. Raises DataError where there is none."""
         for batch in self.batches():
             return batch
         raise DataError(f"{self.name} holds no images")
+
+    def some(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """Up to `count` images in one batch. Raises DataError where there are none."""
+        images, labels, left = [], [], count
+        for batch, labels_N in self.batches():
+            images.append(batch[:left])
+            labels += [] if labels_N is None else [labels_N[:left]]
+            left -= len(images[-1])
+            if left <= 0:
+                break
+        if not images:
+            raise DataError(f"{self.name} holds no images")
+        return torch.cat(images), torch.cat(labels).to(images[0].device) if labels else None
 
 
 def open_network(request: NetworkRequest) -> tuple[nn.Module, Inputs]:
@@ -202,7 +215,7 @@ def _from_dataset(request: NetworkRequest, network: nn.Module, config: Config) -
 
 
 def test_images(context: Context, images: int) -> Inputs:
-    """The test images of a data set, evenly spread where not all are wanted (0: all)."""
+    """Return the test images of a data set, evenly spread where not all are wanted (0: all)."""
     loader = build_eval_loader(context.dataset, "test", context.config)
     wanted = min(images or loader.images, loader.images)
     chosen = set((torch.arange(wanted) * loader.images // wanted).tolist())

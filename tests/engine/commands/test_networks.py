@@ -1,0 +1,232 @@
+"""Networks of the user's own: how they are built, fed, counted and audited, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tser_cli.engine.commands.audit import AuditRequest, run_audit
+from tser_cli.engine.commands.beyond import Wanted
+from tser_cli.engine.commands.network_energy import NetworkEnergyRequest, measure_network
+from tser_cli.engine.commands.networks import NetworkRequest, build_network, open_network
+from tser_cli.errors import TserError
+from tser_cli.report.beyond_report import network_sentences
+
+MODULE = """
+import torch
+from torch import nn
+from spikingjelly.activation_based import functional, layer, neuron
+
+def build(width=4, mode="m"):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        layer.Conv2d(1, width, 3, padding=1), neuron.IFNode(v_threshold=0.2), layer.Flatten(),
+        layer.Linear(width * 64, 10), neuron.IFNode(v_threshold=0.1), layer.Linear(10, 3),
+    )
+    functional.set_step_mode(net, mode)
+    return net
+
+class OverBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = build()
+
+    def forward(self, x):
+        y = self.net[1](self.net[0](x).flatten(0, 1)).unflatten(0, x.shape[:2])
+        return self.net[2:](y)
+
+def over_batch():
+    return OverBatch()
+
+def needs(depth):
+    return build()
+
+def number():
+    return 3
+
+def breaks():
+    raise ValueError("no such size")
+
+class Text(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        self.fc(x)
+        return "no logits"
+
+name = "not a function"
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a module of networks in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(MODULE)
+    return tmp_path
+
+
+def measured(here: Path, wanted: Wanted | None = None, **changes: Any) -> Any:
+    given = {"input_shape": "1,8,8", "timesteps": 4, "images": 5, "batch_size": 2, **changes}
+    subject = NetworkRequest("mine:build", **given)
+    return measure_network(NetworkEnergyRequest(here / "r.csv", subject, wanted=wanted or Wanted()))
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_network_is_counted_priced_and_written(here: Path) -> None:
+    result = measured(here)
+    assert result.layout == "time-first, T = 4"
+    assert result.kinds == {"0": "real", "3": "spikes", "5": "spikes"}
+    assert not result.differing
+    rows = rows_of(here / "r.csv")
+    assert [row["layer"] for row in rows if row["t"] == "all"] == ["0", "3", "5", "TOTAL"]
+    assert {row["timesteps"] for row in rows} == {"4"}
+    assert {row["images"] for row in rows} == {"5"}
+    document = json.loads((here / "r.json").read_text())
+    assert document["network"]["layout"] == "time-first"
+    assert document["totals"]["energy_pj"] == pytest.approx(float(rows[-1]["energy_pj"]))
+
+
+def test_both_layouts_of_one_network_cost_the_same(here: Path) -> None:
+    one = measured(here).document["totals"]
+    other = measured(here, arguments=("mode=s", "width=4")).document["totals"]
+    assert one == other
+
+
+def test_conventions_a_match_memory_and_the_rival(here: Path) -> None:
+    plain = measured(here).document["totals"]["energy_formula_pj"]
+    wanted = Wanted(conventions=True, match=f"{plain / 1e3}nJ", fair_rival=True)
+    result = measured(here, wanted)
+    table = rows_of(here / "r_conventions.csv")
+    assert [row["convention"] for row in table] == [
+        *("exact", "formula", "spikingjelly", "neurobench", "syops")
+    ]
+    assert result.beyond.matched is not None
+    assert result.beyond.matched[0].convention == "formula"
+    document = json.loads((here / "r.json").read_text())
+    assert document["fair_rival"]["bits"] == 3
+    assert document["lemaire"]["snn"]["total_pj"] > document["lemaire"]["snn"]["arithmetic_pj"]
+
+
+def test_arrays_are_fed_as_they_are(here: Path) -> None:
+    np.save(here / "x.npy", np.eye(8, dtype=np.uint8)[None, None].repeat(3, 0))
+    result = measured(here, input_shape="", data=here / "x.npy", images=0)
+    assert result.kinds["0"] == "spikes"
+    assert result.document["images"] == 3
+
+
+def test_weights_come_from_safetensors_or_a_state_dict(here: Path) -> None:
+    built = build_network("mine:build")
+    doubled = {name: 2 * value for name, value in built.state_dict().items()}
+    save_file(doubled, here / "w.safetensors")
+    torch.save({"epoch": 3, "model": doubled}, here / "w.pt")
+    for name in ("w.safetensors", "w.pt"):
+        request = NetworkRequest("mine:build", weights=here / name, input_shape="1,8,8")
+        network, _ = open_network(request)
+        assert torch.equal(network.state_dict()["0.weight"], doubled["0.weight"])
+
+
+class Evil:
+    """A pickle that would run code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("ran",)
+
+
+def test_pickles_with_code_are_not_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"model": Evil()}, here / "evil.pt")
+    with pytest.raises(TserError, match="can't be read as safetensors or a state dict"):
+        open_network(NetworkRequest("mine:build", weights=here / "evil.pt", input_shape="1,8,8"))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("spec", "arguments", "message"),
+    [
+        ("mine", (), "write MODULE:FUNCTION"),
+        ("other:build", (), "can't be imported from"),
+        ("mine:bild", (), "has no function bild"),
+        ("mine:name", (), "has no function name"),
+        ("mine:needs", (), "missing a required argument: 'depth'; give --arg"),
+        ("mine:build", ("colour=red",), "unexpected keyword argument 'colour'"),
+        ("mine:build", ("width",), "write key=value"),
+        ("mine:number", (), "returns int, not an nn.Module"),
+        ("mine:breaks", (), "fails: ValueError: no such size"),
+    ],
+)
+def test_what_is_no_network_is_refused(spec: str, arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(TserError, match=message):
+        build_network(spec, arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input_shape": ""}, "say what the network is fed with"),
+        ({"input_shape": "1,x"}, "write 3,32,32"),
+        ({"input_shape": "1,0"}, "at least 1"),
+        ({"input_shape": "3,8,8"}, "to have 1 channels"),
+        ({"data": Path("none.npy")}, "can't be read"),
+        ({"timesteps": 0, "layout": "time-first"}, "with -T"),
+        ({"layout": "time-fist"}, "did you mean"),
+        ({"layout": "folded"}, "fails on an input"),
+        ({"weights": Path("none.safetensors")}, "can't be read"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(
+    here: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TserError, match=message):
+        measured(here, **changes)
+    assert not (here / "r.csv").exists()
+
+
+def test_a_network_that_gives_no_logits_is_refused(here: Path) -> None:
+    subject = NetworkRequest("mine:Text", input_shape="4", timesteps=1)
+    with pytest.raises(TserError, match="gives no tensor of logits, but str"):
+        measure_network(NetworkEnergyRequest(here / "r.csv", subject))
+
+
+def test_weights_of_another_network_are_refused(here: Path) -> None:
+    save_file(nn.Linear(2, 2).state_dict(), here / "w.safetensors")
+    with pytest.raises(TserError, match="does not fit the network"):
+        measured(here, weights=here / "w.safetensors")
+
+
+def test_a_network_whose_fault_hides_its_layout_is_audited() -> None:
+    subject = NetworkRequest("mine:over_batch", input_shape="1,8,8", timesteps=4, images=6)
+    result = run_audit(AuditRequest(subject=subject))
+    assert "batch independence" in {f.check for f in result.found.findings}
+
+
+def test_whole_numbers_are_taken_for_sums_and_this_is_told(here: Path) -> None:
+    np.save(here / "x.npy", np.arange(128, dtype=np.uint8).reshape(2, 1, 8, 8))
+    result = measured(here, input_shape="", data=here / "x.npy", images=0)
+    lines = network_sentences(result.layout, result.inputs, result.kinds, {}, [])
+    assert result.kinds["0"] == "sums"
+    assert any("if they are pixels, scale them" in line for line in lines)
+
+
+def test_a_network_is_audited() -> None:
+    subject = NetworkRequest("mine:build", input_shape="1,8,8", timesteps=4, images=6)
+    result = run_audit(AuditRequest(subject=subject))
+    assert result.name == "mine:build"
+    assert result.found.clean
+    assert ("order of axes", "there are no labels") in result.found.skipped
