@@ -9,8 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tser_cli.data.image_files import read_image
-from tser_cli.data.pictures import fitted, picture_files
+from tser_cli.data.pictures import fitted_picture, picture_files
 from tser_cli.errors import DataError
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
@@ -37,58 +36,54 @@ def test_a_folder_without_images_is_told(tmp_path: Path) -> None:
         picture_files([str(tmp_path)])
 
 
-def test_grey_stays_grey_and_becomes_rgb(tmp_path: Path) -> None:
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_of_the_network_s_size_keeps_its_pixels(tmp_path: Path, channels: int) -> None:
     path = save(tmp_path / "grey.png", GREY)
-    assert torch.equal(read_image(path, 1), torch.from_numpy(GREY)[None])
-    assert torch.equal(read_image(path, 3), torch.from_numpy(GREY).expand(3, -1, -1))
+    expected = torch.from_numpy(GREY).expand(channels, -1, -1)
+    assert torch.equal(fitted_picture(path, (channels, 6, 8)), expected)
 
 
 def test_colours_become_grey_and_transparency_is_dropped(tmp_path: Path) -> None:
     pixels = np.zeros((2, 2, 4), dtype=np.uint8)
     pixels[..., 0] = 200  # red, wholly transparent
     path = save(tmp_path / "red.png", pixels)
-    assert read_image(path, 3)[:, 0, 0].tolist() == [200, 0, 0]
+    assert fitted_picture(path, (3, 2, 2))[:, 0, 0].tolist() == [200, 0, 0]
     # 0.299 of red (ITU-R 601)
-    assert read_image(path, 1)[0, 0, 0] == 60
-
-
-def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
-    path = save(tmp_path / "deep.png", GREY.astype(np.uint16) * 256 + 255)
-    assert torch.equal(read_image(path, 1), torch.from_numpy(GREY)[None])
+    assert fitted_picture(path, (1, 2, 2))[0, 0, 0] == 60
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
 def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.png"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"broken\.png"):
-        read_image(path, 1)
+    with pytest.raises(DataError, match=r"broken\.png can't be read"):
+        fitted_picture(path, (1, 8, 8))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.png"):
-        read_image(tmp_path / "gone.png", 1)
+        fitted_picture(tmp_path / "gone.png", (1, 8, 8))
 
 
 def test_a_network_of_other_channels_takes_no_pictures(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="2 channels"):
-        read_image(save(tmp_path / "grey.png", GREY), 2)
-
-
-def test_an_image_of_the_network_s_size_keeps_its_pixels() -> None:
-    image = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
-    assert torch.equal(fitted(image, 8, 8), image)
+        fitted_picture(save(tmp_path / "grey.png", GREY), (2, 8, 8))
 
 
 @pytest.mark.parametrize(("side", "sizes"), [(8, (16, 24)), (96, (300, 200)), (96, (20, 30))])
-def test_other_sizes_are_resized_and_cropped(side: int, sizes: tuple[int, int]) -> None:
-    image = torch.randint(0, 256, (1, *sizes), dtype=torch.uint8)
-    result = fitted(image, side, side)
-    assert result.shape == (1, side, side)
-    assert result.dtype == torch.uint8
+def test_other_sizes_are_resized_and_cropped(
+    tmp_path: Path, side: int, sizes: tuple[int, int]
+) -> None:
+    path = save(tmp_path / "other.png", np.full(sizes, 90, dtype=np.uint8))
+    assert torch.equal(
+        fitted_picture(path, (1, side, side)), torch.full((1, side, side), 90, dtype=torch.uint8)
+    )
 
 
-def test_the_middle_is_kept() -> None:
-    image = torch.zeros(1, 8, 24, dtype=torch.uint8)
-    image[..., 8:16] = 255
-    assert bool((fitted(image, 8, 8) == 255).all())
+def test_the_middle_is_kept(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 24), dtype=np.uint8)
+    pixels[:, 8:16] = 255
+    path = save(tmp_path / "wide.png", pixels)
+    assert bool((fitted_picture(path, (1, 8, 8)) == 255).all())
+    # twice as large before the crop, only the inner half of that is left
+    assert bool((fitted_picture(path, (1, 8, 8), shorter=16) == 255).all())

@@ -380,3 +380,25 @@ def test_a_quantised_student_counts_as_it_declares(lively: Callable[..., Classif
     for one, other in zip(declared.counts().layers, found.counts().layers, strict=True):
         assert one.layer.name == other.layer.name
         assert np.array_equal(one.value_TI, other.value_TI)
+
+
+def test_a_layer_that_meets_zeros_alone_is_told_apart() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.Threshold(1e9, 0.0), nn.Linear(3, 2)).eval()
+    with torch.no_grad(), count_operations(net, "inside", 1) as counter:
+        net(torch.rand(4, 3))
+    assert counter.kinds() == {"0": "real", "2": "zeros alone"}
+    assert [x.layer.input_kind for x in counter.counts().layers] == ["real", "spikes"]
+    with torch.no_grad(), count_operations(net, "inside", 1) as counter:
+        counter.declared = {"2": "real"}
+        net(torch.rand(4, 3))
+    assert [x.layer.input_kind for x in counter.counts().layers] == ["real", "real"]
+
+
+def test_a_step_is_not_taken_for_an_image() -> None:
+    torch.manual_seed(3)
+    net = foreign.Transposed().eval()
+    with pytest.raises(TserError, match="keeps its state"), count_operations(net):
+        net(torch.rand(2, 2, 6, 6) * 2)
+    with torch.no_grad(), count_operations(net, timesteps=1) as counter:
+        net(torch.rand(2, 2, 6, 6) * 2)
+    assert counter.counts().timesteps == 1

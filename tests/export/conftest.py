@@ -39,7 +39,7 @@ class Student:
 
 def build_small(kind: str, neuron: NeuronConfig | None) -> Classifier:
     """A residual, SEW or VGG network of a few thousand weights."""
-    build = Build(*SHAPE, 10, activation_factory(neuron), neuron is not None, large_stem=False)
+    build = Build(*SHAPE, 10, activation_factory(neuron), neuron is not None, stem="small")
     if kind == "vgg":
         return Vgg(build, (8, POOL, 16, POOL))
     sew = kind == "sew"

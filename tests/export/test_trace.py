@@ -76,6 +76,12 @@ def test_every_definition_has_a_graph(name: str) -> None:
     assert {source for source, _ in graph.edges} <= known
 
 
+def test_the_stem_without_a_pool_can_be_written_as_nir() -> None:
+    graph = graph_of(named("resnet20", height=32, width=32, stem="medium"), (1, 32, 32))
+    assert graph.nodes[0].shape == (16, 16, 16)
+    nir_file.check(graph)
+
+
 def test_a_pool_that_averages_nothing_is_left_out() -> None:
     nodes = graph_of(named("resnet18")).nodes
     assert [node.name for node in nodes if isinstance(node, Pool)] == []

@@ -290,6 +290,8 @@ def test_a_quantised_student_is_evaluated_exported_and_quantised_no_further(
     code, out, err = tser("export", "--run", quantised, "--format", "onnx", "--output", path)
     assert code == 0, out + err
     assert "in 32-bit floating point" in (tmp_path / "README.md").read_text()
+    priced = ("energy", tmp_path / "energy.csv", "--run", quantised, "--profile")
+    assert tser(*priced, "horowitz-45nm-int8")[0] == 0
     code, _, err = tser("quantize", "--run", quantised, "--bits", 4)
     assert code == 2
     assert "8 bits already" in err

@@ -158,7 +158,7 @@ def test_a_damaged_model_file(run: Path, tser: Invoke, tmp_path: Path, damage: s
         (("evaluate", "--output", "file/x.csv"), "can't be written"),
         (("evaluate", "--timesteps", "0"), "--timesteps"),
         (("evaluate", "--early-exit", "2"), "--early-exit"),
-        (("energy", "report.json"), "different names"),
+        (("energy", "report.json"), "call it report.csv"),
         (("energy", "report.csv", "--per-image", "report.csv"), "different names"),
         (("energy", "folder.csv"), "is a folder"),
     ],
@@ -210,3 +210,30 @@ def test_an_output_folder_that_is_a_file(run: Path, tser: Invoke, tmp_path: Path
     code, _, err = tser("energy", str(tmp_path / "file" / "report.csv"), "--run", str(run))
     assert code == 2
     assert "can't be written" in err
+
+
+def test_conventions_and_the_rival_of_a_run_and_its_audit(
+    run: Path, tser: Invoke, tmp_path: Path
+) -> None:
+    plain, table = tmp_path / "plain.csv", tmp_path / "report.csv"
+    assert tser("energy", str(plain), "--run", str(run), "--images", "40")[0] == 0
+    code, out, _ = tser(
+        *("energy", str(table), "--run", str(run), "--images", "40"),
+        *("--conventions", "--fair-rival"),
+    )
+    assert code == 0
+    assert table.read_bytes() == plain.read_bytes()
+    compared = {row["convention"]: row for row in read(tmp_path / "report_conventions.csv")}
+    total = read(table)[-1]
+    # The second, detailed count of any network's operations says the same as the first.
+    assert float(compared["exact"]["energy_pj"]) == pytest.approx(float(total["energy_pj"]))
+    assert float(compared["formula"]["energy_pj"]) == pytest.approx(
+        float(total["energy_formula_pj"])
+    )
+    assert "activations of 2 bits" in out
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert document["fair_rival"]["timesteps"] == 3
+    _, out, _ = tser("audit", "--run", str(run))
+    # One epoch leaves whole layers silent, which the audit says; nothing else is wrong with it.
+    found = [line for line in out.splitlines() if line.startswith("finding: ")]
+    assert all(line.startswith("finding: firing: ") for line in found)

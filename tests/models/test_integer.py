@@ -111,6 +111,13 @@ def test_the_network_itself_is_left_alone(build_lively: Build) -> None:
     assert type(model.conv1) is QuantisedConv2d
 
 
+def test_batches_shrink_with_the_images() -> None:
+    sizes = [integer.batch_size(side, side) for side in (8, 32, 224)]
+    assert sizes == [256, 16, 4]
+
+
 def test_a_network_of_floats_is_returned_itself(build_lively: Build) -> None:
     model = build_lively()
     assert integer.integer(model) is model
+    assert not integer.has_integer_layers(model)
+    assert integer.has_integer_layers(integer.integer(quantise(model, 8)))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tser_cli.energy import counting
 from tser_cli.models import Classifier
 from tser_cli.models.quantised import (
     QuantisedConv2d,
@@ -84,6 +85,13 @@ def test_the_first_and_last_layer_keep_eight_bits(build_lively: Build) -> None:
     assert model.conv1.bits == model.fc.bits == 8
     inner = [m.bits for m in model.modules() if isinstance(m, QuantisedConv2d)][1:]
     assert set(inner) == {4}
+
+
+def test_integer_weights_count_as_a_byte_each(build_lively: Build) -> None:
+    model = quantise(build_lively(), 4)
+    with counting(model, model.input_kinds()) as counter:
+        model(torch.randn(1, 1, 8, 8), timesteps=2)
+    assert {layer.layer.weight_bytes for layer in counter.counts().layers} == {1}
 
 
 def test_the_network_computes_with_rounded_weights(build_lively: Build) -> None:

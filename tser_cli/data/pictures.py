@@ -1,4 +1,4 @@
-"""Images of any size, made fit for a network."""
+"""Image files that are named one by one, made fit for a network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tser_cli.data.image_files import SUFFIXES, image_files
+from tser_cli.data.image_files import SUFFIXES, image_files, read_image
 from tser_cli.data.transforms import RESIZE_RATIO
 from tser_cli.errors import DataError
 
@@ -16,7 +16,7 @@ SMALL_SIDE = 64  # up to it, nothing is cropped away at the rim
 
 
 def picture_files(names: Iterable[str]) -> list[Path]:
-    """Return the files that `names` stand for: a folder is searched to its depth, in order.
+    """The files that `names` stand for: a folder is searched to its depth, in order of names.
 
     Raises DataError for a folder without images; a file that is not there is found out on reading.
     """
@@ -26,25 +26,29 @@ def picture_files(names: Iterable[str]) -> list[Path]:
         if not path.is_dir():
             files.append(path)
             continue
-        found = image_files(path.parent, path.name)
+        found = image_files(path, ".")
         if not found:
             raise DataError(f"{path} has no images ({', '.join(SUFFIXES)})")
-        files += sorted(path.parent / os.fsdecode(file) for file in found)
+        files += [path / os.fsdecode(file) for file in found]
     return files
 
 
-def fitted(image_CHW: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """A uint8 image in the network's size.
+def fitted_picture(path: Path, shape: tuple[int, int, int], shorter: int = 0) -> torch.Tensor:
+    """The image file as uint8 [C, H, W] of that shape. Raises DataError where it can't be read.
 
-    One of that size stays as it is. Any other is resized until its shorter side is that of the
-    network (above 64 pixels 256 / 224 of it, as evaluation does it), then cropped to its middle.
+    Colours become grey for one channel, grey becomes RGB for three, transparency is dropped. An
+    image of another size is resized until its shorter side has `shorter` pixels, then cropped to
+    its middle; 0 means the network's side, or 256 / 224 of it above 64 pixels, as for ImageNet.
     """
-    if tuple(image_CHW.shape[1:]) == (height, width):
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise DataError(f"the network takes {channels} channels; pictures have 1 or 3")
+    image_CHW = read_image(path, channels)
+    if image_CHW.shape == shape:
         return image_CHW
     from torchvision.transforms import v2
 
     ratio = RESIZE_RATIO if max(height, width) > SMALL_SIDE else 1.0
-    shorter = round(min(height, width) * ratio)
-    resize = v2.Compose([v2.Resize(shorter, antialias=True), v2.CenterCrop([height, width])])
-    result: torch.Tensor = resize(image_CHW)
+    side = shorter or round(min(height, width) * ratio)
+    result: torch.Tensor = v2.Compose([v2.Resize(side), v2.CenterCrop([height, width])])(image_CHW)
     return result

@@ -6,7 +6,7 @@ from tser_cli.energy.joules import energy_per_step, energy_up_to, mean_energy
 from tser_cli.energy.network_counter import NetworkCounter, count_operations
 from tser_cli.energy.profiles import (
     DEFAULT_PROFILE,
-    INTEGER_PROFILE,
+    INT8_PROFILE,
     PROFILES,
     Profile,
     load_profile,
@@ -15,7 +15,7 @@ from tser_cli.energy.table import Labels, energy_rows, sidecar
 
 __all__ = [
     "DEFAULT_PROFILE",
-    "INTEGER_PROFILE",
+    "INT8_PROFILE",
     "PROFILES",
     "Counts",
     "Labels",

@@ -248,13 +248,21 @@ def _refuse_neurons_of_others(model: nn.Module) -> None:
             )
 
 
+def stored_bytes(layer: nn.Conv2d | nn.Linear) -> int:
+    """Return the size of a stored weight: what the layer says of it, or that of its parameter.
+
+    Layers that are trained with integer weights keep them as floats, and say `weight_bytes`.
+    """
+    return int(getattr(layer, "weight_bytes", layer.weight.element_size()))
+
+
 def _record(name: str, module: nn.Conv2d | nn.Linear, kind: str) -> Record:
     bias = module.bias
     return Record(
         name=name,
         type=CONV if isinstance(module, nn.Conv2d) else LINEAR,
         kind=kind,
-        weight_bytes=module.weight.element_size(),
+        weight_bytes=stored_bytes(module),
         bias_bytes=0 if bias is None else bias.element_size(),
     )
 

@@ -42,6 +42,11 @@ NO_TIME = (
     "time when it is called so, or no spike arrives"
 )
 
+KEEPS_STATE = (
+    "the network keeps its state from one call to the next, so that a call may be one time step of "
+    "several; say how many time steps an image has, with timesteps or -T: 1 if a call is an image"
+)
+
 
 def find_plan(
     network: nn.Module,
@@ -118,9 +123,18 @@ def check(
     """Return the plan for one presentation, once the data have confirmed it. Raises TserError."""
     steps = timesteps if presentation.layout == INSIDE else len(presentation.x_TN)
     plan = make_plan(network, presentation, steps)
+    if not steps and plan.timesteps == 1 and _keeps_state(network, plan, presentation.of(2)):
+        raise TserError(KEEPS_STATE)
     if not confirm(network, plan, presentation.of(2)) and not certain:
         raise TserError(NO_TIME)
     return plan
+
+
+def _keeps_state(network: nn.Module, plan: Plan, two: Presentation) -> bool:
+    """Return whether a second call differs from the first, with no reset in between."""
+    made = fresh_copy(network)
+    first, second = (observe(made, plan, two)[0] for _ in range(2))
+    return any(bool(changes(first[key], second[key]).any()) for key in first)
 
 
 def confirm(network: nn.Module, plan: Plan, two: Presentation) -> bool:

@@ -12,7 +12,7 @@ States are reset before each batch, by the library that the neurons belong to.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -44,7 +44,8 @@ class NetworkCounter:
 
     `kinds_met`: of each layer, in how many calls it was fed with what ("": zeros alone). `plan`:
     what was found out about the network, None before its first call. `others`: norms, pools and
-    neurons as syops counts them, where it is `detailed`.
+    neurons as syops counts them, where it is `detailed`. `declared`: what feeds layers that met
+    nothing but zeros; spikes, where it does not say.
     """
 
     def __init__(self, network: nn.Module, layout: str, timesteps: int, detailed: bool) -> None:
@@ -53,6 +54,7 @@ class NetworkCounter:
         self.network, self.layout, self.detailed = network, layout, detailed
         self.plan: Plan | None = None
         self.kinds_met: dict[str, Counter[str]] = {}
+        self.declared: Mapping[str, str] = {}
         self.others = Auxiliary()
         self._records: dict[tuple[str, str, int], Record] = {}
         self._firing: dict[str, Firing] = {}
@@ -133,10 +135,17 @@ class NetworkCounter:
             updates[owners.get(name, "")] += firing.updates
         layers = []
         for record in self._records.values():
-            record.kind = record.kind or SPIKES
+            record.kind = record.kind or self.declared.get(record.name, SPIKES)
             layers.append(layer_counts(record, self._timesteps, updates[record.name]))
         neurons = [f.counts(self._timesteps, self._images) for f in self._firing.values()]
         return Counts(self._timesteps, sum(self._images), tuple(layers), tuple(neurons))
+
+    def kinds(self) -> dict[str, str]:
+        """Return what feeds each layer, as it was found; "zeros alone" where nothing else came."""
+        return {
+            record.name: record.kind if any(self.kinds_met[record.name]) else "zeros alone"
+            for record in self._records.values()
+        }
 
     def differing(self) -> dict[str, dict[str, int]]:
         """Return the layers that were fed with one kind in some calls and another in others."""

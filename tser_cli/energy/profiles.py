@@ -47,7 +47,7 @@ class Profile(Section):
 
 
 DEFAULT_PROFILE = "horowitz-45nm-fp32"
-INTEGER_PROFILE = "horowitz-45nm-int8"  # of a student whose weights are integers of 8 bits or less
+INT8_PROFILE = "horowitz-45nm-int8"
 
 PROFILES = {
     profile.name: profile
@@ -106,9 +106,9 @@ PROFILES = {
 
 def check_precision(profile: Profile, weight_bits: int, assume_int8: bool) -> None:
     """Raise ConfigError where int8 arithmetic would price wider weights, unless that is meant."""
-    if profile.name == INTEGER_PROFILE and weight_bits > 8 and not assume_int8:
+    if profile.name == INT8_PROFILE and weight_bits > 8 and not assume_int8:
         raise ConfigError(
-            f"--profile {INTEGER_PROFILE}: the weights have {weight_bits} bits, and "
+            f"--profile {INT8_PROFILE}: the weights have {weight_bits} bits, and "
             "arithmetic on 8 bits is not what they cost; quantise the network, or say --assume-int8"
         )
 

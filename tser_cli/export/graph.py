@@ -109,7 +109,8 @@ class Facts:
     """What a file says of itself besides its graph.
 
     `mean` and `std`, one a channel, are of pixels scaled to 0..1: the graph takes
-    (pixels / 255 - mean) / std. `more`: further facts, such as the run's name.
+    (pixels / 255 - mean) / std. `shorter`: what an image's shorter side is scaled to before the
+    central crop, 0 for 256 / 224 of the input's. `more`: further facts, such as the run's name.
     """
 
     model: str
@@ -118,6 +119,7 @@ class Facts:
     std: tuple[float, ...]
     classes: tuple[str, ...]
     timesteps: int
+    shorter: int = 0
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -161,6 +163,7 @@ def metadata(graph: Graph) -> dict[str, str]:
         "input_shape": json.dumps(list(graph.input_shape)),
         "mean": json.dumps(list(facts.mean)),
         "std": json.dumps(list(facts.std)),
+        "shorter_side": str(facts.shorter),
         "normalisation": "(pixel / 255 - mean) / std, by channel",
         "classes": json.dumps(list(facts.classes)),
         "timesteps": str(facts.timesteps),

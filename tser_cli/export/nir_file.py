@@ -36,7 +36,7 @@ def check(graph: Graph) -> None:
         if isinstance(node, Pool) and node.largest:
             raise ExportError(
                 f"NIR has no max pool, and {graph.facts.model} has one ({node.name}). Export to "
-                "onnx, or distil a residual or SEW student with --set model.stem=small"
+                "onnx, or distil a residual or SEW student with --set model.stem=medium"
             )
         if isinstance(node, Neuron) and node.reset is None:
             raise ExportError(

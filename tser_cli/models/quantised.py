@@ -73,6 +73,7 @@ class QuantisedConv2d(nn.Conv2d):
     """A convolution that rounds its weights at every call; the parameter stays a float."""
 
     bits: int
+    weight_bytes = 1  # as they are stored for inference, those of 4 bits too
 
     def forward(self, input: Tensor) -> Tensor:
         weight = quantised(self.weight, self.bits)
@@ -84,6 +85,7 @@ class QuantisedLinear(nn.Linear):
     """A linear layer that rounds its weights at every call; the parameter stays a float."""
 
     bits: int
+    weight_bytes = 1  # as they are stored for inference, those of 4 bits too
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, quantised(self.weight, self.bits), self.bias)

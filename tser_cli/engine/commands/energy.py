@@ -112,7 +112,7 @@ def _beyond(opened: FinishedRun, request: EnergyRequest, profile: Profile) -> Be
     model, context, timesteps = opened.loaded.model, opened.context, opened.config.model.timesteps
     inputs = test_images(context, request.images)
     subject = NetworkRequest(opened.run.name, timesteps=timesteps, layout=INSIDE)
-    _, counter = count(model, inputs, subject, detailed=True)
+    _, counter = count(model, inputs, subject, True, model.input_kinds())
     return go_beyond(request.output, counter.counts(), counter.others, profile, request.wanted)
 
 

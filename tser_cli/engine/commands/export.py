@@ -91,6 +91,7 @@ def graph_of(opened: FinishedRun) -> Graph:
         std=spec.std,
         classes=opened.loaded.classes or spec.classes,
         timesteps=opened.config.model.timesteps,
+        shorter=spec.shorter,
         more=more,
     )
     return trace(opened.loaded.model, spec.image_shape, facts)

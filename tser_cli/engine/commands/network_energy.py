@@ -88,7 +88,7 @@ def measure_network(request: NetworkEnergyRequest) -> NetworkEnergyResult:
         inputs=inputs.name,
         rows=rows,
         document=document,
-        kinds={layer.layer.name: layer.layer.input_kind for layer in counts.layers},
+        kinds=counter.kinds(),
         differing=counter.differing(),
         uncounted=uncounted,
         beyond=beyond,
@@ -108,12 +108,16 @@ def weight_bits(network: nn.Module) -> int:
 
 
 def count(
-    network: nn.Module, inputs: Inputs, request: NetworkRequest, detailed: bool
+    network: nn.Module,
+    inputs: Inputs,
+    request: NetworkRequest,
+    detailed: bool,
+    declared: dict[str, str] | None = None,
 ) -> tuple[Plan, NetworkCounter]:
-    """Find the layout, and count all batches. Raises TserError."""
+    """Find the layout, and count all batches; `declared`: see NetworkCounter. Raises TserError."""
     plan = find_layout(network, inputs.first()[0], request)
     with torch.no_grad(), count_operations(network, plan.layout, plan.timesteps, detailed) as made:
-        made.plan = plan
+        made.plan, made.declared = plan, declared or {}
         for images, _ in inputs.batches():
             presented(plan.layout, images, plan.timesteps, network).call(network)
     return plan, made

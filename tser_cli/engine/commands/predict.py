@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tser_cli.data.image_files import read_image
-from tser_cli.data.pictures import fitted, picture_files
+from tser_cli.data.pictures import fitted_picture, picture_files
 from tser_cli.data.transforms import normalise
 from tser_cli.energy import Counts, counting
 from tser_cli.engine.evaluation.per_timestep import cumulative_mean, logits_of
@@ -88,7 +87,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A network with what it needs to know of pictures.
+    """A network with what it needs to know of pictures; `shorter` as for `fitted_picture`.
 
     `answer`: normalised images [N, C, H, W] -> logits [T, N, K] and, of each image, synaptic
     operations and multiply-accumulates [2, N], or None where they can't be counted.
@@ -96,6 +95,7 @@ class Predictor:
 
     source: str
     shape: tuple[int, int, int]
+    shorter: int
     mean: Sequence[float]
     std: Sequence[float]
     classes: Sequence[str]
@@ -144,7 +144,8 @@ def run_predictor(request: PredictRequest) -> Predictor:
 
     classes = opened.loaded.classes or spec.classes
     source = str(opened.run.folder)
-    return Predictor(source, spec.image_shape, spec.mean, spec.std, classes, answer)
+    known = (spec.image_shape, spec.shorter, spec.mean, spec.std)
+    return Predictor(source, *known, classes, answer)
 
 
 def operations(counts: Counts) -> Tensor:
@@ -162,6 +163,7 @@ def onnx_predictor(path: Path) -> Predictor:
         facts = session.get_modelmeta().custom_metadata_map
         known = {key: json.loads(facts[key]) for key in ("mean", "std", "classes", "input_shape")}
         steps, stateful = int(facts["timesteps"]), facts["stateful"] == "true"
+        shorter = int(facts["shorter_side"])
         first = json.loads(facts["first_potentials"])
     except Exception as error:  # onnxruntime's own errors have no common base
         raise ConfigError(
@@ -177,7 +179,8 @@ def onnx_predictor(path: Path) -> Predictor:
 
     channels, height, width = known["input_shape"]
     shape = (channels, height, width)
-    return Predictor(str(path), shape, known["mean"], known["std"], known["classes"], answer)
+    normal = (known["mean"], known["std"])
+    return Predictor(str(path), shape, shorter, *normal, known["classes"], answer)
 
 
 def _stepwise(session: Any, images: Any, steps: int, first: dict[str, float]) -> Any:
@@ -204,8 +207,7 @@ def _batch_answers(
     errors: dict[int, str] = {}
     for position, path in enumerate(files):
         try:
-            picture = read_image(path, predictor.shape[0])
-            read[position] = fitted(picture, *predictor.shape[1:])
+            read[position] = fitted_picture(path, predictor.shape, predictor.shorter)
         except DataError as error:
             errors[position] = str(error)
     said: dict[int, Prediction] = {}

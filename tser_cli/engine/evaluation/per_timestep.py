@@ -24,7 +24,7 @@ from tser_cli.engine.runtime.processes import Runtime
 from tser_cli.engine.runtime.stop import StopRequest
 from tser_cli.losses.functional import entropy
 from tser_cli.models import Classifier
-from tser_cli.models.integer import integer
+from tser_cli.models.integer import batch_size, has_integer_layers, integer
 
 
 @dataclass(frozen=True)
@@ -258,13 +258,18 @@ def evaluate_split(
     `images`: take only so many, evenly spread over the split, since the images of a folder are
     sorted by class; 0 takes all. Raises Interrupted between batches once `stop` is requested.
     """
-    runtime = context.runtime
+    runtime, config = context.runtime, context.config
+    if runtime.device.type == "cpu" and config.performance.integer_kernels:
+        model = integer(model)
+        if has_integer_layers(model) and not config.training.eval_batch_size:
+            spec = context.dataset.spec
+            config = config.updated(
+                {"training.eval_batch_size": batch_size(spec.height, spec.width)}
+            )
     loader: Iterable[Batch] = build_eval_loader(
-        context.dataset, split, context.config, rank=runtime.rank, world=runtime.world
+        context.dataset, split, config, rank=runtime.rank, world=runtime.world
     )
     check_stop = make_check_stop(stop, runtime) if stop else None
-    if runtime.device.type == "cpu" and context.config.performance.integer_kernels:
-        model = integer(model)
     if images:
         loader = list(_chosen(loader, len(context.dataset.test), images))
     return evaluate(model, loader, runtime, timesteps, teacher, check_stop, count)

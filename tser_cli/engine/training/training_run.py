@@ -13,7 +13,7 @@ import tomli_w
 
 from tser_cli.config import FLOAT_BITS, Config, method_label
 from tser_cli.data.loaders import build_train_loader
-from tser_cli.energy import DEFAULT_PROFILE, INTEGER_PROFILE, Labels, load_profile
+from tser_cli.energy import DEFAULT_PROFILE, INT8_PROFILE, Labels, load_profile
 from tser_cli.engine.evaluation.operation_counts import EnergyReport, Price, write_energy
 from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, evaluate_split
 from tser_cli.engine.runs import find_runs, model_files, run_folder
@@ -240,7 +240,7 @@ def _write_results(
 
 def profile_of(config: Config) -> str:
     """Return the profile that charges a student's arithmetic: by the bits of its weights."""
-    return DEFAULT_PROFILE if config.model.weight_bits == FLOAT_BITS else INTEGER_PROFILE
+    return DEFAULT_PROFILE if config.model.weight_bits == FLOAT_BITS else INT8_PROFILE
 
 
 def _write_answers(run: Run, answers: Answers) -> None:
