@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import typer
 from typer.core import TyperGroup
@@ -193,3 +194,23 @@ def test_the_page_sums_energies_right(tmp_path: Path) -> None:
     command = [sys.executable, "-c", program + "\nprint(round(by_layer.sum(), 6))"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == "10.8", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("digits/results/main_job.csv", ("teacher_accuracy", "accuracy_at_1", "accuracy")),
+        ("fashion-mnist/results/resnet20.csv", ("accuracy_at_1", "accuracy_at_2", "accuracy")),
+        ("ablations/results/fashion-mnist_components_early_exit.csv", ("exit_val_accuracy",)),
+    ],
+)
+def test_figures_outside_the_made_tables_are_those_of_their_csv(
+    name: str, columns: tuple[str, ...]
+) -> None:
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    table = pd.read_csv(ROOT / "recipes" / name)
+    groups = table.groupby(table["method"] if "method" in table else [0] * len(table))
+    for column in columns:
+        means, deviations = 100 * groups[column].mean(), 100 * groups[column].std()
+        for mean, deviation in zip(means, deviations, strict=True):
+            assert f"{mean:.2f} ± {deviation:.2f}" in text
