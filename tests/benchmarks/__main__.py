@@ -1,4 +1,4 @@
-"""Measure what this machine can of the table in README.md, and print it.
+"""Measure what this machine can of the table in docs/performance.md, and print it.
 
     python -m tests.benchmarks [--rounds 7] [--only GROUP] [--scaling]
 

@@ -88,7 +88,8 @@ def break_disk(moments: Moments) -> None:
 
     def opened(self: Path, mode: str = "r", *args: Any, **more: Any) -> Any:
         stream = path_open(self, mode, *args, **more)
-        act = moments.due("write") if mode == "wb" and self.parent.name == CHECKPOINTS else None
+        writes = mode == "xb" and self.parent.name == CHECKPOINTS
+        act = moments.due("write") if writes else None
         return HalfWritten(stream, act) if act else stream
 
     def replaced(self: Path, target: Any) -> Any:
