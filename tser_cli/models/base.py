@@ -42,9 +42,11 @@ class Classifier(nn.Module):
 
     `stem_once` False computes the stem T times, as a plain SNN does. `save_memory` computes
     residual blocks (ResNet) or layers between pools (VGG) again for the backward pass.
+    `norms_follow`: each norm is named right after the convolution whose output it reads.
     """
 
     spiking: bool
+    norms_follow = False
     stem_once = True
     save_memory = False
 
@@ -56,9 +58,12 @@ class Classifier(nn.Module):
         """From the first activation on, time folded into the batch -> logits [T*N, K]."""
         raise NotImplementedError
 
-    def input_kinds(self) -> dict[str, str]:
-        """What feeds each Conv2d and Linear: "real", "spikes" or "sums" (sums of spikes)."""
-        raise NotImplementedError
+    def input_kinds(self) -> dict[str, str] | None:
+        """What feeds each Conv2d and Linear: "real", "spikes" or "sums" (sums of spikes).
+
+        None where the network does not say; it is then found from the data.
+        """
+        return None
 
     def stage_names(self) -> tuple[str, ...]:
         """The submodules whose outputs feature methods compare; () where there are none."""

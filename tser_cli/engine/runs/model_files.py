@@ -14,14 +14,14 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from tser_cli import registry
 from tser_cli.config import FLOAT_BITS, Config, ModelConfig, NeuronConfig
 from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs.checkpoints import read_tensors
+from tser_cli.engine.runs.foreign_weights import recognise, unwrapped
 from tser_cli.errors import CheckpointError, ConfigError
 from tser_cli.files import sha256, write_whole
 from tser_cli.models import Classifier, build_model
-from tser_cli.models.base import check_fits, load_weights
+from tser_cli.models.base import load_weights
 from tser_cli.models.quantised import quantise
 
 # What to do about a network that does not fit the data, by its role.
@@ -91,32 +91,22 @@ def write(path: Path, model: Classifier, metadata: dict[str, str]) -> str:
     return save_model(path, model.state_dict(), metadata)
 
 
-def read(path: Path, spec: DataSpec) -> Loaded:
+def read(path: Path, spec: DataSpec, stem: str = "auto") -> Loaded:
     """The network of a model file; `spec` is what it is to be used on.
 
-    A file without a description (a plain state dict) is tried as each ANN of the registry. Raises
-    CheckpointError.
+    A file without a description (a plain state dict) is tried as each ANN of the registry, with
+    `stem` first. Raises CheckpointError.
     """
     state, metadata, digest = load_model(path)
+    source = str(path.resolve())
     if "tser" in metadata:
         name, model = _from_description(metadata["tser"], path)
         load_weights(model, state, str(path))
         classes = tuple(str(label) for label in json.loads(metadata["tser"])["classes"])
-        return Loaded(model, name, str(path.resolve()), digest, classes)
-    for name, entry in registry.MODELS.items():
-        if entry.spiking_only:
-            continue
-        model = build(name, spec, Config(), spiking=False)
-        try:
-            check_fits(model, state, str(path))
-        except CheckpointError:
-            continue
-        load_weights(model, state, str(path))
-        return Loaded(model, name, str(path.resolve()), digest)
-    raise CheckpointError(
-        f"{path} does not say which network it is, and fits no ANN for {spec.num_classes} classes "
-        f"of {spec.channels} x {spec.height} x {spec.width} images"
-    )
+        return Loaded(model, name, source, digest, classes)
+    name, model, state = recognise(state, spec, stem, path)
+    load_weights(model, state, str(path))
+    return Loaded(model, name, source, digest)
 
 
 def _from_description(text: str, path: Path) -> tuple[str, Classifier]:
@@ -187,7 +177,7 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
         state, metadata = _parse_safetensors(content, path)
     else:
         state, metadata = _state_dict(read_tensors(content, path), path), {}
-    return state, metadata, sha256(content)
+    return state if "tser" in metadata else unwrapped(state), metadata, sha256(content)
 
 
 def _parse_safetensors(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -208,18 +198,31 @@ def _state_dict(document: dict[str, Any], path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is a state to resume a run from, not a model; name the run's folder instead"
         )
-    for key in ("model", "state_dict"):
-        if isinstance(document.get(key), dict):
-            document = document[key]
-            break
-    if not document or not all(isinstance(value, Tensor) for value in document.values()):
+    nested = (document.get(key) for key in ("model", "state_dict", *document))
+    inner = next((part for part in nested if _is_state_dict(part)), None)
+    state = document if _is_state_dict(document) else inner
+    if state is None:
         raise CheckpointError(f"{path} holds no state dict of named tensors")
-    return {name.removeprefix("module."): value for name, value in document.items()}
+    return state
+
+
+def _is_state_dict(document: Any) -> bool:
+    return (
+        isinstance(document, dict)
+        and bool(document)
+        and all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in document.items()
+        )
+    )
 
 
 def freeze(model: Classifier) -> Classifier:
     """Put `model` into eval mode and take its gradients away; return it."""
     return model.eval().requires_grad_(False)
+
+
+def _device_of(model: Classifier) -> torch.device:
+    return next((value.device for value in model.parameters()), torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -228,15 +231,17 @@ def check_network(loaded: Loaded, role: str, spec: DataSpec) -> None:
 
     `role` is "teacher" or "student", for the message.
     """
-    weight = next(p for p in loaded.model.parameters() if p.ndim == 4)
-    if weight.shape[1] != spec.channels:
+    weight = next((p for p in loaded.model.parameters() if p.ndim == 4), None)
+    if weight is not None and weight.shape[1] != spec.channels:
         raise CheckpointError(
             f"the {role} {loaded.source} takes {weight.shape[1]} input channels, "
             f"{spec.name} has {spec.channels}. {ANOTHER[role]}"
         )
     was_training = loaded.model.training
     try:
-        logits = loaded.model.eval()(torch.zeros(1, *spec.image_shape, device=weight.device))
+        logits = loaded.model.eval()(
+            torch.zeros(1, *spec.image_shape, device=_device_of(loaded.model))
+        )
     except RuntimeError as error:  # its maps become too small, or its head expects other ones
         raise CheckpointError(
             f"the {role} {loaded.source} can't take the {spec.height} x {spec.width} images of "

@@ -13,6 +13,12 @@ from tser_cli.engine.runs.find_runs import all_runs, open_run
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runtime.context import Context
+from tser_cli.engine.teachers.elsewhere import (
+    build_teacher,
+    check_from_elsewhere,
+    is_function,
+    renormalised,
+)
 from tser_cli.engine.teachers.fits import check_architecture, fitting_teacher
 
 PRETRAINED_ON = "imagenet"
@@ -30,14 +36,18 @@ def find_fitting(context: Context, runs_dir: Path) -> Loaded | None:
 def find_teacher(config: Config, spec: DataSpec, runs_dir: Path) -> Loaded | None:
     """Return the teacher that `model.teacher` names, or None where one must be trained first.
 
-    The name is a path to a run or model file. Else it is an architecture: of that the newest
-    finished teacher on the same data set and validation split is taken, or, for ImageNet,
-    torchvision's weights. Raises ConfigError or CheckpointError.
+    The name is a path to a run or model file, or MODULE:FUNCTION. Else it is an architecture: of
+    that the newest finished teacher on the same data set and validation split is taken, or, for
+    ImageNet, torchvision's weights. Raises ConfigError or CheckpointError.
     """
     name = config.model.teacher
     path = existing_path(name)
+    check_from_elsewhere(config.model, path)
     if path is not None:
-        return model_files.read(open_run(path).model_file if path.is_dir() else path, spec)
+        file = open_run(path).model_file if path.is_dir() else path
+        return renormalised(model_files.read(file, spec, config.model.stem), config, spec)
+    if is_function(name):
+        return renormalised(build_teacher(config.model), config, spec)
     check_architecture(name)
     run = newest_teacher(config, runs_dir)
     if run is not None:

@@ -11,6 +11,7 @@ from tser_cli.engine.runs import model_files
 from tser_cli.engine.runs.model_files import Loaded, freeze
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runtime.context import Context
+from tser_cli.engine.teachers.elsewhere import is_function, renormalised
 from tser_cli.engine.teachers.fits import fitting_teacher
 from tser_cli.errors import CheckpointError, ConfigError
 
@@ -48,7 +49,14 @@ def read_run_teacher(run: Run, spec: DataSpec) -> Loaded | None:
     recorded = recorded_teacher(run)
     if recorded is None:
         return None
-    loaded = fitting_teacher(model_files.read(Path(recorded.source), spec), spec)
+    if is_function(recorded.model):
+        raise CheckpointError(
+            f"the teacher of {run.folder} is built by {recorded.model}, code that a run never "
+            "imports by itself"
+        )
+    config = run.config()
+    found = model_files.read(Path(recorded.source), spec, config.model.stem)
+    loaded = fitting_teacher(renormalised(found, config, spec), spec)
     if loaded.sha256 != recorded.sha256:
         raise CheckpointError(
             f"{recorded.source}, the teacher of {run.folder}, has changed since that run began. "

@@ -165,7 +165,7 @@ def distillation(
     name = config.method.name
     needs_teacher = registry.METHODS[name].needs_teacher
     assert teacher is not None or not needs_teacher, "the engine provides the teacher"
-    if teacher is not None and config.performance.fold_teacher:
+    if teacher is not None and config.performance.fold_teacher and teacher.norms_follow:
         teacher = folded(teacher)
     task = Task(
         student,
