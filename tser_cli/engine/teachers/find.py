@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 from tser_cli import recipe, registry
@@ -13,6 +12,7 @@ from tser_cli.engine.runs.find_runs import all_runs, open_run
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runtime.context import Context
+from tser_cli.engine.runtime.whole_paths import existing_path
 from tser_cli.engine.teachers.elsewhere import (
     build_teacher,
     check_from_elsewhere,
@@ -54,18 +54,6 @@ def find_teacher(config: Config, spec: DataSpec, runs_dir: Path) -> Loaded | Non
         return model_files.read(run.model_file, spec)
     if config.data.name == PRETRAINED_ON:
         return model_files.pretrained(name, spec)
-    return None
-
-
-def existing_path(name: str) -> Path | None:
-    """Return the folder or file called `name`, or None; an architecture's name is never one."""
-    if name in registry.MODELS:
-        return None
-    # A name too long, a folder that is closed or a ~user that is unknown is no path.
-    with suppress(OSError, RuntimeError, ValueError):
-        path = Path(name).expanduser()
-        if path.is_dir() or path.is_file():
-            return path
     return None
 
 

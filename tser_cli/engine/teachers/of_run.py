@@ -8,6 +8,7 @@ from typing import Any
 
 from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs import model_files
+from tser_cli.engine.runs.find_runs import all_runs
 from tser_cli.engine.runs.model_files import Loaded, freeze
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runtime.context import Context
@@ -55,7 +56,7 @@ def read_run_teacher(run: Run, spec: DataSpec) -> Loaded | None:
             "imports by itself"
         )
     config = run.config()
-    found = model_files.read(Path(recorded.source), spec, config.model.stem)
+    found = model_files.read(_file_of(run, recorded), spec, config.model.stem)
     loaded = fitting_teacher(renormalised(found, config, spec), spec)
     if loaded.sha256 != recorded.sha256:
         raise CheckpointError(
@@ -63,6 +64,18 @@ def read_run_teacher(run: Run, spec: DataSpec) -> Loaded | None:
             "Put the old file back, or begin a new run with --resume never"
         )
     return loaded
+
+
+def _file_of(run: Run, recorded: RecordedTeacher) -> Path:
+    """Return the teacher's file; where it is gone, that of a teacher beside with the same hash."""
+    path = Path(recorded.source)
+    if not path.is_file():
+        # runs/student/digits/NAME: the folder of all runs may have been moved as a whole
+        for runs_dir in run.folder.resolve().parents[2:3]:
+            for other in all_runs(runs_dir, "teacher"):
+                if recorded.sha256 and other.status().get("sha256") == recorded.sha256:
+                    return other.model_file
+    return path
 
 
 def keep_teacher(run: Run, context: Context, found: Loaded) -> Loaded:
