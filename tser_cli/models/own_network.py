@@ -16,7 +16,7 @@ class OwnNetwork(Classifier):
     A spiking one is called as `module(images, timesteps)` and returns logits [T, N, K]; an ANN is
     called as `module(images)` and returns [N, K]. Methods that compare features need a method
     `stage_names()` of the module: the submodules that end its stages, whose outputs are
-    [T * N, C, H, W] with time outermost.
+    [T * N, C, H, W] with time outermost. `input_kinds()` of the module is asked too.
     """
 
     def __init__(self, module: nn.Module, spiking: bool) -> None:
@@ -34,6 +34,10 @@ class OwnNetwork(Classifier):
                 f"steps of {len(images_NCHW)} images; return [T, N, K], time outermost"
             )
         return logits_TNK
+
+    def input_kinds(self) -> dict[str, str] | None:
+        named = getattr(self.module, "input_kinds", None)
+        return None if named is None else {f"module.{name}": of for name, of in named().items()}
 
     def stage_names(self) -> tuple[str, ...]:
         named = getattr(self.module, "stage_names", tuple)

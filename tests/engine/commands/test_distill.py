@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from tser_cli import registry
 from tser_cli.config import Config
 from tser_cli.engine.commands import distill
 from tser_cli.engine.runs import find_runs, model_files
@@ -17,7 +19,8 @@ from tser_cli.engine.runs.result import RunResult, read_result
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runtime.context import Context, Options
 from tser_cli.engine.training.training_run import student_task, teacher_task
-from tser_cli.errors import CheckpointError
+from tser_cli.errors import CheckpointError, ConfigError
+from tser_cli.models.base import Build
 from tser_cli.report.csv_files import read_csv
 
 MakeConfig = Callable[..., Config]
@@ -132,3 +135,46 @@ def test_a_student_does_not_start_with_its_teacher_s_weights(
     assert student.keys() == teacher.keys()
     assert drawn
     assert not [key for key in drawn if torch.equal(student[key], teacher[key])]
+
+
+class OfOneStep(nn.Module):
+    """A network that takes no notice of the time steps."""
+
+    def __init__(self, build: Build) -> None:
+        super().__init__()
+        self.head = nn.Linear(build.height * build.width, build.num_classes)
+
+    def forward(self, images: Tensor, timesteps: int = 1) -> Tensor:
+        return self.head(images.flatten(1))
+
+
+class OfManySteps(OfOneStep):
+    """The same at every step; it names no stages."""
+
+    def forward(self, images: Tensor, timesteps: int = 1) -> Tensor:
+        return super().forward(images).repeat(timesteps, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("network", "method", "message"),
+    [
+        (OfOneStep, "tser", r"network mynet, .* the student gave \(2, 3\)"),
+        (OfManySteps, "feature", "feature compares features of stages, and the student names none"),
+    ],
+)
+def test_a_student_that_can_t_be_trained_is_refused_before_its_teacher_is(
+    distil: Distil,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    network: type[nn.Module],
+    method: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr(registry, "MODELS", dict(registry.MODELS))
+    monkeypatch.setitem(registry.TABLES, "model", registry.MODELS)
+    registry.add_model("mynet")(network)
+    changes = {"model.student": "mynet", "method.name": method, "model.timesteps": 4}
+    with pytest.raises(ConfigError, match=message):
+        distil(make_config(changes), Options(tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tser_cli.config import Config
 from tser_cli.data.base import DataSpec
-from tser_cli.engine.evaluation.input_kinds import counting_of
 from tser_cli.engine.runs import run_folder
+from tser_cli.engine.runs.input_kinds import counting_of
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.teachers.elsewhere import build_teacher, renormalised
 from tser_cli.engine.teachers.find import find_teacher

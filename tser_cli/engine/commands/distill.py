@@ -62,6 +62,9 @@ def provide_teacher(context: Context, options: Options) -> Loaded | None:
             f"no finished {config.model.teacher} teacher of {config.data.name} under "
             f"{options.runs_dir}: training one first"
         )
+        # What the student and the method are not fit for is told now, not after that training.
+        untrained = model_files.untrained(config.model.teacher, context.dataset.spec, config)
+        student_task(context, untrained)
         loaded = _train_first(context, options)
     context.progress.say(f"teacher: {loaded.name} from {loaded.source}")
     freeze(loaded.model)

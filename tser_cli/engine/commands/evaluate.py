@@ -120,6 +120,11 @@ def _steps(opened: FinishedRun, request: EvaluateRequest, exits: bool) -> list[i
         raise ConfigError(f"--timesteps: {folder} is a teacher, an ANN without time steps")
     if not spiking and exits:
         raise ConfigError(f"--early-exit: {folder} is an ANN without time steps")
+    if exits and not opened.loaded.model.steps_alone:
+        raise ConfigError(
+            f"--early-exit: {opened.loaded.name} computes all its time steps at once; a network "
+            "with stem() and body() in place of forward() can stop between them"
+        )
     return parse_timesteps(request.timesteps, opened.config.model.timesteps if spiking else 1)
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from tser_cli.data.pictures import fitted_picture, picture_files
 from tser_cli.data.transforms import normalise
 from tser_cli.energy import Counts
-from tser_cli.engine.evaluation.input_kinds import counting_of
 from tser_cli.engine.evaluation.per_timestep import cumulative_mean, logits_of
 from tser_cli.engine.runs.finished_run import open_finished, select_run
+from tser_cli.engine.runs.input_kinds import counting_of
 from tser_cli.errors import ConfigError, DataError
 from tser_cli.export.extras import needs
 from tser_cli.files import check_folder

@@ -11,7 +11,7 @@ import torch
 
 from tser_cli.data.loaders import build_eval_loader
 from tser_cli.energy import Counts, Labels, Profile, energy_rows, sidecar
-from tser_cli.engine.evaluation.input_kinds import counting_of
+from tser_cli.engine.runs.input_kinds import counting_of
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runtime.context import Context
 from tser_cli.files import write_text

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tser_cli.data.loaders import Batch, Split, build_eval_loader
 from tser_cli.energy import Counts
 from tser_cli.energy.counts import joined
-from tser_cli.engine.evaluation.input_kinds import counting_of
+from tser_cli.engine.runs.input_kinds import counting_of
 from tser_cli.engine.runtime.context import Context, make_check_stop
 from tser_cli.engine.runtime.processes import Runtime
 from tser_cli.engine.runtime.stop import StopRequest

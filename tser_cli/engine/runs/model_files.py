@@ -14,9 +14,11 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from tser_cli import registry
 from tser_cli.config import FLOAT_BITS, Config, ModelConfig, NeuronConfig
 from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs.checkpoints import read_tensors
+from tser_cli.engine.runs.contract import check_contract
 from tser_cli.engine.runs.foreign_weights import recognise, unwrapped
 from tser_cli.errors import CheckpointError, ConfigError
 from tser_cli.files import sha256, write_whole
@@ -60,7 +62,10 @@ def build(name: str, spec: DataSpec, config: Config, spiking: bool) -> Classifie
     )
     model.stem_once = config.performance.stem_once
     model.save_memory = config.performance.save_memory
-    return quantise(model, config.model.weight_bits) if spiking else model
+    model = quantise(model, config.model.weight_bits) if spiking else model
+    if not registry.is_built_in(registry.MODELS[name].target):
+        check_contract(name, model, spec, config.model.timesteps if spiking else 1)
+    return model
 
 
 def untrained(name: str, spec: DataSpec, config: Config) -> Loaded:
