@@ -211,7 +211,9 @@ def test_flat_and_split_are_inverse() -> None:
 def test_every_setting_has_a_policy() -> None:
     assert policies().keys() == Config().flat().keys()
     assert Config().policy("optimizer.lr") == Policy()
-    assert Config().policy("training.epochs") == Policy(resume=True)
+    endless = Config().updated({"schedule.name": "constant"})
+    assert endless.policy("training.epochs") == Policy(resume=True)
+    assert Config().policy("training.epochs") == Policy()
 
 
 def test_what_changes_no_result_may_change_on_resume() -> None:

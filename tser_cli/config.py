@@ -33,6 +33,7 @@ from tser_cli.sections import (
 
 __all__ = [
     "CHECKPOINT_EVERY",
+    "EPOCHS",
     "FLOAT_BITS",
     "METHOD",
     "AugmentConfig",
@@ -58,6 +59,8 @@ __all__ = [
 
 
 METHOD = "method.name"
+EPOCHS = "training.epochs"
+ENDLESS = ("constant", "step")  # schedules in which no learning rate depends on the last epoch
 
 
 def _default_method() -> MethodSettings:
@@ -107,11 +110,21 @@ class Config(Section):
         return Config.model_validate(split({**kept, **changes}))
 
     def policy(self, key: str) -> Policy:
-        """The policy of a dotted key. `data.dir` counts where it says which images there are."""
+        """The policy of a dotted key. `data.dir` counts where it says which images there are.
+
+        More epochs only make a run longer where nothing before its end knows of them.
+        """
         policy = policies().get(key, Policy())
         if key == "data.dir" and registry.DATASETS[self.data.name].own_images:
             return replace(policy, results=True, resume=False)
+        if key == EPOCHS:
+            return replace(policy, resume=self._has_no_end())
         return policy
+
+    def _has_no_end(self) -> bool:
+        # a method of a plug-in may read what part of the training is done
+        method = registry.METHODS[self.method.name]
+        return self.schedule.name in ENDLESS and registry.is_built_in(method.target)
 
     def result_settings(self) -> dict[str, Any]:
         """The settings that the results depend on, by dotted key."""

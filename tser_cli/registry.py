@@ -222,7 +222,7 @@ def add_method(settings: type[MethodSettings], make_adapters: F | None = None) -
 
 
 def add_model(name: str, spiking_only: bool = False) -> Callable[[F], F]:
-    """Register the function or class below as an architecture: `(Build) -> Classifier`.
+    """Register the function or class below as an architecture: `(Build) -> nn.Module`.
 
     Raises ConfigError where the name is taken.
     """

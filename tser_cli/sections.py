@@ -108,12 +108,18 @@ class ModelConfig(Section):
     small: 3 x 3 at stride 1. medium: 3 x 3 at stride 2, so that all that follows costs a quarter.
     large: torchvision's, 7 x 7 at stride 2 and a max-pool (ResNet), a head of 4096 (VGG).
 
-    `teacher` is an architecture, a run folder or a model file. `teacher_recipe` "" means the data
+    `teacher` is an architecture, a run folder, a model file, or MODULE:FUNCTION, found from the
+    current folder, which builds an ANN; `teacher_weights` is then a file to load into it.
+    `teacher_mean` and `teacher_std`, one a channel, of values in 0..1: how a teacher from elsewhere
+    wants its images normalised; () means as the student does. `teacher_recipe` "" means the data
     set's own, used where a teacher must be trained first. `weight_bits` 8 or 4: the student's
     weights are integers of so many bits times a scale per output channel; 32 leaves them floats.
     """
 
     teacher: Annotated[str, TEACHER_S] = "resnet34"
+    teacher_weights: str = ""
+    teacher_mean: tuple[Real, ...] = ()
+    teacher_std: tuple[Positive, ...] = ()
     teacher_recipe: str = ""
     student: str = "resnet18"
     timesteps: Annotated[int, Field(ge=1, le=1024)] = 2
@@ -124,6 +130,12 @@ class ModelConfig(Section):
     @classmethod
     def _student(cls, name: str) -> str:
         return _known("model", registry.MODELS, name)
+
+    @model_validator(mode="after")
+    def _teacher_sees(self) -> ModelConfig:
+        if len(self.teacher_mean) != len(self.teacher_std):
+            raise ValueError("model.teacher_mean and model.teacher_std go together, one a channel")
+        return self
 
 
 class NeuronConfig(Section):

@@ -83,6 +83,34 @@ def test_a_method(
     assert "ts, steps drawn towards their mean, spikes charged for" in capsys.readouterr().out
 
 
+def test_a_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        run("## Your network", monkeypatch, tmp_path)
+    finally:
+        registry.MODELS.pop("mynet", None)
+        sys.modules.pop("mynet", None)
+        plugins._loaded.clear()
+    run_folder, _ = student(tmp_path)
+    assert run_folder.name.startswith("mynet_T3")
+    assert "module.conv2,conv,spikes,AC" in (tmp_path / "energy.csv").read_text()
+
+
+def test_a_teacher(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        run("## Your teacher", monkeypatch, tmp_path)
+    finally:
+        sys.modules.pop("theirs", None)
+    run_folder, _ = student(tmp_path)
+    settings = tomllib.loads((run_folder / "config.toml").read_text())["model"]
+    assert settings["teacher"] == "theirs:build"
+    assert settings["teacher_weights"] == str(tmp_path / "theirs.pt")
+    assert not list(tmp_path.glob("runs/teacher/*/*"))
+
+
 def test_a_folder_of_image_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,17 @@ Teacher = Annotated[
     str | None,
     typer.Option(
         "--teacher",
-        help="An architecture (its newest run, or one is trained first), a run or a model file.",
+        help="An architecture (its newest run, or one is trained first), a run, a model file or "
+        "MODULE:FUNCTION.",
+        show_default=False,
+        rich_help_panel=opt.SETTINGS,
+    ),
+]
+TeacherWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher-weights",
+        help="Weights of --teacher MODULE:FUNCTION: safetensors or a state dict.",
         show_default=False,
         rich_help_panel=opt.SETTINGS,
     ),
@@ -32,6 +42,7 @@ Student = Annotated[
 
 def distill(
     teacher: Teacher = None,
+    teacher_weights: TeacherWeights = None,
     student: Student = None,
     timesteps: opt.Timesteps = None,
     dataset: opt.Dataset = None,
@@ -58,6 +69,7 @@ def distill(
     opt.check_resume(resume)
     flags = {
         "model.teacher": teacher,
+        "model.teacher_weights": teacher_weights,
         "model.student": student,
         "model.timesteps": timesteps,
         "data.name": dataset,

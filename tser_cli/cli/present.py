@@ -91,12 +91,15 @@ def show_evaluation(result: EvaluateResult, per_timestep: bool) -> None:
 
     if per_timestep:
         output().print(console.per_timestep_table(result.name, result.rows))
-    _lines([console.summary(result.rows, result.split), f"table: {result.table}"])
-    if result.figure is not None:
-        _lines([f"figure: {result.figure}"])
-    if result.early_exit_table is not None:
+    _lines([console.summary(result.rows, result.split), *_written("table", result.table)])
+    _lines(_written("figure", result.figure))
+    if result.early_exit_rows:
         output().print(energy_report.early_exit_table(result.early_exit_rows))
-        _lines([f"table: {result.early_exit_table}"])
+        _lines(_written("table", result.early_exit_table))
+
+
+def _written(what: str, path: Path | None) -> list[str]:
+    return [] if path is None else [f"{what}: {path}"]
 
 
 def show_energy(result: EnergyResult) -> None:

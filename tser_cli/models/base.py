@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from tser_cli import registry
 from tser_cli.config import NeuronConfig
-from tser_cli.errors import CheckpointError, ConfigError
+from tser_cli.errors import CheckpointError, ConfigError, TserError
 from tser_cli.models.neurons import activation_factory
 from tser_cli.models.savings import as_of_copies, computed_again
+from tser_cli.plugins import last_line
 
 SMALL_IMAGE = 64
 
@@ -37,14 +38,17 @@ class Classifier(nn.Module):
     """A network that is an ANN or an SNN by its activations alone.
 
     ANN: `model(images_NCHW)` -> logits [N, K]. SNN: `model(images_NCHW, timesteps=T)` ->
-    logits [T, N, K], for any T: a model is not bound to a number of steps. Definitions implement
-    `stem` (what is computed once an image, up to the first activation) and `body`.
+    logits [T, N, K], for any T: a model is not bound to a number of steps. Ours implement `stem`
+    (what is computed once an image, up to the first activation) and `body`; a network that has a
+    `forward` of its own needs neither, and can then do without what rests on them.
 
     `stem_once` False computes the stem T times, as a plain SNN does. `save_memory` computes
     residual blocks (ResNet) or layers between pools (VGG) again for the backward pass.
+    `norms_follow`: each norm is named right after the convolution whose output it reads.
     """
 
     spiking: bool
+    norms_follow = False
     stem_once = True
     save_memory = False
 
@@ -56,9 +60,12 @@ class Classifier(nn.Module):
         """From the first activation on, time folded into the batch -> logits [T*N, K]."""
         raise NotImplementedError
 
-    def input_kinds(self) -> dict[str, str]:
-        """What feeds each Conv2d and Linear: "real", "spikes" or "sums" (sums of spikes)."""
-        raise NotImplementedError
+    def input_kinds(self) -> dict[str, str] | None:
+        """What feeds each Conv2d and Linear: "real", "spikes" or "sums" (sums of spikes).
+
+        None where the network does not say; it is then found from the data.
+        """
+        return None
 
     def stage_names(self) -> tuple[str, ...]:
         """The submodules whose outputs feature methods compare; () where there are none."""
@@ -75,6 +82,11 @@ class Classifier(nn.Module):
             folded = self.stem(repeated(images_NCHW, timesteps))
         logits = self.body(folded, timesteps)
         return logits.reshape(timesteps, -1, logits.shape[-1])
+
+    @property
+    def steps_alone(self) -> bool:
+        """Whether single time steps can be computed, by `stem` and `body`."""
+        return type(self).stem is not Classifier.stem and type(self).body is not Classifier.body
 
     def stem_norm(self) -> nn.Module:
         """The norm inside `stem`."""
@@ -119,8 +131,28 @@ def build_model(
     build = Build(
         channels, height, width, num_classes, activation_factory(neuron), neuron is not None, stem
     )
-    model = registry.load(entry.target)(build)
-    assert isinstance(model, Classifier)
+    return _built(name, entry, build)
+
+
+def _built(name: str, entry: registry.ModelEntry, build: Build) -> Classifier:
+    """Build; a plain module of a plug-in gets the face of a Classifier. Raises ConfigError."""
+    from tser_cli.models.own_network import OwnNetwork  # stands on this file
+
+    if registry.is_built_in(entry.target):
+        model = registry.load(entry.target)(build)
+        assert isinstance(model, Classifier)
+        return model
+    try:
+        model = registry.load(entry.target)(build)
+    except TserError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"network {name} can't be built: {last_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"network {name} is a {type(model).__name__}, not an nn.Module")
+    if not isinstance(model, Classifier):
+        return OwnNetwork(model, build.spiking)
+    model.spiking = build.spiking
     return model
 
 

@@ -96,11 +96,13 @@ def integer(model: Classifier) -> Classifier:
     """A copy of a network with quantised weights that computes with integers, in eval mode.
 
     Linear layers, whose input is mostly an average, stay as they are. A network with floating-point
-    weights is returned itself.
+    weights is returned itself, as is one that does not say what feeds its layers.
     """
     if not any(isinstance(module, QuantisedConv2d) for module in model.modules()):
         return model
     kinds = model.input_kinds()
+    if kinds is None or not model.norms_follow:
+        return model
     result = copy.deepcopy(model).eval()
     names = {module: name for name, module in result.named_modules()}
     for parent, name, norm_name in convolutions_with_norm(result):

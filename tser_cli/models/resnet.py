@@ -169,6 +169,7 @@ class ResNet(Classifier):
 
     def __init__(self, build: Build, layout: Layout) -> None:
         super().__init__()
+        self.norms_follow = True
         self.spiking = build.spiking
         self.sew = layout.sew
         self.stages = tuple(f"layer{number}" for number in range(1, len(layout.widths) + 1))

@@ -34,6 +34,8 @@ class Timed(nn.ModuleList):
 class Vgg(Classifier):
     """A VGG of any plan: widths of 3 x 3 convolutions and max-pools between them."""
 
+    norms_follow = True
+
     def __init__(self, build: Build, plan: Plan) -> None:
         super().__init__()
         self.spiking = build.spiking

@@ -8,17 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
+from torch import Tensor, nn
 
+from tser_cli import registry
 from tser_cli.config import Config
 from tser_cli.engine.commands import distill
-from tser_cli.engine.runs import find_runs, model_files
+from tser_cli.engine.runs import find_runs, model_files, run_folder
 from tser_cli.engine.runs.result import RunResult, read_result
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runs.weight_files import load_model
 from tser_cli.engine.runtime.context import Context, Options
 from tser_cli.engine.training.training_run import student_task, teacher_task
-from tser_cli.errors import CheckpointError
+from tser_cli.errors import CheckpointError, ConfigError
+from tser_cli.models.base import Build
 from tser_cli.report.csv_files import read_csv
+from tser_cli.report.progress import Silent
 
 MakeConfig = Callable[..., Config]
 MakeContext = Callable[..., Context]
@@ -132,3 +137,81 @@ def test_a_student_does_not_start_with_its_teacher_s_weights(
     assert student.keys() == teacher.keys()
     assert drawn
     assert not [key for key in drawn if torch.equal(student[key], teacher[key])]
+
+
+class OfOneStep(nn.Module):
+    """A network that takes no notice of the time steps."""
+
+    def __init__(self, build: Build) -> None:
+        super().__init__()
+        self.head = nn.Linear(build.height * build.width, build.num_classes)
+
+    def forward(self, images: Tensor, timesteps: int = 1) -> Tensor:
+        return self.head(images.flatten(1))
+
+
+class OfManySteps(OfOneStep):
+    """The same at every step; it names no stages."""
+
+    def forward(self, images: Tensor, timesteps: int = 1) -> Tensor:
+        return super().forward(images).repeat(timesteps, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("network", "method", "message"),
+    [
+        (OfOneStep, "tser", r"network mynet, .* the student gave \(2, 3\)"),
+        (OfManySteps, "feature", "feature compares features of stages, and the student names none"),
+    ],
+)
+def test_a_student_that_can_t_be_trained_is_refused_before_its_teacher_is(
+    distil: Distil,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    network: type[nn.Module],
+    method: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr(registry, "MODELS", dict(registry.MODELS))
+    monkeypatch.setitem(registry.TABLES, "model", registry.MODELS)
+    registry.add_model("mynet")(network)
+    changes = {"model.student": "mynet", "method.name": method, "model.timesteps": 4}
+    with pytest.raises(ConfigError, match=message):
+        distil(make_config(changes), Options(tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_teacher_that_another_process_trains_is_waited_for(
+    distil: Distil, make_config: MakeConfig, make_context: MakeContext, tmp_path: Path
+) -> None:
+    config = make_config({"training.epochs": 1})
+    theirs = FileLock(tmp_path / ".teacher-digits-resnet20.lock")
+
+    class Waits(Silent):
+        """The other process comes to its end as soon as it is waited for."""
+
+        def say(self, text: str) -> None:
+            if "another process trains a resnet20 teacher of digits" in text:
+                write_teacher()
+                theirs.release()
+
+    def write_teacher() -> None:
+        run, spec = (
+            run_folder.create(tmp_path, "teacher", config),
+            make_context(config).dataset.spec,
+        )
+        model = model_files.build("resnet20", spec, config, spiking=False)
+        metadata = model_files.describe("resnet20", spec, config, False)
+        digest = model_files.write(run.model_file, model, metadata)
+        run.update_status(
+            state="finished", model="resnet20", validation_fraction=0.0, sha256=digest
+        )
+
+    theirs.acquire(timeout=0)
+    result = distil(config, Options(tmp_path, progress=Waits()))
+    teacher = only(tmp_path, "teacher")
+    assert Run(result.folder).environment()["teacher"]["source"] == str(teacher.model_file)
+    assert not (teacher.folder / "metrics.csv").exists()  # it was not trained here
+    theirs.acquire(timeout=0)  # the lock is free again
+    theirs.release()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from tser_cli.config import Config
+from tser_cli.engine.commands import evaluate
 from tser_cli.engine.commands.evaluate import (
     EvaluateRequest,
     evaluate_run,
@@ -21,7 +24,8 @@ from tser_cli.engine.runs.finished_run import open_finished, select_run
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runs.weight_files import load_model
 from tser_cli.engine.runtime.context import Context
-from tser_cli.errors import ConfigError, RunError
+from tser_cli.errors import ConfigError, DiskFullError, RunError
+from tser_cli.files import check_folder, write_error
 from tser_cli.models import Classifier
 from tser_cli.report.csv_files import PER_TIMESTEP, read_csv
 
@@ -281,3 +285,59 @@ def test_changes_reach_the_settings(finished: Finished, told: Any) -> None:
 )
 def test_other_time_steps_have_another_file_name(steps: list[int], text: str) -> None:
     assert written_steps(steps) == text
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, int], None]:
+    """`refusing(folder, errno.EROFS)`: files in that folder can't be written from now on."""
+
+    def refuse(folder: Path, code: int) -> None:
+        def check(path: Path) -> None:
+            if path.parent == folder:
+                raise write_error(path, OSError(code, os.strerror(code)))
+            check_folder(path)
+
+        monkeypatch.setattr(evaluate, "check_folder", check)
+
+    return refuse
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_run_that_can_t_be_written_to_is_measured_all_the_same(
+    finished: Finished, refusing: Callable[[Path, int], None], told: Any, code: int
+) -> None:
+    run = finished("student")
+    before = contents(run.folder)
+    refusing(run.folder, code)
+    request = EvaluateRequest(run=run.folder, early_exit="0.5", plot=True, progress=told)
+    result = evaluate_run(request)
+    assert [row["t"] for row in result.rows] == [1, 2]
+    assert len(result.early_exit_rows) == 1
+    assert (result.table, result.figure, result.early_exit_table) == (None, None, None)
+    assert contents(run.folder) == before
+    (warning,) = told.warnings
+    assert warning.startswith(f"nothing was saved: {run.folder}")
+    assert os.strerror(code) in warning
+
+
+def test_another_place_is_written_to(
+    finished: Finished, refusing: Callable[[Path, int], None], told: Any, tmp_path: Path
+) -> None:
+    run, output = finished("student"), tmp_path / "out.csv"
+    refusing(run.folder, errno.EROFS)
+    result = evaluate_run(EvaluateRequest(run=run.folder, output=output, progress=told))
+    assert len(read_csv(output)) == 2
+    assert (result.table, told.warnings) == (output, [])
+    evaluate_run(EvaluateRequest(run=run.folder, output=output, plot=True, progress=told))
+    assert told.warnings[0].startswith("no figure was saved")
+
+
+def test_a_full_disk_is_told(finished: Finished, refusing: Callable[[Path, int], None]) -> None:
+    run = finished("student")
+    refusing(run.folder, errno.ENOSPC)
+    with pytest.raises(DiskFullError, match="Free some space"):
+        evaluate_run(EvaluateRequest(run=run.folder))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from tser_cli.config import Config, keys_where
+from tser_cli.config import EPOCHS, Config, keys_where
 from tser_cli.engine.runs import find_runs, run_folder
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.errors import ConfigError, RunError
@@ -155,8 +155,41 @@ def test_the_newest_of_several_with_the_same_settings_is_taken(
     assert find_runs.find_unfinished(tmp_path, "student", make_config(), True) == newer
 
 
+@pytest.mark.parametrize("schedule", ["constant", "step"])
+def test_more_epochs_make_a_run_longer_where_no_learning_rate_knows_of_them(
+    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig, schedule: str
+) -> None:
+    run = unfinished(changes={"schedule.name": schedule})
+    longer = make_config({"schedule.name": schedule, "training.epochs": 9})
+    assert find_runs.find_unfinished(tmp_path, "student", longer, False) == run
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
+def test_more_epochs_are_another_run_unless_it_must(
+    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig, schedule: str
+) -> None:
+    run = unfinished(changes={"schedule.name": schedule})
+    longer = make_config({"schedule.name": schedule, "training.epochs": 9})
+    assert find_runs.find_unfinished(tmp_path, "student", longer, False) is None
+    assert find_runs.find_unfinished(tmp_path, "student", longer, True) == run
+    batches = {"training.batch_size": "auto"}
+    assert find_runs.begun_batch_size(tmp_path, "student", longer.updated(batches)) == 0
+    assert find_runs.begun_batch_size(tmp_path, "student", longer.updated(batches), True) == 8
+
+
+def test_a_run_that_kept_its_paths_as_given_goes_on(
+    unfinished: Callable[..., Run],
+    tmp_path: Path,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = unfinished(changes={"data.name": "imagefolder", "data.dir": "mine"})
+    whole = make_config({"data.name": "imagefolder", "data.dir": str(tmp_path / "mine")})
+    assert find_runs.find_unfinished(tmp_path, "student", whole, True) == run
+
+
 CHANGES = {
-    "training.epochs": 9,
     "training.device": "auto",
     "training.accumulate": 2,
     "training.eval_batch_size": 3,
@@ -171,7 +204,8 @@ CHANGES = {
 def test_these_settings_may_change_on_a_resume(
     unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig
 ) -> None:
-    assert set(CHANGES) == keys_where(lambda policy: policy.resume)
+    # of epochs it depends on the schedule
+    assert {*CHANGES, EPOCHS} == keys_where(lambda policy: policy.resume)
     run = unfinished()
     assert find_runs.find_unfinished(tmp_path, "student", make_config(CHANGES), True) == run
 

@@ -11,8 +11,8 @@ from tser_cli.config import Config
 from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs import model_files
 from tser_cli.engine.runs.model_files import Loaded
-from tser_cli.engine.teachers.fits import as_ann, fitting_teacher
-from tser_cli.errors import CheckpointError
+from tser_cli.engine.teachers.fits import as_ann, check_architecture, fitting_teacher
+from tser_cli.errors import CheckpointError, ConfigError
 
 Network = Callable[..., Loaded]
 
@@ -61,3 +61,8 @@ def test_as_many_classes_that_are_others_or_in_another_order(
     said = rf"x\.pt was trained to tell apart {', '.join(classes)} .*of digits are a, b, c"
     with pytest.raises(CheckpointError, match=said):
         fitting_teacher(network(classes=classes), spec)
+
+
+def test_a_function_is_no_architecture() -> None:
+    with pytest.raises(ConfigError, match="theirs:build: a function's network teaches in tser dis"):
+        check_architecture("theirs:build")

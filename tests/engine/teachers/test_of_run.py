@@ -173,3 +173,29 @@ def test_a_sound_teacher_is_the_one_that_is_counted(
     assert counted is not None
     assert counted.source == first.source
     assert heard.warned == []
+
+
+def test_a_runs_folder_that_was_moved_finds_its_teacher_by_hash(
+    tmp_path: Path, spec: DataSpec, context: Context, write_teacher: Callable[..., Loaded]
+) -> None:
+    def teacher_run(file: str, seed: int) -> Run:
+        made = run_folder.create(tmp_path / "old", "teacher", context.config)
+        loaded = write_teacher(file, seed)
+        Path(loaded.source).rename(made.model_file)
+        made.update_status(state="finished", sha256=loaded.sha256)
+        return made
+
+    teacher, _another = teacher_run("a", 1), teacher_run("b", 2)
+    run = run_folder.create(tmp_path / "old", "student", context.config)
+    digest = teacher.status()["sha256"]
+    entry = {"source": str(teacher.model_file), "model": "resnet20", "sha256": digest}
+    run.update_environment(teacher=entry)
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = Run(tmp_path / "new" / run.folder.relative_to(tmp_path / "old"))
+    found = read_run_teacher(moved, spec)
+    assert found is not None
+    assert found.sha256 == digest
+    assert found.source.startswith(str(tmp_path / "new"))
+    moved.update_environment(teacher={**entry, "sha256": "0"})
+    with pytest.raises(CheckpointError, match="can't be read"):
+        read_run_teacher(moved, spec)

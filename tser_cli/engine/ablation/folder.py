@@ -14,6 +14,7 @@ import filelock
 from tser_cli import registry
 from tser_cli.config import Config
 from tser_cli.engine.ablation.grid import SEED, Cell, Request
+from tser_cli.engine.runtime.whole_paths import existing_path
 from tser_cli.engine.teachers import find
 from tser_cli.engine.teachers.fits import check_architecture
 from tser_cli.errors import ConfigError, DamagedFileError, RunError
@@ -112,7 +113,7 @@ def checked_plan(request: Request, place: AblationFolder) -> dict[str, Any]:
     """
     document = read_plan(place)
     for name in {c.config.model.teacher for c in request.cells if needs_teacher(c)}:
-        if find.existing_path(name) is None:
+        if existing_path(name) is None:
             check_architecture(name)
     if any(c.config.training.batch_size == 0 for c in request.cells):
         raise ConfigError(
@@ -168,7 +169,7 @@ def needs_teacher(cell: Cell) -> bool:
 
 def find_folder(config: Config, place: AblationFolder) -> Path | None:
     """The runs folder that the teacher of `config` is found from, None where there is none yet."""
-    if find.existing_path(config.model.teacher) is not None:
+    if existing_path(config.model.teacher) is not None:
         return place.own_runs
     for folder in (place.own_runs, place.runs_dir):
         if find.newest_teacher(config, folder) is not None:

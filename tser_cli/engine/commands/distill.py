@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from tser_cli import registry
 from tser_cli.config import Config
@@ -24,6 +27,7 @@ from tser_cli.engine.training.training_run import (
     student_task,
     train,
 )
+from tser_cli.files import make_folder, write_error
 
 
 def distill(config: Config, options: Options) -> RunResult:
@@ -58,14 +62,48 @@ def provide_teacher(context: Context, options: Options) -> Loaded | None:
         return None
     loaded = runtime.on_main(lambda: find_fitting(context, options.runs_dir))
     if loaded is None:
-        context.progress.say(
-            f"no finished {config.model.teacher} teacher of {config.data.name} under "
-            f"{options.runs_dir}: training one first"
-        )
-        loaded = _train_first(context, options)
+        # What the student and the method are not fit for is told now, not after that training.
+        untrained = model_files.untrained(config.model.teacher, context.dataset.spec, config)
+        student_task(context, untrained)
+        loaded = _train_once(context, options)
     context.progress.say(f"teacher: {loaded.name} from {loaded.source}")
     freeze(loaded.model)
     return loaded
+
+
+def _train_once(context: Context, options: Options) -> Loaded:
+    """Train the teacher, unless another process is doing so: then wait for it, and take that."""
+    runtime, wanted = context.runtime, context.config.model.teacher
+    with ExitStack() as held:
+        runtime.on_main(lambda: _hold_training(context, options, held))
+        loaded = runtime.on_main(lambda: find_fitting(context, options.runs_dir))
+        if loaded is not None:
+            return loaded
+        context.progress.say(
+            f"no finished {wanted} teacher of {context.config.data.name} under "
+            f"{options.runs_dir}: training one first"
+        )
+        return _train_first(context, options)
+
+
+def _hold_training(context: Context, options: Options, held: ExitStack) -> None:
+    """Hold the lock of those who train this teacher until `held` closes. Raises RunError."""
+    config = context.config
+    path = options.runs_dir / f".teacher-{config.data.name}-{config.model.teacher}.lock"
+    make_folder(path.parent)
+    lock = FileLock(path)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            context.progress.say(
+                f"another process trains a {config.model.teacher} teacher of {config.data.name} "
+                f"under {options.runs_dir}: waiting for it"
+            )
+            lock.acquire()
+    except OSError as error:
+        raise write_error(path, error) from error
+    held.callback(lock.release)
 
 
 def _train_first(context: Context, options: Options) -> Loaded:

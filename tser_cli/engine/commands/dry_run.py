@@ -31,6 +31,7 @@ from tser_cli.engine.runtime.context import Context, Options, prepare
 from tser_cli.engine.runtime.seeds import seed_everything
 from tser_cli.engine.teachers.find import find_fitting, teacher_config
 from tser_cli.engine.teachers.fits import check_architecture
+from tser_cli.engine.training.resuming import other_schedule
 from tser_cli.engine.training.task import Task
 from tser_cli.engine.training.training_run import settle_batch_size, student_task, teacher_task
 from tser_cli.models.base import parameter_count
@@ -67,24 +68,32 @@ def plan_teacher(config: Config, options: Options) -> TrainingPlan:
     """Return the plan of `train_teacher`. Raises what that would raise before it trains."""
     check_architecture(config.model.teacher)
     context = prepare(config, options.progress)
-    check_resumable("teacher", config, options)
+    check_resumable("teacher", context, options)
     return _plan("teacher", config.model.teacher, teacher_task(context), context, options)
 
 
 def plan_student(config: Config, options: Options) -> TrainingPlan:
     """Return the plan of `distill`; a teacher that is not there yet is measured untrained."""
     context = prepare(config, options.progress)
-    check_resumable("student", config, options)
+    check_resumable("student", context, options)
     teacher, source = _teacher(context, options)
     task = student_task(context, teacher)
     plan = _plan("student", config.model.student, task, context, options)
     return replace(plan, teacher=source)
 
 
-def check_resumable(kind: str, config: Config, options: Options) -> None:
-    """Raise RunError or ConfigError where `--resume must` has nothing to go on with."""
-    if options.resume == "must":
-        find_runs.find_unfinished(options.runs_dir, kind, config, must=True)
+def check_resumable(kind: str, context: Context, options: Options) -> None:
+    """Raise RunError or ConfigError where `--resume must` has nothing to go on with.
+
+    Warns where what it goes on with becomes another run.
+    """
+    if options.resume != "must":
+        return
+    run = find_runs.find_unfinished(options.runs_dir, kind, context.config, must=True)
+    assert run is not None, "else it raises"
+    warning = other_schedule(run, context.config)
+    if warning:
+        context.progress.warn(warning)
 
 
 def _teacher(context: Context, options: Options) -> tuple[Loaded | None, str]:

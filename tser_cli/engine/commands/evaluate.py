@@ -16,7 +16,7 @@ from tser_cli.engine.runs.model_files import freeze
 from tser_cli.engine.runs.result import recorded
 from tser_cli.engine.teachers.of_run import read_run_teacher, teacher_name
 from tser_cli.engine.training.training_run import row_labels
-from tser_cli.errors import ConfigError, TserError
+from tser_cli.errors import ConfigError, DiskFullError, RunError, TserError
 from tser_cli.files import check_folder
 from tser_cli.report import plots
 from tser_cli.report.csv_files import per_timestep_csv
@@ -50,12 +50,15 @@ class EvaluateRequest:
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """What was measured: the rows of per_timestep.csv, those of early exit, and the files."""
+    """What was measured: the rows of per_timestep.csv, those of early exit, and the files.
+
+    The files are None where there is nothing in them, or the run's folder can't be written to.
+    """
 
     name: str
     split: str
     rows: Rows
-    table: Path
+    table: Path | None
     figure: Path | None
     early_exit_rows: Rows
     early_exit_table: Path | None
@@ -120,6 +123,11 @@ def _steps(opened: FinishedRun, request: EvaluateRequest, exits: bool) -> list[i
         raise ConfigError(f"--timesteps: {folder} is a teacher, an ANN without time steps")
     if not spiking and exits:
         raise ConfigError(f"--early-exit: {folder} is an ANN without time steps")
+    if exits and not opened.loaded.model.steps_alone:
+        raise ConfigError(
+            f"--early-exit: {opened.loaded.name} computes all its time steps at once; a network "
+            "with stem() and body() in place of forward() can stop between them"
+        )
     return parse_timesteps(request.timesteps, opened.config.model.timesteps if spiking else 1)
 
 
@@ -132,19 +140,37 @@ def _write(
     full: Evaluation,
 ) -> EvaluateResult:
     run, stem = opened.run, _stem(opened, request, steps)
-    table = request.output or run.folder / f"{stem}.csv"
-    name = teacher_name(run)
-    labels = row_labels(run, opened.config, request.split, opened.loaded.name, name)
-    per_timestep_csv(table, rows, labels)
-    figure = run.folder / "figures" / f"{stem}.png" if request.plot else None
+    can_write = _can_write(opened, request)
+    table = request.output or (run.folder / f"{stem}.csv" if can_write else None)
+    labels = row_labels(run, opened.config, request.split, opened.loaded.name, teacher_name(run))
+    if table is not None:
+        per_timestep_csv(table, rows, labels)
+    figure = run.folder / "figures" / f"{stem}.png" if request.plot and can_write else None
     if figure is not None:
         plots.plot_per_timestep(figure, rows, run.name, str(labels["method"]))
     exits, exits_table = Rows(), None
     if rules:
-        exits_table = _early_exit_path(run.folder, request)
+        exits_table = _early_exit_path(run.folder, request) if table is not None else None
         profile, split = load_profile(request.profile), SPLITS[request.split]
         exits = early_exit.early_exit(opened, rules, full, split, exits_table, profile)
     return EvaluateResult(run.name, request.split, rows, table, figure, exits, exits_table)
+
+
+def _can_write(opened: FinishedRun, request: EvaluateRequest) -> bool:
+    """Return whether the run's folder takes files; what was measured is worth showing without.
+
+    Raises DiskFullError: that can be mended.
+    """
+    try:
+        check_folder(opened.run.folder / "any.csv")
+    except DiskFullError:
+        raise
+    except RunError as error:
+        if request.output is None or request.plot:
+            left = "nothing" if request.output is None else "no figure"
+            opened.context.progress.warn(f"{left} was saved: {error} (--output FILE)")
+        return False
+    return True
 
 
 def _stem(opened: FinishedRun, request: EvaluateRequest, steps: list[int]) -> str:

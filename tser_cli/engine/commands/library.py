@@ -24,11 +24,12 @@ from tser_cli.engine.runtime.processes import make_runtime
 from tser_cli.engine.runtime.seeds import seed_everything
 from tser_cli.engine.training.job import TrainingJob
 from tser_cli.engine.training.loop import fit
-from tser_cli.engine.training.own_networks import OwnLoader, OwnNetwork
+from tser_cli.engine.training.own_loader import OwnLoader
 from tser_cli.engine.training.task import distillation
 from tser_cli.engine.training.training_run import recording_end
 from tser_cli.errors import ConfigError
 from tser_cli.files import write_text
+from tser_cli.models.own_network import OwnNetwork
 from tser_cli.report.csv_files import per_timestep_csv
 from tser_cli.report.progress import Progress, Silent
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from tser_cli.energy.plan import Plan, make_plan
 from tser_cli.energy.profiles import check_precision
 from tser_cli.engine.commands.beyond import Beyond, Wanted, go_beyond
 from tser_cli.engine.commands.networks import Inputs, NetworkRequest, open_network
+from tser_cli.engine.runs.own_modules import digest
 from tser_cli.errors import ConfigError, TserError, unknown
 from tser_cli.files import check_folder, write_text
 from tser_cli.report.csv_files import ENERGY, write_csv
@@ -207,18 +207,6 @@ def describe(
         "differing": counter.differing(),
         "uncounted_share_of_flop": dict(uncounted),
     }
-
-
-def digest(network: nn.Module) -> str:
-    """SHA-256 of the weights, in the order of their names."""
-    made = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        made.update(name.encode())
-        if isinstance(value, Tensor):
-            made.update(
-                value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )
-    return made.hexdigest()
 
 
 def dtype_of(network: nn.Module) -> str:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import importlib
-import inspect
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +13,10 @@ from torch import Tensor, nn
 from tser_cli import recipe
 from tser_cli.config import Config
 from tser_cli.data.loaders import build_eval_loader
+from tser_cli.engine.runs.own_modules import build_network, error_line, load_weights
 from tser_cli.engine.runtime.context import Context, prepare
 from tser_cli.engine.runtime.processes import make_runtime
-from tser_cli.errors import CheckpointError, ConfigError, DataError
+from tser_cli.errors import ConfigError, DataError
 from tser_cli.report.progress import Progress, Silent
 
 RANDOM_IMAGES = 8
@@ -96,89 +93,6 @@ def open_network(request: NetworkRequest) -> tuple[nn.Module, Inputs]:
     return network, Inputs(lambda: ((part, None) for part in parts), name)
 
 
-def build_network(spec: str, arguments: tuple[str, ...] = ()) -> nn.Module:
-    """Call MODULE:FUNCTION, found from the current folder. Raises ConfigError."""
-    module_name, colon, function_name = spec.partition(":")
-    if not colon or not module_name or not function_name:
-        raise ConfigError(f'--network "{spec}": write MODULE:FUNCTION, as mypackage.models:build')
-    function = getattr(_import(module_name, spec), function_name, None)
-    if not callable(function):
-        raise ConfigError(f"--network {spec}: {module_name} has no function {function_name}")
-    values = dict(_argument(text) for text in arguments)
-    _check_arguments(spec, function, values)
-    try:
-        network = function(**values)
-    except Exception as error:
-        raise ConfigError(f"--network {spec}: the function fails: {_line(error)}") from error
-    if not isinstance(network, nn.Module):
-        kind = type(network).__name__
-        raise ConfigError(f"--network {spec}: the function returns {kind}, not an nn.Module")
-    return network
-
-
-def _import(name: str, spec: str) -> Any:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        raise ConfigError(
-            f"--network {spec}: {name} can't be imported from {here}: {_line(error)}"
-        ) from error
-
-
-def _argument(text: str) -> tuple[str, Any]:
-    """ "depth=4" -> ("depth", 4). Raises ConfigError."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise ConfigError(f'--arg "{text}": write key=value')
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
-
-
-def _check_arguments(spec: str, function: Callable[..., Any], values: dict[str, Any]) -> None:
-    try:
-        inspect.signature(function).bind(**values)
-    except TypeError as error:
-        given = "with " + ", ".join(values) if values else "without arguments"
-        raise ConfigError(
-            f"--network {spec}: it can't be called {given}: {error}; give --arg key=value"
-        ) from error
-    except ValueError:
-        return
-
-
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a safetensors file or a pickled state dict. Raises CheckpointError."""
-    state = _state(path)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:4]]
-        raise CheckpointError(f"{path} does not fit the network: {' '.join(lines)}") from error
-
-
-def _state(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} can't be read as safetensors or a state dict (pickles with code are not "
-            f"loaded): {_line(error)}"
-        ) from error
-    for part in (found, *(found.values() if isinstance(found, dict) else ())):
-        if isinstance(part, dict) and part and all(isinstance(x, Tensor) for x in part.values()):
-            return part
-    raise CheckpointError(f"{path} holds no state dict")
-
-
 def _images(request: NetworkRequest) -> Tensor:
     if request.data is None:
         return _random(request)
@@ -187,7 +101,7 @@ def _images(request: NetworkRequest) -> Tensor:
     try:
         array = np.load(request.data, allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise DataError(f"--data {request.data} can't be read: {_line(error)}") from error
+        raise DataError(f"--data {request.data} can't be read: {error_line(error)}") from error
     if array.dtype.kind not in "fiub" or array.ndim < 2 or not len(array):
         raise DataError(
             f"--data {request.data} holds {array.dtype} {array.shape}, not numbers [N, ...]"
@@ -228,8 +142,3 @@ def test_images(context: Context, images: int) -> Inputs:
                 yield shown, batch.labels_N[taken]
 
     return Inputs(batches, context.config.data.name)
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"

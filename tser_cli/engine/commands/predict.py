@@ -14,9 +14,10 @@ from torch import Tensor
 
 from tser_cli.data.pictures import fitted_picture, picture_files
 from tser_cli.data.transforms import normalise
-from tser_cli.energy import Counts, counting
+from tser_cli.energy import Counts
 from tser_cli.engine.evaluation.per_timestep import cumulative_mean, logits_of
 from tser_cli.engine.runs.finished_run import open_finished, select_run
+from tser_cli.engine.runs.input_kinds import counting_of
 from tser_cli.errors import ConfigError, DataError
 from tser_cli.export.extras import needs
 from tser_cli.files import check_folder
@@ -138,7 +139,7 @@ def run_predictor(request: PredictRequest) -> Predictor:
     steps = opened.config.model.timesteps if model.spiking else 1
 
     def answer(images_NCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        with torch.inference_mode(), counting(model, model.input_kinds()) as counter:
+        with torch.inference_mode(), counting_of(model, steps) as counter:
             logits_TNK = logits_of(model, runtime.images(images_NCHW), steps).double().cpu()
         return logits_TNK, operations(counter.counts())
 

@@ -164,10 +164,10 @@ def early_exit(
     rules: list[Rule],
     full: Evaluation,
     split: Split,
-    path: Path,
+    path: Path | None,
     profile: Profile,
 ) -> list[dict[str, Any]]:
-    """Evaluate every rule on `split` and write the table to `path`; return its rows.
+    """Evaluate every rule on `split`, write the table to `path`, if any; return its rows.
 
     `full`: the counted pass over the same images with all time steps. `differing_images` counts
     images that the stepwise run and the full pass treat differently. It is 0 but for the rounding
@@ -183,5 +183,6 @@ def early_exit(
                 f"{rule.criterion} {rule.threshold}: {line['differing_images']} images stop "
                 "elsewhere than in the full pass, by rounding"
             )
-    write_csv(path, rows, early_exit_schema(full.timesteps))
+    if path is not None:
+        write_csv(path, rows, early_exit_schema(full.timesteps))
     return rows

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from tser_cli.data.loaders import build_eval_loader
-from tser_cli.energy import Counts, Labels, Profile, counting, energy_rows, sidecar
+from tser_cli.energy import Counts, Labels, Profile, energy_rows, sidecar
+from tser_cli.engine.runs.input_kinds import counting_of
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runtime.context import Context
 from tser_cli.files import write_text
@@ -24,7 +25,7 @@ def count_ann(model: Classifier, context: Context) -> Counts:
     batch = next(iter(build_eval_loader(context.dataset, "test", context.config)))
     was_training = model.training
     model.eval()
-    with counting(model, model.input_kinds()) as counter:
+    with counting_of(model, 1) as counter:
         model(context.runtime.images(batch.images_NCHW[:1]))
     model.train(was_training)
     return counter.counts()

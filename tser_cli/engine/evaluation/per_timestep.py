@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tser_cli.data.loaders import Batch, Split, build_eval_loader
-from tser_cli.energy import Counts, counting
+from tser_cli.energy import Counts
 from tser_cli.energy.counts import joined
+from tser_cli.engine.runs.input_kinds import counting_of
 from tser_cli.engine.runtime.context import Context, make_check_stop
 from tser_cli.engine.runtime.processes import Runtime
 from tser_cli.engine.runtime.stop import StopRequest
@@ -202,7 +203,7 @@ def evaluate(
     model.eval()
     steps = timesteps if model.spiking else 1
     sums, kept = _Sums(steps, runtime.device), list[Answers]()
-    with counting(model, model.input_kinds()) if count else nullcontext() as counter:
+    with counting_of(model, steps) if count else nullcontext() as counter:
         for batch in loader:
             answers, teacher_right = _answer(model, batch, runtime, steps, teacher)
             sums.add(answers, teacher_right)

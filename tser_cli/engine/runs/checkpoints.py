@@ -165,11 +165,23 @@ def read_tensors(content: bytes, path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # of foreign pickles, which the error below tells
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # damage can make the reader fail in any way
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else "no content"
-        raise CheckpointError(
-            f"{path} is not a file of tensors ({type(error).__name__}: {reason}). It is damaged, "
-            "or it holds code, which is never run"
-        ) from error
+        raise CheckpointError(_why_unread(path, error)) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not named tensors")
     return state
+
+
+def _why_unread(path: Path, error: Exception) -> str:
+    # torch's own text names the first class that it refuses, among advice and escape codes
+    named = re.search(r"nsupported (?:global: )?(?:GLOBAL|class) ([\w.]+)", str(error))
+    if named:
+        return (
+            f"{path} holds more than tensors: a pickled object, made of {named[1]}. Code in a file "
+            "is never run. Where it was made, save the weights alone: "
+            "torch.save(network.state_dict(), FILE)"
+        )
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip() or "no content"
+    return (
+        f"{path} is not a file of tensors ({type(error).__name__}: {text.splitlines()[0][:160]}). "
+        "It is damaged, or it holds code, which is never run"
+    )

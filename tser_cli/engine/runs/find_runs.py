@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tser_cli import plugins
-from tser_cli.config import Config
+from tser_cli.config import EPOCHS, Config
 from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runtime.whole_paths import with_whole_paths
 from tser_cli.errors import ConfigError, RunError, nearest, warn_once
 from tser_cli.files import is_file, is_folder
 
@@ -61,14 +62,14 @@ def open_run(path: Path) -> Run:
     return run
 
 
-def begun_batch_size(runs_dir: Path, kind: str, config: Config) -> int:
+def begun_batch_size(runs_dir: Path, kind: str, config: Config, must: bool = False) -> int:
     """Return the batch size of the unfinished run that is else like `config`; 0 without one."""
     for run in _unfinished(runs_dir, kind, config):
         try:
             size = run.config().training.batch_size
         except (ConfigError, RunError):  # damaged: that run is not gone on with
             continue
-        if not differences(run, config.updated({"training.batch_size": size})):
+        if not differences(run, config.updated({"training.batch_size": size}), must):
             return size
     return 0
 
@@ -84,29 +85,36 @@ def _unfinished(runs_dir: Path, kind: str, config: Config) -> list[Run]:
 def find_unfinished(runs_dir: Path, kind: str, config: Config, must: bool) -> Run | None:
     """Return the newest run to go on with: unfinished, resumable, and with the same settings.
 
-    `must`: raises RunError where there is no unfinished run, ConfigError that lists the
+    `must`: one of another number of epochs will do too, though its learning rate will be another;
+    raises RunError where there is no unfinished run, ConfigError that lists the
     differences where the newest unfinished one has other settings.
     """
     unfinished = _unfinished(runs_dir, kind, config)
     for run in unfinished:
-        if not differences(run, config):
+        if not differences(run, config, must):
             return run
     if must and unfinished:
-        listed = "\n".join(f"  {line}" for line in differences(unfinished[0], config))
+        listed = "\n".join(f"  {line}" for line in differences(unfinished[0], config, must))
         raise ConfigError(f"{unfinished[0].folder} can't go on with other settings:\n{listed}")
     if must:
         raise RunError(f"--resume must: no unfinished {kind} run of {config.data.name}")
     return None
 
 
-def differences(run: Run, config: Config) -> list[str]:
-    """Return `key: old -> new` for every setting that forbids a resume."""
+def differences(run: Run, config: Config, must: bool = False) -> list[str]:
+    """Return `key: old -> new` for every setting that forbids a resume.
+
+    `must`: the number of epochs does not.
+    """
+    allowed = (EPOCHS,) if must else ()
     try:
-        before, records = run.config().flat(), run.plugin_records()
+        # runs of before kept paths as they were given
+        before = with_whole_paths(run.config()).flat()
+        records = run.plugin_records()
     except (ConfigError, RunError) as error:
         return [str(error)]
     return plugins.changes(records) + [
         f"{key}: {before.get(key)!r} -> {value!r}"
         for key, value in config.flat().items()
-        if before.get(key) != value and not config.policy(key).resume
+        if before.get(key) != value and key not in allowed and not config.policy(key).resume
     ]

@@ -13,6 +13,8 @@ from torch import Tensor
 from tser_cli import registry
 from tser_cli.config import FLOAT_BITS, Config, ModelConfig, NeuronConfig
 from tser_cli.data.base import DataSpec
+from tser_cli.engine.runs.contract import check_contract
+from tser_cli.engine.runs.foreign_weights import recognise
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runs.weight_files import check_finite, load_model, save_model
 from tser_cli.errors import CheckpointError, ConfigError
@@ -57,7 +59,10 @@ def build(name: str, spec: DataSpec, config: Config, spiking: bool) -> Classifie
     )
     model.stem_once = config.performance.stem_once
     model.save_memory = config.performance.save_memory
-    return quantise(model, config.model.weight_bits) if spiking else model
+    model = quantise(model, config.model.weight_bits) if spiking else model
+    if not registry.is_built_in(registry.MODELS[name].target):
+        check_contract(name, model, spec, config.model.timesteps if spiking else 1)
+    return model
 
 
 def untrained(name: str, spec: DataSpec, config: Config) -> Loaded:
@@ -88,12 +93,12 @@ def write(path: Path, model: Classifier, metadata: dict[str, str]) -> str:
     return save_model(path, model.state_dict(), metadata)
 
 
-def read(path: Path, spec: DataSpec, expected: str | None = None) -> Loaded:
-    """The network of a model file; `spec` is what it is to be used on.
+def read(path: Path, spec: DataSpec, stem: str = "auto", expected: str | None = None) -> Loaded:
+    """Return the network of a model file; `spec` is what it is to be used on.
 
-    A file without a description (a plain state dict) is tried as each ANN of the registry. Raises
-    CheckpointError, also where its SHA-256 is not the `expected` one, and for weights that are NaN
-    or infinite.
+    A file without a description (a plain state dict) is tried as each ANN of the registry, with
+    `stem` first. Raises CheckpointError, also where its SHA-256 is not the `expected` one, and for
+    weights that are NaN or infinite.
     """
     state, metadata, digest = load_model(path)
     if expected not in (None, digest):
@@ -102,25 +107,15 @@ def read(path: Path, spec: DataSpec, expected: str | None = None) -> Loaded:
             "status.json. Restore it from a copy, or train again"
         )
     check_finite(state, path)
+    source = str(path.resolve())
     if "tser" in metadata:
         name, model = _from_description(metadata["tser"], state, path)
         load_weights(model, state, str(path))
         classes = tuple(str(label) for label in json.loads(metadata["tser"])["classes"])
-        return Loaded(model, name, str(path.resolve()), digest, classes)
-    for name, entry in registry.MODELS.items():
-        if entry.spiking_only:
-            continue
-        model = build(name, spec, Config(), spiking=False)
-        try:
-            check_fits(model, state, str(path))
-        except CheckpointError:
-            continue
-        load_weights(model, state, str(path))
-        return Loaded(model, name, str(path.resolve()), digest)
-    raise CheckpointError(
-        f"{path} does not say which network it is, and fits no ANN for {spec.num_classes} classes "
-        f"of {spec.channels} x {spec.height} x {spec.width} images"
-    )
+        return Loaded(model, name, source, digest, classes)
+    name, model, state = recognise(state, spec, stem, path)
+    load_weights(model, state, str(path))
+    return Loaded(model, name, source, digest)
 
 
 def read_of_run(run: Run, spec: DataSpec) -> Loaded:
@@ -128,7 +123,7 @@ def read_of_run(run: Run, spec: DataSpec) -> Loaded:
 
     Raises CheckpointError, RunError.
     """
-    loaded = read(run.model_file, spec, run.status().get("sha256"))
+    loaded = read(run.model_file, spec, expected=run.status().get("sha256"))
     if loaded.model.spiking != (run.kind == "student"):
         described = "an SNN" if loaded.model.spiking else "an ANN, or nothing"
         raise CheckpointError(
@@ -205,21 +200,27 @@ def freeze(model: Classifier) -> Classifier:
     return model.eval().requires_grad_(False)
 
 
+def _device_of(model: Classifier) -> torch.device:
+    return next((value.device for value in model.parameters()), torch.device("cpu"))
+
+
 @torch.no_grad()
 def check_network(loaded: Loaded, role: str, spec: DataSpec) -> None:
     """Raise CheckpointError unless `loaded` takes the images of `spec` and tells its classes apart.
 
     `role` is "teacher" or "student", for the message.
     """
-    weight = next(p for p in loaded.model.parameters() if p.ndim == 4)
-    if weight.shape[1] != spec.channels:
+    weight = next((p for p in loaded.model.parameters() if p.ndim == 4), None)
+    if weight is not None and weight.shape[1] != spec.channels:
         raise CheckpointError(
             f"the {role} {loaded.source} takes {weight.shape[1]} input channels, "
             f"{spec.name} has {spec.channels}. {ANOTHER[role]}"
         )
     was_training = loaded.model.training
     try:
-        logits = loaded.model.eval()(torch.zeros(1, *spec.image_shape, device=weight.device))
+        logits = loaded.model.eval()(
+            torch.zeros(1, *spec.image_shape, device=_device_of(loaded.model))
+        )
     except RuntimeError as error:  # its maps become too small, or its head expects other ones
         raise CheckpointError(
             f"the {role} {loaded.source} can't take the {spec.height} x {spec.width} images of "

@@ -14,6 +14,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from tser_cli.engine.runs.checkpoints import read_tensors
+from tser_cli.engine.runs.foreign_weights import unwrapped
 from tser_cli.errors import CheckpointError
 from tser_cli.files import read_regular, sha256, write_whole
 
@@ -38,7 +39,7 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
         state, metadata = _parse_safetensors(content, path)
     else:
         state, metadata = _state_dict(read_tensors(content, path), path), {}
-    return state, metadata, sha256(content)
+    return state if "tser" in metadata else unwrapped(state), metadata, sha256(content)
 
 
 def _content(path: Path) -> bytes:
@@ -67,13 +68,22 @@ def _state_dict(document: dict[str, Any], path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is a state to resume a run from, not a model; name the run's folder instead"
         )
-    for key in ("model", "state_dict"):
-        if isinstance(document.get(key), dict):
-            document = document[key]
-            break
-    if not document or not all(isinstance(value, Tensor) for value in document.values()):
+    nested = (document.get(key) for key in ("model", "state_dict", *document))
+    inner = next((part for part in nested if _is_state_dict(part)), None)
+    state = document if _is_state_dict(document) else inner
+    if state is None:
         raise CheckpointError(f"{path} holds no state dict of named tensors")
-    return {name.removeprefix("module."): value for name, value in document.items()}
+    return state
+
+
+def _is_state_dict(document: Any) -> bool:
+    return (
+        isinstance(document, dict)
+        and bool(document)
+        and all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in document.items()
+        )
+    )
 
 
 def check_finite(state: Mapping[str, Tensor], path: Path) -> None:

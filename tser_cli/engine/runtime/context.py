@@ -10,6 +10,7 @@ from tser_cli.config import Config
 from tser_cli.data.base import Dataset, load_dataset
 from tser_cli.engine.runtime.processes import Runtime, make_runtime
 from tser_cli.engine.runtime.stop import StopRequest
+from tser_cli.engine.runtime.whole_paths import with_whole_paths
 from tser_cli.errors import Interrupted
 from tser_cli.report.progress import Progress, Silent
 
@@ -41,6 +42,7 @@ class Context:
 
 def prepare(config: Config, progress: Progress) -> Context:
     """Load the data and take the device. Raises DataError or ConfigError."""
+    config = with_whole_paths(config)
     runtime = make_runtime(config.training, config.performance.channels_last)
     # Rank 0 downloads what is missing; the others then find it.
     dataset = runtime.main_first(lambda: load_dataset(config.data))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 from tser_cli import recipe, registry
@@ -13,6 +12,13 @@ from tser_cli.engine.runs.find_runs import all_runs, open_run
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runtime.context import Context
+from tser_cli.engine.runtime.whole_paths import existing_path
+from tser_cli.engine.teachers.elsewhere import (
+    build_teacher,
+    check_from_elsewhere,
+    is_function,
+    renormalised,
+)
 from tser_cli.engine.teachers.fits import check_architecture, fitting_teacher
 
 PRETRAINED_ON = "imagenet"
@@ -30,34 +36,27 @@ def find_fitting(context: Context, runs_dir: Path) -> Loaded | None:
 def find_teacher(config: Config, spec: DataSpec, runs_dir: Path) -> Loaded | None:
     """Return the teacher that `model.teacher` names, or None where one must be trained first.
 
-    The name is a path to a run or model file. Else it is an architecture: of that the newest
-    finished teacher on the same data set and validation split is taken, or, for ImageNet,
-    torchvision's weights. Raises ConfigError or CheckpointError.
+    The name is a path to a run or model file, or MODULE:FUNCTION. Else it is an architecture: of
+    that the newest finished teacher on the same data set and validation split is taken, or, for
+    ImageNet, torchvision's weights. Raises ConfigError or CheckpointError.
     """
     name = config.model.teacher
     path = existing_path(name)
+    check_from_elsewhere(config.model, path)
     if path is not None:
         if path.is_dir():
-            return model_files.read_of_run(open_run(path), spec)
-        return model_files.read(path, spec)
+            loaded = model_files.read_of_run(open_run(path), spec)
+        else:
+            loaded = model_files.read(path, spec, config.model.stem)
+        return renormalised(loaded, config, spec)
+    if is_function(name):
+        return renormalised(build_teacher(config.model), config, spec)
     check_architecture(name)
     run = newest_teacher(config, runs_dir)
     if run is not None:
         return model_files.read_of_run(run, spec)
     if config.data.name == PRETRAINED_ON:
         return model_files.pretrained(name, spec)
-    return None
-
-
-def existing_path(name: str) -> Path | None:
-    """Return the folder or file called `name`, or None; an architecture's name is never one."""
-    if name in registry.MODELS:
-        return None
-    # A name too long, a folder that is closed or a ~user that is unknown is no path.
-    with suppress(OSError, RuntimeError, ValueError):
-        path = Path(name).expanduser()
-        if path.is_dir() or path.is_file():
-            return path
     return None
 
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 from tser_cli import registry
 from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs.model_files import Loaded, check_network
+from tser_cli.engine.teachers.elsewhere import is_function
 from tser_cli.errors import CheckpointError, ConfigError, unknown
 
 
 def check_architecture(name: str) -> None:
     """Raise ConfigError where `name`, which is no existing path, is no ANN architecture either."""
+    if is_function(name):
+        raise ConfigError(
+            f"--teacher {name}: a function's network teaches in tser distill alone; name an "
+            "architecture here (an ablation also takes a run or a model file)"
+        )
     if name not in registry.MODELS:
         if "/" in name or "." in name:
             raise ConfigError(f"--teacher {name}: there is no such run folder or model file")

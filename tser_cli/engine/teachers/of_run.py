@@ -8,9 +8,11 @@ from typing import Any
 
 from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs import model_files
+from tser_cli.engine.runs.find_runs import all_runs
 from tser_cli.engine.runs.model_files import Loaded, freeze
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runtime.context import Context
+from tser_cli.engine.teachers.elsewhere import is_function, renormalised
 from tser_cli.engine.teachers.fits import fitting_teacher
 from tser_cli.errors import CheckpointError, ConfigError
 
@@ -48,13 +50,32 @@ def read_run_teacher(run: Run, spec: DataSpec) -> Loaded | None:
     recorded = recorded_teacher(run)
     if recorded is None:
         return None
-    loaded = fitting_teacher(model_files.read(Path(recorded.source), spec), spec)
+    if is_function(recorded.model):
+        raise CheckpointError(
+            f"the teacher of {run.folder} is built by {recorded.model}, code that a run never "
+            "imports by itself"
+        )
+    config = run.config()
+    found = model_files.read(_file_of(run, recorded), spec, config.model.stem)
+    loaded = fitting_teacher(renormalised(found, config, spec), spec)
     if loaded.sha256 != recorded.sha256:
         raise CheckpointError(
             f"{recorded.source}, the teacher of {run.folder}, has changed since that run began. "
             "Put the old file back, or begin a new run with --resume never"
         )
     return loaded
+
+
+def _file_of(run: Run, recorded: RecordedTeacher) -> Path:
+    """Return the teacher's file; where it is gone, that of a teacher beside with the same hash."""
+    path = Path(recorded.source)
+    if not path.is_file():
+        # runs/student/digits/NAME: the folder of all runs may have been moved as a whole
+        for runs_dir in run.folder.resolve().parents[2:3]:
+            for other in all_runs(runs_dir, "teacher"):
+                if recorded.sha256 and other.status().get("sha256") == recorded.sha256:
+                    return other.model_file
+    return path
 
 
 def keep_teacher(run: Run, context: Context, found: Loaded) -> Loaded:

@@ -165,7 +165,7 @@ def distillation(
     name = config.method.name
     needs_teacher = registry.METHODS[name].needs_teacher
     assert teacher is not None or not needs_teacher, "the engine provides the teacher"
-    if teacher is not None and config.performance.fold_teacher:
+    if teacher is not None and config.performance.fold_teacher and teacher.norms_follow:
         teacher = folded(teacher)
     task = Task(
         student,
@@ -179,6 +179,12 @@ def distillation(
     if config.method.reads_firing_rates:
         neurons = FeatureTap(student, neuron_names(student))
     if make_adapters is not None and task.teacher is not None:
+        for role, network in (("student", student), ("teacher", task.teacher)):
+            if not network.stage_names():
+                raise ConfigError(
+                    f"method {name} compares features of stages, and the {role} names none: give "
+                    "it a method stage_names(), or choose another method"
+                )
         tap, task.teacher_tap = FeatureTap(student), FeatureTap(task.teacher)
         task.adapters = make_adapters(
             stage_shapes(student, tap, image_shape),

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 
-import tomli_w
-
 from tser_cli.config import FLOAT_BITS, Config, method_label
 from tser_cli.data.loaders import build_train_loader
 from tser_cli.energy import DEFAULT_PROFILE, INT8_PROFILE, Labels, load_profile
 from tser_cli.engine.evaluation.operation_counts import EnergyReport, Price, write_energy
 from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, evaluate_split
-from tser_cli.engine.runs import find_runs, model_files, run_folder
+from tser_cli.engine.runs import find_runs, model_files
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runs.result import RESULT, RunResult
 from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.runs.split_list import keep_test_images
 from tser_cli.engine.runtime.context import Context, Options, make_check_stop
 from tser_cli.engine.runtime.processes import Runtime
 from tser_cli.engine.runtime.seeds import seed_everything, teacher_seed
@@ -31,10 +27,10 @@ from tser_cli.engine.training.data_parallel import share_gradients
 from tser_cli.engine.training.job import TrainingJob
 from tser_cli.engine.training.loop import fit
 from tser_cli.engine.training.position import Row
+from tser_cli.engine.training.resuming import take_run
 from tser_cli.engine.training.task import Task, classification, distillation
 from tser_cli.engine.training.teacher_logits import compute_teacher_logits, keeps_logits
 from tser_cli.errors import Interrupted, NonFiniteError
-from tser_cli.files import write_text
 from tser_cli.report import plots
 from tser_cli.report.csv_files import per_timestep_csv
 from tser_cli.report.predictions import PREDICTIONS, write_predictions
@@ -72,8 +68,10 @@ def settle_batch_size(task: Task, kind: str, context: Context, options: Options)
         return context
 
     def begun() -> int:
-        unfinished = options.resume != "never"
-        return find_runs.begun_batch_size(options.runs_dir, kind, config) if unfinished else 0
+        if options.resume == "never":
+            return 0
+        must = options.resume == "must"
+        return find_runs.begun_batch_size(options.runs_dir, kind, config, must)
 
     size = context.runtime.on_main(begun) or largest_batch(task, context)
     context.progress.say(f"batch size: {size} images over all processes; lr stays as it is")
@@ -90,7 +88,7 @@ def open_for_training(
     """
     runtime = context.runtime
     with ExitStack() as held:
-        run, resumed = runtime.on_main(lambda: _take(kind, context, options, held))
+        run, resumed = runtime.on_main(lambda: take_run(kind, context, options, held))
         context.progress.say(f"{'going on with' if resumed else 'run folder:'} {run.folder}")
         with recording_end(run, runtime, context.progress) as stop:
             yield run, stop
@@ -111,24 +109,6 @@ def recording_end(run: Run, runtime: Runtime, progress: Progress) -> Iterator[St
             if runtime.is_main:
                 _record_failure(run, error)
             raise
-
-
-def _take(kind: str, context: Context, options: Options, held: ExitStack) -> tuple[Run, bool]:
-    """Return the run to work on, locked until `held` closes, and whether it was begun before."""
-    found = None
-    if options.resume != "never":
-        must = options.resume == "must"
-        found = find_runs.find_unfinished(options.runs_dir, kind, context.config, must)
-    run = found or run_folder.create(options.runs_dir, kind, context.config)
-    held.enter_context(run.lock())
-    run.remove_leftovers()
-    keep_test_images(run, context)
-    run.update_status(state="running", why="")
-    # A resumed run may have other epochs or workers than it began with: the file says what holds.
-    write_text(run.folder / "config.toml", tomli_w.dumps(context.config.model_dump(mode="json")))
-    where = {"device": str(context.runtime.device), "processes": context.runtime.world}
-    run.update_environment(**where, command=sys.argv)
-    return run, found is not None
 
 
 def _record_end(run: Run, began: float) -> None:

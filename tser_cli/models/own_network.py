@@ -1,18 +1,13 @@
-"""Let the training loop work on networks and data loaders that are not the package's own."""
+"""A module from elsewhere, with the face of our networks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from tser_cli.data.workers import Batch
 from tser_cli.errors import ConfigError
-from tser_cli.models import Classifier
-
-PAIRS = "a data loader must give pairs (images [N, ...], labels [N])"
+from tser_cli.models.base import Classifier
 
 
 class OwnNetwork(Classifier):
@@ -21,7 +16,7 @@ class OwnNetwork(Classifier):
     A spiking one is called as `module(images, timesteps)` and returns logits [T, N, K]; an ANN is
     called as `module(images)` and returns [N, K]. Methods that compare features need a method
     `stage_names()` of the module: the submodules that end its stages, whose outputs are
-    [T * N, C, H, W] with time outermost.
+    [T * N, C, H, W] with time outermost. `input_kinds()` of the module is asked too.
     """
 
     def __init__(self, module: nn.Module, spiking: bool) -> None:
@@ -40,6 +35,10 @@ class OwnNetwork(Classifier):
             )
         return logits_TNK
 
+    def input_kinds(self) -> dict[str, str] | None:
+        named = getattr(self.module, "input_kinds", None)
+        return None if named is None else {f"module.{name}": of for name, of in named().items()}
+
     def stage_names(self) -> tuple[str, ...]:
         named = getattr(self.module, "stage_names", tuple)
         return tuple(f"module.{name}" for name in named())
@@ -50,39 +49,3 @@ class OwnNetwork(Classifier):
             role = "student" if self.spiking else "teacher"
             raise ConfigError(f"the {role} gave {found}; it must return logits {shape}")
         return logits
-
-
-class OwnLoader:
-    """A user's data loader with the face of our TrainLoader and EvalLoader.
-
-    Its order is its own: a training that is interrupted goes on with the next epoch's images as
-    the loader gives them then, not with the same bits.
-    """
-
-    deterministic_train = False
-
-    def __init__(self, loader: Iterable[Any]) -> None:
-        if not isinstance(loader, Sized):
-            raise ConfigError("a data loader must know its number of batches: give it a __len__")
-        self.steps_per_epoch = len(loader)
-        self._loader = loader
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from `start_step` on."""
-        for step, batch in enumerate(self):
-            if step >= start_step:
-                yield batch
-
-    def __len__(self) -> int:
-        return self.steps_per_epoch
-
-    def __iter__(self) -> Iterator[Batch]:
-        place = 0
-        for pair in self._loader:
-            if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise ConfigError(f"{PAIRS}, not {type(pair).__name__}")
-            images, labels = pair
-            if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
-                raise ConfigError(f"{PAIRS} as tensors")
-            yield Batch(images, labels, torch.arange(place, place + len(labels)))
-            place += len(labels)

@@ -1,0 +1,67 @@
+"""What a network of a plug-in must do, tried on two images before anything is trained."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from tser_cli.data.base import DataSpec
+from tser_cli.engine.runs.input_kinds import counting_of
+from tser_cli.errors import ConfigError, TserError
+from tser_cli.models import Classifier
+from tser_cli.plugins import last_line
+
+IMAGES = 2
+
+
+def check_contract(name: str, model: Classifier, spec: DataSpec, timesteps: int) -> None:
+    """Raise ConfigError unless `model` can be trained and counted on the images of `spec`.
+
+    An SNN returns logits [T, N, K], an ANN [N, K]; the same again for the same images, so that
+    nothing is left in its neurons; a gradient reaches its weights; its operations can be counted.
+    The model stays as it is, and no random numbers are drawn.
+    """
+    shown = f"network {name}, shown {IMAGES} images of {spec.channels} x {spec.height} x " + (
+        f"{spec.width} for {timesteps} time steps" if model.spiking else f"{spec.width}"
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tried = copy.deepcopy(model).cpu().eval()
+        images_NCHW = torch.rand(IMAGES, *spec.image_shape)
+        try:
+            problem = _problem(tried, images_NCHW, timesteps, spec.num_classes)
+            if not problem:
+                _count(tried, images_NCHW, timesteps)
+        except TserError as error:
+            raise ConfigError(f"{shown}: {error}") from error
+        except Exception as error:
+            raise ConfigError(f"{shown}, fails: {last_line(error)}") from error
+    if problem:
+        raise ConfigError(f"{shown}, {problem}")
+
+
+def _problem(model: Classifier, images_NCHW: Tensor, timesteps: int, classes: int) -> str:
+    """Return in words what is wrong with the logits or their gradient; "" where nothing is."""
+    logits, form = model(images_NCHW, timesteps), "[N, K]"
+    expected: tuple[int, ...] = (len(images_NCHW), classes)
+    if model.spiking:
+        expected, form = (timesteps, *expected), "[T, N, K], time outermost"
+    if not isinstance(logits, Tensor):
+        return f"returns {type(logits).__name__}, not logits {form}"
+    if tuple(logits.shape) != expected:
+        return f"returns logits {tuple(logits.shape)}; they must be {form}, here {expected}"
+    if not torch.equal(logits, model(images_NCHW, timesteps)):
+        return "returns other logits the second time: reset its neurons when forward begins"
+    if logits.requires_grad:
+        logits.square().sum().backward()  # type: ignore[no-untyped-call]
+    if all(weight.grad is None for weight in model.parameters()):
+        return "has no gradient: nothing of it can be trained"
+    return ""
+
+
+def _count(model: Classifier, images_NCHW: Tensor, timesteps: int) -> None:
+    with torch.inference_mode(), counting_of(model, timesteps) as counter:
+        model(images_NCHW, timesteps)
+    counter.counts()

@@ -1,0 +1,107 @@
+"""Networks that a function of the user's builds, with weights from a file."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tser_cli.engine.runs.foreign_weights import WRAPPERS
+from tser_cli.engine.runs.model_files import load_model
+from tser_cli.errors import CheckpointError, ConfigError
+
+
+def build_network(spec: str, arguments: tuple[str, ...] = (), flag: str = "--network") -> nn.Module:
+    """Call MODULE:FUNCTION, found from the current folder. Raises ConfigError, naming the flag."""
+    said = f"{flag} {spec}"
+    module_name, colon, function_name = spec.partition(":")
+    if not colon or not module_name or not function_name:
+        raise ConfigError(f'{flag} "{spec}": write MODULE:FUNCTION, as mypackage.models:build')
+    function = getattr(_import(module_name, said), function_name, None)
+    if not callable(function):
+        raise ConfigError(f"{said}: {module_name} has no function {function_name}")
+    values = dict(_argument(text) for text in arguments)
+    _check_arguments(said, function, values)
+    try:
+        network = function(**values)
+    except Exception as error:
+        raise ConfigError(f"{said}: the function fails: {error_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        kind = type(network).__name__
+        raise ConfigError(f"{said}: the function returns {kind}, not an nn.Module")
+    return network
+
+
+def _import(name: str, said: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise ConfigError(
+            f"{said}: {name} can't be imported from {here}: {error_line(error)}"
+        ) from error
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    """ "depth=4" -> ("depth", 4). Raises ConfigError."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise ConfigError(f'--arg "{text}": write key=value')
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def _check_arguments(said: str, function: Callable[..., Any], values: dict[str, Any]) -> None:
+    try:
+        inspect.signature(function).bind(**values)
+    except TypeError as error:
+        given = "with " + ", ".join(values) if values else "without arguments"
+        raise ConfigError(
+            f"{said}: it can't be called {given}: {error}; give --arg key=value"
+        ) from error
+    except ValueError:
+        return
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a safetensors file or a pickled state dict. Raises CheckpointError."""
+    state, _, _ = load_model(path)
+    names = network.state_dict().keys()
+    # a network whose weights all lie in a part called so was not wrapped in it to be saved
+    prefix = next((p for p in WRAPPERS if names and all(n.startswith(p) for n in names)), "")
+    state = {f"{prefix}{name}": value for name, value in state.items()}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:4]]
+        raise CheckpointError(f"{path} does not fit the network: {' '.join(lines)}") from error
+
+
+def digest(network: nn.Module) -> str:
+    """SHA-256 of the weights, in the order of their names."""
+    made = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        made.update(name.encode())
+        if isinstance(value, Tensor):
+            made.update(
+                value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
+    return made.hexdigest()
+
+
+def error_line(error: Exception) -> str:
+    """Return an error's type and first line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
