@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tser_cli.engine.runs.foreign_weights import WRAPPERS
-from tser_cli.engine.runs.model_files import load_model
+from tser_cli.engine.runs.weight_files import load_model
 from tser_cli.errors import CheckpointError, ConfigError
 
 
