@@ -96,11 +96,11 @@ class Config(Section):
         return chosen.model_validate(stated if entry else {"name": stated["name"]})
 
     def flat(self) -> dict[str, Any]:
-        """Every setting by dotted key, as plain values: {"data.name": "digits", ...}."""
+        """Return every setting by dotted key, as plain values: {"data.name": "digits", ...}."""
         return flatten(self.model_dump(mode="json"))
 
     def updated(self, changes: dict[str, Any]) -> Config:
-        """A copy with dotted keys changed, as {"training.epochs": 3}; validated again.
+        """Return a copy with dotted keys changed, as {"training.epochs": 3}; validated again.
 
         Another method comes with its own weights.
         """
@@ -110,7 +110,8 @@ class Config(Section):
         return Config.model_validate(split({**kept, **changes}))
 
     def policy(self, key: str) -> Policy:
-        """The policy of a dotted key. `data.dir` counts where it says which images there are.
+        """Return the policy of a dotted key. `data.dir` counts where it says which images there
+        are.
 
         More epochs only make a run longer where nothing before its end knows of them.
         """
@@ -127,12 +128,12 @@ class Config(Section):
         return self.schedule.name in ENDLESS and registry.is_built_in(method.target)
 
     def result_settings(self) -> dict[str, Any]:
-        """The settings that the results depend on, by dotted key."""
+        """Return the settings that the results depend on, by dotted key."""
         return {key: value for key, value in self.flat().items() if self.policy(key).results}
 
 
 def keys(method: str | None = None) -> dict[str, Any]:
-    """Every dotted key with its default: those of all methods, or those that `method` reads.
+    """Return every dotted key with its default: those of all methods, or those that `method` reads.
 
     A weight that several methods read has the first one's default.
     """
@@ -149,18 +150,18 @@ def _keys(methods: tuple[str, ...]) -> dict[str, Any]:
 
 
 def readers(key: str) -> list[str]:
-    """The methods that read a weight: `readers("method.temperature")`."""
+    """Return the methods that read a weight: `readers("method.temperature")`."""
     name, methods = key.removeprefix("method."), registry.METHODS.items()
     return [method for method, entry in methods if name in entry.settings.weights()]
 
 
 def unread(key: str, method: str) -> str:
-    """The message for a weight that the method has no use for."""
+    """Return the message for a weight that the method has no use for."""
     return f"{key}: {method} does not read it; it is read by {', '.join(readers(key))}"
 
 
 def method_label(config: Config) -> str:
-    """The method as results name it: `kd`, or `kd+entropy` where entropy was added to it."""
+    """Return the method as results name it: `kd`, or `kd+entropy` where entropy was added to it."""
     method = config.method
     added = method.entropy_weight != 0.0 and method.weights()["entropy_weight"] == 0.0
     return f"{method.name}+entropy" if added else method.name
@@ -168,7 +169,7 @@ def method_label(config: Config) -> str:
 
 @cache
 def policies() -> dict[str, Policy]:
-    """The policy of every dotted key."""
+    """Return the policy of every dotted key."""
     own = Config.policies()
     return flatten(
         {
@@ -179,7 +180,7 @@ def policies() -> dict[str, Policy]:
 
 
 def keys_where(holds: Callable[[Policy], bool]) -> frozenset[str]:
-    """The dotted keys whose policy is so: `keys_where(lambda policy: policy.measuring)`."""
+    """Return the dotted keys whose policy is so: `keys_where(lambda policy: policy.measuring)`."""
     return frozenset(key for key, policy in policies().items() if holds(policy))
 
 
@@ -193,7 +194,7 @@ SYMBOLS = {
 
 
 def short_name(key: str) -> str:
-    """What tables, figures and messages call a setting: `method.name` -> `method`.
+    """Return what tables, figures and messages call a setting: `method.name` -> `method`.
 
     The flag's name or the key's last part, where `full_key` leads back from it; else the key.
     """
@@ -203,7 +204,7 @@ def short_name(key: str) -> str:
 
 
 def full_key(name: str) -> str:
-    """The dotted key of a dotted or short name. Raises ConfigError, naming the nearest.
+    """Return the dotted key of a dotted or short name. Raises ConfigError, naming the nearest.
 
     A short name that may mean several settings is refused with all of them.
     """
@@ -219,7 +220,7 @@ def full_key(name: str) -> str:
 
 
 def nearest_key(name: str, dotted: bool = False) -> str:
-    """A hint such as ` (did you mean "lr"?)`, among dotted and short names; "" without one.
+    """Return a hint such as ` (did you mean "lr"?)`, among dotted and short names; "" without one.
 
     `dotted`: where short names will not do, the key behind the nearest is told, "optimizer.lr".
     """

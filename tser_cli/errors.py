@@ -108,22 +108,22 @@ def warn_once(message: str) -> None:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """A hint such as ` (did you mean "tser"?)`, or "" where nothing is near `word`."""
+    """Return a hint such as ` (did you mean "tser"?)`, or "" where nothing is near `word`."""
     close = closest(word, choices)
     return did_you_mean(close) if close else ""
 
 
 def closest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice that is nearest to `word`, None where none is near."""
+    """Return the choice that is nearest to `word`, None where none is near."""
     return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)), None)
 
 
 def did_you_mean(name: str) -> str:
-    """The hint itself."""
+    """Return the hint itself."""
     return f' (did you mean "{name}"?)'
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> str:
-    """The message for a `name` that is not among the `choices` of its `kind`."""
+    """Return the message for a `name` that is not among the `choices` of its `kind`."""
     known = sorted(choices)
     return f'unknown {kind} "{name}"{nearest(name, known)}. Known: {", ".join(known)}'

@@ -53,7 +53,7 @@ class Section(BaseModel):
 
     @classmethod
     def policies(cls) -> dict[str, Policy]:
-        """The policy of each field; a field without one changes results and nothing else."""
+        """Return the policy of each field; a field without one changes results and nothing else."""
         stated = {
             name: [item for item in field.metadata if isinstance(item, Policy)]
             for name, field in cls.model_fields.items()

@@ -103,7 +103,7 @@ def check_folder(path: Path) -> None:
 
 
 def is_device(path: Path) -> bool:
-    """Whether `path` is to be written in place: a character device, such as /dev/null.
+    """Return whether `path` is to be written in place: a character device, such as /dev/null.
 
     Raises RunError where it is neither that nor a regular file nor missing: a link is not
     followed, since a folder from somebody else may hold one that leads anywhere.
@@ -237,7 +237,9 @@ def sha256(content: bytes) -> str:
 
 
 def _beside(path: Path, suffix: str) -> Path:
-    """A hidden name beside `path`, this process's own; shortened where `path` has a long one."""
+    """Return a hidden name beside `path`, this process's own; shortened where `path` has a long
+    one.
+    """
     name = f".{path.name}.{os.getpid()}.{suffix}"
     if len(os.fsencode(name)) > NAME_MAX:
         name = f".{sha256(os.fsencode(path.name))}.{os.getpid()}.{suffix}"

@@ -53,18 +53,18 @@ _loaded: dict[str, Plugin] = {}
 
 
 def stated() -> list[str]:
-    """The plug-ins that were imported, as config.toml keeps them."""
+    """Return the plug-ins that were imported, as config.toml keeps them."""
     return [plugin.stated for plugin in _loaded.values()]
 
 
 def asked_for(flags: Iterable[str] | None) -> list[str]:
-    """The names in `TSER_PLUGIN` (separated as in PATH) and those of the flags."""
+    """Return the names in `TSER_PLUGIN` (separated as in PATH) and those of the flags."""
     listed = os.environ.get(VARIABLE, "").split(os.pathsep)
     return [name for name in [*listed, *(flags or [])] if name]
 
 
 def is_loaded(name: str) -> bool:
-    """Whether a plug-in of this module's name was imported, from this place or another.
+    """Return whether a plug-in of this module's name was imported, from this place or another.
 
     So `--plugin` can say where one is that a recipe expects elsewhere.
     """
@@ -144,7 +144,7 @@ def _import_file(name: str) -> ModuleType:
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of an error's traceback, with its file and line."""
+    """Return the last line of an error's traceback, with its file and line."""
     text = traceback.format_exception_only(error)[-1].strip()
     if isinstance(error, SyntaxError):
         return f"{text} ({error.filename}, line {error.lineno})"
@@ -220,7 +220,7 @@ def check_loaded(records: Iterable[Mapping[str, Any]], used: Iterable[str], fold
 
 
 def changes(records: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line for each plug-in of a run whose file is another one now."""
+    """Return a line for each plug-in of a run whose file is another one now."""
     now = {plugin.module: plugin.sha256 for plugin in _loaded.values()}
     return [
         f"plug-in {record.get('name')}: its file has changed since"

@@ -47,28 +47,30 @@ class Layer:
 
     @property
     def method(self) -> str:
-        """The method that the weights in this layer are for."""
+        """Return the method that the weights in this layer are for."""
         return str(self.values.get(METHOD, registry.DEFAULT_METHOD))
 
     def weights(self) -> dict[str, Any]:
-        """What it says of the method besides its name."""
+        """Return what it says of the method besides its name."""
         return {k: v for k, v in self.values.items() if k.startswith("method.") and k != METHOD}
 
     def without(self, keys: Iterable[str]) -> Layer:
-        """The same without these keys."""
+        """Return the same without these keys."""
         left_out = set(keys)
         return replace(self, values={k: v for k, v in self.values.items() if k not in left_out})
 
 
 def recipes_dir() -> Path:
-    """The folder of packaged recipes: inside the wheel, or beside the package in a checkout."""
+    """Return the folder of packaged recipes: inside the wheel, or beside the package in a
+    checkout.
+    """
     package = Path(__file__).resolve().parent
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def available() -> list[str]:
-    """The names of the packaged recipes, such as `cifar100/resnet18_tser`."""
+    """Return the names of the packaged recipes, such as `cifar100/resnet18_tser`."""
     root = recipes_dir()
     return sorted(
         path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.toml")
@@ -76,7 +78,7 @@ def available() -> list[str]:
 
 
 def find(name: str) -> Path:
-    """The file of a recipe given by path or by packaged name. Raises ConfigError."""
+    """Return the file of a recipe given by path or by packaged name. Raises ConfigError."""
     given = _given_file(name)
     if given is not None:
         return given
@@ -101,7 +103,7 @@ def _given_file(name: str) -> Path | None:
 
 
 def read(name: str) -> Layer:
-    """The settings in a recipe file. Raises ConfigError where it is not TOML of sections.
+    """Return the settings in a recipe file. Raises ConfigError where it is not TOML of sections.
 
     Its [ablation] section, if any, is no setting of a run: see `read_ablation`.
     """
@@ -111,7 +113,9 @@ def read(name: str) -> Layer:
 
 
 def read_ablation(name: str) -> dict[str, Any]:
-    """What a recipe says `tser ablate` shall vary; {} without that section. Raises ConfigError."""
+    """Return what a recipe says `tser ablate` shall vary; {} without that section. Raises
+    ConfigError.
+    """
     path, document = _document(name)
     section = document.get(ABLATION, {})
     if not isinstance(section, dict):
@@ -172,13 +176,15 @@ def from_flags(flags: Mapping[str, Any]) -> Layer:
 
 
 def chosen_method(layers: Iterable[Layer]) -> str:
-    """The method that the uppermost layer names."""
+    """Return the method that the uppermost layer names."""
     named = [layer.method for layer in layers if METHOD in layer.values]
     return named[-1] if named else registry.DEFAULT_METHOD
 
 
 def for_method(layers: Iterable[Layer]) -> list[Layer]:
-    """The layers without the weights that recipes state for another method than the chosen one."""
+    """Return the layers without the weights that recipes state for another method than the chosen
+    one.
+    """
     layers = list(layers)
     method = chosen_method(layers)
     return [
@@ -188,7 +194,9 @@ def for_method(layers: Iterable[Layer]) -> list[Layer]:
 
 
 def left_out(layers: Iterable[Layer]) -> list[str]:
-    """A line for each recipe whose weights the chosen method goes without, for people to read."""
+    """Return a line for each recipe whose weights the chosen method goes without, for people to
+    read.
+    """
     layers = list(layers)
     method = chosen_method(layers)
     foreign = [layer for layer in layers if layer.is_recipe and layer.method != method]
@@ -208,7 +216,7 @@ def _worth_telling(layer: Layer) -> list[str]:
 
 
 def resolve(layers: Iterable[Layer]) -> Config:
-    """The Config of all layers, the later winning. Raises ConfigError with every problem.
+    """Return the Config of all layers, the later winning. Raises ConfigError with every problem.
 
     A recipe's weights are left out where another method is chosen: see `left_out`.
     """

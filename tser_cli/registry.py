@@ -53,7 +53,7 @@ class MethodEntry:
 
     @property
     def settings(self) -> type[MethodSettings]:
-        """The class of its settings, which describes it; found without torch."""
+        """Return the class of its settings, which describes it; found without torch."""
         found: type[MethodSettings] = load(f"{self.target}:{self.settings_name}")
         return found
 
@@ -69,7 +69,7 @@ class MethodEntry:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether it learns from a teacher."""
+        """Return whether it learns from a teacher."""
         return self.settings.needs_teacher
 
 
@@ -148,14 +148,14 @@ DEFAULT_METHOD = "tser"
 
 
 def lookup(kind: str, table: Mapping[str, E], name: str) -> E:
-    """The entry of `name`; raises ConfigError that lists the known names otherwise."""
+    """Return the entry of `name`; raises ConfigError that lists the known names otherwise."""
     if name not in table:
         raise ConfigError(unknown(kind, name, table))
     return table[name]
 
 
 def load(target: str) -> Any:
-    """The object behind "module:object", or the module itself behind "module"."""
+    """Return the object behind "module:object", or the module itself behind "module"."""
     module, _, attribute = target.partition(":")
     loaded = importlib.import_module(module)
     return getattr(loaded, attribute) if attribute else loaded
@@ -172,22 +172,24 @@ NAMED_BY = {
 
 
 def names() -> list[str]:
-    """All that is registered, as "method kd", "model resnet18", "data set digits"."""
+    """Return all that is registered, as "method kd", "model resnet18", "data set digits"."""
     return [f"{kind} {name}" for kind, table in TABLES.items() for name in table]
 
 
 def is_built_in(target: str) -> bool:
-    """Whether a target is the package's own."""
+    """Return whether a target is the package's own."""
     return target.split(".")[0] == "tser_cli"
 
 
 def used_by(values: Mapping[str, Any]) -> list[str]:
-    """What settings by dotted key name, in the form of `names`."""
+    """Return what settings by dotted key name, in the form of `names`."""
     return [f"{kind} {values[key]}" for key, kind in NAMED_BY.items() if key in values]
 
 
 def targets_of(values: Mapping[str, Any]) -> dict[str, str]:
-    """The targets behind what settings by dotted key name: {"method kd": "tser_cli.losses.kd"}."""
+    """Return the targets behind what settings by dotted key name: {"method kd":
+    "tser_cli.losses.kd"}.
+    """
     named = [(kind, values.get(key)) for key, kind in NAMED_BY.items()]
     return {
         f"{kind} {name}": TABLES[kind][name].target for kind, name in named if name in TABLES[kind]

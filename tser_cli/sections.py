@@ -185,7 +185,7 @@ class MethodSettings(Section):
 
     @classmethod
     def weights(cls) -> dict[str, Any]:
-        """The settings that the method reads besides its name, with their defaults."""
+        """Return the settings that the method reads besides its name, with their defaults."""
         return {key: of.default for key, of in cls.model_fields.items() if key != "name"}
 
 

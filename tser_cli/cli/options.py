@@ -41,7 +41,7 @@ def _load_plugins(value: list[str] | None) -> list[str] | None:
 
 
 def names_in(table: Mapping[str, Any]) -> Callable[[typer.Context, str], list[str]]:
-    """A completion of the names in a registry, those of plug-ins on the line among them."""
+    """Return a completion of the names in a registry, those of plug-ins on the line among them."""
 
     def complete(context: typer.Context, incomplete: str) -> list[str]:
         from tser_cli import plugins
@@ -157,7 +157,7 @@ def check_resume(resume: str) -> None:
 def training_config(
     kind: str, flags: dict[str, Any], recipe_name: str | None, assignments: list[str] | None
 ) -> Config:
-    """The settings of a training: recipe < TSER_* < --set < flags.
+    """Return the settings of a training: recipe < TSER_* < --set < flags.
 
     Without --recipe the data set's own recipe for `kind` (teacher or student) is the base.
     Raises ConfigError.
@@ -173,7 +173,9 @@ def training_config(
 
 
 def with_plugins(layers: list[Layer]) -> list[Layer]:
-    """The layers, and one that names all plug-ins, which are imported. Raises ConfigError."""
+    """Return the layers, and one that names all plug-ins, which are imported. Raises
+    ConfigError.
+    """
     from tser_cli import plugins
     from tser_cli.recipe import Layer
 
@@ -192,7 +194,7 @@ def tell(notes: Iterable[str]) -> None:
 
 
 def upper_layers(flags: dict[str, Any], assignments: list[str] | None) -> list[Layer]:
-    """What stands above a recipe: TSER_* < --set < flags. Raises ConfigError."""
+    """Return what stands above a recipe: TSER_* < --set < flags. Raises ConfigError."""
     from tser_cli import recipe
 
     return [
@@ -203,7 +205,7 @@ def upper_layers(flags: dict[str, Any], assignments: list[str] | None) -> list[L
 
 
 def default_recipe(kind: str, upper: list[Layer]) -> str:
-    """The recipe of the data set that the upper layers name. Raises ConfigError."""
+    """Return the recipe of the data set that the upper layers name. Raises ConfigError."""
     named = [layer.values.get("data.name") for layer in upper]
     dataset = next((name for name in reversed(named) if name), DEFAULT_DATASET)
     entry = registry.lookup("data set", registry.DATASETS, str(dataset))
@@ -213,7 +215,7 @@ def default_recipe(kind: str, upper: list[Layer]) -> str:
 def ablation_layers(
     flags: dict[str, Any], recipe_name: str | None, assignments: list[str] | None
 ) -> tuple[list[Layer], dict[str, Any], str]:
-    """The layers below an ablation's cells, its [ablation] section, and its name.
+    """Return the layers below an ablation's cells, its [ablation] section, and its name.
 
     Raises ConfigError.
     """

@@ -64,7 +64,7 @@ def predict(
 
 
 def listed(images: list[str]) -> list[str]:
-    """The names, with - replaced by the lines of standard input."""
+    """Return the names, with - replaced by the lines of standard input."""
     names: list[str] = []
     for image in images:
         names += (

@@ -31,7 +31,7 @@ def show_export(exported: Exported) -> None:
 
 
 def checks_table(checks: tuple[Check, ...]) -> Table:
-    """A row a program: what was compared, and whether it agrees."""
+    """Return a row a program: what was compared, and whether it agrees."""
     from rich.table import Table
 
     table = Table(title="The same spikes in other programs")

@@ -62,7 +62,7 @@ class AutoAugment:
         self._maps_GM = torch.stack(maps).to(device)
 
     def __call__(self, images_NCHW: torch.Tensor, choices_N5: torch.Tensor) -> torch.Tensor:
-        """The images, uint8 with 1 or 3 channels, each as its choices say; same shape.
+        """Return the images, uint8 with 1 or 3 channels, each as its choices say; same shape.
 
         `choices_N5`, int64 on the CPU, is as drawn within BOUNDS: chance c stands for the outcome
         c / CHANCES of torch.rand, sign 1 for a negative magnitude.
@@ -73,7 +73,7 @@ class AutoAugment:
         return images_NCHW
 
     def chosen(self, choices_N5: torch.Tensor, stage: int) -> torch.Tensor:
-        """Each image's number in `operations`; their count where it is left as it is."""
+        """Return each image's number in `operations`; their count where it is left as it is."""
         policies_N, signs_N = choices_N5[:, 0], choices_N5[:, 3 + stage]
         outcomes_N = choices_N5[:, 1 + stage].to(torch.float32) / CHANCES
         acts_N = outcomes_N <= self.probabilities_P2[policies_N, stage]

@@ -37,12 +37,12 @@ class DataSpec:
 
     @property
     def num_classes(self) -> int:
-        """The number of classes, K."""
+        """Return the number of classes, K."""
         return len(self.classes)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """The shape of one input, (C, H, W)."""
+        """Return the shape of one input, (C, H, W)."""
         return (self.channels, self.height, self.width)
 
 
@@ -55,7 +55,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> torch.Tensor:
-        """The image as uint8 [C, H, W]; its size may differ from image to image.
+        """Return the image as uint8 [C, H, W]; its size may differ from image to image.
 
         Raises DataError where it can't be read.
         """
@@ -77,7 +77,7 @@ class TensorSource:
         return len(self.labels)
 
     def image(self, index: int) -> torch.Tensor:
-        """The image as uint8 [C, H, W]."""
+        """Return the image as uint8 [C, H, W]."""
         return self.images_MCHW[index]
 
 
@@ -109,7 +109,7 @@ def given_path(config: DataConfig) -> Path | None:
 
 
 def load_dataset(config: DataConfig) -> Dataset:
-    """The data set that `config` names. Raises DataError where it is missing or damaged."""
+    """Return the data set that `config` names. Raises DataError where it is missing or damaged."""
     entry = registry.lookup("data set", registry.DATASETS, config.name)
     dataset: Dataset = registry.load(entry.target)(config)
     return dataset

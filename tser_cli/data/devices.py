@@ -12,12 +12,12 @@ LARGEST_SHARE = 1 / 4
 
 
 def fits(needed: int, free: int) -> bool:
-    """Whether `needed` bytes may be kept on a device with `free` bytes."""
+    """Return whether `needed` bytes may be kept on a device with `free` bytes."""
     return needed <= LARGEST_SHARE * free
 
 
 def placed(source: ImageSource, device: torch.device) -> ImageSource:
-    """The same images and labels on a CUDA `device`, if they are in memory and fit there.
+    """Return the same images and labels on a CUDA `device`, if they are in memory and fit there.
 
     Else, and for a device of any other kind, `source` as it is.
     """
@@ -30,12 +30,12 @@ def placed(source: ImageSource, device: torch.device) -> ImageSource:
 
 
 def device_of(source: ImageSource) -> torch.device:
-    """Where the images lie; those that are read from files come on the CPU."""
+    """Return where the images lie; those that are read from files come on the CPU."""
     return source.images_MCHW.device if isinstance(source, TensorSource) else CPU
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A CPU tensor on `device`, without waiting for what the device still has to do."""
+    """Return a CPU tensor on `device`, without waiting for what the device still has to do."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -84,7 +84,7 @@ def _idx_dataset(config: DataConfig, spec: DataSpec, kind: Any) -> Dataset:
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:
-    """The file `name` or `name`.gz in `folder`, or None."""
+    """Return the file `name` or `name`.gz in `folder`, or None."""
     candidates = (folder / name, folder / f"{name}.gz")
     return next((path for path in candidates if is_file(path)), None)
 
@@ -142,7 +142,7 @@ def _cifar_dataset(
 
 
 def _cifar_files(kind: Any) -> dict[str, str]:
-    """The files that are read, below the root, with their MD5 sums."""
+    """Return the files that are read, below the root, with their MD5 sums."""
     entries = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
     return {f"{kind.base_folder}/{file}": md5 for file, md5 in entries}
 

@@ -47,15 +47,17 @@ class FolderSource:
         return len(self.files)
 
     def image(self, index: int) -> torch.Tensor:
-        """The image as uint8 [channels, H, W]. Raises DataError that names a file it can't read."""
+        """Return the image as uint8 [channels, H, W]. Raises DataError that names a file it can't
+        read.
+        """
         return self.image_as(index, self.channels)
 
     def image_as(self, index: int, channels: int) -> torch.Tensor:
-        """The image with so many channels: 1 (grey) or 3 (RGB)."""
+        """Return the image with so many channels: 1 (grey) or 3 (RGB)."""
         return read_image(self.folder / os.fsdecode(bytes(self.files[index])), channels)
 
     def part(self, indices_P: torch.Tensor) -> FolderSource:
-        """The images at these indices."""
+        """Return the images at these indices."""
         return replace(self, files=self.files[indices_P.numpy()], labels=self.labels[indices_P])
 
 

@@ -102,7 +102,7 @@ class EvalLoader:
         self._feed = feed
 
     def __len__(self) -> int:
-        """The number of batches that this process gets."""
+        """Return the number of batches that this process gets."""
         return len(self._keys)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -154,7 +154,8 @@ def _train_feed(dataset: Dataset, config: Config, device: torch.device) -> Feed:
 def build_eval_loader(
     dataset: Dataset, split: Split, config: Config, *, rank: int = 0, world: int = 1
 ) -> EvalLoader:
-    """A split with the deterministic transforms, in global batches of training.eval_batch_size.
+    """Return a split with the deterministic transforms, in global batches of
+    training.eval_batch_size.
 
     Raises DataError for a validation split that was not asked for, or is impossible.
     """

@@ -76,7 +76,9 @@ def _with_input(own: DataSpec, size: int, channels: int) -> DataSpec:
 
 
 def _size_and_channels(images: Iterable[torch.Tensor]) -> dict[str, int]:
-    """The median of the shorter sides, at most LARGEST; 1 channel where no image has colour."""
+    """Return the median of the shorter sides, at most LARGEST; 1 channel where no image has
+    colour.
+    """
     sides, is_grey = [], True
     for image_CHW in images:
         sides.append(min(image_CHW.shape[1:]))

@@ -17,7 +17,8 @@ SMALL_SIDE = 64  # up to it, nothing is cropped away at the rim
 
 
 def picture_files(names: Iterable[str]) -> list[Path]:
-    """The files that `names` stand for: a folder is searched to its depth, in order of names.
+    """Return the files that `names` stand for: a folder is searched to its depth, in order of
+    names.
 
     Raises DataError for a folder without images; a file that is not there is found out on reading.
     """
@@ -35,7 +36,8 @@ def picture_files(names: Iterable[str]) -> list[Path]:
 
 
 def fitted_picture(path: Path, shape: tuple[int, int, int], shorter: int = 0) -> torch.Tensor:
-    """The image file as uint8 [C, H, W] of that shape. Raises DataError where it can't be read.
+    """Return the image file as uint8 [C, H, W] of that shape. Raises DataError where it can't be
+    read.
 
     Colours become grey for one channel, grey becomes RGB for three, transparency is dropped. An
     image of another size is resized until its shorter side has `shorter` pixels, then cropped to

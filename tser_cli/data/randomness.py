@@ -29,7 +29,7 @@ class Stream(IntEnum):
 
 
 def permutation(seed: int, epoch: int, count: int) -> torch.Tensor:
-    """The order of `count` images in an epoch, int64 [count]."""
+    """Return the order of `count` images in an epoch, int64 [count]."""
     rng = np.random.default_rng([Stream.ORDER, seed, epoch])
     return torch.from_numpy(rng.permutation(count))
 
@@ -53,7 +53,7 @@ def table(
 
 
 def image_seed(stream: Stream, seed: int, epoch: int, index: int) -> int:
-    """A 63-bit seed for one image, mixed by NumPy's SeedSequence."""
+    """Return a 63-bit seed for one image, mixed by NumPy's SeedSequence."""
     sequence = np.random.SeedSequence([stream, seed, epoch, index])
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 

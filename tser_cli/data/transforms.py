@@ -88,7 +88,7 @@ class Pipeline:
     autoaugment: AutoAugment | None = None
 
     def __call__(self, epoch: int, indices: Sequence[int]) -> torch.Tensor:
-        """The images at `indices` as in `epoch`, normalised float32 [N, C, H, W].
+        """Return the images at `indices` as in `epoch`, normalised float32 [N, C, H, W].
 
         On one device a pure function of (seed, epoch, index). Raises DataError for an
         unreadable image.
@@ -153,7 +153,7 @@ class Pipeline:
 
 
 def evaluation_pipeline(source: ImageSource, spec: DataSpec) -> Pipeline:
-    """The deterministic transforms: resize and centre crop where sizes vary; normalise."""
+    """Return the deterministic transforms: resize and centre crop where sizes vary; normalise."""
     return Pipeline(
         source,
         spec,
@@ -166,7 +166,7 @@ def evaluation_pipeline(source: ImageSource, spec: DataSpec) -> Pipeline:
 def training_pipeline(
     source: ImageSource, spec: DataSpec, augment: AugmentConfig, seed: int
 ) -> Pipeline:
-    """The transforms of training. Raises ConfigError for a Cutout or padding too large."""
+    """Return the transforms of training. Raises ConfigError for a Cutout or padding too large."""
     side = min(spec.height, spec.width)
     for key, pixels in (("cutout", augment.cutout), ("crop_padding", augment.crop_padding)):
         if pixels >= side:
@@ -184,12 +184,12 @@ def training_pipeline(
 
 
 def is_deterministic(augment: AugmentConfig) -> bool:
-    """Whether training sees an image the same way in every epoch."""
+    """Return whether training sees an image the same way in every epoch."""
     return augment == AugmentConfig()
 
 
 def is_costly(source: ImageSource, augment: AugmentConfig, device: torch.device) -> bool:
-    """Whether training on `device` would wait for these images if no workers made them.
+    """Return whether training on `device` would wait for these images if no workers made them.
 
     Files are read and images resized one by one. Images in memory take one core about 0.1
     milliseconds each with AutoAugment: nothing while the CPU trains, too long while a GPU does.

@@ -49,7 +49,7 @@ class Feed(Protocol):
     """Batches by key, the same whoever makes them."""
 
     def batches(self, keys: Sequence[Key]) -> Generator[Batch, None, None]:
-        """One batch a key, in order; only the latest call's iterator may be read.
+        """Yield one batch a key, in order; only the latest call's iterator may be read.
 
         Raises DataError for an image that can't be read, TrainingError if a worker dies.
         """
@@ -184,7 +184,8 @@ def _next(batches: Iterator[Batch | DataError]) -> Batch:
 
 
 def is_loss_of_worker(error: RuntimeError) -> bool:
-    """Whether `error` tells of a worker that was killed, as by the system for lack of memory.
+    """Return whether `error` tells of a worker that was killed, as by the system for lack of
+    memory.
 
     torch raises it from a signal handler too, and so at any point of the main process.
     """

@@ -26,7 +26,8 @@ class Attention:
 
 
 def attentions(counts: Counts) -> Iterator[Attention]:
-    """The pairs of products, in the order in which they run; products on their own are left out.
+    """Yield the pairs of products, in the order in which they run; products on their own are left
+    out.
 
     A pair is two products in a row of one module, of which the first has two factors of spikes and
     the second takes its result, [N, N] or [d, d], beside a factor of spikes.

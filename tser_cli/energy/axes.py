@@ -45,7 +45,9 @@ class Axes:
         return shape[self.batch] // per_image
 
     def fits(self, shape: Shape, timesteps: int, images: int) -> bool:
-        """Whether a tensor of this shape holds that many images, and steps where it has them."""
+        """Return whether a tensor of this shape holds that many images, and steps where it has
+        them.
+        """
         per_image = self.inner * (timesteps if self.folded else 1)
         if len(shape) <= max(self.batch, self.time or 0):
             return False
@@ -114,7 +116,9 @@ def learn(name: str, two: Shape, three: Shape, longer: Shape | None, timesteps: 
 
 
 def readings(axes: Axes, shape: Shape, calls: int, timesteps: int) -> tuple[bool, bool]:
-    """How a layer's calls can be read where T can't be changed: (one a step, all steps in one)."""
+    """Return how a layer's calls can be read where T can't be changed: (one a step, all steps in
+    one).
+    """
     folded, leading = axes.inner % timesteps == 0, axes.batch == 1 and shape[0] == timesteps
     return calls % timesteps == 0, folded or leading
 
@@ -122,7 +126,8 @@ def readings(axes: Axes, shape: Shape, calls: int, timesteps: int) -> tuple[bool
 def guess_time(
     name: str, axes: Axes, shape: Shape, calls: int, timesteps: int, loops: bool | None
 ) -> Axes:
-    """The time axis of a tensor of a network that makes its own steps, whose T can't be changed.
+    """Return the time axis of a tensor of a network that makes its own steps, whose T can't be
+    changed.
 
     A call for each step has none. One call may have T in front of the images, or folded into them.
     `loops`: how those layers of the network run that can be read in one way alone, None where they

@@ -68,7 +68,9 @@ def _add_details(
 
 
 def as_map(rows: Tensor, met: Operation, inner: int) -> tuple[Tensor, Geometry]:
-    """The rows as `tally` takes them, and the geometry of one: [B, C, P, 1] or [B, features]."""
+    """Return the rows as `tally` takes them, and the geometry of one: [B, C, P, 1] or [B,
+    features].
+    """
     if met.conv is not None:
         maps = rows.flatten(0, 1) if inner > 1 else rows
         x = maps if maps.dim() == 4 else maps.flatten(2).unsqueeze(-1)
@@ -120,7 +122,9 @@ def count_product(
 
 
 def _driving(left: str, right: str) -> str:
-    """What drives a product: sums where there are some, else spikes, real where nothing does."""
+    """Return what drives a product: sums where there are some, else spikes, real where nothing
+    does.
+    """
     found = {kind for kind in (left, right) if kind != REAL}
     if not found:
         return REAL

@@ -121,7 +121,7 @@ def _earlier(before: Signature, after: Signature, last: int) -> Iterator[Finding
 def check_inputs(
     counts: Counts, met: dict[str, dict[str, int]], declared: dict[str, str] | None
 ) -> Iterator[Finding]:
-    """Which layers meet values that are no spikes, though spikes ought to drive them?
+    """Yield which layers meet values that are no spikes, though spikes ought to drive them?
 
     A network that declares what feeds its layers is held to it. Of others the stem and the last
     layer may be real, and sums of spikes are noted.
@@ -152,7 +152,7 @@ def _not_spikes(name: str, met: dict[str, int], kind: str, severity: str) -> Fin
 
 
 def check_firing(counts: Counts) -> Iterator[Finding]:
-    """Which neurons never fire, and which at every step of every image?"""
+    """Yield which neurons never fire, and which at every step of every image?"""
     if not counts.neurons:
         raise Unchecked("the network has no layer of neurons that is a module")
     for neurons in counts.neurons:
@@ -224,7 +224,9 @@ def check_numbers(subject: Subject) -> Iterator[Finding]:
 
 
 def _worst(first: Signature, second: Signature) -> tuple[str, float]:
-    """The first layer that is fed differently, "" if none, and the share of what it is fed."""
+    """Return the first layer that is fed differently, "" if none, and the share of what it is
+    fed.
+    """
     for key in first:
         differing = changes(first[key], second[key])
         if differing.any():

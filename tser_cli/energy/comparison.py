@@ -35,7 +35,7 @@ class Compared:
 
 
 def compare(counts: Counts, profile: Profile, others: Auxiliary | None = None) -> list[Compared]:
-    """Every convention on the same counts, those of attention only where there are products.
+    """Return every convention on the same counts, those of attention only where there are products.
 
     `others`: the operations that syops alone counts, of all images together.
     """

@@ -150,7 +150,7 @@ class SopCounter:
         record.macs, record.macs_formula = found.macs, found.macs_formula
 
     def _steps(self, name: str, batch: int) -> int:
-        """The time steps folded into a batch: T, or 1 where it is computed once an image."""
+        """Return the time steps folded into a batch: T, or 1 where it is computed once an image."""
         images = self._images[-1] if self._images else 0
         if batch == self._timesteps * images:
             return self._timesteps

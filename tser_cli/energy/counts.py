@@ -46,7 +46,7 @@ class Layer:
 
     @property
     def accumulates(self) -> bool:
-        """Whether spikes drive the layer (accumulates), and not real values (MACs)."""
+        """Return whether spikes drive the layer (accumulates), and not real values (MACs)."""
         return self.input_kind != REAL
 
 
@@ -89,7 +89,7 @@ class LayerCounts:
 
     @property
     def once(self) -> bool:
-        """Whether the program computes the layer once an image and not at every step."""
+        """Return whether the program computes the layer once an image and not at every step."""
         return bool((self.executed_T == 0).any())
 
     @property
@@ -128,7 +128,7 @@ class Counts:
 
     @property
     def stem(self) -> tuple[LayerCounts, ...]:
-        """The layers that direct encoding feeds with the image itself.
+        """Return the layers that direct encoding feeds with the image itself.
 
         Of those before any spike those that were computed once an image; else the first layer,
         where its input is real.
@@ -138,7 +138,9 @@ class Counts:
 
     @property
     def stem_once(self) -> bool:
-        """Whether the program computes the stem once an image (with T = 1 that is the same)."""
+        """Return whether the program computes the stem once an image (with T = 1 that is the
+        same).
+        """
         return self.timesteps == 1 or any(counts.once for counts in self.stem)
 
 

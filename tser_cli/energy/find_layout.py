@@ -181,7 +181,9 @@ def changes(before_SN: Tensor, after_SN: Tensor) -> Tensor:
 
 
 def disturbed(two: Presentation, step: int, change: Callable[[Tensor], Tensor]) -> Presentation:
-    """The same with other values in the first image, at one step; "inside" has them at all."""
+    """Return the same with other values in the first image, at one step; "inside" has them at
+    all.
+    """
     x = two.x_TN.clone()
     part = x[0] if two.layout == INSIDE else x[step, 0]
     part.copy_(change(part.flatten()).view_as(part).to(part.dtype))

@@ -123,7 +123,7 @@ def zeros_added(
 
 
 def shape_of(layer: nn.Conv2d) -> ConvShape:
-    """The shape of a convolution module."""
+    """Return the shape of a convolution module."""
     return ConvShape(
         in_channels=layer.in_channels,
         out_channels=layer.out_channels,
@@ -137,7 +137,7 @@ def shape_of(layer: nn.Conv2d) -> ConvShape:
 
 @lru_cache(maxsize=512)
 def shape_geometry(shape: ConvShape, sizes: tuple[int, ...]) -> Geometry:
-    """The geometry of a convolution on maps of `sizes`.
+    """Return the geometry of a convolution on maps of `sizes`.
 
     The fan-out is separable: (out_channels / groups) x outer product of the axes' fan-outs. The
     classical figure of a transposed convolution counts a kernel for every input, not output.
@@ -165,13 +165,13 @@ def shape_geometry(shape: ConvShape, sizes: tuple[int, ...]) -> Geometry:
 
 
 def conv_geometry(layer: nn.Conv2d, height: int, width: int) -> Geometry:
-    """The geometry of a convolution module on maps of [height, width]."""
+    """Return the geometry of a convolution module on maps of [height, width]."""
     return shape_geometry(shape_of(layer), (height, width))
 
 
 @lru_cache(maxsize=512)
 def vectors_geometry(features: int, outputs: int, rows: int = 1) -> Geometry:
-    """The geometry of a linear layer that is applied to `rows` vectors an image."""
+    """Return the geometry of a linear layer that is applied to `rows` vectors an image."""
     macs = rows * features * outputs
     return Geometry(
         fan_out_P=torch.tensor([outputs]),
@@ -183,12 +183,12 @@ def vectors_geometry(features: int, outputs: int, rows: int = 1) -> Geometry:
 
 
 def linear_geometry(layer: nn.Linear, rows: int = 1) -> Geometry:
-    """The geometry of a linear module that is applied to `rows` vectors an image."""
+    """Return the geometry of a linear module that is applied to `rows` vectors an image."""
     return vectors_geometry(layer.in_features, layer.out_features, rows)
 
 
 def geometry(layer: nn.Conv2d | nn.Linear, input_shape: tuple[int, ...]) -> Geometry:
-    """The geometry of a layer for an input of shape [B, C, H, W] or [B, ..., features]."""
+    """Return the geometry of a layer for an input of shape [B, C, H, W] or [B, ..., features]."""
     if isinstance(layer, nn.Conv2d):
         return conv_geometry(layer, input_shape[-2], input_shape[-1])
     return linear_geometry(layer, prod(input_shape[1:-1]))

@@ -58,7 +58,8 @@ def stem_energy(counts: Counts, profile: Profile) -> dict[str, float]:
 
 
 def formula_operations(layer: LayerCounts) -> FloatArray:
-    """The papers' firing rate x FLOP of each step, [T], mean per image; its sum has their x T.
+    """Return the papers' firing rate x FLOP of each step, [T], mean per image; its sum has their
+    x T.
 
     The rate is that of the layer's inputs, the FLOP are `macs_formula`, padding included. 0 where
     real values drive the layer: its formula energy is `macs_formula` x mac_pj.

@@ -50,7 +50,9 @@ class Presentation:
         return 0 if self.layout == INSIDE else 1
 
     def of(self, images: int, more_steps: int = 0) -> Presentation:
-        """The same with that many images, the first ones over and over, and with more steps."""
+        """Return the same with that many images, the first ones over and over, and with more
+        steps.
+        """
         axis = self.images_axis
         index = torch.arange(images, device=self.x_TN.device) % self.x_TN.shape[axis]
         x = self.x_TN.index_select(axis, index)

@@ -109,7 +109,9 @@ def spiking_layer(layer: LayerCounts) -> LemaireEnergy:
 
 
 def dense_layer(layer: LayerCounts, executions: float, writes: bool) -> LemaireEnergy:
-    """What a layer costs that is computed so often with real inputs; `writes`: its outputs too."""
+    """Return what a layer costs that is computed so often with real inputs; `writes`: its outputs
+    too.
+    """
     facts = layer.layer
     uses = executions * facts.macs_formula
     biases = executions * facts.outputs if facts.bias_bytes else 0.0

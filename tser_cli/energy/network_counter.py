@@ -182,7 +182,9 @@ class NetworkCounter:
         return kind
 
     def _owners(self) -> dict[str, str]:
-        """The layer that the updates of a layer of neurons are listed with: the one before it."""
+        """Return the layer that the updates of a layer of neurons are listed with: the one before
+        it.
+        """
         assert self.plan is not None
         owners: dict[str, str] = {}
         last = next(iter(self._records.values())).name

@@ -23,7 +23,9 @@ RESETS = ("reset_mem", "reset_state", "reset_states", "reset")
 
 
 def library_of(module: nn.Module) -> str:
-    """The library whose neuron `module` is: spikingjelly, snnTorch, norse, tser's own, or ""."""
+    """Return the library whose neuron `module` is: spikingjelly, snnTorch, norse, tser's own, or
+    "".
+    """
     if getattr(module, "is_spiking_neuron", False):
         return "tser"
     for base in type(module).__mro__:
@@ -34,7 +36,9 @@ def library_of(module: nn.Module) -> str:
 
 
 def neuron_class(module: nn.Module) -> str:
-    """The name of the class of a layer of neurons; of tser's own, that of the node inside."""
+    """Return the name of the class of a layer of neurons; of tser's own, that of the node
+    inside.
+    """
     inner = getattr(module, "node", None) if library_of(module) == "tser" else None
     return type(inner if isinstance(inner, nn.Module) else module).__name__
 
@@ -63,7 +67,9 @@ def reset_states(network: nn.Module) -> None:
 
 
 def _takes_nothing(method: Callable[..., object]) -> bool:
-    """Whether a method can be called as it is: one that asks for more is its network's to call."""
+    """Return whether a method can be called as it is: one that asks for more is its network's to
+    call.
+    """
     try:
         inspect.signature(method).bind()
     except (TypeError, ValueError):

@@ -28,7 +28,9 @@ class Family:
     period: bool = True
 
     def place(self, ordinal: int, timesteps: int) -> tuple[int, int | None]:
-        """The use and the step of a layer's call, by how many came before it in the batch."""
+        """Return the use and the step of a layer's call, by how many came before it in the
+        batch.
+        """
         if not self.loops:
             return ordinal, None
         if self.period:
@@ -104,7 +106,9 @@ def _one_step_more(network: nn.Module, two: Presentation, names: set[str]) -> Tr
 def learn_families(
     two: Trace, three: Trace, longer: Trace | None, layout: str, timesteps: int
 ) -> dict[Key, Family]:
-    """How every layer's calls go on, from trial runs on 2 and 3 images and on T + 1 steps."""
+    """Return how every layer's calls go on, from trial runs on 2 and 3 images and on T + 1
+    steps.
+    """
     by_key, wider, stretched = _grouped(two), _grouped(three), _grouped(longer) if longer else None
     for key in {*by_key, *wider}:
         if len(by_key.get(key, [])) != len(wider.get(key, [])):
@@ -208,7 +212,9 @@ def _axes(
 def _votes(
     by_key: dict[Key, list[Call]], wider: dict[Key, list[Call]], timesteps: int
 ) -> bool | None:
-    """Whether layers run a call a step, by those that can be read in one way; None if unclear."""
+    """Return whether layers run a call a step, by those that can be read in one way; None if
+    unclear.
+    """
     votes = set()
     for key, calls in by_key.items():
         for a, shape in zip(

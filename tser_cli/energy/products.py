@@ -62,7 +62,9 @@ def factor(tensor: Tensor, letters: str) -> Factor:
 
 
 def matmul_product(left: Tensor, right: Tensor) -> Product:
-    """The product of `torch.matmul`: leading axes are aligned from the right and broadcast."""
+    """Return the product of `torch.matmul`: leading axes are aligned from the right and
+    broadcast.
+    """
     ends = ("y" if left.dim() == 1 else "xy", "y" if right.dim() == 1 else "yz")
     spare = iter(string.ascii_uppercase)
     names = []
@@ -129,7 +131,8 @@ def _without_ellipsis(
 def attention_products(
     query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
 ) -> Iterator[Product]:
-    """The two products of `F.scaled_dot_product_attention`; softmax makes the second's left real.
+    """Yield the two products of `F.scaled_dot_product_attention`; softmax makes the second's left
+    real.
 
     Entries that a mask takes out are computed, and counted, all the same.
     """

@@ -116,7 +116,8 @@ def check_precision(profile: Profile, weight_bits: int, assume_int8: bool) -> No
 
 
 def load_profile(name: str) -> Profile:
-    """The profile of that name, or of the TOML file at that path, with the fields of `Profile`.
+    """Return the profile of that name, or of the TOML file at that path, with the fields of
+    `Profile`.
 
     Raises ConfigError for an unknown name or a file that is damaged or holds no valid profile.
     """
@@ -130,7 +131,9 @@ def load_profile(name: str) -> Profile:
 
 
 def read_profile(path: Path) -> Profile:
-    """The profile in a TOML file. Raises ConfigError that tells every problem of the file."""
+    """Return the profile in a TOML file. Raises ConfigError that tells every problem of the
+    file.
+    """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:

@@ -98,7 +98,9 @@ def layer_counts(record: Record, timesteps: int, neuron_updates: int) -> LayerCo
 
 
 def _spread(entries: list[Entry], timesteps: int) -> tuple[Tensor, Tensor]:
-    """The sum of a batch's calls, [3, T, images], and how often each step was computed, [T]."""
+    """Return the sum of a batch's calls, [3, T, images], and how often each step was computed,
+    [T].
+    """
     total = entries[0].tally.new_zeros(3, timesteps, entries[0].tally.shape[-1])
     executed_T = torch.zeros(timesteps, dtype=torch.int64)
     for entry in entries:
@@ -122,7 +124,9 @@ def _binary(entry: Entry) -> Tensor | None:
 def _gathered(
     batches: dict[int, list[Entry]], timesteps: int, part: Callable[[Entry], Tensor | None]
 ) -> IntArray | None:
-    """A part of all calls, [T, I], summed over the calls of a step; None where one has none."""
+    """Return a part of all calls, [T, I], summed over the calls of a step; None where one has
+    none.
+    """
     gathered = []
     for _, entries in sorted(batches.items()):
         total = torch.zeros(timesteps, entries[0].tally.shape[-1], dtype=torch.int64)

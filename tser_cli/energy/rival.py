@@ -138,7 +138,9 @@ def _narrowed(dense: lemaire.LemaireEnergy, layer: LayerCounts, bits: int) -> le
 
 
 def _break_even(fixed: float, moving: float, rival: float, rate: float) -> float | None:
-    """The spike rate at which fixed + moving, which grows with it, costs what the rival does."""
+    """Return the spike rate at which fixed + moving, which grows with it, costs what the rival
+    does.
+    """
     if moving <= 0 or rival <= fixed:
         return None
     return rate * (rival - fixed) / moving

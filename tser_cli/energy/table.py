@@ -46,7 +46,7 @@ class Labels:
 
 
 def energy_rows(counts: Counts, profile: Profile, labels: Labels) -> list[dict[str, Any]]:
-    """The rows of energy.csv, layer by layer and the totals last."""
+    """Return the rows of energy.csv, layer by layer and the totals last."""
     layers = [(_description(layer), step_means(layer, profile)) for layer in counts.layers]
     ann = [layer.layer.macs for layer in counts.layers]
     total = {name: np.sum([means[name] for _, means in layers], axis=0) for name in layers[0][1]}
@@ -68,7 +68,7 @@ def energy_rows(counts: Counts, profile: Profile, labels: Labels) -> list[dict[s
 
 
 def step_means(layer: LayerCounts, profile: Profile) -> dict[str, FloatArray]:
-    """The counts and energies of a layer at each step, [T], means per image."""
+    """Return the counts and energies of a layer at each step, [T], means per image."""
     value_T = layer.value_TI.mean(axis=1)
     sop_formula_T = joules.formula_operations(layer)
     macs_formula = 0 if layer.layer.accumulates else layer.layer.macs_formula
@@ -95,7 +95,8 @@ def sidecar(
     teacher_name: str = "",
     memory: bool = False,
 ) -> dict[str, Any]:
-    """What must be known to read the table, as JSON: constants, policy, totals, what is left out.
+    """Return what must be known to read the table, as JSON: constants, policy, totals, what is
+    left out.
 
     Energies in pJ and counts are means per image. `teacher`: its counts add its total and the
     ratio to it. `memory`: add the traffic of weights and neuron state, never part of the totals.
@@ -117,7 +118,9 @@ def sidecar(
 
 
 def totals(counts: Counts, profile: Profile) -> dict[str, float | None]:
-    """The network's totals over all steps: those of the row TOTAL, and the neurons' energy."""
+    """Return the network's totals over all steps: those of the row TOTAL, and the neurons'
+    energy.
+    """
     rows = [step_means(layer, profile) for layer in counts.layers]
     names = ("sop_events", "sop_value", "macs", "sop_formula", "neuron_updates")
     energy, ann = joules.mean_energy(counts, profile), joules.ann_macs(counts)
@@ -135,7 +138,8 @@ def totals(counts: Counts, profile: Profile) -> dict[str, float | None]:
 
 
 def stem_policy(counts: Counts, profile: Profile) -> dict[str, Any]:
-    """Which layers direct encoding feeds with the image, how the headline counts them, and both.
+    """Return which layers direct encoding feeds with the image, how the headline counts them, and
+    both.
 
     `policy`: once (an image) or per_step, as the program computed them; `none` where no layer is
     fed with the image itself.

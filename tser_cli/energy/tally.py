@@ -47,7 +47,7 @@ def position_sums(x: Tensor) -> Tensor:
 
 
 def fault(x: Tensor, kind: str) -> Tensor:
-    """What is wrong with the data of a layer that spikes drive: 0, NOT_OF_KIND or TOO_LARGE.
+    """Return what is wrong with the data of a layer that spikes drive: 0, NOT_OF_KIND or TOO_LARGE.
 
     A scalar on the device of `x`, so that nothing waits for it.
     """
@@ -61,7 +61,7 @@ def fault(x: Tensor, kind: str) -> Tensor:
 
 
 def fault_message(layer: str, kind: str, code: int) -> str:
-    """The message for a `fault` of a layer declared to be fed with `kind`."""
+    """Return the message for a `fault` of a layer declared to be fed with `kind`."""
     if code == TOO_LARGE:
         return f"layer {layer} meets sums of spikes that are too large to be counted exactly"
     return (
@@ -71,7 +71,7 @@ def fault_message(layer: str, kind: str, code: int) -> str:
 
 
 def pieces(x: Tensor) -> tuple[Tensor, ...]:
-    """All elements of `x` as flat views in the order of its memory, small ones on a CPU."""
+    """Return all elements of `x` as flat views in the order of its memory, small ones on a CPU."""
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         x = x.permute(0, 2, 3, 1)
     flat = x.reshape(-1)
@@ -84,7 +84,7 @@ def _ranges(parts: Iterable[Tensor]) -> Tensor:
 
 
 def find_kind(x: Tensor) -> str:
-    """What `x` is made of: spikes, signed, sums, real, or "" where it is 0 throughout."""
+    """Return what `x` is made of: spikes, signed, sums, real, or "" where it is 0 throughout."""
     if x.dtype == torch.bool or not x.is_floating_point():
         x = x.float()
     if not x.numel():

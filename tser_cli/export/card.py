@@ -41,7 +41,7 @@ class CardFacts:
 
 
 def card(graph: Graph, facts: CardFacts) -> str:
-    """The card as Markdown, with the mark in its first line by which it is known again."""
+    """Return the card as Markdown, with the mark in its first line by which it is known again."""
     sections = [
         (f"{graph.facts.model} on {graph.facts.dataset}", _summary(graph, facts)),
         ("Accuracy", _accuracy(facts.rows)),

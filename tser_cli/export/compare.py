@@ -45,7 +45,7 @@ class Comparison:
 
     @property
     def values(self) -> int:
-        """The number of spikes and silences compared."""
+        """Return the number of spikes and silences compared."""
         return sum(layer.values for layer in self.layers)
 
     @property
@@ -54,7 +54,8 @@ class Comparison:
         return sum(layer.differing for layer in self.layers)
 
     def holds(self, tolerance: float) -> bool:
-        """Whether no spike differs, logits agree within `tolerance`, and an image was compared.
+        """Return whether no spike differs, logits agree within `tolerance`, and an image was
+        compared.
 
         The tolerance is absolute for logits up to 1 and relative to the largest above.
         """

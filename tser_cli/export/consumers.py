@@ -136,7 +136,7 @@ def onnx_in_onnxruntime(path: str, images_NCHW: Any, timesteps: int) -> Result:
 def _run_stateful(
     session: Any, made: list[str], images: Any, timesteps: int, first: dict[str, float]
 ) -> Result:
-    """One step after the other, the potentials handed from each to the next."""
+    """Return one step after the other, the potentials handed from each to the next."""
     batch = len(images["input"])
     state = {
         entry.name: np.full(
@@ -187,7 +187,7 @@ def safetensors_in_torch(path: str, images_NCHW: Any, timesteps: int) -> Result:
 
 
 def _compute(node: Any, x: Any, constants: dict[str, Any], potentials: dict[str, Any]) -> Any:
-    """One node at one time step."""
+    """Return one node at one time step."""
     from torch.nn import functional
 
     name, kind = node["name"], node["type"]
@@ -206,7 +206,7 @@ def _compute(node: Any, x: Any, constants: dict[str, Any], potentials: dict[str,
 
 
 def _fire(node: Any, x: Any, potentials: dict[str, Any]) -> Any:
-    """The equations of the header's `neuron_equations`."""
+    """Return the equations of the header's `neuron_equations`."""
     rest = 0.0 if node["reset"] is None else node["reset"]
     before = potentials.get(node["name"], rest)
     charged = rest + node["leak"] * (before - rest) + node["gain"] * x
@@ -219,7 +219,7 @@ def _fire(node: Any, x: Any, potentials: dict[str, Any]) -> Any:
 
 
 def _only(values: Any) -> float:
-    """The one value of an array whose elements are all the same."""
+    """Return the one value of an array whose elements are all the same."""
     different = np.unique(values)
     if different.size != 1:
         raise ValueError("the neurons of a layer differ")

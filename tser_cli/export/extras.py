@@ -9,7 +9,9 @@ from tser_cli.errors import ExportError
 
 
 def needs(package: str, extra: str) -> Any:
-    """The module `package`. Raises ExportError with the pip line where it is not installed."""
+    """Return the module `package`. Raises ExportError with the pip line where it is not
+    installed.
+    """
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
@@ -20,5 +22,5 @@ def needs(package: str, extra: str) -> Any:
 
 
 def pip_line(extra: str) -> str:
-    """The command that installs an extra."""
+    """Return the command that installs an extra."""
     return f"pip install 'tser-cli[{extra}]'"

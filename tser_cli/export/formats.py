@@ -21,7 +21,7 @@ def check_format(name: str, stateful: bool) -> None:
 
 
 def content(graph: Graph, name: str, stateful: bool) -> bytes:
-    """The file of `graph` in a format. Raises ExportError where the format can't hold it."""
+    """Return the file of `graph` in a format. Raises ExportError where the format can't hold it."""
     check_format(name, stateful)
     if name == "onnx":
         return onnx_file.content(graph, stateful)

@@ -89,12 +89,14 @@ class Neuron(Node):
 
     @property
     def rest(self) -> float:
-        """Where the membrane potential starts, and what it decays to."""
+        """Return where the membrane potential starts, and what it decays to."""
         return 0.0 if self.reset is None else self.reset
 
     @property
     def equations(self) -> str:
-        """One time step, exactly; `v` is the membrane potential, `x` the input, `s` the spikes."""
+        """Return one time step, exactly; `v` is the membrane potential, `x` the input, `s` the
+        spikes.
+        """
         rest, threshold = self.rest, self.threshold
         decayed = f"{self.leak!r} * v" if not rest else f"{rest!r} + {self.leak!r} * (v - {rest!r})"
         after = f"h - {threshold!r} * s" if self.reset is None else f"{rest!r} where s = 1, else h"
@@ -133,17 +135,17 @@ class Graph:
 
     @property
     def neurons(self) -> tuple[Neuron, ...]:
-        """The spiking layers, first to last."""
+        """Return the spiking layers, first to last."""
         return tuple(node for node in self.nodes if isinstance(node, Neuron))
 
     @property
     def weighted(self) -> tuple[Conv | Linear, ...]:
-        """The layers with weights, first to last."""
+        """Return the layers with weights, first to last."""
         return tuple(node for node in self.nodes if isinstance(node, Conv | Linear))
 
     @property
     def output(self) -> str:
-        """The name of the node that gives the logits."""
+        """Return the name of the node that gives the logits."""
         return self.nodes[-1].name
 
     @property
@@ -153,7 +155,7 @@ class Graph:
 
 
 def metadata(graph: Graph) -> dict[str, str]:
-    """The facts of `graph` as strings, for formats that keep key and value."""
+    """Return the facts of `graph` as strings, for formats that keep key and value."""
     facts = graph.facts
     equations = {node.name: node.equations for node in graph.neurons}
     values = {
@@ -187,5 +189,5 @@ def _weights(graph: Graph) -> str:
 
 
 def _bits(graph: Graph) -> dict[str, int]:
-    """The bits of each layer with integer weights."""
+    """Return the bits of each layer with integer weights."""
     return {node.name: node.quantised.bits for node in graph.weighted if node.quantised}

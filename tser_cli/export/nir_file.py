@@ -51,7 +51,9 @@ def check(graph: Graph) -> None:
 
 
 def content(graph: Graph) -> bytes:
-    """The NIR file of `graph`. Raises ExportError where NIR can't hold it or is not installed."""
+    """Return the NIR file of `graph`. Raises ExportError where NIR can't hold it or is not
+    installed.
+    """
     check(graph)
     nir = needs("nir", "nir")
     nodes = {
@@ -66,7 +68,7 @@ def content(graph: Graph) -> bytes:
 
 
 def shape_read(node: Node, graph: Graph) -> tuple[int, ...]:
-    """The shape of what `node` reads, without the batch."""
+    """Return the shape of what `node` reads, without the batch."""
     shapes = {INPUT: graph.input_shape, **{other.name: other.shape for other in graph.nodes}}
     return shapes[node.inputs[0]]
 

@@ -32,7 +32,7 @@ STATE_OUT = "v_next/"
 
 
 def content(graph: Graph, stateful: bool = False) -> bytes:
-    """The ONNX file of `graph`. Raises ExportError where the package is not installed.
+    """Return the ONNX file of `graph`. Raises ExportError where the package is not installed.
 
     Unrolled: `input` [N, C, H, W] -> `logits` [T, N, K]. Stateful: also `v/LAYER` -> `v_next/LAYER`
     for every spiking layer, and `logits` [N, K]; potentials start at each neuron's rest.
@@ -91,11 +91,15 @@ class _Writer:
         self.outputs.append(logits)
 
     def name(self, node: str, step: int) -> str:
-        """The tensor of `node` at `step`; what no spike reaches is the same at every step."""
+        """Return the tensor of `node` at `step`; what no spike reaches is the same at every
+        step.
+        """
         return node if node == INPUT else f"{node}/{step if node in self._moving else 0}"
 
     def read(self, node: Node, step: int) -> str:
-        """The tensor that `node` reads: its only input, or the sum of them, first to last."""
+        """Return the tensor that `node` reads: its only input, or the sum of them, first to
+        last.
+        """
         names = [self.name(source, step) for source in node.inputs]
         total = names[0]
         for name in names[1:]:
@@ -121,7 +125,7 @@ class _Writer:
         return name
 
     def weight(self, node: Conv | Linear) -> str:
-        """The weights of `node`, once for all steps: float32, or int8 and what undoes it."""
+        """Return the weights of `node`, once for all steps: float32, or int8 and what undoes it."""
         name = f"{node.name}.weight"
         if node.quantised is None:
             return self.constant(name, node.weight)
@@ -132,18 +136,18 @@ class _Writer:
         return name
 
     def own(self, node: Neuron, key: str) -> str:
-        """A constant of a neuron's equations."""
+        """Return a constant of a neuron's equations."""
         return self.constant(f"{node.name}.{key}", float(getattr(node, key)))
 
     def state(self, node: Neuron) -> str:
-        """The potentials of `node` as an input and an output of a stateful graph."""
+        """Return the potentials of `node` as an input and an output of a stateful graph."""
         self.inputs.append(self._tensor(STATE_IN + node.name, node.shape))
         self.outputs.append(self._tensor(STATE_OUT + node.name, node.shape))
         return STATE_IN + node.name
 
     @property
     def stateful(self) -> bool:
-        """Whether potentials come from outside."""
+        """Return whether potentials come from outside."""
         return self._stateful
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> Any:
@@ -152,7 +156,7 @@ class _Writer:
 
 
 def _after_a_neuron(graph: Graph) -> set[str]:
-    """The nodes that differ from step to step: neurons, and what reads them."""
+    """Return the nodes that differ from step to step: neurons, and what reads them."""
     found: set[str] = set()
     for node in graph.nodes:
         if isinstance(node, Neuron) or found & set(node.inputs):

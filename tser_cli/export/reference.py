@@ -27,7 +27,7 @@ class Trace:
 
     @property
     def images(self) -> int:
-        """The number of images."""
+        """Return the number of images."""
         return int(self.logits_TNK.shape[1])
 
 

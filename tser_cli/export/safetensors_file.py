@@ -19,7 +19,7 @@ CONSTANTS = {"weight", "bias_O", "quantised"}
 
 
 def content(graph: Graph) -> bytes:
-    """The safetensors file of `graph`."""
+    """Return the safetensors file of `graph`."""
     arrays: dict[str, np.ndarray] = {}
     for node in graph.weighted:
         arrays[f"{node.name}.bias"] = node.bias_O.astype(np.float32)
@@ -33,6 +33,6 @@ def content(graph: Graph) -> bytes:
 
 
 def _described(node: Node) -> dict[str, Any]:
-    """The node without its arrays: its type, name, inputs, shape and sizes."""
+    """Return the node without its arrays: its type, name, inputs, shape and sizes."""
     kept = [field.name for field in fields(node) if field.name not in CONSTANTS]
     return {"type": type(node).__name__, **{name: getattr(node, name) for name in kept}}

@@ -78,7 +78,9 @@ class _Shapes(fx.Interpreter):
 
 
 def trace(model: Classifier, image_shape: tuple[int, int, int], facts: Facts) -> Graph:
-    """The graph of an SNN in eval mode. Raises ExportError, naming a layer that has no node."""
+    """Return the graph of an SNN in eval mode. Raises ExportError, naming a layer that has no
+    node.
+    """
     if not model.spiking:
         raise ExportError(
             f"{facts.model} is an ANN: it has no spikes to hand on. Name a student's run"
@@ -183,7 +185,7 @@ def folded(conv: Conv, norm: nn.BatchNorm2d) -> Conv:
 
 
 def values(tensor: Tensor) -> Array:
-    """A tensor's numbers as float64, in C order whatever its memory format is."""
+    """Return a tensor's numbers as float64, in C order whatever its memory format is."""
     return tensor.detach().cpu().double().contiguous().numpy()
 
 
@@ -205,7 +207,9 @@ def _linear(module: nn.Module, name: str, sources: tuple[str, ...], call: fx.Nod
 
 
 def _weights(module: nn.Conv2d | nn.Linear) -> tuple[Array, Quantised | None]:
-    """The weights that the layer computes with, and the integers behind them if there are any."""
+    """Return the weights that the layer computes with, and the integers behind them if there are
+    any.
+    """
     if not isinstance(module, QuantisedConv2d | QuantisedLinear):
         return values(module.weight), None
     scale_O = scale_of(module.weight, module.bits)
@@ -260,7 +264,7 @@ MAKERS: dict[type[nn.Module], Callable[[nn.Module, str, tuple[str, ...], fx.Node
 
 
 def _changes_nothing(module: nn.Module, call: fx.Node) -> bool:
-    """Whether it is a pool to the size that the map has already."""
+    """Return whether it is a pool to the size that the map has already."""
     before = call.all_input_nodes[0]
     return isinstance(module, nn.AdaptiveAvgPool2d) and _shape(before) == _shape(call)
 

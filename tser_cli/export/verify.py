@@ -56,11 +56,11 @@ class Check:
 
     @property
     def holds(self) -> bool:
-        """Whether the program gave the student's spikes and logits."""
+        """Return whether the program gave the student's spikes and logits."""
         return self.comparison.holds(TOLERANCE)
 
     def described(self) -> dict[str, Any]:
-        """All figures, for JSON."""
+        """Return all figures, for JSON."""
         comparison = self.comparison
         return {
             "library": self.target.library,
@@ -75,7 +75,7 @@ class Check:
 
 
 def missing_packages(format_name: str) -> list[str]:
-    """The packages that the checks of a format need and that are not installed."""
+    """Return the packages that the checks of a format need and that are not installed."""
     packages = {package for target in TARGETS[format_name] for package in target.packages}
     return sorted(package for package in packages if _version(package) is None)
 

@@ -19,7 +19,7 @@ class StageAdapters(nn.ModuleList):
 
 
 def stage_convolutions(student: list[Shape], teacher: list[Shape]) -> StageAdapters:
-    """A 3 x 3 convolution and batch norm a stage, to the teacher's number of channels."""
+    """Return a 3 x 3 convolution and batch norm a stage, to the teacher's number of channels."""
     return StageAdapters(
         nn.Sequential(
             nn.Conv2d(ours[0], theirs[0], 3, padding=1, bias=False), nn.BatchNorm2d(theirs[0])

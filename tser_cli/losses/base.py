@@ -89,14 +89,14 @@ Method = Callable[[Outputs, Any], Terms]
 
 
 def load_method(name: str) -> Method:
-    """The loss function of a registered method. Raises ConfigError for an unknown name."""
+    """Return the loss function of a registered method. Raises ConfigError for an unknown name."""
     entry = registry.lookup("method", registry.METHODS, name)
     method: Method = entry.loss
     return method
 
 
 def load_adapters(name: str) -> MakeAdapters | None:
-    """The maker of a method's adapters, None for methods that compare logits alone."""
+    """Return the maker of a method's adapters, None for methods that compare logits alone."""
     make: MakeAdapters | None = registry.lookup("method", registry.METHODS, name).make_adapters
     return make
 
@@ -130,7 +130,7 @@ def reward_entropy(found: Terms, outputs: Outputs, settings: MethodSettings) -> 
 
 
 def teacher_logits(outputs: Outputs) -> Tensor:
-    """The teacher's logits, which the engine must have provided."""
+    """Return the teacher's logits, which the engine must have provided."""
     assert outputs.teacher_NK is not None, "this method needs the teacher's logits"
     return outputs.teacher_NK
 
@@ -162,7 +162,7 @@ def step_cross_entropy(outputs: Outputs, settings: Supervised) -> Tensor:
 
 
 def stage_features(outputs: Outputs) -> Features:
-    """The features of both networks, which the engine must have provided."""
+    """Return the features of both networks, which the engine must have provided."""
     assert outputs.features is not None, "this method needs features"
     return outputs.features
 

@@ -56,7 +56,7 @@ class Settings(Distilling):
 
 
 def make_adapters(student: list[Shape], teacher: list[Shape]) -> nn.Module:
-    """The blur of the last stage."""
+    """Return the blur of the last stage."""
     from tser_cli.losses.adapters import Blur, check_last_stage
 
     check_last_stage(student, teacher)

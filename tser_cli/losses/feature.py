@@ -40,7 +40,7 @@ class Settings(Supervised):
 
 
 def make_adapters(student: list[Shape], teacher: list[Shape]) -> nn.Module:
-    """A 3 x 3 convolution and batch norm a stage, to the teacher's number of channels."""
+    """Return a 3 x 3 convolution and batch norm a stage, to the teacher's number of channels."""
     from tser_cli.losses.adapters import check_stages, stage_convolutions
 
     check_stages(student, teacher)

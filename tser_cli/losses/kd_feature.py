@@ -26,7 +26,7 @@ class Settings(kd.Settings, feature.Settings):
 
 
 def loss(outputs: Outputs, settings: Settings) -> Terms:
-    """The terms of `kd`, and the features' error."""
+    """Return the terms of `kd`, and the features' error."""
     found, error = kd.loss(outputs, settings), feature_error(outputs)
     return {
         **found,

@@ -62,7 +62,7 @@ def error_aware(outputs: Outputs, temperature: float) -> Tensor:
 
 
 def step_targets(logits_TNK: Tensor) -> Tensor:
-    """The target of each step from the others, [T, N, K]; T is at least 2."""
+    """Return the target of each step from the others, [T, N, K]; T is at least 2."""
     import torch
     from torch.nn import functional as F
 

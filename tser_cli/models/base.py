@@ -61,14 +61,14 @@ class Classifier(nn.Module):
         raise NotImplementedError
 
     def input_kinds(self) -> dict[str, str] | None:
-        """What feeds each Conv2d and Linear: "real", "spikes" or "sums" (sums of spikes).
+        """Return what feeds each Conv2d and Linear: "real", "spikes" or "sums" (sums of spikes).
 
         None where the network does not say; it is then found from the data.
         """
         return None
 
     def stage_names(self) -> tuple[str, ...]:
-        """The submodules whose outputs feature methods compare; () where there are none."""
+        """Return the submodules whose outputs feature methods compare; () where there are none."""
         return ()
 
     def forward(self, images_NCHW: Tensor, timesteps: int = 1) -> Tensor:
@@ -85,11 +85,11 @@ class Classifier(nn.Module):
 
     @property
     def steps_alone(self) -> bool:
-        """Whether single time steps can be computed, by `stem` and `body`."""
+        """Return whether single time steps can be computed, by `stem` and `body`."""
         return type(self).stem is not Classifier.stem and type(self).body is not Classifier.body
 
     def stem_norm(self) -> nn.Module:
-        """The norm inside `stem`."""
+        """Return the norm inside `stem`."""
         raise NotImplementedError
 
     def remembered(self, block: nn.Module, x: Tensor, timesteps: int) -> Tensor:
@@ -115,7 +115,8 @@ def build_model(
     neuron: NeuronConfig | None = None,
     stem: str = "auto",
 ) -> Classifier:
-    """The network `name` for images [channels, height, width]; an SNN where `neuron` is given.
+    """Return the network `name` for images [channels, height, width]; an SNN where `neuron` is
+    given.
 
     `stem`: "small" is 3 x 3 without max-pool, "medium" the same at stride 2, "large" torchvision's
     7 x 7 with max-pool, "auto" small up to 64 pixels. Raises ConfigError for an unknown name or an
@@ -196,5 +197,5 @@ def load_weights(model: Classifier, state: dict[str, Tensor], source: str) -> No
 
 
 def parameter_count(model: nn.Module) -> int:
-    """The number of trainable values."""
+    """Return the number of trainable values."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -29,14 +29,14 @@ class FeatureTap:
         return keep
 
     def take(self) -> tuple[Tensor, ...]:
-        """The stages' outputs, first stage first; they are forgotten here."""
+        """Return the stages' outputs, first stage first; they are forgotten here."""
         features = tuple(self._kept[name] for name in self._names)
         self._kept.clear()
         return features
 
 
 def neuron_names(model: nn.Module) -> tuple[str, ...]:
-    """The names of the layers of spiking neurons in `model`, as they were built."""
+    """Return the names of the layers of spiking neurons in `model`, as they were built."""
     return tuple(
         name for name, module in model.named_modules() if hasattr(module, "is_spiking_neuron")
     )
@@ -66,7 +66,7 @@ def stage_shapes(
 
 @torch.no_grad()
 def penultimate(model: Classifier, images_NCHW: Tensor, timesteps: int) -> Tensor:
-    """What the last linear layer reads, averaged over time: [N, C, H, W] -> [N, F]."""
+    """Return what the last linear layer reads, averaged over time: [N, C, H, W] -> [N, F]."""
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     read: list[Tensor] = []
     hook = last.register_forward_pre_hook(lambda module, args: read.append(args[0]))

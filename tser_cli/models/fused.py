@@ -28,7 +28,7 @@ class Constants:
 
 
 def constants(config: NeuronConfig) -> Constants | None:
-    """The constants of a neuron that this file can serve to the last bit, else None.
+    """Return the constants of a neuron that this file can serve to the last bit, else None.
 
     leak * v + x rounds once where spikingjelly's v - v / tau + x rounds twice; only for a leak of
     1 or 1/2 is the product exact and the sum the same. All else is left to spikingjelly, as are a
@@ -44,7 +44,7 @@ def constants(config: NeuronConfig) -> Constants | None:
 
 
 def serves(x: Tensor) -> bool:
-    """Whether `x` is of a kind that this file is written for."""
+    """Return whether `x` is of a kind that this file is written for."""
     return x.device.type == "cpu" and x.dtype == torch.float32
 
 

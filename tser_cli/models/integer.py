@@ -63,7 +63,7 @@ class IntegerConv2d(nn.Conv2d):
         return self.accumulated(input) * self.scale_O.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
 
     def accumulated(self, spikes: Tensor) -> Tensor:
-        """The integer sums, as exact float32 numbers: the reference of the fast kernels."""
+        """Return the integer sums, as exact float32 numbers: the reference of the fast kernels."""
         return F.conv2d(
             spikes.float(),
             self.integers.float(),
@@ -93,7 +93,7 @@ def norm_constants(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def integer(model: Classifier) -> Classifier:
-    """A copy of a network with quantised weights that computes with integers, in eval mode.
+    """Return a copy of a network with quantised weights that computes with integers, in eval mode.
 
     Linear layers, whose input is mostly an average, stay as they are. A network with floating-point
     weights is returned itself, as is one that does not say what feeds its layers.
@@ -115,12 +115,13 @@ def integer(model: Classifier) -> Classifier:
 
 
 def has_integer_layers(model: nn.Module) -> bool:
-    """Whether some convolution of `model` computes with integers."""
+    """Return whether some convolution of `model` computes with integers."""
     return any(isinstance(module, IntegerConv2d) for module in model.modules())
 
 
 def batch_size(height: int, width: int) -> int:
-    """How many images a batch should have: what lies between the layers then fits into caches.
+    """Return how many images a batch should have: what lies between the layers then fits into
+    caches.
 
     int8 convolutions are so fast that beyond it the time goes into moving fp32 membrane inputs.
     """
@@ -129,7 +130,7 @@ def batch_size(height: int, width: int) -> int:
 
 @lru_cache(maxsize=1)
 def kernels_serve() -> bool:
-    """Whether oneDNN's int8 convolution is here and gives exact sums on this machine."""
+    """Return whether oneDNN's int8 convolution is here and gives exact sums on this machine."""
     convolution = nn.Conv2d(4, 8, 3, padding=1)
     draw = torch.Generator().manual_seed(0)
     integers = torch.randint(-127, 128, (8, 4, 3, 3), generator=draw).to(torch.int8)

@@ -95,7 +95,7 @@ def make_node(config: NeuronConfig) -> nn.Module:
 
 
 def activation_factory(config: NeuronConfig | None) -> Callable[[], nn.Module]:
-    """What a network calls for each of its activations; None builds an ANN."""
+    """Return what a network calls for each of its activations; None builds an ANN."""
     if config is None:
         return Relu
     return lambda: SpikingNeuron(config)

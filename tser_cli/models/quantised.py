@@ -36,7 +36,9 @@ def scale_of(weight: Tensor, bits: int) -> Tensor:
 
 
 def integers_of(weight: Tensor, scale_O: Tensor, bits: int) -> Tensor:
-    """The nearest integers of `weight` in units of `scale_O`, clipped to the range, in float32."""
+    """Return the nearest integers of `weight` in units of `scale_O`, clipped to the range, in
+    float32.
+    """
     limit = largest_integer(bits)
     units = weight.detach().float() / _by_channel(scale_O, weight)
     integers: Tensor = units.round().clamp(-limit, limit)

@@ -32,12 +32,12 @@ class Layout:
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """A 3 x 3 convolution with padding 1 and no bias."""
+    """Return a 3 x 3 convolution with padding 1 and no bias."""
     return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
 
 
 def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """A 1 x 1 convolution with no bias."""
+    """Return a 1 x 1 convolution with no bias."""
     return nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
 
 
@@ -66,11 +66,11 @@ class Block(nn.Module):
         self.sew = sew
 
     def main(self, x: Tensor, timesteps: int) -> Tensor:
-        """The residual branch up to, not including, the last activation."""
+        """Return the residual branch up to, not including, the last activation."""
         raise NotImplementedError
 
     def act_out(self, x: Tensor, timesteps: int) -> Tensor:
-        """The last activation of the block."""
+        """Return the last activation of the block."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, timesteps: int) -> Tensor:
@@ -223,7 +223,7 @@ class ResNet(Classifier):
 
 
 def _last_side(side: int, build: Build, layout: Layout) -> int:
-    """The longer side of the last stage's map: each stride of 2 halves it, rounded up."""
+    """Return the longer side of the last stage's map: each stride of 2 halves it, rounded up."""
     halvings = len(layout.widths) - 1 + {"small": 0, "medium": 1, "large": 2}[build.stem]
     return -(-side // (1 << halvings))
 

@@ -91,7 +91,7 @@ def statistics_kept(block: nn.Module) -> Iterator[None]:
 
 
 def folded(model: Network) -> Network:
-    """A copy of an ANN in eval mode, its norms folded into the convolutions before them.
+    """Return a copy of an ANN in eval mode, its norms folded into the convolutions before them.
 
     y = gamma (W x + b - mean) / sqrt(var + eps) + beta is a convolution with other constants. Our
     definitions name a norm right after its convolution; any other norm is left as it is.

@@ -14,7 +14,9 @@ SMALL_SHARE = 0.001
 
 
 def conventions_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A line a convention: its operations, its energy, and why it differs from the exact count."""
+    """Return a line a convention: its operations, its energy, and why it differs from the exact
+    count.
+    """
     shown = Table(title="as others count it", title_justify="left", box=SIMPLE_HEAD)
     shown.add_column("convention", no_wrap=True)
     for name in ("MACs", "ACs", "energy", "x exact"):

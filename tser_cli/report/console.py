@@ -21,7 +21,7 @@ def percent(fraction: float | None) -> str:
 
 
 def bar(fraction: float, width: int = BAR_WIDTH) -> str:
-    """A bar of `width` characters for a fraction from 0 to 1."""
+    """Return a bar of `width` characters for a fraction from 0 to 1."""
     return "█" * round(max(0.0, min(fraction, 1.0)) * width)
 
 
@@ -50,7 +50,7 @@ def per_timestep_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def summary(rows: Sequence[dict[str, Any]], split: str) -> str:
-    """One line: the final accuracy, and how far it is from the teacher's."""
+    """Return one line: the final accuracy, and how far it is from the teacher's."""
     last = rows[-1]
     images, teacher = last["images"], last["teacher_accuracy"]
     text = f"accuracy {percent(last['accuracy_cumulative'])} of {images} {split} images"
@@ -63,7 +63,7 @@ def summary(rows: Sequence[dict[str, Any]], split: str) -> str:
 
 
 def methods_table(methods: Mapping[str, MethodEntry]) -> Table:
-    """A line a method: its name, what it does, its source, its weights with their defaults.
+    """Return a line a method: its name, what it does, its source, its weights with their defaults.
 
     The weights that most methods read are left to the caption.
     """
@@ -80,7 +80,7 @@ def methods_table(methods: Mapping[str, MethodEntry]) -> Table:
 
 
 def common_weights(methods: Mapping[str, MethodEntry]) -> dict[str, Any]:
-    """The weights that at least four in five methods read with the same default."""
+    """Return the weights that at least four in five methods read with the same default."""
     stated = [item for entry in methods.values() for item in entry.settings.weights().items()]
     return {key: value for (key, value), n in Counter(stated).items() if 5 * n >= 4 * len(methods)}
 
@@ -90,13 +90,13 @@ def _listed(weights: Mapping[str, Any]) -> str:
 
 
 def deviations(methods: Mapping[str, MethodEntry]) -> str:
-    """A line a method that differs from the code that its authors released."""
+    """Return a line a method that differs from the code that its authors released."""
     stated = {name: entry.settings.deviations for name, entry in methods.items()}
     lines = [f"  {name}: {text}" for name, text in stated.items() if text]
     return "\n".join(["different from the authors' code:", *lines])
 
 
 def next_steps(folder: Path, commands: Sequence[str]) -> str:
-    """Where the run is, and what to type next."""
+    """Return where the run is, and what to type next."""
     lines = [f"run folder: {folder}", "next:"]
     return "\n".join([*lines, *(f"  {command}" for command in commands)])

@@ -28,7 +28,7 @@ def quantity(count: float) -> str:
 
 
 def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
-    """A line a layer over all steps, the totals last; bars show each layer's share."""
+    """Return a line a layer over all steps, the totals last; bars show each layer's share."""
     whole = [row for row in rows if row["t"] == ALL]
     largest = max(row["energy_pj"] for row in whole[:-1]) or 1.0
     shown = Table(title=f"{title}: means per image", title_justify="left", box=SIMPLE_HEAD)
@@ -54,7 +54,7 @@ def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def early_exit_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """A line a threshold: accuracy, mean steps, where images stopped, energy spent."""
+    """Return a line a threshold: accuracy, mean steps, where images stopped, energy spent."""
     steps = range(1, rows[0]["timesteps"] + 1)
     shown = Table(title="early exit", title_justify="left", box=SIMPLE_HEAD)
     shown.add_column("stop when", no_wrap=True)
@@ -75,14 +75,14 @@ def early_exit_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def compare(energy: float, other: float) -> str:
-    """How two energies compare: "3.1 times less than", "1.2 times more than"."""
+    """Return how two energies compare: "3.1 times less than", "1.2 times more than"."""
     if energy <= other:
         return f"{other / energy:.1f} times less than" if energy else "nothing, unlike"
     return f"{energy / other:.1f} times more than"
 
 
 def sentences(document: dict[str, Any]) -> list[str]:
-    """The totals, and what they mean, in words."""
+    """Return the totals, and what they mean, in words."""
     totals, profile, stem = document["totals"], document["profile"], document["stem"]
     energy, ann = totals["energy_pj"], totals["ann_energy_pj"]
     lines = [

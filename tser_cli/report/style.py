@@ -55,7 +55,7 @@ class Look:
 
     @property
     def faint(self) -> dict[str, Any]:
-        """The same for single runs behind their mean."""
+        """Return the same for single runs behind their mean."""
         return {**self.marks, "linestyle": "", "markersize": 3.5, "alpha": 0.45, "mew": 0}
 
 

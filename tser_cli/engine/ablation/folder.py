@@ -168,7 +168,9 @@ def needs_teacher(cell: Cell) -> bool:
 
 
 def find_folder(config: Config, place: AblationFolder) -> Path | None:
-    """The runs folder that the teacher of `config` is found from, None where there is none yet."""
+    """Return the runs folder that the teacher of `config` is found from, None where there is none
+    yet.
+    """
     if existing_path(config.model.teacher) is not None:
         return place.own_runs
     for folder in (place.own_runs, place.runs_dir):

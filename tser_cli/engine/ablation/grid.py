@@ -39,7 +39,7 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """The label and the seed."""
+        """Return the label and the seed."""
         return f"{self.label}, seed {self.seed}"
 
 
@@ -59,7 +59,7 @@ class Request:
 
     @property
     def names(self) -> list[str]:
-        """The varied keys as people write them."""
+        """Return the varied keys as people write them."""
         return [short_name(axis) for axis in self.axes]
 
 
@@ -70,7 +70,7 @@ def make_request(
     seeds: int | None = None,
     baseline: str | None = None,
 ) -> Request:
-    """The request of flags over the recipe's [ablation] section. Raises ConfigError."""
+    """Return the request of flags over the recipe's [ablation] section. Raises ConfigError."""
     check_section(section)
     if vary:
         axes, chosen = parse_vary(vary), baseline or ""
@@ -173,14 +173,14 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
 
 
 def parse_value(key: str, word: str) -> Any:
-    """The value of a word for a key. One number has one name: 2.0 is 2, -0.0 is 0."""
+    """Return the value of a word for a key. One number has one name: 2.0 is 2, -0.0 is 0."""
     value = recipe.from_assignments([f"{key}={word}"]).values[key]
     is_whole = isinstance(value, float) and value.is_integer() and abs(value) < LARGE
     return int(value) if is_whole else value
 
 
 def expand(layers: list[recipe.Layer], axes: Mapping[str, list[Any]], seeds: int) -> list[Cell]:
-    """Every combination of the axes' values with seeds 0 .. seeds - 1, seed by seed.
+    """Return every combination of the axes' values with seeds 0 .. seeds - 1, seed by seed.
 
     Raises ConfigError with all problems of all combinations, and for no seed at all.
     """
@@ -249,7 +249,7 @@ def labelled(varied: dict[str, Any], config: Config) -> dict[str, Any]:
 def reaching(
     layers: list[recipe.Layer], axes: Mapping[str, list[Any]], varied: Mapping[str, Any]
 ) -> list[recipe.Layer]:
-    """The layers without the stated weights that this cell's method does not read.
+    """Return the layers without the stated weights that this cell's method does not read.
 
     Where methods are compared, a weight stated for all of them reaches those that read it; one that
     none of them reads stays, to be refused.
@@ -258,7 +258,7 @@ def reaching(
 
 
 def unread_of(layer: recipe.Layer, axes: Mapping[str, list[Any]], method: Any) -> list[str]:
-    """The weights in a layer that `method` does not read, while another varied one does."""
+    """Return the weights in a layer that `method` does not read, while another varied one does."""
     if METHOD not in axes or layer.is_recipe or method not in registry.METHODS:
         return []
     compared = set(axes[METHOD])
@@ -272,7 +272,7 @@ def unread_of(layer: recipe.Layer, axes: Mapping[str, list[Any]], method: Any) -
 
 
 def notes_on(layers: list[recipe.Layer], axes: Mapping[str, list[Any]]) -> Iterator[str]:
-    """A line for each weight that the recipe or the user states and some cells go without."""
+    """Yield a line for each weight that the recipe or the user states and some cells go without."""
     for method in axes.get(METHOD, [recipe.chosen_method(layers)]):
         yield from recipe.left_out([*layers, recipe.Layer("--vary", {METHOD: method})])
         for layer in layers:
@@ -281,7 +281,7 @@ def notes_on(layers: list[recipe.Layer], axes: Mapping[str, list[Any]]) -> Itera
 
 
 def choose_baseline(cells: list[Cell], text: str) -> dict[str, Any]:
-    """The varied settings that differences are taken to: those named, else the first cell's.
+    """Return the varied settings that differences are taken to: those named, else the first cell's.
 
     Raises ConfigError where no cell has them.
     """

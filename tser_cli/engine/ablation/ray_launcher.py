@@ -65,7 +65,7 @@ def connected(address: str) -> Iterator[Cluster]:
 
 
 def load_ray() -> Any:
-    """The module `ray`. Raises ConfigError."""
+    """Return the module `ray`. Raises ConfigError."""
     try:
         return importlib.import_module("ray")
     except ImportError as error:
@@ -109,7 +109,7 @@ def _no_cluster(address: str, error: Exception) -> ConfigError:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first, without its final stop; its kind where it says nothing."""
+    """Return what an error says first, without its final stop; its kind where it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(". ")
 
@@ -128,7 +128,7 @@ def _handler_kept() -> Iterator[None]:
 
 
 def share(machines: list[dict[str, float]], device: str, jobs: int | None) -> dict[str, int]:
-    """What one cell asks of Ray: a GPU with its share of the cores, or cores alone.
+    """Return what one cell asks of Ray: a GPU with its share of the cores, or cores alone.
 
     Without GPUs a cell gets a whole machine (the smallest's cores), or its share of all cores where
     `jobs` run side by side. Raises ConfigError for a cluster without cores.

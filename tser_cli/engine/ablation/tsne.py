@@ -60,7 +60,9 @@ def _opened(label: str, run: Run, progress: Progress) -> FinishedRun | None:
 
 
 def first_runs(cells: list[Cell], folder: Path) -> dict[str, Run]:
-    """A finished run of each cell by its label, those of the smallest seed, at most a dozen."""
+    """Return a finished run of each cell by its label, those of the smallest seed, at most a
+    dozen.
+    """
     found: dict[str, Run] = {}
     for cell in sorted(cells, key=lambda cell: cell.seed):
         run = None if cell.label in found else find_cell(cell, folder)
@@ -70,7 +72,7 @@ def first_runs(cells: list[Cell], folder: Path) -> dict[str, Run]:
 
 
 def known_networks(path: Path) -> set[str]:
-    """The networks that a table has; none where there is no table, or a damaged one."""
+    """Return the networks that a table has; none where there is no table, or a damaged one."""
     if not path.is_file():
         return set()
     try:
@@ -97,7 +99,7 @@ def teacher_rows(run: Run, context: Context) -> list[dict[str, Any]]:
 
 
 def embed(name: str, model: Classifier, context: Context, timesteps: int) -> list[dict[str, Any]]:
-    """The rows of one network: t-SNE of its penultimate features, averaged over time."""
+    """Return the rows of one network: t-SNE of its penultimate features, averaged over time."""
     features, labels, left = [], [], IMAGES
     for batch in build_eval_loader(context.dataset, "test", context.config):
         images = context.runtime.images(batch.images_NCHW[:left])

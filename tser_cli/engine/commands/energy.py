@@ -106,7 +106,7 @@ def _write(
 
 
 def _beyond(opened: FinishedRun, request: EnergyRequest, profile: Profile) -> Beyond:
-    """What was asked for beyond the table, which takes a second, more detailed count."""
+    """Return what was asked for beyond the table, which takes a second, more detailed count."""
     if not request.wanted.any and not profile.model:
         return Beyond()
     model, context, timesteps = opened.loaded.model, opened.context, opened.config.model.timesteps

@@ -56,7 +56,7 @@ class Exported:
 
     @property
     def holds(self) -> bool:
-        """Whether every check that was made holds; the file is written only then."""
+        """Return whether every check that was made holds; the file is written only then."""
         return self.checks is None or all(check.holds for check in self.checks)
 
 
@@ -81,7 +81,7 @@ def export(request: ExportRequest) -> Exported:
 
 
 def graph_of(opened: FinishedRun) -> Graph:
-    """The folded graph of a finished run's network, with the facts of its data set."""
+    """Return the folded graph of a finished run's network, with the facts of its data set."""
     spec = opened.context.dataset.spec
     more = {"run": opened.run.name, "model_sha256": opened.loaded.sha256}
     facts = Facts(

@@ -140,7 +140,9 @@ def find_layout(network: nn.Module, images: Tensor, request: NetworkRequest) -> 
 def find_audit_layout(
     network: nn.Module, images: Tensor, request: NetworkRequest
 ) -> tuple[str, int]:
-    """The layout and T to audit a network in; as said, it is not checked: a fault may hide it."""
+    """Return the layout and T to audit a network in; as said, it is not checked: a fault may hide
+    it.
+    """
     if request.layout == AUTO:
         return _audited_layout(network, images, request)
     if request.layout not in LAYOUTS:

@@ -78,11 +78,11 @@ class Predictions:
 
     @property
     def unread(self) -> tuple[Unread, ...]:
-        """The images that could not be read."""
+        """Return the images that could not be read."""
         return tuple(answer for answer in self.answers if isinstance(answer, Unread))
 
     def as_json(self) -> str:
-        """All answers as a JSON list; those that failed have `image` and `error`."""
+        """Return all answers as a JSON list; those that failed have `image` and `error`."""
         return json.dumps([asdict(answer) for answer in self.answers], indent=2)
 
 
@@ -131,7 +131,7 @@ def predict(request: PredictRequest) -> Predictions:
 
 
 def run_predictor(request: PredictRequest) -> Predictor:
-    """The network of a finished run."""
+    """Return the network of a finished run."""
     opened = open_finished(
         select_run(request.run, request.runs_dir), request.changes, request.progress
     )
@@ -157,7 +157,7 @@ def operations(counts: Counts) -> Tensor:
 
 
 def onnx_predictor(path: Path) -> Predictor:
-    """The network of an ONNX file of `tser export`. Raises ConfigError where it is none."""
+    """Return the network of an ONNX file of `tser export`. Raises ConfigError where it is none."""
     runtime = needs("onnxruntime", "onnx")
     try:
         session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -203,7 +203,7 @@ def _stepwise(session: Any, images: Any, steps: int, first: dict[str, float]) ->
 def _batch_answers(
     predictor: Predictor, files: list[Path], threshold: float
 ) -> Iterator[Prediction | Unread]:
-    """The answers of some files, in their order."""
+    """Yield the answers of some files, in their order."""
     read: dict[int, Tensor] = {}
     errors: dict[int, str] = {}
     for position, path in enumerate(files):
@@ -243,7 +243,7 @@ def _predictions(
 
 
 def _row(answer: Prediction | Unread) -> dict[str, Any]:
-    """A line of predictions.csv."""
+    """Return a line of predictions.csv."""
     if isinstance(answer, Unread):
         return {"image": answer.image, "error": answer.error}
     confidences = {f"confidence_{t}": value for t, value in enumerate(answer.confidence, start=1)}

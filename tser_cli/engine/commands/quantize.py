@@ -104,7 +104,7 @@ def _check(opened: FinishedRun) -> None:
 
 
 def rounded(opened: FinishedRun, context: Context, request: QuantizeRequest) -> Classifier:
-    """A copy of the run's network with integer weights and norms calibrated for them."""
+    """Return a copy of the run's network with integer weights and norms calibrated for them."""
     model = quantise(copy.deepcopy(opened.loaded.model), request.bits)
     round_weights_(model)
     dataset = context.dataset
@@ -139,7 +139,7 @@ def calibrate_norms(model: Classifier, batches: Any, timesteps: int) -> None:
 def _record(
     model: Classifier, opened: FinishedRun, context: Context, request: QuantizeRequest
 ) -> RunResult:
-    """The new run's folder: weights, tables, result, and where it came from."""
+    """Return the new run's folder: weights, tables, result, and where it came from."""
     config, spec = context.config, context.dataset.spec
     teacher = read_run_teacher(opened.run, spec)
     if teacher is not None:

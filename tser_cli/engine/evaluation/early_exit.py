@@ -40,7 +40,9 @@ class Rule:
     threshold: float
 
     def sure(self, mean_NK: Tensor) -> Tensor:
-        """Which images may stop, from the mean of their logits up to this step: [N, K] -> [N]."""
+        """Return which images may stop, from the mean of their logits up to this step: [N, K] ->
+        [N].
+        """
         if self.criterion == CONFIDENCE:
             return mean_NK.softmax(-1).amax(-1) >= self.threshold
         return entropy(mean_NK) <= self.threshold

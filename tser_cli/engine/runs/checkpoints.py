@@ -95,7 +95,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def load_latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest sound checkpoint of `folder`, or None where none was ever written.
+    """Return the newest sound checkpoint of `folder`, or None where none was ever written.
 
     A damaged one is named through `warn` and passed over. What a killed save left undone is done
     now. Raises DamagedError where there are checkpoints but none is sound.

@@ -28,12 +28,12 @@ class FinishedRun:
 
     @property
     def config(self) -> Config:
-        """The run's settings."""
+        """Return the run's settings."""
         return self.context.config
 
 
 def select_run(run: Path | None, runs_dir: Path) -> Run:
-    """The run at a path, or the newest finished student. Raises RunError."""
+    """Return the run at a path, or the newest finished student. Raises RunError."""
     if run is not None:
         return find_runs.open_run(run)
     newest = find_runs.newest_finished(runs_dir, "student")

@@ -47,7 +47,9 @@ class Loaded:
 
 
 def build(name: str, spec: DataSpec, config: Config, spiking: bool) -> Classifier:
-    """The network `name` for the images of `spec`; `spiking`: an SNN with the recipe's neurons."""
+    """Return the network `name` for the images of `spec`; `spiking`: an SNN with the recipe's
+    neurons.
+    """
     model = build_model(
         name,
         channels=spec.channels,
@@ -66,12 +68,12 @@ def build(name: str, spec: DataSpec, config: Config, spiking: bool) -> Classifie
 
 
 def untrained(name: str, spec: DataSpec, config: Config) -> Loaded:
-    """The ANN `name` with random weights: what it costs does not depend on them."""
+    """Return the ANN `name` with random weights: what it costs does not depend on them."""
     return Loaded(build(name, spec, config, spiking=False), name, "untrained", "")
 
 
 def describe(name: str, spec: DataSpec, config: Config, spiking: bool) -> dict[str, str]:
-    """The metadata of a model file: enough to build the network again."""
+    """Return the metadata of a model file: enough to build the network again."""
     description = {
         "model": name,
         "dataset": spec.name,
@@ -119,7 +121,7 @@ def read(path: Path, spec: DataSpec, stem: str = "auto", expected: str | None = 
 
 
 def read_of_run(run: Run, spec: DataSpec) -> Loaded:
-    """The network of a finished run, held to the SHA-256 and the kind that the run recorded.
+    """Return the network of a finished run, held to the SHA-256 and the kind that the run recorded.
 
     Raises CheckpointError, RunError.
     """

@@ -45,7 +45,7 @@ class Runtime:
 
     @property
     def device(self) -> torch.device:
-        """The device of this process."""
+        """Return the device of this process."""
         device: torch.device = self.accelerator.device
         return device
 
@@ -56,12 +56,12 @@ class Runtime:
 
     @property
     def world(self) -> int:
-        """The number of processes."""
+        """Return the number of processes."""
         return int(self.accelerator.num_processes)
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, the process that writes and prints."""
+        """Return whether this is rank 0, the process that writes and prints."""
         return self.rank == 0
 
     def place(self, model: nn.Module) -> nn.Module:

@@ -53,7 +53,7 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
+        """Return whether a signal has come."""
         return self.signal is not None
 
     def check(self) -> None:

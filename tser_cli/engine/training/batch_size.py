@@ -21,7 +21,8 @@ STATE = {"sgd": 2, "adamw": 3}
 
 
 def largest_batch(task: Task, context: Context) -> int:
-    """The largest power of two of images a process and part of a batch that fits, over all of them.
+    """Return the largest power of two of images a process and part of a batch that fits, over all
+    of them.
 
     At most the training images. Raises ConfigError where not even one image a process fits.
     """
@@ -44,7 +45,7 @@ def largest_batch(task: Task, context: Context) -> int:
 
 
 def bytes_an_image(task: Task, context: Context) -> float:
-    """What each image of a batch adds to the memory that a training step holds at once."""
+    """Return what each image of a batch adds to the memory that a training step holds at once."""
 
     def slope() -> float:
         small, large = (kept_bytes(task, context, images) for images in (SMALL, LARGE))
@@ -61,12 +62,12 @@ def bytes_an_image(task: Task, context: Context) -> float:
 
 
 def images_that_fit(free: float, one: float) -> int:
-    """How many images of `one` byte each fit into a share of `free` bytes."""
+    """Return how many images of `one` byte each fit into a share of `free` bytes."""
     return max(int(SHARE * free / one), 0)
 
 
 def power_of_two(count: int) -> int:
-    """The largest power of two up to `count`; 0 for none."""
+    """Return the largest power of two up to `count`; 0 for none."""
     return 1 << (count.bit_length() - 1) if count > 0 else 0
 
 

@@ -42,7 +42,7 @@ def compile_networks(task: Task, config: Config, device: torch.device, images: i
 
 
 def what_compiling_lacks(device: torch.device) -> str:
-    """What torch.compile needs on `device` and does not find, "" where it has all."""
+    """Return what torch.compile needs on `device` and does not find, "" where it has all."""
     variable, names = "CXX", ["g++", "clang++"]
     if device.type == "cuda":
         variable, names = "CC", ["gcc", "clang", "cc"]

@@ -47,7 +47,7 @@ def make_optimizer(
 
 
 def lr_factor(step: int, steps_per_epoch: int, epochs: int, settings: ScheduleConfig) -> float:
-    """What the learning rate is multiplied by at `step`, counted from 0 over the whole run.
+    """Return what the learning rate is multiplied by at `step`, counted from 0 over the whole run.
 
     Warm-up is linear from the first step's share to 1; `onecycle` warms up along a cosine.
     """

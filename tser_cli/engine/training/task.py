@@ -94,11 +94,11 @@ class Task:
     teacher_logits_MK: Tensor | None = None
 
     def trainable(self) -> list[nn.Module]:
-        """The modules whose parameters the optimizer moves."""
+        """Return the modules whose parameters the optimizer moves."""
         return [self.model] + ([] if self.adapters is None else [self.adapters])
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The parameters that the optimizer moves."""
+        """Yield the parameters that the optimizer moves."""
         yield from self.model.named_parameters()
         if self.adapters is not None:
             yield from self.adapters.named_parameters(prefix="adapters")
@@ -140,7 +140,7 @@ def _full(features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def teach(teacher: Classifier, images_NCHW: Tensor) -> Tensor:
-    """The teacher's logits in single precision: [N, C, H, W] -> [N, K]."""
+    """Return the teacher's logits in single precision: [N, C, H, W] -> [N, K]."""
     return teacher(images_NCHW).float()  # type: ignore[no-any-return]
 
 
