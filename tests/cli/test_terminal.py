@@ -139,6 +139,8 @@ def test_a_reader_that_went_away_is_no_failure() -> None:
 def test_ctrl_c_before_training_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # whoever started the tests in the background may have had it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(sys, "argv", ["tser", "methods"])
     monkeypatch.setattr(present, "show_methods", lambda methods: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit) as stop:

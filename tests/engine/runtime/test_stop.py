@@ -108,6 +108,7 @@ def test_a_second_ctrl_c_quits_at_once(first: str) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
 def test_a_closed_terminal_is_a_request_to_stop() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     with StopRequest(lambda text: None) as stop:
         os.kill(os.getpid(), signal.SIGHUP)
         with pytest.raises(Interrupted) as error:

@@ -31,8 +31,8 @@ STATUS_TYPES: dict[str, type | tuple[type, ...]] = {
     "resumable": bool,
 }
 ENVIRONMENT_TYPES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("git", "packages"), dict),
-    **dict.fromkeys(("plugins", "command"), list),
+    **dict.fromkeys(("git", "packages", "teacher"), dict),
+    **dict.fromkeys(("plugins", "command", "commands"), list),
     "wall_seconds": NUMBER,
     "threads": int,
 }
