@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import re
@@ -24,6 +25,15 @@ from tser_cli.errors import DataError, TrainingError
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
 Make = Callable[..., Dataset]
+
+
+@pytest.fixture(autouse=True)
+def no_loader_left() -> Iterator[None]:
+    """Ends a test's workers with it: a loader that is collected later waits 10 s for each."""
+    yield
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    gc.collect()
 
 
 def made_by(pipeline: Pipeline, workers: int) -> Feed:

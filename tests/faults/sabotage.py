@@ -166,8 +166,8 @@ def in_double_precision() -> None:
                 module.training = False
         return model
 
-    def loaded(*args: Any) -> Any:
-        found = read(*args)
+    def loaded(*args: Any, **more: Any) -> Any:
+        found = read(*args, **more)
         found.model.double()
         return found
 

@@ -41,6 +41,7 @@ def of_colour():
 def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """The current folder holds the user's module."""
     (tmp_path / "theirs.py").write_text(MODULE)
+    sys.modules.pop("theirs", None)  # another test's of that name
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield

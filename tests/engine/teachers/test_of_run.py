@@ -22,7 +22,7 @@ from tser_cli.engine.teachers.of_run import (
     teacher_name,
     teacher_to_count,
 )
-from tser_cli.errors import CheckpointError
+from tser_cli.errors import CheckpointError, RunError
 from tser_cli.report.progress import Silent
 
 
@@ -75,10 +75,14 @@ def write_teacher(tmp_path: Path, spec: DataSpec, context: Context) -> Callable[
     return write
 
 
-@pytest.mark.parametrize("entry", [None, "resnet20", ["resnet20"]])
-def test_a_run_without_a_teacher(run: Run, context: Context, spec: DataSpec, entry: object) -> None:
-    if entry is not None:
-        run.update_environment(teacher=entry)
+@pytest.mark.parametrize("entry", ["resnet20", ["resnet20"]])
+def test_a_damaged_record_is_named(run: Run, entry: object) -> None:
+    run.update_environment(teacher=entry)
+    with pytest.raises(RunError, match=f"{run.folder} is damaged"):
+        recorded_teacher(run)
+
+
+def test_a_run_without_a_teacher(run: Run, context: Context, spec: DataSpec) -> None:
     assert recorded_teacher(run) is None
     assert teacher_name(run) is None
     assert read_run_teacher(run, spec) is None
