@@ -31,9 +31,12 @@ Make = Callable[..., Dataset]
 def no_loader_left() -> Iterator[None]:
     """Ends a test's workers with it: a loader that is collected later waits 10 s for each."""
     yield
+    # torch's handler would report the deaths as errors
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
         worker.kill()
     gc.collect()
+    signal.signal(signal.SIGCHLD, handler)
 
 
 def made_by(pipeline: Pipeline, workers: int) -> Feed:

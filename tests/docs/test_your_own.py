@@ -100,6 +100,7 @@ def test_a_network(
 def test_a_teacher(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    sys.modules.pop("theirs", None)  # another test's of that name
     try:
         run("## Your teacher", monkeypatch, tmp_path)
     finally:
