@@ -102,10 +102,19 @@ def _import(name: str) -> ModuleType:
         raise ConfigError(f"plug-in {name} can't be imported: {last_line(error)}") from error
 
 
-def _import_module(name: str) -> ModuleType:
+def look_here() -> str:
+    """Let modules be found in the current folder too, and return that folder.
+
+    It is searched last, so that nothing in it stands in for an installed package.
+    """
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.append(here)  # last: nothing there stands in for an installed package
+        sys.path.append(here)
+    return here
+
+
+def _import_module(name: str) -> ModuleType:
+    here = look_here()
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

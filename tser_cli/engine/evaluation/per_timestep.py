@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tser_cli.data.loaders import Batch, Split, build_eval_loader
+from tser_cli.data.loaders import Batch, EvalLoader, Split, build_eval_loader
 from tser_cli.energy import Counts
 from tser_cli.energy.counts import joined
 from tser_cli.engine.runs.input_kinds import counting_of
@@ -267,17 +267,16 @@ def evaluate_split(
             config = config.updated(
                 {"training.eval_batch_size": batch_size(spec.height, spec.width)}
             )
-    loader: Iterable[Batch] = build_eval_loader(
+    whole = build_eval_loader(
         context.dataset, split, config, rank=runtime.rank, world=runtime.world
     )
     check_stop = make_check_stop(stop, runtime) if stop else None
-    if images:
-        loader = list(_chosen(loader, len(context.dataset.test), images))
+    loader = list(_chosen(whole, images)) if images else whole
     return evaluate(model, loader, runtime, timesteps, teacher, check_stop, count)
 
 
-def _chosen(loader: Iterable[Batch], total: int, wanted: int) -> Iterator[Batch]:
-    chosen = evenly_spread(total, wanted)
+def _chosen(loader: EvalLoader, wanted: int) -> Iterator[Batch]:
+    chosen = evenly_spread(loader.images, wanted)
     for batch in loader:
         taken = torch.isin(batch.indices_N, chosen)
         if taken.any():

@@ -6,7 +6,6 @@ import ast
 import hashlib
 import importlib
 import inspect
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from tser_cli.engine.runs.foreign_weights import WRAPPERS
 from tser_cli.engine.runs.weight_files import load_model
 from tser_cli.errors import CheckpointError, ConfigError
+from tser_cli.plugins import look_here
 
 
 def build_network(spec: str, arguments: tuple[str, ...] = (), flag: str = "--network") -> nn.Module:
@@ -41,9 +41,7 @@ def build_network(spec: str, arguments: tuple[str, ...] = (), flag: str = "--net
 
 
 def _import(name: str, said: str) -> Any:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    here = look_here()
     try:
         return importlib.import_module(name)
     except Exception as error:

@@ -83,4 +83,4 @@ def read_result(run: Run) -> RunResult:
             return TypeAdapter(RunResult).validate_python({**found, "folder": run.folder})
     except ValidationError:
         pass  # a damaged entry is no result either
-    raise RunError(f"{run.folder} has no recorded result; measure it again: tser evaluate")
+    raise RunError(f"{run.folder} has no recorded result; train it again")
