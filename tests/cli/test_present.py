@@ -196,6 +196,7 @@ def test_an_evaluation_with_all_that_can_be_asked_for(shown: Shown) -> None:
         "energy_full_pj": 1000.0,
         "share_exit_1": 0.75,
         "share_exit_2": 0.25,
+        "chosen_on": "",
     }
     result = evaluation(
         figure=Path("figures/a.png"),
@@ -212,6 +213,37 @@ def test_an_evaluation_with_all_that_can_be_asked_for(shown: Shown) -> None:
     assert told[3:] == [*("80.00", "%", "1.25", "500", "pJ", "50", "%", "75", "%,", "25", "%")]
     assert lines.index("table: elsewhere.csv") < lines.index("figure: figures/a.png")
     assert lines[-1] == "table: early_exit.csv"
+
+
+@pytest.mark.parametrize(
+    ("energy_pj", "kept", "said"),
+    [(480.0, 1, "480 pJ of 500 pJ, kept;"), (510.0, 0, "510 pJ of 500 pJ, 2 % over;")],
+)
+def test_an_energy_budget(shown: Shown, energy_pj: float, kept: int, said: str) -> None:
+    chosen = {
+        "criterion": "confidence",
+        "threshold": float("inf"),
+        "timesteps": 2,
+        "accuracy": 0.8,
+        "accuracy_full": 0.8125,
+        "mean_steps": 2.0,
+        "energy_pj": energy_pj,
+        "energy_full_pj": 510.0,
+        "share_exit_1": 0.0,
+        "share_exit_2": 1.0,
+        "chosen_on": "validation",
+        "budget_pj": 500.0,
+        "kept": kept,
+    }
+    result = evaluation(early_exit_rows=[chosen])
+    assert result.kept is bool(kept)
+    present.show_evaluation(result, per_timestep=False)
+    lines = shown()
+    assert any(line.strip().startswith("never ") for line in lines)
+    assert lines[-1] == (
+        f"energy budget: {said} -1.25 points of accuracy against all steps; threshold chosen on "
+        "validation images"
+    )
 
 
 def test_the_energy_of_a_run(shown: Shown) -> None:

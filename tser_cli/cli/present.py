@@ -95,6 +95,8 @@ def show_evaluation(result: EvaluateResult, per_timestep: bool) -> None:
     _lines(_written("figure", result.figure))
     if result.early_exit_rows:
         output().print(energy_report.early_exit_table(result.early_exit_rows))
+        chosen = [row for row in result.early_exit_rows if row["chosen_on"]]
+        _lines([energy_report.budget_sentence(row) for row in chosen])
         _lines(_written("table", result.early_exit_table))
 
 

@@ -93,6 +93,9 @@ def early_exit_schema(timesteps: int) -> Schema:
         **_columns(NUMBER, *(f"share_exit_{t}" for t in range(1, timesteps + 1))),
         **_columns(NUMBER, "energy_pj", "energy_full_pj"),
         **_columns(INTEGER, "differing_images"),
+        **_columns(TEXT, "chosen_on"),
+        **_columns(NUMBER, "budget_pj"),
+        **_columns(INTEGER, "kept"),
     }
 
 
