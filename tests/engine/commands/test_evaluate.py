@@ -258,9 +258,7 @@ def test_a_budget_that_the_test_images_do_not_keep(
     run = finished("student")
     first, whole = exit_energies(run)
     monkeypatch.setattr(evaluate, "keep_budget", lambda *rest: math.inf)
-    result = evaluate_run(
-        EvaluateRequest(run=run.folder, energy_budget=f"{(first + whole) / 2}pJ")
-    )
+    result = evaluate_run(EvaluateRequest(run=run.folder, energy_budget=f"{(first + whole) / 2}pJ"))
     assert not result.kept
     assert result.early_exit_rows[0]["kept"] == 0
 
@@ -285,7 +283,7 @@ def test_a_budget_below_the_first_step_is_refused(finished: Finished) -> None:
     run = finished("student")
     with pytest.raises(ConfigError, match="--energy-budget: the first time step alone costs"):
         evaluate_run(EvaluateRequest(run=run.folder, energy_budget="1pJ"))
-    with pytest.raises(ConfigError, match="--energy-budget: .* is an ANN without time steps"):
+    with pytest.raises(ConfigError, match=r"--energy-budget: .* is an ANN without time steps"):
         evaluate_run(EvaluateRequest(run=finished("teacher").folder, energy_budget="1J"))
 
 

@@ -13,6 +13,7 @@ from tser_cli.energy.budget import Budget, parse_budget
 from tser_cli.energy.joules import ann_macs
 from tser_cli.engine.evaluation import early_exit
 from tser_cli.engine.evaluation.exit_choice import keep_budget, stops_of
+from tser_cli.engine.evaluation.kept_answers import answered
 from tser_cli.engine.evaluation.per_timestep import Evaluation, evaluate_split
 from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
 from tser_cli.engine.runs.model_files import freeze
@@ -145,9 +146,9 @@ def _measure_others(opened: FinishedRun, found: Measured) -> Measured:
 def _chosen(found: Measured, profile: Profile) -> early_exit.Rule:
     """Return the rule that keeps the budget. Raises ConfigError where early exit can't."""
     full, other = found.full, found.other
-    assert found.budget and other and full.counts and other.answers and other.counts
+    assert found.budget and other and full.counts, "counted passes, for a budget"
     budget_pj = found.budget.in_pj(ann_macs(full.counts) * profile.mac_pj)
-    stops = stops_of(other.answers, other.counts, profile)
+    stops = stops_of(answered(other, can_stop=True), profile)
     threshold = keep_budget(stops, budget_pj, full.images)
     return early_exit.Rule(early_exit.CONFIDENCE, threshold, found.other_split, budget_pj)
 

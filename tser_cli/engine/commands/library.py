@@ -193,9 +193,9 @@ def evaluate(
     """Measure a finished run at every time step, as `tser evaluate` does.
 
     `run`: a folder or a result; None is the newest finished student. `timesteps`: any number, not
-    only the trained one. `early_exit`: thresholds of confidence, as "0.8,0.9". `energy_budget`: what
-    early exit is to keep, as "3uJ" or "25%" of the ANN; the result says whether it is `kept`. Its
-    `rows` are those of per_timestep.csv. Raises TserError.
+    only the trained one. `early_exit`: thresholds of confidence, as "0.8,0.9". `energy_budget`:
+    what early exit is to keep, as "3uJ" or "25%" of the ANN; the result says whether it is `kept`.
+    Its `rows` are those of per_timestep.csv. Raises TserError.
     """
     request = EvaluateRequest(
         run=_folder(run),

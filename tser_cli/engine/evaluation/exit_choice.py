@@ -14,11 +14,12 @@ from statistics import NormalDist
 
 import numpy as np
 
-from tser_cli.energy import Counts, Profile, energy_up_to
+from tser_cli.energy import Profile
 from tser_cli.energy.counts import FloatArray
-from tser_cli.engine.evaluation.per_timestep import Answers
+from tser_cli.energy.joules import priced
 from tser_cli.errors import ConfigError
 from tser_cli.report.energy_report import joules
+from tser_cli.report.predictions import Predictions
 
 ALWAYS, NEVER = 0.0, math.inf
 """The thresholds at which every image stops at the first step, and none before the last."""
@@ -41,7 +42,7 @@ class Stops:
     @property
     def images(self) -> int:
         """Return the number of images, I."""
-        return self.right_TI.shape[1]
+        return int(self.right_TI.shape[1])
 
     def thresholds(self) -> FloatArray:
         """Return every threshold that treats an image differently, ascending, and `NEVER`."""
@@ -61,15 +62,19 @@ class Stops:
         centre = self.energy_TI[-1].mean()  # near the values: squares then lose no digits
         squares = sums((self.energy_TI - centre) ** 2, self.confidence_TI, thresholds_C)
         variance = squares / self.images - (self.energy(thresholds_C) - centre) ** 2
-        return np.sqrt(np.maximum(variance, 0.0) * self.images / max(1, self.images - 1))
+        unbiased = np.maximum(variance, 0.0) * self.images / max(1, self.images - 1)
+        deviation_C: FloatArray = np.sqrt(unbiased)
+        return deviation_C
 
 
-def stops_of(answers: Answers, counts: Counts, profile: Profile) -> Stops:
-    """Return the stops of a counted pass."""
+def stops_of(answered: Predictions, profile: Profile) -> Stops:
+    """Return the stops of a network that can stop between its steps."""
+    steps = answered.steps
+    assert steps is not None, "a counted pass of a network that can stop"
     return Stops(
-        answers.correct_cumulative_TI.double().numpy(),
-        answers.confidence_cumulative_TI.numpy(),
-        energy_up_to(counts, profile),
+        (answered.cumulative_IT == answered.labels_I[:, None]).T.astype(np.float64),
+        steps.confidence_IT.T.astype(np.float64),
+        priced(steps.macs_T[:, None], steps.accumulates_IT.T, profile),
     )
 
 
