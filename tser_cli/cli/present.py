@@ -164,7 +164,12 @@ def show_ablation(result: AblationResult) -> None:
     request = result.request
     title = f"{result.folder.name}: {request.measure.replace('_', ' ')}"
     output().print(ablation.table(title, result.summary, request.axes, request.names))
-    names = ["ablation.csv", "summary.csv", *(["figures"] if result.figures else [])]
+    if result.exits:
+        margin = request.accuracy_margin
+        output().print(ablation.exits_table(result.exits, request.axes, request.names, margin))
+    exits = ["early_exit.csv", "early_exit_summary.csv"] if result.exits else []
+    drawn = ["frontier.csv", "figures"] if result.figures else []
+    names = ["ablation.csv", "summary.csv", *exits, *drawn]
     _lines([f"written: {result.folder / name}" for name in names])
 
 

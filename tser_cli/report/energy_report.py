@@ -18,8 +18,13 @@ COUNT_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 def joules(energy_pj: float) -> str:
     """1234.5 -> "1.23 nJ"."""
-    scale, unit = next((u for u in UNITS if abs(energy_pj) >= u[0]), UNITS[-1])
+    scale, unit = unit_of(energy_pj)
     return f"{energy_pj / scale:.3g} {unit}"
+
+
+def unit_of(energy_pj: float) -> tuple[float, str]:
+    """Return the unit in which an energy is written: its size in pJ, and its name."""
+    return next((u for u in UNITS if abs(energy_pj) >= u[0]), UNITS[-1])
 
 
 def quantity(count: float) -> str:

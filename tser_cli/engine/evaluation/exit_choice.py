@@ -57,6 +57,15 @@ class Stops:
         """Return the mean energy of an image at each threshold, pJ."""
         return sums(self.energy_TI, self.confidence_TI, thresholds_C) / self.images
 
+    def shares(self, threshold: float) -> list[float]:
+        """Return the share of images that stop at each step, [T]."""
+        steps, chosen = len(self.right_TI), np.array([threshold])
+        here_TI = np.eye(steps)[:, :, None].repeat(self.images, axis=2)
+        return [
+            float(sums(here_TI[t], self.confidence_TI, chosen)[0]) / self.images
+            for t in range(steps)
+        ]
+
     def deviation(self, thresholds_C: FloatArray) -> FloatArray:
         """Return the standard deviation of the energy over the images at each threshold, pJ."""
         centre = self.energy_TI[-1].mean()  # near the values: squares then lose no digits
