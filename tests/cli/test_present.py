@@ -21,6 +21,7 @@ from tser_cli.engine.commands.energy import EnergyResult
 from tser_cli.engine.commands.evaluate import EvaluateResult
 from tser_cli.engine.runs.result import RunResult
 from tser_cli.recipe import Layer
+from tser_cli.report.csv_files import EXIT_STATISTICS
 
 Shown = Callable[[], list[str]]
 
@@ -315,6 +316,34 @@ def test_an_ablation_s_table(shown: Shown, tmp_path: Path) -> None:
     assert any(line.split()[-1:] == ["baseline"] for line in lines)
     assert lines[-3:] == [
         f"written: {result.folder / name}" for name in ("ablation.csv", "summary.csv", "figures")
+    ]
+
+
+def test_an_ablation_with_early_exit(shown: Shown, tmp_path: Path) -> None:
+    row = {
+        **dict.fromkeys(EXIT_STATISTICS),
+        **{"method.name": "ce", "n": 2, "missed": 0, "baseline": 1},
+        **{"energy_mean_pj": 2e6, "energy_std_pj": 1e5, "accuracy_mean": 0.9},
+    }
+    other = {
+        **row,
+        **{"method.name": "kd", "n": 1, "missed": 1, "baseline": 0, "energy_std_pj": None},
+        **{"energy_difference_pj": -5e4, "energy_difference_low_pj": -1e5},
+        "energy_difference_high_pj": 0.0,
+    }
+    result = ablation(tmp_path, exits=(row, other), figures=(tmp_path / "frontier.png",))
+    present.show_ablation(result)
+    lines = shown()
+    assert "early exit at the accuracy of the baseline less 0.5 points" in map(str.strip, lines)
+    found = [line.split() for line in lines if line.split()[:1] in (["ce"], ["kd"])][-2:]
+    assert found == [
+        ["ce", "2", "2.00", "±", "0.10", "90.00", "baseline"],
+        ["kd", "1", "of", "2", "2.00", "90.00", "-0.05", "-0.10", "..", "+0.00"],
+    ]
+    names = [line.rpartition("/")[2] for line in lines if line.startswith("written")]
+    assert names == [
+        *("ablation.csv", "summary.csv", "early_exit.csv", "early_exit_summary.csv"),
+        *("frontier.csv", "figures"),
     ]
 
 

@@ -168,8 +168,9 @@ def show_ablation(result: AblationResult) -> None:
         margin = request.accuracy_margin
         output().print(ablation.exits_table(result.exits, request.axes, request.names, margin))
     exits = ["early_exit.csv", "early_exit_summary.csv"] if result.exits else []
-    drawn = ["frontier.csv", "figures"] if result.figures else []
-    names = ["ablation.csv", "summary.csv", *exits, *drawn]
+    frontier = ["frontier.csv"] if any(p.stem == "frontier" for p in result.figures) else []
+    figures = ["figures"] if result.figures else []
+    names = ["ablation.csv", "summary.csv", *exits, *frontier, *figures]
     _lines([f"written: {result.folder / name}" for name in names])
 
 

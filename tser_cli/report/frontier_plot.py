@@ -33,10 +33,11 @@ def draw_frontier(points: pd.DataFrame, cells: Sequence[Cell], axes: Sequence[st
 
     figure = Figure(figsize=(8.4, 3.8))
     near, far = figure.subplots(1, 2, width_ratios=[1.9, 1.0])
-    of_cells = [points[(points[list(axes)] == list(cell.key)).all(axis=1)] for cell in cells]
+    drawn = [(cell, of_cell(points, cell, axes)) for cell in cells]
+    drawn = [(cell, rows) for cell, rows in drawn if (rows["point"] == ALL_STEPS).any()]
     for plot in (near, far):
-        for cell, of_cell in zip(cells, of_cells, strict=True):
-            draw_cell(plot, of_cell, cell, intervals=plot is near)
+        for cell, rows in drawn:
+            draw_cell(plot, rows, cell, intervals=plot is near)
     figure.supxlabel("energy per image (µJ, arithmetic alone)", fontsize="medium")
     near.set_ylabel("accuracy (%)")
     near.margins(0.1, 0.08)
@@ -44,11 +45,16 @@ def draw_frontier(points: pd.DataFrame, cells: Sequence[Cell], axes: Sequence[st
     near.set_title(
         "first step alone (hollow), early exit (line), all steps (filled)" if exits else ""
     )
-    ends = [place_of(of_cell[of_cell["point"] == ALL_STEPS].iloc[0]) for of_cell in of_cells]
-    names = [drawable(cell.label) for cell in cells]
-    label_points(near, ends, names, [cell.look.colour for cell in cells])
+    ends = [place_of(rows[rows["point"] == ALL_STEPS].iloc[0]) for _, rows in drawn]
+    names = [drawable(cell.label) for cell, _ in drawn]
+    label_points(near, ends, names, [cell.look.colour for cell, _ in drawn])
     draw_others(far, points)
     return figure
+
+
+def of_cell(points: pd.DataFrame, cell: Cell, axes: Sequence[str]) -> pd.DataFrame:
+    """Return the points of one cell."""
+    return points[(points[list(axes)] == list(cell.key)).all(axis=1)]
 
 
 def place_of(point: pd.Series) -> Place:
@@ -56,10 +62,9 @@ def place_of(point: pd.Series) -> Place:
     return point["energy_pj"] / 1e6, 100 * point["accuracy"]
 
 
-def draw_cell(plot: Axes, of_cell: pd.DataFrame, cell: Cell, intervals: bool) -> None:
+def draw_cell(plot: Axes, rows: pd.DataFrame, cell: Cell, intervals: bool) -> None:
     """Draw a cell's mean, and its curve of early exit from the first step alone."""
-    curve = of_cell[of_cell["point"] == EARLY_EXIT]
-    ends = of_cell[of_cell["point"] == ALL_STEPS]
+    curve, ends = (rows[rows["point"] == kind] for kind in (EARLY_EXIT, ALL_STEPS))
     if len(curve):
         plot.plot(curve["energy_pj"] / 1e6, 100 * curve["accuracy"], color=cell.look.colour)
         draw_point(plot, curve.iloc[0], cell, intervals, hollow=True)
