@@ -91,7 +91,7 @@ def _write(
 ) -> EnergyResult:
     assert full.counts is not None and full.answers is not None, "a counted pass"
     price = Price(profile, teacher_to_count(opened.run, opened.context), request.memory)
-    report = write_energy(request.output, full.counts, labels_of(opened), price, opened.context)
+    report = write_energy(request.output, full, labels_of(opened), price, opened.context)
     if request.per_image is not None:
         rows = per_image_rows(opened, full.answers, full.counts, profile)
         write_csv(request.per_image, rows, PER_IMAGE)

@@ -23,7 +23,7 @@ class RunResult:
     of the time-averaged logits, a fraction of `images`. `energy_pj` and `ann_energy_pj`: mean
     energy of an image for the student and for the ANN of the same shape, in pJ; None for a teacher.
     `best_validation_accuracy`: the best of all epochs, None without a validation split. `seconds`:
-    time spent in training.
+    time spent in training. `against_ann`: the entry of that name in energy.json.
     """
 
     folder: Path
@@ -41,6 +41,7 @@ class RunResult:
     ann_energy_pj: float | None
     seconds: float
     per_timestep: tuple[dict[str, Any], ...]
+    against_ann: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
