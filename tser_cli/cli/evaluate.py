@@ -50,7 +50,11 @@ EarlyExitEntropy = Annotated[
 ]
 Profile = Annotated[
     str,
-    typer.Option("--profile", help="What early exit charges: as for tser energy."),
+    typer.Option(
+        "--profile",
+        help="What early exit charges: as for tser energy.",
+        show_default="by the weights' bits",
+    ),
 ]
 BatchSize = Annotated[
     int | None,
@@ -67,7 +71,7 @@ def evaluate(
     plot: Plot = False,
     early_exit: EarlyExit = "",
     early_exit_entropy: EarlyExitEntropy = "",
-    profile: Profile = "horowitz-45nm-fp32",
+    profile: Profile = "",
     data_dir: opt.DataDir = None,
     batch_size: BatchSize = None,
     device: opt.Device = None,

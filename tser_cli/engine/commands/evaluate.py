@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from tser_cli.data.loaders import Split
-from tser_cli.energy import DEFAULT_PROFILE, load_profile
+from tser_cli.energy import load_profile
 from tser_cli.engine.evaluation import early_exit
 from tser_cli.engine.evaluation.per_timestep import Evaluation, evaluate_split
 from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
 from tser_cli.engine.runs.model_files import freeze
 from tser_cli.engine.runs.result import recorded
 from tser_cli.engine.teachers.of_run import read_run_teacher, teacher_name
-from tser_cli.engine.training.training_run import row_labels
+from tser_cli.engine.training.training_run import profile_of, row_labels
 from tser_cli.errors import ConfigError, DiskFullError, RunError, TserError
 from tser_cli.files import check_folder
 from tser_cli.report import plots
@@ -43,7 +43,7 @@ class EvaluateRequest:
     plot: bool = False
     early_exit: str = ""
     early_exit_entropy: str = ""
-    profile: str = DEFAULT_PROFILE
+    profile: str = ""
     changes: dict[str, Any] = field(default_factory=dict)
     progress: Progress = field(default_factory=Silent)
 
@@ -109,7 +109,8 @@ def _check(request: EvaluateRequest) -> list[early_exit.Rule]:
         raise ConfigError(f'--split "{request.split}": use one of {", ".join(SPLITS)}')
     if request.output is not None:
         check_folder(request.output)
-    load_profile(request.profile)
+    if request.profile:
+        load_profile(request.profile)
     asked = (
         (request.early_exit, early_exit.CONFIDENCE, "--early-exit"),
         (request.early_exit_entropy, early_exit.ENTROPY, "--early-exit-entropy"),
@@ -151,7 +152,8 @@ def _write(
     exits, exits_table = Rows(), None
     if rules:
         exits_table = _early_exit_path(run.folder, request) if table is not None else None
-        profile, split = load_profile(request.profile), SPLITS[request.split]
+        profile = load_profile(request.profile or profile_of(opened.config))
+        split = SPLITS[request.split]
         exits = early_exit.early_exit(opened, rules, full, split, exits_table, profile)
     return EvaluateResult(run.name, request.split, rows, table, figure, exits, exits_table)
 

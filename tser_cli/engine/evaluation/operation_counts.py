@@ -16,7 +16,7 @@ from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runtime.context import Context
 from tser_cli.files import write_text
 from tser_cli.models import Classifier
-from tser_cli.report.csv_files import ENERGY, write_csv
+from tser_cli.report.energy_forms import SUMS, write_energy_csv
 
 
 @torch.inference_mode()
@@ -33,11 +33,12 @@ def count_ann(model: Classifier, context: Context) -> Counts:
 
 @dataclass(frozen=True)
 class Price:
-    """How counts become joules, and the teacher to compare with, if any."""
+    """How counts become joules, the teacher to compare with, if any, and the form of the table."""
 
     profile: Profile
     teacher: Loaded | None = None
     memory: bool = False
+    form: str = SUMS
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,6 @@ def write_energy(
         teacher_name=teacher.name if teacher else "",
         memory=price.memory,
     )
-    write_csv(path, rows, ENERGY)
+    write_energy_csv(path, rows, price.form)
     write_text(path.with_suffix(".json"), json.dumps(document, indent=2) + "\n")
     return EnergyReport(rows, document)
