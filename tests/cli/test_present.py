@@ -21,6 +21,7 @@ from tser_cli.engine.commands.energy import EnergyResult
 from tser_cli.engine.commands.evaluate import EvaluateResult
 from tser_cli.engine.runs.result import RunResult
 from tser_cli.recipe import Layer
+from tser_cli.report.csv_files import EXIT_STATISTICS
 
 Shown = Callable[[], list[str]]
 
@@ -196,6 +197,7 @@ def test_an_evaluation_with_all_that_can_be_asked_for(shown: Shown) -> None:
         "energy_full_pj": 1000.0,
         "share_exit_1": 0.75,
         "share_exit_2": 0.25,
+        "chosen_on": "",
     }
     result = evaluation(
         figure=Path("figures/a.png"),
@@ -212,6 +214,37 @@ def test_an_evaluation_with_all_that_can_be_asked_for(shown: Shown) -> None:
     assert told[3:] == [*("80.00", "%", "1.25", "500", "pJ", "50", "%", "75", "%,", "25", "%")]
     assert lines.index("table: elsewhere.csv") < lines.index("figure: figures/a.png")
     assert lines[-1] == "table: early_exit.csv"
+
+
+@pytest.mark.parametrize(
+    ("energy_pj", "kept", "said"),
+    [(480.0, 1, "480 pJ of 500 pJ, kept;"), (510.0, 0, "510 pJ of 500 pJ, 2 % over;")],
+)
+def test_an_energy_budget(shown: Shown, energy_pj: float, kept: int, said: str) -> None:
+    chosen = {
+        "criterion": "confidence",
+        "threshold": float("inf"),
+        "timesteps": 2,
+        "accuracy": 0.8,
+        "accuracy_full": 0.8125,
+        "mean_steps": 2.0,
+        "energy_pj": energy_pj,
+        "energy_full_pj": 510.0,
+        "share_exit_1": 0.0,
+        "share_exit_2": 1.0,
+        "chosen_on": "validation",
+        "budget_pj": 500.0,
+        "kept": kept,
+    }
+    result = evaluation(early_exit_rows=[chosen])
+    assert result.kept is bool(kept)
+    present.show_evaluation(result, per_timestep=False)
+    lines = shown()
+    assert any(line.strip().startswith("never ") for line in lines)
+    assert lines[-1] == (
+        f"energy budget: {said} -1.25 points of accuracy against all steps; threshold chosen on "
+        "validation images"
+    )
 
 
 def test_the_energy_of_a_run(shown: Shown) -> None:
@@ -283,6 +316,34 @@ def test_an_ablation_s_table(shown: Shown, tmp_path: Path) -> None:
     assert any(line.split()[-1:] == ["baseline"] for line in lines)
     assert lines[-3:] == [
         f"written: {result.folder / name}" for name in ("ablation.csv", "summary.csv", "figures")
+    ]
+
+
+def test_an_ablation_with_early_exit(shown: Shown, tmp_path: Path) -> None:
+    row = {
+        **dict.fromkeys(EXIT_STATISTICS),
+        **{"method.name": "ce", "n": 2, "missed": 0, "baseline": 1},
+        **{"energy_mean_pj": 2e6, "energy_std_pj": 1e5, "accuracy_mean": 0.9},
+    }
+    other = {
+        **row,
+        **{"method.name": "kd", "n": 1, "missed": 1, "baseline": 0, "energy_std_pj": None},
+        **{"energy_difference_pj": -5e4, "energy_difference_low_pj": -1e5},
+        "energy_difference_high_pj": 0.0,
+    }
+    result = ablation(tmp_path, exits=(row, other), figures=(tmp_path / "frontier.png",))
+    present.show_ablation(result)
+    lines = shown()
+    assert "early exit at the accuracy of the baseline less 0.5 points" in map(str.strip, lines)
+    found = [line.split() for line in lines if line.split()[:1] in (["ce"], ["kd"])][-2:]
+    assert found == [
+        ["ce", "2", "2.00", "±", "0.10", "90.00", "baseline"],
+        ["kd", "1", "of", "2", "2.00", "90.00", "-0.05", "-0.10", "..", "+0.00"],
+    ]
+    names = [line.rpartition("/")[2] for line in lines if line.startswith("written")]
+    assert names == [
+        *("ablation.csv", "summary.csv", "early_exit.csv", "early_exit_summary.csv"),
+        *("frontier.csv", "figures"),
     ]
 
 

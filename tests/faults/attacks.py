@@ -37,7 +37,10 @@ ODD = (
     *("x" * 9000, "a=b", "a\nb", "\u202ex", "~nobody", "digits", "resnet20", "tser", "--", "%s"),
 )
 FLAGS = {
-    "evaluate": ("--run", "-T", "--split", "--output", "--early-exit", "--early-exit-entropy"),
+    "evaluate": (
+        *("--run", "-T", "--split", "--output"),
+        *("--early-exit", "--early-exit-entropy", "--energy-budget"),
+    ),
     "energy": ("--run", "--profile", "--output", "--runs-dir", "--device", "--precision"),
     "audit": ("--run", "--runs-dir"),
     "predict": ("--run", "--device", "--output", "--runs-dir", "--early-exit"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,22 @@ def test_evaluate_with_early_exit(run: Path, tser: Invoke) -> None:
     )
 
 
+@pytest.mark.parametrize(("kept", "code"), [(True, 0), (False, 4)])
+def test_evaluate_with_an_energy_budget(
+    run: Path, tser: Invoke, monkeypatch: pytest.MonkeyPatch, kept: bool, code: int
+) -> None:
+    if not kept:  # a choice that the test images prove wrong
+        monkeypatch.setattr("tser_cli.engine.commands.evaluate.keep_budget", lambda *_: math.inf)
+    whole = float(read(run / "energy.csv")[-1]["energy_pj"])
+    budget = f"{0.9 * whole:.0f}pJ"
+    found, out, err = tser("evaluate", "--run", str(run), "--energy-budget", budget)
+    assert found == code
+    (row,) = read(run / "early_exit.csv")
+    assert (row["kept"], row["chosen_on"]) == (str(int(kept)), "train")
+    assert ("kept; " if kept else "11 % over; ") in out
+    assert "the run held no images out" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -176,6 +193,8 @@ def test_a_damaged_model_file(run: Path, tser: Invoke, tmp_path: Path, damage: s
         (("evaluate", "--output", "file/x.csv"), "can't be written"),
         (("evaluate", "--timesteps", "0"), "--timesteps"),
         (("evaluate", "--early-exit", "2"), "--early-exit"),
+        (("evaluate", "--energy-budget", "3"), '--energy-budget: "3" is no energy'),
+        (("evaluate", "--energy-budget", "1pJ"), "the first time step alone costs"),
         (("energy", "report.json"), "call it report.csv"),
         (("energy", "report.csv", "--per-image", "report.csv"), "different names"),
         (("energy", "folder.csv"), "is a folder"),

@@ -31,6 +31,14 @@ Baseline = Annotated[
         "--baseline", help="The cell to compare with: method=kd.", show_default="the first"
     ),
 ]
+AccuracyMargin = Annotated[
+    float | None,
+    typer.Option(
+        "--accuracy-margin",
+        help="Compare energies with early exit at the baseline's accuracy less so many points.",
+        show_default="0.5",
+    ),
+]
 Jobs = Annotated[
     int | None,
     typer.Option("--jobs", help="Cells side by side.", show_default="as many as GPUs", min=1),
@@ -60,6 +68,7 @@ def ablate(
     vary: Vary = None,
     seeds: Seeds = None,
     baseline: Baseline = None,
+    accuracy_margin: AccuracyMargin = None,
     jobs: Jobs = None,
     address: Address = None,
     output: Output = None,
@@ -88,7 +97,7 @@ def ablate(
     from tser_cli.engine.commands.dry_run import plan_ablation
     from tser_cli.engine.runtime.context import Options
 
-    request = make_request(layers, section, vary, seeds, baseline)
+    request = make_request(layers, section, vary, seeds, baseline, accuracy_margin)
     opt.tell(request.notes)
     folder = output or runs_dir / "ablations" / ablation_name(request, name if not vary else "")
     place = AblationFolder(folder, runs_dir, jobs, address)

@@ -10,6 +10,7 @@ import typer
 from tser_cli.cli import options as opt
 from tser_cli.cli import present
 
+NOT_KEPT = 4  # done, but the energy budget does not hold
 PerTimestep = Annotated[
     bool, typer.Option("--per-timestep", help="Show the accuracy at every time step.")
 ]
@@ -48,6 +49,15 @@ EarlyExitEntropy = Annotated[
         show_default=False,
     ),
 ]
+EnergyBudget = Annotated[
+    str,
+    typer.Option(
+        "--energy-budget",
+        help="Keep 3uJ, or 25% of the ANN's energy, by early exit; the threshold is chosen on "
+        "held-out images. Exit code 4 where the test images need more.",
+        show_default=False,
+    ),
+]
 Profile = Annotated[
     str,
     typer.Option(
@@ -71,6 +81,7 @@ def evaluate(
     plot: Plot = False,
     early_exit: EarlyExit = "",
     early_exit_entropy: EarlyExitEntropy = "",
+    energy_budget: EnergyBudget = "",
     profile: Profile = "",
     data_dir: opt.DataDir = None,
     batch_size: BatchSize = None,
@@ -98,9 +109,12 @@ def evaluate(
             plot=plot,
             early_exit=early_exit,
             early_exit_entropy=early_exit_entropy,
+            energy_budget=energy_budget,
             profile=profile,
             changes=changes,
             progress=present.progress(),
         )
     )
     present.show_evaluation(result, per_timestep)
+    if not result.kept:
+        raise typer.Exit(NOT_KEPT)

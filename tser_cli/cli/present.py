@@ -95,6 +95,8 @@ def show_evaluation(result: EvaluateResult, per_timestep: bool) -> None:
     _lines(_written("figure", result.figure))
     if result.early_exit_rows:
         output().print(energy_report.early_exit_table(result.early_exit_rows))
+        chosen = [row for row in result.early_exit_rows if row["chosen_on"]]
+        _lines([energy_report.budget_sentence(row) for row in chosen])
         _lines(_written("table", result.early_exit_table))
 
 
@@ -162,7 +164,13 @@ def show_ablation(result: AblationResult) -> None:
     request = result.request
     title = f"{result.folder.name}: {request.measure.replace('_', ' ')}"
     output().print(ablation.table(title, result.summary, request.axes, request.names))
-    names = ["ablation.csv", "summary.csv", *(["figures"] if result.figures else [])]
+    if result.exits:
+        margin = request.accuracy_margin
+        output().print(ablation.exits_table(result.exits, request.axes, request.names, margin))
+    exits = ["early_exit.csv", "early_exit_summary.csv"] if result.exits else []
+    frontier = ["frontier.csv"] if any(p.stem == "frontier" for p in result.figures) else []
+    figures = ["figures"] if result.figures else []
+    names = ["ablation.csv", "summary.csv", *exits, *frontier, *figures]
     _lines([f"written: {result.folder / name}" for name in names])
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -17,8 +18,13 @@ COUNT_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 def joules(energy_pj: float) -> str:
     """1234.5 -> "1.23 nJ"."""
-    scale, unit = next((u for u in UNITS if abs(energy_pj) >= u[0]), UNITS[-1])
+    scale, unit = unit_of(energy_pj)
     return f"{energy_pj / scale:.3g} {unit}"
+
+
+def unit_of(energy_pj: float) -> tuple[float, str]:
+    """Return the unit in which an energy is written: its size in pJ, and its name."""
+    return next((u for u in UNITS if abs(energy_pj) >= u[0]), UNITS[-1])
 
 
 def quantity(count: float) -> str:
@@ -62,9 +68,8 @@ def early_exit_table(rows: Sequence[dict[str, Any]]) -> Table:
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column(f"stopped at 1..{len(steps)}")
     for row in rows:
-        sign = ">=" if row["criterion"] == "confidence" else "<="
         shown.add_row(
-            f"{row['criterion']} {sign} {row['threshold']:g}",
+            stopping(row),
             f"{100 * row['accuracy']:.2f} %",
             f"{row['mean_steps']:.2f}",
             joules(row["energy_pj"]),
@@ -72,6 +77,26 @@ def early_exit_table(rows: Sequence[dict[str, Any]]) -> Table:
             ", ".join(f"{100 * row[f'share_exit_{t}']:.0f} %" for t in steps),
         )
     return shown
+
+
+def stopping(row: Mapping[str, Any]) -> str:
+    """Return when an image stops: "confidence >= 0.8"; "never"."""
+    if row["threshold"] == math.inf:
+        return "never"
+    sign = ">=" if row["criterion"] == "confidence" else "<="
+    return f"{row['criterion']} {sign} {row['threshold']:g}"
+
+
+def budget_sentence(row: Mapping[str, Any]) -> str:
+    """Return whether early exit kept its budget on the images of a row, and what it took."""
+    energy, budget = row["energy_pj"], row["budget_pj"]
+    over = f"{100 * (energy / budget - 1):.2g} % over"
+    lost = 100 * (row["accuracy"] - row["accuracy_full"])
+    return (
+        f"energy budget: {joules(energy)} of {joules(budget)}, {'kept' if row['kept'] else over}; "
+        f"{lost:+.2f} points of accuracy against all steps; threshold chosen on "
+        f"{row['chosen_on']} images"
+    )
 
 
 def compare(energy: float, other: float) -> str:

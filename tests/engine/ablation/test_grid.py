@@ -224,11 +224,23 @@ def test_problems_of_a_section() -> None:
     refused("seeds = 2.5 must be a whole number", seeds=2.5)
     refused("baseline must be a text", baseline=3)
     refused('measure = "speed" must be one of accuracy, best_validation_accuracy', measure="speed")
+    for margin in (-1, 100, True, "low"):
+        refused(r"accuracy_margin = .* must be points of percent", accuracy_margin=margin)
     refused(r'unknown key "seed" \(did you mean "seeds"\?\)', seed=3)
     refused(r"\[ablation\] vary methd=ce: unknown key", vary=["methd=ce"])
     with pytest.raises(ConfigError) as error:
         make_request(BASE, {"vary": 1, "seeds": "x", "sed": 1})
     assert len(str(error.value).splitlines()) == 3
+
+
+def test_the_margin_of_the_accuracy_at_which_energies_are_compared() -> None:
+    assert request().accuracy_margin == 0.005
+    assert request(accuracy_margin=1).accuracy_margin == 0.01
+    section = {"vary": ["method=ce"], "accuracy_margin": 1.0}
+    assert make_request(BASE, section, margin=0.0).accuracy_margin == 0.0
+    for margin in (-0.1, float("nan"), 100.0):
+        with pytest.raises(ConfigError, match=r"--accuracy-margin .* points of percent"):
+            make_request(BASE, section, margin=margin)
 
 
 # a recipe may still use the older name

@@ -33,7 +33,7 @@ from tser_cli.engine.training.task import Task
 from tser_cli.errors import CheckpointError, ConfigError, Interrupted, RunError
 from tser_cli.report import ablation_plots, plots
 from tser_cli.report.csv_files import PROVENANCE, read_csv
-from tser_cli.report.predictions import PREDICTIONS, read_predictions
+from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, read_predictions, write_predictions
 from tser_cli.report.progress import Progress, Silent
 
 DRAW_ALL = ablation_plots.draw_all
@@ -416,6 +416,75 @@ def test_validation_accuracy_is_the_best_epoch_s(ask: Ask, place: AblationFolder
     mean = sum(float(row["best_validation_accuracy"]) for row in table(place)) / 2
     assert summary["measure"] == "best_validation_accuracy"
     assert float(summary["accuracy_mean"]) == pytest.approx(mean, abs=1e-15)
+
+
+def two_steps(ask: Ask, **more: Any) -> Request:
+    held_out = {"model.timesteps": 2, "data.validation_fraction": 0.25}
+    return ask(["method=ce,kd"], 2, held_out, **more)
+
+
+def test_energies_are_compared_at_equal_accuracy(ask: Ask, place: AblationFolder) -> None:
+    result = run(two_steps(ask), place)
+    rows = read_csv(place.folder / "early_exit.csv")
+    assert [(row["method.name"], row["seed"]) for row in rows] == [
+        *(("ce", "0"), ("kd", "0"), ("ce", "1"), ("kd", "1"))
+    ]
+    for row, of_run in zip(rows, table(place), strict=True):
+        assert float(row["accuracy_full"]) == float(of_run["accuracy"])
+        assert float(row["energy_full_pj"]) == pytest.approx(float(of_run["energy_pj"]), rel=1e-12)
+        assert (row["chosen_on"], row["accuracy_margin"]) == ("validation", "0.005")
+    assert [row["n"] + row["missed"] for row in result.exits] == [2, 2]
+    assert len(read_csv(place.folder / "early_exit_summary.csv")) == 2
+    points = {row["point"] for row in read_csv(place.folder / "frontier.csv")}
+    assert points == {"all_steps", "early_exit", "ann", "ann_int8", "teacher"}
+
+
+def test_the_margin_may_change_later(ask: Ask, place: AblationFolder) -> None:
+    run(two_steps(ask), place)
+    InProcess.log.clear()
+    run(two_steps(ask, accuracy_margin=20.0), place)
+    assert InProcess.log == []
+    margins = {row["accuracy_margin"] for row in read_csv(place.folder / "early_exit.csv")}
+    assert margins == {"0.2"}
+
+
+def test_runs_that_kept_less_are_measured_again_once(
+    ask: Ask, place: AblationFolder, told: Any
+) -> None:
+    request = two_steps(ask)
+    run(request, place)
+    before = (place.folder / "early_exit.csv").read_bytes()
+    old, older = (finished(cell, place) for cell in request.cells[:2])
+    (old.folder / HELD_OUT).unlink()
+    answers = read_predictions(older.folder / PREDICTIONS)
+    assert answers is not None
+    write_predictions(older.folder / PREDICTIONS, **{**vars(answers), "steps": None})
+    for times in (2, 2):
+        run(request, place, told)
+        assert sum("is measured again" in text for text in told.said) == times
+        assert (place.folder / "early_exit.csv").read_bytes() == before
+
+
+def test_a_run_whose_energies_are_damaged_is_left_out_of_early_exit(
+    ask: Ask, place: AblationFolder, told: Any
+) -> None:
+    request = two_steps(ask)
+    run(request, place)
+    (finished(request.cells[1], place).folder / "energy.json").write_text("{}")
+    result = run(request, place, told)
+    assert [row["n"] for row in result.summary] == [2, 2]
+    assert len(read_csv(place.folder / "early_exit.csv")) == 3
+    (warning,) = told.warnings
+    assert warning.startswith("method=kd, seed 0 is left out of early exit:")
+
+
+def test_nothing_held_out_gives_a_frontier_alone(ask: Ask, place: AblationFolder) -> None:
+    result = run(ask(["T=1,2"], 1), place)
+    assert result.exits == ()
+    assert not (place.folder / "early_exit.csv").exists()
+    found = read_csv(place.folder / "frontier.csv")
+    curves = {row["model.timesteps"] for row in found if row["point"] == "early_exit"}
+    assert curves == {"2"}
 
 
 def test_penultimate_features_are_embedded_once(

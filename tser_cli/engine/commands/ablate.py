@@ -18,6 +18,7 @@ from typing import Any
 from tser_cli.config import Config
 from tser_cli.engine.ablation import tsne
 from tser_cli.engine.ablation.cell_folder import find_cell
+from tser_cli.engine.ablation.exit_tables import write_exit_tables
 from tser_cli.engine.ablation.folder import (
     AblationFolder,
     checked_plan,
@@ -42,13 +43,17 @@ from tser_cli.report.progress import Progress
 
 @dataclass(frozen=True)
 class AblationResult:
-    """What an ablation found: the rows of summary.csv, the files, and what failed."""
+    """What an ablation found: the rows of its summaries, the files, and what failed.
+
+    `exits`: rows of early_exit_summary.csv, none where no images were held out.
+    """
 
     folder: Path
     request: Request
     summary: list[dict[str, Any]]
     figures: tuple[Path, ...]
     failures: tuple[str, ...]
+    exits: tuple[dict[str, Any], ...] = ()
 
 
 def ablate(request: Request, place: AblationFolder, progress: Progress) -> AblationResult:
@@ -63,10 +68,13 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
     with _cluster_of(place) as cluster, hold(place):
         failures = train_cells(request, place, document, cluster, progress)
         summary = write_tables(request, place.folder)
+        exits = write_exit_tables(request, place, progress)
         tsne.write(request.cells, place.folder, progress)
         names = dict(zip(request.axes, request.names, strict=True))
         figures = ablation_plots.draw_all(place.folder, names)
-    return AblationResult(place.folder, request, summary, tuple(figures), tuple(failures))
+    return AblationResult(
+        place.folder, request, summary, tuple(figures), tuple(failures), tuple(exits)
+    )
 
 
 def _cluster_of(place: AblationFolder) -> AbstractContextManager[Cluster | None]:

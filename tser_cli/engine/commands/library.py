@@ -186,14 +186,16 @@ def evaluate(
     split: str = "test",
     runs_dir: str | Path = "runs",
     early_exit: str = "",
+    energy_budget: str = "",
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> EvaluateResult:
     """Measure a finished run at every time step, as `tser evaluate` does.
 
     `run`: a folder or a result; None is the newest finished student. `timesteps`: any number, not
-    only the trained one. `early_exit`: thresholds of confidence, as "0.8,0.9". The result's `rows`
-    are those of per_timestep.csv. Raises TserError.
+    only the trained one. `early_exit`: thresholds of confidence, as "0.8,0.9". `energy_budget`:
+    what early exit is to keep, as "3uJ" or "25%" of the ANN; the result says whether it is `kept`.
+    Its `rows` are those of per_timestep.csv. Raises TserError.
     """
     request = EvaluateRequest(
         run=_folder(run),
@@ -201,6 +203,7 @@ def evaluate(
         timesteps="" if timesteps is None else str(timesteps),
         split=split,
         early_exit=early_exit,
+        energy_budget=energy_budget,
         changes=dict(settings or {}),
         progress=progress or Silent(),
     )

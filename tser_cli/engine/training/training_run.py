@@ -11,8 +11,9 @@ from datetime import datetime
 from tser_cli.config import FLOAT_BITS, Config, method_label
 from tser_cli.data.loaders import build_train_loader
 from tser_cli.energy import DEFAULT_PROFILE, INT8_PROFILE, Labels, load_profile
+from tser_cli.engine.evaluation.kept_answers import keep_answers
 from tser_cli.engine.evaluation.operation_counts import EnergyReport, Price, write_energy
-from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, evaluate_split
+from tser_cli.engine.evaluation.per_timestep import Evaluation, evaluate_split
 from tser_cli.engine.runs import find_runs, model_files
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runs.result import RESULT, RunResult
@@ -33,7 +34,6 @@ from tser_cli.engine.training.teacher_logits import compute_teacher_logits, keep
 from tser_cli.errors import Interrupted, NonFiniteError
 from tser_cli.report import plots
 from tser_cli.report.csv_files import per_timestep_csv
-from tser_cli.report.predictions import PREDICTIONS, write_predictions
 from tser_cli.report.progress import Progress
 
 
@@ -178,6 +178,8 @@ def finish(
         stop,
         count=model.spiking,
     )
+    if model.spiking:
+        keep_answers(run, model, context, evaluation, stop)
     return context.runtime.on_main(
         lambda: _write_results(run, context, task, evaluation, epochs, teacher)
     )
@@ -200,8 +202,6 @@ def _write_results(
     per_timestep_csv(run.folder / "per_timestep.csv", rows, labels)
     figure = run.folder / "figures" / "per_timestep"
     plots.plot_per_timestep(figure, rows, run.name, str(labels["method"]))
-    if evaluation.answers is not None:
-        _write_answers(run, evaluation.answers)
     energy = None
     if evaluation.counts is not None:
         of_run = Labels(run.name, config.data.name, digest, config.training.precision)
@@ -221,15 +221,6 @@ def _write_results(
 def profile_of(config: Config) -> str:
     """Return the profile that charges a student's arithmetic: by the bits of its weights."""
     return DEFAULT_PROFILE if config.model.weight_bits == FLOAT_BITS else INT8_PROFILE
-
-
-def _write_answers(run: Run, answers: Answers) -> None:
-    write_predictions(
-        run.folder / PREDICTIONS,
-        answers.labels_I.numpy(),
-        answers.prediction_TI.T.numpy(),
-        answers.prediction_cumulative_TI.T.numpy(),
-    )
 
 
 def _result(
