@@ -89,6 +89,24 @@ def test_report_totals_add_up(run: Path, tser: Invoke, tmp_path: Path) -> None:
         assert (tmp_path / name).stat().st_size > 100
 
 
+@pytest.mark.parametrize("form", ["--long", "--wide"])
+def test_a_table_whose_columns_can_be_summed(
+    run: Path, tser: Invoke, tmp_path: Path, form: str
+) -> None:
+    output = tmp_path / "report.csv"
+    assert tser("energy", str(output), "--run", str(run), form)[0] == 0
+    total = read(run / "energy.csv")[-1]
+    for column in ("energy_pj", "sop_value", "macs"):
+        summed = sum(float(row[column]) for row in read(output))
+        assert summed == pytest.approx(float(total[column]), rel=1e-12)
+
+
+def test_one_form_at_a_time(run: Path, tser: Invoke, tmp_path: Path) -> None:
+    code, _, err = tser("energy", str(tmp_path / "r.csv"), "--run", str(run), "--long", "--wide")
+    assert code == 2
+    assert "--long and --wide" in err
+
+
 def test_per_image_agrees_with_the_totals(run: Path, tser: Invoke, tmp_path: Path) -> None:
     table, images = tmp_path / "report.csv", tmp_path / "images.csv"
     code, _, _ = tser(

@@ -11,6 +11,7 @@ import typer
 from tser_cli.cli import network_options as net
 from tser_cli.cli import options as opt
 from tser_cli.cli import present
+from tser_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from tser_cli.engine.commands.beyond import Wanted
@@ -27,6 +28,7 @@ Profile = Annotated[
         "--profile",
         help="horowitz-45nm-fp32, -fp16 or -int8 (whole names), loihi, lemaire-2022, or a TOML "
         "file.",
+        show_default="horowitz-45nm-fp32; -int8 for a student with integer weights",
     ),
 ]
 PerImage = Annotated[
@@ -58,19 +60,29 @@ FairRival = Annotated[
 AssumeInt8 = Annotated[
     bool, typer.Option("--assume-int8", help="Price wider weights as if they were of 8 bits.")
 ]
+Long = Annotated[
+    bool,
+    typer.Option("--long", help="A row a layer and step, without sums: columns can be summed."),
+]
+Wide = Annotated[
+    bool,
+    typer.Option("--wide", help="A row a layer, with a column a step: they can be summed too."),
+]
 
 
 def energy(
     output: Output,
     run: opt.RunFolder = None,
     images: Images = None,
-    profile: Profile = "horowitz-45nm-fp32",
+    profile: Profile = "",
     per_image: PerImage = None,
     memory: Memory = False,
     conventions: Conventions = False,
     match: Match = None,
     fair_rival: FairRival = False,
     assume_int8: AssumeInt8 = False,
+    long: Long = False,
+    wide: Wide = False,
     network: net.Network = None,
     argument: net.Arguments = None,
     weights: net.Weights = None,
@@ -91,12 +103,13 @@ def energy(
     from tser_cli.engine.commands.energy import EnergyRequest, measure_energy
 
     values = net.values(argument, weights, dataset, data, input_shape, timesteps, layout)
+    form = _form(long, wide)
     wanted = Wanted(conventions, match or "", fair_rival, assume_int8)
     places = {"data.dir": data_dir, "training.device": device}
     if network is not None:
         net.refuse_with_network({"--run": run, "--per-image": per_image, "--precision": precision})
         subject = net.request(network, values, places, images, batch_size)
-        _of_network(output, subject, profile, wanted, memory)
+        _of_network(output, subject, profile, wanted, memory, form)
         return
     net.given(values, network)
     changes = {
@@ -104,16 +117,26 @@ def energy(
         "training.precision": precision,
         "training.eval_batch_size": batch_size,
     }
-    request = EnergyRequest(output, run, runs_dir, images or 0, profile, per_image, memory, wanted)
+    request = EnergyRequest(output, run, runs_dir, images or 0, profile, per_image, memory, form)
     present.show_energy(
-        measure_energy(replace(request, changes=changes, progress=present.progress()))
+        measure_energy(
+            replace(request, wanted=wanted, changes=changes, progress=present.progress())
+        )
     )
 
 
+def _form(long: bool, wide: bool) -> str:
+    from tser_cli.report import energy_forms
+
+    if long and wide:
+        raise ConfigError("--long and --wide are two forms of one table: give one of them")
+    return energy_forms.LONG if long else energy_forms.WIDE if wide else energy_forms.SUMS
+
+
 def _of_network(
-    output: Path, subject: NetworkRequest, profile: str, wanted: Wanted, memory: bool
+    output: Path, subject: NetworkRequest, profile: str, wanted: Wanted, memory: bool, form: str
 ) -> None:
     from tser_cli.engine.commands.network_energy import NetworkEnergyRequest, measure_network
 
-    asked = NetworkEnergyRequest(output, subject, profile, wanted, memory)
+    asked = NetworkEnergyRequest(output, subject, profile, wanted, memory, form)
     present.show_network_energy(measure_network(asked))

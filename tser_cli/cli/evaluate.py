@@ -60,7 +60,11 @@ EnergyBudget = Annotated[
 ]
 Profile = Annotated[
     str,
-    typer.Option("--profile", help="What early exit charges: as for tser energy."),
+    typer.Option(
+        "--profile",
+        help="What early exit charges: as for tser energy.",
+        show_default="by the weights' bits",
+    ),
 ]
 BatchSize = Annotated[
     int | None,
@@ -78,7 +82,7 @@ def evaluate(
     early_exit: EarlyExit = "",
     early_exit_entropy: EarlyExitEntropy = "",
     energy_budget: EnergyBudget = "",
-    profile: Profile = "horowitz-45nm-fp32",
+    profile: Profile = "",
     data_dir: opt.DataDir = None,
     batch_size: BatchSize = None,
     device: opt.Device = None,

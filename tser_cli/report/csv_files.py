@@ -43,6 +43,13 @@ ENERGY: Schema = {
     **_columns(NUMBER, "macs", "sop_formula", "neuron_updates", "energy_pj"),
     **_columns(NUMBER, "energy_formula_pj", "ann_macs", "ann_energy_pj", "ratio_snn_ann"),
 }
+STEPWISE = ("firing_rate", "sop_value", "macs", "energy_pj")  # columns of --wide, one a step
+# The same, each operation in one row alone; the ANN has no steps to share its columns among.
+ENERGY_LONG: Schema = {
+    name: kind
+    for name, kind in ENERGY.items()
+    if name not in ("ann_macs", "ann_energy_pj", "ratio_snn_ann")
+}
 CONVENTIONS: Schema = {
     **_columns(TEXT, "convention"),
     **_columns(NUMBER, "macs", "acs", "energy_pj", "ratio_to_exact"),
@@ -115,6 +122,15 @@ def early_exit_schema(timesteps: int) -> Schema:
         **_columns(TEXT, "chosen_on"),
         **_columns(NUMBER, "budget_pj"),
         **_columns(INTEGER, "kept"),
+    }
+
+
+def energy_wide_schema(timesteps: int) -> Schema:
+    """energy.csv with a row a layer: its sums over t, then a column a step of each of STEPWISE."""
+    steps = range(1, timesteps + 1)
+    return {
+        **{name: kind for name, kind in ENERGY.items() if name != "t"},
+        **_columns(NUMBER, *(f"{name}_{t}" for name in STEPWISE for t in steps)),
     }
 
 

@@ -167,6 +167,7 @@ def sentences(document: dict[str, Any]) -> list[str]:
         *headline(document["against_ann"]),
         f"Priced by {profile['name']}, on {document['images']} images"
         + _teacher(totals["energy_pj"], document["teacher"]),
+        *_in_floating_point(totals, profile["name"]),
         f"operations: {quantity(totals['sop_value'])} accumulates, {quantity(totals['macs'])} "
         f"MACs; the papers' formula, rate x T x FLOP, gives {joules(totals['energy_formula_pj'])}",
         f"stem ({', '.join(stem['layers'])}): counted {stem['policy'].replace('_', ' ')}; the "
@@ -182,6 +183,13 @@ def sentences(document: dict[str, Any]) -> list[str]:
         traffic = joules(document["memory"]["snn"]["energy_pj"])
         lines.append(f"memory traffic, not in the total: {traffic}")
     return lines
+
+
+def _in_floating_point(totals: dict[str, Any], profile: str) -> list[str]:
+    """Return what the same operations cost with wider weights, where they were charged as int8."""
+    if not profile.endswith("int8"):
+        return []
+    return [f"The same operations in 32-bit floating point: {joules(totals['energy_fp32_pj'])}"]
 
 
 def _teacher(energy: float, teacher: dict[str, Any] | None) -> str:

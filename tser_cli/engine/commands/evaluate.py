@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tser_cli.data.loaders import Split
-from tser_cli.energy import DEFAULT_PROFILE, Profile, load_profile
+from tser_cli.energy import Profile, load_profile
 from tser_cli.energy.budget import Budget, parse_budget
 from tser_cli.energy.joules import ann_macs
 from tser_cli.engine.evaluation import early_exit
@@ -19,7 +19,7 @@ from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select
 from tser_cli.engine.runs.model_files import freeze
 from tser_cli.engine.runs.result import recorded
 from tser_cli.engine.teachers.of_run import read_run_teacher, teacher_name
-from tser_cli.engine.training.training_run import row_labels
+from tser_cli.engine.training.training_run import profile_of, row_labels
 from tser_cli.errors import ConfigError, DiskFullError, RunError, TserError
 from tser_cli.files import check_folder
 from tser_cli.report import plots
@@ -49,7 +49,7 @@ class EvaluateRequest:
     early_exit: str = ""
     early_exit_entropy: str = ""
     energy_budget: str = ""
-    profile: str = DEFAULT_PROFILE
+    profile: str = ""
     changes: dict[str, Any] = field(default_factory=dict)
     progress: Progress = field(default_factory=Silent)
 
@@ -159,7 +159,8 @@ def _check(request: EvaluateRequest) -> tuple[list[early_exit.Rule], Budget | No
         raise ConfigError(f'--split "{request.split}": use one of {", ".join(SPLITS)}')
     if request.output is not None:
         check_folder(request.output)
-    load_profile(request.profile)
+    if request.profile:
+        load_profile(request.profile)
     asked = (
         (request.early_exit, early_exit.CONFIDENCE, "--early-exit"),
         (request.early_exit_entropy, early_exit.ENTROPY, "--early-exit-entropy"),
@@ -197,7 +198,8 @@ def _write(
     steps: list[int],
     found: Measured,
 ) -> EvaluateResult:
-    run, stem, profile = opened.run, _stem(opened, request, steps), load_profile(request.profile)
+    run, stem = opened.run, _stem(opened, request, steps)
+    profile = load_profile(request.profile or profile_of(opened.config))
     rules = [*found.rules, *([_chosen(found, profile)] if found.budget else [])]
     can_write = _can_write(opened, request)
     table = request.output or (run.folder / f"{stem}.csv" if can_write else None)

@@ -20,7 +20,7 @@ from tser_cli.engine.runtime.context import Context
 from tser_cli.errors import TserError
 from tser_cli.files import write_text
 from tser_cli.models import Classifier
-from tser_cli.report.csv_files import ENERGY, write_csv
+from tser_cli.report.energy_forms import SUMS, write_energy_csv
 
 IMAGES_OF_ZEROS = 16  # they differ little from image to image
 
@@ -55,11 +55,12 @@ def share_of_zeros(model: Classifier, context: Context) -> float | None:
 
 @dataclass(frozen=True)
 class Price:
-    """How counts become joules, and the teacher to compare with, if any."""
+    """How counts become joules, the teacher to compare with, if any, and the form of the table."""
 
     profile: Profile
     teacher: Loaded | None = None
     memory: bool = False
+    form: str = SUMS
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,6 @@ def write_energy(
         skipped=share_of_zeros(teacher.model, context) if teacher else None,
         accuracy_T=[right / counted.images for right in counted.correct_cumulative],
     )
-    write_csv(path, rows, ENERGY)
+    write_energy_csv(path, rows, price.form)
     write_text(path.with_suffix(".json"), json.dumps(document, indent=2) + "\n")
     return EnergyReport(rows, document)
