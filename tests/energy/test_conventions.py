@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from tests.energy import foreign
 from tser_cli.energy import Counts, load_profile
-from tser_cli.energy.comparison import compare, matching, parse_energy
+from tser_cli.energy.comparison import compare, matching
 from tser_cli.energy.layouts import present
 from tser_cli.energy.network_counter import NetworkCounter, count_operations
 from tser_cli.errors import ConfigError
+from tser_cli.quantities import parse_energy
 
 PROFILE = load_profile("horowitz-45nm-fp32")
 
