@@ -5,9 +5,10 @@ dual ascent with a proportional part, as the gradient of an augmented Lagrangian
 Wright, Numerical Optimization, 2006, chapter 17): with the excess e = energy / target - 1,
 
     integral   <- max(0, integral + RATE e / steps)
-    multiplier  = loss_scale max(0, integral + PROPORTIONAL e)
+    multiplier  = loss max(0, integral + PROPORTIONAL e)
 
-Pure arithmetic on Python floats: equal steps give equal bits.
+`energy` is a running mean; `loss`, the method's before the first pressure, makes the constants fit
+methods whose losses differ in size. Pure arithmetic on Python floats: equal steps give equal bits.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Any
 
 # Choices of ours, as shares of the training's steps. The free energy is measured first; from there
 # the target falls in equal ratios to the budget, and stays there while the learning rate decays.
-FREE, ANNEALED = 0.02, 0.5
-WINDOW = 0.01  # of the running mean of energy
-RATE, PROPORTIONAL = 10.0, 1.0
+FREE, ANNEALED = 0.15, 0.5
+WINDOW = 0.01  # of the running means
+RATE, PROPORTIONAL = 40.0, 2.0
 LARGEST_EXCESS = 1.0
 MARGIN = 0.015  # aimed below the budget, for images that were not seen
 # When the energy in eval mode is compared with that in training.
@@ -31,9 +32,9 @@ class BudgetController:
     """Find the multiplier of the energy, step by step.
 
     `budget_pj`: what an image may cost in eval mode. `steps`: of the whole training. `done`: steps
-    behind. `mean_pj`: running mean of the energy in training mode, `free_pj`: what it was before
-    the target began to fall. `loss_scale`: mean size of the loss until then. `ratio`: energy in
-    eval mode / that in training mode.
+    behind. `mean_pj`: running mean of the energy in training mode; `free_pj`, `free_loss`: what
+    energy and loss were before the target began to fall. `ratio`: energy in eval mode / in training
+    mode.
     """
 
     budget_pj: float
@@ -41,7 +42,7 @@ class BudgetController:
     done: int = 0
     mean_pj: float = 0.0
     free_pj: float = 0.0
-    loss_scale: float = 0.0
+    free_loss: float = 0.0
     integral: float = 0.0
     ratio: float = 1.0
 
@@ -64,7 +65,7 @@ class BudgetController:
         """Return the weight of energy / budget in the loss; 0 to begin with."""
         if self._free:
             return 0.0
-        return self.loss_scale * max(0.0, self.integral + PROPORTIONAL * self._excess)
+        return self.free_loss * max(0.0, self.integral + PROPORTIONAL * self._excess)
 
     @property
     def calibration_due(self) -> bool:
@@ -82,10 +83,11 @@ class BudgetController:
     def update(self, energy_pj: float, loss: float) -> None:
         """Take in the mean energy of an image in this step, and the loss."""
         free, self.done = self._free, self.done + 1
-        self.mean_pj += (energy_pj - self.mean_pj) / min(self.done, max(5.0, WINDOW * self.steps))
+        share = 1.0 / min(self.done, max(5.0, WINDOW * self.steps))
+        self.mean_pj += share * (energy_pj - self.mean_pj)
         if free:
-            self.loss_scale += (abs(loss) - self.loss_scale) / self.done
             self.free_pj = self.mean_pj
+            self.free_loss += share * (abs(loss) - self.free_loss)
         else:
             self.integral = max(0.0, self.integral + RATE / self.steps * self._excess)
 
