@@ -164,7 +164,8 @@ class MethodSettings(Section):
     time step by itself. `reads_firing_rates`: it is given those of the student. `earlier`: what
     runs of version 0.1 did by settings that are newer.
 
-    `entropy_weight` rewards the mean entropy of every step's prediction, on top of any method.
+    `entropy_weight` rewards the mean entropy of every step's prediction, on top of any method;
+    `rate_weight` charges for the mean firing rate of the student's neurons in the same way.
     """
 
     summary: ClassVar[str] = ""
@@ -177,6 +178,7 @@ class MethodSettings(Section):
 
     name: str = ""
     entropy_weight: Real = 0.0
+    rate_weight: NonNegative = 0.0
 
     @field_validator("name")
     @classmethod

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tser_cli.cli import options as opt
 from tser_cli.cli import present
+
+if TYPE_CHECKING:
+    from tser_cli.config import Config
 
 Teacher = Annotated[
     str | None,
@@ -39,6 +42,18 @@ Student = Annotated[
     ),
 ]
 
+OVER_BUDGET = 4  # done, but the budget is not kept
+EnergyBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--energy-budget",
+        help="What an image may cost: 4uJ, or 25% of the ANN of the same shape.",
+        metavar="4uJ|25%",
+        show_default=False,
+        rich_help_panel=opt.SETTINGS,
+    ),
+]
+
 
 def distill(
     teacher: Teacher = None,
@@ -48,6 +63,7 @@ def distill(
     dataset: opt.Dataset = None,
     data_dir: opt.DataDir = None,
     method: opt.Method = None,
+    energy_budget: EnergyBudget = None,
     temperature: opt.Temperature = None,
     epochs: opt.Epochs = None,
     batch_size: opt.BatchSize = None,
@@ -65,7 +81,10 @@ def distill(
     resume: opt.Resume = "auto",
     dry_run: opt.DryRun = False,
 ) -> None:
-    """Distil a teacher into a spiking student, and evaluate it at every time step."""
+    """Distil a teacher into a spiking student, and evaluate it at every time step.
+
+    Exit code 4: done, but the energy budget is not kept.
+    """
     opt.check_resume(resume)
     flags = {
         "model.teacher": teacher,
@@ -75,6 +94,7 @@ def distill(
         "data.name": dataset,
         "data.dir": data_dir,
         "method.name": method,
+        "energy.budget": energy_budget,
         "method.temperature": temperature,
         "training.epochs": epochs,
         "training.batch_size": batch_size,
@@ -87,6 +107,10 @@ def distill(
         "training.checkpoint_every": checkpoint_every,
     }
     config = opt.training_config("student", flags, recipe, assignments)
+    _run(config, runs_dir, resume, dry_run)
+
+
+def _run(config: Config, runs_dir: Path, resume: str, dry_run: bool) -> None:
     from tser_cli.engine.commands.distill import distill as command
     from tser_cli.engine.commands.dry_run import plan_student
     from tser_cli.engine.runtime.context import Options
@@ -95,6 +119,7 @@ def distill(
     if dry_run:
         present.show_training_plan(plan_student(config, options))
         return
-    present.show_run(
-        command(config, options), present.next_after_student(runs_dir, Options().runs_dir)
-    )
+    result = command(config, options)
+    present.show_run(result, present.next_after_student(runs_dir, Options().runs_dir))
+    if result.energy_budget_kept is False:
+        raise typer.Exit(OVER_BUDGET)

@@ -53,10 +53,13 @@ def _lines(lines: Sequence[str]) -> None:
 
 def show_run(result: RunResult, next_commands: Sequence[str]) -> None:
     """Show a finished training: its table, where its folder is, and what to type next."""
-    from tser_cli.report import console
+    from tser_cli.report import console, energy_report
 
     output().print(console.per_timestep_table(result.name, result.per_timestep))
     _lines([console.summary(result.per_timestep, "test")])
+    if result.energy_pj is not None and result.energy_budget_pj is not None:
+        verdict = energy_report.budget_verdict(result.energy_pj, result.energy_budget_pj)
+        _lines([f"energy: {verdict}"])
     _lines([console.next_steps(result.folder, next_commands)])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from tser_cli.report.energy_report import unit_of
+from tser_cli.quantities import unit_of
 
 STAR = "* not resolved by Holm's procedure over this table"
 

@@ -27,7 +27,7 @@ from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, evaluat
 from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
 from tser_cli.engine.runs.result import recorded
 from tser_cli.engine.teachers.of_run import teacher_to_count
-from tser_cli.engine.training.training_run import profile_of
+from tser_cli.engine.training.energy_budget import profile_of
 from tser_cli.errors import ConfigError
 from tser_cli.files import check_folder, write_text
 from tser_cli.report import plots
@@ -79,7 +79,8 @@ def measure_energy(request: EnergyRequest) -> EnergyResult:
     opened = open_finished(
         select_run(request.run, request.runs_dir), request.changes, request.progress
     )
-    model, profile = opened.loaded.model, load_profile(request.profile or profile_of(opened.config))
+    model = opened.loaded.model
+    profile = load_profile(request.profile) if request.profile else profile_of(opened.config)
     check_precision(profile, weight_bits(model), request.wanted.assume_int8)
     full = evaluate_split(
         opened.loaded.model,

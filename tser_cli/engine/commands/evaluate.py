@@ -9,7 +9,6 @@ from typing import Any
 
 from tser_cli.data.loaders import Split
 from tser_cli.energy import Profile, load_profile
-from tser_cli.energy.budget import Budget, parse_budget
 from tser_cli.energy.joules import ann_macs
 from tser_cli.engine.evaluation import early_exit
 from tser_cli.engine.evaluation.exit_choice import keep_budget, stops_of
@@ -19,9 +18,11 @@ from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select
 from tser_cli.engine.runs.model_files import freeze
 from tser_cli.engine.runs.result import recorded
 from tser_cli.engine.teachers.of_run import read_run_teacher, teacher_name
-from tser_cli.engine.training.training_run import profile_of, row_labels
+from tser_cli.engine.training.energy_budget import profile_of
+from tser_cli.engine.training.training_run import row_labels
 from tser_cli.errors import ConfigError, DiskFullError, RunError, TserError
 from tser_cli.files import check_folder
+from tser_cli.quantities import Budget, parse_budget
 from tser_cli.report import plots
 from tser_cli.report.csv_files import per_timestep_csv
 from tser_cli.report.progress import Progress, Silent
@@ -199,7 +200,7 @@ def _write(
     found: Measured,
 ) -> EvaluateResult:
     run, stem = opened.run, _stem(opened, request, steps)
-    profile = load_profile(request.profile or profile_of(opened.config))
+    profile = load_profile(request.profile) if request.profile else profile_of(opened.config)
     rules = [*found.rules, *([_chosen(found, profile)] if found.budget else [])]
     can_write = _can_write(opened, request)
     table = request.output or (run.folder / f"{stem}.csv" if can_write else None)
