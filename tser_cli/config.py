@@ -6,7 +6,7 @@ are known by dotted keys (`method.name`) and, to people, by short names (`method
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any
@@ -63,6 +63,8 @@ __all__ = [
 
 METHOD = "method.name"
 EPOCHS = "training.epochs"
+# What a weight adds to a method that would go without it, as its name then tells.
+ADDED = {"entropy": "entropy_weight", "rate": "rate_weight"}
 ENDLESS = ("constant", "step")  # schedules in which no learning rate depends on the last epoch
 
 
@@ -170,16 +172,18 @@ def unread(key: str, method: str) -> str:
     return f"{key}: {method} does not read it; it is read by {', '.join(readers(key))}"
 
 
-def method_label(config: Config) -> str:
-    """Return the method as results name it: `kd`, or `kd+entropy` where entropy was added to it."""
-    method, usual = config.method, config.method.weights()
-    added = {"entropy": "entropy_weight", "rate": "rate_weight"}
+def method_label(config: Config, varied: Container[str] = ()) -> str:
+    """Return the method as results name it: `kd`, or `kd+entropy` where entropy was added to it.
+
+    A weight among the `varied` keys is told elsewhere.
+    """
+    now, usual = config.method.model_dump(), config.method.weights()
     words = [
         word
-        for word, weight in added.items()
-        if getattr(method, weight) != 0.0 and usual[weight] == 0.0
+        for word, weight in ADDED.items()
+        if now[weight] != 0.0 and usual[weight] == 0.0 and f"method.{weight}" not in varied
     ]
-    return "+".join([method.name, *words])
+    return "+".join([config.method.name, *words])
 
 
 @cache

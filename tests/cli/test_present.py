@@ -129,6 +129,20 @@ def test_a_training_s_result(shown: Shown) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("energy_pj", "verdict"),
+    [
+        (2.98e6, "energy: 2.98 µJ of 3 µJ: kept"),
+        (3e6, "energy: 3 µJ of 3 µJ: kept"),
+        (3.21e6, "energy: 3.21 µJ of 3 µJ: 7 % over"),
+        (3.001e6, "energy: 3 µJ of 3 µJ: 0.033 % over"),
+    ],
+)
+def test_whether_an_energy_budget_was_kept(shown: Shown, energy_pj: float, verdict: str) -> None:
+    present.show_run(replace(RUN, energy_pj=energy_pj, energy_budget_pj=3e6), [])
+    assert verdict in shown()
+
+
 def test_what_to_type_next() -> None:
     folder, default = Path("runs/teacher/digits/resnet34_s0"), Path("runs")
     assert present.next_after_teacher(folder, "digits", "") == [

@@ -50,9 +50,11 @@ def teacher_task(context: Context) -> Task:
 def student_task(context: Context, teacher: Loaded | None) -> Task:
     """Build the SNN to train and what it learns from; its first weights are those of the seed.
 
-    Raises ConfigError where the method compares features that do not match.
+    Raises ConfigError where the method compares features that do not match, for an energy budget
+    that can't be kept, and for a cost profile that can't be used.
     """
     config, spec = context.config, context.dataset.spec
+    profile_of(config)  # a run ends with it
     seed_everything(config.training.seed, config.training.deterministic)
     model = model_files.build(config.model.student, spec, config, spiking=True)
     if teacher is not None:
