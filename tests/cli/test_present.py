@@ -72,6 +72,11 @@ RUN = RunResult(
     seconds=3.0,
     per_timestep=tuple(rows()),
 )
+AGAINST = {
+    "assumptions": {"same": {"snn_pj": 9.2e6, "ann_pj": 4.6e7}},
+    "steps_pj": [5e6, 9.2e6],
+    "accuracy": [0.897, 0.9],
+}
 TRAINING = TrainingPlan(
     config=Config(),
     network="resnet20",
@@ -141,6 +146,17 @@ def test_a_training_s_result(shown: Shown) -> None:
 def test_whether_an_energy_budget_was_kept(shown: Shown, energy_pj: float, verdict: str) -> None:
     present.show_run(replace(RUN, energy_pj=energy_pj, energy_budget_pj=3e6), [])
     assert verdict in shown()
+
+
+def test_a_student_s_energy_in_the_result(shown: Shown) -> None:
+    present.show_run(replace(RUN, against_ann=AGAINST), [])
+    lines = shown()
+    place = lines.index("One image costs 9.2 µJ: 5.0 times less than the ANN of the same shape.")
+    assert lines[place - 1].startswith("accuracy 40.00 %")
+    assert lines[place + 1 : place + 3] == [
+        "That is 5.0 times less than its 46 µJ in the same arithmetic.",
+        "t = 1 alone has 89.70 % for 5 µJ; all steps 90.00 %.",
+    ]
 
 
 def test_what_to_type_next() -> None:
@@ -284,6 +300,7 @@ def test_the_energy_of_a_run(shown: Shown) -> None:
             "neuron_updates": 10,
             "neuron_update_energy_pj": None,
         },
+        "against_ann": AGAINST,
     }
     rows = [{**row, "layer": "conv1", "t": 1}, {**row, "layer": "conv1", "t": "all"}, total]
     files = (Path("report.csv"), Path("report.json"))
@@ -293,7 +310,8 @@ def test_the_energy_of_a_run(shown: Shown) -> None:
     (layer,) = [line.split() for line in lines if line.strip().startswith("conv1")]
     assert layer[:7] == ["conv1", "MAC", "2M", "9.2", "µJ", "9.2", "µJ"]
     assert any(
-        line.startswith("One image costs 9.2 µJ, 5.0 times less than the 46 µJ") for line in lines
+        line == "One image costs 9.2 µJ: 5.0 times less than the ANN of the same shape."
+        for line in lines
     )
     assert lines[-2:] == ["written: report.csv", "written: report.json"]
 

@@ -55,7 +55,10 @@ FLAGS = {
         "--resume",
     ),
     "train-teacher": ("--dataset", "--data-dir", "--batch-size", "--set", "--recipe", "--seed"),
-    "ablate": ("--vary", "--seeds", "--jobs", "--output", "--baseline", "--set", "--teacher"),
+    "ablate": (
+        *("--vary", "--seeds", "--jobs", "--output", "--baseline", "--set", "--teacher"),
+        "--accuracy-margin",
+    ),
     "methods": ("--plugin",),
 }
 VARIABLES = {

@@ -75,7 +75,7 @@ def test_report_totals_add_up(run: Path, tser: Invoke, tmp_path: Path) -> None:
     output.write_text("an older file\n")
     code, out, _ = tser("energy", str(output), "--run", str(run), "--batch-size", "77")
     assert code == 0
-    assert "of the ANN of the same shape" in out
+    assert "the ANN of the same shape." in out
     rows = read(output)
     assert rows == [{**row} for row in read(run / "energy.csv")]
     sums: dict[str, float] = defaultdict(float)

@@ -60,6 +60,8 @@ def show_run(result: RunResult, next_commands: Sequence[str]) -> None:
     if result.energy_pj is not None and result.energy_budget_pj is not None:
         verdict = energy_report.budget_verdict(result.energy_pj, result.energy_budget_pj)
         _lines([f"energy: {verdict}"])
+    if result.against_ann is not None:
+        _lines(energy_report.headline(result.against_ann))
     _lines([console.next_steps(result.folder, next_commands)])
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from tser_cli.csv_words import ALL, TOTAL
 from tser_cli.energy import joules
 from tser_cli.energy.counts import Counts, FloatArray, LayerCounts
+from tser_cli.energy.headline import against_ann
 from tser_cli.energy.memory import MEMORY_PJ_PER_BYTE, MEMORY_SOURCE, memory_traffic
 from tser_cli.energy.profiles import DEFAULT_PROFILE, PROFILES, Profile
 
@@ -94,12 +95,15 @@ def sidecar(
     teacher: Counts | None = None,
     teacher_name: str = "",
     memory: bool = False,
+    skipped: float | None = None,
+    accuracy_T: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Return what must be known to read the table, as JSON: constants, policy, totals, what is
     left out.
 
     Energies in pJ and counts are means per image. `teacher`: its counts add its total and the
     ratio to it. `memory`: add the traffic of weights and neuron state, never part of the totals.
+    `skipped`: see `against_ann`. `accuracy_T`: of the steps up to each one, where it is known.
     """
     return {
         "run": labels.run,
@@ -113,6 +117,7 @@ def sidecar(
         "totals": totals(counts, profile),
         "teacher": _teacher(counts, profile, teacher, teacher_name) if teacher else None,
         "memory": _memory(counts, teacher) if memory else None,
+        "against_ann": {**against_ann(counts, profile, skipped), "accuracy": list(accuracy_T)},
         "notes": list(NOTES),
     }
 

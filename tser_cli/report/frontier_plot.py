@@ -101,9 +101,7 @@ def draw_others(plot: Axes, points: pd.DataFrame) -> None:
     places = [place_of(point) for _, point in taught.iterrows()]
     for place in places:
         plot.plot(*place, marker=style.TEACHER.marker, color=style.TEACHER.colour)
-        plot.annotate(
-            "teacher", place, (-8, 0), textcoords="offset points", ha="right", va="center"
-        )
+        plot.annotate("teacher", place, (4, 6), textcoords="offset points", ha="right")
     for point, text in LINES.items():
         for energy in points.loc[points["point"] == point, "energy_pj"].unique():
             draw_line(plot, energy / 1e6, text)

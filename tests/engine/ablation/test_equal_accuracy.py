@@ -80,7 +80,7 @@ def test_a_run_that_never_gets_there_is_counted_and_in_no_mean() -> None:
     rows = equal_accuracy(asked, runs)
     (missed,) = [row for row in rows if row["threshold"] is None]
     assert (missed[METHOD], missed["seed"], missed["energy_pj"]) == ("ts", 0, None)
-    kd, ts = summarise_exits(asked, rows)
+    kd, ts = summarise_exits(rows, asked.axes, asked.baseline)
     assert (kd["n"], kd["missed"], ts["n"], ts["missed"], ts["pairs"]) == (3, 0, 2, 1, 2)
 
 
@@ -90,7 +90,7 @@ def test_differences_are_paired_by_seed() -> None:
         runs["kd", str(seed)] = run(stops(90, 0), stops(90, 0, first=2.0 + seed))
         runs["ts", str(seed)] = run(stops(90, 0), stops(80, 0, first=2.1 + 1.01 * seed))
     asked = request(seeds=5)
-    kd, ts = summarise_exits(asked, equal_accuracy(asked, runs))
+    kd, ts = summarise_exits(equal_accuracy(asked, runs), asked.axes, asked.baseline)
     assert kd["energy_mean_pj"] == pytest.approx(4.0)
     differences = [0.1 + 0.01 * seed for seed in range(5)]
     assert ts["energy_difference_pj"] == pytest.approx(0.12)
@@ -106,7 +106,7 @@ def test_runs_without_held_out_images_or_baseline() -> None:
     (row,) = equal_accuracy(request(), alone)
     assert row["target_accuracy"] is row["energy_pj"] is None
     assert row["accuracy_full"] == pytest.approx(0.8)
-    assert summarise_exits(request(), [row])[0]["missed"] == 0
+    assert summarise_exits([row], [METHOD], {METHOD: "kd"})[0]["missed"] == 0
     assert equal_accuracy(request(), {("kd", "0"): run(None, stops(80, 5))}) == []
     assert equal_accuracy(request(), {("kd", "0"): run(None, None)}) == []
 
@@ -116,7 +116,7 @@ def test_the_tables_hold_the_rows(tmp_path: Any) -> None:
     asked = request()
     rows = equal_accuracy(asked, runs)
     write_csv(tmp_path / "a.csv", rows, ablation_exit_schema(asked.axes, 2))
-    summary = summarise_exits(asked, rows)
+    summary = summarise_exits(rows, asked.axes, asked.baseline)
     write_csv(tmp_path / "b.csv", summary, exit_summary_schema(asked.axes))
     assert float(read_csv(tmp_path / "a.csv")[0]["energy_pj"]) == rows[0]["energy_pj"]
     assert read_csv(tmp_path / "b.csv")[0]["n"] == "1"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,27 +95,26 @@ def at_target(held_out: Stops, test: Stops, target: float | None) -> dict[str, A
     }
 
 
-def summarise_exits(request: Request, rows: Rows) -> Rows:
+def summarise_exits(
+    rows: Sequence[Mapping[str, Any]], axes: Sequence[str], baseline: Mapping[str, Any]
+) -> Rows:
     """Return a row a cell: energy and accuracy at the target, and differences paired by seed.
 
     `missed`: runs that no threshold brings to the target; they are in no mean.
     """
     finished = [{**row, "state": "finished"} for row in rows]
-    both = [
-        summarise(finished, request.axes, request.baseline, measure)
-        for measure in ("energy_pj", "accuracy")
-    ]
+    both = [summarise(finished, axes, baseline, measure) for measure in ("energy_pj", "accuracy")]
     return [
         {
-            **{axis: energy[axis] for axis in request.axes},
+            **{axis: energy[axis] for axis in axes},
             **{ours: energy[name] for name, ours in OF_ENERGY.items()},
             **{ours: accuracy[name] for name, ours in OF_ACCURACY.items()},
-            "missed": sum(_misses(row, energy, request.axes) for row in rows),
+            "missed": sum(_misses(row, energy, axes) for row in rows),
         }
         for energy, accuracy in zip(*both, strict=True)
     ]
 
 
-def _misses(row: Mapping[str, Any], cell: Mapping[str, Any], axes: list[str]) -> bool:
+def _misses(row: Mapping[str, Any], cell: Mapping[str, Any], axes: Sequence[str]) -> bool:
     alike = all(str(row[axis]) == str(cell[axis]) for axis in axes)
     return alike and row["target_accuracy"] is not None and row["energy_pj"] is None

@@ -35,7 +35,7 @@ def write_exit_tables(request: Request, place: AblationFolder, progress: Progres
     rows = equal_accuracy(request, runs) if steps > 1 else []
     if not rows:
         return []
-    summary = summarise_exits(request, rows)
+    summary = summarise_exits(rows, request.axes, request.baseline)
     schema = ablation_exit_schema(request.axes, steps)
     write_csv(place.folder / "early_exit.csv", rows, schema)
     write_csv(place.folder / "early_exit_summary.csv", summary, exit_summary_schema(request.axes))

@@ -99,7 +99,7 @@ def _write(
     assert full.counts is not None and full.answers is not None, "a counted pass"
     teacher = teacher_to_count(opened.run, opened.context)
     price = Price(profile, teacher, request.memory, request.form)
-    report = write_energy(request.output, full.counts, labels_of(opened), price, opened.context)
+    report = write_energy(request.output, full, labels_of(opened), price, opened.context)
     if request.per_image is not None:
         rows = per_image_rows(opened, full.answers, full.counts, profile)
         write_csv(request.per_image, rows, PER_IMAGE)

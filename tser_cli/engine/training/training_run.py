@@ -214,7 +214,7 @@ def _write_results(
     if evaluation.counts is not None:
         of_run = Labels(run.name, config.data.name, digest, config.training.precision)
         price = Price(profile_of(config), teacher)
-        energy = write_energy(run.folder / "energy.csv", evaluation.counts, of_run, price, context)
+        energy = write_energy(run.folder / "energy.csv", evaluation, of_run, price, context)
     result = _result(run, config, labels, evaluation, epochs, energy, task.budget)
     run.update_status(
         model=name,
@@ -255,6 +255,7 @@ def _result(
         ann_energy_pj=float(energy.document["totals"]["ann_energy_pj"]) if energy else None,
         seconds=sum(row["seconds"] for row in epochs),
         per_timestep=tuple(evaluation.rows()),
+        against_ann=energy.document["against_ann"] if energy else None,
     )
 
 
