@@ -322,4 +322,7 @@ def test_an_installed_method_that_a_run_uses_is_kept(
     used = {"method mine": "example_plugin", "model resnet18": "tser_cli.models.resnet:resnet18"}
     (record,) = plugins.keep(tmp_path / "run", used)
     assert (record["name"], record["adds"]) == ("example_plugin", ["method mine"])
+    del registry.METHODS["mine"]
+    with pytest.raises(RunError, match="for the method mine: install the package that offers it"):
+        plugins.check_loaded([record], ["method mine"], tmp_path / "run")
     assert (tmp_path / "run" / "code" / "example_plugin.py").read_text() == METHOD

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tser_cli import registry
 from tser_cli.cli import options as opt
 from tser_cli.cli import present
 from tser_cli.errors import TrainingError
@@ -59,7 +60,12 @@ Output = Annotated[
 ]
 Teacher = Annotated[
     str | None,
-    typer.Option("--teacher", help="One teacher for all cells.", show_default=False),
+    typer.Option(
+        "--teacher",
+        help="One teacher for all cells.",
+        autocompletion=opt.names_in(registry.MODELS),
+        show_default=False,
+    ),
 ]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tser_cli import registry
 from tser_cli.cli import options as opt
 from tser_cli.cli import present
 
@@ -19,6 +20,7 @@ Teacher = Annotated[
         "--teacher",
         help="An architecture (its newest run, or one is trained first), a run, a model file or "
         "MODULE:FUNCTION.",
+        autocompletion=opt.names_in(registry.MODELS),
         show_default=False,
         rich_help_panel=opt.SETTINGS,
     ),
@@ -37,6 +39,7 @@ Student = Annotated[
     typer.Option(
         "--student",
         help="The architecture of the SNN, as resnet18.",
+        autocompletion=opt.names_in(registry.MODELS),
         show_default=False,
         rich_help_panel=opt.SETTINGS,
     ),

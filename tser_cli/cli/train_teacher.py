@@ -7,13 +7,19 @@ from typing import Annotated
 
 import typer
 
+from tser_cli import registry
 from tser_cli.cli import options as opt
 from tser_cli.cli import present
 
 
 def train_teacher(
     model: Annotated[
-        str | None, typer.Argument(help="The architecture, as resnet34.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="The architecture, as resnet34.",
+            autocompletion=opt.names_in(registry.MODELS),
+            show_default=False,
+        ),
     ] = None,
     dataset: opt.Dataset = None,
     data_dir: opt.DataDir = None,

@@ -137,8 +137,11 @@ def share_teachers(
 def choose_teacher(
     config: Config, place: AblationFolder, document: dict[str, Any], progress: Progress
 ) -> str:
-    """Return the file of the teacher that these settings name, trained first if there is none."""
-    folder = find_folder(config, place) or place.own_runs
+    """Return the file of the teacher that these settings name, trained first if there is none.
+
+    It is trained in the runs folder, so that commands that run at once train it once.
+    """
+    folder = find_folder(config, place) or place.runs_dir
     options = Options(folder, progress=progress)
     loaded = provide_teacher(prepare(config, progress), options)
     assert loaded is not None, "asked only for methods with a teacher"
