@@ -26,9 +26,14 @@ def cut(text: str, length: int) -> str:
     return f"{text[:length]}... ({len(text) - length:,} more characters)"
 
 
+def one_line(text: str, length: int = LABEL) -> str:
+    r"""Return `text` on one line, line breaks and tabs written as escapes, cut to `length`."""
+    return cut(visible(text.replace("\n", "\\n").replace("\t", "\\t")), length)
+
+
 def drawable(text: str) -> str:
     r"""Return `text` as matplotlib shall draw it: on one line, cut, and no `$` opens a formula."""
-    return cut(visible(text.replace("\n", "\\n")), LABEL).replace("$", r"\$")
+    return one_line(text).replace("$", r"\$")
 
 
 def _escape(character: str) -> str:

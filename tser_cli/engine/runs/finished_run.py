@@ -33,9 +33,12 @@ class FinishedRun:
 
 
 def select_run(run: Path | None, runs_dir: Path) -> Run:
-    """Return the run at a path, or the newest finished student. Raises RunError."""
+    """Return the finished run that is meant (`find_runs.find_run`); None is the newest student.
+
+    Raises RunError.
+    """
     if run is not None:
-        return find_runs.open_run(run)
+        return find_runs.open_run(run, runs_dir)
     newest = find_runs.newest_finished(runs_dir, "student")
     if newest is None:
         raise RunError(
