@@ -27,8 +27,11 @@ def cut(text: str, length: int) -> str:
 
 
 def one_line(text: str, length: int = LABEL) -> str:
-    r"""Return `text` on one line, line breaks and tabs written as escapes, cut to `length`."""
-    return cut(visible(text.replace("\n", "\\n").replace("\t", "\\t")), length)
+    r"""Return `text` on one line of about `length`: line breaks and tabs are escapes, too."""
+    shown = visible(text[:length].replace("\n", "\\n").replace("\t", "\\t"))
+    if len(text) > length:
+        return f"{shown[:length]}... ({len(text) - length:,} more characters)"
+    return shown if len(shown) <= length else f"{shown[:length]}..."
 
 
 def drawable(text: str) -> str:

@@ -77,7 +77,7 @@ def ablate(
     flags = {
         "data.name": dataset,
         "data.dir": data_dir,
-        "model.teacher": teacher,
+        "model.teacher": opt.teacher_meant(teacher, runs_dir),
         "training.epochs": epochs,
         "training.device": device,
     }

@@ -18,6 +18,7 @@ from tser_cli import __version__
 from tser_cli.cli import (
     ablate,
     audit,
+    compare,
     distill,
     energy,
     evaluate,
@@ -25,6 +26,7 @@ from tser_cli.cli import (
     methods,
     predict,
     quantize,
+    runs,
     train_teacher,
 )
 from tser_cli.cli.surroundings import check_arguments, check_environment, forget_odd_width
@@ -65,6 +67,8 @@ app.command("ablate")(ablate.ablate)
 app.command("export")(export.export)
 app.command("predict")(predict.predict)
 app.command("quantize")(quantize.quantize)
+app.command("runs")(runs.runs)
+app.command("compare")(compare.compare)
 app.command("methods")(methods.methods)
 
 

@@ -68,7 +68,7 @@ def distill(
     """Distil a teacher into a spiking student, and evaluate it at every time step."""
     opt.check_resume(resume)
     flags = {
-        "model.teacher": teacher,
+        "model.teacher": opt.teacher_meant(teacher, runs_dir),
         "model.teacher_weights": teacher_weights,
         "model.student": student,
         "model.timesteps": timesteps,
@@ -86,7 +86,7 @@ def distill(
         "training.deterministic": deterministic,
         "training.checkpoint_every": checkpoint_every,
     }
-    config = opt.training_config("student", flags, recipe, assignments)
+    config = opt.training_config("student", flags, recipe, assignments, runs_dir)
     from tser_cli.engine.commands.distill import distill as command
     from tser_cli.engine.commands.dry_run import plan_student
     from tser_cli.engine.runtime.context import Options

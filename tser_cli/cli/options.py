@@ -6,6 +6,7 @@ A flag that was not given is None and overrides nothing.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -52,6 +53,26 @@ def names_in(table: Mapping[str, Any]) -> Callable[[typer.Context, str], list[st
         return [name for name in table if name.startswith(incomplete)]
 
     return complete
+
+
+# What a shell may be given to put into the user's command line: nothing that it would act on.
+PLAIN = re.compile(r"[\w.+=-]+", re.ASCII)
+
+
+def complete_run(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of runs that begin so, and `latest`."""
+    from tser_cli.engine.runs import find_runs
+
+    runs_dir = Path(context.params.get("runs_dir") or os.environ.get("TSER_RUNS_DIR") or "runs")
+    names = [find_runs.LATEST, *(run.name for run in find_runs.run_folders(runs_dir))]
+    return [name for name in names if name.startswith(incomplete) and PLAIN.fullmatch(name)]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Return the packaged recipes that begin so."""
+    from tser_cli import recipe
+
+    return [name for name in recipe.available() if name.startswith(incomplete)]
 
 
 Plugin = Annotated[
@@ -119,7 +140,11 @@ Deterministic = Annotated[
 ]
 Recipe = Annotated[
     str | None,
-    _setting("--recipe", help="A TOML file or a packaged recipe, as cifar100/resnet18_tser."),
+    _setting(
+        "--recipe",
+        help="A TOML file, a run, or a packaged recipe, as cifar100/resnet18_tser.",
+        autocompletion=complete_recipe,
+    ),
 ]
 Assignments = Annotated[
     list[str] | None, _setting("--set", help="Any setting: --set optimizer.lr=0.05. Repeatable.")
@@ -134,10 +159,16 @@ RunFolder = Annotated[
     Path | None,
     typer.Option(
         "--run",
-        help="A run folder. Default: the newest finished student.",
+        help="A run: its folder, name, an unambiguous beginning of it, or latest. Default: the "
+        "newest finished student.",
+        metavar="RUN",
         show_default=False,
         rich_help_panel=PLACES,
+        autocompletion=complete_run,
     ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON document on standard output instead of text.")
 ]
 Resume = Annotated[
     str,
@@ -155,21 +186,43 @@ def check_resume(resume: str) -> None:
 
 
 def training_config(
-    kind: str, flags: dict[str, Any], recipe_name: str | None, assignments: list[str] | None
+    kind: str,
+    flags: dict[str, Any],
+    recipe_name: str | None,
+    assignments: list[str] | None,
+    runs_dir: Path = Path("runs"),
 ) -> Config:
     """Return the settings of a training: recipe < TSER_* < --set < flags.
 
-    Without --recipe the data set's own recipe for `kind` (teacher or student) is the base.
-    Raises ConfigError.
+    Without --recipe the data set's own recipe for `kind` (teacher or student) is the base. A run
+    may be the recipe, by its name too. Raises ConfigError, RunError.
     """
     from tser_cli import recipe
 
+    recipe_name = meant(recipe_name, runs_dir, recipe.available())
     upper = upper_layers(flags, assignments)
     layers = with_plugins([recipe.read(recipe_name or default_recipe(kind, upper)), *upper])
     config = recipe.resolve(layers)
     if kind == "student":
         tell(recipe.left_out(layers))
     return config
+
+
+def meant(name: str | None, runs_dir: Path, others: Iterable[str], kind: str = "*") -> str | None:
+    """Return the folder of the run that `name` means, or `name` where it is something else.
+
+    What is among the `others`, or is a file, a folder or MODULE:FUNCTION, is meant first.
+    """
+    from tser_cli.engine.runs import find_runs
+
+    if name is None or name in others or ":" in name or os.path.lexists(name):
+        return name
+    return find_runs.run_or_name(name, runs_dir, kind)
+
+
+def teacher_meant(name: str | None, runs_dir: Path) -> str | None:
+    """Return the folder of the teacher's run that `--teacher` means, or what it says."""
+    return meant(name, runs_dir, registry.MODELS, "teacher")
 
 
 def with_plugins(layers: list[Layer]) -> list[Layer]:

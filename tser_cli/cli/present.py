@@ -5,8 +5,12 @@ Results go to standard output; progress, messages and errors go to standard erro
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +53,32 @@ def _lines(lines: Sequence[str]) -> None:
     out = output()
     for line in lines:
         out.print(line, soft_wrap=True, markup=False)
+
+
+def show_json(document: Any) -> None:
+    """Show one JSON document; a number that is not finite, which JSON has not, becomes null."""
+    write(json.dumps(_plain(document), indent=2, allow_nan=False))
+
+
+def write(text: str) -> None:
+    """Write what programs read to standard output, as it stands: neither wrapped nor cut."""
+    if not output().quiet:
+        sys.stdout.write(f"{text}\n")
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON has a form for: of numbers, texts, paths, lists, dicts and dataclasses."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(of) for key, of in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(one) for one in value]
+    if hasattr(value, "item"):  # numpy's numbers
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, int | str | None) else str(value)
 
 
 def show_run(result: RunResult, next_commands: Sequence[str]) -> None:

@@ -56,7 +56,7 @@ def show_predictions(predictions: Predictions, as_json: bool) -> None:
     from tser_cli.engine.commands.predict import Prediction
 
     if as_json:
-        present.output().out(predictions.as_json())
+        present.write(predictions.as_json())
     else:
         out = present.output()
         for answer in predictions.answers:

@@ -49,7 +49,7 @@ def train_teacher(
         "training.deterministic": deterministic,
         "training.checkpoint_every": checkpoint_every,
     }
-    config = opt.training_config("teacher", flags, recipe, assignments)
+    config = opt.training_config("teacher", flags, recipe, assignments, runs_dir)
     from tser_cli.engine.commands.dry_run import plan_teacher
     from tser_cli.engine.commands.train_teacher import train_teacher as command
     from tser_cli.engine.runtime.context import Options

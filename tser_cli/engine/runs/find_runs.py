@@ -67,6 +67,17 @@ def find_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:
     return meant[0]
 
 
+def run_or_name(name: str, runs_dir: Path, kind: str = ANY) -> str:
+    """Return the folder of the run that `name` means; `name` itself where no run begins with it.
+
+    For names that may also be something else: an architecture, a file, a recipe. Raises RunError
+    where it may mean several runs.
+    """
+    if name == LATEST or (name and beginning_with(name, run_folders(runs_dir, kind))):
+        return str(find_run(Path(name), runs_dir, kind).folder)
+    return name
+
+
 def beginning_with(text: str, runs: Iterable[Run]) -> list[Run]:
     """Return the runs whose names begin with `text`."""
     return [run for run in runs if run.name.startswith(text)]
