@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tser_cli.cli import app, options
+from tser_cli.cli import app, completion, layers
 
 Invoke = Callable[..., tuple[int, str, str]]
 
@@ -177,7 +177,7 @@ def test_a_run_is_meant_by_its_beginning_everywhere(tser: Invoke) -> None:
 
 def completions(incomplete: str, **values: Any) -> list[str]:
     context = SimpleNamespace(params=values)
-    return options.complete_run(context, incomplete)  # type: ignore[arg-type]
+    return completion.complete_run(context, incomplete)  # type: ignore[arg-type]
 
 
 def test_a_teacher_is_meant_by_its_beginning(tser: Invoke) -> None:
@@ -192,10 +192,10 @@ def test_a_teacher_is_meant_by_its_beginning(tser: Invoke) -> None:
         assert f"run {folder.resolve()} is stopped, not finished" in err
     code, _, err = tser("distill", "--teacher", "latest")
     assert code == 2 and "there is no finished teacher under runs" in err
-    assert options.teacher_meant("vgg11", Path("runs")) == "vgg11"  # an architecture
-    assert options.teacher_meant("vgg11_:x", Path("runs")) == "vgg11_:x"  # a function
+    assert layers.teacher_meant("vgg11", Path("runs")) == "vgg11"  # an architecture
+    assert layers.teacher_meant("vgg11_:x", Path("runs")) == "vgg11_:x"  # a function
     Path("vgg11_").write_text("")
-    assert options.teacher_meant("vgg11_", Path("runs")) == "vgg11_"  # a file
+    assert layers.teacher_meant("vgg11_", Path("runs")) == "vgg11_"  # a file
 
 
 def test_names_of_runs_are_completed(tser: Invoke) -> None:
@@ -204,7 +204,7 @@ def test_names_of_runs_are_completed(tser: Invoke) -> None:
     assert completions("") == ["latest", "resnet18_a", "vgg11"]
     assert completions("res") == ["resnet18_a"]
     assert completions("", runs_dir="elsewhere") == ["latest"]
-    assert options.complete_recipe("digits/resnet34") == ["digits/resnet34_teacher"]
+    assert completion.complete_recipe("digits/resnet34") == ["digits/resnet34_teacher"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from tser_cli.cli import options as opt
-from tser_cli.cli import present
+from tser_cli.cli import present_json
+from tser_cli.cli.completion import complete_run
 
 EXAMPLES = (
     "tser compare latest resnet18_T2_kd_s0",
@@ -20,7 +21,7 @@ Runs = Annotated[
         help="Two or more runs: paths, names, unambiguous beginnings, or latest.",
         metavar="RUN RUN ...",
         show_default=False,
-        autocompletion=opt.complete_run,
+        autocompletion=complete_run,
     ),
 ]
 
@@ -36,6 +37,6 @@ def compare(runs: Runs, as_json: opt.Json = False, runs_dir: opt.RunsDir = Path(
 
     comparison = compare_runs(runs, runs_dir)
     if as_json:
-        present.show_json(comparison.to_json())
+        present_json.show(comparison.to_json())
     else:
         show_comparison(comparison)

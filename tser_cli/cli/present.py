@@ -5,17 +5,14 @@ Results go to standard output; progress, messages and errors go to standard erro
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from tser_cli.cli import verbosity
 from tser_cli.cli.terminal import Terminal
 from tser_cli.registry import MethodEntry
 from tser_cli.report.progress import Progress
@@ -43,42 +40,16 @@ def messages() -> Console:
 
 
 def progress() -> Progress:
-    """Return what shows the progress of a training on standard error."""
+    """Return what shows the progress of a training on standard error; warnings alone if quiet."""
     from tser_cli.cli.progress import make_progress
 
-    return make_progress(messages())
+    return make_progress(messages(), verbosity.is_quiet())
 
 
 def _lines(lines: Sequence[str]) -> None:
     out = output()
     for line in lines:
         out.print(line, soft_wrap=True, markup=False)
-
-
-def show_json(document: Any) -> None:
-    """Show one JSON document; a number that is not finite, which JSON has not, becomes null."""
-    write(json.dumps(_plain(document), indent=2, allow_nan=False))
-
-
-def write(text: str) -> None:
-    """Write what programs read to standard output, as it stands: neither wrapped nor cut."""
-    if not output().quiet:
-        sys.stdout.write(f"{text}\n")
-
-
-def _plain(value: Any) -> Any:
-    """Return what JSON has a form for: of numbers, texts, paths, lists, dicts and dataclasses."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(of) for key, of in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain(one) for one in value]
-    if hasattr(value, "item"):  # numpy's numbers
-        value = value.item()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, int | str | None) else str(value)
 
 
 def show_run(result: RunResult, next_commands: Sequence[str]) -> None:
@@ -230,7 +201,7 @@ def next_after_teacher(folder: Path, dataset: str, data_dir: str) -> list[str]:
     return [f"tser distill --teacher {folder} --dataset {dataset}{given} -T 2"]
 
 
-def next_after_student(runs_dir: Path, default: Path) -> list[str]:
+def next_after_student(runs_dir: Path, default: Path = Path("runs")) -> list[str]:
     """Return the commands that measure a student just trained."""
     given = f" --runs-dir {runs_dir}" if runs_dir != default else ""
     return [f"tser {verb}{given}" for verb in ("evaluate --per-timestep", "energy report.csv")]

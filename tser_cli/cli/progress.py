@@ -107,7 +107,22 @@ class Bars(Lines):
             self._bars.remove_task(task)
 
 
-def make_progress(console: Console) -> Progress:
-    """Return bars where `console` is a terminal that can redraw a line, lines elsewhere."""
+class Warnings(Lines):
+    """Show warnings, and nothing else."""
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
+def make_progress(console: Console, quiet: bool = False) -> Progress:
+    """Return bars where `console` is a terminal that can redraw a line, lines elsewhere.
+
+    `quiet`: what shows warnings alone.
+    """
+    if quiet:
+        return Warnings(console)
     redraws = console.is_terminal and not console.is_dumb_terminal
     return Bars(console) if redraws else Lines(console)

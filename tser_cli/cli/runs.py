@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from tser_cli.cli import options as opt
+from tser_cli.cli import present_json
+from tser_cli.cli.completion import complete_run
 from tser_cli.cli.terminal import tell
 from tser_cli.errors import ConfigError
 
@@ -24,9 +26,9 @@ Words = Annotated[
     typer.Argument(
         help="Filters, as method=tser T=1,2 student='resnet*': columns and any settings. Or: "
         "remove, and the runs to delete.",
-        metavar="[KEY=VALUE ...] | remove RUN ...",
+        metavar="KEY=VALUE | remove RUN",
         show_default=False,
-        autocompletion=opt.complete_run,
+        autocompletion=complete_run,
     ),
 ]
 Sort = Annotated[
@@ -49,12 +51,12 @@ def runs(
     if named[:1] == [REMOVE]:
         _remove([Path(name) for name in named[1:]], runs_dir, yes)
         return
-    from tser_cli.cli import present, present_runs
+    from tser_cli.cli import present_runs
     from tser_cli.engine.commands.runs import RunsRequest, list_runs
 
     entries = list_runs(RunsRequest(runs_dir, named, sort, reverse))
     if as_json:
-        present.show_json([entry.to_json() for entry in entries])
+        present_json.show([entry.to_json() for entry in entries])
     else:
         present_runs.show_runs(entries, runs_dir)
 

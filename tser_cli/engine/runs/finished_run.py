@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,12 @@ def select_run(run: Path | None, runs_dir: Path) -> Run:
 
     Raises RunError.
     """
+    chosen = _chosen(run, runs_dir)
+    logging.getLogger("tser_cli").info("run: %s", chosen.folder)
+    return chosen
+
+
+def _chosen(run: Path | None, runs_dir: Path) -> Run:
     if run is not None:
         return find_runs.open_run(run, runs_dir)
     newest = find_runs.newest_finished(runs_dir, "student")
