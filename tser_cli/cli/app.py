@@ -22,6 +22,7 @@ from tser_cli.cli import (
     audit,
     compare,
     distill,
+    doctor,
     energy,
     evaluate,
     export,
@@ -87,6 +88,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str, Sequence[str]], ...] = (
     ("export", export.export, USE, export.EXAMPLES),
     ("runs", runs.runs, ABOUT, runs.EXAMPLES),
     ("list", listing.listing, ABOUT, listing.EXAMPLES),
+    ("doctor", doctor.doctor, ABOUT, doctor.EXAMPLES),
     ("methods", listing.methods, ABOUT, listing.METHODS_EXAMPLES),
 )
 for name, function, panel, lines in COMMANDS:
