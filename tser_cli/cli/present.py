@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.console import Console
 from tser_cli.cli import verbosity
 from tser_cli.cli.terminal import Terminal
 from tser_cli.registry import MethodEntry
+from tser_cli.report.console import duration
 from tser_cli.report.progress import Progress
 
 if TYPE_CHECKING:
@@ -53,11 +55,20 @@ def _lines(lines: Sequence[str]) -> None:
 
 
 def show_run(result: RunResult, next_commands: Sequence[str]) -> None:
-    """Show a finished training: its table, where its folder is, and what to type next."""
-    from tser_cli.report import console
+    """Show a finished training: its table, what it means, its folder, and what to type next.
+
+    `next_commands`: command lines, with what for behind a #. With --quiet only what was measured
+    and the folder are shown.
+    """
+    from tser_cli.report import console, meaning
 
     output().print(console.per_timestep_table(result.name, result.per_timestep))
     _lines([console.summary(result.per_timestep, "test")])
+    if verbosity.is_quiet():
+        _lines([f"run folder: {result.folder}"])
+        return
+    of_ann = (result.energy_pj, result.ann_energy_pj)
+    _lines(meaning.sentences(result.kind, result.per_timestep, *of_ann))
     _lines([console.next_steps(result.folder, next_commands)])
 
 
@@ -77,13 +88,6 @@ def show_training_plan(plan: TrainingPlan) -> None:
             f"({1000 * plan.step_seconds:.0f} ms a step, measured)",
         ]
     )
-
-
-def duration(seconds: float) -> str:
-    """Write a time: 37.2 -> "37 s", 4000 -> "67 min", 90000 -> "25.0 h"."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def show_evaluation(result: EvaluateResult, per_timestep: bool) -> None:
@@ -196,12 +200,30 @@ def show_methods(methods: Mapping[str, MethodEntry]) -> None:
 
 
 def next_after_teacher(folder: Path, dataset: str, data_dir: str) -> list[str]:
-    """Return the command that distils from a teacher just trained."""
-    given = f" --data-dir {data_dir}" if data_dir else ""
-    return [f"tser distill --teacher {folder} --dataset {dataset}{given} -T 2"]
+    """Return three commands for after a teacher's training, with what for."""
+    given = f" --data-dir {quote(data_dir)}" if data_dir else ""
+    run = quote(str(folder))
+    return _explained(
+        {
+            f"tser distill --teacher {run} --dataset {dataset}{given} -T 2": "a student of it",
+            f"tser evaluate --run {run} --split train": "is it surer of the images it has seen?",
+            "tser list methods": "the ways to learn from it",
+        }
+    )
 
 
 def next_after_student(runs_dir: Path, default: Path = Path("runs")) -> list[str]:
-    """Return the commands that measure a student just trained."""
-    given = f" --runs-dir {runs_dir}" if runs_dir != default else ""
-    return [f"tser {verb}{given}" for verb in ("evaluate --per-timestep", "energy report.csv")]
+    """Return three commands for after a student's training, with what for."""
+    given = f" --runs-dir {quote(str(runs_dir))}" if runs_dir != default else ""
+    return _explained(
+        {
+            f"tser energy report.csv{given}": "operations and energy of each layer",
+            f"tser evaluate --early-exit 0.8,0.9,0.99{given}": "stop each image once it is decided",
+            f"tser export --format safetensors --output student.safetensors{given}": "hand it on",
+        }
+    )
+
+
+def _explained(commands: Mapping[str, str]) -> list[str]:
+    width = max(map(len, commands))
+    return [f"{command:{width}}  # {why}" for command, why in commands.items()]
