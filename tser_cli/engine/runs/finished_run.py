@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +34,18 @@ class FinishedRun:
 
 
 def select_run(run: Path | None, runs_dir: Path) -> Run:
-    """Return the run at a path, or the newest finished student. Raises RunError."""
+    """Return the finished run that is meant (`find_runs.find_run`); None is the newest student.
+
+    Raises RunError.
+    """
+    chosen = _chosen(run, runs_dir)
+    logging.getLogger("tser_cli").info("run: %s", chosen.folder)
+    return chosen
+
+
+def _chosen(run: Path | None, runs_dir: Path) -> Run:
     if run is not None:
-        return find_runs.open_run(run)
+        return find_runs.open_run(run, runs_dir)
     newest = find_runs.newest_finished(runs_dir, "student")
     if newest is None:
         raise RunError(

@@ -22,6 +22,7 @@ from tser_cli.engine.runtime.context import Context, Options, make_check_stop
 from tser_cli.engine.runtime.processes import Runtime
 from tser_cli.engine.runtime.seeds import seed_everything, teacher_seed
 from tser_cli.engine.runtime.stop import StopRequest
+from tser_cli.engine.training.announcement import announcement
 from tser_cli.engine.training.batch_size import largest_batch
 from tser_cli.engine.training.compiling import compile_networks
 from tser_cli.engine.training.data_parallel import share_gradients
@@ -149,6 +150,7 @@ def train(task: Task, context: Context, run: Run, stop: StopRequest) -> list[Row
     compile_networks(task, config, runtime.device, loader.images)
     shape = context.dataset.spec.image_shape
     task.network = share_gradients(network, runtime, shape, task.timesteps)
+    context.progress.say(announcement(config, task.model.spiking, loader))
     validate = make_validation(task, context, stop) if config.data.validation_fraction else None
     steps = loader.steps_per_epoch * config.training.epochs
     control = make_control(task.budget, measure_eval_energy(task, context), steps)
