@@ -25,6 +25,7 @@ from tser_cli.cli import (
     methods,
     predict,
     quantize,
+    report,
     train_teacher,
 )
 from tser_cli.cli.surroundings import check_arguments, check_environment, forget_odd_width
@@ -65,6 +66,7 @@ app.command("ablate")(ablate.ablate)
 app.command("export")(export.export)
 app.command("predict")(predict.predict)
 app.command("quantize")(quantize.quantize)
+app.command("report")(report.report)
 app.command("methods")(methods.methods)
 
 

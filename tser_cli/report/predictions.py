@@ -10,7 +10,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 from tser_cli.errors import RunError
 from tser_cli.files import write_whole
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PREDICTIONS = "predictions.npz"
 MOST_CLASSES = 2**16
+MOST_BYTES = 2**30  # unpacked
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ def read_predictions(path: Path) -> Predictions | None:
     if not path.is_file():
         return None
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+        content = io.BytesIO(path.read_bytes())
+        _check_size(content)
+        with np.load(content, allow_pickle=False) as stored:
             found = Predictions(stored["labels_I"], stored["at_t_IT"], stored["cumulative_IT"])
         _check_shapes(found)
     except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
@@ -80,6 +83,14 @@ def read_predictions(path: Path) -> Predictions | None:
             f"{path} is damaged ({error}). Remove it: the statistics then do without it"
         ) from error
     return found
+
+
+def _check_size(content: io.BytesIO) -> None:
+    # a small file can hold zeros by the gigabyte
+    with ZipFile(content) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > MOST_BYTES:
+        raise ValueError(f"it would unpack to {unpacked:,} bytes")
 
 
 def _check_shapes(found: Predictions) -> None:
