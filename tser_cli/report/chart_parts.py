@@ -6,6 +6,7 @@ Colours are variables of the page's style sheet: one chart serves light, dark an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,11 +37,11 @@ CONFIG: Spec = {
     "line": {"strokeWidth": 2},
     "rule": {"strokeWidth": 1.5},
 }
-SHADES = 6  # of a colour in the matrix
-DENSE = 30  # marks above which a line has no points
+MOST_TICKS = 7
+Ticks = tuple[Spec, list[float]]
 
 
-def chart(description: str, layers: Sequence[Spec], height: Any = 240, **more: Any) -> Spec:
+def chart(description: str, layers: Sequence[Spec], height: int = 240, **more: Any) -> Spec:
     """Return a chart as wide as its place; `description` is what a screen reader says."""
     return {
         "description": description,
@@ -57,15 +58,51 @@ def values(rows: Rows) -> Spec:
     return {"values": [dict(row) for row in rows]}
 
 
+def layer(kind: str, place: Spec, rows: Rows | None = None, **look: Any) -> Spec:
+    """Return marks of a kind; `place` are their channels, `rows` data of their own."""
+    own = {} if rows is None else {"data": values(rows)}
+    where = {"transform": look.pop("where")} if "where" in look else {}
+    return {**own, **where, "mark": {"type": kind, **look}, "encoding": place}
+
+
 def quantity(name: str, title: str | None = None, **scale: Any) -> Spec:
-    """Return a numeric channel, whose scale need not begin at 0; a logarithmic one can't."""
-    usual = {} if scale.get("type") == "log" else {"zero": False}
+    """Return a numeric channel; its scale need not begin at 0."""
     return {
         "field": name,
         "type": "quantitative",
         "title": title,
-        "scale": {**usual, **scale},
+        "scale": {"zero": False, **scale},
+        "axis": {"tickCount": 5, "format": "~f"},
     }
+
+
+def spread(name: str, title: str | None, numbers: Sequence[float]) -> Spec:
+    """Return a numeric channel that is logarithmic, with room round the numbers.
+
+    Linear where a number is not above 0, which has no logarithm.
+    """
+    if not numbers or min(numbers) <= 0:
+        found = quantity(name, title, nice=True)
+        return {**found, "axis": {"tickCount": 5, "format": "~g"}}
+    domain = [min(numbers) / 1.5, max(numbers) * 1.5]
+    return {
+        "field": name,
+        "type": "quantitative",
+        "title": title,
+        "scale": {"type": "log", "domain": domain, "nice": False},
+        "axis": {"values": log_ticks(*domain), "format": "~g"},
+    }
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return round numbers from `low` to `high`: 1, 2, 5, 10 ..., or fewer for a wide range."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [step * 10.0**decade for decade in decades for step in steps]
+        inside = [round(tick, 12 - decades[0]) for tick in ticks if low <= tick <= high]
+        if len(inside) <= MOST_TICKS:
+            return inside
+    return inside[:: math.ceil(len(inside) / MOST_TICKS)]
 
 
 def coloured(name: str, domain: Sequence[str], colours: Sequence[str], **more: Any) -> Spec:
@@ -75,15 +112,14 @@ def coloured(name: str, domain: Sequence[str], colours: Sequence[str], **more: A
 
 
 def tip(*fields: tuple[str, str, str]) -> list[Spec]:
-    """Return what is told where the pointer is: field, title and format of each line."""
-    kinds = {"": "nominal"}
+    """Return what is told where the pointer is: field, title and format of each line.
+
+    A field without a format is text.
+    """
     return [
-        {
-            "field": field,
-            "title": title,
-            "type": kinds.get(how, "quantitative"),
-            **({"format": how} if how else {}),
-        }
+        {"field": field, "title": title, "type": "quantitative", "format": how}
+        if how
+        else {"field": field, "title": title, "type": "nominal"}
         for field, title, how in fields
     ]
 
@@ -101,18 +137,13 @@ def ramp(count: int) -> list[str]:
     return [f"color-mix(in oklab, var(--s1) {share:.0f}%, var(--card))" for share in shares]
 
 
-def teacher_line(teacher: float | None) -> list[Spec]:
+def teacher_line(teacher: float | None, y: Spec) -> list[Spec]:
     """Return a dashed line across a chart of accuracies, with its name; nothing without one."""
     if teacher is None:
         return []
-    data = values([{"accuracy": 100 * teacher, "name": f"teacher {100 * teacher:.2f} %"}])
-    y = quantity("accuracy", "accuracy (%)")
-    mark = {"type": "text", "align": "left", "dy": -7, "x": 4, "fill": SOFT}
+    rows = [{"accuracy": 100 * teacher, "name": f"teacher {100 * teacher:.2f} %"}]
+    name = {"y": y, "text": {"field": "name"}}
     return [
-        {
-            "data": data,
-            "mark": {"type": "rule", "strokeDash": [5, 4], "color": OTHER},
-            "encoding": {"y": y},
-        },
-        {"data": data, "mark": mark, "encoding": {"y": y, "text": {"field": "name"}}},
+        layer("rule", {"y": y}, rows, strokeDash=[5, 4], color=OTHER),
+        layer("text", name, rows, align="left", dy=-7, x=4, fill=SOFT),
     ]

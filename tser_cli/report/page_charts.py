@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tser_cli.report import energy_charts, group_charts, run_charts
+from tser_cli.report import cell_charts, energy_charts, group_charts, run_charts
 from tser_cli.report.chart_parts import Spec
 from tser_cli.report.page_values import AblationReport, Missing, Page, RunReport
 
@@ -57,11 +57,11 @@ def _of_ablation(found: AblationReport) -> Iterator[tuple[str, Spec | None]]:
         return
     shown = [cell for cell in found.cells if cell.accuracy]
     if shown:
-        yield "accuracy", group_charts.cells(found, shown, "accuracy")
-        yield "steps", group_charts.cell_steps(found, shown)
-        yield "energy", group_charts.cell_energy(found, shown)
+        yield "accuracy", cell_charts.cells(found, shown, "accuracy")
+        yield "steps", cell_charts.steps(found, shown)
+        yield "energy", cell_charts.energy(found, shown)
     if any(cell.difference for cell in shown):
-        yield "differences", group_charts.cells(found, shown, "difference")
+        yield "differences", cell_charts.cells(found, shown, "difference")
 
 
 def _of_all(page: Page) -> Iterator[tuple[str, Spec | None]]:

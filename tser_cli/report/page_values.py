@@ -63,6 +63,14 @@ class Mistakes:
     steps: tuple[int, ...]
     left_out: int = 0
 
+    @property
+    def largest(self) -> float:
+        """Return the largest share of a class that a step alone, or all together, get wrong."""
+        shares = [
+            max(*row["wrong"], row["wrong_in_the_end"]) / row["images"] for row in self.by_class
+        ]
+        return max(shares, default=0.0)
+
 
 @dataclass(frozen=True)
 class Energy:

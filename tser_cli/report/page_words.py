@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tser_cli.report.ablation import difference_words, interval_words
-from tser_cli.report.energy_report import UNITS, compare, joules
+from tser_cli.report.energy_report import UNITS, joules
 from tser_cli.report.page_values import (
     AblationReport,
     Accuracy,
@@ -23,8 +23,8 @@ WORTH = 0.005  # accuracy that an early exit may cost to be told
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:
-    """0.9534 -> "95.34 %"; None -> "-"."""
-    return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"
+    """0.9534 -> "95.34 %", with a fixed space; None -> "-"."""
+    return "-" if fraction is None else f"{100 * fraction:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def points(fraction: float) -> str:
@@ -128,8 +128,8 @@ def _of_exits(tradeoff: Tradeoff) -> list[str]:
     full = tradeoff.steps[-1]
     kept = [row for row in tradeoff.exits if row["accuracy"] >= full["accuracy"] - WORTH]
     best = min(kept, key=lambda row: row["energy_pj"], default=None)
-    if best is None or best["energy_pj"] > 0.98 * full["energy_pj"]:
-        return []
+    if best is None or best["mean_steps"] <= 1.0 or best["energy_pj"] > 0.98 * full["energy_pj"]:
+        return []  # the first step for all images is told elsewhere
     return [
         f"Images that stop once they are decided (confidence {best['threshold']:g}) reach "
         f"{percent(best['accuracy'])} for {joules(best['energy_pj'])}, "
@@ -145,13 +145,6 @@ def _of_mistakes(pairs: Sequence[Mapping[str, Any]]) -> str:
         f"Its most frequent confusion: {worst['true']} taken for {worst['predicted']} "
         f"({worst['images']} {images}, {percent(worst['share'], 0)} of that class)."
     )
-
-
-def duel_sentence(duel: Duel) -> str:
-    """Return who wins a comparison, and by how much."""
-    if not duel.student_pj or not duel.other_pj:
-        return "nothing to compare"
-    return f"{compare(duel.student_pj, duel.other_pj)} it"
 
 
 @dataclass(frozen=True)
@@ -172,11 +165,12 @@ def _accuracy_tiles(run: RunReport) -> Iterator[Tile]:
     if isinstance(run.accuracy, Missing):
         return
     last, teacher = run.accuracy.last, run.accuracy.teacher
-    interval = f"95 %: {100 * last['low_cumulative']:.1f} to {100 * last['high_cumulative']:.1f}"
+    interval = f"{100 * last['low_cumulative']:.1f} to {100 * last['high_cumulative']:.1f}"
     yield Tile(
         "accuracy",
         percent(last["accuracy_cumulative"]),
-        f"{last['correct_cumulative']:,} of {last['images']:,} test images; {interval}",
+        f"{last['correct_cumulative']:,} of {last['images']:,} test images; "
+        f"95\N{NO-BREAK SPACE}% interval {interval}",
     )
     if teacher is not None and run.kind == "student":
         gap = points(last["accuracy_cumulative"] - teacher)

@@ -48,7 +48,7 @@ LABEL = 80  # characters of a name
 NO_TERMS = {
     *("epoch", "lr", "train_accuracy", "validation_accuracy", "images_per_second", "seconds"),
 }
-SAME_SHAPE = "the ANN of the same shape"
+SAME_SHAPE = "ANN of the same shape"
 MAKES = {
     "per_timestep.csv": "tser evaluate writes it",
     "metrics.csv": "training writes it at the end of an epoch",

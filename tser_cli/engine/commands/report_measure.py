@@ -120,12 +120,12 @@ def _memory_duels(opened: FinishedRun, profile: Profile) -> list[Duel]:
     snn, ann, rival = found.memory.snn.total_pj, found.memory.ann.total_pj, found.rival
     on = f"from {counts.images} test images"
     yan = f"Yan et al., arXiv 2409.08290; {on}"
-    lemaire = f"Lemaire et al., arXiv 2210.13107; {on}"
-    arithmetic, memory = rival.arithmetic, rival.with_memory
-    name = f"that ANN with {rival.bits}-bit activations"
+    lemaire = f"arithmetic, memory and addressing (Lemaire et al., arXiv 2210.13107; {on})"
+    plain, memory = rival.arithmetic, rival.with_memory
+    name = f"that ANN, {rival.bits}-bit activations"
     return [
-        Duel(name, arithmetic.snn_pj, arithmetic.rival_pj, f"arithmetic alone ({yan})"),
-        Duel("the ANN, with memory", snn, ann, f"arithmetic, memory and addressing ({lemaire})"),
+        Duel(name, plain.snn_pj, plain.rival_pj, f"arithmetic alone ({yan})"),
+        Duel("that ANN, with memory", snn, ann, lemaire),
         Duel(f"{name}, with memory", memory.snn_pj, memory.rival_pj, f"memory too ({yan})"),
     ]
 

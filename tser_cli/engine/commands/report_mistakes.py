@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ def mistakes(found: Predictions, names: Sequence[str]) -> Mistakes:
     largest = max(int(found.labels_I.max()), int(found.cumulative_IT.max()), len(names) - 1)
     if largest >= MOST_CLASSES:
         raise ValueError(f"it has more than {MOST_CLASSES:,} classes")
-    classes = [label(names[k]) if k < len(names) else str(k) for k in range(largest + 1)]
+    classes = class_names(names, largest + 1)
     confusion_KK = count_pairs(found, len(classes))
     steps = thinned(range(found.at_t_IT.shape[1]), MOST_STEPS)
     images_K = confusion_KK.sum(1)
@@ -53,6 +54,13 @@ def mistakes(found: Predictions, names: Sequence[str]) -> Mistakes:
         steps=tuple(step + 1 for step in steps),
         left_out=max(0, len(seen) - MOST_LISTED),
     )
+
+
+def class_names(names: Sequence[str], count: int) -> list[str]:
+    """Return a name for each class, each another one; the number where there is no name."""
+    shown = [label(names[k]) if k < len(names) else str(k) for k in range(count)]
+    often = Counter(shown)
+    return [name if often[name] == 1 else f"{name} ({k})" for k, name in enumerate(shown)]
 
 
 def count_pairs(found: Predictions, classes: int) -> NDArray[np.int64]:

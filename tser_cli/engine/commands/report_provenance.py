@@ -44,6 +44,8 @@ def in_words(stated: Mapping[str, Any]) -> dict[str, str]:
 def _words(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, dict):
+        return ", ".join(f"{label(key)} {_words(part)}" for key, part in value.items()) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(map(_words, value)) or "none"
     return cut(visible(f"{value:g}" if isinstance(value, float) else str(value)), 300) or "(empty)"
@@ -53,16 +55,8 @@ def environment(found: Mapping[str, Any]) -> dict[str, str]:
     """Return environment.json as labelled values in words. Raises RunError where it is empty."""
     if not found:
         raise RunError("there is no environment.json in the folder")
-    listed = {key: value for key, value in found.items() if key not in ("command", "commands")}
-    return {label(key): _words(value) for key, value in _flat(listed).items()}
-
-
-def _flat(listed: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in listed.items():
-        inner = value if isinstance(value, dict) else {"": value}
-        flat |= {f"{key} {name}".strip(): part for name, part in inner.items()}
-    return dict(list(flat.items())[:MOST_LISTED])
+    listed = [key for key in found if key not in ("command", "commands")]
+    return {label(key): _words(found[key]) for key in listed[:MOST_LISTED]}
 
 
 def commands(run: Run, found: Mapping[str, Any]) -> tuple[str, ...]:
