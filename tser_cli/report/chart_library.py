@@ -6,12 +6,15 @@ which bundles it without a network.
 
 from __future__ import annotations
 
+from functools import cache
+
 NOTICE = (
     "Vega, Vega-Lite and Vega-Embed: copyright 2013-2025 University of Washington Interactive Data "
     "Lab and contributors, BSD 3-Clause"
 )
 
 
+@cache
 def library() -> str:
     """Return a script that defines `vegaEmbed` and nothing else that others can see."""
     import vl_convert

@@ -27,7 +27,7 @@ CONFIG: Spec = {
         **{"titlePadding": 8, "labelPadding": 5, "labelLimit": 130},
     },
     "axisY": {"domain": False, "ticks": False},
-    "axisX": {"grid": False},
+    "axisX": {"grid": False, "labelOverlap": True},
     "legend": {
         **{"orient": "top", "title": None, "labelColor": INK, "labelFontSize": 11},
         **{"symbolStrokeWidth": 2, "labelLimit": 260, "columnPadding": 14},
@@ -37,7 +37,7 @@ CONFIG: Spec = {
     "line": {"strokeWidth": 2},
     "rule": {"strokeWidth": 1.5},
 }
-MOST_TICKS = 7
+MOST_TICKS = 6
 Ticks = tuple[Spec, list[float]]
 
 
@@ -90,7 +90,7 @@ def spread(name: str, title: str | None, numbers: Sequence[float]) -> Spec:
         "type": "quantitative",
         "title": title,
         "scale": {"type": "log", "domain": domain, "nice": False},
-        "axis": {"values": log_ticks(*domain), "format": "~g"},
+        "axis": {"values": log_ticks(*domain), "format": ",~g"},
     }
 
 

@@ -28,7 +28,7 @@ from tser_cli.report.page_words import times, unit_for
 ROW = 17  # pixels of a layer
 TALL = 46  # pixels of a line with its name above it
 ONCE = [{"filter": "datum.who == 'this student'"}]
-ON_TOP = {"orient": "top", "grid": True, "tickCount": 5, "format": "~g"}
+ON_TOP = {"orient": "top", "grid": True, "tickCount": 5, "format": ",~f"}
 
 
 def firing(found: Energy) -> Spec | None:
@@ -95,7 +95,7 @@ def _step_colour(steps: Sequence[int]) -> Spec:
 
 def duels(found: Sequence[Duel]) -> Spec | None:
     """Each comparison as two points on a line: the student and the other network."""
-    shown = [duel for duel in found if duel.student_pj > 0 and duel.other_pj > 0]
+    shown = [duel for duel in found if duel.sound]
     if not shown:
         return None
     scale, unit = unit_for(shown[0].student_pj)
@@ -139,7 +139,7 @@ def tradeoff(found: Tradeoff) -> Spec:
     teacher = []
     if found.teacher is not None:
         row = {"energy_pj": found.teacher[0], "accuracy": found.teacher[1]}
-        teacher = [_place(row, scale, "teacher (ANN)")]
+        teacher = [_place(row, scale, "teacher")]
     every = [row["energy"] for row in (*steps, *exits, *ann, *teacher)]
     x = spread("energy", f"energy an image ({unit}, arithmetic alone)", every)
     y = quantity("accuracy", "accuracy (%)", nice=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tser_cli.report import page_charts, page_words
-from tser_cli.report.ablation import accuracy_words, difference_words, interval_words
+from tser_cli.report.ablation import accuracy_words, difference_words
 from tser_cli.report.chart_library import NOTICE, library
 from tser_cli.report.chart_parts import CONFIG, SERIES
 from tser_cli.report.energy_report import joules, quantity
@@ -34,7 +34,7 @@ FILTERS = {
     "quantity": quantity,
     "accuracy_words": accuracy_words,
     "difference_words": difference_words,
-    "interval_words": interval_words,
+    "reach": page_words.reach,
 }
 GLOBALS = {
     "tiles": page_words.tiles,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
@@ -104,7 +105,12 @@ class Duel:
     @property
     def ratio(self) -> float:
         """Return how many times the student's energy the other one costs; above 1 it is saved."""
-        return self.other_pj / self.student_pj if self.student_pj else float("inf")
+        return self.other_pj / self.student_pj if self.student_pj else math.inf
+
+    @property
+    def sound(self) -> bool:
+        """Return whether both energies are above 0, so that they can be compared."""
+        return self.student_pj > 0 and self.other_pj > 0
 
 
 @dataclass(frozen=True)
@@ -194,10 +200,10 @@ class RunReport:
     commands: tuple[str, ...]
 
     def has(self, part: str) -> bool:
-        """Return whether the page has this part: an ANN has no energy of spikes."""
+        """Return whether the page has a part by this name: an ANN has no energy of spikes."""
         if part == "layers":
             return isinstance(self.energy, Energy)
-        return part != "energy" or self.kind == "student"
+        return part not in ("energy", "tradeoff") or self.kind == "student"
 
 
 @dataclass(frozen=True)
@@ -248,6 +254,10 @@ class AblationReport:
     runs: Rows
     shared: Mapping[str, str]
     commands: tuple[str, ...]
+
+    def has(self, part: str) -> bool:
+        """Return whether the page has a part by this name: all of them."""
+        return True
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tser_cli.report.ablation import difference_words, interval_words
+from tser_cli.report.ablation import interval_words
 from tser_cli.report.energy_report import UNITS, joules
 from tser_cli.report.page_values import (
     AblationReport,
     Accuracy,
+    CellReport,
     Duel,
     Energy,
     Missing,
@@ -19,6 +21,7 @@ from tser_cli.report.page_values import (
     Tradeoff,
 )
 
+MOST_LINES = 8
 WORTH = 0.005  # accuracy that an early exit may cost to be told
 
 
@@ -32,6 +35,11 @@ def points(fraction: float) -> str:
     return f"{100 * fraction:+.2f} points".replace("-", "\N{MINUS SIGN}")
 
 
+def reach(row: Mapping[str, Any], of: str = "difference") -> str:
+    """Return the interval of a difference: "−0.84 to +0.17", "" without one."""
+    return interval_words(row, of).replace("-", "\N{MINUS SIGN}").replace(" .. ", " to ")
+
+
 def duration(seconds: float | None) -> str:
     """37.2 -> "37 s", 4000 -> "67 min", 90000 -> "25.0 h"."""
     if seconds is None:
@@ -42,7 +50,9 @@ def duration(seconds: float | None) -> str:
 
 
 def times(ratio: float) -> str:
-    """11.04 -> "11.0 times less"; 0.55 -> "1.8 times more"."""
+    """11.04 -> "11.0 times less"; 0.55 -> "1.8 times more"; "-" for no sound ratio."""
+    if not 0.0 < ratio < math.inf:
+        return "-"
     return f"{ratio:.1f} times less" if ratio >= 1 else f"{1 / ratio:.1f} times more"
 
 
@@ -56,7 +66,7 @@ def energy_range(duels: Sequence[Duel]) -> str:
 
     "11.0 times less … 1.8 times more"; "" without a comparison.
     """
-    ratios = sorted(duel.ratio for duel in duels if duel.same_network and duel.other_pj > 0)
+    ratios = sorted(duel.ratio for duel in duels if duel.same_network and duel.sound)
     if not ratios:
         return ""
     best, worst = times(ratios[-1]), times(ratios[0])
@@ -205,18 +215,21 @@ def ablation_lines(found: AblationReport) -> list[str]:
     """Return what a reader in a hurry must know of an ablation."""
     if isinstance(found.cells, Missing):
         return []
-    compared = [cell for cell in found.cells if cell.difference]
-    resolved = [cell for cell in compared if cell.row["resolved_holm"] == 1]
-    lines = [
-        f"{cell.label}: {difference_words(cell.row)} points against the baseline, "
-        f"95 % interval {interval_words(cell.row)}, n = {cell.row['pairs']}."
-        for cell in resolved
-    ]
-    if compared and not resolved:
-        lines.append("No difference to the baseline is resolved among all that are compared here.")
-    elif len(resolved) < len(compared):
-        lines.append("No other difference to the baseline is resolved.")
+    compared = [cell for cell in found.cells if cell.row["difference_low"] is not None]
+    lines = [_difference(cell) for cell in compared[:MOST_LINES]]
+    if len(compared) > MOST_LINES:
+        lines.append(f"{len(compared) - MOST_LINES} more comparisons are in the table.")
     if found.teachers:
-        reach = sorted({percent(found.teachers[0]), percent(found.teachers[-1])})
-        lines.append(f"Teachers reach {' to '.join(reach)}.")
+        ends = sorted({percent(found.teachers[0]), percent(found.teachers[-1])})
+        lines.append(f"Teachers reach {' to '.join(ends)}.")
     return lines
+
+
+def _difference(cell: CellReport) -> str:
+    verdicts = {1: "resolved", 0: "not resolved", None: "no verdict below five pairs"}
+    verdict = verdicts.get(cell.row["resolved_holm"], "no verdict")
+    return (
+        f"{cell.label} against the baseline: {points(cell.row['difference_mean'])}, "
+        f"95\N{NO-BREAK SPACE}% interval {reach(cell.row)}, n = {cell.row['pairs']}: "
+        f"{verdict}."
+    )

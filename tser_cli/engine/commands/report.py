@@ -98,7 +98,7 @@ def make_report(request: ReportRequest) -> ReportResult:
         pairs=tuple(_pairs(found)),
         version=__version__,
     )
-    content = render(page).encode()
+    content = render(page).encode(errors="backslashreplace")
     if len(content) > MOST_BYTES:
         raise ConfigError(
             f"the page would have {len(content):,} bytes, more than {MOST_BYTES:,}; "
@@ -133,6 +133,7 @@ def _open(path: Path) -> Run:
             f"{path} is neither a run folder nor that of an ablation{nearest(path.name, beside)}: "
             "it has no status.json, ablation.csv or plan.json"
         )
+    files.existing(path, "status.json")
     run = Run(path)
     run.status()
     return run
@@ -140,7 +141,7 @@ def _open(path: Path) -> Run:
 
 def _run_report(run: Run, request: ReportRequest, pictures: int) -> _Found:
     known = part("config.toml", lambda: made.stated_settings(run))
-    around = part("environment.json", run.environment)
+    around = part("environment.json", lambda: made.surroundings(run))
     stated = {} if isinstance(known, Missing) else known
     surroundings = {} if isinstance(around, Missing) else around
     measured = _measured(run, request, pictures)
@@ -165,7 +166,7 @@ def _run_report(run: Run, request: ReportRequest, pictures: int) -> _Found:
         gallery=measured if isinstance(measured, Missing) else measured.gallery,
         all_settings=made.in_words(stated),
         settings=known if isinstance(known, Missing) else made.settings(stated),
-        environment=part("environment.json", lambda: made.environment(surroundings)),
+        environment=around if isinstance(around, Missing) else made.environment(around),
         commands=made.commands(run, surroundings),
     )
     return _Found(report, answered)
@@ -279,5 +280,5 @@ def _missing(page: Page) -> list[str]:
         f"{one.name}: {part.name}: {found.why}"
         for one in everything
         for part in fields(one)
-        if isinstance(found := getattr(one, part.name), Missing)
+        if isinstance(found := getattr(one, part.name), Missing) and one.has(part.name)
     ]

@@ -13,11 +13,20 @@ from tser_cli.config import short_name
 from tser_cli.engine.commands.report_files import existing, label, part, plain_rows
 from tser_cli.errors import TserError
 from tser_cli.report.ablation_plots import AT_T, Cell, baseline_of, cells_of, differences, mean
-from tser_cli.report.csv_files import PROVENANCE, axes_of, read_ablation, read_summary
+from tser_cli.report.csv_files import (
+    PROVENANCE,
+    STATISTICS,
+    ablation_schema,
+    axes_of,
+    read_ablation,
+    read_summary,
+)
 from tser_cli.report.page_values import AblationReport, CellReport, Missing
 from tser_cli.report.statistics import interval
+from tser_cli.visible import cut, visible
 
 TABLES = ("ablation.csv", "summary.csv")
+KNOWN = ablation_schema([], 0)
 MOST_CELLS = 100
 MOST_RUNS = 2000
 
@@ -29,11 +38,14 @@ def is_ablation(folder: Path) -> bool:
 
 def ablation_report(folder: Path) -> AblationReport:
     """Return what the tables in `folder` say; what is missing or damaged is said in words."""
-    read = part("ablation.csv or summary.csv", lambda: _read(folder))
-    if isinstance(read, Missing):
-        return AblationReport(label(folder.name), str(folder), {}, "", (), (), read, (), {}, ())
-    runs, summary, axes = read
-    cells = part("ablation.csv or summary.csv", lambda: _cells(runs, summary, axes))
+    found = part("ablation.csv or summary.csv", lambda: _report(folder))
+    if isinstance(found, Missing):
+        return AblationReport(label(folder.name), str(folder), {}, "", (), (), found, (), {}, ())
+    return found
+
+
+def _report(folder: Path) -> AblationReport:
+    runs, summary, axes = _read(folder)
     return AblationReport(
         name=label(folder.name),
         folder=str(folder),
@@ -41,8 +53,8 @@ def ablation_report(folder: Path) -> AblationReport:
         measure=label(str(summary["measure"].iloc[0])),
         said=tuple(_said(runs)),
         teachers=tuple(sorted(set(runs["teacher_accuracy"].dropna().tolist()))),
-        cells=cells,
-        runs=tuple(plain_rows(runs[:MOST_RUNS])),
+        cells=_cells(runs, summary, axes),
+        runs=tuple({**dict.fromkeys(KNOWN), **row} for row in plain_rows(runs[:MOST_RUNS])),
         shared=_shared(runs),
         commands=_commands(folder, runs),
     )
@@ -77,7 +89,7 @@ def _cells(
     by_key = {cell.key: (cell, values) for cell, values in zip(found, paired, strict=True)}
     return tuple(
         _cell(row, *by_key[key], measure)
-        for row in plain_rows(summary)
+        for row in ({**dict.fromkeys(STATISTICS), **found} for found in plain_rows(summary))
         if (key := tuple(str(row[axis]) for axis in axes)) in by_key
     )
 
@@ -119,7 +131,11 @@ def _shared(runs: pd.DataFrame) -> dict[str, str]:
     """Return where the runs come from, as far as all finished ones agree."""
     finished = runs[runs["state"] == "finished"]
     known = {name: finished[name].dropna().unique() for name in PROVENANCE if name in finished}
-    return {name: label(values[0]) for name, values in known.items() if len(values) == 1}
+    return {
+        name: cut(visible(str(values[0])), 600)
+        for name, values in known.items()
+        if len(values) == 1
+    }
 
 
 def _commands(folder: Path, runs: pd.DataFrame) -> tuple[str, ...]:

@@ -41,10 +41,12 @@ Value = TypeVar("Value")
 # What a file of the right kind with wrong content can make its reader raise.
 DAMAGED = (ValueError, KeyError, TypeError, ArithmeticError, LookupError, OSError, MemoryError)
 MOST_BYTES = 2**26  # of a table
+MAX_TIMESTEPS = 1024  # that tser evaluate measures
 MOST_STEPS = 16  # time steps that the parts with a row or mark for each step show
 MOST_EPOCHS = 1000
 MOST_LAYERS = 300
 LABEL = 80  # characters of a name
+PRICED = ("firing_rate", "sop_value", "macs", "energy_pj", "ann_macs", "ann_energy_pj")
 NO_TERMS = {
     *("epoch", "lr", "train_accuracy", "validation_accuracy", "images_per_second", "seconds"),
 }
@@ -74,8 +76,14 @@ def label(value: Any) -> str:
 
 
 def existing(folder: Path, name: str) -> Path:
-    """Return the file of that name. Raises RunError where there is none, or it is too large."""
+    """Return the file of that name. Raises RunError where there is none, or it is too large.
+
+    A link is not followed: a folder from somebody else may hold one that leads to a file of the
+    user's, which would then stand on the page.
+    """
     path = folder / name
+    if path.is_symlink():
+        raise RunError(f"{name} is a link, which a report does not follow")
     if not is_file(path):
         made = MAKES.get(name)
         raise RunError(f"there is no {name} in the folder{f'; {made}' if made else ''}")
@@ -116,9 +124,11 @@ def thinned(rows: Sequence[Value], most: int) -> list[Value]:
 
 def accuracy(run: Run) -> Accuracy:
     """Return per_timestep.csv with its intervals. Raises RunError; ValueError where damaged."""
-    rows = [{**row, **_intervals(row)} for row in table(run, "per_timestep.csv", PER_TIMESTEP)]
-    if [row["t"] for row in rows] != sorted({int(row["t"]) for row in rows}):
+    found = table(run, "per_timestep.csv", PER_TIMESTEP)
+    steps = [int(row["t"]) for row in found]
+    if steps != sorted(set(steps)) or len(steps) > MAX_TIMESTEPS:
         raise ValueError("its time steps do not follow each other")
+    rows = [{**dict.fromkeys(PER_TIMESTEP), **row, **_intervals(row)} for row in found]
     return Accuracy(tuple(rows), rows[-1]["teacher_accuracy"])
 
 
@@ -142,7 +152,10 @@ def curves(run: Run) -> Curves:
 
 def energy(run: Run) -> Energy:
     """Return energy.csv. Raises RunError; ValueError where damaged."""
-    rows = [_energy_row(row) for row in table(run, "energy.csv", ENERGY)]
+    found = table(run, "energy.csv", ENERGY)
+    if len(found) > (MOST_LAYERS + 1) * (MAX_TIMESTEPS + 1):
+        raise ValueError(f"it has {len(found):,} rows")
+    rows = [_energy_row(row) for row in found]
     layers = [row for row in rows if row["layer"] != TOTAL]
     if len({row["layer"] for row in layers}) > MOST_LAYERS:
         raise ValueError(f"it has more than {MOST_LAYERS} layers")
@@ -160,17 +173,16 @@ def energy(run: Run) -> Energy:
 
 def _energy_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row with t as a number; raises ValueError where a number is none or below 0."""
-    numbers = {key: row[key] for key, kind in ENERGY.items() if kind == "float64" and key in row}
-    if any(value is None or value < 0 for key, value in numbers.items() if key != "ratio_snn_ann"):
+    if any(row.get(name) is None or row[name] < 0 for name in PRICED):
         raise ValueError("a count or an energy is missing or negative")
     t = row["t"] if row["t"] == ALL else int(row["t"])
-    return {**row, "layer": label(row["layer"]), "t": t}
+    return {**dict.fromkeys(ENERGY), **row, "layer": label(row["layer"]), "t": t}
 
 
 def sidecar(run: Run) -> dict[str, Any]:
     """Return energy.json, {} where it is missing or damaged: it only adds to energy.csv."""
     try:
-        return read_json(run.folder / "energy.json")
+        return read_json(existing(run.folder, "energy.json"))
     except TserError:
         return {}
 

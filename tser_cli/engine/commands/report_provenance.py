@@ -11,7 +11,6 @@ from tser_cli.config import keys
 from tser_cli.engine.commands.report_files import existing, label, number
 from tser_cli.engine.runs.result import recorded
 from tser_cli.engine.runs.run_folder import Run
-from tser_cli.errors import RunError
 from tser_cli.report.page_values import Setting
 from tser_cli.visible import cut, visible
 
@@ -51,10 +50,14 @@ def _words(value: Any) -> str:
     return cut(visible(f"{value:g}" if isinstance(value, float) else str(value)), 300) or "(empty)"
 
 
+def surroundings(run: Run) -> dict[str, Any]:
+    """Return environment.json. Raises RunError where there is none, or it is damaged."""
+    existing(run.folder, "environment.json")
+    return run.environment()
+
+
 def environment(found: Mapping[str, Any]) -> dict[str, str]:
-    """Return environment.json as labelled values in words. Raises RunError where it is empty."""
-    if not found:
-        raise RunError("there is no environment.json in the folder")
+    """Return environment.json as labelled values in words."""
     listed = [key for key in found if key not in ("command", "commands")]
     return {label(key): _words(found[key]) for key in listed[:MOST_LISTED]}
 
