@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tser_cli.errors import RunError
+from tser_cli.report import predictions
 from tser_cli.report.predictions import PREDICTIONS, read_predictions, write_predictions
 
 LABELS = np.array([0, 1, 999, 65535])
@@ -58,3 +59,13 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
 def test_a_class_that_does_not_fit_is_a_defect(tmp_path: Path, label: int) -> None:
     with pytest.raises(AssertionError):
         write_predictions(tmp_path / PREDICTIONS, np.array([label]), AT_T[:1], CUMULATIVE[:1])
+
+
+def test_an_archive_that_would_unpack_to_gigabytes_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictions, "MOST_BYTES", 1000)
+    many = np.zeros(600, int)  # 1,200 bytes as uint16
+    write_predictions(tmp_path / PREDICTIONS, many, many[:, None], many[:, None])
+    with pytest.raises(RunError, match=r"would unpack to [\d,]+ bytes"):
+        read_predictions(tmp_path / PREDICTIONS)

@@ -79,12 +79,12 @@ def quantity(name: str, title: str | None = None, **scale: Any) -> Spec:
 def spread(name: str, title: str | None, numbers: Sequence[float]) -> Spec:
     """Return a numeric channel that is logarithmic, with room round the numbers.
 
-    Linear where a number is not above 0, which has no logarithm.
+    Linear where the numbers do not allow it: 0 has no logarithm.
     """
-    if not numbers or min(numbers) <= 0:
+    domain = [min(numbers) / 1.5, max(numbers) * 1.5]
+    if not 0.0 < domain[0] <= domain[1] < math.inf:
         found = quantity(name, title, nice=True)
         return {**found, "axis": {"tickCount": 5, "format": "~g"}}
-    domain = [min(numbers) / 1.5, max(numbers) * 1.5]
     return {
         "field": name,
         "type": "quantitative",
