@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tser_cli.engine.commands.energy import EnergyResult
     from tser_cli.engine.commands.evaluate import EvaluateResult
     from tser_cli.engine.commands.network_energy import NetworkEnergyResult
+    from tser_cli.engine.commands.report import ReportResult
     from tser_cli.engine.runs.result import RunResult
 
 
@@ -164,6 +165,13 @@ def show_audit(result: AuditResult) -> None:
     _lines([f"not checked: {name}: {why}" for name, why in found.skipped])
     wrong = sum(one.severity == "finding" for one in found.findings)
     _lines([f"{result.name}: {'clean' if found.clean else f'{wrong} findings'}"])
+
+
+def show_report(result: ReportResult) -> None:
+    """Show where the page of a report is, and on standard error what it lacks."""
+    for line in result.missing:
+        progress().say(f"not on the page: {line}")
+    _lines([f"written: {result.output} ({result.bytes / 1e6:.1f} MB)"])
 
 
 def show_ablation(result: AblationResult) -> None:
