@@ -104,7 +104,7 @@ Accumulate = Annotated[
 Lr = Annotated[float | None, _setting("--lr", help="Peak learning rate.")]
 Seed = Annotated[int | None, _setting("--seed", help="Seeds weights, order and augmentation.")]
 Device = Annotated[str | None, _setting("--device", help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[str | None, _setting("--precision", help="fp32, bf16 or fp16.")]
+Precision = Annotated[str | None, _setting("--precision", help="auto, fp32, bf16 or fp16.")]
 CheckpointEvery = Annotated[
     str | None, _setting("--checkpoint-every", help="5min, 1epoch or 200steps.")
 ]
