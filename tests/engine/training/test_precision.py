@@ -140,12 +140,12 @@ def test_a_try_gives_a_share(
     assert 0.05 < bf16_over_fp32(kind, context) < 50
 
 
-def test_how_many_images_a_try_has() -> None:
-    a_step = precision.TRY_SECONDS / (2 * (precision.ROUNDS + 1))
-    assert precision._images_for(a_step, 64) == precision.SMALLEST
-    assert precision._images_for(a_step / 8, 64) == 8 * precision.SMALLEST
-    assert precision._images_for(a_step * 100, 64) == precision.SMALLEST
-    assert precision._images_for(1e-6, 64) == 64
+@pytest.mark.parametrize(
+    ("share", "most", "images"), [(1.0, 64, 2), (1 / 4, 64, 8), (1e-6, 64, 32), (1e-6, 7, 2)]
+)
+def test_how_many_images_a_try_has(share: float, most: int, images: int) -> None:
+    of_two = share * precision.TRY_SECONDS / (2 * (precision.ROUNDS + 1))
+    assert precision._images_for(lambda number: of_two * number / 2, most) == images
 
 
 def test_the_hardware_is_what_the_system_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ What is chosen is the run's from then on: a run that goes on keeps it, on any ma
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -25,8 +26,8 @@ AUTO, FP32, BF16 = "auto", "fp32", "bf16"
 WORTH_TRYING = 100_000
 # Of fp32's time a step: what is gained must be worth numbers of fewer digits.
 WORTH_TAKING = 0.9
-# A try takes about a second: the batch is chosen so that its steps fit in.
-TRY_SECONDS, ROUNDS, SMALLEST = 0.8, 3, 2
+# A try takes one to two seconds: its steps have as many images as fit in.
+TRY_SECONDS, ROUNDS, SMALLEST, GROWTH = 1.6, 3, 2, 4
 
 
 def settle_precision(kind: str, context: Context, options: Options) -> Context:
@@ -81,8 +82,8 @@ def choose_precision(kind: str, context: Context) -> str:
 def bf16_over_fp32(kind: str, context: Context) -> float:
     """Return the time of a step of the run's network in bf16, as a share of its time in fp32.
 
-    A few images will do: with more of them bf16 gains more. The least of a few rounds counts, which
-    other work on the machine disturbs least.
+    A part of a batch will do: with more images bf16 gains more. What counts is the CPU's time, and
+    the least of a few rounds, which other work on the machine disturbs least.
     """
     config, spec = context.config, context.dataset.spec
     spiking = kind == "student"
@@ -91,23 +92,24 @@ def bf16_over_fp32(kind: str, context: Context) -> float:
     context.runtime.place(model).train()
 
     def step(images: int, precision: str) -> float:
-        began = time.perf_counter()
+        began = time.process_time()
         _step(model, context, images, precision)
-        return time.perf_counter() - began
+        return time.process_time() - began
 
-    step(SMALLEST, FP32)
-    images = _images_for(step(SMALLEST, FP32), config.training.batch_size or SMALLEST)
+    images = _images_for(lambda number: step(number, FP32), config.training.batch_size)
     step(images, FP32), step(images, BF16)
     spent = [(step(images, FP32), step(images, BF16)) for _ in range(ROUNDS)]
     least_fp32, least_bf16 = (min(column) for column in zip(*spent, strict=True))
     return float(least_bf16 / least_fp32)
 
 
-def _images_for(seconds: float, most: int) -> int:
-    """Return how many images to try with where SMALLEST of them take so many seconds a step."""
-    steps = 2 * (ROUNDS + 1)
-    fitting = int(SMALLEST * TRY_SECONDS / (steps * seconds))
-    return max(SMALLEST, min(fitting, most))
+def _images_for(seconds: Callable[[int], float], most: int) -> int:
+    """Return how many images of a batch of `most` to try with: as many as TRY_SECONDS allow."""
+    images, each = SMALLEST, TRY_SECONDS / (2 * (ROUNDS + 1))
+    seconds(images)  # the first step of all takes longer than others
+    while GROWTH * images <= most and GROWTH * seconds(images) <= each:
+        images *= GROWTH
+    return images
 
 
 def _step(model: Classifier, context: Context, images: int, precision: str) -> None:
