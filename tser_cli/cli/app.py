@@ -36,7 +36,12 @@ from tser_cli.cli import (
 )
 from tser_cli.cli.grouped import grouped
 from tser_cli.cli.help_text import with_examples
-from tser_cli.cli.surroundings import check_arguments, check_environment, forget_odd_width
+from tser_cli.cli.surroundings import (
+    check_arguments,
+    check_environment,
+    forget_odd_width,
+    wait_briefly,
+)
 from tser_cli.cli.terminal import guarded, tell
 from tser_cli.errors import Interrupted, TserError
 
@@ -103,6 +108,7 @@ def main() -> None:
     with guarded(), _warnings_told(), _one_line_for_ctrl_c():
         try:
             forget_odd_width(os.environ)
+            wait_briefly(os.environ)
             check_environment(os.environ)
             check_arguments(sys.argv)
             app()

@@ -25,6 +25,7 @@ from tser_cli.engine.runtime.seeds import seed_everything
 from tser_cli.engine.training.job import TrainingJob
 from tser_cli.engine.training.loop import fit
 from tser_cli.engine.training.own_loader import OwnLoader
+from tser_cli.engine.training.precision import AUTO, FP32
 from tser_cli.engine.training.task import distillation
 from tser_cli.engine.training.training_run import recording_end
 from tser_cli.errors import ConfigError
@@ -142,7 +143,10 @@ def own_config(timesteps: int, method: str, settings: Settings | None) -> Config
         "model.timesteps": timesteps,
         "performance.fold_teacher": False,
     }
-    return recipe.resolve([recipe.Layer("settings", given), recipe.Layer("arguments", fixed)])
+    config = recipe.resolve([recipe.Layer("settings", given), recipe.Layer("arguments", fixed)])
+    # what is tried for "auto" is a network of ours
+    chosen = {"training.precision": FP32} if config.training.precision == AUTO else {}
+    return config.updated(chosen)
 
 
 def _own_document(config: Config) -> dict[str, Any]:

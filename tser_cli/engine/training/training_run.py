@@ -76,7 +76,8 @@ def settle_batch_size(task: Task, kind: str, context: Context, options: Options)
         if options.resume == "never":
             return 0
         must = options.resume == "must"
-        return find_runs.begun_batch_size(options.runs_dir, kind, config, must)
+        like = find_runs.begun_like(options.runs_dir, kind, config, must)
+        return like.training.batch_size if like else 0
 
     size = context.runtime.on_main(begun) or largest_batch(task, context)
     context.progress.say(f"batch size: {size} images over all processes; lr stays as it is")
