@@ -65,7 +65,9 @@ def test_methods_tell_their_weights_and_where_they_differ() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     (tsd,) = [line for line in done.stdout.splitlines() if line.startswith("  tsd ")]
     assert "alpha 0.2, beta 0.5" in tsd and "ce_weight" not in tsd
-    assert "most methods also read entropy_weight 0.0, ce_weight 1.0" in done.stdout
+    assert (
+        "most methods also read entropy_weight 0.0, rate_weight 0.0, ce_weight 1.0" in done.stdout
+    )
     assert "\n  bkd: the features' weight multiplies a mean, theirs a sum" in done.stdout
 
 

@@ -24,6 +24,7 @@ from tser_cli.engine.commands.evaluate import EvaluateResult
 from tser_cli.engine.runs.result import RunResult
 from tser_cli.recipe import Layer
 from tser_cli.report.console import duration
+from tser_cli.report.csv_files import EXIT_STATISTICS
 
 Shown = Callable[[], list[str]]
 
@@ -74,6 +75,11 @@ RUN = RunResult(
     seconds=3.0,
     per_timestep=tuple(rows()),
 )
+AGAINST = {
+    "assumptions": {"same": {"snn_pj": 9.2e6, "ann_pj": 4.6e7}},
+    "steps_pj": [5e6, 9.2e6],
+    "accuracy": [0.897, 0.9],
+}
 TRAINING = TrainingPlan(
     config=Config(),
     network="resnet20",
@@ -132,6 +138,31 @@ def test_a_training_s_result(shown: Shown) -> None:
         "next:",
         "  tser evaluate --per-timestep",
         "  tser energy report.csv",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("energy_pj", "verdict"),
+    [
+        (2.98e6, "energy: 2.98 µJ of 3 µJ: kept"),
+        (3e6, "energy: 3 µJ of 3 µJ: kept"),
+        (3.21e6, "energy: 3.21 µJ of 3 µJ: 7 % over"),
+        (3.001e6, "energy: 3 µJ of 3 µJ: 0.033 % over"),
+    ],
+)
+def test_whether_an_energy_budget_was_kept(shown: Shown, energy_pj: float, verdict: str) -> None:
+    present.show_run(replace(RUN, energy_pj=energy_pj, energy_budget_pj=3e6), [])
+    assert verdict in shown()
+
+
+def test_a_student_s_energy_in_the_result(shown: Shown) -> None:
+    present.show_run(replace(RUN, against_ann=AGAINST), [])
+    lines = shown()
+    place = lines.index("One image costs 9.2 µJ: 5.0 times less than the ANN of the same shape.")
+    assert lines[place - 1].startswith("accuracy 40.00 %")
+    assert lines[place + 1 : place + 3] == [
+        "That is 5.0 times less than its 46 µJ in the same arithmetic.",
+        "t = 1 alone has 89.70 % for 5 µJ; all steps 90.00 %.",
     ]
 
 
@@ -239,6 +270,7 @@ def test_an_evaluation_with_all_that_can_be_asked_for(shown: Shown) -> None:
         "energy_full_pj": 1000.0,
         "share_exit_1": 0.75,
         "share_exit_2": 0.25,
+        "chosen_on": "",
     }
     result = evaluation(
         figure=Path("figures/a.png"),
@@ -255,6 +287,37 @@ def test_an_evaluation_with_all_that_can_be_asked_for(shown: Shown) -> None:
     assert told[3:] == [*("80.00", "%", "1.25", "500", "pJ", "50", "%", "75", "%,", "25", "%")]
     assert lines.index("table: elsewhere.csv") < lines.index("figure: figures/a.png")
     assert lines[-1] == "table: early_exit.csv"
+
+
+@pytest.mark.parametrize(
+    ("energy_pj", "kept", "said"),
+    [(480.0, 1, "480 pJ of 500 pJ, kept;"), (510.0, 0, "510 pJ of 500 pJ, 2 % over;")],
+)
+def test_an_energy_budget(shown: Shown, energy_pj: float, kept: int, said: str) -> None:
+    chosen = {
+        "criterion": "confidence",
+        "threshold": float("inf"),
+        "timesteps": 2,
+        "accuracy": 0.8,
+        "accuracy_full": 0.8125,
+        "mean_steps": 2.0,
+        "energy_pj": energy_pj,
+        "energy_full_pj": 510.0,
+        "share_exit_1": 0.0,
+        "share_exit_2": 1.0,
+        "chosen_on": "validation",
+        "budget_pj": 500.0,
+        "kept": kept,
+    }
+    result = evaluation(early_exit_rows=[chosen])
+    assert result.kept is bool(kept)
+    present.show_evaluation(result, per_timestep=False)
+    lines = shown()
+    assert any(line.strip().startswith("never ") for line in lines)
+    assert lines[-1] == (
+        f"energy budget: {said} -1.25 points of accuracy against all steps; threshold chosen on "
+        "validation images"
+    )
 
 
 def test_the_energy_of_a_run(shown: Shown) -> None:
@@ -280,6 +343,7 @@ def test_the_energy_of_a_run(shown: Shown) -> None:
             "neuron_updates": 10,
             "neuron_update_energy_pj": None,
         },
+        "against_ann": AGAINST,
     }
     rows = [{**row, "layer": "conv1", "t": 1}, {**row, "layer": "conv1", "t": "all"}, total]
     files = (Path("report.csv"), Path("report.json"))
@@ -289,7 +353,8 @@ def test_the_energy_of_a_run(shown: Shown) -> None:
     (layer,) = [line.split() for line in lines if line.strip().startswith("conv1")]
     assert layer[:7] == ["conv1", "MAC", "2M", "9.2", "µJ", "9.2", "µJ"]
     assert any(
-        line.startswith("One image costs 9.2 µJ, 5.0 times less than the 46 µJ") for line in lines
+        line == "One image costs 9.2 µJ: 5.0 times less than the ANN of the same shape."
+        for line in lines
     )
     assert lines[-2:] == ["written: report.csv", "written: report.json"]
 
@@ -326,6 +391,34 @@ def test_an_ablation_s_table(shown: Shown, tmp_path: Path) -> None:
     assert any(line.split()[-1:] == ["baseline"] for line in lines)
     assert lines[-3:] == [
         f"written: {result.folder / name}" for name in ("ablation.csv", "summary.csv", "figures")
+    ]
+
+
+def test_an_ablation_with_early_exit(shown: Shown, tmp_path: Path) -> None:
+    row = {
+        **dict.fromkeys(EXIT_STATISTICS),
+        **{"method.name": "ce", "n": 2, "missed": 0, "baseline": 1},
+        **{"energy_mean_pj": 2e6, "energy_std_pj": 1e5, "accuracy_mean": 0.9},
+    }
+    other = {
+        **row,
+        **{"method.name": "kd", "n": 1, "missed": 1, "baseline": 0, "energy_std_pj": None},
+        **{"energy_difference_pj": -5e4, "energy_difference_low_pj": -1e5},
+        "energy_difference_high_pj": 0.0,
+    }
+    result = ablation(tmp_path, exits=(row, other), figures=(tmp_path / "frontier.png",))
+    present.show_ablation(result)
+    lines = shown()
+    assert "early exit at the accuracy of the baseline less 0.5 points" in map(str.strip, lines)
+    found = [line.split() for line in lines if line.split()[:1] in (["ce"], ["kd"])][-2:]
+    assert found == [
+        ["ce", "2", "2.00", "±", "0.10", "90.00", "baseline"],
+        ["kd", "1", "of", "2", "2.00", "90.00", "-0.05", "-0.10", "..", "+0.00"],
+    ]
+    names = [line.rpartition("/")[2] for line in lines if line.startswith("written")]
+    assert names == [
+        *("ablation.csv", "summary.csv", "early_exit.csv", "early_exit_summary.csv"),
+        *("frontier.csv", "figures"),
     ]
 
 

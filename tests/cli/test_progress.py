@@ -42,6 +42,13 @@ def test_an_epoch_in_a_line() -> None:
     assert describe(validated, 10) == f"{TEXT}, validation 50.00 %, 1234 images/s"
 
 
+def test_energy_stands_beside_the_losses() -> None:
+    energy = {"energy_pj": 2.98e6, "energy_budget_pj": 3e6, "energy_multiplier": 0.25}
+    told = "energy 2.98 µJ, aim 3 µJ"
+    expected = TEXT.replace(", train", f", {told}, train")
+    assert describe({**ROW, **energy}, 10) == f"{expected}, 1234 images/s"
+
+
 def test_lines_are_one_an_epoch_unwrapped_and_without_colour() -> None:
     console, stream = plain_console()
     lines = Lines(console)

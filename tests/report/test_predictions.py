@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -10,7 +11,7 @@ import pytest
 
 from tser_cli.errors import RunError
 from tser_cli.report import predictions
-from tser_cli.report.predictions import PREDICTIONS, read_predictions, write_predictions
+from tser_cli.report.predictions import PREDICTIONS, Steps, read_predictions, write_predictions
 
 LABELS = np.array([0, 1, 999, 65535])
 AT_T = np.array([[0, 1], [1, 1], [7, 999], [0, 0]])
@@ -43,6 +44,44 @@ def test_ten_thousand_images_are_small(tmp_path: Path) -> None:
     classes = generator.integers(0, 10, (10_000, 4))
     write_predictions(tmp_path / PREDICTIONS, classes[:, 0], classes, classes)
     assert (tmp_path / PREDICTIONS).stat().st_size < 100_000
+
+
+STEPS = Steps(
+    np.array([[0.5, 0.9]] * 4, np.float32), np.array([7, 7]), np.arange(8).reshape(4, 2) * 2**33
+)
+
+
+def test_what_early_exit_needs_comes_back(tmp_path: Path) -> None:
+    write_predictions(tmp_path / PREDICTIONS, LABELS, AT_T, CUMULATIVE, STEPS)
+    found = read_predictions(tmp_path / PREDICTIONS)
+    assert found is not None and found.steps is not None
+    for name, written in vars(STEPS).items():
+        array = getattr(found.steps, name)
+        assert (array.dtype, array.tolist()) == (written.dtype, written.tolist())
+    write_predictions(tmp_path / PREDICTIONS, LABELS, AT_T, CUMULATIVE)
+    found = read_predictions(tmp_path / PREDICTIONS)
+    assert found is not None and found.steps is None
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        replace(STEPS, macs_T=np.array([7])),
+        replace(STEPS, confidence_IT=STEPS.confidence_IT[:3]),
+        replace(STEPS, accumulates_IT=STEPS.accumulates_IT.T),
+    ],
+)
+def test_steps_of_other_images_are_damage(tmp_path: Path, steps: Steps) -> None:
+    write_predictions(tmp_path / PREDICTIONS, LABELS, AT_T, CUMULATIVE, steps)
+    with pytest.raises(RunError, match="its arrays are no images by steps"):
+        read_predictions(tmp_path / PREDICTIONS)
+
+
+def test_a_part_of_the_steps_is_damage(tmp_path: Path) -> None:
+    arrays = {"labels_I": LABELS, "at_t_IT": AT_T, "cumulative_IT": CUMULATIVE}
+    np.savez(tmp_path / PREDICTIONS, **arrays, macs_T=STEPS.macs_T)
+    with pytest.raises(RunError, match=r"predictions\.npz is damaged"):
+        read_predictions(tmp_path / PREDICTIONS)
 
 
 def test_a_run_without_them(tmp_path: Path) -> None:

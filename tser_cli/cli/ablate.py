@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tser_cli import registry
 from tser_cli.cli import layers, present, present_json
 from tser_cli.cli import options as opt
 from tser_cli.cli.grouped import GRID, HOW, NETWORKS, PLACES
@@ -37,6 +38,15 @@ Baseline = Annotated[
         GRID, "--baseline", help="The cell to compare with: method=kd.", show_default="the first"
     ),
 ]
+AccuracyMargin = Annotated[
+    float | None,
+    opt.option(
+        GRID,
+        "--accuracy-margin",
+        help="Compare energies with early exit at the baseline's accuracy less so many points.",
+        show_default="0.5",
+    ),
+]
 Jobs = Annotated[
     int | None,
     opt.option(HOW, "--jobs", help="Cells side by side.", show_default="as many as GPUs", min=1),
@@ -61,7 +71,12 @@ Output = Annotated[
 ]
 Teacher = Annotated[
     str | None,
-    opt.option(NETWORKS, "--teacher", help="One teacher for all cells."),
+    opt.option(
+        NETWORKS,
+        "--teacher",
+        help="One teacher for all cells.",
+        autocompletion=opt.names_in(registry.MODELS),
+    ),
 ]
 
 
@@ -70,6 +85,7 @@ def ablate(
     vary: Vary = None,
     seeds: Seeds = None,
     baseline: Baseline = None,
+    accuracy_margin: AccuracyMargin = None,
     jobs: Jobs = None,
     address: Address = None,
     output: Output = None,
@@ -99,7 +115,7 @@ def ablate(
     from tser_cli.engine.commands.dry_run import plan_ablation
     from tser_cli.engine.runtime.context import Options
 
-    request = make_request(below, section, vary, seeds, baseline)
+    request = make_request(below, section, vary, seeds, baseline, accuracy_margin)
     layers.tell(request.notes)
     folder = output or runs_dir / "ablations" / ablation_name(request, name if not vary else "")
     place = AblationFolder(folder, runs_dir, jobs, address)

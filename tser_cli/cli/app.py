@@ -29,13 +29,19 @@ from tser_cli.cli import (
     listing,
     predict,
     quantize,
+    report,
     runs,
     train_teacher,
     verbosity,
 )
 from tser_cli.cli.grouped import grouped
 from tser_cli.cli.help_text import with_examples
-from tser_cli.cli.surroundings import check_arguments, check_environment, forget_odd_width
+from tser_cli.cli.surroundings import (
+    check_arguments,
+    check_environment,
+    forget_odd_width,
+    wait_briefly,
+)
 from tser_cli.cli.terminal import guarded, tell
 from tser_cli.errors import Interrupted, TserError
 
@@ -83,6 +89,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str, Sequence[str]], ...] = (
     ("energy", energy.energy, MEASURE, energy.EXAMPLES),
     ("audit", audit.audit, MEASURE, audit.EXAMPLES),
     ("compare", compare.compare, MEASURE, compare.EXAMPLES),
+    ("report", report.report, MEASURE, report.EXAMPLES),
     ("predict", predict.predict, USE, predict.EXAMPLES),
     ("quantize", quantize.quantize, USE, quantize.EXAMPLES),
     ("export", export.export, USE, export.EXAMPLES),
@@ -101,6 +108,7 @@ def main() -> None:
     with guarded(), _warnings_told(), _one_line_for_ctrl_c():
         try:
             forget_odd_width(os.environ)
+            wait_briefly(os.environ)
             check_environment(os.environ)
             check_arguments(sys.argv)
             app()

@@ -12,6 +12,7 @@ from tser_cli.cli import options as opt
 from tser_cli.cli import present, present_json
 from tser_cli.cli.groups import MeasureOptions
 from tser_cli.cli.network_options import NetworkOptions
+from tser_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from tser_cli.engine.commands.beyond import Wanted
@@ -34,6 +35,7 @@ Profile = Annotated[
         "--profile",
         help="horowitz-45nm-fp32, -fp16 or -int8 (whole names), loihi, lemaire-2022, or a TOML "
         "file.",
+        show_default="horowitz-45nm-fp32; -int8 for a student with integer weights",
     ),
 ]
 PerImage = Annotated[
@@ -61,6 +63,14 @@ FairRival = Annotated[
 AssumeInt8 = Annotated[
     bool, typer.Option("--assume-int8", help="Price wider weights as if they were of 8 bits.")
 ]
+Long = Annotated[
+    bool,
+    typer.Option("--long", help="A row a layer and step, without sums: columns can be summed."),
+]
+Wide = Annotated[
+    bool,
+    typer.Option("--wide", help="A row a layer, with a column a step: they can be summed too."),
+]
 
 
 def energy(
@@ -68,13 +78,15 @@ def energy(
     measured: MeasureOptions,
     own: NetworkOptions,
     images: Images = None,
-    profile: Profile = "horowitz-45nm-fp32",
+    profile: Profile = "",
     per_image: PerImage = None,
     memory: Memory = False,
     conventions: Conventions = False,
     match: Match = None,
     fair_rival: FairRival = False,
     assume_int8: AssumeInt8 = False,
+    long: Long = False,
+    wide: Wide = False,
     batch_size: opt.ForwardBatch = None,
     precision: opt.Precision = None,
     as_json: opt.Json = False,
@@ -83,11 +95,12 @@ def energy(
     from tser_cli.engine.commands.beyond import Wanted
     from tser_cli.engine.commands.energy import EnergyRequest, measure_energy
 
+    form = _form(long, wide)
     wanted = Wanted(conventions, match or "", fair_rival, assume_int8)
     show = present_json.show if as_json else None
     if own.check({"--run": measured.run, "--per-image": per_image, "--precision": precision}):
         subject = own.request(measured.changes(), images, batch_size)
-        found = _of_network(output, subject, profile, wanted, memory)
+        found = _of_network(output, subject, profile, wanted, memory, form)
         (show or present.show_network_energy)(found)
         return
     changes = {
@@ -96,14 +109,23 @@ def energy(
         "training.eval_batch_size": batch_size,
     }
     request = EnergyRequest(output, measured.run, measured.runs_dir, images or 0, profile)
-    request = replace(request, per_image=per_image, memory=memory, wanted=wanted, changes=changes)
-    result = measure_energy(replace(request, progress=present.progress()))
+    request = replace(request, per_image=per_image, memory=memory, form=form)
+    request = replace(request, wanted=wanted, changes=changes, progress=present.progress())
+    result = measure_energy(request)
     (show or present.show_energy)(result)
 
 
+def _form(long: bool, wide: bool) -> str:
+    from tser_cli.report import energy_forms
+
+    if long and wide:
+        raise ConfigError("--long and --wide are two forms of one table: give one of them")
+    return energy_forms.LONG if long else energy_forms.WIDE if wide else energy_forms.SUMS
+
+
 def _of_network(
-    output: Path, subject: NetworkRequest, profile: str, wanted: Wanted, memory: bool
+    output: Path, subject: NetworkRequest, profile: str, wanted: Wanted, memory: bool, form: str
 ) -> NetworkEnergyResult:
     from tser_cli.engine.commands.network_energy import NetworkEnergyRequest, measure_network
 
-    return measure_network(NetworkEnergyRequest(output, subject, profile, wanted, memory))
+    return measure_network(NetworkEnergyRequest(output, subject, profile, wanted, memory, form))

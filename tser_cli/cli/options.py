@@ -90,7 +90,7 @@ Resume = Annotated[
     ),
 ]
 Device = Annotated[str | None, option(MACHINE, "--device", help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[str | None, option(MACHINE, "--precision", help="fp32, bf16 or fp16.")]
+Precision = Annotated[str | None, option(MACHINE, "--precision", help="auto, fp32, bf16 or fp16.")]
 ForwardBatch = Annotated[
     int | None, option(MACHINE, "--batch-size", help="Images a forward pass.", min=1)
 ]

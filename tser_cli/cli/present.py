@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tser_cli.engine.commands.energy import EnergyResult
     from tser_cli.engine.commands.evaluate import EvaluateResult
     from tser_cli.engine.commands.network_energy import NetworkEnergyResult
+    from tser_cli.engine.commands.report import ReportResult
     from tser_cli.engine.runs.result import RunResult
 
 
@@ -60,15 +61,19 @@ def show_run(result: RunResult, next_commands: Sequence[str]) -> None:
     `next_commands`: command lines, with what for behind a #. With --quiet only what was measured
     and the folder are shown.
     """
-    from tser_cli.report import console, meaning
+    from tser_cli.report import console, energy_report, meaning
 
     output().print(console.per_timestep_table(result.name, result.per_timestep))
     _lines([console.summary(result.per_timestep, "test")])
+    if result.energy_pj is not None and result.energy_budget_pj is not None:
+        verdict = energy_report.budget_verdict(result.energy_pj, result.energy_budget_pj)
+        _lines([f"energy: {verdict}"])
     if verbosity.is_quiet():
         _lines([f"run folder: {result.folder}"])
         return
-    of_ann = (result.energy_pj, result.ann_energy_pj)
-    _lines(meaning.sentences(result.kind, result.per_timestep, *of_ann))
+    _lines(meaning.sentences(result.kind, result.per_timestep))
+    if result.against_ann is not None:
+        _lines(energy_report.headline(result.against_ann))
     _lines([console.next_steps(result.folder, next_commands)])
 
 
@@ -100,6 +105,8 @@ def show_evaluation(result: EvaluateResult, per_timestep: bool) -> None:
     _lines(_written("figure", result.figure))
     if result.early_exit_rows:
         output().print(energy_report.early_exit_table(result.early_exit_rows))
+        chosen = [row for row in result.early_exit_rows if row["chosen_on"]]
+        _lines([energy_report.budget_sentence(row) for row in chosen])
         _lines(_written("table", result.early_exit_table))
 
 
@@ -160,6 +167,13 @@ def show_audit(result: AuditResult) -> None:
     _lines([f"{result.name}: {'clean' if found.clean else f'{wrong} findings'}"])
 
 
+def show_report(result: ReportResult) -> None:
+    """Show where the page of a report is, and on standard error what it lacks."""
+    for line in result.missing:
+        progress().say(f"not on the page: {line}")
+    _lines([f"written: {result.output} ({result.bytes / 1e6:.1f} MB)"])
+
+
 def show_ablation(result: AblationResult) -> None:
     """Show the table of an ablation, and where the files are."""
     from tser_cli.report import ablation
@@ -167,7 +181,13 @@ def show_ablation(result: AblationResult) -> None:
     request = result.request
     title = f"{result.folder.name}: {request.measure.replace('_', ' ')}"
     output().print(ablation.table(title, result.summary, request.axes, request.names))
-    names = ["ablation.csv", "summary.csv", *(["figures"] if result.figures else [])]
+    if result.exits:
+        margin = request.accuracy_margin
+        output().print(ablation.exits_table(result.exits, request.axes, request.names, margin))
+    exits = ["early_exit.csv", "early_exit_summary.csv"] if result.exits else []
+    frontier = ["frontier.csv"] if any(p.stem == "frontier" for p in result.figures) else []
+    figures = ["figures"] if result.figures else []
+    names = ["ablation.csv", "summary.csv", *exits, *frontier, *figures]
     _lines([f"written: {result.folder / name}" for name in names])
 
 

@@ -10,23 +10,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichBars
 
 from tser_cli.cli.estimate import Estimate
+from tser_cli.quantities import joules
 from tser_cli.report.console import duration
 from tser_cli.report.progress import Progress, Silent
 
 REFRESH_SECONDS = 0.25
+ENERGY = ("energy_pj", "energy_budget_pj", "energy_multiplier")
 
 
 def describe(row: dict[str, Any], epochs: int) -> str:
     """Describe an epoch in one line: losses by term, accuracies, speed."""
     fixed = {"epoch", "lr", "train_accuracy", "validation_accuracy"}
-    fixed |= {"images_per_second", "seconds"}
+    fixed |= {"images_per_second", "seconds", *ENERGY}
     parts = [f"epoch {row['epoch']}/{epochs}"]
     parts += [f"{name} {value:.4f}" for name, value in row.items() if name not in fixed]
+    if "energy_pj" in row:
+        parts.append(f"energy {joules(row['energy_pj'])}, aim {joules(row['energy_budget_pj'])}")
     parts.append(f"train {100 * row['train_accuracy']:.2f} %")
     if row["validation_accuracy"] is not None:
         parts.append(f"validation {100 * row['validation_accuracy']:.2f} %")
     parts.append(f"{row['images_per_second']:.0f} images/s")
     return ", ".join(parts)
+
+
+def _term(name: str, value: float) -> str:
+    return f"energy {joules(value)}" if name == "energy_pj" else f"{name} {value:.3f}"
 
 
 class Lines(Silent):
@@ -99,7 +107,7 @@ class Bars(Lines):
         spent = time.monotonic() - self._shown
         if spent < REFRESH_SECONDS:
             return
-        losses = ", ".join(f"{k} {float(v):.3f}" for k, v in values.items() if k != "correct")
+        losses = ", ".join(_term(k, float(v)) for k, v in values.items() if k != "correct")
         note = f"{self._images / spent:.0f} images/s  {losses}"
         self._bars.update(self._batch_bar, advance=self._waiting, note=note)
         self._shown, self._images, self._waiting = time.monotonic(), 0, 0

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tser_cli import registry
 from tser_cli.cli import options as opt
 from tser_cli.cli import present, present_json
 from tser_cli.cli.groups import TrainingOptions
@@ -20,7 +21,12 @@ EXAMPLES = (
 def train_teacher(
     training: TrainingOptions,
     model: Annotated[
-        str | None, typer.Argument(help="The architecture, as resnet34.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="The architecture, as resnet34.",
+            autocompletion=opt.names_in(registry.MODELS),
+            show_default=False,
+        ),
     ] = None,
     as_json: opt.Json = False,
 ) -> None:

@@ -1,27 +1,21 @@
-"""What the figures of a training mean, in two plain sentences."""
+"""What the accuracies of a training mean, in plain sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tser_cli.report.energy_report import joules
-
 Row = Mapping[str, Any]
-ARITHMETIC = "arithmetic alone, without memory"
 
 
-def sentences(
-    kind: str, rows: Sequence[Row], energy_pj: float | None, ann_energy_pj: float | None
-) -> list[str]:
-    """Return what a run of `kind` (teacher or student) measured on test images, in words.
+def sentences(kind: str, rows: Sequence[Row]) -> list[str]:
+    """Return what the accuracies of a run of `kind` (teacher or student) mean, in words.
 
-    `rows`: those of per_timestep.csv; the energies are means of an image, None where unknown.
+    `rows`: those of per_timestep.csv.
     """
     if kind == "teacher":
         return [_right(rows), "A student learns from its answers, and is compared with them."]
-    cost = [] if energy_pj is None or not ann_energy_pj else [_cost(energy_pj, ann_energy_pj)]
-    return [_right(rows), *(cost or ["No test image chose anything: neither epoch nor setting."])]
+    return [_right(rows)]
 
 
 def _right(rows: Sequence[Row]) -> str:
@@ -37,13 +31,3 @@ def _right(rows: Sequence[Row]) -> str:
 
 def _count(row: Row, name: str) -> int:
     return round(float(row[name]) * int(row["images"]))
-
-
-def _cost(energy_pj: float, ann_energy_pj: float) -> str:
-    """Compare with the ANN of the same shape, which multiplies where this one adds spikes."""
-    less = ann_energy_pj / energy_pj
-    ratio = f"{less:.1f} times less" if less >= 1.0 else f"{1 / less:.1f} times more"
-    return (
-        f"An image costs it {joules(energy_pj)}, {ratio} than the same network with ordinary "
-        f"activations ({ARITHMETIC})."
-    )

@@ -13,8 +13,8 @@ from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.table import Table
 
+from tser_cli.quantities import joules
 from tser_cli.report.console import percent
-from tser_cli.report.energy_report import joules
 from tser_cli.visible import one_line
 
 Row = Mapping[str, Any]

@@ -265,8 +265,9 @@ def test_more_epochs_are_another_run_unless_it_must(
     assert find_runs.find_unfinished(tmp_path, "student", longer, False) is None
     assert find_runs.find_unfinished(tmp_path, "student", longer, True) == run
     batches = {"training.batch_size": "auto"}
-    assert find_runs.begun_batch_size(tmp_path, "student", longer.updated(batches)) == 0
-    assert find_runs.begun_batch_size(tmp_path, "student", longer.updated(batches), True) == 8
+    assert find_runs.begun_like(tmp_path, "student", longer.updated(batches)) is None
+    begun = find_runs.begun_like(tmp_path, "student", longer.updated(batches), True)
+    assert begun is not None and begun.training.batch_size == 8
 
 
 def test_a_run_that_kept_its_paths_as_given_goes_on(
@@ -316,13 +317,30 @@ def test_an_automatic_batch_size_is_that_of_the_unfinished_run(
     tmp_path: Path, make_config: MakeConfig, unfinished: Callable[..., Run]
 ) -> None:
     automatic = make_config({"training.batch_size": "auto"})
-    assert find_runs.begun_batch_size(tmp_path, "student", automatic) == 0
+
+    def begun() -> Config | None:
+        return find_runs.begun_like(tmp_path, "student", automatic)
+
+    assert begun() is None
+    like = make_config({"training.batch_size": 12})
     unfinished(changes={"training.batch_size": 12})
     unfinished(changes={"training.batch_size": 24, "optimizer.lr": 0.7})
     (unfinished(changes={"training.batch_size": 48}).folder / "config.toml").write_text("[")
-    assert find_runs.begun_batch_size(tmp_path, "student", automatic) == 12
+    assert begun() == like
     unfinished(state="finished", changes={"training.batch_size": 6})
-    assert find_runs.begun_batch_size(tmp_path, "student", automatic) == 12
+    assert begun() == like
+
+
+def test_what_is_left_open_is_that_of_the_unfinished_run(
+    tmp_path: Path, make_config: MakeConfig, unfinished: Callable[..., Run]
+) -> None:
+    precision = {"training.precision": "bf16"}
+    unfinished(changes=precision)
+    for batch_size in (8, "auto"):
+        both = make_config({"training.precision": "auto", "training.batch_size": batch_size})
+        assert find_runs.begun_like(tmp_path, "student", both) == make_config(precision)
+    fp32 = make_config({"training.batch_size": "auto"})
+    assert find_runs.begun_like(tmp_path, "student", fp32) is None
 
 
 def test_another_folder_of_one_s_own_images_is_another_run(

@@ -14,6 +14,7 @@ from tser_cli.engine.runtime.whole_paths import with_whole_paths
 from tser_cli.errors import ConfigError, RunError, nearest, warn_once
 from tser_cli.files import is_file, is_folder
 
+LEFT_OPEN = {"training.batch_size": 0, "training.precision": "auto"}
 UNFINISHED = ("running", "stopped", "failed")
 LATEST = "latest"
 ANY = "*"
@@ -146,16 +147,26 @@ def open_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:
     return run
 
 
-def begun_batch_size(runs_dir: Path, kind: str, config: Config, must: bool = False) -> int:
-    """Return the batch size of the unfinished run that is else like `config`; 0 without one."""
+def begun_like(runs_dir: Path, kind: str, config: Config, must: bool = False) -> Config | None:
+    """Return `config` with what it leaves open as in the unfinished run that is else like it.
+
+    Open are a batch size of 0 and a precision of "auto". None where there is no such run.
+    """
     for run in _unfinished(runs_dir, kind, config):
         try:
-            size = run.config().training.batch_size
+            before = run.config().flat()
         except (ConfigError, RunError):  # damaged: that run is not gone on with
             continue
-        if not differences(run, config.updated({"training.batch_size": size}), must):
-            return size
-    return 0
+        opened = config.updated({key: before[key] for key in left_open(config)})
+        if not differences(run, opened, must):
+            return opened
+    return None
+
+
+def left_open(config: Config) -> list[str]:
+    """Return the settings that are chosen when a run begins, and then are the run's."""
+    values = config.flat()
+    return [key for key, open_value in LEFT_OPEN.items() if values[key] == open_value]
 
 
 def _unfinished(runs_dir: Path, kind: str, config: Config) -> list[Run]:
