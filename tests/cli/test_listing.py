@@ -40,7 +40,6 @@ def tser(*words: str, folder: Path | None = None) -> subprocess.CompletedProcess
         ("models", registry.MODELS),
         ("datasets", registry.DATASETS),
         ("recipes", recipe.available()),
-        ("profiles", PROFILES),
     ],
 )
 def test_all_names_are_listed(what: str, known: list[str]) -> None:
@@ -48,7 +47,8 @@ def test_all_names_are_listed(what: str, known: list[str]) -> None:
 
 
 def test_what_a_list_says() -> None:
-    rows = {row["name"]: row for rows in choices.ROWS.values() for row in rows()}
+    every = [*(make() for make in choices.ROWS.values()), choices.profiles(PROFILES.values())]
+    rows = {row["name"]: row for rows in every for row in rows}
     assert rows["sew_resnet18"]["as"] == "SNN"
     assert rows["vgg11"]["as"] == "ANN, SNN"
     assert rows["npz"]["images"] == "your own, in --data-dir"
@@ -57,6 +57,11 @@ def test_what_a_list_says() -> None:
     assert rows["dkd"]["weights"]["entropy_weight"] == 0.0
     assert rows["fashion-mnist/resnet20_teacher"]["about"].startswith("A small teacher for a CPU.")
     assert not any("command:" in row["about"] for row in choices.recipes())
+
+
+def test_profiles_are_listed() -> None:
+    rows = json.loads(tser("list", "profiles", "--json").stdout)
+    assert [row["name"] for row in rows] == list(PROFILES)
 
 
 def test_names_of_plug_ins_are_listed(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,8 +38,15 @@ def listing(what: What, plugin: opt.Plugin = None, as_json: opt.Json = False) ->
         return
     from tser_cli.report import choices
 
-    rows = choices.ROWS[what]()
+    rows = _profiles() if what == "profiles" else choices.ROWS[what]()
     present_json.show(rows) if as_json else present.output().print(choices.table(rows))
+
+
+def _profiles() -> list[dict[str, Any]]:
+    from tser_cli.energy.profiles import PROFILES
+    from tser_cli.report import choices
+
+    return choices.profiles(PROFILES.values())
 
 
 def methods(plugin: opt.Plugin = None, as_json: opt.Json = False) -> None:

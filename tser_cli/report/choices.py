@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -77,10 +77,8 @@ def about(name: str) -> str:
     return " ".join(line.removeprefix("# ") for line in head if not line.startswith(COMMAND))
 
 
-def profiles() -> Rows:
-    """Return the cost profiles that come with tser, with their constants and sources."""
-    from tser_cli.energy.profiles import PROFILES
-
+def profiles(known: Iterable[Any]) -> Rows:
+    """Return cost profiles (`tser_cli.energy.profiles`), with their constants and sources."""
     return [
         {
             "name": profile.name,
@@ -89,7 +87,7 @@ def profiles() -> Rows:
             "technology": profile.technology,
             "source": profile.source,
         }
-        for profile in PROFILES.values()
+        for profile in known
     ]
 
 
@@ -103,7 +101,6 @@ ROWS: Mapping[str, Callable[[], Rows]] = {
     "models": models,
     "datasets": datasets,
     "recipes": recipes,
-    "profiles": profiles,
 }
 
 
