@@ -30,7 +30,10 @@ from tser_cli.cli import app
 
 LIMIT = 20  # seconds
 CODES = (0, 1, 2, 3, 4)  # 4: what audit found
-VERBS = ("evaluate", "energy", "audit", "predict", "distill", "train-teacher", "ablate", "methods")
+VERBS = (
+    *("evaluate", "energy", "audit", "predict", "report"),
+    *("distill", "train-teacher", "ablate", "methods"),
+)
 ODD = (
     *("", ".", "..", "/", "[/x]", "[/red]x", "$x_{$", "\x1b[2J", "\udcff", "x" * 300, "é" * 200),
     *("-1", "0", "1e999", "nan", "9" * 400, "0.5", "1,2", "{}", "[[", "/dev/null", "/dev/full"),
@@ -54,6 +57,7 @@ FLAGS = {
     "train-teacher": ("--dataset", "--data-dir", "--batch-size", "--set", "--recipe", "--seed"),
     "ablate": ("--vary", "--seeds", "--jobs", "--output", "--baseline", "--set", "--teacher"),
     "methods": ("--plugin",),
+    "report": ("--output", "--images", "--device", "--data-dir", "--runs-dir", "--no-measure"),
 }
 VARIABLES = {
     "COLUMNS": ("0", "1", "20", "x", "99999"),
@@ -227,6 +231,7 @@ def using(draw: random.Random, run: Path) -> list[str]:
             ["energy", "--run", str(run)],
             ["audit", "--run", str(run)],
             ["predict", "--run", str(run), str(run / "figures")],
+            ["report", str(run), "--output", "page.html"],
             ["distill", "--dry-run", "--teacher", str(run)],
             ["ablate", "--dry-run", "--vary", "method=ce", "--seeds", "1"],
             ["distill", "--resume", "must", "--dry-run"],

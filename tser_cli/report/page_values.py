@@ -120,12 +120,14 @@ class Tradeoff:
     `steps`: `t`, `energy_pj` of the steps up to t, `accuracy` of their average. `exits`: the rows
     of early_exit.csv, in the order of their energy, () without. `teacher`: its energy in pJ and its
     accuracy. `ann_pj`: the energy of the ANN of the same shape, whose accuracy is not known.
+    `images`: on how many it was measured for this page, 0 where that is from the run's tables.
     """
 
     steps: Rows
     exits: Rows
     teacher: tuple[float, float] | None
     ann_pj: float | None
+    images: int = 0
 
 
 @dataclass(frozen=True)

@@ -91,10 +91,11 @@ def summary(run: RunReport) -> list[str]:
 def _of_accuracy(run: RunReport, accuracy: Accuracy) -> Iterator[str]:
     last, steps = accuracy.last, accuracy.last["t"]
     after = f"After {steps} time steps " if steps > 1 else ""
-    interval = f"{100 * last['low_cumulative']:.1f} to {100 * last['high_cumulative']:.1f} %"
+    low, high = (percent(last[f"{end}_cumulative"], 1) for end in ("low", "high"))
     yield (
         f"{after}{last['correct_cumulative']:,} of {last['images']:,} test images are right: "
-        f"{percent(last['accuracy_cumulative'])} (95 % interval over images: {interval})."
+        f"{percent(last['accuracy_cumulative'])} (95\N{NO-BREAK SPACE}% interval over images: "
+        f"{low} to {high})."
     )
     if accuracy.teacher is not None and run.kind == "student":
         gap = points(last["accuracy_cumulative"] - accuracy.teacher)
@@ -136,10 +137,12 @@ def _of_energy(energy: Energy, duels: Sequence[Duel]) -> str:
 def _of_exits(tradeoff: Tradeoff) -> list[str]:
     """Return the cheapest early exit that costs at most half a point; nothing where none saves."""
     full = tradeoff.steps[-1]
+    if tradeoff.steps[0]["accuracy"] >= full["accuracy"] - WORTH:
+        return []  # the first step is enough, which is told elsewhere
     kept = [row for row in tradeoff.exits if row["accuracy"] >= full["accuracy"] - WORTH]
     best = min(kept, key=lambda row: row["energy_pj"], default=None)
-    if best is None or best["mean_steps"] <= 1.0 or best["energy_pj"] > 0.98 * full["energy_pj"]:
-        return []  # the first step for all images is told elsewhere
+    if best is None or best["energy_pj"] > 0.98 * full["energy_pj"]:
+        return []
     return [
         f"Images that stop once they are decided (confidence {best['threshold']:g}) reach "
         f"{percent(best['accuracy'])} for {joules(best['energy_pj'])}, "
@@ -194,7 +197,8 @@ def _energy_tiles(run: RunReport) -> Iterator[Tile]:
     yield Tile("energy an image", joules(run.energy.total["energy_pj"]), aside)
     found = energy_range(run.duels)
     if found:
-        yield Tile("beside the same ANN", found, "by what one compares and counts")
+        lines = found.replace(" … ", " …\n")
+        yield Tile("beside the same ANN", lines, "by what one compares and counts")
 
 
 def _training_tile(run: RunReport) -> Iterator[Tile]:
@@ -208,7 +212,8 @@ def _training_tile(run: RunReport) -> Iterator[Tile]:
 def tradeoff_note(found: Tradeoff) -> str:
     """Return how to read the chart of accuracy against energy."""
     early = " The line in orange is early exit, a point a threshold." if found.exits else ""
-    return f"Blue: the steps up to t together.{early}"
+    measured = f" Measured on {found.images:,} images." if found.images else ""
+    return f"Blue: the steps up to t together.{early}{measured}"
 
 
 def ablation_lines(found: AblationReport) -> list[str]:

@@ -234,18 +234,19 @@ def _tradeoff(
         raise RunError(energy.why)
     if isinstance(accuracy, Missing):
         raise RunError(accuracy.why)
-    teacher = files.teacher_energy(files.sidecar(run))
-    known = teacher is not None and accuracy.teacher is not None
-    point = (teacher, accuracy.teacher) if known else None
+    teacher_pj = files.teacher_energy(files.sidecar(run))
+    point = None
+    if teacher_pj is not None and accuracy.teacher is not None:
+        point = (teacher_pj, accuracy.teacher)
     ann_pj = float(energy.total["ann_energy_pj"])
     if isinstance(measured, Measured) and measured.steps:
-        return Tradeoff(measured.steps, measured.exits, point, ann_pj)  # type: ignore[arg-type]
+        return Tradeoff(measured.steps, measured.exits, point, ann_pj, measured.images)
     spent_T = itertools.accumulate(float(row["energy_pj"]) for row in energy.totals)
     steps = [
         {"t": row["t"], "energy_pj": spent, "accuracy": row["accuracy_cumulative"]}
         for spent, row in zip(spent_T, accuracy.rows, strict=True)
     ]
-    return Tradeoff(tuple(steps), files.early_exit(run), point, ann_pj)  # type: ignore[arg-type]
+    return Tradeoff(tuple(steps), files.early_exit(run), point, ann_pj)
 
 
 def _pairs(found: Sequence[_Found]) -> list[Pair]:

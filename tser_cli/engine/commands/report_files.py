@@ -55,7 +55,7 @@ MAKES = {
     "per_timestep.csv": "tser evaluate writes it",
     "metrics.csv": "training writes it at the end of an epoch",
     "energy.csv": "tser distill writes it when a student is finished",
-    PREDICTIONS: "tser distill writes it when a student is finished, since version 0.2",
+    PREDICTIONS: "tser distill writes it when a student is finished",
     "config.toml": "training writes it when a run begins",
 }
 

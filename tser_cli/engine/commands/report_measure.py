@@ -49,10 +49,11 @@ class MeasureRequest:
 class Measured:
     """What one counted pass over the test images gave.
 
-    `classes`: their names. `steps` and `exits`: see `Tradeoff`; () for an ANN. `duels`: the
-    comparisons that take the details of memory.
+    `images`: how many; `classes`: their names. `steps` and `exits`: see `Tradeoff`; () for an ANN.
+    `duels`: the comparisons that take the details of memory.
     """
 
+    images: int
     classes: tuple[str, ...]
     predictions: Predictions
     steps: tuple[Mapping[str, Any], ...]
@@ -74,6 +75,7 @@ def measure(run: Run, request: MeasureRequest) -> Measured:
     spent_T = energy_up_to(full.counts, profile).mean(axis=1)
     spiking = model.spiking
     return Measured(
+        images=full.images,
         classes=tuple(classes),
         predictions=_predictions(full.answers),
         steps=tuple(_step(full, t, float(spent_T[t])) for t in range(steps) if spiking),
