@@ -38,7 +38,7 @@ def test_a_run_that_is_none_is_one_message_and_exit_code_2(
     page = tmp_path / "page.html"
     assert tser(monkeypatch, str(tmp_path / "nothing"), "--output", str(page)) == 2
     said = capsys.readouterr()
-    assert said.err.startswith("error: ") and "neither a run folder" in said.err
+    assert said.err.startswith("error: ") and "is not a run folder" in said.err
     assert said.out == "" and not page.exists()
 
 

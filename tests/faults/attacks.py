@@ -40,7 +40,10 @@ ODD = (
     *("x" * 9000, "a=b", "a\nb", "\u202ex", "~nobody", "digits", "resnet20", "tser", "--", "%s"),
 )
 FLAGS = {
-    "evaluate": ("--run", "-T", "--split", "--output", "--early-exit", "--early-exit-entropy"),
+    "evaluate": (
+        *("--run", "-T", "--split", "--output"),
+        *("--early-exit", "--early-exit-entropy", "--energy-budget"),
+    ),
     "energy": ("--run", "--profile", "--output", "--runs-dir", "--device", "--precision"),
     "audit": ("--run", "--runs-dir"),
     "predict": ("--run", "--device", "--output", "--runs-dir", "--early-exit"),
@@ -55,7 +58,10 @@ FLAGS = {
         "--resume",
     ),
     "train-teacher": ("--dataset", "--data-dir", "--batch-size", "--set", "--recipe", "--seed"),
-    "ablate": ("--vary", "--seeds", "--jobs", "--output", "--baseline", "--set", "--teacher"),
+    "ablate": (
+        *("--vary", "--seeds", "--jobs", "--output", "--baseline", "--set", "--teacher"),
+        "--accuracy-margin",
+    ),
     "methods": ("--plugin",),
     "report": ("--output", "--images", "--device", "--data-dir", "--runs-dir", "--no-measure"),
 }

@@ -9,6 +9,13 @@ import typer
 
 from tser_cli.cli import options as opt
 from tser_cli.cli import present
+from tser_cli.cli.completion import complete_run
+
+EXAMPLES = (
+    "tser report",
+    "tser report --output page.html",
+    "tser report runs/ablations/digits_rivals",
+)
 
 
 def report(
@@ -16,8 +23,9 @@ def report(
         list[Path] | None,
         typer.Argument(
             metavar="[RUN|ABLATION]...",
-            help="Folders of runs and ablations. Default: the newest finished student.",
-            show_default=False,
+            help="Runs: paths, names, unambiguous beginnings, or latest; folders of ablations.",
+            show_default="the newest finished student",
+            autocompletion=complete_run,
         ),
     ] = None,
     output: Annotated[Path, typer.Option("--output", help="Where the page goes.")] = Path(

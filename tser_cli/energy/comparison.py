@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,9 +10,7 @@ from tser_cli.energy.attention import attentions
 from tser_cli.energy.auxiliary import Auxiliary
 from tser_cli.energy.counts import CONV, MATMUL, REAL, SPIKES, SUMS, Counts, LayerCounts
 from tser_cli.energy.profiles import Profile
-from tser_cli.errors import ConfigError
 
-UNITS = {"pj": 1.0, "nj": 1e3, "uj": 1e6, "µj": 1e6, "mj": 1e9, "j": 1e12}
 NEAR = 0.05
 """How far a figure may be from a convention's that is taken to have made it."""
 
@@ -62,14 +59,6 @@ def matching(compared: Sequence[Compared], energy_pj: float) -> list[Compared]:
     """Return the conventions within 5 % of a figure, the nearest first."""
     near = [one for one in compared if abs(one.energy_pj - energy_pj) <= NEAR * energy_pj]
     return sorted(near, key=lambda one: abs(one.energy_pj - energy_pj))
-
-
-def parse_energy(text: str) -> float:
-    """ "1.38mJ" -> pJ. Raises ConfigError for anything else."""
-    found = re.fullmatch(r"\s*(\d*\.?\d+(?:e-?\d+)?)\s*([pnuµm]?J)\s*", text, re.IGNORECASE)
-    if not found or not float(found[1]):
-        raise ConfigError(f'"{text}" is no energy; write it as 1.38mJ, 4uJ or 950nJ')
-    return float(found[1]) * UNITS[found[2].lower()]
 
 
 def _any(test: Callable[[LayerCounts], bool]) -> Callable[[Counts], bool]:

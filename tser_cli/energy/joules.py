@@ -7,6 +7,8 @@ updates are not in it. All figures are in pJ.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from tser_cli.energy.counts import Counts, FloatArray, IntArray, LayerCounts
@@ -21,10 +23,15 @@ def operations(counts: Counts) -> tuple[IntArray, IntArray]:
     return macs_T, acs_TI
 
 
+def priced(macs: Any, acs: Any, profile: Profile) -> Any:
+    """Price operations, numbers, arrays or tensors: macs x mac_pj + acs x ac_pj, in pJ."""
+    return macs * profile.mac_pj + acs * profile.ac_pj
+
+
 def energy_per_step(counts: Counts, profile: Profile) -> FloatArray:
     """Energy of each image at each step alone, pJ [T, I]; a stem computed once is at step 1."""
     macs_T, acs_TI = operations(counts)
-    energy_TI: FloatArray = macs_T[:, None] * profile.mac_pj + acs_TI * profile.ac_pj
+    energy_TI: FloatArray = priced(macs_T[:, None], acs_TI, profile)
     return energy_TI
 
 
@@ -32,14 +39,15 @@ def energy_up_to(counts: Counts, profile: Profile) -> FloatArray:
     """Energy of each image up to and with each step, pJ [T, I]: what stopping there costs."""
     macs_T, acs_TI = operations(counts)
     macs_T, acs_TI = macs_T.cumsum(), acs_TI.cumsum(axis=0)
-    energy_TI: FloatArray = macs_T[:, None] * profile.mac_pj + acs_TI * profile.ac_pj
+    energy_TI: FloatArray = priced(macs_T[:, None], acs_TI, profile)
     return energy_TI
 
 
 def mean_energy(counts: Counts, profile: Profile) -> float:
     """Energy of the whole network over all steps, pJ, mean per image: the headline."""
     macs_T, acs_TI = operations(counts)
-    return int(macs_T.sum()) * profile.mac_pj + int(acs_TI.sum()) / counts.images * profile.ac_pj
+    energy: float = priced(int(macs_T.sum()), int(acs_TI.sum()) / counts.images, profile)
+    return energy
 
 
 def ann_macs(counts: Counts) -> int:

@@ -48,14 +48,21 @@ class SpikingNeuron(nn.Module):
     def forward(self, x: Tensor, timesteps: int) -> Tensor:
         x_T = x.reshape(timesteps, -1, *x.shape[1:])
         if self._streaming:
-            streamed: Tensor = self.node(x_T)
-            return streamed.flatten(0, 1)
+            return self._spikingjelly(x_T).flatten(0, 1)
         if self._fused is not None and fused.serves(x):
             return fused.spikes_of(x_T, self._fused).flatten(0, 1)
         functional.reset_net(self.node)
-        spikes: Tensor = self.node(x_T)
+        spikes = self._spikingjelly(x_T)
         functional.reset_net(self.node)
         return spikes.flatten(0, 1)
+
+    def _spikingjelly(self, x_T: Tensor) -> Tensor:
+        # Membrane potentials of bf16 would round away what a step adds. On a GPU spikingjelly's
+        # kernels decide.
+        narrow = x_T.dtype == torch.bfloat16 and x_T.device.type == "cpu"
+        given_T = x_T.float() if narrow else x_T
+        spikes_T: Tensor = self.node(given_T)
+        return spikes_T.to(x_T.dtype)
 
     def set_streaming(self, streaming: bool) -> None:
         """Keep the membrane potential between calls, or not; it starts anew in either case."""

@@ -8,6 +8,10 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from tser_cli.quantities import unit_of
+
+STAR = "* not resolved by Holm's procedure over this table"
+
 
 def _points(value: float | None, sign: str = "") -> str:
     return "-" if value is None else f"{100 * value:{sign}.2f}"
@@ -24,7 +28,7 @@ def table(
     """
     shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, caption_justify="left")
     if any(starred(row) for row in summary):
-        shown.caption = "* not resolved by Holm's procedure over this table"
+        shown.caption = STAR
     for name in names:
         shown.add_column(name, overflow="fold")
     for name in ("n", "accuracy %", "difference", "95 % interval"):
@@ -39,6 +43,52 @@ def table(
             interval_words(row),
         )
     return shown
+
+
+def exits_table(
+    summary: Sequence[dict[str, Any]], axes: Sequence[str], names: Sequence[str], margin: float
+) -> Table:
+    """Return a line a cell: the energy at which early exit reaches the baseline's accuracy."""
+    title = f"early exit at the accuracy of the baseline less {100 * margin:g} points"
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, caption_justify="left")
+    shown.caption = "thresholds chosen on held-out images, measured on test images"
+    if any(starred(row) for row in summary):
+        shown.caption = f"{shown.caption}\n{STAR}"
+    for name in names:
+        shown.add_column(name, overflow="fold")
+    found = [row["energy_mean_pj"] for row in summary if row["energy_mean_pj"] is not None]
+    scale, unit = unit_of(max(found, default=0.0))
+    for name in ("n", f"energy {unit}", "accuracy %", "difference", "95 % interval"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for row in summary:
+        settings = [str(row[axis]) for axis in axes]
+        tried = f" of {row['n'] + row['missed']}" if row["missed"] else ""
+        energy = _in_unit(row["energy_mean_pj"], scale)
+        if row["energy_std_pj"] is not None:
+            energy += f" ± {_in_unit(row['energy_std_pj'], scale)}"
+        shown.add_row(
+            *settings,
+            f"{row['n']}{tried}",
+            energy,
+            accuracy_words(row),
+            *_energy_difference(row, scale),
+        )
+    return shown
+
+
+def _in_unit(energy_pj: float | None, scale: float, sign: str = "") -> str:
+    return "-" if energy_pj is None else f"{energy_pj / scale:{sign}.2f}"
+
+
+def _energy_difference(row: Mapping[str, Any], scale: float) -> tuple[str, str]:
+    if row["baseline"]:
+        return "baseline", ""
+    low, high = row["energy_difference_low_pj"], row["energy_difference_high_pj"]
+    reach = "" if low is None else f"{_in_unit(low, scale, '+')} .. {_in_unit(high, scale, '+')}"
+    if row["resolved"] == 0:
+        return "not resolved", reach
+    star = " *" if starred(row) else ""
+    return _in_unit(row["energy_difference_pj"], scale, "+") + star, reach
 
 
 def starred(row: Mapping[str, Any]) -> bool:

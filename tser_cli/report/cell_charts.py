@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tser_cli.quantities import unit_of
 from tser_cli.report.chart_parts import (
     SERIES,
     SOFT,
@@ -19,7 +20,6 @@ from tser_cli.report.chart_parts import (
 )
 from tser_cli.report.group_charts import colours_of
 from tser_cli.report.page_values import AblationReport, CellReport
-from tser_cli.report.page_words import unit_for
 from tser_cli.report.run_charts import ACCURACY
 from tser_cli.report.style import PALETTE, look_of
 
@@ -104,7 +104,7 @@ def energy(found: AblationReport, shown: Sequence[CellReport]) -> Spec | None:
     counted = [cell for cell in shown if cell.energy_pj and cell.accuracy]
     if not counted:
         return None
-    scale, unit = unit_for(max(max(cell.energy_pj) for cell in counted))
+    scale, unit = unit_of(max(max(cell.energy_pj) for cell in counted))
     rows = [_energy_row(cell, scale) for cell in counted]
     x = quantity("energy", f"energy an image ({unit}, arithmetic alone)", nice=True)
     x["axis"] = {"format": "~g", "tickCount": 6, "grid": True}

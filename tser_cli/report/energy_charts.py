@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tser_cli.quantities import joules, unit_of
 from tser_cli.report.chart_parts import (
     BAD,
     LINE,
@@ -21,9 +22,8 @@ from tser_cli.report.chart_parts import (
     tip,
     values,
 )
-from tser_cli.report.energy_report import joules
 from tser_cli.report.page_values import Duel, Energy, Tradeoff
-from tser_cli.report.page_words import times, unit_for
+from tser_cli.report.page_words import times
 
 ROW = 17  # pixels of a layer
 TALL = 46  # pixels of a line with its name above it
@@ -57,7 +57,7 @@ def firing(found: Energy) -> Spec | None:
 
 def by_layer(found: Energy) -> Spec:
     """Energy of each layer, stacked by time step."""
-    scale, unit = unit_for(max(row["energy_pj"] for row in found.whole))
+    scale, unit = unit_of(max(row["energy_pj"] for row in found.whole))
     rows = [
         {"layer": row["layer"], "t": row["t"], "energy": row["energy_pj"] / scale, "op": row["op"]}
         for row in found.layers
@@ -98,7 +98,7 @@ def duels(found: Sequence[Duel]) -> Spec | None:
     shown = [duel for duel in found if duel.sound]
     if not shown:
         return None
-    scale, unit = unit_for(shown[0].student_pj)
+    scale, unit = unit_of(shown[0].student_pj)
     rows = [row for place, duel in enumerate(shown) for row in _duel_rows(place, duel, scale)]
     y = {"field": "place", "type": "ordinal", "axis": None}
     x = spread("energy", f"energy an image ({unit})", [row["energy"] for row in rows])
@@ -129,7 +129,7 @@ def _duel_rows(place: int, duel: Duel, scale: float) -> list[dict[str, Any]]:
 
 def tradeoff(found: Tradeoff) -> Spec:
     """Accuracy against energy: a point a time step, early exit as a line, teacher and ANN."""
-    scale, unit = unit_for(found.steps[-1]["energy_pj"])
+    scale, unit = unit_of(found.steps[-1]["energy_pj"])
     steps = [_place(row, scale, f"t = {row['t']}") for row in found.steps]
     exits = [
         {**_place(row, scale, "early exit"), "threshold": row["threshold"], "n": row["mean_steps"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tser_cli.quantities import unit_of
 from tser_cli.report.chart_parts import (
     SERIES,
     Spec,
@@ -17,7 +18,6 @@ from tser_cli.report.chart_parts import (
     values,
 )
 from tser_cli.report.page_values import Accuracy, Curves, Tradeoff
-from tser_cli.report.page_words import unit_for
 from tser_cli.report.run_charts import ACCURACY, WIDE, curve
 
 RUN = ("run", "run", "")
@@ -56,7 +56,7 @@ def accuracies(named: Sequence[tuple[str, Accuracy]]) -> Spec:
 
 def tradeoffs(named: Sequence[tuple[str, Tradeoff]]) -> Spec:
     """Accuracy against energy, a point a time step, a colour a run."""
-    scale, unit = unit_for(max(found.steps[-1]["energy_pj"] for _, found in named))
+    scale, unit = unit_of(max(found.steps[-1]["energy_pj"] for _, found in named))
     rows = [
         {
             **{"run": name, "t": row["t"], "accuracy": 100 * row["accuracy"]},

@@ -12,11 +12,12 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from tser_cli.quantities import joules
 from tser_cli.report import page_charts, page_words
 from tser_cli.report.ablation import accuracy_words, difference_words
 from tser_cli.report.chart_library import NOTICE, library
 from tser_cli.report.chart_parts import CONFIG, SERIES
-from tser_cli.report.energy_report import joules, quantity
+from tser_cli.report.energy_report import quantity
 from tser_cli.report.page_compare import compare_runs
 from tser_cli.report.page_values import Missing, Page
 from tser_cli.visible import visible

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tser_cli.report.energy_report import joules
+from tser_cli.quantities import joules
 from tser_cli.report.page_values import Accuracy, Energy, Page, Pair, RunReport
 from tser_cli.report.page_words import duration, percent, points
 

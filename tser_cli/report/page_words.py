@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tser_cli.quantities import joules
 from tser_cli.report.ablation import interval_words
-from tser_cli.report.energy_report import UNITS, joules
 from tser_cli.report.page_values import (
     AblationReport,
     Accuracy,
@@ -54,11 +54,6 @@ def times(ratio: float) -> str:
     if not 0.0 < ratio < math.inf:
         return "-"
     return f"{ratio:.1f} times less" if ratio >= 1 else f"{1 / ratio:.1f} times more"
-
-
-def unit_for(energy_pj: float) -> tuple[float, str]:
-    """Return the unit that suits an energy, and how many pJ it has: 8.1e6 -> (1e6, "µJ")."""
-    return next((unit for unit in UNITS if energy_pj >= unit[0]), UNITS[-1])
 
 
 def energy_range(duels: Sequence[Duel]) -> str:

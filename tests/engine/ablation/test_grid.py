@@ -124,6 +124,27 @@ def test_entropy_that_is_added_shows_in_the_cells_names() -> None:
     assert [cell.varied["method.name"] for cell in varied.cells] == ["kd", "kd"]
 
 
+def test_energy_budgets_are_varied_by_their_short_name() -> None:
+    made = make_request(BASE, {}, ["energy_budget=none,4uJ,25%"], 1)
+    assert [cell.label for cell in made.cells] == [
+        *("energy_budget=none", "energy_budget=4uJ", "energy_budget=25%")
+    ]
+    assert [cell.config.energy.budget for cell in made.cells] == ["none", "4uJ", "25%"]
+    assert made.names == ["energy_budget"]
+    with pytest.raises(ConfigError, match=r"energy\.budget = '4': \"4\" is no energy budget"):
+        make_request(BASE, {}, ["energy_budget=4"], 1)
+
+
+def test_a_rate_penalty_shows_in_the_cells_names_unless_it_is_varied() -> None:
+    stated = [*BASE, Layer("--set", {"method.rate_weight": 0.5})]
+    made = make_request(stated, {}, ["method=tser,ce"], 1)
+    assert [cell.label for cell in made.cells] == ["method=tser+rate", "method=ce+rate"]
+    varied = make_request(BASE, {}, ["method=tser", "rate_weight=0,0.5"], 1)
+    assert [cell.label for cell in varied.cells] == [
+        *("method=tser, rate_weight=0", "method=tser, rate_weight=0.5")
+    ]
+
+
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=3), st.integers(1, 4))
 def test_the_number_of_cells_is_the_product(sizes: list[int], seeds: int) -> None:
     keys = ["model.timesteps", "training.epochs", "training.batch_size"]
@@ -224,11 +245,23 @@ def test_problems_of_a_section() -> None:
     refused("seeds = 2.5 must be a whole number", seeds=2.5)
     refused("baseline must be a text", baseline=3)
     refused('measure = "speed" must be one of accuracy, best_validation_accuracy', measure="speed")
+    for margin in (-1, 100, True, "low"):
+        refused(r"accuracy_margin = .* must be points of percent", accuracy_margin=margin)
     refused(r'unknown key "seed" \(did you mean "seeds"\?\)', seed=3)
     refused(r"\[ablation\] vary methd=ce: unknown key", vary=["methd=ce"])
     with pytest.raises(ConfigError) as error:
         make_request(BASE, {"vary": 1, "seeds": "x", "sed": 1})
     assert len(str(error.value).splitlines()) == 3
+
+
+def test_the_margin_of_the_accuracy_at_which_energies_are_compared() -> None:
+    assert request().accuracy_margin == 0.005
+    assert request(accuracy_margin=1).accuracy_margin == 0.01
+    section = {"vary": ["method=ce"], "accuracy_margin": 1.0}
+    assert make_request(BASE, section, margin=0.0).accuracy_margin == 0.0
+    for margin in (-0.1, float("nan"), 100.0):
+        with pytest.raises(ConfigError, match=r"--accuracy-margin .* points of percent"):
+            make_request(BASE, section, margin=margin)
 
 
 # a recipe may still use the older name

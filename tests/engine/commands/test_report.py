@@ -349,7 +349,7 @@ def test_of_an_unfinished_run_what_there_is_is_shown(finished: Finished, state: 
 def test_a_run_that_does_not_exist_is_told_with_the_nearest(written: Written) -> None:
     folder = written().folder
     wrong = folder.with_name(f"{folder.name}x")
-    with pytest.raises(RunError, match=rf'neither a run folder.*did you mean "{folder.name}"'):
+    with pytest.raises(RunError, match=rf'is not a run folder.*did you mean "{folder.name}"'):
         reported(wrong, output=folder.parent / "page.html")
     assert not (folder.parent / "page.html").exists()
 

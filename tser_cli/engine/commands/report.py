@@ -17,6 +17,7 @@ from tser_cli.engine.commands.report_ablation import ablation_report, is_ablatio
 from tser_cli.engine.commands.report_files import label, part
 from tser_cli.engine.commands.report_measure import Measured, MeasureRequest, measure
 from tser_cli.engine.commands.report_mistakes import mistakes, predictions
+from tser_cli.engine.runs.find_runs import find_run
 from tser_cli.engine.runs.finished_run import select_run
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.errors import ConfigError, RunError, nearest
@@ -47,9 +48,9 @@ MOST_BYTES = 5_000_000
 class ReportRequest:
     """What to report, and where the page goes.
 
-    `subjects`: folders of runs and ablations; () is the newest finished student. `measure`: run the
-    networks over their test images, of which `images` are taken (0: all). `changes`: settings such
-    as training.device, by dotted key.
+    `subjects`: runs, by folder or name, and folders of ablations; () is the newest finished
+    student. `measure`: run the networks over their test images, of which `images` are taken (0:
+    all). `changes`: settings such as training.device, by dotted key.
     """
 
     subjects: tuple[Path, ...] = ()
@@ -118,23 +119,23 @@ def _subjects(request: ReportRequest) -> tuple[list[Run], list[Path]]:
         )
     named = list(dict.fromkeys(request.subjects))
     ablations = [path for path in named if not _is_run(path) and is_ablation(path)]
-    return [_open(path) for path in named if path not in ablations], ablations
+    return [_open(path, request.runs_dir) for path in named if path not in ablations], ablations
 
 
 def _is_run(path: Path) -> bool:
     return is_file(path / "status.json")
 
 
-def _open(path: Path) -> Run:
-    """Return the run at `path`, finished or not. Raises RunError."""
-    if not _is_run(path):
+def _open(path: Path, runs_dir: Path) -> Run:
+    """Return the run that `path` means, by its folder or name, finished or not. Raises RunError."""
+    if is_folder(path) and not _is_run(path):
         beside = [entry.name for entry in path.parent.iterdir()] if is_folder(path.parent) else []
         raise RunError(
             f"{path} is neither a run folder nor that of an ablation{nearest(path.name, beside)}: "
             "it has no status.json, ablation.csv or plan.json"
         )
-    files.existing(path, "status.json")
-    run = Run(path)
+    run = find_run(path, runs_dir)
+    files.existing(run.folder, "status.json")
     run.status()
     return run
 

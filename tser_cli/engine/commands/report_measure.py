@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tser_cli.data.pictures import thumbnail
-from tser_cli.energy import Profile, energy_up_to, load_profile
+from tser_cli.energy import Profile, energy_up_to
 from tser_cli.engine.commands.beyond import Wanted, go_beyond
 from tser_cli.engine.commands.energy import detailed_counts
 from tser_cli.engine.commands.report_files import MOST_STEPS, label, thinned
@@ -20,7 +20,7 @@ from tser_cli.engine.evaluation.early_exit import CONFIDENCE, Rule, offline_exit
 from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, evaluate_split
 from tser_cli.engine.runs.finished_run import FinishedRun, open_finished
 from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.training.training_run import profile_of
+from tser_cli.engine.training.energy_budget import profile_of
 from tser_cli.errors import DataError, TserError
 from tser_cli.report.page_values import Answer, Duel, Gallery, Missing, Picture
 from tser_cli.report.predictions import Predictions
@@ -71,7 +71,7 @@ def measure(run: Run, request: MeasureRequest) -> Measured:
     full = evaluate_split(model, context, "test", steps, count=True, images=request.images)
     assert full.answers is not None and full.counts is not None, "a counted pass"
     classes = opened.loaded.classes or context.dataset.spec.classes
-    profile = load_profile(profile_of(opened.config))
+    profile = profile_of(opened.config)
     spent_T = energy_up_to(full.counts, profile).mean(axis=1)
     spiking = model.spiking
     return Measured(
@@ -87,7 +87,8 @@ def measure(run: Run, request: MeasureRequest) -> Measured:
 
 def _predictions(answers: Answers) -> Predictions:
     columns = (answers.labels_I, answers.prediction_TI.T, answers.prediction_cumulative_TI.T)
-    return Predictions(*(column.numpy().astype("uint16") for column in columns))
+    labels_I, at_t_IT, cumulative_IT = (column.numpy().astype("uint16") for column in columns)
+    return Predictions(labels_I, at_t_IT, cumulative_IT)
 
 
 def _step(full: Evaluation, t: int, energy_pj: float) -> dict[str, Any]:

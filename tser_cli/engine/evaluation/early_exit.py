@@ -34,10 +34,16 @@ MOST_THRESHOLDS = 1000
 
 @dataclass(frozen=True)
 class Rule:
-    """Stop where the confidence is at least, or the entropy (nats) at most, `threshold`."""
+    """Stop where the confidence is at least, or the entropy (nats) at most, `threshold`.
+
+    `chosen_on`: the split on which the threshold was chosen to keep `budget_pj`, "" where a person
+    named it.
+    """
 
     criterion: str
     threshold: float
+    chosen_on: str = ""
+    budget_pj: float | None = None
 
     def sure(self, mean_NK: Tensor) -> Tensor:
         """Return which images may stop, from the mean of their logits up to this step: [N, K] ->
@@ -141,6 +147,7 @@ def row(rule: Rule, exits: Exits, full: Evaluation, profile: Profile) -> dict[st
     spent_I = energy_TI.gather(0, (exits.step_I - 1)[None])[0]
     timesteps = full.timesteps
     differ = (exits.step_I != offline.step_I) | (exits.correct_I != offline.correct_I)
+    spent = float(spent_I.mean())
     return {
         "profile": profile.name,
         "criterion": rule.criterion,
@@ -155,9 +162,12 @@ def row(rule: Rule, exits: Exits, full: Evaluation, profile: Profile) -> dict[st
             f"share_exit_{t}": int((exits.step_I == t).sum()) / images
             for t in range(1, timesteps + 1)
         },
-        "energy_pj": float(spent_I.mean()),
+        "energy_pj": spent,
         "energy_full_pj": float(energy_TI[-1].mean()),
         "differing_images": int(differ.sum()),
+        "chosen_on": rule.chosen_on,
+        "budget_pj": rule.budget_pj,
+        "kept": None if rule.budget_pj is None else int(spent <= rule.budget_pj),
     }
 
 
