@@ -92,15 +92,15 @@ class Energy:
 class Duel:
     """The energy of the student and of another network, in pJ an image, counted in one way.
 
-    `same_network`: the other one has the student's shape. `how`: what is counted, and by whose
-    figures.
+    `how`: what is counted, and by whose figures. `in_range`: whether the range that the summary
+    gives is over this comparison too.
     """
 
     name: str
     student_pj: float
     other_pj: float
     how: str
-    same_network: bool = True
+    in_range: bool = True
 
     @property
     def ratio(self) -> float:
@@ -179,7 +179,8 @@ class RunReport:
     """All that the page says of one run.
 
     `title` says what it is, `facts` are labelled values in words, and `said` what stands in the
-    way of a complete report, as that the run is not finished.
+    way of a complete report, as that the run is not finished. `headline`: what decides about the
+    energy, in two sentences.
     """
 
     name: str
@@ -193,6 +194,7 @@ class RunReport:
     curves: Curves | Missing
     mistakes: Mistakes | Missing
     energy: Energy | Missing
+    headline: tuple[str, ...]
     duels: tuple[Duel, ...]
     tradeoff: Tradeoff | Missing
     gallery: Gallery | Missing

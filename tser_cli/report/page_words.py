@@ -9,6 +9,7 @@ from typing import Any
 
 from tser_cli.quantities import joules
 from tser_cli.report.ablation import interval_words
+from tser_cli.report.energy_report import times
 from tser_cli.report.page_values import (
     AblationReport,
     Accuracy,
@@ -49,11 +50,9 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def times(ratio: float) -> str:
-    """11.04 -> "11.0 times less"; 0.55 -> "1.8 times more"; "-" for no sound ratio."""
-    if not 0.0 < ratio < math.inf:
-        return "-"
-    return f"{ratio:.1f} times less" if ratio >= 1 else f"{1 / ratio:.1f} times more"
+def told(ratio: float) -> str:
+    """Return how two energies compare: "1.8 times more"; "-" where one of them is 0."""
+    return times(ratio) if 0.0 < ratio < math.inf else "-"
 
 
 def energy_range(duels: Sequence[Duel]) -> str:
@@ -61,7 +60,7 @@ def energy_range(duels: Sequence[Duel]) -> str:
 
     "11.0 times less … 1.8 times more"; "" without a comparison.
     """
-    ratios = sorted(duel.ratio for duel in duels if duel.same_network and duel.sound)
+    ratios = sorted(duel.ratio for duel in duels if duel.in_range and duel.sound)
     if not ratios:
         return ""
     best, worst = times(ratios[-1]), times(ratios[0])
@@ -74,8 +73,7 @@ def summary(run: RunReport) -> list[str]:
     if isinstance(run.accuracy, Accuracy):
         found = _of_accuracy(run, run.accuracy)
     lines = list(found)
-    if isinstance(run.energy, Energy):
-        lines.append(_of_energy(run.energy, run.duels))
+    lines += run.headline
     if isinstance(run.tradeoff, Tradeoff):
         lines += _of_exits(run.tradeoff)
     if isinstance(run.mistakes, Mistakes) and run.mistakes.pairs:
@@ -116,17 +114,6 @@ def _share_of_first(energy: Energy | Missing) -> float:
     if isinstance(energy, Missing) or not energy.total["energy_pj"]:
         return 0.0
     return 100 * float(energy.totals[0]["energy_pj"] / energy.total["energy_pj"])
-
-
-def _of_energy(energy: Energy, duels: Sequence[Duel]) -> str:
-    spent = f"One image costs {joules(energy.total['energy_pj'])}, on arithmetic alone."
-    found = energy_range(duels)
-    if " … " not in found:
-        return f"{spent} That is {found} than an ANN of the same shape." if found else spent
-    return (
-        f"{spent} Beside an ANN of the same shape that is from {found.replace(' … ', ' to ')}: it "
-        "depends on what one compares it with, and on what one counts."
-    )
 
 
 def _of_exits(tradeoff: Tradeoff) -> list[str]:
