@@ -141,7 +141,7 @@ def _write(
     full: Evaluation,
 ) -> EvaluateResult:
     run, stem = opened.run, _stem(opened, request, steps)
-    can_write = _can_write(opened, request)
+    can_write = _can_write(opened, request, stem)
     table = request.output or (run.folder / f"{stem}.csv" if can_write else None)
     labels = row_labels(run, opened.config, request.split, opened.loaded.name, teacher_name(run))
     if table is not None:
@@ -158,13 +158,13 @@ def _write(
     return EvaluateResult(run.name, request.split, rows, table, figure, exits, exits_table)
 
 
-def _can_write(opened: FinishedRun, request: EvaluateRequest) -> bool:
+def _can_write(opened: FinishedRun, request: EvaluateRequest, stem: str) -> bool:
     """Return whether the run's folder takes files; what was measured is worth showing without.
 
     Raises DiskFullError: that can be mended.
     """
     try:
-        check_folder(opened.run.folder / "any.csv")
+        check_folder(opened.run.folder / f"{stem}.csv")
     except DiskFullError:
         raise
     except RunError as error:
