@@ -202,7 +202,7 @@ def _write(
     run, stem = opened.run, _stem(opened, request, steps)
     profile = load_profile(request.profile) if request.profile else profile_of(opened.config)
     rules = [*found.rules, *([_chosen(found, profile)] if found.budget else [])]
-    can_write = _can_write(opened, request)
+    can_write = _can_write(opened, request, stem)
     table = request.output or (run.folder / f"{stem}.csv" if can_write else None)
     labels = row_labels(run, opened.config, request.split, opened.loaded.name, teacher_name(run))
     if table is not None:
@@ -218,13 +218,13 @@ def _write(
     return EvaluateResult(run.name, request.split, rows, table, figure, exits, exits_table)
 
 
-def _can_write(opened: FinishedRun, request: EvaluateRequest) -> bool:
+def _can_write(opened: FinishedRun, request: EvaluateRequest, stem: str) -> bool:
     """Return whether the run's folder takes files; what was measured is worth showing without.
 
     Raises DiskFullError: that can be mended.
     """
     try:
-        check_folder(opened.run.folder / "any.csv")
+        check_folder(opened.run.folder / f"{stem}.csv")
     except DiskFullError:
         raise
     except RunError as error:
