@@ -43,7 +43,7 @@ def test_a_budget_is_an_energy_or_a_share_of_the_ann() -> None:
 
 @pytest.mark.parametrize("text", ["0%", "101%", "1e3%"])
 def test_a_share_is_above_nothing_and_no_more_than_the_ann(text: str) -> None:
-    with pytest.raises(ConfigError, match=rf"--energy-budget {text}: a share"):
+    with pytest.raises(ConfigError, match=rf"--energy-budget: {text}: a share"):
         parse_budget(text, "--energy-budget")
 
 

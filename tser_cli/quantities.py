@@ -43,16 +43,18 @@ def parse_energy(text: str) -> float:
     return energy
 
 
-def parse_budget(text: str, flag: str) -> Budget:
-    """Return "4uJ" or "25%" (of the ANN of the same shape). Raises ConfigError that names `flag`.
+def parse_budget(text: str, flag: str = "") -> Budget:
+    """Return "4uJ" or "25%" (of the ANN of the same shape).
 
-    More than 100 % is refused: the ANN itself would keep it.
+    Raises ConfigError, which begins with `flag` if that is given. More than 100 % is refused: the
+    ANN itself would keep it.
     """
+    named = f"{flag}: " if flag else ""
     found = re.fullmatch(rf"\s*({NUMBER})\s*%\s*", text)
     if found:
         if not 0.0 < float(found[1]) <= 100.0:
             raise ConfigError(
-                f"{flag} {cut(text.strip(), SHOWN)}: a share of the ANN's energy is above 0 %, at "
+                f"{named}{cut(text.strip(), SHOWN)}: a share of the ANN's energy is above 0 %, at "
                 "most 100 %"
             )
         return Budget(float(found[1]) / 100, of_ann=True)
@@ -60,7 +62,7 @@ def parse_budget(text: str, flag: str) -> Budget:
         return Budget(parse_energy(text))
     except ConfigError as error:
         raise ConfigError(
-            f"{flag}: {error}, or as a share of the ANN of the same shape: 25%"
+            f"{named}{error}, or as a share of the ANN of the same shape: 25%"
         ) from error
 
 

@@ -31,8 +31,8 @@ from tser_cli.cli import app
 LIMIT = 20  # seconds
 CODES = (0, 1, 2, 3, 4)  # 4: what audit found
 VERBS = (
-    *("evaluate", "energy", "audit", "predict", "distill", "train-teacher", "ablate", "methods"),
-    *("runs", "compare", "list"),
+    *("evaluate", "energy", "audit", "predict", "report"),
+    *("distill", "train-teacher", "ablate", "methods", "runs", "compare", "list"),
 )
 ODD = (
     *("", ".", "..", "/", "[/x]", "[/red]x", "$x_{$", "\x1b[2J", "\udcff", "x" * 300, "é" * 200),
@@ -66,6 +66,7 @@ FLAGS = {
     "runs": ("--sort", "--runs-dir", "--reverse", "remove", "--json", "method=", "seed="),
     "compare": ("--runs-dir", "latest", "run", "runs/student/digits/run"),
     "list": ("--plugin", "recipes", "models", "--json"),
+    "report": ("--output", "--images", "--device", "--data-dir", "--runs-dir", "--no-measure"),
 }
 VARIABLES = {
     "COLUMNS": ("0", "1", "20", "x", "99999"),
@@ -239,6 +240,7 @@ def using(draw: random.Random, run: Path, ground: Ground) -> list[str]:
             ["energy", "--run", str(run)],
             ["audit", "--run", str(run)],
             ["predict", "--run", str(run), str(run / "figures")],
+            ["report", str(run), "--output", "page.html"],
             ["distill", "--dry-run", "--teacher", str(run)],
             ["ablate", "--dry-run", "--vary", "method=ce", "--seeds", "1"],
             ["distill", "--resume", "must", "--dry-run"],

@@ -113,6 +113,7 @@ def run_report(name: str = "run-a", **parts: Any) -> RunReport:
         ),
         "mistakes": mistakes(),
         "energy": known,
+        "headline": ("One image costs 80 pJ: as is told.", HOSTILE),
         "duels": (
             Duel("the ANN of the same shape", 80.0, 920.0, "arithmetic alone"),
             Duel(HOSTILE, 80.0, 40.0, "arithmetic alone"),
@@ -187,7 +188,13 @@ def bare_run() -> RunReport:
     names = ("accuracy", "curves", "mistakes", "energy", "tradeoff", "gallery", "settings")
     return run_report(
         "bare",
-        **{**dict.fromkeys(names, lost), "environment": lost, "duels": (), "commands": ("tser",)},
+        **{
+            **dict.fromkeys(names, lost),
+            "environment": lost,
+            "duels": (),
+            "headline": (),
+            "commands": ("tser",),
+        },
         state="stopped",
         said=("This run is stopped",),
     )

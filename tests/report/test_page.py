@@ -180,7 +180,8 @@ def test_the_summary_says_what_matters() -> None:
     assert "After 2 time steps 16 of 20 test images are right: 80.00 %" in text
     assert "Its teacher, resnet20, reaches 90.00 %; the student is −10.00 points from it." in text
     assert "The first step alone gives 70.00 %, for 75 % of the energy." in text
-    assert "from 11.5 times less to 2.0 times more" in text
+    assert "One image costs 80 pJ: as is told." in text
+    assert "beside the same ANN 11.5 times less … 2.0 times more" in text
     assert "(confidence 0.9) reach 80.00 % for 65 pJ, 81 % of the energy." in text
 
 
@@ -248,7 +249,7 @@ def test_every_column_of_a_sortable_table_has_a_header() -> None:
 
 def test_a_small_energy_has_its_unit() -> None:
     text = Document(render(page_of(run_report(energy=energy(("conv1",)))))).text
-    assert "One image costs 40 pJ" in text
+    assert "energy an image 40 pJ" in text
 
 
 def test_the_names_of_classes_stand_in_the_matrix() -> None:

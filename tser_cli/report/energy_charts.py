@@ -22,8 +22,8 @@ from tser_cli.report.chart_parts import (
     tip,
     values,
 )
+from tser_cli.report.energy_report import times
 from tser_cli.report.page_values import Duel, Energy, Tradeoff
-from tser_cli.report.page_words import times
 
 ROW = 17  # pixels of a layer
 TALL = 46  # pixels of a line with its name above it

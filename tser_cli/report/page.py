@@ -30,7 +30,7 @@ PARTS = {
 FILTERS = {
     "percent": page_words.percent,
     "duration": page_words.duration,
-    "times": page_words.times,
+    "told": page_words.told,
     "joules": joules,
     "quantity": quantity,
     "accuracy_words": accuracy_words,

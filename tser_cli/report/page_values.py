@@ -92,15 +92,15 @@ class Energy:
 class Duel:
     """The energy of the student and of another network, in pJ an image, counted in one way.
 
-    `same_network`: the other one has the student's shape. `how`: what is counted, and by whose
-    figures.
+    `how`: what is counted, and by whose figures. `in_range`: whether the range that the summary
+    gives is over this comparison too.
     """
 
     name: str
     student_pj: float
     other_pj: float
     how: str
-    same_network: bool = True
+    in_range: bool = True
 
     @property
     def ratio(self) -> float:
@@ -120,12 +120,14 @@ class Tradeoff:
     `steps`: `t`, `energy_pj` of the steps up to t, `accuracy` of their average. `exits`: the rows
     of early_exit.csv, in the order of their energy, () without. `teacher`: its energy in pJ and its
     accuracy. `ann_pj`: the energy of the ANN of the same shape, whose accuracy is not known.
+    `images`: on how many it was measured for this page, 0 where that is from the run's tables.
     """
 
     steps: Rows
     exits: Rows
     teacher: tuple[float, float] | None
     ann_pj: float | None
+    images: int = 0
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,8 @@ class RunReport:
     """All that the page says of one run.
 
     `title` says what it is, `facts` are labelled values in words, and `said` what stands in the
-    way of a complete report, as that the run is not finished.
+    way of a complete report, as that the run is not finished. `headline`: what decides about the
+    energy, in two sentences.
     """
 
     name: str
@@ -191,6 +194,7 @@ class RunReport:
     curves: Curves | Missing
     mistakes: Mistakes | Missing
     energy: Energy | Missing
+    headline: tuple[str, ...]
     duels: tuple[Duel, ...]
     tradeoff: Tradeoff | Missing
     gallery: Gallery | Missing

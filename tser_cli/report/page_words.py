@@ -9,6 +9,7 @@ from typing import Any
 
 from tser_cli.quantities import joules
 from tser_cli.report.ablation import interval_words
+from tser_cli.report.energy_report import times
 from tser_cli.report.page_values import (
     AblationReport,
     Accuracy,
@@ -49,11 +50,9 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def times(ratio: float) -> str:
-    """11.04 -> "11.0 times less"; 0.55 -> "1.8 times more"; "-" for no sound ratio."""
-    if not 0.0 < ratio < math.inf:
-        return "-"
-    return f"{ratio:.1f} times less" if ratio >= 1 else f"{1 / ratio:.1f} times more"
+def told(ratio: float) -> str:
+    """Return how two energies compare: "1.8 times more"; "-" where one of them is 0."""
+    return times(ratio) if 0.0 < ratio < math.inf else "-"
 
 
 def energy_range(duels: Sequence[Duel]) -> str:
@@ -61,7 +60,7 @@ def energy_range(duels: Sequence[Duel]) -> str:
 
     "11.0 times less … 1.8 times more"; "" without a comparison.
     """
-    ratios = sorted(duel.ratio for duel in duels if duel.same_network and duel.sound)
+    ratios = sorted(duel.ratio for duel in duels if duel.in_range and duel.sound)
     if not ratios:
         return ""
     best, worst = times(ratios[-1]), times(ratios[0])
@@ -74,8 +73,7 @@ def summary(run: RunReport) -> list[str]:
     if isinstance(run.accuracy, Accuracy):
         found = _of_accuracy(run, run.accuracy)
     lines = list(found)
-    if isinstance(run.energy, Energy):
-        lines.append(_of_energy(run.energy, run.duels))
+    lines += run.headline
     if isinstance(run.tradeoff, Tradeoff):
         lines += _of_exits(run.tradeoff)
     if isinstance(run.mistakes, Mistakes) and run.mistakes.pairs:
@@ -86,10 +84,11 @@ def summary(run: RunReport) -> list[str]:
 def _of_accuracy(run: RunReport, accuracy: Accuracy) -> Iterator[str]:
     last, steps = accuracy.last, accuracy.last["t"]
     after = f"After {steps} time steps " if steps > 1 else ""
-    interval = f"{100 * last['low_cumulative']:.1f} to {100 * last['high_cumulative']:.1f} %"
+    low, high = (percent(last[f"{end}_cumulative"], 1) for end in ("low", "high"))
     yield (
         f"{after}{last['correct_cumulative']:,} of {last['images']:,} test images are right: "
-        f"{percent(last['accuracy_cumulative'])} (95 % interval over images: {interval})."
+        f"{percent(last['accuracy_cumulative'])} (95\N{NO-BREAK SPACE}% interval over images: "
+        f"{low} to {high})."
     )
     if accuracy.teacher is not None and run.kind == "student":
         gap = points(last["accuracy_cumulative"] - accuracy.teacher)
@@ -117,24 +116,15 @@ def _share_of_first(energy: Energy | Missing) -> float:
     return 100 * float(energy.totals[0]["energy_pj"] / energy.total["energy_pj"])
 
 
-def _of_energy(energy: Energy, duels: Sequence[Duel]) -> str:
-    spent = f"One image costs {joules(energy.total['energy_pj'])}, on arithmetic alone."
-    found = energy_range(duels)
-    if " … " not in found:
-        return f"{spent} That is {found} than an ANN of the same shape." if found else spent
-    return (
-        f"{spent} Beside an ANN of the same shape that is from {found.replace(' … ', ' to ')}: it "
-        "depends on what one compares it with, and on what one counts."
-    )
-
-
 def _of_exits(tradeoff: Tradeoff) -> list[str]:
     """Return the cheapest early exit that costs at most half a point; nothing where none saves."""
     full = tradeoff.steps[-1]
+    if tradeoff.steps[0]["accuracy"] >= full["accuracy"] - WORTH:
+        return []  # the first step is enough, which is told elsewhere
     kept = [row for row in tradeoff.exits if row["accuracy"] >= full["accuracy"] - WORTH]
     best = min(kept, key=lambda row: row["energy_pj"], default=None)
-    if best is None or best["mean_steps"] <= 1.0 or best["energy_pj"] > 0.98 * full["energy_pj"]:
-        return []  # the first step for all images is told elsewhere
+    if best is None or best["energy_pj"] > 0.98 * full["energy_pj"]:
+        return []
     return [
         f"Images that stop once they are decided (confidence {best['threshold']:g}) reach "
         f"{percent(best['accuracy'])} for {joules(best['energy_pj'])}, "
@@ -189,7 +179,8 @@ def _energy_tiles(run: RunReport) -> Iterator[Tile]:
     yield Tile("energy an image", joules(run.energy.total["energy_pj"]), aside)
     found = energy_range(run.duels)
     if found:
-        yield Tile("beside the same ANN", found, "by what one compares and counts")
+        lines = found.replace(" … ", " …\n")
+        yield Tile("beside the same ANN", lines, "by what one compares and counts")
 
 
 def _training_tile(run: RunReport) -> Iterator[Tile]:
@@ -203,7 +194,8 @@ def _training_tile(run: RunReport) -> Iterator[Tile]:
 def tradeoff_note(found: Tradeoff) -> str:
     """Return how to read the chart of accuracy against energy."""
     early = " The line in orange is early exit, a point a threshold." if found.exits else ""
-    return f"Blue: the steps up to t together.{early}"
+    measured = f" Measured on {found.images:,} images." if found.images else ""
+    return f"Blue: the steps up to t together.{early}{measured}"
 
 
 def ablation_lines(found: AblationReport) -> list[str]:

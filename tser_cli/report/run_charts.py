@@ -146,7 +146,8 @@ def confusion(found: Mistakes) -> Spec | None:
 
 
 def _classes(name: str, title: str, axis: Spec) -> Spec:
-    return {"field": name, "type": "nominal", "sort": None, "title": title, "axis": axis}
+    every = {**axis, "labelOverlap": False}
+    return {"field": name, "type": "nominal", "sort": None, "title": title, "axis": every}
 
 
 def _cells(found: Mistakes) -> Iterator[dict[str, Any]]:

@@ -161,13 +161,32 @@ def test_what_was_measured_agrees_with_itself(finished: Finished) -> None:
     )
 
 
-def test_memory_and_the_fair_rival_stand_beside_arithmetic(finished: Finished) -> None:
-    names = [duel.name for duel in only(reported(finished().folder, measure=True)).duels]
-    assert names == [
-        *("the ANN of the same shape", "that ANN in 8-bit integers", "its teacher, resnet34"),
-        *("that ANN, 2-bit activations", "that ANN, with memory"),
-        "that ANN, 2-bit activations, with memory",
+def test_the_student_stands_beside_many_others(finished: Finished) -> None:
+    run = only(reported(finished().folder, measure=True))
+    assert [duel.name for duel in run.duels] == [
+        *("the ANN of the same shape", "that ANN, with memory traffic"),
+        *("that ANN in 8-bit integers", "its teacher, resnet34"),
+        *("2-bit ANN", "that ANN, memory by layer", "2-bit ANN, memory by layer"),
     ]
+    assert [duel.in_range for duel in run.duels] == [True] * 3 + [False] * 4
+    assert run.headline[0].startswith("One image costs ")
+
+
+def test_the_assumptions_are_those_that_the_run_recorded(written: Written) -> None:
+    run = written()
+    case = {"snn_pj": 2.0, "ann_pj": 8.0}
+    cases = {"same": case, "skipping": {**case, "ann_pj": 5.0, "skipped": 0.4}}
+    sidecar = {"against_ann": {"assumptions": cases, "steps_pj": [1.0, 2.0]}}
+    (run.folder / "energy.json").write_text(json.dumps(sidecar))
+    found = only(reported(run.folder))
+    assert [(duel.name, duel.ratio) for duel in found.duels] == [
+        ("the ANN of the same shape", 4.0),
+        ("that ANN, skipping its zeros", 2.5),
+    ]
+    assert found.headline[0] == (
+        "One image costs 2 pJ: from 4.0 times less to 2.5 times less than the ANN of the same "
+        "shape."
+    )
 
 
 def test_a_teacher_has_no_energy_of_spikes(finished: Finished) -> None:
@@ -188,9 +207,9 @@ def test_values_are_those_of_the_tables(written: Written) -> None:
     assert not isinstance(run.accuracy, Missing) and not isinstance(run.energy, Missing)
     first = run.accuracy.rows[0]
     assert (first["low_at_t"], first["high_at_t"]) == proportion_interval(8, 11)
-    # (3 + 1) spikes x fan-out 2 x 0.9 pJ; 100 MACs of the ANN at 4.6 and at 0.23 pJ
+    # (3 + 1) spikes x fan-out 2 x 0.9 pJ; 100 MACs of the ANN at 4.6 pJ
     assert run.energy.total["energy_pj"] == pytest.approx(7.2)
-    assert [duel.other_pj for duel in run.duels] == pytest.approx([460.0, 23.0, 72.0])
+    assert [duel.other_pj for duel in run.duels] == pytest.approx([460.0, 72.0])
     assert not isinstance(run.tradeoff, Missing)
     assert [row["energy_pj"] for row in run.tradeoff.steps] == pytest.approx([5.4, 7.2])
     assert run.tradeoff.teacher == pytest.approx((72.0, 10 / 11))
@@ -271,6 +290,9 @@ PRICED = "layer,op,t,profile,firing_rate,sop_value,macs,energy_pj,ann_macs,ann_e
         ("energy.json", "[]", set()),
         ("energy.json", '{"teacher": {"energy_pj": "much"}}', set()),
         ("energy.json", '{"teacher": [1]}', set()),
+        ("energy.json", '{"against_ann": {"assumptions": {"same": {"snn_pj": "<b>"}}}}', set()),
+        ("energy.json", '{"against_ann": {"assumptions": {"same": {"snn_pj": 0}}}}', set()),
+        ("energy.json", '{"against_ann": {"assumptions": {"<b>": {}, "same": 1}}}', set()),
         ("early_exit.csv", f"criterion,threshold\nconfidence,{ALERT}\n", set()),
         (PREDICTIONS, b"PK\x03\x04 no archive", {"mistakes"}),
         ("config.toml", "[[[", {"settings"}),
@@ -390,6 +412,13 @@ def test_by_default_the_newest_finished_student_is_reported(
         runs_dir=tmp_path / "runs", output=tmp_path / "page.html", measure=False
     )
     assert only(make_report(request)).name == run.name
+
+
+def test_a_run_is_found_by_the_beginning_of_its_name(written: Written, tmp_path: Path) -> None:
+    run = written()
+    named = {"runs_dir": tmp_path / "runs", "output": tmp_path / "page.html"}
+    assert only(reported(Path("resnet20_T"), **named)).name == run.name
+    assert only(reported(Path("latest"), **named)).name == run.name
 
 
 def test_runs_on_the_same_images_are_compared_image_by_image(written: Written) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,11 +11,9 @@ import numpy as np
 
 from tser_cli import __version__
 from tser_cli.engine.commands import report_files as files
-from tser_cli.engine.commands import report_provenance as made
 from tser_cli.engine.commands.report_ablation import ablation_report, is_ablation
-from tser_cli.engine.commands.report_files import label, part
-from tser_cli.engine.commands.report_measure import Measured, MeasureRequest, measure
-from tser_cli.engine.commands.report_mistakes import mistakes, predictions
+from tser_cli.engine.commands.report_measure import MeasureRequest
+from tser_cli.engine.commands.report_run import RunFound, run_report
 from tser_cli.engine.runs.find_runs import find_run
 from tser_cli.engine.runs.finished_run import select_run
 from tser_cli.engine.runs.run_folder import Run
@@ -25,14 +22,10 @@ from tser_cli.files import check_folder, is_file, is_folder, write_whole
 from tser_cli.report.page import render
 from tser_cli.report.page_values import (
     AblationReport,
-    Accuracy,
-    Duel,
-    Energy,
     Missing,
     Page,
     Pair,
     RunReport,
-    Tradeoff,
 )
 from tser_cli.report.predictions import Predictions
 from tser_cli.report.progress import Progress, Silent
@@ -72,14 +65,6 @@ class ReportResult:
     missing: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A run's report, with what each of its test images was answered."""
-
-    report: RunReport
-    predictions: Predictions | Missing
-
-
 def make_report(request: ReportRequest) -> ReportResult:
     """Gather what is known of the runs and ablations, and write the page.
 
@@ -91,8 +76,9 @@ def make_report(request: ReportRequest) -> ReportResult:
         )
     check_folder(request.output)
     runs, ablations = _subjects(request)
-    pictures = max(FEWEST_PICTURES, MOST_PICTURES // max(1, len(runs)))
-    found = [_run_report(run, request, pictures) for run in runs]
+    each = max(FEWEST_PICTURES, MOST_PICTURES // max(1, len(runs)))
+    wanted = MeasureRequest(request.images, each, request.changes, request.progress)
+    found = [run_report(run, request.measure, wanted) for run in runs]
     page = Page(
         runs=tuple(one.report for one in found),
         ablations=tuple(ablation_report(folder) for folder in ablations),
@@ -140,116 +126,7 @@ def _open(path: Path, runs_dir: Path) -> Run:
     return run
 
 
-def _run_report(run: Run, request: ReportRequest, pictures: int) -> _Found:
-    known = part("config.toml", lambda: made.stated_settings(run))
-    around = part("environment.json", lambda: made.surroundings(run))
-    stated = {} if isinstance(known, Missing) else known
-    surroundings = {} if isinstance(around, Missing) else around
-    measured = _measured(run, request, pictures)
-    accuracy = part("per_timestep.csv", lambda: files.accuracy(run))
-    energy = part("energy.csv", lambda: files.energy(run))
-    answered = _answered(run, measured)
-    facts = made.facts(run, stated, surroundings)
-    report = RunReport(
-        name=label(run.name),
-        folder=str(run.folder),
-        title=_title(run, facts),
-        kind=run.kind,
-        state=label(run.status().get("state", "of no known state")),
-        said=tuple(_said(run, measured)),
-        facts=facts,
-        accuracy=accuracy,
-        curves=part("metrics.csv", lambda: files.curves(run)),
-        mistakes=_mistakes(answered, measured),
-        energy=energy,
-        duels=tuple(_duels(run, energy, measured)),
-        tradeoff=part("energy.csv", lambda: _tradeoff(run, accuracy, energy, measured)),
-        gallery=measured if isinstance(measured, Missing) else measured.gallery,
-        all_settings=made.in_words(stated),
-        settings=known if isinstance(known, Missing) else made.settings(stated),
-        environment=around if isinstance(around, Missing) else made.environment(around),
-        commands=made.commands(run, surroundings),
-    )
-    return _Found(report, answered)
-
-
-def _measured(run: Run, request: ReportRequest, pictures: int) -> Measured | Missing:
-    if run.status().get("state") != "finished":
-        return Missing("the run is not finished")
-    if not request.measure:
-        return Missing("the network was not run (--no-measure)")
-    wanted = MeasureRequest(request.images, pictures, request.changes, request.progress)
-    return part("the run", lambda: measure(run, wanted))
-
-
-def _title(run: Run, facts: dict[str, Any]) -> str:
-    if run.kind == "teacher":
-        return f"{facts['model']}, a teacher on {facts['dataset']}"
-    steps = facts["timesteps"]
-    return f"{facts['model']} on {facts['dataset']}" + (f", T = {steps}" if steps else "")
-
-
-def _said(run: Run, measured: Measured | Missing) -> list[str]:
-    status = run.status()
-    state, why = status.get("state"), str(status.get("why") or "")
-    if state == "finished":
-        without = [measured.why] if isinstance(measured, Missing) else []
-        return [f"Without early exit and pictures: {why}" for why in without]
-    because = f" ({label(why)})" if why else ""
-    return [
-        f"This run is {label(state or 'of no known state')}{because}, not finished. The page shows "
-        "what it has written so far; the command that began it goes on with it"
-    ]
-
-
-def _answered(run: Run, measured: Measured | Missing) -> Predictions | Missing:
-    """Return what each image was answered: as recorded, else as measured now."""
-    recorded = part("predictions.npz", lambda: predictions(run))
-    if isinstance(recorded, Missing) and isinstance(measured, Measured):
-        return measured.predictions
-    return recorded
-
-
-def _mistakes(answered: Predictions | Missing, measured: Measured | Missing) -> Any:
-    if isinstance(answered, Missing):
-        return answered
-    names = () if isinstance(measured, Missing) else measured.classes
-    return part("predictions.npz", lambda: mistakes(answered, names))
-
-
-def _duels(run: Run, energy: Energy | Missing, measured: Measured | Missing) -> list[Duel]:
-    if isinstance(energy, Missing):
-        return []
-    more = () if isinstance(measured, Missing) else measured.duels
-    return [*files.duels(energy, files.sidecar(run)), *more]
-
-
-def _tradeoff(
-    run: Run,
-    accuracy: Accuracy | Missing,
-    energy: Energy | Missing,
-    measured: Measured | Missing,
-) -> Tradeoff:
-    """Return accuracy against energy: as measured, else from the run's tables. Raises RunError."""
-    if isinstance(energy, Missing):
-        raise RunError(energy.why)
-    if isinstance(accuracy, Missing):
-        raise RunError(accuracy.why)
-    teacher = files.teacher_energy(files.sidecar(run))
-    known = teacher is not None and accuracy.teacher is not None
-    point = (teacher, accuracy.teacher) if known else None
-    ann_pj = float(energy.total["ann_energy_pj"])
-    if isinstance(measured, Measured) and measured.steps:
-        return Tradeoff(measured.steps, measured.exits, point, ann_pj)  # type: ignore[arg-type]
-    spent_T = itertools.accumulate(float(row["energy_pj"]) for row in energy.totals)
-    steps = [
-        {"t": row["t"], "energy_pj": spent, "accuracy": row["accuracy_cumulative"]}
-        for spent, row in zip(spent_T, accuracy.rows, strict=True)
-    ]
-    return Tradeoff(tuple(steps), files.early_exit(run), point, ann_pj)  # type: ignore[arg-type]
-
-
-def _pairs(found: Sequence[_Found]) -> list[Pair]:
+def _pairs(found: Sequence[RunFound]) -> list[Pair]:
     """Compare the first run with each other one that answered the same images."""
     pairs = []
     for other in found[1:]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tser_cli.csv_words import ALL, TOTAL
-from tser_cli.energy import INT8_PROFILE, PROFILES
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.errors import RunError, TserError
 from tser_cli.files import is_file, read_json
@@ -26,7 +25,6 @@ from tser_cli.report.csv_files import (
 from tser_cli.report.page_values import (
     Accuracy,
     Curves,
-    Duel,
     Energy,
     Missing,
 )
@@ -50,12 +48,11 @@ PRICED = ("firing_rate", "sop_value", "macs", "energy_pj", "ann_macs", "ann_ener
 NO_TERMS = {
     *("epoch", "lr", "train_accuracy", "validation_accuracy", "images_per_second", "seconds"),
 }
-SAME_SHAPE = "ANN of the same shape"
 MAKES = {
     "per_timestep.csv": "tser evaluate writes it",
     "metrics.csv": "training writes it at the end of an epoch",
     "energy.csv": "tser distill writes it when a student is finished",
-    PREDICTIONS: "tser distill writes it when a student is finished, since version 0.2",
+    PREDICTIONS: "tser distill writes it when a student is finished",
     "config.toml": "training writes it when a run begins",
 }
 
@@ -185,31 +182,6 @@ def sidecar(run: Run) -> dict[str, Any]:
         return read_json(existing(run.folder, "energy.json"))
     except TserError:
         return {}
-
-
-def duels(found: Energy, document: Mapping[str, Any]) -> list[Duel]:
-    """Return what the student's energy is compared with on arithmetic alone."""
-    energy_pj, profile = float(found.total["energy_pj"]), found.profile
-    same = "arithmetic alone, both priced by"
-    made = [
-        Duel(
-            "the ANN of the same shape",
-            energy_pj,
-            found.total["ann_energy_pj"],
-            f"{same} {profile}",
-        )
-    ]
-    if profile != INT8_PROFILE:
-        price = PROFILES[INT8_PROFILE].mac_pj
-        how = f"arithmetic alone; the ANN's multiply-accumulates at {price:g} pJ ({INT8_PROFILE})"
-        made.append(
-            Duel("that ANN in 8-bit integers", energy_pj, found.total["ann_macs"] * price, how)
-        )
-    teacher_pj = teacher_energy(document)
-    if teacher_pj is not None:
-        name = f"its teacher, {label(document['teacher'].get('name'))}"
-        made.append(Duel(name, energy_pj, teacher_pj, f"{same} {profile}", False))
-    return made
 
 
 def teacher_energy(document: Mapping[str, Any]) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,15 +12,15 @@ from torch import Tensor
 
 from tser_cli.data.pictures import thumbnail
 from tser_cli.energy import Profile, energy_up_to
-from tser_cli.engine.commands.beyond import Wanted, go_beyond
-from tser_cli.engine.commands.energy import detailed_counts
+from tser_cli.energy.headline import against_ann
+from tser_cli.engine.commands.report_duels import Assumptions, duels_beyond
 from tser_cli.engine.commands.report_files import MOST_STEPS, label, thinned
 from tser_cli.engine.evaluation.early_exit import CONFIDENCE, Rule, offline_exits, row
 from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, evaluate_split
 from tser_cli.engine.runs.finished_run import FinishedRun, open_finished
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.training.energy_budget import profile_of
-from tser_cli.errors import DataError, TserError
+from tser_cli.errors import DataError
 from tser_cli.report.page_values import Answer, Duel, Gallery, Missing, Picture
 from tser_cli.report.predictions import Predictions
 from tser_cli.report.progress import Progress
@@ -31,7 +30,6 @@ THRESHOLDS = (
     *(0.995, 0.998, 0.999, 0.9995, 0.9999, 0.99999),
 )
 SIDE = 64  # pixels of the longer side of a picture on the page
-DETAILED = 64  # images whose memory accesses are counted
 RIGHT_TO_WRONG = 3  # so many errors are shown for each right answer
 
 
@@ -49,14 +47,16 @@ class MeasureRequest:
 class Measured:
     """What one counted pass over the test images gave.
 
-    `classes`: their names. `steps` and `exits`: see `Tradeoff`; () for an ANN. `duels`: the
-    comparisons that take the details of memory.
+    `images`: how many; `classes`: their names. `steps` and `exits`: see `Tradeoff`; () for an ANN.
+    `assumptions`: see `energy.headline.against_ann`. `duels`: those of more detailed counts.
     """
 
+    images: int
     classes: tuple[str, ...]
     predictions: Predictions
     steps: tuple[Mapping[str, Any], ...]
     exits: tuple[Mapping[str, Any], ...]
+    assumptions: Assumptions
     duels: tuple[Duel, ...]
     gallery: Gallery | Missing
 
@@ -74,11 +74,13 @@ def measure(run: Run, request: MeasureRequest) -> Measured:
     spent_T = energy_up_to(full.counts, profile).mean(axis=1)
     spiking = model.spiking
     return Measured(
+        images=full.images,
         classes=tuple(classes),
         predictions=_predictions(full.answers),
         steps=tuple(_step(full, t, float(spent_T[t])) for t in range(steps) if spiking),
         exits=tuple(_exits(full, profile) if spiking and model.steps_alone else ()),
-        duels=tuple(_memory_duels(opened, profile) if spiking else ()),
+        assumptions=against_ann(full.counts, profile, None)["assumptions"] if spiking else {},
+        duels=tuple(duels_beyond(opened, profile) if spiking else ()),
         gallery=_gallery(opened, full.answers, classes, request.pictures),
     )
 
@@ -106,28 +108,6 @@ def _exits(full: Evaluation, profile: Profile) -> list[dict[str, Any]]:
     rows = [row(rule, offline_exits(full.answers, rule), full, profile) for rule in rules]
     return list({(line["mean_steps"], line["correct"]): line for line in reversed(rows)}.values())[
         ::-1
-    ]
-
-
-def _memory_duels(opened: FinishedRun, profile: Profile) -> list[Duel]:
-    """Return the comparisons with memory, and with the fair rival, from a few images."""
-    try:
-        counts, others = detailed_counts(opened, DETAILED)
-    except TserError as error:  # a network whose details can't be counted has its other figures
-        opened.context.progress.warn(f"memory is left out: {error}")
-        return []
-    found = go_beyond(Path(), counts, others, profile, Wanted(fair_rival=True))
-    assert found.memory is not None and found.rival is not None, "asked for"
-    snn, ann, rival = found.memory.snn.total_pj, found.memory.ann.total_pj, found.rival
-    on = f"from {counts.images} test images"
-    yan = f"Yan et al., arXiv 2409.08290; {on}"
-    lemaire = f"arithmetic, memory and addressing (Lemaire et al., arXiv 2210.13107; {on})"
-    plain, memory = rival.arithmetic, rival.with_memory
-    name = f"that ANN, {rival.bits}-bit activations"
-    return [
-        Duel(name, plain.snn_pj, plain.rival_pj, f"arithmetic alone ({yan})"),
-        Duel("that ANN, with memory", snn, ann, lemaire),
-        Duel(f"{name}, with memory", memory.snn_pj, memory.rival_pj, f"memory too ({yan})"),
     ]
 
 

@@ -18,13 +18,13 @@ from typing import Any
 
 # Choices of ours, as shares of the training's steps. The free energy is measured first; from there
 # the target falls in equal ratios to the budget, and stays there while the learning rate decays.
-FREE, ANNEALED = 0.15, 0.5
+FREE, ANNEALED = 0.2, 0.65
 WINDOW = 0.01  # of the running means
 RATE, PROPORTIONAL = 40.0, 2.0
 LARGEST_EXCESS = 1.0
 MARGIN = 0.015  # aimed below the budget, for images that were not seen
 # When the energy in eval mode is compared with that in training.
-CALIBRATIONS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+CALIBRATIONS = (0.5, 0.65, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
 @dataclass
