@@ -198,7 +198,7 @@ def test_what_to_type_next() -> None:
     assert second.startswith(f"tser evaluate --run {folder} ")
     assert "--data-dir" not in present.next_after_teacher(folder, "digits", "")[0]
     here = present.next_after_student(Path("runs"))
-    assert [line.split()[1] for line in here] == ["energy", "evaluate", "export"]
+    assert [line.split()[1] for line in here] == ["report", "energy", "evaluate"]
     assert len({line.index("#") for line in here}) == 1
     elsewhere = present.next_after_student(Path("my runs"))
     assert all("--runs-dir 'my runs'  " in line for line in elsewhere)

@@ -237,9 +237,9 @@ def next_after_student(runs_dir: Path, default: Path = Path("runs")) -> list[str
     given = f" --runs-dir {quote(str(runs_dir))}" if runs_dir != default else ""
     return _explained(
         {
+            f"tser report{given}": "all of it on one page, to look at and to send",
             f"tser energy report.csv{given}": "operations and energy of each layer",
             f"tser evaluate --early-exit 0.8,0.9,0.99{given}": "stop each image once it is decided",
-            f"tser export --format safetensors --output student.safetensors{given}": "hand it on",
         }
     )
 

@@ -106,3 +106,17 @@ def test_int8_kernels_that_do_not_serve(monkeypatch: pytest.MonkeyPatch) -> None
     _, check = doctor.abilities(CPU)
     assert check.state == NOTE
     assert "the results are the same" in check.advice
+
+
+@pytest.mark.parametrize(
+    ("has", "said"),
+    [
+        (True, "100,000 images or more"),
+        (False, "fp32 where none is named; --precision auto too: the CPU has no"),
+    ],
+)
+def test_the_precision_that_will_be_chosen(
+    monkeypatch: pytest.MonkeyPatch, has: bool, said: str
+) -> None:
+    monkeypatch.setattr(doctor, "cpu_has_bf16", lambda: has)
+    assert said in doctor.precision(CPU).found

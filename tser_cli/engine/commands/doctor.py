@@ -19,10 +19,12 @@ from tser_cli.engine.runtime import machine, speed
 from tser_cli.engine.runtime.machine import NOTE, OK, WRONG, Check
 from tser_cli.engine.runtime.speed import Record, Speed
 from tser_cli.engine.training.compiling import what_compiling_lacks
+from tser_cli.engine.training.precision import WORTH_TAKING, WORTH_TRYING
 from tser_cli.errors import DataError
 from tser_cli.models.integer import kernels_serve
-from tser_cli.operating_system import cores
+from tser_cli.operating_system import cores, cpu_has_bf16
 from tser_cli.report.progress import Progress, Silent
+from tser_cli.sections import PRECISION
 
 DOWNLOADED = ("mnist", "fashion-mnist", "cifar10", "cifar100")
 SLOW = 0.6  # of the best that this machine ever gave
@@ -75,14 +77,19 @@ def abilities(device: torch.device) -> Iterator[Check]:
 
 
 def precision(device: torch.device) -> Check:
-    """Say which precisions the hardware has instructions for; fp32 is used unless one is named."""
-    known = machine.cpu_capabilities()
+    """Say what `--precision auto` will choose, or on what that depends."""
     if device.type == "cuda":
         half = torch.cuda.is_bf16_supported(including_emulation=False)
+        auto = f"--precision auto too. The GPU has {'' if half else 'no '}instructions for bf16"
+    elif cpu_has_bf16():
+        auto = (
+            f"--precision auto takes bf16 for a training of {WORTH_TRYING:,} images or more "
+            f"(images x epochs) whose step, tried before, takes at most {WORTH_TAKING:g} of its "
+            "time in fp32. The CPU has instructions for bf16"
+        )
     else:
-        half = bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16"))
-    name = "GPU" if device.type == "cuda" else "CPU"
-    found = f"fp32 is used; the {name} has {'' if half else 'no '}instructions for bf16"
+        auto = "--precision auto too: the CPU has no instructions for bf16"
+    found = f"{PRECISION} where none is named; {auto}"
     return Check("precision", OK, found)
 
 
