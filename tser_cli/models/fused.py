@@ -64,6 +64,18 @@ def spikes_of(x_T: Tensor, neuron: Constants) -> Tensor:
     return _forward(x_T, neuron)
 
 
+def one_step(x: Tensor, voltage: Tensor | None, neuron: Constants) -> tuple[Tensor, Tensor]:
+    """Membrane input of one step and what the last reset left -> spikes, and what is left now.
+
+    `voltage` None: nothing came before. Not differentiable.
+    """
+    charged = x.float()
+    if voltage is not None:
+        charged = torch.add(charged, voltage, alpha=neuron.leak)
+    fired = torch.ge(charged, neuron.threshold, out=torch.empty_like(charged))
+    return fired.to(x.dtype), _reset(charged, fired, neuron)
+
+
 def _forward(x_T: Tensor, neuron: Constants) -> Tensor:
     x_TM = _in_order(x_T, x_T)
     spikes_TM = torch.empty_like(x_TM)

@@ -125,7 +125,23 @@ def evaluate_run(request: EvaluateRequest) -> EvaluateResult:
     found = _measure_others(opened, Measured(full, rules, budget))
     accuracy = teacher_accuracy(opened, split)
     rows = [{**row, "teacher_accuracy": accuracy} for row in full.rows() if row["t"] in steps]
+    if split == "test":
+        _say_difference(opened, rows[-1])
     return context.runtime.on_main(lambda: _write(opened, request, rows, steps, found))
+
+
+def _say_difference(opened: FinishedRun, last: dict[str, Any]) -> None:
+    """Say what another precision than the run's changes, where the run's own result is recorded."""
+    precision, own = opened.config.training.precision, opened.run.config().training.precision
+    known = recorded(opened.run).get("per_timestep") or ()
+    before = next((row["correct_cumulative"] for row in known if row["t"] == last["t"]), None)
+    if precision == own or before is None:
+        return
+    change = last["correct_cumulative"] - before
+    opened.context.progress.say(
+        f"in {precision} {last['correct_cumulative']} of {last['images']} images are right, "
+        f"{change:+d} against {own}, in which the run was measured"
+    )
 
 
 def _measure_others(opened: FinishedRun, found: Measured) -> Measured:
