@@ -71,6 +71,8 @@ def test_the_teacher_of_a_run_that_is_not_finished(run: Run) -> None:
         (2**62, socket.gethostname(), "killed"),
         (GONE, "another", "running"),  # nobody here can know
     ],
+    # names that are the same in every process that runs tests
+    ids=["alive", "gone", "negative", "too large", "elsewhere"],
 )
 def test_a_killed_process_is_told(run: Run, pid: int, host: str, state: str) -> None:
     write(run, "status.json", {"state": "running", "pid": pid, "host": host})
