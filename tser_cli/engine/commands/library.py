@@ -199,7 +199,8 @@ def evaluate(
     `run`: a folder, a run's name or the beginning of it, "latest", or a result; None is the newest
     finished student. `timesteps`: any number, not only the trained one. `early_exit`: thresholds of
     confidence, as "0.8,0.9". `energy_budget`: what early exit is to keep, as "3uJ" or "25%" of the
-    ANN; the result says whether it is `kept`. Its `rows` are those of per_timestep.csv. Raises TserError.
+    ANN; the result says whether it is `kept`. Its `rows` are those of per_timestep.csv. Raises
+    TserError.
     """
     request = EvaluateRequest(
         run=_folder(run),
