@@ -10,6 +10,7 @@ import typer
 from tser_cli import registry
 from tser_cli.cli import layers, present, present_json
 from tser_cli.cli import options as opt
+from tser_cli.cli.completion import complete_recipe
 from tser_cli.cli.grouped import GRID, HOW, NETWORKS, PLACES
 from tser_cli.errors import TrainingError
 
@@ -22,6 +23,7 @@ Recipe = Annotated[
     str | None,
     typer.Argument(
         help="A recipe, as ablations/digits_rivals; it may say what to vary.",
+        autocompletion=complete_recipe,
         show_default="the data set's own",
     ),
 ]

@@ -196,10 +196,11 @@ def evaluate(
 ) -> EvaluateResult:
     """Measure a finished run at every time step, as `tser evaluate` does.
 
-    `run`: a folder or a result; None is the newest finished student. `timesteps`: any number, not
-    only the trained one. `early_exit`: thresholds of confidence, as "0.8,0.9". `energy_budget`:
-    what early exit is to keep, as "3uJ" or "25%" of the ANN; the result says whether it is `kept`.
-    Its `rows` are those of per_timestep.csv. Raises TserError.
+    `run`: a folder, a run's name or the beginning of it, "latest", or a result; None is the newest
+    finished student. `timesteps`: any number, not only the trained one. `early_exit`: thresholds of
+    confidence, as "0.8,0.9". `energy_budget`: what early exit is to keep, as "3uJ" or "25%" of the
+    ANN; the result says whether it is `kept`. Its `rows` are those of per_timestep.csv. Raises
+    TserError.
     """
     request = EvaluateRequest(
         run=_folder(run),
@@ -234,7 +235,8 @@ def load_run(
 ) -> FinishedRun:
     """Load a finished run: its network on the device, its data and its settings.
 
-    `run`: a folder or a result; None is the newest finished student. The network is
+    `run`: a folder, a run's name or the beginning of it, "latest", or a result; None is the newest
+    finished student. The network is
     `loaded.model`, frozen and in eval mode: `model(images_NCHW, timesteps=T)` returns [T, N, K] for
     a student. The data is `context.dataset`. Raises TserError.
     """
