@@ -2,8 +2,8 @@
 
     python docs/make_figures.py
 
-NAME_per_timestep, NAME_accuracy and NAME_energy, as PNG and as SVG; of a search on validation
-images NAME_accuracy alone.
+NAME_per_timestep, NAME_accuracy and NAME_energy, as PNG and as SVG, and NAME_frontier where there
+is a NAME_frontier.csv; of a search on validation images NAME_accuracy alone.
 """
 
 from __future__ import annotations
@@ -11,8 +11,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from tser_cli.config import short_name
-from tser_cli.report.ablation_plots import draw_tables
-from tser_cli.report.csv_files import axes_of, read_ablation, read_summary
+from tser_cli.report.ablation_plots import cells_of, draw_tables
+from tser_cli.report.csv_files import (
+    FRONTIER,
+    TEXT,
+    axes_of,
+    read_ablation,
+    read_summary,
+    read_table,
+)
+from tser_cli.report.frontier_plot import draw_frontier
 from tser_cli.report.style import save_figure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +36,10 @@ def main() -> None:
         names = {axis: short_name(axis) for axis in axes}
         runs = read_ablation(RESULTS / f"{name}.csv", axes)
         figures = draw_tables(runs, summary, names)
+        points = RESULTS / f"{name}_frontier.csv"
+        if points.is_file():
+            table = read_table(points, FRONTIER, others=TEXT)
+            figures["frontier"] = draw_frontier(table, cells_of(runs, names), axes)
         if summary["measure"].iloc[0] != "accuracy":  # a search on validation images
             figures = {"accuracy": figures["accuracy"]}
         for kind, figure in figures.items():

@@ -5,8 +5,9 @@
 
 A table stands between `<!-- table: FOLDER/NAME.csv means -->` and `<!-- end of table -->`; its
 figures come from NAME.csv (a row a run), its axes, baseline and measure from NAME_summary.csv.
-`means` shows what each cell reached, `differences` how far it is from its baseline at each step;
-a word behind it, as in `differences ts`, is another baseline: the value of the only axis.
+`means` shows what each cell reached, `differences` how far it is from its baseline at each step,
+`early_exit` the energy at the baseline's accuracy, from NAME_early_exit.csv; a word behind it, as
+in `differences ts`, is another baseline: the value of the only axis.
 """
 
 from __future__ import annotations
@@ -21,9 +22,16 @@ from typing import Any
 import pandas as pd
 
 from tser_cli.config import short_name
+from tser_cli.engine.ablation.equal_accuracy import summarise_exits
 from tser_cli.engine.ablation.summary import summarise, with_holm
 from tser_cli.report.ablation_plots import baseline_of
-from tser_cli.report.csv_files import axes_of, read_ablation, read_summary
+from tser_cli.report.csv_files import (
+    ablation_exit_schema,
+    axes_of,
+    read_ablation,
+    read_summary,
+    read_table,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(
@@ -43,6 +51,7 @@ class Ablation:
     axes: list[str]
     baseline: dict[str, str]
     measure: str
+    exits: pd.DataFrame | None = None
 
     @property
     def steps(self) -> list[str]:
@@ -84,7 +93,12 @@ def read(path: Path) -> Ablation:
     axes = axes_of(summary)
     baseline = {axes[place]: value for place, value in baseline_of(summary).items()}
     measure = str(summary["measure"].iloc[0])
-    return Ablation(read_ablation(path, axes), axes, baseline, measure)
+    exits_file, schema = (
+        path.with_name(f"{path.stem}_early_exit.csv"),
+        ablation_exit_schema(axes, 1),
+    )
+    exits = read_table(exits_file, schema) if exits_file.is_file() else None
+    return Ablation(read_ablation(path, axes), axes, baseline, measure, exits)
 
 
 def means(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
@@ -127,6 +141,31 @@ def differences(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
     return [*names(ablation), *columns], rows
 
 
+def early_exit(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: energy and accuracy at the baseline's accuracy less the margin."""
+    assert ablation.exits is not None, "NAME_early_exit.csv lies beside NAME.csv"
+    runs: list[Row] = ablation.exits.to_dict("records")
+    rows = [
+        [
+            *(f"`{row[axis]}`" for axis in ablation.axes),
+            f"{row['energy_mean_pj'] / 1e6:.2f} ± {row['energy_std_pj'] / 1e6:.2f} µJ",
+            mean(row),
+            energy_difference(row),
+        ]
+        for row in summarise_exits(runs, ablation.axes, ablation.baseline)
+    ]
+    header = ["energy an image", "accuracy there", "energy against the baseline, 95 % interval"]
+    return [*names(ablation), *header], rows
+
+
+def energy_difference(row: Row) -> str:
+    """Return a difference of energies with its interval, and what may be said of it."""
+    if row["baseline"]:
+        return "baseline"
+    found, *reach = (row[f"energy_difference{part}_pj"] / 1e6 for part in ("", "_low", "_high"))
+    return f"{found:+.3f} [{reach[0]:+.3f}, {reach[1]:+.3f}] µJ{verdict(row)}"
+
+
 def together(columns: list[list[Row]]) -> list[list[Row]]:
     """Return rows of statistics with Holm's procedure over all comparisons of all columns."""
     rows = with_holm([row for column in columns for row in column])
@@ -137,6 +176,7 @@ def together(columns: list[list[Row]]) -> list[list[Row]]:
 KINDS: dict[str, Callable[[Ablation], tuple[list[str], list[list[str]]]]] = {
     "means": means,
     "differences": differences,
+    "early_exit": early_exit,
 }
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tser_cli import config, plugins, recipe, registry
-from tser_cli.cli import options
+from tser_cli import config, plugin_files, plugins, recipe, registry
+from tser_cli.cli import completion, layers
 from tser_cli.errors import ConfigError, RunError
+from tser_cli.files import sha256
 
 METHOD = """
 from tser_cli.fields import NonNegative
@@ -93,12 +94,106 @@ def test_the_weights_of_a_plug_in_are_settings_like_all_others(write: Callable[.
         recipe.resolve([recipe.from_flags({"method.name": "mone"})])
 
 
-def test_a_part_of_a_package_keeps_its_name(write: Callable[..., Path]) -> None:
-    write("", "example_package/__init__.py")
-    write(METHOD, "example_package/part.py")
-    plugins.load(["example_package.part"])
-    assert plugins.stated() == ["example_package.part"]
+PACKAGE = {
+    "__init__.py": "from . import part",
+    "part.py": METHOD.replace(
+        "from tser_cli.fields", "from .deep import used\nfrom tser_cli.fields"
+    ),
+    "deep/__init__.py": "",
+    "deep/used.py": "weight = 1",
+    "notes.txt": "of mine",
+    ".hidden": "no",
+    "__pycache__/part.pyc": "no",
+}
+
+
+@pytest.fixture
+def package(write: Callable[..., Path]) -> Path:
+    """A package of which one module registers a method and imports another."""
+    for name, text in PACKAGE.items():
+        write(text, f"example_package/{name}")
+    return Path("example_package").resolve()
+
+
+@pytest.mark.parametrize(
+    ("name", "stated", "module"),
+    [
+        ("example_package", "", "example_package"),
+        ("./example_package/", "", "example_package"),
+        ("example_package.part", "part.py", "example_package.part"),
+        ("example_package/part.py", "part.py", "example_package.part"),
+    ],
+)
+def test_a_package_or_a_part_of_one_is_stated_so_that_any_folder_finds_it(
+    package: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    stated: str,
+    module: str,
+) -> None:
+    plugins.load([name])
+    found = str(package / stated)
+    assert plugins.stated() == [found]
     assert registry.METHODS["mine"].target == "example_package.part"
+    assert sys.modules[module].__name__ == module
+    assert plugins.is_loaded(found)
+    assert plugins.is_loaded(f"/elsewhere/{Path(found).relative_to(tmp_path)}")
+    assert not plugins.is_loaded("/elsewhere/part.py/other.py")
+    for loaded in [known for known in sys.modules if known.startswith("example_package")]:
+        del sys.modules[loaded]
+    plugins._loaded.clear()
+    del registry.METHODS["mine"]
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    sys.path.remove(str(tmp_path))
+    plugins.load([found])
+    assert "mine" in registry.METHODS
+
+
+def test_a_run_keeps_a_package_whole(package: Path, tmp_path: Path) -> None:
+    (package / "weights.bin").write_bytes(bytes(plugin_files.LARGE_BYTES + 1))
+    plugins.load(["example_package"])
+    # what is kept is what was imported
+    (package / "part.py").write_text("changed")
+    (record,) = plugins.keep(tmp_path / "run", {"method mine": "example_package.part"})
+    kept = {f"example_package/{n}" for n in PACKAGE if n not in (".hidden", "__pycache__/part.pyc")}
+    assert record["copy"] == "code/example_package"
+    assert set(record["files"]) == kept
+    assert record["left_out"] == ["example_package/weights.bin"]
+    for name, digest in record["files"].items():
+        assert sha256((tmp_path / "run" / "code" / name).read_bytes()) == digest
+    assert (tmp_path / "run" / "code" / "example_package" / "part.py").read_text() != "changed"
+    assert plugins.changes([record]) == []
+    plugins._loaded.clear()
+    (package / "deep" / "used.py").write_text("weight = 2")
+    plugins.load(["example_package.deep"])
+    assert plugins.changes([record]) == [
+        f"plug-in {package}: example_package/deep/used.py, example_package/part.py have changed "
+        "since"
+    ]
+    plugins._loaded.clear()
+    del registry.METHODS["mine"]
+    with pytest.raises(RunError, match=f"--plugin {package}. The package as it was when the run"):
+        plugins.check_loaded([record], ["method mine"], tmp_path / "run")
+
+
+@pytest.mark.parametrize("bound", ["MOST_FILES", "MOST_BYTES"])
+def test_a_package_too_large_to_keep(
+    package: Path, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(plugin_files, bound, 3)
+    assert "a run keeps a copy of its plug-ins: move what is no code out of" in refused(
+        "example_package"
+    )
+
+
+@pytest.mark.parametrize("name", ["bare", "./bare"])
+def test_a_folder_that_is_no_package(write: Callable[..., Path], name: str) -> None:
+    write(METHOD, "bare/part.py")
+    assert "it is a folder without __init__.py; name a " in refused(name)
+    plugins.load(["bare.part"])
+    assert plugins.stated() == ["bare.part"]
 
 
 def test_models_and_data_sets_are_registered_as_well(write: Callable[..., Path]) -> None:
@@ -157,14 +252,14 @@ def test_names_come_from_the_variable_and_the_flags(monkeypatch: pytest.MonkeyPa
 def test_a_recipe_names_its_plug_ins(write: Callable[..., Path]) -> None:
     file = write()
     write('plugins = ["example_plugin"]\n[method]\nname = "mine"\n', "mine.toml")
-    made = options.training_config("student", {}, "mine.toml", None)
+    made = layers.training_config("student", {}, "mine.toml", None)
     assert (made.method.name, made.plugins) == ("mine", (str(file),))
     # what was written is read back, and a flag may say that the file is elsewhere now
     moved = write(METHOD, "moved/example_plugin.py")
     plugins._loaded.clear()
     del registry.METHODS["mine"], sys.modules["example_plugin"]
     plugins.load([str(moved)])
-    again = options.training_config("student", {}, "mine.toml", None)
+    again = layers.training_config("student", {}, "mine.toml", None)
     assert again.plugins == (str(moved),)
 
 
@@ -183,7 +278,7 @@ def test_an_installed_package_is_not_imported_before_it_is_used(
     plugins.add_entry_points()
     plugins.add_entry_points()
     assert {"method theirs", "model net", "data set pictures"} <= set(registry.names())
-    complete = options.names_in(registry.METHODS)
+    complete = completion.names_in(registry.METHODS)
     assert complete(type("Context", (), {"params": {}})(), "th") == ["theirs"]
     points.append(metadata.EntryPoint("kd", "example_installed", "tser.methods"))
     with pytest.raises(ConfigError, match="package example_installed: it registers the method"):
@@ -227,4 +322,7 @@ def test_an_installed_method_that_a_run_uses_is_kept(
     used = {"method mine": "example_plugin", "model resnet18": "tser_cli.models.resnet:resnet18"}
     (record,) = plugins.keep(tmp_path / "run", used)
     assert (record["name"], record["adds"]) == ("example_plugin", ["method mine"])
+    del registry.METHODS["mine"]
+    with pytest.raises(RunError, match="for the method mine: install the package that offers it"):
+        plugins.check_loaded([record], ["method mine"], tmp_path / "run")
     assert (tmp_path / "run" / "code" / "example_plugin.py").read_text() == METHOD

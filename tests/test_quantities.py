@@ -1,39 +1,57 @@
-"""Energies as people write them."""
+"""Energies as a person writes them."""
 
 from __future__ import annotations
 
 import pytest
 
 from tser_cli.errors import ConfigError
-from tser_cli.quantities import joules, parse_budget, parse_energy
+from tser_cli.quantities import Budget, joules, parse_budget, parse_energy
 
 
 @pytest.mark.parametrize(
-    ("text", "expected_pj"),
+    ("text", "expected"),
     [
-        ("950pJ", 950.0),
-        ("4uJ", 4e6),
-        ("4µJ", 4e6),
-        ("4\u03bcJ", 4e6),
-        (" 0.5 mJ ", 5e8),
-        ("2e-3J", 2e9),
-        (".25nj", 250.0),
+        ("1.38mJ", 1.38e9),
+        ("4 uJ", 4e6),
+        (" 4µJ ", 4e6),
+        ("4μJ", 4e6),
+        ("950nJ", 950e3),
+        ("2J", 2e12),
+        (".5uj", 0.5e6),
+        ("1e-3mJ", 1e6),
+        ("7pJ", 7.0),
     ],
 )
-def test_an_energy_in_picojoules(text: str, expected_pj: float) -> None:
-    assert parse_energy(text) == pytest.approx(expected_pj, rel=1e-12)
-    assert parse_budget(text, 1.0) == parse_energy(text)
+def test_energies_are_read(text: str, expected: float) -> None:
+    assert parse_energy(text) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("text", ["25%", "25 %", " 25.0%", "2500e-2%"])
-def test_a_share_of_the_whole(text: str) -> None:
-    assert parse_budget(text, 8e6) == pytest.approx(2e6, rel=1e-12)
+@pytest.mark.parametrize(
+    "text", ["", "1.38", "mJ", "0mJ", "-1mJ", "1.38 kWh", "3MJ", "1e999J", "25%", "nanJ", "1 2uJ"]
+)
+def test_what_is_no_energy_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="no energy; write it as"):
+        parse_energy(text)
 
 
-@pytest.mark.parametrize("text", ["", "4", "-4uJ", "4 W", "-25%", "uJ", "4uJ 5uJ", "nan%", "0nJ"])
-def test_what_is_no_budget(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no energy budget; write an energy with its unit"):
-        parse_budget(text, 1.0)
+def test_a_budget_is_an_energy_or_a_share_of_the_ann() -> None:
+    assert parse_budget("4uJ", "--energy-budget") == Budget(4e6)
+    assert parse_budget(" 25 % ", "--energy-budget") == Budget(0.25, of_ann=True)
+    assert parse_budget("4uJ", "--energy-budget").in_pj(ann_pj=100.0) == 4e6
+    assert parse_budget("25%", "--energy-budget").in_pj(ann_pj=100.0) == 25.0
+
+
+@pytest.mark.parametrize("text", ["0%", "101%", "1e3%"])
+def test_a_share_is_above_nothing_and_no_more_than_the_ann(text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--energy-budget: {text}: a share"):
+        parse_budget(text, "--energy-budget")
+
+
+@pytest.mark.parametrize("text", ["", "4", "-4uJ", "-5%", "%", "four", "9" * 1000])
+def test_a_budget_without_unit_is_refused_with_what_to_write(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--energy-budget: .*950nJ.*25%$") as raised:
+        parse_budget(text, "--energy-budget")
+    assert len(str(raised.value)) < 300
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,9 @@ def nearest_key(name: str, dotted: bool = False) -> str:
     `dotted`: where short names will not do, the key behind the nearest is told, "optimizer.lr".
     """
     told = {key: key for key in keys()}
+    found = _meanings(name, told)
+    if len(found) > 1:
+        return f": it may mean {' or '.join(found)}"
     if "." not in name:
         words = {_last_word(key): key for key in told} | FLAGS
         told |= words if dotted else {word: word for word in words}

@@ -26,7 +26,7 @@ class EnergyConfig(Section):
         if text == NO_BUDGET:
             return text
         try:
-            parse_budget(text, 1.0)
+            parse_budget(text)
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return text

@@ -14,14 +14,14 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tser_cli import registry
 from tser_cli.errors import ConfigError, RunError, nearest
-from tser_cli.files import make_folder, sha256, write_whole
+from tser_cli.plugin_files import INIT, Sources, dotted, package_of, read_sources
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -37,16 +37,18 @@ CODE = "code"
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plug-in that was imported: `stated` names it in a recipe, from any folder if it is a file.
+    """A plug-in that was imported: `stated` names it in a recipe, from any folder unless installed.
 
-    `adds`: the names that it added to the registries.
+    `adds`: the names that it added to the registries. `sources`: its files as they were then.
+    `offered`: by the entry points of an installed package, not on the command line.
     """
 
     stated: str
     module: str
     file: Path
-    sha256: str
+    sources: Sources
     adds: tuple[str, ...]
+    offered: bool = False
 
 
 _loaded: dict[str, Plugin] = {}
@@ -68,7 +70,11 @@ def is_loaded(name: str) -> bool:
 
     So `--plugin` can say where one is that a recipe expects elsewhere.
     """
-    return (Path(name).stem if name.endswith(".py") else name) in _loaded
+    if not _is_path(name):
+        return name in _loaded
+    parts = Path(name).with_suffix("").parts
+    modules = [tuple(module.split(".")) for module in _loaded]
+    return any(parts[-len(module) :] == module for module in modules)
 
 
 def load(names: Iterable[str]) -> None:
@@ -77,29 +83,41 @@ def load(names: Iterable[str]) -> None:
         before = set(registry.names())
         module = _import(name)
         if module.__name__ not in _loaded:
-            file = Path(str(module.__file__)).resolve()
             added = tuple(sorted(set(registry.names()) - before))
-            digest = sha256(file.read_bytes())
-            _loaded[module.__name__] = Plugin(
-                _from_anywhere(name, file), module.__name__, file, digest, added
-            )
+            _loaded[module.__name__] = _described(name, module, added)
 
 
-def _from_anywhere(name: str, file: Path) -> str:
-    # A part of a package is only found by its name; so is what is installed.
-    installed = Path(sysconfig.get_paths()["purelib"]).resolve() in file.parents
-    in_package = file.name == "__init__.py" or ("." in name and not name.endswith(".py"))
-    return name if installed or in_package else str(file)
+def _described(name: str, module: ModuleType, adds: tuple[str, ...]) -> Plugin:
+    file = Path(str(module.__file__)).resolve()
+    installed = _is_installed(file)
+    try:
+        sources = read_sources(file, module.__name__, alone=installed)
+    except ConfigError as error:
+        raise ConfigError(f"plug-in {name}: {error}") from error
+    # what is installed, and a part of a folder that is no package, are only found by their names
+    found_by_name = installed or dotted(file) != module.__name__
+    stated = file.parent if file.name == INIT else file
+    return Plugin(name if found_by_name else str(stated), module.__name__, file, sources, adds)
+
+
+def _is_installed(file: Path) -> bool:
+    return Path(sysconfig.get_paths()["purelib"]).resolve() in file.parents
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith(".py") or os.sep in name
 
 
 def _import(name: str) -> ModuleType:
-    is_file = name.endswith(".py") or os.sep in name
     try:
-        return _import_file(name) if is_file else _import_module(name)
+        module = _import_file(name) if _is_path(name) else _import_module(name)
+        if module.__file__ is None:
+            raise ConfigError(f"it is a folder without {INIT}; name a module in it, as {name}.mine")
     except ConfigError as error:
         raise ConfigError(f"plug-in {name}: {error}") from error
     except Exception as error:
         raise ConfigError(f"plug-in {name} can't be imported: {last_line(error)}") from error
+    return module
 
 
 def look_here() -> str:
@@ -128,9 +146,30 @@ def _import_module(name: str) -> ModuleType:
 
 def _import_file(name: str) -> ModuleType:
     file = Path(name).expanduser().resolve()
+    if file.is_dir() and not (file / INIT).is_file():
+        raise ConfigError(f"it is a folder without {INIT}; name a file in it")
+    file = file / INIT if file.is_dir() else file
     if not file.is_file():
         beside = [str(path) for path in Path(name).parent.glob("*.py")]
-        raise ConfigError(f"there is no such file{nearest(name, beside)}")
+        looked = "" if Path(name).is_absolute() else f" in {Path.cwd()}"
+        raise ConfigError(f"there is no such file{nearest(name, beside)}{looked}")
+    package = package_of(file)
+    return _import_part(file, package) if package else _import_alone(file)
+
+
+def _import_part(file: Path, package: Path) -> ModuleType:
+    """Import a package, or a module in it, by its name from beside the package."""
+    if str(package.parent) not in sys.path:
+        sys.path.append(str(package.parent))
+    top = importlib.import_module(package.name)
+    if Path(str(top.__file__)).resolve() != package / INIT:
+        raise ConfigError(
+            f"there is another module {package.name} ({top.__file__}); rename the folder"
+        )
+    return importlib.import_module(dotted(file))
+
+
+def _import_alone(file: Path) -> ModuleType:
     module = file.stem
     known = sys.modules.get(module)
     if known is not None and getattr(known, "__file__", None) == str(file):
@@ -188,26 +227,28 @@ def keep(folder: Path, targets: Mapping[str, str]) -> list[dict[str, Any]]:
     `targets`: what the run uses, by name (`registry.targets_of`); modules that are not the
     package's own are kept, however they were imported. Raises RunError.
     """
-    used = [*_loaded.values(), *_installed(targets)]
-    if used:
-        make_folder(folder / CODE)
     records = []
-    for plugin in used:
-        copy = f"{CODE}/{plugin.module}.py"
-        write_whole(folder / copy, plugin.file.read_bytes())
-        record = {"name": plugin.stated, "file": str(plugin.file), "sha256": plugin.sha256}
-        records.append({**record, "copy": copy, "adds": list(plugin.adds)})
+    for plugin in [*_loaded.values(), *_installed(targets)]:
+        plugin.sources.write(folder / CODE)
+        place = {"name": plugin.stated, "module": plugin.module, "file": str(plugin.file)}
+        copy = {**plugin.sources.record(), "copy": f"{CODE}/{plugin.sources.name}"}
+        offered = {"offered": True} if plugin.offered else {}
+        records.append({**place, **copy, **offered, "adds": list(plugin.adds)})
     return records
 
 
 def _installed(targets: Mapping[str, str]) -> list[Plugin]:
+    """Return what a run uses that no plug-in on the command line added."""
+    added = {name for plugin in _loaded.values() for name in plugin.adds}
     modules = {name: target.partition(":")[0] for name, target in targets.items()}
-    foreign = {module for module in modules.values() if not registry.is_built_in(module)}
+    foreign = {
+        m for name, m in modules.items() if not registry.is_built_in(m) and name not in added
+    }
     found = []
     for module in sorted(foreign - _loaded.keys()):
-        file = Path(str(importlib.import_module(module).__file__))
         adds = tuple(name for name, target in modules.items() if target == module)
-        found.append(Plugin(module, module, file, sha256(file.read_bytes()), adds))
+        made = _described(module, importlib.import_module(module), adds)
+        found.append(replace(made, stated=module, offered=True))
     return found
 
 
@@ -222,17 +263,32 @@ def check_loaded(records: Iterable[Mapping[str, Any]], used: Iterable[str], fold
         lacking = sorted(missing & set(map(str, record.get("adds") or [])))
         if lacking:
             name, copy = record.get("name"), folder / str(record.get("copy"))
+            what = "package" if record.get("files") else "file"
+            offered = bool(record.get("offered"))
+            advice = "install the package that offers it" if offered else f"give --plugin {name}"
             raise RunError(
-                f"{folder} needs the plug-in {name} for the {' and the '.join(lacking)}: give "
-                f"--plugin {name}. The file as it was when the run began is {copy}"
+                f"{folder} needs the plug-in {name} for the {' and the '.join(lacking)}: {advice}. "
+                f"The {what} as it was when the run began is {copy}"
             )
 
 
 def changes(records: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each plug-in of a run whose file is another one now."""
-    now = {plugin.module: plugin.sha256 for plugin in _loaded.values()}
-    return [
-        f"plug-in {record.get('name')}: its file has changed since"
-        for record in records
-        if now.get(Path(str(record.get("copy"))).stem, record.get("sha256")) != record.get("sha256")
-    ]
+    """Return a line for each plug-in of a run whose files are others now."""
+    now = {plugin.sources.name: plugin.sources for plugin in _loaded.values()}
+    lines = []
+    for record in records:
+        sources = now.get(Path(str(record.get("copy"))).name)
+        if sources is not None and sources.sha256() != record.get("sha256"):
+            differing = _differing(record.get("files"), sources)
+            lines.append(f"plug-in {record.get('name')}: {differing} changed since")
+    return lines
+
+
+def _differing(files: object, sources: Sources) -> str:
+    """Return "its file has", or which files of a package have, in words."""
+    if not isinstance(files, Mapping):
+        return "its file has"
+    hashes = sources.hashes()
+    names = sorted(n for n in {*files, *hashes} if files.get(n) != hashes.get(n))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} ha{'s' if len(names) == 1 else 've'}"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from tser_cli import registry
-from tser_cli.cli import present
-from tser_cli.cli.present import duration
+from tser_cli.cli import present, verbosity
+from tser_cli.cli.app import app
 from tser_cli.config import Config
 from tser_cli.engine.ablation.grid import make_request
 from tser_cli.engine.commands.ablate import AblationResult
@@ -21,6 +23,8 @@ from tser_cli.engine.commands.energy import EnergyResult
 from tser_cli.engine.commands.evaluate import EvaluateResult
 from tser_cli.engine.runs.result import RunResult
 from tser_cli.recipe import Layer
+from tser_cli.report.console import duration
+from tser_cli.report.csv_files import EXIT_STATISTICS
 
 Shown = Callable[[], list[str]]
 
@@ -71,6 +75,11 @@ RUN = RunResult(
     seconds=3.0,
     per_timestep=tuple(rows()),
 )
+AGAINST = {
+    "assumptions": {"same": {"snn_pj": 9.2e6, "ann_pj": 4.6e7}},
+    "steps_pj": [5e6, 9.2e6],
+    "accuracy": [0.897, 0.9],
+}
 TRAINING = TrainingPlan(
     config=Config(),
     network="resnet20",
@@ -119,8 +128,10 @@ def test_a_training_s_result(shown: Shown) -> None:
         ["2", "20.00", "%", "40.00", "%"],
     ]
     assert any(line.split()[:3] == ["teacher", "90.00", "%"] for line in lines)
-    assert lines[-5:] == [
+    assert lines[-6:] == [
         "accuracy 40.00 % of 11 test images after 2 time steps; teacher 90.00 % (-50.00 points)",
+        "It is right about 4 of 11 images that it was never trained on (1 by its first time step "
+        "alone), its teacher about 10.",
         f"run folder: {RUN.folder}",
         "next:",
         "  tser evaluate --per-timestep",
@@ -142,22 +153,69 @@ def test_whether_an_energy_budget_was_kept(shown: Shown, energy_pj: float, verdi
     assert verdict in shown()
 
 
+def test_a_student_s_energy_in_the_result(shown: Shown) -> None:
+    present.show_run(replace(RUN, against_ann=AGAINST), [])
+    lines = shown()
+    place = lines.index("One image costs 9.2 µJ: 5.0 times less than the ANN of the same shape.")
+    assert lines[place - 1].startswith("It is right about 4 of 11")
+    assert lines[place + 1 : place + 3] == [
+        "That is 5.0 times less than its 46 µJ in the same arithmetic.",
+        "t = 1 alone has 89.70 % for 5 µJ; all steps 90.00 %.",
+    ]
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """As with --quiet."""
+    verbosity.choose(quiet=True, verbose=False)
+    yield
+    verbosity.choose(quiet=False, verbose=False)
+
+
+def test_a_training_s_result_in_quiet(shown: Shown, quiet: None) -> None:
+    present.show_run(RUN, ["tser evaluate --per-timestep"])
+    lines = shown()
+    assert lines[-2].startswith("accuracy 40.00 % of 11 test images")
+    assert lines[-1] == f"run folder: {RUN.folder}"
+
+
+def test_progress_in_quiet_is_warnings(capsys: pytest.CaptureFixture[str], quiet: None) -> None:
+    progress = present.progress()
+    progress.begin(epochs=1, steps=1, done_epochs=0)
+    progress.say("a message")
+    progress.epoch({})
+    progress.warn("it is late")
+    progress.end()
+    assert capsys.readouterr().err == "warning: it is late\n"
+
+
 def test_what_to_type_next() -> None:
-    folder, default = Path("runs/teacher/digits/resnet34_s0"), Path("runs")
-    assert present.next_after_teacher(folder, "digits", "") == [
-        "tser distill --teacher runs/teacher/digits/resnet34_s0 --dataset digits -T 2"
-    ]
-    assert present.next_after_teacher(folder, "imagenet", "/data") == [
-        f"tser distill --teacher {folder} --dataset imagenet --data-dir /data -T 2"
-    ]
-    assert present.next_after_student(default, default) == [
-        "tser evaluate --per-timestep",
-        "tser energy report.csv",
-    ]
-    assert present.next_after_student(Path("other"), default) == [
-        "tser evaluate --per-timestep --runs-dir other",
-        "tser energy report.csv --runs-dir other",
-    ]
+    folder = Path("runs/teacher/digits/resnet34_s0")
+    first, second, _ = present.next_after_teacher(folder, "imagenet", "/my data")
+    assert first.split("  #")[0].strip() == (
+        f"tser distill --teacher {folder} --dataset imagenet --data-dir '/my data' -T 2"
+    )
+    assert second.startswith(f"tser evaluate --run {folder} ")
+    assert "--data-dir" not in present.next_after_teacher(folder, "digits", "")[0]
+    here = present.next_after_student(Path("runs"))
+    assert [line.split()[1] for line in here] == ["report", "energy", "evaluate"]
+    assert len({line.index("#") for line in here}) == 1
+    elsewhere = present.next_after_student(Path("my runs"))
+    assert all("--runs-dir 'my runs'  " in line for line in elsewhere)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *present.next_after_teacher(Path("runs/x"), "digits", "data"),
+        *present.next_after_student(Path("elsewhere")),
+    ],
+)
+def test_what_to_type_next_can_be_typed(line: str) -> None:
+    program, name, *words = shlex.split(line, comments=True)
+    group = typer.main.get_command(app)
+    assert program == "tser"
+    group.commands[name].make_context(name, words)  # type: ignore[attr-defined]
 
 
 def test_a_training_s_plan(shown: Shown) -> None:
@@ -210,6 +268,7 @@ def test_an_evaluation_with_all_that_can_be_asked_for(shown: Shown) -> None:
         "energy_full_pj": 1000.0,
         "share_exit_1": 0.75,
         "share_exit_2": 0.25,
+        "chosen_on": "",
     }
     result = evaluation(
         figure=Path("figures/a.png"),
@@ -226,6 +285,37 @@ def test_an_evaluation_with_all_that_can_be_asked_for(shown: Shown) -> None:
     assert told[3:] == [*("80.00", "%", "1.25", "500", "pJ", "50", "%", "75", "%,", "25", "%")]
     assert lines.index("table: elsewhere.csv") < lines.index("figure: figures/a.png")
     assert lines[-1] == "table: early_exit.csv"
+
+
+@pytest.mark.parametrize(
+    ("energy_pj", "kept", "said"),
+    [(480.0, 1, "480 pJ of 500 pJ, kept;"), (510.0, 0, "510 pJ of 500 pJ, 2 % over;")],
+)
+def test_an_energy_budget(shown: Shown, energy_pj: float, kept: int, said: str) -> None:
+    chosen = {
+        "criterion": "confidence",
+        "threshold": float("inf"),
+        "timesteps": 2,
+        "accuracy": 0.8,
+        "accuracy_full": 0.8125,
+        "mean_steps": 2.0,
+        "energy_pj": energy_pj,
+        "energy_full_pj": 510.0,
+        "share_exit_1": 0.0,
+        "share_exit_2": 1.0,
+        "chosen_on": "validation",
+        "budget_pj": 500.0,
+        "kept": kept,
+    }
+    result = evaluation(early_exit_rows=[chosen])
+    assert result.kept is bool(kept)
+    present.show_evaluation(result, per_timestep=False)
+    lines = shown()
+    assert any(line.strip().startswith("never ") for line in lines)
+    assert lines[-1] == (
+        f"energy budget: {said} -1.25 points of accuracy against all steps; threshold chosen on "
+        "validation images"
+    )
 
 
 def test_the_energy_of_a_run(shown: Shown) -> None:
@@ -251,6 +341,7 @@ def test_the_energy_of_a_run(shown: Shown) -> None:
             "neuron_updates": 10,
             "neuron_update_energy_pj": None,
         },
+        "against_ann": AGAINST,
     }
     rows = [{**row, "layer": "conv1", "t": 1}, {**row, "layer": "conv1", "t": "all"}, total]
     files = (Path("report.csv"), Path("report.json"))
@@ -260,7 +351,8 @@ def test_the_energy_of_a_run(shown: Shown) -> None:
     (layer,) = [line.split() for line in lines if line.strip().startswith("conv1")]
     assert layer[:7] == ["conv1", "MAC", "2M", "9.2", "µJ", "9.2", "µJ"]
     assert any(
-        line.startswith("One image costs 9.2 µJ, 5.0 times less than the 46 µJ") for line in lines
+        line == "One image costs 9.2 µJ: 5.0 times less than the ANN of the same shape."
+        for line in lines
     )
     assert lines[-2:] == ["written: report.csv", "written: report.json"]
 
@@ -297,6 +389,34 @@ def test_an_ablation_s_table(shown: Shown, tmp_path: Path) -> None:
     assert any(line.split()[-1:] == ["baseline"] for line in lines)
     assert lines[-3:] == [
         f"written: {result.folder / name}" for name in ("ablation.csv", "summary.csv", "figures")
+    ]
+
+
+def test_an_ablation_with_early_exit(shown: Shown, tmp_path: Path) -> None:
+    row = {
+        **dict.fromkeys(EXIT_STATISTICS),
+        **{"method.name": "ce", "n": 2, "missed": 0, "baseline": 1},
+        **{"energy_mean_pj": 2e6, "energy_std_pj": 1e5, "accuracy_mean": 0.9},
+    }
+    other = {
+        **row,
+        **{"method.name": "kd", "n": 1, "missed": 1, "baseline": 0, "energy_std_pj": None},
+        **{"energy_difference_pj": -5e4, "energy_difference_low_pj": -1e5},
+        "energy_difference_high_pj": 0.0,
+    }
+    result = ablation(tmp_path, exits=(row, other), figures=(tmp_path / "frontier.png",))
+    present.show_ablation(result)
+    lines = shown()
+    assert "early exit at the accuracy of the baseline less 0.5 points" in map(str.strip, lines)
+    found = [line.split() for line in lines if line.split()[:1] in (["ce"], ["kd"])][-2:]
+    assert found == [
+        ["ce", "2", "2.00", "±", "0.10", "90.00", "baseline"],
+        ["kd", "1", "of", "2", "2.00", "90.00", "-0.05", "-0.10", "..", "+0.00"],
+    ]
+    names = [line.rpartition("/")[2] for line in lines if line.startswith("written")]
+    assert names == [
+        *("ablation.csv", "summary.csv", "early_exit.csv", "early_exit_summary.csv"),
+        *("frontier.csv", "figures"),
     ]
 
 

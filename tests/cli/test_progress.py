@@ -133,3 +133,25 @@ def test_a_second_training_has_bars_of_its_own(clock: list[float]) -> None:
 
 def test_bars_that_never_began_can_end() -> None:
     Bars(terminal()[0]).end()
+
+
+def test_the_time_left_is_told_once(clock: list[float]) -> None:
+    console, stream = plain_console()
+    lines = Lines(console)
+    lines.begin(epochs=4, steps=50, done_epochs=1)
+    for _ in range(30):
+        lines.step(8, {})
+        clock.append(clock[-1] + 0.5)
+    # 150 steps are left of 3 epochs; told after 2 + 4 of them, the first with 2 seconds behind it
+    assert stream.getvalue() == "about 72 s of training are left, as its first steps go\n"
+
+
+@pytest.mark.parametrize(("steps", "seconds"), [(4, 10.0), (1000, 0.0001), (12, 1.0)])
+def test_no_time_is_told_of_what_is_short(clock: list[float], steps: int, seconds: float) -> None:
+    console, stream = plain_console()
+    lines = Lines(console)
+    lines.begin(epochs=1, steps=steps, done_epochs=0)
+    for _ in range(steps):
+        lines.step(8, {})
+        clock.append(clock[-1] + seconds)
+    assert stream.getvalue() == ""

@@ -16,8 +16,6 @@ from tser_cli.energy import Counts, load_profile
 from tser_cli.energy.comparison import compare, matching
 from tser_cli.energy.layouts import present
 from tser_cli.energy.network_counter import NetworkCounter, count_operations
-from tser_cli.errors import ConfigError
-from tser_cli.quantities import parse_energy
 
 PROFILE = load_profile("horowitz-45nm-fp32")
 
@@ -167,16 +165,3 @@ def test_a_figure_is_matched_to_its_convention() -> None:
     formula = next(one for one in compared if one.convention == "formula")
     assert matching(compared, formula.energy_pj * 1.04)[0].convention == "formula"
     assert not matching(compared, formula.energy_pj * 50)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("1.38mJ", 1.38e9), ("4 uJ", 4e6), ("950nJ", 950e3), ("2J", 2e12)]
-)
-def test_energies_are_read(text: str, expected: float) -> None:
-    assert parse_energy(text) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("text", ["", "1.38", "mJ", "0mJ", "-1mJ", "1.38 kWh"])
-def test_what_is_no_energy_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="no energy"):
-        parse_energy(text)

@@ -290,8 +290,16 @@ def test_a_quantised_student_is_evaluated_exported_and_quantised_no_further(
     code, out, err = tser("export", "--run", quantised, "--format", "onnx", "--output", path)
     assert code == 0, out + err
     assert "in 32-bit floating point" in (tmp_path / "README.md").read_text()
-    priced = ("energy", tmp_path / "energy.csv", "--run", quantised, "--profile")
-    assert tser(*priced, "horowitz-45nm-int8")[0] == 0
+    table = tmp_path / "energy.csv"
+    code, out, err = tser("energy", table, "--run", quantised)
+    assert code == 0, err
+    assert "The same operations in 32-bit floating point: " in out
+    assert json.loads(table.with_suffix(".json").read_text()) == {
+        **json.loads((quantised / "energy.json").read_text()),
+        "run": quantised.name,
+    }
+    assert tser("evaluate", "--run", quantised, "--early-exit", "0.9", "--device", "cpu")[0] == 0
+    assert "horowitz-45nm-int8" in (quantised / "early_exit.csv").read_text()
     code, _, err = tser("quantize", "--run", quantised, "--bits", 4)
     assert code == 2
     assert "8 bits already" in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -74,7 +75,7 @@ def test_report_totals_add_up(run: Path, tser: Invoke, tmp_path: Path) -> None:
     output.write_text("an older file\n")
     code, out, _ = tser("energy", str(output), "--run", str(run), "--batch-size", "77")
     assert code == 0
-    assert "of the ANN of the same shape" in out
+    assert "the ANN of the same shape." in out
     rows = read(output)
     assert rows == [{**row} for row in read(run / "energy.csv")]
     sums: dict[str, float] = defaultdict(float)
@@ -86,6 +87,24 @@ def test_report_totals_add_up(run: Path, tser: Invoke, tmp_path: Path) -> None:
             assert float(row["energy_pj"]) == pytest.approx(sums[row["t"]], rel=1e-12)
     for name in ("report.json", "report_by_layer.png", "report_accuracy.png"):
         assert (tmp_path / name).stat().st_size > 100
+
+
+@pytest.mark.parametrize("form", ["--long", "--wide"])
+def test_a_table_whose_columns_can_be_summed(
+    run: Path, tser: Invoke, tmp_path: Path, form: str
+) -> None:
+    output = tmp_path / "report.csv"
+    assert tser("energy", str(output), "--run", str(run), form)[0] == 0
+    total = read(run / "energy.csv")[-1]
+    for column in ("energy_pj", "sop_value", "macs"):
+        summed = sum(float(row[column]) for row in read(output))
+        assert summed == pytest.approx(float(total[column]), rel=1e-12)
+
+
+def test_one_form_at_a_time(run: Path, tser: Invoke, tmp_path: Path) -> None:
+    code, _, err = tser("energy", str(tmp_path / "r.csv"), "--run", str(run), "--long", "--wide")
+    assert code == 2
+    assert "--long and --wide" in err
 
 
 def test_per_image_agrees_with_the_totals(run: Path, tser: Invoke, tmp_path: Path) -> None:
@@ -112,6 +131,22 @@ def test_evaluate_with_early_exit(run: Path, tser: Invoke) -> None:
     assert float(rows[1]["energy_full_pj"]) == pytest.approx(
         float(read(run / "energy.csv")[-1]["energy_pj"]), rel=1e-12
     )
+
+
+@pytest.mark.parametrize(("kept", "code"), [(True, 0), (False, 4)])
+def test_evaluate_with_an_energy_budget(
+    run: Path, tser: Invoke, monkeypatch: pytest.MonkeyPatch, kept: bool, code: int
+) -> None:
+    if not kept:  # a choice that the test images prove wrong
+        monkeypatch.setattr("tser_cli.engine.commands.evaluate.keep_budget", lambda *_: math.inf)
+    whole = float(read(run / "energy.csv")[-1]["energy_pj"])
+    budget = f"{0.9 * whole:.0f}pJ"
+    found, out, err = tser("evaluate", "--run", str(run), "--energy-budget", budget)
+    assert found == code
+    (row,) = read(run / "early_exit.csv")
+    assert (row["kept"], row["chosen_on"]) == (str(int(kept)), "train")
+    assert ("kept; " if kept else "11 % over; ") in out
+    assert "the run held no images out" in err
 
 
 @pytest.mark.parametrize(
@@ -158,6 +193,8 @@ def test_a_damaged_model_file(run: Path, tser: Invoke, tmp_path: Path, damage: s
         (("evaluate", "--output", "file/x.csv"), "can't be written"),
         (("evaluate", "--timesteps", "0"), "--timesteps"),
         (("evaluate", "--early-exit", "2"), "--early-exit"),
+        (("evaluate", "--energy-budget", "3"), '--energy-budget: "3" is no energy'),
+        (("evaluate", "--energy-budget", "1pJ"), "the first time step alone costs"),
         (("energy", "report.json"), "call it report.csv"),
         (("energy", "report.csv", "--per-image", "report.csv"), "different names"),
         (("energy", "folder.csv"), "is a folder"),

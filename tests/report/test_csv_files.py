@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tser_cli.errors import RunError
 from tser_cli.report.csv_files import (
     ENERGY,
+    EXIT_STATISTICS,
     INTEGER,
     NUMBER,
     PER_IMAGE,
@@ -24,8 +25,11 @@ from tser_cli.report.csv_files import (
     TEXT,
     TSNE,
     Schema,
+    ablation_exit_schema,
     ablation_schema,
     early_exit_schema,
+    exit_summary_schema,
+    frontier_schema,
     metrics_csv,
     per_timestep_csv,
     read_csv,
@@ -169,7 +173,7 @@ def test_columns_beyond_the_schema_are_numbers_or_as_told(tmp_path: Path) -> Non
             early_exit_schema(2),
             "run dataset profile criterion threshold timesteps images correct "
             "accuracy accuracy_full mean_steps share_exit_1 share_exit_2 energy_pj energy_full_pj "
-            "differing_images",
+            "differing_images chosen_on budget_pj kept",
         ),
         (
             ablation_schema(["method.name"], 2),
@@ -179,6 +183,17 @@ def test_columns_beyond_the_schema_are_numbers_or_as_told(tmp_path: Path) -> Non
             "temperature weights settings",
         ),
         (summary_schema(["method.name"]), f"method.name {' '.join(STATISTICS)}"),
+        (
+            ablation_exit_schema(["method.name"], 2),
+            "method.name seed chosen_on accuracy_margin target_accuracy threshold accuracy "
+            "energy_pj accuracy_full energy_full_pj mean_steps share_exit_1 share_exit_2",
+        ),
+        (exit_summary_schema(["method.name"]), f"method.name {' '.join(EXIT_STATISTICS)}"),
+        (
+            frontier_schema(["method.name"]),
+            "method.name point threshold n energy_pj energy_low_pj energy_high_pj accuracy "
+            "accuracy_low accuracy_high",
+        ),
     ],
 )
 def test_the_headers(schema: Schema, header: str) -> None:

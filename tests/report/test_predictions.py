@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
 
 from tser_cli.errors import RunError
-from tser_cli.report.predictions import PREDICTIONS, read_predictions, write_predictions
+from tser_cli.report import predictions
+from tser_cli.report.predictions import PREDICTIONS, Steps, read_predictions, write_predictions
 
 LABELS = np.array([0, 1, 999, 65535])
 AT_T = np.array([[0, 1], [1, 1], [7, 999], [0, 0]])
@@ -43,6 +46,44 @@ def test_ten_thousand_images_are_small(tmp_path: Path) -> None:
     assert (tmp_path / PREDICTIONS).stat().st_size < 100_000
 
 
+STEPS = Steps(
+    np.array([[0.5, 0.9]] * 4, np.float32), np.array([7, 7]), np.arange(8).reshape(4, 2) * 2**33
+)
+
+
+def test_what_early_exit_needs_comes_back(tmp_path: Path) -> None:
+    write_predictions(tmp_path / PREDICTIONS, LABELS, AT_T, CUMULATIVE, STEPS)
+    found = read_predictions(tmp_path / PREDICTIONS)
+    assert found is not None and found.steps is not None
+    for name, written in vars(STEPS).items():
+        array = getattr(found.steps, name)
+        assert (array.dtype, array.tolist()) == (written.dtype, written.tolist())
+    write_predictions(tmp_path / PREDICTIONS, LABELS, AT_T, CUMULATIVE)
+    found = read_predictions(tmp_path / PREDICTIONS)
+    assert found is not None and found.steps is None
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        replace(STEPS, macs_T=np.array([7])),
+        replace(STEPS, confidence_IT=STEPS.confidence_IT[:3]),
+        replace(STEPS, accumulates_IT=STEPS.accumulates_IT.T),
+    ],
+)
+def test_steps_of_other_images_are_damage(tmp_path: Path, steps: Steps) -> None:
+    write_predictions(tmp_path / PREDICTIONS, LABELS, AT_T, CUMULATIVE, steps)
+    with pytest.raises(RunError, match="its arrays are no images by steps"):
+        read_predictions(tmp_path / PREDICTIONS)
+
+
+def test_a_part_of_the_steps_is_damage(tmp_path: Path) -> None:
+    arrays = {"labels_I": LABELS, "at_t_IT": AT_T, "cumulative_IT": CUMULATIVE}
+    np.savez(tmp_path / PREDICTIONS, **arrays, macs_T=STEPS.macs_T)
+    with pytest.raises(RunError, match=r"predictions\.npz is damaged"):
+        read_predictions(tmp_path / PREDICTIONS)
+
+
 def test_a_run_without_them(tmp_path: Path) -> None:
     assert read_predictions(tmp_path / PREDICTIONS) is None
 
@@ -58,3 +99,47 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
 def test_a_class_that_does_not_fit_is_a_defect(tmp_path: Path, label: int) -> None:
     with pytest.raises(AssertionError):
         write_predictions(tmp_path / PREDICTIONS, np.array([label]), AT_T[:1], CUMULATIVE[:1])
+
+
+def test_what_unpacks_into_too_much_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeros = np.zeros((10_000, 4), np.uint16)
+    write_predictions(tmp_path / PREDICTIONS, zeros[:, 0], zeros, zeros)
+    assert (tmp_path / PREDICTIONS).stat().st_size < 10_000
+    monkeypatch.setattr(predictions, "MOST_BYTES", 100_000)
+    with pytest.raises(RunError, match="unpacks into more than 100,000 bytes"):
+        read_predictions(tmp_path / PREDICTIONS)
+
+
+def hostile(path: Path, header: bytes) -> None:
+    with ZipFile(path, "w") as packed:
+        for name in ("labels_I", "at_t_IT", "cumulative_IT"):
+            text = header.ljust(117) + b"\n"
+            packed.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + bytes([118, 0]) + text)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '<u2', 'fortran_order': False, 'shape': (4611686018427387904,), }",
+        b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
+        b"__import__('os').system('touch ran')",
+        b"((((((((((((",
+    ],
+)
+def test_a_hostile_header_is_damage_and_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hostile(tmp_path / PREDICTIONS, header)
+    with pytest.raises(RunError, match="is damaged"):
+        read_predictions(tmp_path / PREDICTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == [PREDICTIONS]
+
+
+def test_classes_that_are_no_integers_are_damage(tmp_path: Path) -> None:
+    arrays = {"labels_I": LABELS, "at_t_IT": AT_T, "cumulative_IT": CUMULATIVE}
+    np.savez(tmp_path / PREDICTIONS, **{k: a.astype(str) for k, a in arrays.items()})
+    with pytest.raises(RunError, match="no integers"):
+        read_predictions(tmp_path / PREDICTIONS)

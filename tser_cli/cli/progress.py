@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBars
 
+from tser_cli.cli.estimate import Estimate
 from tser_cli.quantities import joules
+from tser_cli.report.console import duration
 from tser_cli.report.progress import Progress, Silent
 
 REFRESH_SECONDS = 0.25
@@ -41,9 +43,16 @@ class Lines(Silent):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._epochs = 0
+        self._estimate = Estimate(0)
 
     def begin(self, epochs: int, steps: int, done_epochs: int) -> None:
         self._epochs = epochs
+        self._estimate = Estimate((epochs - done_epochs) * steps)
+
+    def step(self, images: int, values: dict[str, Any]) -> None:
+        left = self._estimate.step()
+        if left is not None:
+            self.say(f"about {duration(left)} of training are left, as its first steps go")
 
     def epoch(self, row: dict[str, Any]) -> None:
         self._print(describe(row, self._epochs))
@@ -92,6 +101,7 @@ class Bars(Lines):
         self._bars.start()
 
     def step(self, images: int, values: dict[str, Any]) -> None:
+        super().step(images, values)
         self._images += images
         self._waiting += 1
         spent = time.monotonic() - self._shown
@@ -115,7 +125,22 @@ class Bars(Lines):
             self._bars.remove_task(task)
 
 
-def make_progress(console: Console) -> Progress:
-    """Return bars where `console` is a terminal that can redraw a line, lines elsewhere."""
+class Warnings(Lines):
+    """Show warnings, and nothing else."""
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
+def make_progress(console: Console, quiet: bool = False) -> Progress:
+    """Return bars where `console` is a terminal that can redraw a line, lines elsewhere.
+
+    `quiet`: what shows warnings alone.
+    """
+    if quiet:
+        return Warnings(console)
     redraws = console.is_terminal and not console.is_dumb_terminal
     return Bars(console) if redraws else Lines(console)

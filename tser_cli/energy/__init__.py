@@ -11,7 +11,7 @@ from tser_cli.energy.profiles import (
     Profile,
     load_profile,
 )
-from tser_cli.energy.table import Labels, energy_rows, sidecar
+from tser_cli.energy.table import Labels, energy_rows, float_energy, sidecar
 
 __all__ = [
     "DEFAULT_PROFILE",
@@ -29,6 +29,7 @@ __all__ = [
     "energy_per_step",
     "energy_rows",
     "energy_up_to",
+    "float_energy",
     "load_profile",
     "mean_energy",
     "sidecar",

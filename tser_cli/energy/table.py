@@ -10,7 +10,7 @@ the steps add up to the ratio of all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,9 @@ import numpy as np
 from tser_cli.csv_words import ALL, TOTAL
 from tser_cli.energy import joules
 from tser_cli.energy.counts import Counts, FloatArray, LayerCounts
+from tser_cli.energy.headline import against_ann
 from tser_cli.energy.memory import MEMORY_PJ_PER_BYTE, MEMORY_SOURCE, memory_traffic
-from tser_cli.energy.profiles import Profile
+from tser_cli.energy.profiles import DEFAULT_PROFILE, PROFILES, Profile
 
 NOTES = (
     "Counted: synaptic operations and multiply-accumulates of convolutions and linear layers.",
@@ -94,12 +95,15 @@ def sidecar(
     teacher: Counts | None = None,
     teacher_name: str = "",
     memory: bool = False,
+    skipped: float | None = None,
+    accuracy_T: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Return what must be known to read the table, as JSON: constants, policy, totals, what is
     left out.
 
     Energies in pJ and counts are means per image. `teacher`: its counts add its total and the
     ratio to it. `memory`: add the traffic of weights and neuron state, never part of the totals.
+    `skipped`: see `against_ann`. `accuracy_T`: of the steps up to each one, where it is known.
     """
     return {
         "run": labels.run,
@@ -113,6 +117,7 @@ def sidecar(
         "totals": totals(counts, profile),
         "teacher": _teacher(counts, profile, teacher, teacher_name) if teacher else None,
         "memory": _memory(counts, teacher) if memory else None,
+        "against_ann": {**against_ann(counts, profile, skipped), "accuracy": list(accuracy_T)},
         "notes": list(NOTES),
     }
 
@@ -123,18 +128,26 @@ def totals(counts: Counts, profile: Profile) -> dict[str, float | None]:
     """
     rows = [step_means(layer, profile) for layer in counts.layers]
     names = ("sop_events", "sop_value", "macs", "sop_formula", "neuron_updates")
+    sums = {name: float(sum(row[name].sum() for row in rows)) for name in names}
     energy, ann = joules.mean_energy(counts, profile), joules.ann_macs(counts)
     updates = counts.timesteps * sum(layer.neuron_updates for layer in counts.layers)
     update_pj = profile.neuron_update_pj
     return {
-        **{name: float(sum(row[name].sum() for row in rows)) for name in names},
+        **sums,
         "energy_pj": energy,
         "energy_formula_pj": float(sum(row["energy_formula_pj"].sum() for row in rows)),
+        "energy_fp32_pj": float_energy(sums),
         "neuron_update_energy_pj": None if update_pj is None else updates * update_pj,
         "ann_macs": float(ann),
         "ann_energy_pj": ann * profile.mac_pj,
         "ratio_snn_ann": _ratio(energy, ann * profile.mac_pj),
     }
+
+
+def float_energy(totals: Mapping[str, float]) -> float:
+    """Charge the totals of a sidecar as 32-bit floating point, in pJ an image."""
+    profile = PROFILES[DEFAULT_PROFILE]
+    return totals["macs"] * profile.mac_pj + totals["sop_value"] * profile.ac_pj
 
 
 def stem_policy(counts: Counts, profile: Profile) -> dict[str, Any]:

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tser_cli.report.csv_files import TSNE, axes_of, read_ablation, read_summary, read_table
+from tser_cli.report.csv_files import (
+    FRONTIER,
+    TEXT,
+    TSNE,
+    axes_of,
+    read_ablation,
+    read_summary,
+    read_table,
+)
+from tser_cli.report.frontier_plot import draw_frontier
 from tser_cli.report.statistics import interval
 from tser_cli.report.style import PALETTE, Look, label_points, look_of, save_figure, styled
 from tser_cli.visible import drawable
@@ -54,6 +63,10 @@ def draw_all(folder: Path, names: Names) -> list[Path]:
     points = folder / "tsne.csv"
     if figures and points.is_file():
         figures["tsne"] = draw_tsne(read_table(points, TSNE))
+    exits = folder / "frontier.csv"
+    if figures and exits.is_file():
+        table = read_table(exits, FRONTIER, others=TEXT)
+        figures["frontier"] = draw_frontier(table, cells_of(runs, names), list(names))
     drawn = [save_figure(figures[name], folder / "figures" / name) for name in figures]
     return [path for paths in drawn for path in paths]
 

@@ -43,6 +43,13 @@ ENERGY: Schema = {
     **_columns(NUMBER, "macs", "sop_formula", "neuron_updates", "energy_pj"),
     **_columns(NUMBER, "energy_formula_pj", "ann_macs", "ann_energy_pj", "ratio_snn_ann"),
 }
+STEPWISE = ("firing_rate", "sop_value", "macs", "energy_pj")  # columns of --wide, one a step
+# The same, each operation in one row alone; the ANN has no steps to share its columns among.
+ENERGY_LONG: Schema = {
+    name: kind
+    for name, kind in ENERGY.items()
+    if name not in ("ann_macs", "ann_energy_pj", "ratio_snn_ann")
+}
 CONVENTIONS: Schema = {
     **_columns(TEXT, "convention"),
     **_columns(NUMBER, "macs", "acs", "energy_pj", "ratio_to_exact"),
@@ -69,6 +76,25 @@ STATISTICS: Schema = {
     **_columns(INTEGER, "resolved_holm"),
     **_columns(NUMBER, "two_way_low", "two_way_high", "p_mcnemar"),
 }
+EXIT_STATISTICS: Schema = {
+    **_columns(INTEGER, "n", "missed"),
+    **_columns(NUMBER, "energy_mean_pj", "energy_std_pj"),
+    **_columns(INTEGER, "baseline", "pairs"),
+    **_columns(NUMBER, "energy_difference_pj"),
+    **_columns(NUMBER, "energy_difference_low_pj", "energy_difference_high_pj"),
+    **_columns(INTEGER, "resolved"),
+    **_columns(NUMBER, "p_value", "p_holm"),
+    **_columns(INTEGER, "resolved_holm"),
+    **_columns(NUMBER, "accuracy_mean", "accuracy_std"),
+    **_columns(NUMBER, "difference_mean", "difference_low", "difference_high"),
+}
+FRONTIER: Schema = {
+    **_columns(TEXT, "point"),
+    **_columns(NUMBER, "threshold"),
+    **_columns(INTEGER, "n"),
+    **_columns(NUMBER, "energy_pj", "energy_low_pj", "energy_high_pj"),
+    **_columns(NUMBER, "accuracy", "accuracy_low", "accuracy_high"),
+}
 # Where a run of an ablation comes from: what a repetition must have in common with it.
 PROVENANCE: Schema = {
     **_columns(TEXT, "commit", "torch"),
@@ -93,7 +119,41 @@ def early_exit_schema(timesteps: int) -> Schema:
         **_columns(NUMBER, *(f"share_exit_{t}" for t in range(1, timesteps + 1))),
         **_columns(NUMBER, "energy_pj", "energy_full_pj"),
         **_columns(INTEGER, "differing_images"),
+        **_columns(TEXT, "chosen_on"),
+        **_columns(NUMBER, "budget_pj"),
+        **_columns(INTEGER, "kept"),
     }
+
+
+def energy_wide_schema(timesteps: int) -> Schema:
+    """energy.csv with a row a layer: its sums over t, then a column a step of each of STEPWISE."""
+    steps = range(1, timesteps + 1)
+    return {
+        **{name: kind for name, kind in ENERGY.items() if name != "t"},
+        **_columns(NUMBER, *(f"{name}_{t}" for name in STEPWISE for t in steps)),
+    }
+
+
+def ablation_exit_schema(axes: Sequence[str], timesteps: int) -> Schema:
+    """early_exit.csv of an ablation: a row a run, at the accuracy of its baseline."""
+    return {
+        **_columns(TEXT, *axes),
+        **_columns(INTEGER, "seed"),
+        **_columns(TEXT, "chosen_on"),
+        **_columns(NUMBER, "accuracy_margin", "target_accuracy", "threshold"),
+        **_columns(NUMBER, "accuracy", "energy_pj", "accuracy_full", "energy_full_pj"),
+        **_columns(NUMBER, "mean_steps", *(f"share_exit_{t}" for t in range(1, timesteps + 1))),
+    }
+
+
+def exit_summary_schema(axes: Sequence[str]) -> Schema:
+    """early_exit_summary.csv: a row a cell; the varied settings, then the statistics."""
+    return {**_columns(TEXT, *axes), **EXIT_STATISTICS}
+
+
+def frontier_schema(axes: Sequence[str]) -> Schema:
+    """frontier.csv: a row a point; the varied settings are empty where it belongs to all cells."""
+    return {**_columns(TEXT, *axes), **FRONTIER}
 
 
 def prediction_schema(timesteps: int) -> Schema:

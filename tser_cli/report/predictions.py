@@ -1,38 +1,56 @@
 """predictions.npz: which class a network answered for each image at each time step.
 
-Small (a few bytes an image), and enough to compare two networks image by image.
+Small (a few bytes an image and step), and enough to compare two networks image by image. What early
+exit would do with them is computed from the same file.
 """
 
 from __future__ import annotations
 
 import io
-import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 from tser_cli.errors import RunError
-from tser_cli.files import write_whole
+from tser_cli.files import read_regular, write_whole
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 PREDICTIONS = "predictions.npz"
+HELD_OUT = "predictions_validation.npz"
 MOST_CLASSES = 2**16
+MOST_BYTES = 2**30  # 1,000 steps of half a million images
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What stopping at each of T steps rests on, and what it takes.
+
+    `confidence_IT`, float32: the largest probability of the mean of the logits of steps 1..t.
+    `macs_T`, `accumulates_IT`, int64: multiply-accumulates and accumulates of an image up to and
+    with step t.
+    """
+
+    confidence_IT: NDArray[np.float32]
+    macs_T: NDArray[np.int64]
+    accumulates_IT: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Classes of I images, in the order of the test set, at T steps; all of them uint16.
+    """Classes of I images, in the order of their split, at T steps; all of them uint16.
 
-    `at_t_IT`: by the logits of step t alone. `cumulative_IT`: by the mean of steps 1..t.
+    `at_t_IT`: by the logits of step t alone. `cumulative_IT`: by the mean of steps 1..t. `steps`:
+    None in files of older versions, and of a network that can't stop between its steps.
     """
 
     labels_I: NDArray[np.uint16]
     at_t_IT: NDArray[np.uint16]
     cumulative_IT: NDArray[np.uint16]
+    steps: Steps | None = None
 
     def right(self) -> NDArray[np.bool_]:
         """Return whether the answer of all steps together is right, [I]."""
@@ -45,6 +63,7 @@ def write_predictions(
     labels_I: NDArray[np.integer],
     at_t_IT: NDArray[np.integer],
     cumulative_IT: NDArray[np.integer],
+    steps: Steps | None = None,
 ) -> None:
     """Write class indices of any integer type; the same ones give the same bytes. Raises RunError.
 
@@ -58,7 +77,7 @@ def write_predictions(
         assert array.size == 0 or 0 <= array.min() <= array.max() < MOST_CLASSES, name
     buffer = io.BytesIO()
     small = {name: array.astype(np.uint16) for name, array in arrays.items()}
-    np.savez_compressed(buffer, allow_pickle=False, **small)
+    np.savez_compressed(buffer, allow_pickle=False, **small, **(vars(steps) if steps else {}))
     write_whole(path, buffer.getvalue())
 
 
@@ -72,18 +91,38 @@ def read_predictions(path: Path) -> Predictions | None:
     if not path.is_file():
         return None
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            found = Predictions(stored["labels_I"], stored["at_t_IT"], stored["cumulative_IT"])
+        content = read_regular(path, MOST_BYTES)
+        _check_unpacked(content)
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            steps = [stored[f.name] for f in fields(Steps) if f.name in stored]
+            found = Predictions(
+                stored["labels_I"],
+                stored["at_t_IT"],
+                stored["cumulative_IT"],
+                Steps(*steps) if steps else None,
+            )
         _check_shapes(found)
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
+    except Exception as error:  # parsing runs into anything: bad zips, bad headers, no memory
         raise RunError(
             f"{path} is damaged ({error}). Remove it: the statistics then do without it"
         ) from error
     return found
 
 
+def _check_unpacked(content: bytes) -> None:
+    # a small file may unpack into more than there is memory for
+    with ZipFile(io.BytesIO(content)) as packed:
+        if sum(member.file_size for member in packed.infolist()) > MOST_BYTES:
+            raise ValueError(f"it unpacks into more than {MOST_BYTES:,} bytes")
+
+
 def _check_shapes(found: Predictions) -> None:
     shape = found.cumulative_IT.shape
     alike = found.labels_I.shape == shape[:1] and found.at_t_IT.shape == shape
+    if found.steps is not None:
+        per_image = (found.steps.confidence_IT.shape, found.steps.accumulates_IT.shape)
+        alike = alike and per_image == (shape, shape) and found.steps.macs_T.shape == shape[1:]
     if len(shape) != 2 or not shape[1] or not alike:
         raise ValueError("its arrays are no images by steps")
+    if any(array.dtype.kind not in "iu" for array in (found.labels_I, found.cumulative_IT)):
+        raise ValueError("its classes are no integers")

@@ -134,7 +134,10 @@ def test_a_cell_is_the_same_command_as_elsewhere(
     home = tmp_path / "out" / "cells" / "method=kd_s0"
     command = ["distill", "--recipe", str(home / "cell.toml"), "--runs-dir", str(home)]
     assert ray.calls == [
-        (cell_process.run_in_folder, [*command, "--resume", "auto"], str(home), "cell.log")
+        (
+            cell_process.run_in_folder,
+            *([*command, "--resume", "auto"], str(home), "cell.log", str(tmp_path)),
+        )
     ]
     assert ray.asked == [{"num_cpus": 4, "max_retries": 1}]
     assert (home / "cell.toml").is_file()
@@ -182,9 +185,20 @@ def test_a_stop_cancels_once_and_waits_for_the_end(
 
 
 def test_a_worker_without_the_folder_says_so(tmp_path: Path) -> None:
-    said = cell_process.run_in_folder(["--version"], str(tmp_path / "elsewhere"), "cell.log")
+    said = cell_process.run_in_folder(["--version"], str(tmp_path / "elsewhere"), "cell.log", "/")
     assert "on a path that all machines share" in said
     assert socket.gethostname() in said
+
+
+def test_a_worker_finds_plug_ins_from_the_folder_of_the_command(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    (here / "found_from_here").mkdir(parents=True)
+    (here / "found_from_here" / "__init__.py").touch()
+    own = ["methods", "--plugin", "found_from_here"]
+    assert cell_process.run_in_folder(own, str(tmp_path), "cell.log", str(here)) == ""
+    said = cell_process.run_in_folder(own, str(tmp_path), "cell.log", str(tmp_path / "gone"))
+    assert "exit code 2" in said
+    assert "no such module" in said
 
 
 @pytest.mark.parametrize("address", ["there", "there:", ":1", "there:port", "there:99999"])
@@ -213,6 +227,18 @@ def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(ray_launcher.subprocess, "run", run)
         with pytest.raises(ConfigError, match=f"--address auto: .*{said}"):
             ray_launcher.check_health("auto")
+
+
+def test_a_cluster_that_wants_a_token_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "Traceback\nray.exceptions.AuthenticationError: RPC error: InvalidAuthToken"
+
+    def refuse(command: list[str], **options: Any) -> None:
+        raise subprocess.CalledProcessError(1, command, stderr=said)
+
+    monkeypatch.setattr(ray_launcher.subprocess, "run", refuse)
+    ray_launcher.check_health("auto")
+    with pytest.raises(ConfigError, match="wants a token: set RAY_AUTH_MODE=token"):
+        ray_launcher.check_health("there:6379")
 
 
 def test_without_ray_the_message_says_what_to_install(
@@ -281,14 +307,16 @@ WAITS = (
 def waiting_cell():
     begin = subprocess.Popen
     def popen(command, **options):
-        return begin([sys.executable, "-c", WAITS], cwd=folder, **options)
+        return begin([sys.executable, "-c", WAITS], **options)
     bound.subprocess.Popen = popen
-    return bound.run_in_folder([], folder, "stopped.log")
+    return bound.run_in_folder([], folder, "stopped.log", folder)
 
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 task = ray.remote(num_cpus=1, max_retries=0)(bound.run_in_folder)
-print([ray.get(task.remote(["--version"], folder, "right.log"))])
-print([ray.get(task.remote(["--nonsense"], folder, "wrong.log")).split(":")[0]])
+print([ray.get(task.remote(["--version"], folder, "right.log", folder))])
+print([ray.get(task.remote(["--nonsense"], folder, "wrong.log", "/nowhere")).split(":")[0]])
+own = ["methods", "--plugin", "mine_on_ray"]
+print([ray.get(task.remote(own, folder, "plugin.log", folder))])
 cell = ray.remote(num_cpus=1, max_retries=0)(waiting_cell).remote()
 while not Path(folder, "ready").exists():
     assert not ray.wait([cell], timeout=0.1)[0], ray.get(cell)
@@ -301,13 +329,17 @@ ray.shutdown()
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 @pytest.mark.integration
 def test_a_worker_of_ray_runs_cells_and_a_cancelled_one_saves_first(tmp_path: Path) -> None:
+    (tmp_path / "mine_on_ray").mkdir()
+    (tmp_path / "mine_on_ray" / "__init__.py").touch()
     program = [sys.executable, "-c", IN_A_CLUSTER, str(tmp_path)]
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    # ray.init would leave a token in the home folder
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     said = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=500)
     assert said.returncode == 0, said.stderr
     assert said.stdout.splitlines() == [
         "['']",
         "['exit code 2']",
+        "['']",
         "['exit code 143'] True",
     ]
     assert (tmp_path / "right.log").read_text().startswith("tser ")

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tser_cli.config import Config
 from tser_cli.data.loaders import build_train_loader
 from tser_cli.engine.ablation import tsne
 from tser_cli.engine.ablation.cell_folder import cell_folder, find_cell, result_row
-from tser_cli.engine.ablation.folder import AblationFolder, hold
+from tser_cli.engine.ablation.folder import AblationFolder, checked_plan, hold, write_plan
 from tser_cli.engine.ablation.grid import Cell, Request
 from tser_cli.engine.commands import ablate, distill, dry_run, train_teacher
 from tser_cli.engine.commands.ablate import AblationResult
@@ -33,7 +34,7 @@ from tser_cli.engine.training.task import Task
 from tser_cli.errors import CheckpointError, ConfigError, Interrupted, RunError
 from tser_cli.report import ablation_plots, plots
 from tser_cli.report.csv_files import PROVENANCE, read_csv
-from tser_cli.report.predictions import PREDICTIONS, read_predictions
+from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, read_predictions, write_predictions
 from tser_cli.report.progress import Progress, Silent
 
 DRAW_ALL = ablation_plots.draw_all
@@ -298,9 +299,9 @@ def test_one_teacher_is_trained_once_and_kept(
     recipe.write_text("[training]\nepochs = 1\nbatch_size = 12\n")
     changes = {"model.teacher": "resnet20", "model.teacher_recipe": str(recipe)}
     run(ask(["method=kd,ts"], 1, changes), place)
-    (trained,) = all_runs(place.own_runs, "teacher")
-    assert not place.runs_dir.exists()
-    # a newer one elsewhere is not taken
+    (trained,) = all_runs(place.runs_dir, "teacher")
+    assert not place.own_runs.exists()
+    # a newer one is not taken
     newer = make_config({"training.epochs": 1})
     train_teacher.train_teacher(newer, Options(place.runs_dir))
     run(ask(["method=kd,ts"], 2, changes), place)
@@ -319,6 +320,29 @@ def test_a_teacher_under_the_runs_folder_is_taken(
     source = finished(request.cells[0], place).environment()["teacher"]["source"]
     assert source == str(Run(made.folder).model_file.resolve())
     assert not place.own_runs.exists()
+
+
+def test_a_teacher_that_another_command_trains_is_waited_for(
+    ask: Ask, place: AblationFolder, make_config: MakeConfig
+) -> None:
+    place.runs_dir.mkdir(parents=True)
+    theirs = FileLock(place.runs_dir / ".teacher-digits-resnet20.lock")
+
+    class Waits(Silent):
+        """The other command comes to its end as soon as it is waited for."""
+
+        def say(self, text: str) -> None:
+            if "another process trains a resnet20 teacher of digits" in text:
+                config = make_config({"training.epochs": 1})
+                train_teacher.train_teacher(config, Options(place.runs_dir))
+                theirs.release()
+
+    theirs.acquire(timeout=0)
+    request = ask(["method=kd"], 1, {"model.teacher": "resnet20"})
+    run(request, place, Waits())
+    (trained,) = all_runs(place.runs_dir, "teacher")
+    source = finished(request.cells[0], place).environment()["teacher"]["source"]
+    assert source == str(trained.model_file.resolve())
 
 
 def test_a_teacher_that_changed_is_refused(
@@ -418,6 +442,75 @@ def test_validation_accuracy_is_the_best_epoch_s(ask: Ask, place: AblationFolder
     assert float(summary["accuracy_mean"]) == pytest.approx(mean, abs=1e-15)
 
 
+def two_steps(ask: Ask, **more: Any) -> Request:
+    held_out = {"model.timesteps": 2, "data.validation_fraction": 0.25}
+    return ask(["method=ce,kd"], 2, held_out, **more)
+
+
+def test_energies_are_compared_at_equal_accuracy(ask: Ask, place: AblationFolder) -> None:
+    result = run(two_steps(ask), place)
+    rows = read_csv(place.folder / "early_exit.csv")
+    assert [(row["method.name"], row["seed"]) for row in rows] == [
+        *(("ce", "0"), ("kd", "0"), ("ce", "1"), ("kd", "1"))
+    ]
+    for row, of_run in zip(rows, table(place), strict=True):
+        assert float(row["accuracy_full"]) == float(of_run["accuracy"])
+        assert float(row["energy_full_pj"]) == pytest.approx(float(of_run["energy_pj"]), rel=1e-12)
+        assert (row["chosen_on"], row["accuracy_margin"]) == ("validation", "0.005")
+    assert [row["n"] + row["missed"] for row in result.exits] == [2, 2]
+    assert len(read_csv(place.folder / "early_exit_summary.csv")) == 2
+    points = {row["point"] for row in read_csv(place.folder / "frontier.csv")}
+    assert points == {"all_steps", "early_exit", "ann", "ann_int8", "teacher"}
+
+
+def test_the_margin_may_change_later(ask: Ask, place: AblationFolder) -> None:
+    run(two_steps(ask), place)
+    InProcess.log.clear()
+    run(two_steps(ask, accuracy_margin=20.0), place)
+    assert InProcess.log == []
+    margins = {row["accuracy_margin"] for row in read_csv(place.folder / "early_exit.csv")}
+    assert margins == {"0.2"}
+
+
+def test_runs_that_kept_less_are_measured_again_once(
+    ask: Ask, place: AblationFolder, told: Any
+) -> None:
+    request = two_steps(ask)
+    run(request, place)
+    before = (place.folder / "early_exit.csv").read_bytes()
+    old, older = (finished(cell, place) for cell in request.cells[:2])
+    (old.folder / HELD_OUT).unlink()
+    answers = read_predictions(older.folder / PREDICTIONS)
+    assert answers is not None
+    write_predictions(older.folder / PREDICTIONS, **{**vars(answers), "steps": None})
+    for times in (2, 2):
+        run(request, place, told)
+        assert sum("is measured again" in text for text in told.said) == times
+        assert (place.folder / "early_exit.csv").read_bytes() == before
+
+
+def test_a_run_whose_energies_are_damaged_is_left_out_of_early_exit(
+    ask: Ask, place: AblationFolder, told: Any
+) -> None:
+    request = two_steps(ask)
+    run(request, place)
+    (finished(request.cells[1], place).folder / "energy.json").write_text("{}")
+    result = run(request, place, told)
+    assert [row["n"] for row in result.summary] == [2, 2]
+    assert len(read_csv(place.folder / "early_exit.csv")) == 3
+    (warning,) = told.warnings
+    assert warning.startswith("method=kd, seed 0 is left out of early exit:")
+
+
+def test_nothing_held_out_gives_a_frontier_alone(ask: Ask, place: AblationFolder) -> None:
+    result = run(ask(["T=1,2"], 1), place)
+    assert result.exits == ()
+    assert not (place.folder / "early_exit.csv").exists()
+    found = read_csv(place.folder / "frontier.csv")
+    curves = {row["model.timesteps"] for row in found if row["point"] == "early_exit"}
+    assert curves == {"2"}
+
+
 def test_penultimate_features_are_embedded_once(
     ask: Ask, place: AblationFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,3 +533,27 @@ def test_penultimate_features_are_embedded_once(
     assert [row["label"] for row in rows] == labels * 3
     run(ask(["method=ce,kd"], 2), place)
     assert len(seen) == 3
+
+
+def test_one_precision_is_chosen_for_all_cells_and_kept(
+    ask: Ask, place: AblationFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, asked = ask(["method=ce,kd"], 2, {"training.precision": "auto"}), list[str]()
+
+    def found(precision: str) -> set[str]:
+        monkeypatch.setattr(ablate, "prepare", lambda config, progress: config)
+        monkeypatch.setattr(
+            ablate, "choose_precision", lambda kind, context: asked.append(kind) or precision
+        )
+        settled = ablate.with_one_precision(request, place, Silent())
+        write_plan(place, checked_plan(settled, place))
+        return {cell.config.training.precision for cell in settled.cells}
+
+    assert found("bf16") == {"bf16"}
+    assert asked == ["student"]
+    assert found("fp32") == {"bf16"}  # the plan's
+
+
+def test_a_precision_that_is_varied_stands(ask: Ask, place: AblationFolder) -> None:
+    request = ask(["precision=fp32,bf16"])
+    assert ablate.with_one_precision(request, place, Silent()) is request

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests.engine.conftest import Told
 from tser_cli.config import Config
+from tser_cli.energy.joules import ann_macs
 from tser_cli.engine.commands import evaluate
 from tser_cli.engine.commands.evaluate import (
     EvaluateRequest,
@@ -19,6 +22,7 @@ from tser_cli.engine.commands.evaluate import (
     parse_timesteps,
     written_steps,
 )
+from tser_cli.engine.evaluation.per_timestep import evaluate_split
 from tser_cli.engine.runs import finished_run, model_files, run_folder
 from tser_cli.engine.runs.finished_run import open_finished, select_run
 from tser_cli.engine.runs.run_folder import Run
@@ -213,9 +217,82 @@ def test_early_exit_is_measured_on_the_split(
         assert row["differing_images"] == "0"
 
 
+def exit_energies(run: Run) -> tuple[float, float]:
+    """What stopping every image at the first step and at the last one costs, in the mean."""
+    request = EvaluateRequest(run=run.folder, early_exit="1e-6")
+    (row,) = evaluate_run(request).early_exit_rows
+    return row["energy_pj"], row["energy_full_pj"]
+
+
+def test_a_budget_is_kept_by_early_exit(finished: Finished, told: Any) -> None:
+    run = finished("student")
+    first, whole = exit_energies(run)
+    loose = evaluate_run(EvaluateRequest(run=run.folder, energy_budget="1J", progress=told))
+    (row,) = loose.early_exit_rows
+    assert (row["threshold"], row["chosen_on"], row["budget_pj"]) == (math.inf, "validation", 1e12)
+    assert row["energy_pj"] == row["energy_full_pj"] == whole
+    assert loose.kept and told.warnings == []
+    assert loose.early_exit_table == run.folder / "early_exit.csv"
+    (written,) = read_csv(loose.early_exit_table)
+    assert (written["threshold"], written["kept"]) == ("inf", "1")
+    between = f"{(first + whole) / 2}pJ"
+    (row,) = evaluate_run(EvaluateRequest(run=run.folder, energy_budget=between)).early_exit_rows
+    assert row["share_exit_1"] > 0
+    assert row["energy_pj"] < whole
+    assert row["differing_images"] == 0
+
+
+def test_a_budget_is_a_share_of_the_ann_of_the_same_shape(finished: Finished) -> None:
+    run = finished("student")
+    request = EvaluateRequest(run=run.folder, energy_budget="50%", early_exit="0.5")
+    own, chosen = evaluate_run(request).early_exit_rows
+    opened = open_finished(run, {}, request.progress)
+    full = evaluate_split(opened.loaded.model, opened.context, "test", 2, count=True)
+    assert full.counts is not None
+    assert chosen["budget_pj"] == ann_macs(full.counts) * 4.6 / 2
+    assert (own["threshold"], own["budget_pj"], own["kept"]) == (0.5, None, None)
+
+
+def test_a_budget_that_the_test_images_do_not_keep(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished("student")
+    first, whole = exit_energies(run)
+    monkeypatch.setattr(evaluate, "keep_budget", lambda *rest: math.inf)
+    result = evaluate_run(EvaluateRequest(run=run.folder, energy_budget=f"{(first + whole) / 2}pJ"))
+    assert not result.kept
+    assert result.early_exit_rows[0]["kept"] == 0
+
+
+def test_a_run_that_held_nothing_out_chooses_on_training_images(
+    finished: Finished, told: Any
+) -> None:
+    run = finished("student")
+    request = EvaluateRequest(
+        run=run.folder,
+        energy_budget="1J",
+        changes={"data.validation_fraction": 0.0},
+        progress=told,
+    )
+    (row,) = evaluate_run(request).early_exit_rows
+    assert row["chosen_on"] == "train"
+    (warning,) = told.warnings
+    assert warning.startswith("the run held no images out: the threshold is chosen on training")
+
+
+def test_a_budget_below_the_first_step_is_refused(finished: Finished) -> None:
+    run = finished("student")
+    with pytest.raises(ConfigError, match="--energy-budget: the first time step alone costs"):
+        evaluate_run(EvaluateRequest(run=run.folder, energy_budget="1pJ"))
+    with pytest.raises(ConfigError, match=r"--energy-budget: .* is an ANN without time steps"):
+        evaluate_run(EvaluateRequest(run=finished("teacher").folder, energy_budget="1J"))
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
+        ({"energy_budget": "3"}, '--energy-budget: "3" is no energy'),
+        ({"energy_budget": "3uJ", "split": "validation"}, "leave --split validation out"),
         ({"early_exit": "2"}, "--early-exit 2: a confidence is above 0"),
         ({"early_exit_entropy": "low"}, '--early-exit-entropy: "low" is no threshold'),
         ({"profile": "horowits-45nm-fp32"}, "horowitz-45nm-fp32"),
@@ -341,3 +418,18 @@ def test_a_full_disk_is_told(finished: Finished, refusing: Callable[[Path, int],
     refusing(run.folder, errno.ENOSPC)
     with pytest.raises(DiskFullError, match="Free some space"):
         evaluate_run(EvaluateRequest(run=run.folder))
+
+
+def test_another_precision_says_what_it_changes(finished: Finished, told: Told) -> None:
+    known = {"t": 2, "correct_cumulative": 5}
+    run = finished("student", result={"per_timestep": [known]})
+    for changes in ({}, {"training.precision": "fp32"}):
+        evaluate_run(EvaluateRequest(run=run.folder, changes=changes, progress=told))
+    assert not told.said
+    changes = {"training.precision": "bf16"}
+    result = evaluate_run(EvaluateRequest(run=run.folder, changes=changes, progress=told))
+    right = result.rows[-1]["correct_cumulative"]
+    assert told.said == [
+        f"in bf16 {right} of 11 images are right, {right - 5:+d} against fp32, in which the run "
+        "was measured"
+    ]

@@ -11,7 +11,8 @@ from torch import nn
 
 from tser_cli.config import Config
 from tser_cli.data.base import DataSpec
-from tser_cli.engine.commands.quantize import calibrate_norms, float_energy
+from tser_cli.energy import float_energy
+from tser_cli.engine.commands.quantize import calibrate_norms
 from tser_cli.engine.runs import model_files, run_folder
 from tser_cli.engine.training.training_run import profile_of
 from tser_cli.models import Classifier

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tser_cli.engine.evaluation.early_exit import (
     Rule,
     offline_exits,
     parse_thresholds,
+    rows_to_keep,
     run_exits,
 )
 from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, evaluate_split
@@ -165,7 +167,21 @@ def test_images_that_left_are_not_computed(model: Classifier, context: Context) 
         exits = run_exits(model, context, "test", STEPS, Rule("confidence", 0.8))
     finally:
         handle.remove()
-    assert sum(seen) == int(exits.step_I.sum())
+    expected = []
+    for steps in exits.step_I.split(10):
+        eighth = 2 if len(steps) == 10 else 1  # rounded up
+        open_ = [int((steps >= t).sum()) for t in range(1, STEPS + 1)]
+        expected += [min(math.ceil(n / eighth) * eighth, len(steps)) for n in open_ if n]
+    assert seen == expected
+    assert sum(seen) < 0.8 * STEPS * IMAGES
+
+
+def test_batches_shrink_by_eighths() -> None:
+    rows = torch.tensor([False, True, True, False, True] + [False] * 11)
+    kept = rows_to_keep(rows, batch=16)
+    assert kept.tolist()[:3] == [1, 2, 4] and len(kept) == 4
+    assert rows_to_keep(rows, batch=8).tolist() == [1, 2, 4]
+    assert len(rows_to_keep(rows[:5], batch=100)) == 5
 
 
 def test_the_table(model: Classifier, context: Context, full: Evaluation, tmp_path: Path) -> None:
@@ -179,7 +195,27 @@ def test_the_table(model: Classifier, context: Context, full: Evaluation, tmp_pa
     assert [row["criterion"] for row in rows] == ["confidence", "entropy"]
     assert {row["differing_images"] for row in rows} == {"0"}
     for row, written in zip(found, rows, strict=True):
-        assert {name: str(value) for name, value in row.items()} == written
+        as_text = {name: "" if value is None else str(value) for name, value in row.items()}
+        assert as_text == written
+        assert written["chosen_on"] == written["budget_pj"] == written["kept"] == ""
+
+
+def test_a_threshold_that_was_chosen_says_for_what(full: Evaluation) -> None:
+    profile = load_profile("horowitz-45nm-fp32")
+    assert full.answers is not None
+    rule = Rule("confidence", 0.8, "validation", 1e3)
+    exits = offline_exits(full.answers, rule)
+    row = early_exit.row(rule, exits, full, profile)
+    assert (row["chosen_on"], row["budget_pj"], row["kept"]) == ("validation", 1e3, 0)
+    just = replace(rule, budget_pj=row["energy_pj"])
+    assert early_exit.row(just, exits, full, profile)["kept"] == 1
+
+
+def test_no_image_stops_before_the_last_step_at_an_infinite_threshold(
+    model: Classifier, context: Context
+) -> None:
+    exits = run_exits(model, context, "test", STEPS, Rule("confidence", math.inf))
+    assert exits.step_I.unique().tolist() == [STEPS]
 
 
 def test_images_that_stop_elsewhere_are_told(

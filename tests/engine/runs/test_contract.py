@@ -66,6 +66,40 @@ class Failing(Plain):
         raise ZeroDivisionError("no such size")
 
 
+class Pooling(Plain):
+    """Averages before its last layer, in a way that its silent neurons do not show."""
+
+    def __init__(self, build: Build) -> None:
+        super().__init__(build)
+        self.last = nn.Linear(4 * 9, build.num_classes)
+
+    def forward(self, images: Tensor, timesteps: int = 1) -> Tensor:
+        x = self.first(images).mul(0).repeat(timesteps, 1, 1, 1)
+        pooled = nn.functional.avg_pool2d(self.act(x, timesteps), 2)
+        logits = self.last(pooled.flatten(1))
+        return logits.unflatten(0, (timesteps, -1)) if self.spiking else logits
+
+    def input_kinds(self) -> dict[str, str]:
+        return {"first": "real", "last": "spikes"}
+
+
+class Honest(Pooling):
+    def input_kinds(self) -> dict[str, str]:
+        return {"first": "real", "last": "real"}
+
+
+class Adding(Plain):
+    """Declares sums of spikes as spikes."""
+
+    def forward(self, images: Tensor, timesteps: int = 1) -> Tensor:
+        x = self.first(images).repeat(timesteps, 1, 1, 1)
+        logits = self.last((self.act(x, timesteps) + self.act(-x, timesteps)).flatten(1))
+        return logits.unflatten(0, (timesteps, -1)) if self.spiking else logits
+
+    def input_kinds(self) -> dict[str, str]:
+        return {"first": "real", "last": "spikes"}
+
+
 class Misdeclared(Plain):
     def input_kinds(self) -> dict[str, str]:
         return {"first": "real"}
@@ -117,6 +151,8 @@ def test_a_plain_module_is_a_network(
         (Cut, "has no gradient: nothing of it can be trained"),
         (Failing, r"fails: ZeroDivisionError: no such size \(.*test_contract\.py, line"),
         (Misdeclared, "last"),
+        (Pooling, "at random, layer module.last is declared to be fed with spikes, but meets"),
+        (Adding, "layer module.last is declared to be fed with spikes, but meets values other"),
         (not_a_network, "network mynet is a int, not an nn.Module"),
         (broken, "network mynet can't be built: ValueError: no weights"),
     ],
@@ -132,6 +168,13 @@ def test_what_breaks_the_contract(
     with pytest.raises(ConfigError, match=message) as refused:
         build(spec, make_config({"model.timesteps": 4}))
     assert "\n" not in str(refused.value)
+
+
+def test_what_an_average_makes_may_be_declared_as_real(
+    add: Callable[[object], str], spec: DataSpec, make_config: MakeConfig
+) -> None:
+    add(Honest)
+    assert build(spec, make_config({"model.timesteps": 4})).input_kinds()["module.last"] == "real"
 
 
 def test_other_classes_than_the_data_set_s(spec: DataSpec) -> None:

@@ -292,7 +292,7 @@ def test_a_budget_out_of_reach_is_refused(make_config: MakeConfig, text: str, sa
 
 @pytest.mark.parametrize("text", ["4", "-4uJ", "-25%", "lots", "4 uW"])
 def test_what_is_no_budget_is_refused_with_the_settings(make_config: MakeConfig, text: str) -> None:
-    with pytest.raises(ConfigError, match=r"energy\.budget = .* is no energy budget; write"):
+    with pytest.raises(ConfigError, match=r"energy\.budget = .* is no energy; write"):
         make_config({"energy.budget": text})
 
 

@@ -34,11 +34,13 @@ def run(
     log: Path,
     environment: Mapping[str, str],
     stopped: Callable[[], bool],
+    here: Path | None = None,
 ) -> str:
     """Run `tser *arguments` to its end, what it says added to `log`; returns what went wrong.
 
     "" where nothing did. Once `stopped()`, the process gets SIGTERM, saves its state and ends. Must
     be called in a thread that outlives the process: Linux watches the thread that started it.
+    `here`: the folder that it runs in; this process's own where None.
     """
     module = "tser_cli.engine.ablation.cell_process"
     command = [*python(), "-m", module, str(os.getpid()), *arguments]
@@ -48,6 +50,7 @@ def run(
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
+            cwd=here,
             env=with_package(
                 {k: v for k, v in environment.items() if not k.startswith("TSER_")}, sys.path
             ),
@@ -97,8 +100,10 @@ def _open_log(path: Path) -> BinaryIO:
     return stream
 
 
-def run_in_folder(arguments: Sequence[str], folder: str, log: str) -> str:
+def run_in_folder(arguments: Sequence[str], folder: str, log: str, here: str) -> str:
     """`run` as the task of a Ray worker, in its main thread; `log` is a file's name in `folder`.
+
+    It runs in the folder `here`, where plug-ins are found by name, if this machine has it.
 
     When the task is cancelled (Ray then interrupts that thread), or the worker is asked to end, the
     process is stopped as by `stopped`.
@@ -109,7 +114,8 @@ def run_in_folder(arguments: Sequence[str], folder: str, log: str) -> str:
             "that all machines share (--runs-dir, --output)"
         )
     with StopRequest(lambda text: None) as stop:
-        return run(arguments, Path(folder) / log, os.environ, lambda: stop.requested)
+        place = Path(here) if Path(here).is_dir() else None
+        return run(arguments, Path(folder) / log, os.environ, lambda: stop.requested, place)
 
 
 def _wait(process: subprocess.Popen[bytes], stopped: Callable[[], bool]) -> int:

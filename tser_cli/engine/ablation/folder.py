@@ -51,7 +51,7 @@ class AblationFolder:
 
     @property
     def own_runs(self) -> Path:
-        """Return where teachers are trained that are not found elsewhere."""
+        """Return where ablations used to train their teachers; what lies there is taken."""
         return self.folder / "runs"
 
 

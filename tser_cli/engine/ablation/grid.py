@@ -12,14 +12,18 @@ from typing import Any
 from tser_cli import config as settings
 from tser_cli import recipe, registry
 from tser_cli.config import METHOD, Config, full_key, method_label, short_name
-from tser_cli.errors import MOST_TOLD, ConfigError, nearest
-from tser_cli.report.csv_files import RENAMED
+from tser_cli.engine.ablation.section import (
+    DEFAULT_MARGIN,
+    MEASURES,
+    check_section,
+    margin_of,
+    measure_of,
+)
+from tser_cli.errors import MOST_TOLD, ConfigError
 
 SEED = "training.seed"
 ENTROPY = "method.entropy_weight"
 DEFAULT_SEEDS = 3
-SECTION_KEYS = ("vary", "seeds", "baseline", "measure")
-MEASURES = ("accuracy", "best_validation_accuracy")
 MOST_RUNS = 10_000
 LARGE = 1e15  # from here on Python writes a float with an exponent
 
@@ -49,6 +53,7 @@ class Request:
 
     `baseline` holds some of the varied settings: a cell is compared with the one that has these and
     is like it in all others. `notes` say which stated weights do not reach which cells.
+    `accuracy_margin`: a fraction; see `early_exit.equal_accuracy`.
     """
 
     cells: list[Cell]
@@ -56,6 +61,7 @@ class Request:
     baseline: dict[str, Any]
     measure: str
     notes: tuple[str, ...] = ()
+    accuracy_margin: float = DEFAULT_MARGIN / 100
 
     @property
     def names(self) -> list[str]:
@@ -69,6 +75,7 @@ def make_request(
     vary: Sequence[str] | None = None,
     seeds: int | None = None,
     baseline: str | None = None,
+    margin: float | None = None,
 ) -> Request:
     """Return the request of flags over the recipe's [ablation] section. Raises ConfigError."""
     check_section(section)
@@ -88,7 +95,8 @@ def make_request(
             f'[ablation] measure = "{measure}" needs images held out: data.validation_fraction'
         )
     notes = tuple(dict.fromkeys(notes_on(layers, axes)))
-    return Request(cells, list(axes), choose_baseline(cells, chosen), measure, notes)
+    base = choose_baseline(cells, chosen)
+    return Request(cells, list(axes), base, measure, notes, margin_of(section, margin))
 
 
 def ablation_name(request: Request, recipe_name: str) -> str:
@@ -106,34 +114,6 @@ def ablation_name(request: Request, recipe_name: str) -> str:
     return "_".join(
         [*(name for names in common if len(names) == 1 for name in names), *request.names]
     )
-
-
-def measure_of(section: Mapping[str, Any]) -> str:
-    """Return the column of ablation.csv that is compared; recipes may use its older name."""
-    name = str(section.get("measure", MEASURES[0]))
-    return RENAMED.get(name, name)
-
-
-def check_section(section: Mapping[str, Any]) -> None:
-    """Raise ConfigError with every problem of an [ablation] section."""
-    problems = [
-        f'unknown key "{key}"{nearest(key, SECTION_KEYS)}. Known: {", ".join(SECTION_KEYS)}'
-        for key in section
-        if key not in SECTION_KEYS
-    ]
-    texts = section.get("vary", [])
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        problems.append('vary must be a list, as ["method=ce,kd", "timesteps=1,2"]')
-    count = section.get("seeds", 1)
-    if not isinstance(count, int) or isinstance(count, bool):
-        problems.append(f"seeds = {count!r} must be a whole number")
-    if not isinstance(section.get("baseline", ""), str):
-        problems.append('baseline must be a text, as "method=kd"')
-    measure = measure_of(section)
-    if measure not in MEASURES:
-        problems.append(f'measure = "{measure}" must be one of {", ".join(MEASURES)}')
-    if problems:
-        raise ConfigError("\n".join(f"[ablation]: {problem}" for problem in problems))
 
 
 def parse_vary(texts: Iterable[str], source: str = "--vary") -> dict[str, list[Any]]:

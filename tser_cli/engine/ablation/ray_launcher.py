@@ -98,6 +98,12 @@ def check_health(address: str) -> None:
         raise _no_cluster(address, silent) from error
     except subprocess.CalledProcessError as error:
         said = str(error.stderr).strip().splitlines() or [str(error)]
+        if "AuthenticationError" in said[-1]:
+            if address == AUTO:
+                return  # it answers, and ray.init finds the token that this check passes by
+            raise ConfigError(
+                f"--address {address}: the Ray cluster there wants a token: set RAY_AUTH_MODE=token"
+            ) from error
         raise _no_cluster(address, ConnectionError(said[-1])) from error
 
 
@@ -171,7 +177,7 @@ class RayLauncher:
         home = write_settings(cell, self._folder)
         wanted = share(self._cluster.machines, cell.config.training.device, self._jobs)
         task = self._cluster.ray.remote(**wanted, max_retries=RETRIES)(cell_process.run_in_folder)
-        return task.remote(arguments(home), str(home), LOG)
+        return task.remote(arguments(home), str(home), LOG, str(Path.cwd()))
 
     def _finish(self, reference: Any) -> str:
         ray, cancelled = self._cluster.ray, False

@@ -18,12 +18,14 @@ from typing import Any
 from tser_cli.config import Config
 from tser_cli.engine.ablation import tsne
 from tser_cli.engine.ablation.cell_folder import find_cell
+from tser_cli.engine.ablation.exit_tables import write_exit_tables
 from tser_cli.engine.ablation.folder import (
     AblationFolder,
     checked_plan,
     find_folder,
     hold,
     needs_teacher,
+    read_plan,
     shared_teacher,
     teacher_key,
     write_plan,
@@ -35,20 +37,27 @@ from tser_cli.engine.ablation.summary import write_tables
 from tser_cli.engine.commands.distill import provide_teacher
 from tser_cli.engine.runtime.context import Options, prepare
 from tser_cli.engine.runtime.stop import StopRequest
+from tser_cli.engine.training.precision import AUTO, choose_precision
 from tser_cli.errors import Interrupted
 from tser_cli.report import ablation_plots
 from tser_cli.report.progress import Progress
 
+PRECISION = "training.precision"
+
 
 @dataclass(frozen=True)
 class AblationResult:
-    """What an ablation found: the rows of summary.csv, the files, and what failed."""
+    """What an ablation found: the rows of its summaries, the files, and what failed.
+
+    `exits`: rows of early_exit_summary.csv, none where no images were held out.
+    """
 
     folder: Path
     request: Request
     summary: list[dict[str, Any]]
     figures: tuple[Path, ...]
     failures: tuple[str, ...]
+    exits: tuple[dict[str, Any], ...] = ()
 
 
 def ablate(request: Request, place: AblationFolder, progress: Progress) -> AblationResult:
@@ -59,14 +68,41 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
     or where there is no cluster, RunError where another process works in the folder.
     """
     place = place.with_jobs_for(len(request.cells))
+    request = with_one_precision(request, place, progress)
     document = checked_plan(request, place)
     with _cluster_of(place) as cluster, hold(place):
         failures = train_cells(request, place, document, cluster, progress)
         summary = write_tables(request, place.folder)
+        exits = write_exit_tables(request, place, progress)
         tsne.write(request.cells, place.folder, progress)
         names = dict(zip(request.axes, request.names, strict=True))
         figures = ablation_plots.draw_all(place.folder, names)
-    return AblationResult(place.folder, request, summary, tuple(figures), tuple(failures))
+    return AblationResult(
+        place.folder, request, summary, tuple(figures), tuple(failures), tuple(exits)
+    )
+
+
+def with_one_precision(request: Request, place: AblationFolder, progress: Progress) -> Request:
+    """Return the request with one precision for all cells whose settings leave it to the machine.
+
+    It is that of the cells which the folder's plan knows, or is measured on the first cell: else
+    some cells might get another one than the others.
+    """
+    left_open = [cell for cell in request.cells if cell.config.training.precision == AUTO]
+    if not left_open:
+        return request
+    known = {cell.get(PRECISION) for cell in read_plan(place)["cells"].values()} - {None}
+    if len(known) == 1:
+        (precision,) = known
+    else:
+        precision = choose_precision("student", prepare(left_open[0].config, progress))
+    settled = [
+        replace(cell, config=cell.config.updated({PRECISION: precision}))
+        if cell in left_open
+        else cell
+        for cell in request.cells
+    ]
+    return replace(request, cells=settled)
 
 
 def _cluster_of(place: AblationFolder) -> AbstractContextManager[Cluster | None]:
@@ -129,8 +165,11 @@ def share_teachers(
 def choose_teacher(
     config: Config, place: AblationFolder, document: dict[str, Any], progress: Progress
 ) -> str:
-    """Return the file of the teacher that these settings name, trained first if there is none."""
-    folder = find_folder(config, place) or place.own_runs
+    """Return the file of the teacher that these settings name, trained first if there is none.
+
+    It is trained in the runs folder, so that commands that run at once train it once.
+    """
+    folder = find_folder(config, place) or place.runs_dir
     options = Options(folder, progress=progress)
     loaded = provide_teacher(prepare(config, progress), options)
     assert loaded is not None, "asked only for methods with a teacher"

@@ -11,13 +11,13 @@ from typing import Any
 from tser_cli.config import method_label
 from tser_cli.csv_words import ALL, TOTAL
 from tser_cli.energy import (
-    DEFAULT_PROFILE,
     Counts,
     Labels,
     Profile,
     energy_up_to,
     load_profile,
 )
+from tser_cli.energy.auxiliary import Auxiliary
 from tser_cli.energy.layouts import INSIDE
 from tser_cli.energy.profiles import check_precision
 from tser_cli.engine.commands.beyond import Beyond, Wanted, go_beyond
@@ -28,25 +28,31 @@ from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, evaluat
 from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
 from tser_cli.engine.runs.result import recorded
 from tser_cli.engine.teachers.of_run import teacher_to_count
+from tser_cli.engine.training.energy_budget import profile_of
 from tser_cli.errors import ConfigError
 from tser_cli.files import check_folder, write_text
 from tser_cli.report import plots
 from tser_cli.report.csv_files import PER_IMAGE, write_csv
+from tser_cli.report.energy_forms import SUMS
 from tser_cli.report.progress import Progress, Silent
 from tser_cli.report.style import FORMATS
 
 
 @dataclass(frozen=True)
 class EnergyRequest:
-    """What to count and where to write it; `images` 0 means the whole test set."""
+    """What to count and where to write it; `images` 0 means the whole test set.
+
+    `profile` "" is that of the weights' bits; `form`: see `energy_forms.in_form`.
+    """
 
     output: Path
     run: Path | None = None
     runs_dir: Path = Path("runs")
     images: int = 0
-    profile: str = DEFAULT_PROFILE
+    profile: str = ""
     per_image: Path | None = None
     memory: bool = False
+    form: str = SUMS
     wanted: Wanted = field(default_factory=Wanted)
     changes: dict[str, Any] = field(default_factory=dict)
     progress: Progress = field(default_factory=Silent)
@@ -68,12 +74,14 @@ def measure_energy(request: EnergyRequest) -> EnergyResult:
 
     Raises RunError, CheckpointError or ConfigError before anything is written.
     """
-    profile = load_profile(request.profile)
+    if request.profile:
+        load_profile(request.profile)  # a mistyped one is told before any work
     check_paths(request)
     opened = open_finished(
         select_run(request.run, request.runs_dir), request.changes, request.progress
     )
     model = opened.loaded.model
+    profile = load_profile(request.profile) if request.profile else profile_of(opened.config)
     check_precision(profile, weight_bits(model), request.wanted.assume_int8)
     full = evaluate_split(
         opened.loaded.model,
@@ -90,8 +98,9 @@ def _write(
     opened: FinishedRun, request: EnergyRequest, full: Evaluation, profile: Profile
 ) -> EnergyResult:
     assert full.counts is not None and full.answers is not None, "a counted pass"
-    price = Price(profile, teacher_to_count(opened.run, opened.context), request.memory)
-    report = write_energy(request.output, full.counts, labels_of(opened), price, opened.context)
+    teacher = teacher_to_count(opened.run, opened.context)
+    price = Price(profile, teacher, request.memory, request.form)
+    report = write_energy(request.output, full, labels_of(opened), price, opened.context)
     if request.per_image is not None:
         rows = per_image_rows(opened, full.answers, full.counts, profile)
         write_csv(request.per_image, rows, PER_IMAGE)
@@ -109,11 +118,20 @@ def _beyond(opened: FinishedRun, request: EnergyRequest, profile: Profile) -> Be
     """Return what was asked for beyond the table, which takes a second, more detailed count."""
     if not request.wanted.any and not profile.model:
         return Beyond()
+    counts, others = detailed_counts(opened, request.images)
+    return go_beyond(request.output, counts, others, profile, request.wanted)
+
+
+def detailed_counts(opened: FinishedRun, images: int) -> tuple[Counts, Auxiliary]:
+    """Count so many test images (0: all) with what memory and conventions need to know of them.
+
+    Raises TserError where the network's layers can't be told apart so.
+    """
     model, context, timesteps = opened.loaded.model, opened.context, opened.config.model.timesteps
-    inputs = test_images(context, request.images)
     subject = NetworkRequest(opened.run.name, timesteps=timesteps, layout=INSIDE)
+    inputs = test_images(context, images)
     _, counter = count(model, inputs, subject, True, model.input_kinds())
-    return go_beyond(request.output, counter.counts(), counter.others, profile, request.wanted)
+    return counter.counts(), counter.others
 
 
 def figures_of(output: Path) -> tuple[Path, Path]:

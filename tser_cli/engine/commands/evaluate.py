@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tser_cli.data.loaders import Split
-from tser_cli.energy import DEFAULT_PROFILE, load_profile
+from tser_cli.energy import Profile, load_profile
+from tser_cli.energy.joules import ann_macs
 from tser_cli.engine.evaluation import early_exit
+from tser_cli.engine.evaluation.exit_choice import keep_budget, stops_of
+from tser_cli.engine.evaluation.kept_answers import answered
 from tser_cli.engine.evaluation.per_timestep import Evaluation, evaluate_split
 from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
 from tser_cli.engine.runs.model_files import freeze
 from tser_cli.engine.runs.result import recorded
 from tser_cli.engine.teachers.of_run import read_run_teacher, teacher_name
+from tser_cli.engine.training.energy_budget import profile_of
 from tser_cli.engine.training.training_run import row_labels
 from tser_cli.errors import ConfigError, DiskFullError, RunError, TserError
 from tser_cli.files import check_folder
+from tser_cli.quantities import Budget, parse_budget
 from tser_cli.report import plots
 from tser_cli.report.csv_files import per_timestep_csv
 from tser_cli.report.progress import Progress, Silent
@@ -32,7 +37,8 @@ class EvaluateRequest:
     """What to measure; None and "" mean the run's own.
 
     `timesteps`: "4" is 1..4, "1-6" a range, "1,2,4" those. `early_exit` and `early_exit_entropy`:
-    thresholds, as "0.8,0.9". `changes`: settings such as training.device, by dotted key.
+    thresholds, as "0.8,0.9". `energy_budget`: "3uJ" or "25%" of the ANN; early exit is to keep it.
+    `changes`: settings such as training.device, by dotted key.
     """
 
     run: Path | None = None
@@ -43,7 +49,8 @@ class EvaluateRequest:
     plot: bool = False
     early_exit: str = ""
     early_exit_entropy: str = ""
-    profile: str = DEFAULT_PROFILE
+    energy_budget: str = ""
+    profile: str = ""
     changes: dict[str, Any] = field(default_factory=dict)
     progress: Progress = field(default_factory=Silent)
 
@@ -62,6 +69,22 @@ class EvaluateResult:
     figure: Path | None
     early_exit_rows: Rows
     early_exit_table: Path | None
+
+    @property
+    def kept(self) -> bool:
+        """Return whether the energy budget that was asked for, if any, was kept."""
+        return all(row["kept"] != 0 for row in self.early_exit_rows)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The counted pass over the split; the rules; and a pass over other images, for a budget."""
+
+    full: Evaluation
+    rules: list[early_exit.Rule]
+    budget: Budget | None = None
+    other: Evaluation | None = None
+    other_split: Split = "validation"
 
 
 def parse_timesteps(text: str, trained: int) -> list[int]:
@@ -91,41 +114,95 @@ def evaluate_run(request: EvaluateRequest) -> EvaluateResult:
     T gives the accuracy for every smaller one. Raises ConfigError, RunError, CheckpointError or
     DataError.
     """
-    rules = _check(request)
+    rules, budget = _check(request)
+    exits = bool(rules) or budget is not None
     opened = open_finished(
         select_run(request.run, request.runs_dir), request.changes, request.progress
     )
     model, context, split = opened.loaded.model, opened.context, SPLITS[request.split]
-    steps = _steps(opened, request, bool(rules))
-    full = evaluate_split(model, context, split, max(steps), count=bool(rules))
+    steps = _steps(opened, request, exits)
+    full = evaluate_split(model, context, split, max(steps), count=exits)
+    found = _measure_others(opened, Measured(full, rules, budget))
     accuracy = teacher_accuracy(opened, split)
     rows = [{**row, "teacher_accuracy": accuracy} for row in full.rows() if row["t"] in steps]
-    return context.runtime.on_main(lambda: _write(opened, request, rows, steps, rules, full))
+    if split == "test":
+        _say_difference(opened, rows[-1])
+    return context.runtime.on_main(lambda: _write(opened, request, rows, steps, found))
 
 
-def _check(request: EvaluateRequest) -> list[early_exit.Rule]:
-    """Refuse what is mistyped before any work; return the rules of early exit."""
+def _say_difference(opened: FinishedRun, last: dict[str, Any]) -> None:
+    """Say what another precision than the run's changes, where the run's own result is recorded."""
+    precision, own = opened.config.training.precision, opened.run.config().training.precision
+    known = recorded(opened.run).get("per_timestep") or ()
+    before = next((row["correct_cumulative"] for row in known if row["t"] == last["t"]), None)
+    if precision == own or before is None:
+        return
+    change = last["correct_cumulative"] - before
+    opened.context.progress.say(
+        f"in {precision} {last['correct_cumulative']} of {last['images']} images are right, "
+        f"{change:+d} against {own}, in which the run was measured"
+    )
+
+
+def _measure_others(opened: FinishedRun, found: Measured) -> Measured:
+    """Add a pass over the images on which the threshold for a budget is chosen: not the test's."""
+    if found.budget is None:
+        return found
+    held_out = opened.config.data.validation_fraction > 0
+    split: Split = "validation" if held_out else "train"
+    if not held_out:
+        opened.context.progress.warn(
+            "the run held no images out: the threshold is chosen on training images, of which the "
+            "network is surer than of others"
+        )
+    steps = found.full.timesteps
+    other = evaluate_split(opened.loaded.model, opened.context, split, steps, count=True)
+    return replace(found, other=other, other_split=split)
+
+
+def _chosen(found: Measured, profile: Profile) -> early_exit.Rule:
+    """Return the rule that keeps the budget. Raises ConfigError where early exit can't."""
+    full, other = found.full, found.other
+    assert found.budget and other and full.counts, "counted passes, for a budget"
+    budget_pj = found.budget.in_pj(ann_macs(full.counts) * profile.mac_pj)
+    stops = stops_of(answered(other, can_stop=True), profile)
+    threshold = keep_budget(stops, budget_pj, full.images)
+    return early_exit.Rule(early_exit.CONFIDENCE, threshold, found.other_split, budget_pj)
+
+
+def _check(request: EvaluateRequest) -> tuple[list[early_exit.Rule], Budget | None]:
+    """Refuse what is mistyped before any work; return the rules of early exit, and the budget."""
     if request.split not in SPLITS:
         raise ConfigError(f'--split "{request.split}": use one of {", ".join(SPLITS)}')
     if request.output is not None:
         check_folder(request.output)
-    load_profile(request.profile)
+    if request.profile:
+        load_profile(request.profile)
     asked = (
         (request.early_exit, early_exit.CONFIDENCE, "--early-exit"),
         (request.early_exit_entropy, early_exit.ENTROPY, "--early-exit-entropy"),
     )
-    return [rule for a in asked if a[0] for rule in early_exit.parse_thresholds(*a)]
+    rules = [rule for a in asked if a[0] for rule in early_exit.parse_thresholds(*a)]
+    if not request.energy_budget:
+        return rules, None
+    if request.split != "test":
+        raise ConfigError(
+            "--energy-budget chooses its threshold on held-out images and measures it on test "
+            f"images: leave --split {request.split} out"
+        )
+    return rules, parse_budget(request.energy_budget, "--energy-budget")
 
 
 def _steps(opened: FinishedRun, request: EvaluateRequest, exits: bool) -> list[int]:
     spiking, folder = opened.loaded.model.spiking, opened.run.folder
+    flag = "--energy-budget" if request.energy_budget else "--early-exit"
     if not spiking and request.timesteps not in ("", "1"):
         raise ConfigError(f"--timesteps: {folder} is a teacher, an ANN without time steps")
     if not spiking and exits:
-        raise ConfigError(f"--early-exit: {folder} is an ANN without time steps")
+        raise ConfigError(f"{flag}: {folder} is an ANN without time steps")
     if exits and not opened.loaded.model.steps_alone:
         raise ConfigError(
-            f"--early-exit: {opened.loaded.name} computes all its time steps at once; a network "
+            f"{flag}: {opened.loaded.name} computes all its time steps at once; a network "
             "with stem() and body() in place of forward() can stop between them"
         )
     return parse_timesteps(request.timesteps, opened.config.model.timesteps if spiking else 1)
@@ -136,11 +213,12 @@ def _write(
     request: EvaluateRequest,
     rows: Rows,
     steps: list[int],
-    rules: list[early_exit.Rule],
-    full: Evaluation,
+    found: Measured,
 ) -> EvaluateResult:
     run, stem = opened.run, _stem(opened, request, steps)
-    can_write = _can_write(opened, request)
+    profile = load_profile(request.profile) if request.profile else profile_of(opened.config)
+    rules = [*found.rules, *([_chosen(found, profile)] if found.budget else [])]
+    can_write = _can_write(opened, request, stem)
     table = request.output or (run.folder / f"{stem}.csv" if can_write else None)
     labels = row_labels(run, opened.config, request.split, opened.loaded.name, teacher_name(run))
     if table is not None:
@@ -151,18 +229,18 @@ def _write(
     exits, exits_table = Rows(), None
     if rules:
         exits_table = _early_exit_path(run.folder, request) if table is not None else None
-        profile, split = load_profile(request.profile), SPLITS[request.split]
-        exits = early_exit.early_exit(opened, rules, full, split, exits_table, profile)
+        split = SPLITS[request.split]
+        exits = early_exit.early_exit(opened, rules, found.full, split, exits_table, profile)
     return EvaluateResult(run.name, request.split, rows, table, figure, exits, exits_table)
 
 
-def _can_write(opened: FinishedRun, request: EvaluateRequest) -> bool:
+def _can_write(opened: FinishedRun, request: EvaluateRequest, stem: str) -> bool:
     """Return whether the run's folder takes files; what was measured is worth showing without.
 
     Raises DiskFullError: that can be mended.
     """
     try:
-        check_folder(opened.run.folder / "any.csv")
+        check_folder(opened.run.folder / f"{stem}.csv")
     except DiskFullError:
         raise
     except RunError as error:

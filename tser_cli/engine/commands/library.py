@@ -25,6 +25,7 @@ from tser_cli.engine.runtime.seeds import seed_everything
 from tser_cli.engine.training.job import TrainingJob
 from tser_cli.engine.training.loop import fit
 from tser_cli.engine.training.own_loader import OwnLoader
+from tser_cli.engine.training.precision import AUTO, FP32
 from tser_cli.engine.training.task import distillation
 from tser_cli.engine.training.training_run import recording_end
 from tser_cli.errors import ConfigError
@@ -143,7 +144,10 @@ def own_config(timesteps: int, method: str, settings: Settings | None) -> Config
         "model.timesteps": timesteps,
         "performance.fold_teacher": False,
     }
-    return recipe.resolve([recipe.Layer("settings", given), recipe.Layer("arguments", fixed)])
+    config = recipe.resolve([recipe.Layer("settings", given), recipe.Layer("arguments", fixed)])
+    # what is tried for "auto" is a network of ours
+    chosen = {"training.precision": FP32} if config.training.precision == AUTO else {}
+    return config.updated(chosen)
 
 
 def _own_document(config: Config) -> dict[str, Any]:
@@ -187,14 +191,17 @@ def evaluate(
     split: str = "test",
     runs_dir: str | Path = "runs",
     early_exit: str = "",
+    energy_budget: str = "",
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> EvaluateResult:
     """Measure a finished run at every time step, as `tser evaluate` does.
 
-    `run`: a folder or a result; None is the newest finished student. `timesteps`: any number, not
-    only the trained one. `early_exit`: thresholds of confidence, as "0.8,0.9". The result's `rows`
-    are those of per_timestep.csv. Raises TserError.
+    `run`: a folder, a run's name or the beginning of it, "latest", or a result; None is the newest
+    finished student. `timesteps`: any number, not only the trained one. `early_exit`: thresholds of
+    confidence, as "0.8,0.9". `energy_budget`: what early exit is to keep, as "3uJ" or "25%" of the
+    ANN; the result says whether it is `kept`. Its `rows` are those of per_timestep.csv. Raises
+    TserError.
     """
     request = EvaluateRequest(
         run=_folder(run),
@@ -202,6 +209,7 @@ def evaluate(
         timesteps="" if timesteps is None else str(timesteps),
         split=split,
         early_exit=early_exit,
+        energy_budget=energy_budget,
         changes=dict(settings or {}),
         progress=progress or Silent(),
     )
@@ -228,7 +236,8 @@ def load_run(
 ) -> FinishedRun:
     """Load a finished run: its network on the device, its data and its settings.
 
-    `run`: a folder or a result; None is the newest finished student. The network is
+    `run`: a folder, a run's name or the beginning of it, "latest", or a result; None is the newest
+    finished student. The network is
     `loaded.model`, frozen and in eval mode: `model(images_NCHW, timesteps=T)` returns [T, N, K] for
     a student. The data is `context.dataset`. Raises TserError.
     """

@@ -22,7 +22,7 @@ from tser_cli.engine.commands.networks import Inputs, NetworkRequest, open_netwo
 from tser_cli.engine.runs.own_modules import digest
 from tser_cli.errors import ConfigError, TserError, unknown
 from tser_cli.files import check_folder, write_text
-from tser_cli.report.csv_files import ENERGY, write_csv
+from tser_cli.report.energy_forms import SUMS, write_energy_csv
 
 IMAGES_OF_TRIAL = 2
 
@@ -33,9 +33,10 @@ class NetworkEnergyRequest:
 
     output: Path
     subject: NetworkRequest
-    profile: str = DEFAULT_PROFILE
+    profile: str = ""
     wanted: Wanted = field(default_factory=Wanted)
     memory: bool = False
+    form: str = SUMS
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def measure_network(request: NetworkEnergyRequest) -> NetworkEnergyResult:
 
     Raises ConfigError, DataError, CheckpointError or TserError before anything is written.
     """
-    profile = load_profile(request.profile)
+    profile = load_profile(request.profile or DEFAULT_PROFILE)
     if request.output.suffix != ".csv":
         stem = request.output.stem
         raise ConfigError(f"{request.output}: the table is a CSV file; call it {stem}.csv")
@@ -79,7 +80,7 @@ def measure_network(request: NetworkEnergyRequest) -> NetworkEnergyResult:
     beyond = go_beyond(request.output, counts, counter.others, profile, request.wanted)
     document["network"] = describe(plan, counter, uncounted)
     document.update(beyond.document())
-    write_csv(request.output, rows, ENERGY)
+    write_energy_csv(request.output, rows, request.form)
     aside = request.output.with_suffix(".json")
     write_text(aside, json.dumps(document, indent=2) + "\n")
     return NetworkEnergyResult(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from torch import nn
 from tser_cli.config import FLOAT_BITS
 from tser_cli.data.loaders import evenly_spread
 from tser_cli.data.transforms import evaluation_pipeline
-from tser_cli.energy import DEFAULT_PROFILE, load_profile
 from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
 from tser_cli.engine.runs.model_files import freeze
 from tser_cli.engine.runs.result import RunResult, recorded
@@ -86,14 +84,8 @@ def quantize(request: QuantizeRequest) -> QuantizeResult:
         parent=opened.run.folder,
         parent_accuracy=recorded(opened.run).get("accuracy"),
         profile=profile_of(config).name,
-        float_energy_pj=float_energy(document["totals"]),
+        float_energy_pj=document["totals"]["energy_fp32_pj"],
     )
-
-
-def float_energy(totals: Mapping[str, float]) -> float:
-    """Charge the totals of an energy.json as 32-bit floating point, in pJ an image."""
-    profile = load_profile(DEFAULT_PROFILE)
-    return totals["macs"] * profile.mac_pj + totals["sop_value"] * profile.ac_pj
 
 
 def _check(opened: FinishedRun) -> None:

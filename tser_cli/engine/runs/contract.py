@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs.input_kinds import counting_of
@@ -20,7 +23,8 @@ def check_contract(name: str, model: Classifier, spec: DataSpec, timesteps: int)
     """Raise ConfigError unless `model` can be trained and counted on the images of `spec`.
 
     An SNN returns logits [T, N, K], an ANN [N, K]; the same again for the same images, so that
-    nothing is left in its neurons; a gradient reaches its weights; its operations can be counted.
+    nothing is left in its neurons; a gradient reaches its weights; its operations can be counted,
+    and layers that it declares to be fed with spikes, or sums of them, are so by its structure.
     The model stays as it is, and no random numbers are drawn.
     """
     shown = f"network {name}, shown {IMAGES} images of {spec.channels} x {spec.height} x " + (
@@ -62,6 +66,30 @@ def _problem(model: Classifier, images_NCHW: Tensor, timesteps: int, classes: in
 
 
 def _count(model: Classifier, images_NCHW: Tensor, timesteps: int) -> None:
-    with torch.inference_mode(), counting_of(model, timesteps) as counter:
+    # Untrained neurons may be silent, and the mean of zeros is a spike's 0: random spikes show
+    # what is made of spikes on the way to a layer, such as by a pool that averages.
+    with (
+        torch.inference_mode(),
+        spiking_at_random(model),
+        counting_of(model, timesteps) as counter,
+    ):
         model(images_NCHW, timesteps)
-    counter.counts()
+    try:
+        counter.counts()
+    except TserError as error:
+        raise TserError(f"with neurons that spike at random, {error}") from error
+
+
+@contextmanager
+def spiking_at_random(model: nn.Module) -> Iterator[None]:
+    """Let every neuron of ours spike with probability 1/2 at each step, whatever its input."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            if getattr(module, "is_spiking_neuron", False):
+                handle = module.register_forward_hook(_random_spikes)
+                stack.callback(handle.remove)
+        yield
+
+
+def _random_spikes(module: nn.Module, args: tuple[Any, ...], spikes: Tensor) -> Tensor:
+    return torch.bernoulli(torch.full_like(spikes, 0.5))

@@ -95,7 +95,7 @@ class Run:
         """Return when the run `started` or `finished`, in seconds since 1970; 0 where unknown."""
         try:
             return datetime.fromisoformat(str(self.status().get(event))).timestamp()
-        except ValueError:
+        except (ValueError, OverflowError, OSError):  # no date, or one that has no such number
             return 0.0
 
     def update_status(self, **changes: Any) -> None:

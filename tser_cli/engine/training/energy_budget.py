@@ -99,7 +99,9 @@ def settle_budget(
     profile = profile_of(config)
     counts = count_silence(model, image_shape, config.model.timesteps)
     budget = EnergyBudget(
-        parse_budget(config.energy.budget, ann_macs(counts) * profile.mac_pj),
+        parse_budget(config.energy.budget, "energy.budget").in_pj(
+            ann_macs(counts) * profile.mac_pj
+        ),
         int(operations(counts)[0].sum()),
         profile,
     )

@@ -11,8 +11,9 @@ from datetime import datetime
 from tser_cli.config import Config, method_label
 from tser_cli.data.loaders import build_train_loader
 from tser_cli.energy import Labels
+from tser_cli.engine.evaluation.kept_answers import keep_answers
 from tser_cli.engine.evaluation.operation_counts import EnergyReport, Price, write_energy
-from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, evaluate_split
+from tser_cli.engine.evaluation.per_timestep import Evaluation, evaluate_split
 from tser_cli.engine.runs import find_runs, model_files
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runs.result import RESULT, RunResult
@@ -21,6 +22,7 @@ from tser_cli.engine.runtime.context import Context, Options, make_check_stop
 from tser_cli.engine.runtime.processes import Runtime
 from tser_cli.engine.runtime.seeds import seed_everything, teacher_seed
 from tser_cli.engine.runtime.stop import StopRequest
+from tser_cli.engine.training.announcement import announcement
 from tser_cli.engine.training.batch_size import largest_batch
 from tser_cli.engine.training.compiling import compile_networks
 from tser_cli.engine.training.data_parallel import share_gradients
@@ -35,7 +37,6 @@ from tser_cli.engine.training.teacher_logits import compute_teacher_logits, keep
 from tser_cli.errors import Interrupted, NonFiniteError
 from tser_cli.report import plots
 from tser_cli.report.csv_files import per_timestep_csv
-from tser_cli.report.predictions import PREDICTIONS, write_predictions
 from tser_cli.report.progress import Progress
 
 
@@ -75,7 +76,8 @@ def settle_batch_size(task: Task, kind: str, context: Context, options: Options)
         if options.resume == "never":
             return 0
         must = options.resume == "must"
-        return find_runs.begun_batch_size(options.runs_dir, kind, config, must)
+        like = find_runs.begun_like(options.runs_dir, kind, config, must)
+        return like.training.batch_size if like else 0
 
     size = context.runtime.on_main(begun) or largest_batch(task, context)
     context.progress.say(f"batch size: {size} images over all processes; lr stays as it is")
@@ -149,6 +151,7 @@ def train(task: Task, context: Context, run: Run, stop: StopRequest) -> list[Row
     compile_networks(task, config, runtime.device, loader.images)
     shape = context.dataset.spec.image_shape
     task.network = share_gradients(network, runtime, shape, task.timesteps)
+    context.progress.say(announcement(config, task.model.spiking, loader))
     validate = make_validation(task, context, stop) if config.data.validation_fraction else None
     steps = loader.steps_per_epoch * config.training.epochs
     control = make_control(task.budget, measure_eval_energy(task, context), steps)
@@ -186,6 +189,8 @@ def finish(
         stop,
         count=model.spiking,
     )
+    if model.spiking:
+        keep_answers(run, model, context, evaluation, stop)
     return context.runtime.on_main(
         lambda: _write_results(run, context, task, evaluation, epochs, teacher)
     )
@@ -208,13 +213,11 @@ def _write_results(
     per_timestep_csv(run.folder / "per_timestep.csv", rows, labels)
     figure = run.folder / "figures" / "per_timestep"
     plots.plot_per_timestep(figure, rows, run.name, str(labels["method"]))
-    if evaluation.answers is not None:
-        _write_answers(run, evaluation.answers)
     energy = None
     if evaluation.counts is not None:
         of_run = Labels(run.name, config.data.name, digest, config.training.precision)
         price = Price(profile_of(config), teacher)
-        energy = write_energy(run.folder / "energy.csv", evaluation.counts, of_run, price, context)
+        energy = write_energy(run.folder / "energy.csv", evaluation, of_run, price, context)
     result = _result(run, config, labels, evaluation, epochs, energy, task.budget)
     run.update_status(
         model=name,
@@ -224,15 +227,6 @@ def _write_results(
         **{RESULT: result.to_json()},
     )
     return result
-
-
-def _write_answers(run: Run, answers: Answers) -> None:
-    write_predictions(
-        run.folder / PREDICTIONS,
-        answers.labels_I.numpy(),
-        answers.prediction_TI.T.numpy(),
-        answers.prediction_cumulative_TI.T.numpy(),
-    )
 
 
 def _result(
@@ -264,6 +258,7 @@ def _result(
         ann_energy_pj=float(energy.document["totals"]["ann_energy_pj"]) if energy else None,
         seconds=sum(row["seconds"] for row in epochs),
         per_timestep=tuple(evaluation.rows()),
+        against_ann=energy.document["against_ann"] if energy else None,
     )
 
 
