@@ -36,8 +36,9 @@ from tser_cli.report.progress import Progress, Silent
 
 Settings = Mapping[str, Any]
 OWN = "own"  # the data set's name in the folder of a run on a user's own data loader
-# What a user's own networks and loaders decide themselves is in no recipe.
-NOT_OWN = {"data", "augment", "model", "neuron"}
+# What a user's own networks and loaders decide themselves is in no recipe; nor do they have an
+# energy budget, for which the images and the layers must be known.
+NOT_OWN = {"data", "augment", "model", "neuron", "energy"}
 
 
 def distill(
