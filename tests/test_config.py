@@ -90,6 +90,27 @@ def test_added_entropy_shows_in_the_method_s_name(name: str, weight: float, labe
     assert config.method_label(Config().updated(changes)) == label
 
 
+def test_an_added_rate_penalty_shows_in_the_method_s_name() -> None:
+    rate = Config().updated({"method.name": "tser", "method.rate_weight": 0.5})
+    assert config.method_label(rate) == "tser+rate"
+    both = Config().updated(
+        {"method.name": "kd", "method.rate_weight": 0.5, "method.entropy_weight": 0.1}
+    )
+    assert config.method_label(both) == "kd+entropy+rate"
+    assert config.method_label(both, {"method.rate_weight"}) == "kd+entropy"
+
+
+def test_a_training_with_an_energy_budget_has_an_end() -> None:
+    endless = Config().updated({"schedule.name": "constant"})
+    assert endless.policy("training.epochs").resume
+    held = endless.updated({"energy.budget": "4uJ"})
+    assert held.has_energy_budget and not endless.has_energy_budget
+    assert not held.policy("training.epochs").resume
+    assert held.policy("energy.budget").results
+    assert config.short_name("energy.budget") == "energy_budget"
+    assert config.full_key("energy_budget") == "energy.budget"
+
+
 def test_a_config_does_not_change() -> None:
     with pytest.raises(ValidationError):
         Config().training.epochs = 3  # type: ignore[misc]

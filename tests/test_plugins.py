@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tser_cli import config, plugin_files, plugins, recipe, registry
-from tser_cli.cli import options
+from tser_cli.cli import completion, layers
 from tser_cli.errors import ConfigError, RunError
 from tser_cli.files import sha256
 
@@ -252,14 +252,14 @@ def test_names_come_from_the_variable_and_the_flags(monkeypatch: pytest.MonkeyPa
 def test_a_recipe_names_its_plug_ins(write: Callable[..., Path]) -> None:
     file = write()
     write('plugins = ["example_plugin"]\n[method]\nname = "mine"\n', "mine.toml")
-    made = options.training_config("student", {}, "mine.toml", None)
+    made = layers.training_config("student", {}, "mine.toml", None)
     assert (made.method.name, made.plugins) == ("mine", (str(file),))
     # what was written is read back, and a flag may say that the file is elsewhere now
     moved = write(METHOD, "moved/example_plugin.py")
     plugins._loaded.clear()
     del registry.METHODS["mine"], sys.modules["example_plugin"]
     plugins.load([str(moved)])
-    again = options.training_config("student", {}, "mine.toml", None)
+    again = layers.training_config("student", {}, "mine.toml", None)
     assert again.plugins == (str(moved),)
 
 
@@ -278,7 +278,7 @@ def test_an_installed_package_is_not_imported_before_it_is_used(
     plugins.add_entry_points()
     plugins.add_entry_points()
     assert {"method theirs", "model net", "data set pictures"} <= set(registry.names())
-    complete = options.names_in(registry.METHODS)
+    complete = completion.names_in(registry.METHODS)
     assert complete(type("Context", (), {"params": {}})(), "th") == ["theirs"]
     points.append(metadata.EntryPoint("kd", "example_installed", "tser.methods"))
     with pytest.raises(ConfigError, match="package example_installed: it registers the method"):
@@ -322,4 +322,7 @@ def test_an_installed_method_that_a_run_uses_is_kept(
     used = {"method mine": "example_plugin", "model resnet18": "tser_cli.models.resnet:resnet18"}
     (record,) = plugins.keep(tmp_path / "run", used)
     assert (record["name"], record["adds"]) == ("example_plugin", ["method mine"])
+    del registry.METHODS["mine"]
+    with pytest.raises(RunError, match="for the method mine: install the package that offers it"):
+        plugins.check_loaded([record], ["method mine"], tmp_path / "run")
     assert (tmp_path / "run" / "code" / "example_plugin.py").read_text() == METHOD

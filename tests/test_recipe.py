@@ -369,3 +369,13 @@ def test_of_very_many_problems_the_first_are_told_and_the_rest_counted(tmp_path:
     lines = str(told.value).splitlines()
     assert len(lines) == 21
     assert max(map(len, lines)) < 300
+
+
+@pytest.mark.parametrize(
+    ("key", "meanings"),
+    [("tau", "method.temperature or neuron.tau"), ("seed2", "")],
+)
+def test_a_short_name_of_two_meanings_is_told_with_both(key: str, meanings: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        recipe.resolve([recipe.Layer("x", {key: 1})])
+    assert (": it may mean " + meanings in str(refused.value)) == bool(meanings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tser_cli.visible import LABEL, LINE, cut, drawable, visible
+from tser_cli.visible import LABEL, LINE, cut, drawable, one_line, visible
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,21 @@ def test_long_lines_are_cut_and_say_so() -> None:
     assert len(text) < LINE + 60
     assert visible("x" * LINE) == "x" * LINE
     assert cut("abc", 3) == "abc"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\nb\tc\r", "a\\nb\\tc\\r"),
+        ("abcdefghij", "abcdefghij"),
+        ("abcdefghijk", "abcdefghij... (1 more characters)"),
+        ("x" * 10_000, "xxxxxxxxxx... (9,990 more characters)"),
+        ("\x1b\x1b\x1b", "\\x1b\\x1b\\x..."),
+        ("", ""),
+    ],
+)
+def test_text_on_one_line(text: str, shown: str) -> None:
+    assert one_line(text, 10) == shown
 
 
 @pytest.mark.parametrize("text", ["$x_{$", "a$b", "one\nline", "\x1b", "x" * 1000])

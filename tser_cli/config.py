@@ -6,7 +6,7 @@ are known by dotted keys (`method.name`) and, to people, by short names (`method
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any
@@ -14,8 +14,10 @@ from typing import Annotated, Any
 from pydantic import Field, SerializeAsAny, field_validator
 
 from tser_cli import registry
+from tser_cli.energy_section import EnergyConfig
 from tser_cli.errors import ConfigError, closest, did_you_mean
 from tser_cli.fields import Policy, Section, flatten, split
+from tser_cli.quantities import NO_BUDGET
 from tser_cli.sections import (
     CHECKPOINT_EVERY,
     FLOAT_BITS,
@@ -39,6 +41,7 @@ __all__ = [
     "AugmentConfig",
     "Config",
     "DataConfig",
+    "EnergyConfig",
     "MethodSettings",
     "ModelConfig",
     "NeuronConfig",
@@ -60,6 +63,8 @@ __all__ = [
 
 METHOD = "method.name"
 EPOCHS = "training.epochs"
+# What a weight adds to a method that would go without it, as its name then tells.
+ADDED = {"entropy": "entropy_weight", "rate": "rate_weight"}
 ENDLESS = ("constant", "step")  # schedules in which no learning rate depends on the last epoch
 
 
@@ -82,6 +87,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig = TrainingConfig()
+    energy: EnergyConfig = EnergyConfig()
     performance: PerformanceConfig = PerformanceConfig()
 
     @field_validator("method", mode="before")
@@ -125,7 +131,13 @@ class Config(Section):
     def _has_no_end(self) -> bool:
         # a method of a plug-in may read what part of the training is done
         method = registry.METHODS[self.method.name]
-        return self.schedule.name in ENDLESS and registry.is_built_in(method.target)
+        endless = self.schedule.name in ENDLESS and not self.has_energy_budget
+        return endless and registry.is_built_in(method.target)
+
+    @property
+    def has_energy_budget(self) -> bool:
+        """Return whether the student is trained to an energy budget."""
+        return self.energy.budget != NO_BUDGET
 
     def result_settings(self) -> dict[str, Any]:
         """Return the settings that the results depend on, by dotted key."""
@@ -160,11 +172,18 @@ def unread(key: str, method: str) -> str:
     return f"{key}: {method} does not read it; it is read by {', '.join(readers(key))}"
 
 
-def method_label(config: Config) -> str:
-    """Return the method as results name it: `kd`, or `kd+entropy` where entropy was added to it."""
-    method = config.method
-    added = method.entropy_weight != 0.0 and method.weights()["entropy_weight"] == 0.0
-    return f"{method.name}+entropy" if added else method.name
+def method_label(config: Config, varied: Container[str] = ()) -> str:
+    """Return the method as results name it: `kd`, or `kd+entropy` where entropy was added to it.
+
+    A weight among the `varied` keys is told elsewhere.
+    """
+    now, usual = config.method.model_dump(), config.method.weights()
+    words = [
+        word
+        for word, weight in ADDED.items()
+        if now[weight] != 0.0 and usual[weight] == 0.0 and f"method.{weight}" not in varied
+    ]
+    return "+".join([config.method.name, *words])
 
 
 @cache
@@ -185,7 +204,7 @@ def keys_where(holds: Callable[[Policy], bool]) -> frozenset[str]:
 
 
 # Flags whose name is not the last part of their key.
-FLAGS = {"T": "model.timesteps", "dataset": "data.name"}
+FLAGS = {"T": "model.timesteps", "dataset": "data.name", "energy_budget": "energy.budget"}
 # Symbols that stand for more than one setting where people write of this field.
 SYMBOLS = {
     "tau": ("method.temperature", "neuron.tau"),
@@ -225,6 +244,9 @@ def nearest_key(name: str, dotted: bool = False) -> str:
     `dotted`: where short names will not do, the key behind the nearest is told, "optimizer.lr".
     """
     told = {key: key for key in keys()}
+    found = _meanings(name, told)
+    if len(found) > 1:
+        return f": it may mean {' or '.join(found)}"
     if "." not in name:
         words = {_last_word(key): key for key in told} | FLAGS
         told |= words if dotted else {word: word for word in words}

@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 KILLED = 128 + signal.SIGKILL  # the exit code that a shell reports for a killed process
@@ -14,6 +15,15 @@ KILLED = 128 + signal.SIGKILL  # the exit code that a shell reports for a killed
 def cores() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether this CPU multiplies bf16 itself (AVX-512 BF16 or AMX); only Linux tells."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
+    except OSError:
+        return False
+    return not words.isdisjoint(("avx512_bf16", "amx_bf16"))
 
 
 def end_with_parent(parent: int | None = None) -> None:

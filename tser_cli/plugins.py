@@ -40,6 +40,7 @@ class Plugin:
     """A plug-in that was imported: `stated` names it in a recipe, from any folder unless installed.
 
     `adds`: the names that it added to the registries. `sources`: its files as they were then.
+    `offered`: by the entry points of an installed package, not on the command line.
     """
 
     stated: str
@@ -47,6 +48,7 @@ class Plugin:
     file: Path
     sources: Sources
     adds: tuple[str, ...]
+    offered: bool = False
 
 
 _loaded: dict[str, Plugin] = {}
@@ -149,7 +151,8 @@ def _import_file(name: str) -> ModuleType:
     file = file / INIT if file.is_dir() else file
     if not file.is_file():
         beside = [str(path) for path in Path(name).parent.glob("*.py")]
-        raise ConfigError(f"there is no such file{nearest(name, beside)}")
+        looked = "" if Path(name).is_absolute() else f" in {Path.cwd()}"
+        raise ConfigError(f"there is no such file{nearest(name, beside)}{looked}")
     package = package_of(file)
     return _import_part(file, package) if package else _import_alone(file)
 
@@ -229,7 +232,8 @@ def keep(folder: Path, targets: Mapping[str, str]) -> list[dict[str, Any]]:
         plugin.sources.write(folder / CODE)
         place = {"name": plugin.stated, "module": plugin.module, "file": str(plugin.file)}
         copy = {**plugin.sources.record(), "copy": f"{CODE}/{plugin.sources.name}"}
-        records.append({**place, **copy, "adds": list(plugin.adds)})
+        offered = {"offered": True} if plugin.offered else {}
+        records.append({**place, **copy, **offered, "adds": list(plugin.adds)})
     return records
 
 
@@ -244,7 +248,7 @@ def _installed(targets: Mapping[str, str]) -> list[Plugin]:
     for module in sorted(foreign - _loaded.keys()):
         adds = tuple(name for name, target in modules.items() if target == module)
         made = _described(module, importlib.import_module(module), adds)
-        found.append(replace(made, stated=module))
+        found.append(replace(made, stated=module, offered=True))
     return found
 
 
@@ -260,9 +264,11 @@ def check_loaded(records: Iterable[Mapping[str, Any]], used: Iterable[str], fold
         if lacking:
             name, copy = record.get("name"), folder / str(record.get("copy"))
             what = "package" if record.get("files") else "file"
+            offered = bool(record.get("offered"))
+            advice = "install the package that offers it" if offered else f"give --plugin {name}"
             raise RunError(
-                f"{folder} needs the plug-in {name} for the {' and the '.join(lacking)}: give "
-                f"--plugin {name}. The {what} as it was when the run began is {copy}"
+                f"{folder} needs the plug-in {name} for the {' and the '.join(lacking)}: {advice}. "
+                f"The {what} as it was when the run began is {copy}"
             )
 
 

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 class DatasetEntry:
     """A data set: `target` is a loader `(DataConfig) -> Dataset`; the recipes are its defaults.
 
+    Those for small images are taken where it names none.
     `own_images`: its images are whatever lies in `data.dir`, so that another folder is other data.
     """
 
     target: str
-    teacher_recipe: str = "cifar10/resnet34_teacher"
-    student_recipe: str = "cifar10/resnet18_tser"
+    teacher_recipe: str = "imagefolder/resnet34_teacher"
+    student_recipe: str = "imagefolder/resnet18_tser"
     own_images: bool = False
 
 
@@ -102,18 +103,8 @@ DATASETS: dict[str, DatasetEntry] = {
         "imagenet/resnet34_teacher",
         "imagenet/sew_resnet18_tser",
     ),
-    "imagefolder": DatasetEntry(
-        "tser_cli.data.folders:imagefolder",
-        "imagefolder/resnet34_teacher",
-        "imagefolder/resnet18_tser",
-        own_images=True,
-    ),
-    "npz": DatasetEntry(
-        "tser_cli.data.npz:load",
-        "imagefolder/resnet34_teacher",
-        "imagefolder/resnet18_tser",
-        own_images=True,
-    ),
+    "imagefolder": DatasetEntry("tser_cli.data.folders:imagefolder", own_images=True),
+    "npz": DatasetEntry("tser_cli.data.npz:load", own_images=True),
 }
 
 MODELS: dict[str, ModelEntry] = {

@@ -38,6 +38,8 @@ Side = Annotated[StrictInt, Field(ge=0, le=4096)]  # pixels; a larger input fits
 # The keys of [data] that only images of one's own have a use for.
 OWN_INPUT = ("size", "channels", "mean", "std", "test_fraction")
 FLOAT_BITS = 32  # of weights that are no integers
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PRECISION: Precision = "fp32"  # of a training where none is stated
 CHECKPOINT_EVERY = re.compile(r"([0-9]{1,9})(min|epochs?|steps?)")
 
 
@@ -164,7 +166,8 @@ class MethodSettings(Section):
     time step by itself. `reads_firing_rates`: it is given those of the student. `earlier`: what
     runs of version 0.1 did by settings that are newer.
 
-    `entropy_weight` rewards the mean entropy of every step's prediction, on top of any method.
+    `entropy_weight` rewards the mean entropy of every step's prediction, on top of any method;
+    `rate_weight` charges for the mean firing rate of the student's neurons in the same way.
     """
 
     summary: ClassVar[str] = ""
@@ -177,6 +180,7 @@ class MethodSettings(Section):
 
     name: str = ""
     entropy_weight: Real = 0.0
+    rate_weight: NonNegative = 0.0
 
     @field_validator("name")
     @classmethod
@@ -225,7 +229,8 @@ class TrainingConfig(Section):
     """Length, batch (global, over all processes), numerics and what is written on the way.
 
     `batch_size` 0 or "auto": the largest power of two that fits into memory. `accumulate`: how many
-    parts a batch is computed in, one after the other.
+    parts a batch is computed in, one after the other. `precision` auto: bf16 where the CPU has it
+    and is found to be faster with it, else fp32; the run keeps what was chosen.
     """
 
     epochs: Annotated[Count, Policy(resume=True)] = 10
@@ -234,9 +239,7 @@ class TrainingConfig(Section):
     accumulate: Annotated[Count, Policy(resume=True)] = 1
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Annotated[str, HOW] = "auto"
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], Policy(measuring=True, teacher=True)] = (
-        "fp32"
-    )
+    precision: Annotated[Precision, Policy(measuring=True, teacher=True)] = PRECISION
     deterministic: Annotated[bool, TEACHER_S] = False
     clip_norm: NonNegative = 0.0
     checkpoint_every: Annotated[str, NOTES] = "5min"

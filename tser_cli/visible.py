@@ -26,9 +26,17 @@ def cut(text: str, length: int) -> str:
     return f"{text[:length]}... ({len(text) - length:,} more characters)"
 
 
+def one_line(text: str, length: int = LABEL) -> str:
+    r"""Return `text` on one line of about `length`: line breaks and tabs are escapes, too."""
+    shown = visible(text[:length].replace("\n", "\\n").replace("\t", "\\t"))
+    if len(text) > length:
+        return f"{shown[:length]}... ({len(text) - length:,} more characters)"
+    return shown if len(shown) <= length else f"{shown[:length]}..."
+
+
 def drawable(text: str) -> str:
     r"""Return `text` as matplotlib shall draw it: on one line, cut, and no `$` opens a formula."""
-    return cut(visible(text.replace("\n", "\\n")), LABEL).replace("$", r"\$")
+    return one_line(text).replace("$", r"\$")
 
 
 def _escape(character: str) -> str:

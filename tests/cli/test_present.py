@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from tser_cli import registry
-from tser_cli.cli import present
-from tser_cli.cli.present import duration
+from tser_cli.cli import present, verbosity
+from tser_cli.cli.app import app
 from tser_cli.config import Config
 from tser_cli.engine.ablation.grid import make_request
 from tser_cli.engine.commands.ablate import AblationResult
@@ -21,6 +23,7 @@ from tser_cli.engine.commands.energy import EnergyResult
 from tser_cli.engine.commands.evaluate import EvaluateResult
 from tser_cli.engine.runs.result import RunResult
 from tser_cli.recipe import Layer
+from tser_cli.report.console import duration
 from tser_cli.report.csv_files import EXIT_STATISTICS
 
 Shown = Callable[[], list[str]]
@@ -125,8 +128,10 @@ def test_a_training_s_result(shown: Shown) -> None:
         ["2", "20.00", "%", "40.00", "%"],
     ]
     assert any(line.split()[:3] == ["teacher", "90.00", "%"] for line in lines)
-    assert lines[-5:] == [
+    assert lines[-6:] == [
         "accuracy 40.00 % of 11 test images after 2 time steps; teacher 90.00 % (-50.00 points)",
+        "It is right about 4 of 11 images that it was never trained on (1 by its first time step "
+        "alone), its teacher about 10.",
         f"run folder: {RUN.folder}",
         "next:",
         "  tser evaluate --per-timestep",
@@ -134,33 +139,83 @@ def test_a_training_s_result(shown: Shown) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("energy_pj", "verdict"),
+    [
+        (2.98e6, "energy: 2.98 µJ of 3 µJ: kept"),
+        (3e6, "energy: 3 µJ of 3 µJ: kept"),
+        (3.21e6, "energy: 3.21 µJ of 3 µJ: 7 % over"),
+        (3.001e6, "energy: 3 µJ of 3 µJ: 0.033 % over"),
+    ],
+)
+def test_whether_an_energy_budget_was_kept(shown: Shown, energy_pj: float, verdict: str) -> None:
+    present.show_run(replace(RUN, energy_pj=energy_pj, energy_budget_pj=3e6), [])
+    assert verdict in shown()
+
+
 def test_a_student_s_energy_in_the_result(shown: Shown) -> None:
     present.show_run(replace(RUN, against_ann=AGAINST), [])
     lines = shown()
     place = lines.index("One image costs 9.2 µJ: 5.0 times less than the ANN of the same shape.")
-    assert lines[place - 1].startswith("accuracy 40.00 %")
+    assert lines[place - 1].startswith("It is right about 4 of 11")
     assert lines[place + 1 : place + 3] == [
         "That is 5.0 times less than its 46 µJ in the same arithmetic.",
         "t = 1 alone has 89.70 % for 5 µJ; all steps 90.00 %.",
     ]
 
 
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """As with --quiet."""
+    verbosity.choose(quiet=True, verbose=False)
+    yield
+    verbosity.choose(quiet=False, verbose=False)
+
+
+def test_a_training_s_result_in_quiet(shown: Shown, quiet: None) -> None:
+    present.show_run(RUN, ["tser evaluate --per-timestep"])
+    lines = shown()
+    assert lines[-2].startswith("accuracy 40.00 % of 11 test images")
+    assert lines[-1] == f"run folder: {RUN.folder}"
+
+
+def test_progress_in_quiet_is_warnings(capsys: pytest.CaptureFixture[str], quiet: None) -> None:
+    progress = present.progress()
+    progress.begin(epochs=1, steps=1, done_epochs=0)
+    progress.say("a message")
+    progress.epoch({})
+    progress.warn("it is late")
+    progress.end()
+    assert capsys.readouterr().err == "warning: it is late\n"
+
+
 def test_what_to_type_next() -> None:
-    folder, default = Path("runs/teacher/digits/resnet34_s0"), Path("runs")
-    assert present.next_after_teacher(folder, "digits", "") == [
-        "tser distill --teacher runs/teacher/digits/resnet34_s0 --dataset digits -T 2"
-    ]
-    assert present.next_after_teacher(folder, "imagenet", "/data") == [
-        f"tser distill --teacher {folder} --dataset imagenet --data-dir /data -T 2"
-    ]
-    assert present.next_after_student(default, default) == [
-        "tser evaluate --per-timestep",
-        "tser energy report.csv",
-    ]
-    assert present.next_after_student(Path("other"), default) == [
-        "tser evaluate --per-timestep --runs-dir other",
-        "tser energy report.csv --runs-dir other",
-    ]
+    folder = Path("runs/teacher/digits/resnet34_s0")
+    first, second, _ = present.next_after_teacher(folder, "imagenet", "/my data")
+    assert first.split("  #")[0].strip() == (
+        f"tser distill --teacher {folder} --dataset imagenet --data-dir '/my data' -T 2"
+    )
+    assert second.startswith(f"tser evaluate --run {folder} ")
+    assert "--data-dir" not in present.next_after_teacher(folder, "digits", "")[0]
+    here = present.next_after_student(Path("runs"))
+    assert [line.split()[1] for line in here] == ["report", "energy", "evaluate"]
+    assert len({line.index("#") for line in here}) == 1
+    elsewhere = present.next_after_student(Path("my runs"))
+    assert all("--runs-dir 'my runs'  " in line for line in elsewhere)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *present.next_after_teacher(Path("runs/x"), "digits", "data"),
+        *present.next_after_student(Path("elsewhere")),
+    ],
+)
+def test_what_to_type_next_can_be_typed(line: str) -> None:
+    program, name, *words = shlex.split(line, comments=True)
+    group = typer.main.get_command(app)
+    assert program == "tser"
+    group.commands[name].make_context(name, words)  # type: ignore[attr-defined]
 
 
 def test_a_training_s_plan(shown: Shown) -> None:

@@ -42,6 +42,13 @@ def test_an_epoch_in_a_line() -> None:
     assert describe(validated, 10) == f"{TEXT}, validation 50.00 %, 1234 images/s"
 
 
+def test_energy_stands_beside_the_losses() -> None:
+    energy = {"energy_pj": 2.98e6, "energy_budget_pj": 3e6, "energy_multiplier": 0.25}
+    told = "energy 2.98 µJ, aim 3 µJ"
+    expected = TEXT.replace(", train", f", {told}, train")
+    assert describe({**ROW, **energy}, 10) == f"{expected}, 1234 images/s"
+
+
 def test_lines_are_one_an_epoch_unwrapped_and_without_colour() -> None:
     console, stream = plain_console()
     lines = Lines(console)
@@ -126,3 +133,25 @@ def test_a_second_training_has_bars_of_its_own(clock: list[float]) -> None:
 
 def test_bars_that_never_began_can_end() -> None:
     Bars(terminal()[0]).end()
+
+
+def test_the_time_left_is_told_once(clock: list[float]) -> None:
+    console, stream = plain_console()
+    lines = Lines(console)
+    lines.begin(epochs=4, steps=50, done_epochs=1)
+    for _ in range(30):
+        lines.step(8, {})
+        clock.append(clock[-1] + 0.5)
+    # 150 steps are left of 3 epochs; told after 2 + 4 of them, the first with 2 seconds behind it
+    assert stream.getvalue() == "about 72 s of training are left, as its first steps go\n"
+
+
+@pytest.mark.parametrize(("steps", "seconds"), [(4, 10.0), (1000, 0.0001), (12, 1.0)])
+def test_no_time_is_told_of_what_is_short(clock: list[float], steps: int, seconds: float) -> None:
+    console, stream = plain_console()
+    lines = Lines(console)
+    lines.begin(epochs=1, steps=steps, done_epochs=0)
+    for _ in range(steps):
+        lines.step(8, {})
+        clock.append(clock[-1] + seconds)
+    assert stream.getvalue() == ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -9,9 +11,12 @@ import pytest
 from tser_cli.cli import app
 from tser_cli.cli.surroundings import (
     BACKENDS,
+    BLOCK_MS,
+    SPINS,
     check_arguments,
     check_environment,
     forget_odd_width,
+    wait_briefly,
 )
 from tser_cli.errors import ConfigError
 
@@ -60,6 +65,42 @@ def test_widths_that_no_text_fits_are_forgotten(columns: str, kept: bool) -> Non
     environment = {"COLUMNS": columns}
     forget_odd_width(environment)
     assert ("COLUMNS" in environment) == kept
+
+
+@pytest.mark.parametrize(
+    ("stated", "added"),
+    [
+        ({}, {"GOMP_SPINCOUNT": SPINS, "KMP_BLOCKTIME": BLOCK_MS}),
+        ({"OMP_WAIT_POLICY": "active"}, {}),
+        ({"GOMP_SPINCOUNT": "5"}, {"KMP_BLOCKTIME": BLOCK_MS}),
+        ({"KMP_BLOCKTIME": "infinite"}, {"GOMP_SPINCOUNT": SPINS}),
+        ({"KMP_LIBRARY": "turnaround"}, {"GOMP_SPINCOUNT": SPINS}),
+    ],
+)
+def test_threads_wait_briefly_unless_the_user_says_how(
+    stated: dict[str, str], added: dict[str, str]
+) -> None:
+    environment = dict(stated)
+    wait_briefly(environment)
+    assert environment == {**stated, **added}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch has GNU's OpenMP on Linux alone")
+def test_torch_s_threads_hear_of_it() -> None:
+    program = (
+        "import sys\n"
+        "from tser_cli.cli import app\n"
+        "sys.argv = ['tser', '--version']\n"
+        "try: app.main()\n"
+        "except SystemExit: import torch\n"
+    )
+    waiting = ("GOMP_", "KMP_", "OMP_WAIT_POLICY")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(waiting)}
+    environment["OMP_DISPLAY_ENV"] = "verbose"
+    told = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    ).stderr
+    assert f"GOMP_SPINCOUNT = '{SPINS}'" in told or "OPENMP DISPLAY" not in told.upper()
 
 
 def test_the_backends_are_matplotlib_s() -> None:

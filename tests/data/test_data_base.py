@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tser_cli import registry
 from tser_cli.config import DataConfig
-from tser_cli.data.base import DataSpec, TensorSource, load_dataset
-from tser_cli.errors import ConfigError
+from tser_cli.data.base import Dataset, DataSpec, TensorSource, load_dataset
+from tser_cli.errors import ConfigError, DataError
 
 
 def test_spec_tells_classes_and_shape() -> None:
@@ -34,3 +37,80 @@ def test_the_named_data_set_is_loaded() -> None:
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(ConfigError, match='did you mean "digits"'):
         load_dataset(DataConfig.model_construct(name="digit"))
+
+
+def pixels(*shape: int) -> torch.Tensor:
+    return torch.zeros(*shape, dtype=torch.uint8)
+
+
+SPEC = DataSpec("own", 1, 8, 8, ("a", "b", "c"), (0.5,), (0.5,))
+
+
+class OneByOne:
+    """A source that reads its images one by one, of any size."""
+
+    labels = torch.arange(6) % 3
+
+    def __init__(self, image: torch.Tensor) -> None:
+        self._image = image
+
+    def __len__(self) -> int:
+        return 6
+
+    def image(self, index: int) -> torch.Tensor:
+        return self._image
+
+
+def of(source: object) -> object:
+    good = TensorSource(pixels(6, 1, 8, 8), torch.arange(6) % 3)
+    return Dataset(SPEC, good, source)  # type: ignore[arg-type]
+
+
+def fails() -> object:
+    raise OSError("disk on fire")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: 3, "its function returns int, not a Dataset"),
+        (fails, r"can't be loaded: OSError: disk on fire \(.*test_data_base\.py, line \d+\)"),
+        (lambda: of(TensorSource(torch.rand(6, 1, 8, 8), torch.arange(6))), "must be uint8"),
+        (
+            lambda: of(TensorSource(pixels(6, 1, 8, 8), torch.arange(5))),
+            r"labels must .*\[6\].*\[5",
+        ),
+        (
+            lambda: of(TensorSource(pixels(6, 1, 8, 8), torch.arange(6))),
+            r"data set own_data: its test images: labels go from 0 to 5; there are 3 classes",
+        ),
+        (lambda: of(TensorSource(pixels(6, 1, 8, 8), torch.arange(6) % 3 - 1)), "go from -1 to 1"),
+        (
+            lambda: of(TensorSource(pixels(0, 1, 8, 8), torch.arange(0))),
+            "test images: there are no",
+        ),
+        (lambda: of(TensorSource(pixels(6, 1, 9, 8), torch.arange(6) % 3)), r"first .*\[1, 9, 8\]"),
+        (lambda: of(OneByOne(pixels(3, 9, 8))), r"first is torch.uint8 \[3, 9, 8\]; they must be"),
+        (lambda: of(OneByOne(torch.rand(1, 8, 8))), r"the first is torch.float32"),
+        (
+            lambda: replace(SPEC, mean=(0.1, 0.2)),
+            "mean and std have 2 and 1 numbers, for images of",
+        ),
+    ],
+)
+def test_a_data_set_of_a_plug_in_is_checked(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[], object], said: str
+) -> None:
+    monkeypatch.setitem(registry.DATASETS, "own_data", registry.DatasetEntry("elsewhere:load"))
+    monkeypatch.setattr(registry, "load", lambda target: lambda config: make())
+    with pytest.raises(DataError, match=said):
+        load_dataset(DataConfig(name="own_data"))
+
+
+@pytest.mark.parametrize("image", [pixels(1, 8, 8), pixels(1, 30, 20)])
+def test_images_that_are_read_one_by_one_may_have_any_size(
+    monkeypatch: pytest.MonkeyPatch, image: torch.Tensor
+) -> None:
+    monkeypatch.setitem(registry.DATASETS, "own_data", registry.DatasetEntry("elsewhere:load"))
+    monkeypatch.setattr(registry, "load", lambda target: lambda config: of(OneByOne(image)))
+    assert load_dataset(DataConfig(name="own_data")).spec == SPEC

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tser_cli.data.pictures import fitted_picture, picture_files
+from tser_cli.data.pictures import fitted_picture, picture_files, thumbnail
 from tser_cli.errors import DataError
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
@@ -87,3 +88,22 @@ def test_the_middle_is_kept(tmp_path: Path) -> None:
     assert bool((fitted_picture(path, (1, 8, 8)) == 255).all())
     # twice as large before the crop, only the inner half of that is left
     assert bool((fitted_picture(path, (1, 8, 8), shorter=16) == 255).all())
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "mode"),
+    [((1, 8, 8), (8, 8), "L"), ((3, 100, 200), (64, 32), "RGB"), ((1, 1, 300), (64, 1), "L")],
+)
+def test_a_thumbnail_is_a_small_png(
+    shape: tuple[int, int, int], size: tuple[int, int], mode: str
+) -> None:
+    pixels_CHW = torch.randint(0, 256, shape, dtype=torch.uint8)
+    with Image.open(io.BytesIO(thumbnail(pixels_CHW, 64))) as image:
+        assert (image.size, image.mode, image.format) == (size, mode, "PNG")
+        if size == shape[:0:-1]:  # nothing was scaled
+            assert list(image.tobytes()) == pixels_CHW.permute(1, 2, 0).flatten().tolist()
+
+
+def test_two_channels_are_no_picture() -> None:
+    with pytest.raises(DataError, match="2 channels"):
+        thumbnail(torch.zeros(2, 8, 8, dtype=torch.uint8), 64)

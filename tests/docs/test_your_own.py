@@ -97,6 +97,22 @@ def test_a_network(
     assert "module.conv2,conv,spikes,AC" in (tmp_path / "energy.csv").read_text()
 
 
+def test_a_data_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        run("## Your data set", monkeypatch, tmp_path)
+    finally:
+        registry.DATASETS.pop("stripes", None)
+        sys.modules.pop("stripes", None)
+        plugins._loaded.clear()
+    run_folder, _ = student(tmp_path)
+    assert run_folder.parent.name == "stripes"
+    assert read_json(run_folder / "status.json")["result"]["images"] == 200
+    # a teacher was found, not trained again
+    assert len(list(tmp_path.glob("runs/teacher/stripes/*"))) == 1
+
+
 def test_a_teacher(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

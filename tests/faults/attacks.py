@@ -30,7 +30,10 @@ from tser_cli.cli import app
 
 LIMIT = 20  # seconds
 CODES = (0, 1, 2, 3, 4)  # 4: what audit found
-VERBS = ("evaluate", "energy", "audit", "predict", "distill", "train-teacher", "ablate", "methods")
+VERBS = (
+    *("evaluate", "energy", "audit", "predict", "report"),
+    *("distill", "train-teacher", "ablate", "methods", "runs", "compare", "list"),
+)
 ODD = (
     *("", ".", "..", "/", "[/x]", "[/red]x", "$x_{$", "\x1b[2J", "\udcff", "x" * 300, "é" * 200),
     *("-1", "0", "1e999", "nan", "9" * 400, "0.5", "1,2", "{}", "[[", "/dev/null", "/dev/full"),
@@ -60,6 +63,10 @@ FLAGS = {
         "--accuracy-margin",
     ),
     "methods": ("--plugin",),
+    "runs": ("--sort", "--runs-dir", "--reverse", "remove", "--json", "method=", "seed="),
+    "compare": ("--runs-dir", "latest", "run", "runs/student/digits/run"),
+    "list": ("--plugin", "recipes", "models", "--json"),
+    "report": ("--output", "--images", "--device", "--data-dir", "--runs-dir", "--no-measure"),
 }
 VARIABLES = {
     "COLUMNS": ("0", "1", "20", "x", "99999"),
@@ -224,7 +231,7 @@ def odd_arguments(draw: random.Random, run: Path, ground: Ground, patch: Patch) 
     return [part.replace("\0", "") for part in argv]
 
 
-def using(draw: random.Random, run: Path) -> list[str]:
+def using(draw: random.Random, run: Path, ground: Ground) -> list[str]:
     """A command that reads the run at `run`."""
     return draw.choice(
         (
@@ -233,9 +240,13 @@ def using(draw: random.Random, run: Path) -> list[str]:
             ["energy", "--run", str(run)],
             ["audit", "--run", str(run)],
             ["predict", "--run", str(run), str(run / "figures")],
+            ["report", str(run), "--output", "page.html"],
             ["distill", "--dry-run", "--teacher", str(run)],
             ["ablate", "--dry-run", "--vary", "method=ce", "--seeds", "1"],
             ["distill", "--resume", "must", "--dry-run"],
+            ["runs"],
+            ["runs", "--json", "method=*"],
+            ["compare", str(run), str(ground.run)],
         )
     )
 
@@ -248,7 +259,7 @@ def damaged_run(draw: random.Random, run: Path, ground: Ground, patch: Patch) ->
     if draw.random() < 0.2:
         odd = run.with_name(draw.choice(("[red]x", "$x_{$", "\x1b[2J", "\udcff", "é" * 100)))
         run = run.rename(odd)
-    return using(draw, run)
+    return using(draw, run, ground)
 
 
 def damage(draw: random.Random, path: Path, ground: Ground) -> None:
@@ -337,4 +348,6 @@ def odd_environment(draw: random.Random, run: Path, ground: Ground, patch: Patch
     for name in draw.sample(sorted(VARIABLES), draw.randint(1, 3)):
         value = draw.choice(VARIABLES[name])
         patch.setenv(name, value)
-    return draw.choice((["methods"], using(draw, run), ["distill", "--dry-run", "--method", "ce"]))
+    return draw.choice(
+        (["methods"], using(draw, run, ground), ["distill", "--dry-run", "--method", "ce"])
+    )

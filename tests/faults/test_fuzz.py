@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tser_cli import config as settings
 from tser_cli.cli import app
-from tser_cli.cli.options import training_config
+from tser_cli.cli.layers import training_config
 from tser_cli.config import Config
 from tser_cli.engine.commands import distill, dry_run, train_teacher
 from tser_cli.engine.runtime.context import Options

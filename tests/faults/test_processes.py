@@ -52,6 +52,21 @@ def test_the_losses_of_one_process(bench: Any, one_process: Any, world: int) -> 
             assert ours[name] == theirs[name]
 
 
+def test_an_energy_budget_presses_as_it_does_on_one_process(
+    bench: Any, make_bench: Any, undisturbed: Callable[..., Any]
+) -> None:
+    budget = ("--energy-budget", "0.5%")  # an image costs almost as much without a spike
+    argv = (*undisturbed("distill").argv, *SHORT, *budget)
+    single = make_bench("priced")
+    expected = losses([single.run(*argv, faults=[FLOAT64])])
+    jobs = bench.run_processes(2, *argv, faults=[FLOAT64])
+    assert losses(jobs) == pytest.approx(expected, rel=1e-9, abs=0)
+    (ours,), (theirs,) = (table(b.the_run() / "metrics.csv") for b in (bench, single))
+    for name in ("energy_pj", "energy_budget_pj", "energy_multiplier"):
+        assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-9)
+        assert float(ours[name]) > 0
+
+
 def test_only_the_first_process_writes_and_prints(
     bench: Any, undisturbed: Callable[..., Any]
 ) -> None:

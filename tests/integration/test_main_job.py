@@ -126,3 +126,35 @@ def test_a_run_is_its_own_recipe(runs: Path, capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     assert "steps: 22 an epoch, 198 in all" in out
     assert 'name = "onecycle"' in out
+
+
+def test_results_as_json(runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = ("--run", str(only(runs, "student/digits/*tser*")), "--json", "--quiet")
+    capsys.readouterr()
+    tser("evaluate", *run)
+    evaluation = capsys.readouterr()
+    assert evaluation.err == ""
+    assert [row["t"] for row in json.loads(evaluation.out)["rows"]] == [1, 2]
+    tser("energy", str(tmp_path / "a.csv"), "--conventions", "--images", "20", *run)
+    energy = json.loads(capsys.readouterr().out)
+    assert energy["document"]["totals"]["energy_pj"] > 0
+    assert energy["beyond"]["conventions"]
+    tser("distill", "--recipe", run[1], "--runs-dir", str(runs), "--dry-run", "--json", "-q")
+    assert json.loads(capsys.readouterr().out)["steps"] == 198
+    tser("runs", "--runs-dir", str(runs), "--json", "kind=student")
+    assert {entry["method"] for entry in json.loads(capsys.readouterr().out)} == {"tser", "ce"}
+
+
+def test_two_methods_side_by_side(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [str(only(runs, f"student/digits/*_{method}_*")) for method in ("tser", "ce")]
+    tser("compare", *names, "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert "method.name" in [key for key, _ in found["settings"]]
+    assert 0.0 < found["runs"][1]["p_value"] <= 1.0
+
+
+def test_a_run_is_named_by_its_beginning(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tser("evaluate", "--run", "resnet20_T2_ce", "--runs-dir", str(runs), "-v")
+    captured = capsys.readouterr()
+    assert f"run: {only(runs, 'student/digits/*_ce_*')}" in captured.err
+    assert "accuracy" in captured.out

@@ -368,7 +368,7 @@ def test_a_sure_step_weighs_more_in_seal_s_targets() -> None:
     assert target == pytest.approx(weight * 9.0 + (1 - weight) * 0.1, rel=1e-5)
 
 
-COMMON = {"entropy_weight": 0.0, "ce_weight": 1.0, "label_smoothing": 0.0}
+COMMON = {"entropy_weight": 0.0, "rate_weight": 0.0, "ce_weight": 1.0, "label_smoothing": 0.0}
 
 
 @pytest.mark.parametrize(

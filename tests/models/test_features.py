@@ -129,9 +129,12 @@ def test_firing_rates_are_means_over_neurons_images_and_steps(build_lively: Buil
     tap = FeatureTap(model, names)
     model(torch.randn(4, 1, 8, 8), timesteps=3)
     spikes = tap.take()
-    rates = firing_rates(spikes)
+    rates, mean = firing_rates(spikes)
     assert rates.shape == (len(names),)
     assert rates[0].item() == pytest.approx(spikes[0].sum().item() / spikes[0].numel())
     assert 0 < rates.max() <= 1
+    total, neurons = sum(s.sum().item() for s in spikes), sum(s.numel() for s in spikes)
+    assert mean.item() == pytest.approx(total / neurons)
+    assert mean.item() != pytest.approx(rates.mean().item(), rel=0.01)
     rates.sum().backward()
     assert model.get_submodule("conv1").weight.grad.abs().sum() > 0

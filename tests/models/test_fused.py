@@ -57,10 +57,11 @@ def test_what_is_left_to_spikingjelly(changes: dict[str, Any]) -> None:
     assert fused.constants(NeuronConfig(**changes)) is None
 
 
-def test_only_single_precision_on_a_cpu_is_served() -> None:
+def test_only_fp32_and_bf16_on_a_cpu_are_served() -> None:
     assert fused.serves(torch.zeros(1))
+    assert fused.serves(torch.zeros(1, dtype=torch.bfloat16))
     assert not fused.serves(torch.zeros(1, dtype=torch.float64))
-    assert not fused.serves(torch.zeros(1, dtype=torch.bfloat16))
+    assert not fused.serves(torch.zeros(1, dtype=torch.float16))
     assert not fused.serves(torch.zeros(1, device="meta"))
 
 
@@ -74,7 +75,9 @@ def test_potentials_and_spikes_are_spikingjelly_s(changes: dict[str, Any], grad:
     expected_TN = node(x_TN)
     assert torch.equal(fused.spikes_of(x_TN, constants(settings)), expected_TN)
     with torch.no_grad():
-        _, charged_TN = fused._forward(x_TN, constants(settings), keep=True)
+        spikes_TN = torch.empty_like(x_TN)
+        charged_TN = torch.stack(fused._charge(x_TN, constants(settings), spikes_TN))
+        assert torch.equal(spikes_TN, expected_TN)
         # The potential after a step without a spike is the one before the reset.
         quiet = expected_TN == 0
         assert torch.equal(charged_TN[quiet], node.v_seq[quiet])
@@ -94,6 +97,49 @@ def test_gradients_are_spikingjelly_s(changes: dict[str, Any], steps: int) -> No
         gradients.append(x_TN.grad)
     assert gradients[1].abs().max() > 0.1
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", SERVED, ids=str)
+def test_bf16_input_gives_what_the_same_numbers_give_in_fp32(changes: dict[str, Any]) -> None:
+    served, weights_TN = constants(NeuronConfig(**changes)), membrane_input().sin().bfloat16()
+    half_TN = membrane_input().bfloat16().requires_grad_()
+    full_TN = half_TN.detach().float().requires_grad_()
+    spikes = [fused.spikes_of(x_TN, served) for x_TN in (half_TN, full_TN)]
+    assert spikes[0].dtype == torch.bfloat16
+    assert torch.equal(spikes[0].float(), spikes[1])
+    for spikes_TN in spikes:
+        (spikes_TN * weights_TN).sum().backward()
+    assert half_TN.grad is not None and full_TN.grad is not None
+    assert half_TN.grad.dtype == torch.bfloat16
+    # computed in fp32 and rounded once
+    assert torch.equal(half_TN.grad, full_TN.grad.bfloat16())
+
+
+@pytest.mark.parametrize("changes", [{}, *LEFT], ids=str)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_potentials_are_fp32_where_the_input_is_bf16(
+    changes: dict[str, Any], streaming: bool
+) -> None:
+    neurons = SpikingNeuron(NeuronConfig(**changes))
+    neurons.set_streaming(streaming)
+    half_N = membrane_input().bfloat16().flatten()
+    with torch.no_grad():
+        expected_N = neurons(half_N.float(), timesteps=6)
+        neurons.set_streaming(streaming)
+        spikes_N = neurons(half_N, timesteps=6)
+    assert spikes_N.dtype == torch.bfloat16
+    assert torch.equal(spikes_N.float(), expected_N)
+
+
+def test_pieces_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    served, results = constants(NeuronConfig()), []
+    for piece in (2**18, 1024):
+        monkeypatch.setattr(fused, "PIECE", piece)
+        x_TN = membrane_input(3, 4096).requires_grad_()
+        spikes_TN = fused.spikes_of(x_TN, served)
+        (spikes_TN * membrane_input(3, 4096).sin()).sum().backward()
+        results.append((spikes_TN, x_TN.grad))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
 def test_a_gradient_by_hand() -> None:
@@ -120,10 +166,19 @@ def test_the_input_is_left_as_it_was() -> None:
 
 
 def test_the_layout_of_the_memory_does_not_matter() -> None:
-    x_TNCHW = membrane_input(3, 2, 4, 5, 5)
+    x_TNCHW = membrane_input(3, 2, 4, 8, 8)
     strided = x_TNCHW.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
-    served = constants(NeuronConfig())
-    assert torch.equal(fused.spikes_of(strided, served), fused.spikes_of(x_TNCHW, served))
+    served, weights = constants(NeuronConfig()), membrane_input(3, 2, 4, 8, 8).sin()
+    with_gaps = torch.stack([x_TNCHW, x_TNCHW], dim=-1)[..., 0]
+    inputs = [x.detach().requires_grad_() for x in (x_TNCHW, strided, with_gaps)]
+    spikes = [fused.spikes_of(x, served) for x in inputs]
+    for of in spikes:
+        (of * weights).sum().backward()
+    for x, of in zip(inputs[1:], spikes[1:], strict=True):
+        assert torch.equal(of, spikes[0])
+        assert x.grad is not None and inputs[0].grad is not None
+        assert torch.equal(x.grad, inputs[0].grad)
+    assert spikes[1].stride() == strided.stride()
 
 
 @pytest.mark.parametrize("name", ["resnet20", "sew_resnet18", "vgg11"])

@@ -50,3 +50,15 @@ def test_images_that_stay_go_on_as_if_alone() -> None:
         assert torch.allclose(second, whole_TNK[1][mask], atol=1e-6)
         stepper.start(images[:2])
         assert torch.allclose(stepper.step(), whole_TNK[0][:2], atol=1e-6)
+
+
+@torch.inference_mode()
+def test_steps_in_bf16_equal_one_call_in_bf16() -> None:
+    model = network()
+    images = torch.randn(5, 1, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        whole_TNK = model(images, timesteps=4)
+        with Stepper(model) as stepper:
+            stepper.start(images)
+            for t in range(4):
+                assert torch.equal(stepper.step(), whole_TNK[t])

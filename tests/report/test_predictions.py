@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
 
 from tser_cli.errors import RunError
+from tser_cli.report import predictions
 from tser_cli.report.predictions import PREDICTIONS, Steps, read_predictions, write_predictions
 
 LABELS = np.array([0, 1, 999, 65535])
@@ -97,3 +99,47 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
 def test_a_class_that_does_not_fit_is_a_defect(tmp_path: Path, label: int) -> None:
     with pytest.raises(AssertionError):
         write_predictions(tmp_path / PREDICTIONS, np.array([label]), AT_T[:1], CUMULATIVE[:1])
+
+
+def test_what_unpacks_into_too_much_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeros = np.zeros((10_000, 4), np.uint16)
+    write_predictions(tmp_path / PREDICTIONS, zeros[:, 0], zeros, zeros)
+    assert (tmp_path / PREDICTIONS).stat().st_size < 10_000
+    monkeypatch.setattr(predictions, "MOST_BYTES", 100_000)
+    with pytest.raises(RunError, match="unpacks into more than 100,000 bytes"):
+        read_predictions(tmp_path / PREDICTIONS)
+
+
+def hostile(path: Path, header: bytes) -> None:
+    with ZipFile(path, "w") as packed:
+        for name in ("labels_I", "at_t_IT", "cumulative_IT"):
+            text = header.ljust(117) + b"\n"
+            packed.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + bytes([118, 0]) + text)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '<u2', 'fortran_order': False, 'shape': (4611686018427387904,), }",
+        b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
+        b"__import__('os').system('touch ran')",
+        b"((((((((((((",
+    ],
+)
+def test_a_hostile_header_is_damage_and_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hostile(tmp_path / PREDICTIONS, header)
+    with pytest.raises(RunError, match="is damaged"):
+        read_predictions(tmp_path / PREDICTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == [PREDICTIONS]
+
+
+def test_classes_that_are_no_integers_are_damage(tmp_path: Path) -> None:
+    arrays = {"labels_I": LABELS, "at_t_IT": AT_T, "cumulative_IT": CUMULATIVE}
+    np.savez(tmp_path / PREDICTIONS, **{k: a.astype(str) for k, a in arrays.items()})
+    with pytest.raises(RunError, match="no integers"):
+        read_predictions(tmp_path / PREDICTIONS)

@@ -7,35 +7,59 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from tser_cli import __version__
 from tser_cli.cli import (
     ablate,
     audit,
+    compare,
     distill,
+    doctor,
     energy,
     evaluate,
     export,
-    methods,
+    listing,
     predict,
     quantize,
+    report,
+    runs,
     train_teacher,
+    verbosity,
 )
-from tser_cli.cli.surroundings import check_arguments, check_environment, forget_odd_width
+from tser_cli.cli.grouped import grouped
+from tser_cli.cli.help_text import with_examples
+from tser_cli.cli.surroundings import (
+    check_arguments,
+    check_environment,
+    forget_odd_width,
+    wait_briefly,
+)
 from tser_cli.cli.terminal import guarded, tell
 from tser_cli.errors import Interrupted, TserError
+
+TRAIN, MEASURE, USE, ABOUT = "Train", "Measure", "Use", "About"
+EXAMPLES = (
+    "tser distill --teacher resnet34 --student resnet18 -T 2",
+    "tser evaluate --per-timestep",
+    "tser energy report.csv",
+)
+
 
 app = typer.Typer(
     name="tser",
     help="Distil a trained ANN into a spiking network (SNN) and measure what came out.",
+    cls=with_examples(TyperGroup, EXAMPLES),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -56,16 +80,27 @@ def root(
     """Distil a trained ANN into a spiking network (SNN) and measure what came out."""
 
 
-app.command("train-teacher")(train_teacher.train_teacher)
-app.command("distill")(distill.distill)
-app.command("evaluate")(evaluate.evaluate)
-app.command("energy")(energy.energy)
-app.command("audit")(audit.audit)
-app.command("ablate")(ablate.ablate)
-app.command("export")(export.export)
-app.command("predict")(predict.predict)
-app.command("quantize")(quantize.quantize)
-app.command("methods")(methods.methods)
+# name, function, panel of tser --help, examples
+COMMANDS: tuple[tuple[str, Callable[..., None], str, Sequence[str]], ...] = (
+    ("distill", distill.distill, TRAIN, distill.EXAMPLES),
+    ("train-teacher", train_teacher.train_teacher, TRAIN, train_teacher.EXAMPLES),
+    ("ablate", ablate.ablate, TRAIN, ablate.EXAMPLES),
+    ("evaluate", evaluate.evaluate, MEASURE, evaluate.EXAMPLES),
+    ("energy", energy.energy, MEASURE, energy.EXAMPLES),
+    ("audit", audit.audit, MEASURE, audit.EXAMPLES),
+    ("compare", compare.compare, MEASURE, compare.EXAMPLES),
+    ("report", report.report, MEASURE, report.EXAMPLES),
+    ("predict", predict.predict, USE, predict.EXAMPLES),
+    ("quantize", quantize.quantize, USE, quantize.EXAMPLES),
+    ("export", export.export, USE, export.EXAMPLES),
+    ("runs", runs.runs, ABOUT, runs.EXAMPLES),
+    ("list", listing.listing, ABOUT, listing.EXAMPLES),
+    ("doctor", doctor.doctor, ABOUT, doctor.EXAMPLES),
+    ("methods", listing.methods, ABOUT, listing.METHODS_EXAMPLES),
+)
+for name, function, panel, lines in COMMANDS:
+    shown = with_examples(TyperCommand, lines)
+    app.command(name, cls=shown, rich_help_panel=panel)(grouped(function))
 
 
 def main() -> None:
@@ -73,10 +108,13 @@ def main() -> None:
     with guarded(), _warnings_told(), _one_line_for_ctrl_c():
         try:
             forget_odd_width(os.environ)
+            wait_briefly(os.environ)
             check_environment(os.environ)
             check_arguments(sys.argv)
             app()
         except TserError as error:
+            if verbosity.is_verbose():
+                tell(traceback.format_exc())
             tell(f"error: {error}")
             sys.exit(error.exit_code)
         except Interrupted as stop:
@@ -88,10 +126,11 @@ def main() -> None:
 
 
 class _Told(logging.Handler):
-    """Write the package's warnings as tser's other messages."""
+    """Write the package's warnings, and with --verbose more, as tser's other messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tell(f"warning: {record.getMessage()}")
+        warns = record.levelno >= logging.WARNING
+        tell(f"{'warning: ' if warns else ''}{record.getMessage()}")
 
 
 @contextmanager

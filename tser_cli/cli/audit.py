@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from tser_cli.cli import network_options as net
 from tser_cli.cli import options as opt
-from tser_cli.cli import present
+from tser_cli.cli import present, present_json
+from tser_cli.cli.groups import MeasureOptions
+from tser_cli.cli.network_options import NetworkOptions
+
+EXAMPLES = (
+    "tser audit",
+    "tser audit --run resnet18_T2_tser --images 64",
+    "tser audit --network mypackage.models:build --dataset cifar10 -T 4",
+)
 
 FOUND = 4  # done, and something was found
 Images = Annotated[int, typer.Option("--images", help="Images to look at.", min=2)]
 
 
 def audit(
-    run: opt.RunFolder = None,
+    measured: MeasureOptions,
+    own: NetworkOptions,
     images: Images = 16,
-    network: net.Network = None,
-    argument: net.Arguments = None,
-    weights: net.Weights = None,
-    dataset: net.Dataset = None,
-    data: net.Data = None,
-    input_shape: net.Input = None,
-    timesteps: net.Timesteps = None,
-    layout: net.Layout = "auto",
-    data_dir: opt.DataDir = None,
-    device: opt.Device = None,
-    plugin: opt.Plugin = None,
-    runs_dir: opt.RunsDir = Path("runs"),
+    as_json: opt.Json = False,
 ) -> None:
     """Find what is wrong with a spiking network: resets, mixed images, real inputs, dead neurons.
 
@@ -37,15 +34,11 @@ def audit(
     """
     from tser_cli.engine.commands.audit import AuditRequest, run_audit
 
-    values = net.values(argument, weights, dataset, data, input_shape, timesteps, layout)
-    places = {"data.dir": data_dir, "training.device": device}
-    subject = None
-    if network is None:
-        net.given(values, network)
-    else:
-        net.refuse_with_network({"--run": run})
-        subject = net.request(network, values, places, images, images)
-    result = run_audit(AuditRequest(run, runs_dir, subject, images, places, present.progress()))
-    present.show_audit(result)
+    places, subject = measured.changes(), None
+    if own.check({"--run": measured.run}):
+        subject = own.request(places, images, images)
+    asked = AuditRequest(measured.run, measured.runs_dir, subject, images, places)
+    result = run_audit(replace(asked, progress=present.progress()))
+    present_json.show(result) if as_json else present.show_audit(result)
     if not result.found.clean:
         raise typer.Exit(FOUND)

@@ -2,99 +2,100 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tser_cli import registry
 from tser_cli.cli import options as opt
-from tser_cli.cli import present
+from tser_cli.cli import present, present_json
+from tser_cli.cli.grouped import NETWORKS
+from tser_cli.cli.groups import TrainingOptions
+from tser_cli.cli.layers import teacher_meant
 
+OVER_BUDGET = 4  # done, but the budget is not kept
+EXAMPLES = (
+    "tser distill --teacher resnet34 --student resnet18 -T 2",
+    "tser distill --method kd --seed 1 --epochs 20 --set optimizer.lr=0.05",
+    "tser distill --recipe cifar100/resnet18_tser --dry-run",
+    "tser distill --teacher latest --student vgg11 -T 4",
+    "tser distill --teacher resnet34 --student resnet18 -T 2 --energy-budget 4uJ",
+)
 Teacher = Annotated[
     str | None,
-    typer.Option(
+    opt.option(
+        NETWORKS,
         "--teacher",
         help="An architecture (its newest run, or one is trained first), a run, a model file or "
         "MODULE:FUNCTION.",
-        show_default=False,
-        rich_help_panel=opt.SETTINGS,
+        autocompletion=opt.names_in(registry.MODELS),
     ),
 ]
 TeacherWeights = Annotated[
     str | None,
-    typer.Option(
+    opt.option(
+        NETWORKS,
         "--teacher-weights",
         help="Weights of --teacher MODULE:FUNCTION: safetensors or a state dict.",
-        show_default=False,
-        rich_help_panel=opt.SETTINGS,
     ),
 ]
 Student = Annotated[
     str | None,
-    typer.Option(
+    opt.option(
+        NETWORKS,
         "--student",
         help="The architecture of the SNN, as resnet18.",
-        show_default=False,
-        rich_help_panel=opt.SETTINGS,
+        autocompletion=opt.names_in(registry.MODELS),
+    ),
+]
+EnergyBudget = Annotated[
+    str | None,
+    opt.option(
+        NETWORKS,
+        "--energy-budget",
+        help="What an image may cost: 4uJ, or 25% of the ANN of the same shape.",
+        metavar="4uJ|25%",
     ),
 ]
 
 
 def distill(
+    training: TrainingOptions,
     teacher: Teacher = None,
     teacher_weights: TeacherWeights = None,
     student: Student = None,
     timesteps: opt.Timesteps = None,
-    dataset: opt.Dataset = None,
-    data_dir: opt.DataDir = None,
     method: opt.Method = None,
+    energy_budget: EnergyBudget = None,
     temperature: opt.Temperature = None,
-    epochs: opt.Epochs = None,
-    batch_size: opt.BatchSize = None,
-    accumulate: opt.Accumulate = None,
-    lr: opt.Lr = None,
-    seed: opt.Seed = None,
-    device: opt.Device = None,
-    precision: opt.Precision = None,
-    deterministic: opt.Deterministic = None,
-    checkpoint_every: opt.CheckpointEvery = None,
-    recipe: opt.Recipe = None,
-    assignments: opt.Assignments = None,
-    plugin: opt.Plugin = None,
-    runs_dir: opt.RunsDir = Path("runs"),
-    resume: opt.Resume = "auto",
-    dry_run: opt.DryRun = False,
+    as_json: opt.Json = False,
 ) -> None:
-    """Distil a teacher into a spiking student, and evaluate it at every time step."""
-    opt.check_resume(resume)
+    """Distil a teacher into a spiking student, and evaluate it at every time step.
+
+    Exit code 4: done, but the energy budget is not kept.
+    """
     flags = {
-        "model.teacher": teacher,
+        "model.teacher": teacher_meant(teacher, training.runs_dir),
         "model.teacher_weights": teacher_weights,
         "model.student": student,
         "model.timesteps": timesteps,
-        "data.name": dataset,
-        "data.dir": data_dir,
         "method.name": method,
+        "energy.budget": energy_budget,
         "method.temperature": temperature,
-        "training.epochs": epochs,
-        "training.batch_size": batch_size,
-        "training.accumulate": accumulate,
-        "optimizer.lr": lr,
-        "training.seed": seed,
-        "training.device": device,
-        "training.precision": precision,
-        "training.deterministic": deterministic,
-        "training.checkpoint_every": checkpoint_every,
     }
-    config = opt.training_config("student", flags, recipe, assignments)
+    config = training.config("student", flags)
     from tser_cli.engine.commands.distill import distill as command
     from tser_cli.engine.commands.dry_run import plan_student
-    from tser_cli.engine.runtime.context import Options
 
-    options = Options(runs_dir, resume, present.progress())
-    if dry_run:
-        present.show_training_plan(plan_student(config, options))
+    options = training.options()
+    if training.dry_run:
+        plan = plan_student(config, options)
+        present_json.show(plan) if as_json else present.show_training_plan(plan)
         return
-    present.show_run(
-        command(config, options), present.next_after_student(runs_dir, Options().runs_dir)
-    )
+    result = command(config, options)
+    if as_json:
+        present_json.show_run(result)
+    else:
+        present.show_run(result, present.next_after_student(options.runs_dir))
+    if result.energy_budget_kept is False:
+        raise typer.Exit(OVER_BUDGET)

@@ -8,15 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tser_cli.cli import network_options as net
 from tser_cli.cli import options as opt
-from tser_cli.cli import present
+from tser_cli.cli import present, present_json
+from tser_cli.cli.groups import MeasureOptions
+from tser_cli.cli.network_options import NetworkOptions
 from tser_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from tser_cli.engine.commands.beyond import Wanted
+    from tser_cli.engine.commands.network_energy import NetworkEnergyResult
     from tser_cli.engine.commands.networks import NetworkRequest
 
+EXAMPLES = (
+    "tser energy report.csv",
+    "tser energy report.csv --conventions --match 1.38mJ",
+    "tser energy report.csv --network mypackage.models:build --data images.npy -T 4",
+)
 Output = Annotated[Path, typer.Argument(help="Where the table goes, as report.csv.")]
 Images = Annotated[
     int | None,
@@ -39,10 +46,6 @@ PerImage = Annotated[
 ]
 Memory = Annotated[
     bool, typer.Option("--memory", help="Also the traffic of weights and neuron state.")
-]
-BatchSize = Annotated[
-    int | None,
-    typer.Option("--batch-size", help="Images a forward pass.", show_default=False, min=1),
 ]
 Conventions = Annotated[
     bool, typer.Option("--conventions", help="Also as spikingjelly, NeuroBench and papers count.")
@@ -72,7 +75,8 @@ Wide = Annotated[
 
 def energy(
     output: Output,
-    run: opt.RunFolder = None,
+    measured: MeasureOptions,
+    own: NetworkOptions,
     images: Images = None,
     profile: Profile = "",
     per_image: PerImage = None,
@@ -83,46 +87,32 @@ def energy(
     assume_int8: AssumeInt8 = False,
     long: Long = False,
     wide: Wide = False,
-    network: net.Network = None,
-    argument: net.Arguments = None,
-    weights: net.Weights = None,
-    dataset: net.Dataset = None,
-    data: net.Data = None,
-    input_shape: net.Input = None,
-    timesteps: net.Timesteps = None,
-    layout: net.Layout = "auto",
-    data_dir: opt.DataDir = None,
-    batch_size: BatchSize = None,
-    device: opt.Device = None,
+    batch_size: opt.ForwardBatch = None,
     precision: opt.Precision = None,
-    plugin: opt.Plugin = None,
-    runs_dir: opt.RunsDir = Path("runs"),
+    as_json: opt.Json = False,
 ) -> None:
     """Count the synaptic operations of a student, or of any network, exactly, and price them."""
     from tser_cli.engine.commands.beyond import Wanted
     from tser_cli.engine.commands.energy import EnergyRequest, measure_energy
 
-    values = net.values(argument, weights, dataset, data, input_shape, timesteps, layout)
     form = _form(long, wide)
     wanted = Wanted(conventions, match or "", fair_rival, assume_int8)
-    places = {"data.dir": data_dir, "training.device": device}
-    if network is not None:
-        net.refuse_with_network({"--run": run, "--per-image": per_image, "--precision": precision})
-        subject = net.request(network, values, places, images, batch_size)
-        _of_network(output, subject, profile, wanted, memory, form)
+    show = present_json.show if as_json else None
+    if own.check({"--run": measured.run, "--per-image": per_image, "--precision": precision}):
+        subject = own.request(measured.changes(), images, batch_size)
+        found = _of_network(output, subject, profile, wanted, memory, form)
+        (show or present.show_network_energy)(found)
         return
-    net.given(values, network)
     changes = {
-        **places,
+        **measured.changes(),
         "training.precision": precision,
         "training.eval_batch_size": batch_size,
     }
-    request = EnergyRequest(output, run, runs_dir, images or 0, profile, per_image, memory, form)
-    present.show_energy(
-        measure_energy(
-            replace(request, wanted=wanted, changes=changes, progress=present.progress())
-        )
-    )
+    request = EnergyRequest(output, measured.run, measured.runs_dir, images or 0, profile)
+    request = replace(request, per_image=per_image, memory=memory, form=form)
+    request = replace(request, wanted=wanted, changes=changes, progress=present.progress())
+    result = measure_energy(request)
+    (show or present.show_energy)(result)
 
 
 def _form(long: bool, wide: bool) -> str:
@@ -135,8 +125,7 @@ def _form(long: bool, wide: bool) -> str:
 
 def _of_network(
     output: Path, subject: NetworkRequest, profile: str, wanted: Wanted, memory: bool, form: str
-) -> None:
+) -> NetworkEnergyResult:
     from tser_cli.engine.commands.network_energy import NetworkEnergyRequest, measure_network
 
-    asked = NetworkEnergyRequest(output, subject, profile, wanted, memory, form)
-    present.show_network_energy(measure_network(asked))
+    return measure_network(NetworkEnergyRequest(output, subject, profile, wanted, memory, form))

@@ -8,9 +8,16 @@ from typing import Annotated
 import typer
 
 from tser_cli.cli import options as opt
-from tser_cli.cli import present
+from tser_cli.cli import present, present_json
+from tser_cli.cli.groups import MeasureOptions
 
 NOT_KEPT = 4  # done, but the energy budget does not hold
+EXAMPLES = (
+    "tser evaluate --per-timestep",
+    "tser evaluate --run resnet18_T2_tser --per-timestep -T 1-4",
+    "tser evaluate --early-exit 0.8,0.9,0.99",
+    "tser evaluate --energy-budget 3uJ",
+)
 PerTimestep = Annotated[
     bool, typer.Option("--per-timestep", help="Show the accuracy at every time step.")
 ]
@@ -66,14 +73,10 @@ Profile = Annotated[
         show_default="by the weights' bits",
     ),
 ]
-BatchSize = Annotated[
-    int | None,
-    typer.Option("--batch-size", help="Images a forward pass.", show_default=False, min=1),
-]
 
 
 def evaluate(
-    run: opt.RunFolder = None,
+    measured: MeasureOptions,
     per_timestep: PerTimestep = False,
     timesteps: Timesteps = "",
     split: Split = "test",
@@ -83,26 +86,22 @@ def evaluate(
     early_exit_entropy: EarlyExitEntropy = "",
     energy_budget: EnergyBudget = "",
     profile: Profile = "",
-    data_dir: opt.DataDir = None,
-    batch_size: BatchSize = None,
-    device: opt.Device = None,
+    batch_size: opt.ForwardBatch = None,
     precision: opt.Precision = None,
-    plugin: opt.Plugin = None,
-    runs_dir: opt.RunsDir = Path("runs"),
+    as_json: opt.Json = False,
 ) -> None:
     """Measure a finished run at every time step; every image of the split counts once."""
     from tser_cli.engine.commands.evaluate import EvaluateRequest, evaluate_run
 
     changes = {
-        "data.dir": data_dir,
-        "training.device": device,
+        **measured.changes(),
         "training.precision": precision,
         "training.eval_batch_size": batch_size,
     }
     result = evaluate_run(
         EvaluateRequest(
-            run=run,
-            runs_dir=runs_dir,
+            run=measured.run,
+            runs_dir=measured.runs_dir,
             timesteps=timesteps,
             split=split,
             output=output,
@@ -115,6 +114,9 @@ def evaluate(
             progress=present.progress(),
         )
     )
-    present.show_evaluation(result, per_timestep)
+    if as_json:
+        present_json.show(result)
+    else:
+        present.show_evaluation(result, per_timestep)
     if not result.kept:
         raise typer.Exit(NOT_KEPT)

@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from tser_cli.cli import options as opt
-from tser_cli.cli import present
+from tser_cli.cli import present, present_json
+from tser_cli.cli.groups import RunOptions
+
+EXAMPLES = (
+    "tser export --format nir --output student.nir",
+    "tser export --run resnet18_T2_tser --format onnx --output student.onnx --stateful",
+)
 
 
 def export(
@@ -18,7 +24,7 @@ def export(
     output: Annotated[
         Path, typer.Option("--output", help="Where the file goes.", show_default=False)
     ],
-    run: opt.RunFolder = None,
+    measured: RunOptions,
     stateful: Annotated[
         bool,
         typer.Option(
@@ -33,9 +39,7 @@ def export(
         ),
     ] = True,
     images: Annotated[int, typer.Option("--images", help="Test images that the check takes.")] = 16,
-    data_dir: opt.DataDir = None,
-    plugin: opt.Plugin = None,
-    runs_dir: opt.RunsDir = Path("runs"),
+    as_json: opt.Json = False,
 ) -> None:
     """Write a finished student as a file for other programs, and prove that they agree.
 
@@ -48,15 +52,18 @@ def export(
     request = ExportRequest(
         output=output,
         format_name=format_name,
-        run=run,
-        runs_dir=runs_dir,
+        run=measured.run,
+        runs_dir=measured.runs_dir,
         stateful=stateful,
         verify=verify,
         images=images,
-        changes={"data.dir": data_dir},
+        changes=measured.changes(),
         progress=present.progress(),
     )
     exported = export(request)
-    show_export(exported)
+    if as_json:
+        present_json.show(exported)
+    else:
+        show_export(exported)
     if not exported.holds:
         raise typer.Exit(4)

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from tser_cli import registry
 from tser_cli.cli import present
+from tser_cli.cli.grouped import OWN_NETWORK as PANEL
+from tser_cli.cli.options import option
 from tser_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from tser_cli.engine.commands.networks import NetworkRequest
 
-PANEL = "Your own network"
-
-
-def _option(*names: str, help: str, metavar: str | None = None) -> Any:
-    return typer.Option(
-        *names, help=help, metavar=metavar, show_default=False, rich_help_panel=PANEL
-    )
-
-
 Network = Annotated[
     str | None,
-    _option(
+    option(
+        PANEL,
         "--network",
         help="A function, found from here, that returns an nn.Module.",
         metavar="MODULE:FUNCTION",
@@ -33,101 +26,93 @@ Network = Annotated[
 ]
 Arguments = Annotated[
     list[str] | None,
-    _option("--arg", help="An argument of that function: --arg depth=4. Repeatable."),
+    option(PANEL, "--arg", help="An argument of that function: --arg depth=4. Repeatable."),
 ]
 Weights = Annotated[
-    Path | None, _option("--weights", help="Its weights: safetensors or a state dict.")
+    Path | None, option(PANEL, "--weights", help="Its weights: safetensors or a state dict.")
 ]
 Dataset = Annotated[
     str | None,
-    _option("--dataset", help=f"Feed it the test images of {', '.join(registry.DATASETS)}."),
+    option(PANEL, "--dataset", help=f"Feed it the test images of {', '.join(registry.DATASETS)}."),
 ]
 Data = Annotated[
-    Path | None, _option("--data", help="Feed it an array [N, ...], as it is.", metavar="FILE.npy")
+    Path | None,
+    option(PANEL, "--data", help="Feed it an array [N, ...], as it is.", metavar="FILE.npy"),
 ]
 Input = Annotated[
     str | None,
-    _option("--input", help="Feed it random numbers from 0 to 1.", metavar="3,32,32"),
+    option(PANEL, "--input", help="Feed it random numbers from 0 to 1.", metavar="3,32,32"),
 ]
-Timesteps = Annotated[
-    int | None,
-    typer.Option(
-        "-T",
-        "--timesteps",
-        help="Its time steps.",
-        show_default=False,
-        min=1,
-        rich_help_panel=PANEL,
-    ),
-]
+Timesteps = Annotated[int | None, option(PANEL, "-T", "--timesteps", help="Its time steps.", min=1)]
 Layout = Annotated[
     str,
-    typer.Option(
+    option(
+        PANEL,
         "--layout",
         help="auto, time-first [T, N, ...], folded [T*N, ...], stepwise (T calls), inside.",
-        rich_help_panel=PANEL,
+        show_default=True,
     ),
 ]
 
 
-def given(values: dict[str, Any], network: str | None) -> None:
-    """Raise ConfigError for options of one's own network where there is none."""
-    named = [name for name, value in values.items() if value not in (None, [], "auto")]
-    if network is None and named:
-        raise ConfigError(f"{', '.join(named)}: only with --network")
+@dataclass(frozen=True)
+class NetworkOptions:
+    """A network from elsewhere, and what it is fed with."""
 
+    network: Network = None
+    argument: Arguments = None
+    weights: Weights = None
+    dataset: Dataset = None
+    data: Data = None
+    input_shape: Input = None
+    timesteps: Timesteps = None
+    layout: Layout = "auto"
 
-def refuse_with_network(values: dict[str, Any]) -> None:
-    """Raise ConfigError for options that a network from elsewhere has no use for."""
-    named = [name for name, value in values.items() if value is not None]
-    if named:
-        raise ConfigError(f"{', '.join(named)}: not with --network")
+    def check(self, others: dict[str, Any]) -> bool:
+        """Return whether there is such a network; `others`: flags that it has no use for.
 
+        Raises ConfigError where these are given beside it, or its options without it.
+        """
+        if self.network is None:
+            values = {**self._fed(), **{"--arg": self.argument, "--weights": self.weights}}
+            values |= {"-T": self.timesteps, "--layout": self.layout}
+            self._refuse(values, "only with --network")
+            return False
+        self._refuse(others, "not with --network")
+        return True
 
-def values(
-    argument: list[str] | None,
-    weights: Path | None,
-    dataset: str | None,
-    data: Path | None,
-    input_shape: str | None,
-    timesteps: int | None,
-    layout: str,
-) -> dict[str, Any]:
-    """Return what was given of the options of one's own network, by flag."""
-    return {
-        **{"--arg": argument, "--weights": weights, "--dataset": dataset, "--data": data},
-        **{"--input": input_shape, "-T": timesteps, "--layout": layout},
-    }
+    def _fed(self) -> dict[str, Any]:
+        return {"--dataset": self.dataset, "--data": self.data, "--input": self.input_shape}
 
+    def _refuse(self, values: dict[str, Any], why: str) -> None:
+        named = [name for name, value in values.items() if value not in (None, [], "auto")]
+        if named:
+            raise ConfigError(f"{', '.join(named)}: {why}")
 
-def request(
-    network: str,
-    given: dict[str, Any],
-    places: dict[str, Any],
-    images: int | None,
-    batch_size: int | None,
-) -> NetworkRequest:
-    """Return the request for a network, from its options."""
-    from tser_cli.engine.commands.networks import NetworkRequest
+    def request(
+        self, places: dict[str, Any], images: int | None, batch_size: int | None
+    ) -> NetworkRequest:
+        """Return the request for the network. Raises ConfigError."""
+        from tser_cli.engine.commands.networks import NetworkRequest
 
-    fed = [name for name in ("--dataset", "--data", "--input") if given[name]]
-    if len(fed) != 1:
-        raise ConfigError(
-            f"{' and '.join(fed)}: feed the network with one of them"
-            if fed
-            else "--network: say what it is fed with: --dataset, --data or --input 3,32,32"
+        fed = [name for name, value in self._fed().items() if value]
+        if len(fed) != 1:
+            raise ConfigError(
+                f"{' and '.join(fed)}: feed the network with one of them"
+                if fed
+                else "--network: say what it is fed with: --dataset, --data or --input 3,32,32"
+            )
+        return NetworkRequest(
+            network=self.network or "",
+            arguments=tuple(self.argument or ()),
+            weights=self.weights,
+            dataset=self.dataset or "",
+            data=self.data,
+            input_shape=self.input_shape or "",
+            images=images or 0,
+            batch_size=batch_size or 32,
+            timesteps=self.timesteps or 0,
+            layout=self.layout,
+            changes={**places, "data.name": self.dataset},
+            progress=present.progress(),
         )
-    return NetworkRequest(
-        network=network,
-        arguments=tuple(given["--arg"] or ()),
-        weights=given["--weights"],
-        dataset=given["--dataset"] or "",
-        data=given["--data"],
-        input_shape=given["--input"] or "",
-        images=images or 0,
-        batch_size=batch_size or 32,
-        timesteps=given["-T"] or 0,
-        layout=given["--layout"],
-        changes={**places, "data.name": given["--dataset"]},
-        progress=present.progress(),
-    )

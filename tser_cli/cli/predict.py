@@ -10,6 +10,13 @@ import typer
 
 from tser_cli.cli import options as opt
 from tser_cli.cli import present
+from tser_cli.cli.groups import MeasureOptions
+
+EXAMPLES = (
+    "tser predict photos/",
+    "tser predict a.png b.png --run resnet18_T2_tser --json",
+    "tser predict photos/ --model student.onnx --output answers.csv",
+)
 
 
 def predict(
@@ -17,7 +24,7 @@ def predict(
         list[str],
         typer.Argument(help="Image files, folders of them, or - for a list on standard input."),
     ],
-    run: opt.RunFolder = None,
+    measured: MeasureOptions,
     model: Annotated[
         Path | None,
         typer.Option("--model", help="An ONNX file of tser export, instead of a run."),
@@ -26,16 +33,10 @@ def predict(
         float,
         typer.Option("--threshold", help="The confidence at which an image would have stopped."),
     ] = 0.9,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="A JSON list on standard output.")
-    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", help="A CSV file for the answers.")
     ] = None,
-    data_dir: opt.DataDir = None,
-    device: opt.Device = None,
-    plugin: opt.Plugin = None,
-    runs_dir: opt.RunsDir = Path("runs"),
+    as_json: opt.Json = False,
 ) -> None:
     """Classify image files with a finished student: class, confidence at each t, operations.
 
@@ -45,16 +46,15 @@ def predict(
     from tser_cli.cli.present_deployment import show_predictions
     from tser_cli.engine.commands.predict import PredictRequest, predict
 
-    changes = {"data.dir": data_dir, "training.device": device}
     predictions = predict(
         PredictRequest(
             images=listed(images),
-            run=run,
+            run=measured.run,
             model=model,
-            runs_dir=runs_dir,
+            runs_dir=measured.runs_dir,
             threshold=threshold,
             output=output,
-            changes=changes,
+            changes=measured.changes(),
             progress=present.progress(),
         )
     )

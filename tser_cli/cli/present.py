@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from tser_cli.cli import verbosity
 from tser_cli.cli.terminal import Terminal
 from tser_cli.registry import MethodEntry
+from tser_cli.report.console import duration
 from tser_cli.report.progress import Progress
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from tser_cli.engine.commands.energy import EnergyResult
     from tser_cli.engine.commands.evaluate import EvaluateResult
     from tser_cli.engine.commands.network_energy import NetworkEnergyResult
+    from tser_cli.engine.commands.report import ReportResult
     from tser_cli.engine.runs.result import RunResult
 
 
@@ -39,10 +43,10 @@ def messages() -> Console:
 
 
 def progress() -> Progress:
-    """Return what shows the progress of a training on standard error."""
+    """Return what shows the progress of a training on standard error; warnings alone if quiet."""
     from tser_cli.cli.progress import make_progress
 
-    return make_progress(messages())
+    return make_progress(messages(), verbosity.is_quiet())
 
 
 def _lines(lines: Sequence[str]) -> None:
@@ -52,11 +56,22 @@ def _lines(lines: Sequence[str]) -> None:
 
 
 def show_run(result: RunResult, next_commands: Sequence[str]) -> None:
-    """Show a finished training: its table, where its folder is, and what to type next."""
-    from tser_cli.report import console, energy_report
+    """Show a finished training: its table, what it means, its folder, and what to type next.
+
+    `next_commands`: command lines, with what for behind a #. With --quiet only what was measured
+    and the folder are shown.
+    """
+    from tser_cli.report import console, energy_report, meaning
 
     output().print(console.per_timestep_table(result.name, result.per_timestep))
     _lines([console.summary(result.per_timestep, "test")])
+    if result.energy_pj is not None and result.energy_budget_pj is not None:
+        verdict = energy_report.budget_verdict(result.energy_pj, result.energy_budget_pj)
+        _lines([f"energy: {verdict}"])
+    if verbosity.is_quiet():
+        _lines([f"run folder: {result.folder}"])
+        return
+    _lines(meaning.sentences(result.kind, result.per_timestep))
     if result.against_ann is not None:
         _lines(energy_report.headline(result.against_ann))
     _lines([console.next_steps(result.folder, next_commands)])
@@ -78,13 +93,6 @@ def show_training_plan(plan: TrainingPlan) -> None:
             f"({1000 * plan.step_seconds:.0f} ms a step, measured)",
         ]
     )
-
-
-def duration(seconds: float) -> str:
-    """Write a time: 37.2 -> "37 s", 4000 -> "67 min", 90000 -> "25.0 h"."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def show_evaluation(result: EvaluateResult, per_timestep: bool) -> None:
@@ -159,6 +167,13 @@ def show_audit(result: AuditResult) -> None:
     _lines([f"{result.name}: {'clean' if found.clean else f'{wrong} findings'}"])
 
 
+def show_report(result: ReportResult) -> None:
+    """Show where the page of a report is, and on standard error what it lacks."""
+    for line in result.missing:
+        progress().say(f"not on the page: {line}")
+    _lines([f"written: {result.output} ({result.bytes / 1e6:.1f} MB)"])
+
+
 def show_ablation(result: AblationResult) -> None:
     """Show the table of an ablation, and where the files are."""
     from tser_cli.report import ablation
@@ -205,12 +220,30 @@ def show_methods(methods: Mapping[str, MethodEntry]) -> None:
 
 
 def next_after_teacher(folder: Path, dataset: str, data_dir: str) -> list[str]:
-    """Return the command that distils from a teacher just trained."""
-    given = f" --data-dir {data_dir}" if data_dir else ""
-    return [f"tser distill --teacher {folder} --dataset {dataset}{given} -T 2"]
+    """Return three commands for after a teacher's training, with what for."""
+    given = f" --data-dir {quote(data_dir)}" if data_dir else ""
+    run = quote(str(folder))
+    return _explained(
+        {
+            f"tser distill --teacher {run} --dataset {dataset}{given} -T 2": "a student of it",
+            f"tser evaluate --run {run} --split train": "is it surer of the images it has seen?",
+            "tser list methods": "the ways to learn from it",
+        }
+    )
 
 
-def next_after_student(runs_dir: Path, default: Path) -> list[str]:
-    """Return the commands that measure a student just trained."""
-    given = f" --runs-dir {runs_dir}" if runs_dir != default else ""
-    return [f"tser {verb}{given}" for verb in ("evaluate --per-timestep", "energy report.csv")]
+def next_after_student(runs_dir: Path, default: Path = Path("runs")) -> list[str]:
+    """Return three commands for after a student's training, with what for."""
+    given = f" --runs-dir {quote(str(runs_dir))}" if runs_dir != default else ""
+    return _explained(
+        {
+            f"tser report{given}": "all of it on one page, to look at and to send",
+            f"tser energy report.csv{given}": "operations and energy of each layer",
+            f"tser evaluate --early-exit 0.8,0.9,0.99{given}": "stop each image once it is decided",
+        }
+    )
+
+
+def _explained(commands: Mapping[str, str]) -> list[str]:
+    width = max(map(len, commands))
+    return [f"{command:{width}}  # {why}" for command, why in commands.items()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tser_cli.cli import present
+from tser_cli.cli import present, present_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,7 +56,7 @@ def show_predictions(predictions: Predictions, as_json: bool) -> None:
     from tser_cli.engine.commands.predict import Prediction
 
     if as_json:
-        present.output().out(predictions.as_json())
+        present_json.write(predictions.as_json())
     else:
         out = present.output()
         for answer in predictions.answers:

@@ -9,22 +9,32 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBars
 
+from tser_cli.cli.estimate import Estimate
+from tser_cli.quantities import joules
+from tser_cli.report.console import duration
 from tser_cli.report.progress import Progress, Silent
 
 REFRESH_SECONDS = 0.25
+ENERGY = ("energy_pj", "energy_budget_pj", "energy_multiplier")
 
 
 def describe(row: dict[str, Any], epochs: int) -> str:
     """Describe an epoch in one line: losses by term, accuracies, speed."""
     fixed = {"epoch", "lr", "train_accuracy", "validation_accuracy"}
-    fixed |= {"images_per_second", "seconds"}
+    fixed |= {"images_per_second", "seconds", *ENERGY}
     parts = [f"epoch {row['epoch']}/{epochs}"]
     parts += [f"{name} {value:.4f}" for name, value in row.items() if name not in fixed]
+    if "energy_pj" in row:
+        parts.append(f"energy {joules(row['energy_pj'])}, aim {joules(row['energy_budget_pj'])}")
     parts.append(f"train {100 * row['train_accuracy']:.2f} %")
     if row["validation_accuracy"] is not None:
         parts.append(f"validation {100 * row['validation_accuracy']:.2f} %")
     parts.append(f"{row['images_per_second']:.0f} images/s")
     return ", ".join(parts)
+
+
+def _term(name: str, value: float) -> str:
+    return f"energy {joules(value)}" if name == "energy_pj" else f"{name} {value:.3f}"
 
 
 class Lines(Silent):
@@ -33,9 +43,16 @@ class Lines(Silent):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._epochs = 0
+        self._estimate = Estimate(0)
 
     def begin(self, epochs: int, steps: int, done_epochs: int) -> None:
         self._epochs = epochs
+        self._estimate = Estimate((epochs - done_epochs) * steps)
+
+    def step(self, images: int, values: dict[str, Any]) -> None:
+        left = self._estimate.step()
+        if left is not None:
+            self.say(f"about {duration(left)} of training are left, as its first steps go")
 
     def epoch(self, row: dict[str, Any]) -> None:
         self._print(describe(row, self._epochs))
@@ -84,12 +101,13 @@ class Bars(Lines):
         self._bars.start()
 
     def step(self, images: int, values: dict[str, Any]) -> None:
+        super().step(images, values)
         self._images += images
         self._waiting += 1
         spent = time.monotonic() - self._shown
         if spent < REFRESH_SECONDS:
             return
-        losses = ", ".join(f"{k} {float(v):.3f}" for k, v in values.items() if k != "correct")
+        losses = ", ".join(_term(k, float(v)) for k, v in values.items() if k != "correct")
         note = f"{self._images / spent:.0f} images/s  {losses}"
         self._bars.update(self._batch_bar, advance=self._waiting, note=note)
         self._shown, self._images, self._waiting = time.monotonic(), 0, 0
@@ -107,7 +125,22 @@ class Bars(Lines):
             self._bars.remove_task(task)
 
 
-def make_progress(console: Console) -> Progress:
-    """Return bars where `console` is a terminal that can redraw a line, lines elsewhere."""
+class Warnings(Lines):
+    """Show warnings, and nothing else."""
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
+def make_progress(console: Console, quiet: bool = False) -> Progress:
+    """Return bars where `console` is a terminal that can redraw a line, lines elsewhere.
+
+    `quiet`: what shows warnings alone.
+    """
+    if quiet:
+        return Warnings(console)
     redraws = console.is_terminal and not console.is_dumb_terminal
     return Bars(console) if redraws else Lines(console)

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tser_cli.cli import options as opt
-from tser_cli.cli import present
+from tser_cli.cli import present, present_json
+from tser_cli.cli.groups import MeasureOptions
+
+EXAMPLES = ("tser quantize --bits 8", "tser quantize --run resnet18_T2_tser --bits 4")
 
 
 def quantize(
-    run: opt.RunFolder = None,
+    measured: MeasureOptions,
     bits: Annotated[int, typer.Option("--bits", help="8 or 4 bits a weight.")] = 8,
     images: Annotated[
         int, typer.Option("--images", help="Training images that calibrate the norms.")
     ] = 1024,
-    data_dir: opt.DataDir = None,
-    device: opt.Device = None,
-    plugin: opt.Plugin = None,
-    runs_dir: opt.RunsDir = Path("runs"),
+    as_json: opt.Json = False,
 ) -> None:
     """Round the weights of a finished student to integers; a new run, which names its parent.
 
@@ -29,13 +28,13 @@ def quantize(
     from tser_cli.cli.present_deployment import show_quantized
     from tser_cli.engine.commands.quantize import QuantizeRequest, quantize
 
-    changes = {"data.dir": data_dir, "training.device": device}
     request = QuantizeRequest(
         bits=bits,
-        run=run,
-        runs_dir=runs_dir,
+        run=measured.run,
+        runs_dir=measured.runs_dir,
         images=images,
-        changes=changes,
+        changes=measured.changes(),
         progress=present.progress(),
     )
-    show_quantized(quantize(request))
+    quantized = quantize(request)
+    present_json.show(quantized) if as_json else show_quantized(quantized)

@@ -11,6 +11,11 @@ from tser_cli.errors import ConfigError
 LONGEST = 2**13  # characters of an argument
 # What torchrun gives each process. https://docs.pytorch.org/docs/stable/elastic/run.html
 RANKS = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+# How long an idle thread of OpenMP keeps its core while it waits for the others. By default GNU's
+# runtime turns 300,000 times (some milliseconds) and Intel's waits 200 ms: on cores that other work
+# wants too each part of a computation then takes as long. See docs/performance.md for the figures.
+# https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html
+SPINS, BLOCK_MS = "1000", "0"
 MEANT_BY = "torchrun sets it for each process of a run; unset it, or start with torchrun"
 
 
@@ -49,6 +54,18 @@ def forget_odd_width(environment: MutableMapping[str, str]) -> None:
     columns = environment.get("COLUMNS", "")
     if columns and not (re.fullmatch("[0-9]{2,4}", columns) and int(columns) >= NARROWEST):
         del environment["COLUMNS"]
+
+
+def wait_briefly(environment: MutableMapping[str, str]) -> None:
+    """Let threads that wait for others leave their core soon; say it before torch is imported.
+
+    What the user has set about waiting stands.
+    """
+    if "OMP_WAIT_POLICY" in environment:
+        return
+    environment.setdefault("GOMP_SPINCOUNT", SPINS)
+    if not any(name.startswith("KMP_") for name in environment):
+        environment["KMP_BLOCKTIME"] = BLOCK_MS
 
 
 def _check_backend(name: str) -> None:

@@ -2,62 +2,46 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tser_cli import registry
 from tser_cli.cli import options as opt
-from tser_cli.cli import present
+from tser_cli.cli import present, present_json
+from tser_cli.cli.groups import TrainingOptions
+
+EXAMPLES = (
+    "tser train-teacher resnet34 --dataset digits",
+    "tser train-teacher vgg11 --dataset cifar10 --epochs 100 --dry-run",
+    "tser train-teacher --recipe fashion-mnist/resnet20_teacher",
+)
 
 
 def train_teacher(
+    training: TrainingOptions,
     model: Annotated[
-        str | None, typer.Argument(help="The architecture, as resnet34.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="The architecture, as resnet34.",
+            autocompletion=opt.names_in(registry.MODELS),
+            show_default=False,
+        ),
     ] = None,
-    dataset: opt.Dataset = None,
-    data_dir: opt.DataDir = None,
-    epochs: opt.Epochs = None,
-    batch_size: opt.BatchSize = None,
-    accumulate: opt.Accumulate = None,
-    lr: opt.Lr = None,
-    seed: opt.Seed = None,
-    device: opt.Device = None,
-    precision: opt.Precision = None,
-    deterministic: opt.Deterministic = None,
-    checkpoint_every: opt.CheckpointEvery = None,
-    recipe: opt.Recipe = None,
-    assignments: opt.Assignments = None,
-    plugin: opt.Plugin = None,
-    runs_dir: opt.RunsDir = Path("runs"),
-    resume: opt.Resume = "auto",
-    dry_run: opt.DryRun = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Train an ANN to teach from, in a run folder of its own."""
-    opt.check_resume(resume)
-    flags = {
-        "model.teacher": model,
-        "data.name": dataset,
-        "data.dir": data_dir,
-        "training.epochs": epochs,
-        "training.batch_size": batch_size,
-        "training.accumulate": accumulate,
-        "optimizer.lr": lr,
-        "training.seed": seed,
-        "training.device": device,
-        "training.precision": precision,
-        "training.deterministic": deterministic,
-        "training.checkpoint_every": checkpoint_every,
-    }
-    config = opt.training_config("teacher", flags, recipe, assignments)
+    config = training.config("teacher", {"model.teacher": model})
     from tser_cli.engine.commands.dry_run import plan_teacher
     from tser_cli.engine.commands.train_teacher import train_teacher as command
-    from tser_cli.engine.runtime.context import Options
 
-    options = Options(runs_dir, resume, present.progress())
-    if dry_run:
-        present.show_training_plan(plan_teacher(config, options))
+    options = training.options()
+    if training.dry_run:
+        plan = plan_teacher(config, options)
+        present_json.show(plan) if as_json else present.show_training_plan(plan)
         return
-    result = command(config, options)
-    data = config.data
-    present.show_run(result, present.next_after_teacher(result.folder, data.name, data.dir))
+    result, data = command(config, options), config.data
+    if as_json:
+        present_json.show_run(result)
+    else:
+        present.show_run(result, present.next_after_teacher(result.folder, data.name, data.dir))

@@ -11,7 +11,8 @@ import torch
 
 from tser_cli import registry
 from tser_cli.config import DataConfig
-from tser_cli.errors import DataError
+from tser_cli.errors import DataError, TserError
+from tser_cli.plugins import last_line
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,11 @@ class DataSpec:
     shorter: int = 0
 
     def __post_init__(self) -> None:
-        assert len(self.mean) == len(self.std) == self.channels
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise DataError(
+                f"mean and std have {len(self.mean)} and {len(self.std)} numbers, for images of "
+                f"{self.channels} channels"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -63,15 +68,26 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class TensorSource:
-    """An ImageSource held in memory, on any device: `images_MCHW` uint8, `labels` int64 [M]."""
+    """An ImageSource held in memory, on any device: `images_MCHW` uint8, `labels` int64 [M].
+
+    Raises DataError for anything else.
+    """
 
     images_MCHW: torch.Tensor
     labels: torch.Tensor
 
     def __post_init__(self) -> None:
-        assert self.images_MCHW.dtype == torch.uint8 and self.images_MCHW.ndim == 4
-        assert self.labels.dtype == torch.int64
-        assert self.labels.shape == self.images_MCHW.shape[:1]
+        images, labels = self.images_MCHW, self.labels
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise DataError(
+                f"images must be uint8 [M, C, H, W], not {images.dtype} {list(images.shape)}; of "
+                "floats in 0..1 (255 * images).round().to(torch.uint8) makes them"
+            )
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise DataError(
+                f"labels must be int64 [M], here [{len(images)}], not {labels.dtype} "
+                f"{list(labels.shape)}"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -109,7 +125,57 @@ def given_path(config: DataConfig) -> Path | None:
 
 
 def load_dataset(config: DataConfig) -> Dataset:
-    """Return the data set that `config` names. Raises DataError where it is missing or damaged."""
+    """Return the data set that `config` names. Raises DataError where it is missing or damaged.
+
+    One of a plug-in is checked: labels in range, and the first image of each part.
+    """
     entry = registry.lookup("data set", registry.DATASETS, config.name)
-    dataset: Dataset = registry.load(entry.target)(config)
-    return dataset
+    if registry.is_built_in(entry.target):
+        dataset: Dataset = registry.load(entry.target)(config)
+        return dataset
+    try:
+        made = registry.load(entry.target)(config)
+        return _checked(made)
+    except TserError as error:
+        raise DataError(f"data set {config.name}: {error}") from error
+    except Exception as error:
+        raise DataError(f"data set {config.name} can't be loaded: {last_line(error)}") from error
+
+
+def _checked(made: Any) -> Dataset:
+    """Return what a plug-in's loader made. Raises DataError where it is no data set."""
+    if not isinstance(made, Dataset):
+        raise DataError(f"its function returns {type(made).__name__}, not a Dataset")
+    for name, source in (("training", made.train), ("test", made.test)):
+        problem = _labels_problem(source, made.spec) or _image_problem(source, made.spec)
+        if problem:
+            raise DataError(f"its {name} images: {problem}")
+    return made
+
+
+def _labels_problem(source: ImageSource, spec: DataSpec) -> str:
+    """Return in words what is wrong with the labels; "" where nothing is."""
+    labels, count = source.labels, len(source)
+    if count == 0:
+        return "there are none"
+    if labels.dtype != torch.int64 or tuple(labels.shape) != (count,):
+        return f"labels must be int64 [{count}], not {labels.dtype} {list(labels.shape)}"
+    least, largest = int(labels.min()), int(labels.max())
+    if least < 0 or largest >= spec.num_classes:
+        return (
+            f"labels go from {least} to {largest}; there are {spec.num_classes} classes, so that "
+            f"they must lie in 0..{spec.num_classes - 1}"
+        )
+    return ""
+
+
+def _image_problem(source: ImageSource, spec: DataSpec) -> str:
+    image = source.image(0)
+    # those in memory are not scaled to the network's input
+    sizes = spec.image_shape if isinstance(source, TensorSource) else spec.image_shape[:1]
+    if image.dtype == torch.uint8 and image.ndim == 3 and image.shape[: len(sizes)] == sizes:
+        return ""
+    return (
+        f"the first is {image.dtype} {list(image.shape)}; they must be uint8 [C, H, W], here "
+        f"{list(spec.image_shape)}"
+    )

@@ -8,6 +8,7 @@ written to as well.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,18 @@ CIFAR100_MEAN_STD = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 def root(config: DataConfig) -> Path:
     """Return `config.dir`, or the platform's cache folder. Raises DataError."""
     return given_path(config) or Path(platformdirs.user_cache_dir("tser"))
+
+
+def find_downloaded(name: str, config: DataConfig) -> Path | None:
+    """Return where the files of `name` lie whole, None where they would be downloaded.
+
+    `name`: mnist, fashion-mnist, cifar10 or cifar100. Nothing is opened.
+    """
+    from torchvision import datasets
+
+    idx = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}
+    cifar = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
+    return _find_idx(config, name, idx[name]) if name in idx else _find_cifar(config, cifar[name])
 
 
 def mnist(config: DataConfig) -> Dataset:
@@ -70,17 +83,17 @@ def cifar100(config: DataConfig) -> Dataset:
 
 def _idx_dataset(config: DataConfig, spec: DataSpec, kind: Any) -> Dataset:
     raw = Path(kind.__name__, "raw")
-    packed = [name for name, _ in kind.resources]
-    # never the root itself: the two data sets' files have the same names
-    folders = (root(config) / raw, root(config) / spec.name, DEBIAN / spec.name)
-
-    def present() -> Path | None:
-        whole = (f for f in folders if all(_idx_file(f, Path(name).stem) for name in packed))
-        return next(whole, None)
-
-    files = {str(raw / name): f"{kind.mirrors[0]}{name}" for name in packed}
+    files = {str(raw / name): f"{kind.mirrors[0]}{name}" for name, _ in kind.resources}
+    present = partial(_find_idx, config, spec.name, kind)
     folder = provide(spec.name, kind, root(config), files, present)
     return Dataset(spec, _idx_source(folder, "train", spec), _idx_source(folder, "t10k", spec))
+
+
+def _find_idx(config: DataConfig, name: str, kind: Any) -> Path | None:
+    # never the root itself: the two data sets' files have the same names
+    folders = (root(config) / kind.__name__ / "raw", root(config) / name, DEBIAN / name)
+    packed = [Path(file).stem for file, _ in kind.resources]
+    return next((f for f in folders if all(_idx_file(f, file) for file in packed)), None)
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:
@@ -125,12 +138,7 @@ def _cifar_dataset(
     from torchvision.datasets.utils import check_integrity
 
     home, packed = root(config), root(config) / kind.filename
-
-    def present() -> Path | None:
-        if all(is_file(home / file) for file in _cifar_files(kind)):
-            return home
-        return packed if is_file(packed) else None
-
+    present = partial(_find_cifar, config, kind)
     place = provide(name, kind, home, {kind.filename: kind.url}, present)
     if place == home:
         return _read_cifar(home, name, kind, mean, std)
@@ -139,6 +147,14 @@ def _cifar_dataset(
             raise ValueError("its MD5 sum is not that of the published archive")
     with unpacked(packed) as folder:
         return _read_cifar(folder, name, kind, mean, std)
+
+
+def _find_cifar(config: DataConfig, kind: Any) -> Path | None:
+    """Return the folder of the unpacked files, else the archive."""
+    home, packed = root(config), root(config) / kind.filename
+    if all(is_file(home / file) for file in _cifar_files(kind)):
+        return home
+    return packed if is_file(packed) else None
 
 
 def _cifar_files(kind: Any) -> dict[str, str]:

@@ -31,6 +31,7 @@ __all__ = [
     "TrainLoader",
     "build_eval_loader",
     "build_train_loader",
+    "evenly_spread",
 ]
 
 Split: TypeAlias = Literal["train", "validation", "test"]
@@ -151,15 +152,31 @@ def _train_feed(dataset: Dataset, config: Config, device: torch.device) -> Feed:
     return _feed(pipeline, config, workers, persistent=True)
 
 
+def evenly_spread(total: int, wanted: int) -> torch.Tensor:
+    """Return the places of `wanted` of `total` images, evenly spread; all where there are fewer."""
+    count = min(wanted, total)
+    return torch.arange(count) * total // count
+
+
 def build_eval_loader(
-    dataset: Dataset, split: Split, config: Config, *, rank: int = 0, world: int = 1
+    dataset: Dataset,
+    split: Split,
+    config: Config,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    images: int = 0,
 ) -> EvalLoader:
     """Return a split with the deterministic transforms, in global batches of
     training.eval_batch_size.
 
-    Raises DataError for a validation split that was not asked for, or is impossible.
+    `images`: take only so many, evenly spread over the split, since the images of a folder are
+    sorted by class; 0 takes all. Raises DataError for a validation split that was not asked for,
+    or is impossible.
     """
     source, indices_M = _split(dataset, split, config.data.validation_fraction)
+    if images:
+        indices_M = indices_M[evenly_spread(len(indices_M), images)]
     share = Share(config.training.eval_batch_size or config.training.batch_size, rank, world)
     workers = automatic_workers() if config.data.workers < 0 else config.data.workers
     if isinstance(source, TensorSource):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -55,3 +56,22 @@ def fitted_picture(path: Path, shape: tuple[int, int, int], shorter: int = 0) ->
     side = shorter or round(min(height, width) * ratio)
     result: torch.Tensor = v2.Compose([v2.Resize(side), v2.CenterCrop([height, width])])(image_CHW)
     return result
+
+
+def thumbnail(image_CHW: torch.Tensor, side: int) -> bytes:
+    """Return an image, uint8 [C, H, W], as a PNG whose longer side has at most `side` pixels.
+
+    Raises DataError for other than 1 or 3 channels.
+    """
+    from PIL import Image
+
+    if image_CHW.shape[0] not in (1, 3):
+        raise DataError(
+            f"an image of {image_CHW.shape[0]} channels is no picture; those have 1 or 3"
+        )
+    pixels_HWC = image_CHW.permute(1, 2, 0).squeeze(-1).contiguous().numpy()
+    picture = Image.fromarray(pixels_HWC)
+    picture.thumbnail((side, side))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

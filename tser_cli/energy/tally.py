@@ -32,9 +32,14 @@ def tally(x: Tensor, kind: str, fan_out_P: Tensor) -> Tensor:
         return torch.stack((nonzero_B, torch.zeros_like(nonzero_B), torch.zeros_like(nonzero_B)))
     value_BP = position_sums(x)
     nonzero_BP = position_sums(x.clamp(max=1)) if kind == SUMS else value_BP
-    events_B = (nonzero_BP * fan_out_P).sum(1)
-    value_B = (value_BP * fan_out_P).sum(1) if kind == SUMS else events_B
+    events_B = accumulates(nonzero_BP, fan_out_P)
+    value_B = accumulates(value_BP, fan_out_P) if kind == SUMS else events_B
     return torch.stack((nonzero_BP.sum(1), events_B, value_B))
+
+
+def accumulates(sums_BP: Tensor, fan_out_P: Tensor) -> Tensor:
+    """Sum of inputs x fan-out of each sample, from the sums over channels: [B, P], [P] -> [B]."""
+    return (sums_BP * fan_out_P).sum(1)
 
 
 def position_sums(x: Tensor) -> Tensor:
@@ -42,8 +47,13 @@ def position_sums(x: Tensor) -> Tensor:
 
     A linear layer has one position: [B, ..., features] -> [B, 1].
     """
+    return channel_sums(x).long()
+
+
+def channel_sums(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the same sums as floats of `dtype`."""
     x_BCP = x if x.dim() == 4 else x.flatten(1).unsqueeze(-1)
-    return x_BCP.sum(1, dtype=torch.float32).flatten(1).long()
+    return x_BCP.sum(1, dtype=dtype).flatten(1)
 
 
 def fault(x: Tensor, kind: str) -> Tensor:

@@ -62,6 +62,7 @@ class Outputs:
 
     `firing_rates_L`: mean spikes per neuron per time step of each layer of neurons, in the order in
     which the network was built, with gradients; for methods that say `reads_firing_rates`.
+    `firing_rate`: the same over all neurons together.
     """
 
     logits_TNK: Tensor
@@ -70,6 +71,7 @@ class Outputs:
     features: Features | None = None
     progress: TrainingProgress = TrainingProgress()
     firing_rates_L: Tensor | None = None
+    firing_rate: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,18 @@ def reward_entropy(found: Terms, outputs: Outputs, settings: MethodSettings) -> 
         return found
     entropy = terms.entropy(outputs.logits_TNK).mean()
     return {**found, "loss": found["loss"] - settings.entropy_weight * entropy, "entropy": entropy}
+
+
+def charge_firing(found: Terms, outputs: Outputs, settings: MethodSettings) -> Terms:
+    """`found` with rate_weight * mean firing rate added to the loss, for any method.
+
+    The plain penalty: a spike costs the same in every layer. Nothing where the weight is 0.
+    """
+    if settings.rate_weight == 0.0:
+        return found
+    assert outputs.firing_rate is not None, "the engine provides the rate"
+    added = settings.rate_weight * outputs.firing_rate
+    return {**found, "loss": found["loss"] + added, "rate": outputs.firing_rate}
 
 
 def teacher_logits(outputs: Outputs) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from tser_cli.models.savings import as_of_copies, computed_again
 from tser_cli.plugins import last_line
 
 SMALL_IMAGE = 64
+SHOWN = 3  # differences that a message names
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,16 @@ def initialise(model: nn.Module) -> None:
 
 def check_fits(model: Classifier, state: dict[str, Tensor], source: str) -> None:
     """Raise CheckpointError, naming what differs, where `state` is not of `model`."""
-    expected = model.state_dict()
+    problems = differences(model.state_dict(), state)
+    if problems:
+        raise CheckpointError(
+            f"{source} holds another network than the one asked for: {problems}. Check the model's "
+            "name, its stem, the number of classes and the input channels"
+        )
+
+
+def differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """Return in words how a state dict differs from the expected one; "" where it does not."""
     missing = sorted(expected.keys() - state.keys())
     surplus = sorted(state.keys() - expected.keys())
     shapes = sorted(
@@ -181,13 +191,8 @@ def check_fits(model: Classifier, state: dict[str, Tensor], source: str) -> None
     )
     problems = [f"missing {key}" for key in missing] + [f"unexpected {key}" for key in surplus]
     problems += shapes
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise CheckpointError(
-            f"{source} holds another network than the one asked for: "
-            f"{'; '.join(problems[:3])}{more}. Check the model's name, its stem, the number of "
-            "classes and the input channels"
-        )
+    more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    return "; ".join(problems[:SHOWN]) + more
 
 
 def load_weights(model: Classifier, state: dict[str, Tensor], source: str) -> None:

@@ -42,9 +42,11 @@ def neuron_names(model: nn.Module) -> tuple[str, ...]:
     )
 
 
-def firing_rates(spikes: tuple[Tensor, ...]) -> Tensor:
-    """Mean spikes per neuron per time step of each layer: a tensor a layer -> [L]."""
-    return torch.stack([layer.float().mean() for layer in spikes])
+def firing_rates(spikes: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Mean spikes per neuron per time step, of each layer and of all: -> [L] and a scalar."""
+    rates_L = torch.stack([layer.float().mean() for layer in spikes])
+    values_L = torch.tensor([layer.numel() for layer in spikes], device=rates_L.device)
+    return rates_L, (rates_L * values_L).sum() / values_L.sum()
 
 
 def over_time(features_TNCHW: Tensor, timesteps: int) -> Tensor:

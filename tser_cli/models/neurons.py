@@ -44,29 +44,50 @@ class SpikingNeuron(nn.Module):
         self.node = make_node(config)
         self._fused = fused.constants(config)
         self._streaming = False
+        self._voltage: Tensor | None = None
 
     def forward(self, x: Tensor, timesteps: int) -> Tensor:
         x_T = x.reshape(timesteps, -1, *x.shape[1:])
+        served = self._fused is not None and fused.serves(x)
         if self._streaming:
-            streamed: Tensor = self.node(x_T)
-            return streamed.flatten(0, 1)
-        if self._fused is not None and fused.serves(x):
+            return self._streamed(x) if served else self._spikingjelly(x_T).flatten(0, 1)
+        if self._fused is not None and served:
             return fused.spikes_of(x_T, self._fused).flatten(0, 1)
         functional.reset_net(self.node)
-        spikes: Tensor = self.node(x_T)
+        spikes = self._spikingjelly(x_T)
         functional.reset_net(self.node)
         return spikes.flatten(0, 1)
+
+    def _streamed(self, x: Tensor) -> Tensor:
+        assert self._fused is not None
+        spikes, self._voltage = fused.one_step(x, self._voltage, self._fused)
+        return spikes
+
+    def _spikingjelly(self, x_T: Tensor) -> Tensor:
+        # Membrane potentials of bf16 would round away what a step adds. On a GPU spikingjelly's
+        # kernels decide.
+        narrow = x_T.dtype == torch.bfloat16 and x_T.device.type == "cpu"
+        given_T = x_T.float() if narrow else x_T
+        spikes_T: Tensor = self.node(given_T)
+        return spikes_T.to(x_T.dtype)
 
     def set_streaming(self, streaming: bool) -> None:
         """Keep the membrane potential between calls, or not; it starts anew in either case."""
         self._streaming = streaming
+        self._voltage = None
         functional.reset_net(self.node)
 
-    def keep(self, mask_N: Tensor) -> None:
-        """While streaming: forget the membrane potentials of images where `mask_N` is false."""
+    def keep(self, chosen: Tensor) -> None:
+        """While streaming: forget the membrane potentials of all images but the chosen ones.
+
+        `chosen`: a mask, or places in the batch.
+        """
+        if self._voltage is not None:
+            self._voltage = self._voltage[chosen]
+            return
         voltage = self.node.v
         assert isinstance(voltage, Tensor), "a step came first"
-        self.node.v = voltage[mask_N]
+        self.node.v = voltage[chosen]
 
 
 def make_node(config: NeuronConfig) -> nn.Module:

@@ -49,9 +49,9 @@ class Stepper:
         assert self._current is not None, "start() comes first"
         return self._model.body(self._current, 1)
 
-    def keep(self, mask_N: Tensor) -> None:
-        """Go on with the images where `mask_N` is true."""
+    def keep(self, chosen: Tensor) -> None:
+        """Go on with the chosen images: those where a mask is true, or those at these places."""
         assert self._current is not None, "start() comes first"
-        self._current = self._current[mask_N]
+        self._current = self._current[chosen]
         for neuron in self._neurons:
-            neuron.keep(mask_N)
+            neuron.keep(chosen)

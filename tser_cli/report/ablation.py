@@ -8,7 +8,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from tser_cli.report.energy_report import unit_of
+from tser_cli.quantities import unit_of
 
 STAR = "* not resolved by Holm's procedure over this table"
 
@@ -35,7 +35,13 @@ def table(
         shown.add_column(name, justify="right", no_wrap=True)
     for row in summary:
         settings = [str(row[axis]) for axis in axes]
-        shown.add_row(*settings, str(row["n"]), _accuracy(row), _difference(row), _interval(row))
+        shown.add_row(
+            *settings,
+            str(row["n"]),
+            accuracy_words(row),
+            difference_words(row),
+            interval_words(row),
+        )
     return shown
 
 
@@ -61,7 +67,11 @@ def exits_table(
         if row["energy_std_pj"] is not None:
             energy += f" ± {_in_unit(row['energy_std_pj'], scale)}"
         shown.add_row(
-            *settings, f"{row['n']}{tried}", energy, _accuracy(row), *_energy_difference(row, scale)
+            *settings,
+            f"{row['n']}{tried}",
+            energy,
+            accuracy_words(row),
+            *_energy_difference(row, scale),
         )
     return shown
 
@@ -86,12 +96,14 @@ def starred(row: Mapping[str, Any]) -> bool:
     return bool(row["resolved"] == 1 and row["resolved_holm"] == 0)
 
 
-def _accuracy(row: dict[str, Any]) -> str:
+def accuracy_words(row: Mapping[str, Any]) -> str:
+    """Return mean and deviation of a cell in percent: "91.24 ± 0.28"."""
     spread = row["accuracy_std"]
     return _points(row["accuracy_mean"]) + ("" if spread is None else f" ± {_points(spread)}")
 
 
-def _difference(row: dict[str, Any]) -> str:
+def difference_words(row: Mapping[str, Any]) -> str:
+    """Return the difference to the baseline in points, or what stands in its way."""
     if row["baseline"]:
         return "baseline"
     if row["resolved"] == 0:
@@ -99,6 +111,7 @@ def _difference(row: dict[str, Any]) -> str:
     return _points(row["difference_mean"], "+") + (" *" if starred(row) else "")
 
 
-def _interval(row: dict[str, Any]) -> str:
-    low, high = row["difference_low"], row["difference_high"]
+def interval_words(row: Mapping[str, Any], of: str = "difference") -> str:
+    """Return the interval of the difference in points: over seeds, or "two_way", images too."""
+    low, high = row[f"{of}_low"], row[f"{of}_high"]
     return "" if low is None else f"{_points(low, '+')} .. {_points(high, '+')}"

@@ -8,7 +8,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from tser_cli.report.energy_report import compare, joules, quantity
+from tser_cli.quantities import joules
+from tser_cli.report.energy_report import compare, quantity
 
 SMALL_SHARE = 0.001
 

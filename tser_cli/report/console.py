@@ -20,6 +20,13 @@ def percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.2f} %"
 
 
+def duration(seconds: float) -> str:
+    """Write a time: 37.2 -> "37 s", 4000 -> "67 min", 90000 -> "25.0 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def bar(fraction: float, width: int = BAR_WIDTH) -> str:
     """Return a bar of `width` characters for a fraction from 0 to 1."""
     return "█" * round(max(0.0, min(fraction, 1.0)) * width)

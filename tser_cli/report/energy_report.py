@@ -10,22 +10,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tser_cli.csv_words import ALL, TOTAL
+from tser_cli.quantities import joules
 from tser_cli.report.console import bar
 
-UNITS = ((1e12, "J"), (1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ"), (1.0, "pJ"))
 ABOUT_THE_SAME = 0.005  # half a point of accuracy
 COUNT_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
-
-
-def joules(energy_pj: float) -> str:
-    """1234.5 -> "1.23 nJ"."""
-    scale, unit = unit_of(energy_pj)
-    return f"{energy_pj / scale:.3g} {unit}"
-
-
-def unit_of(energy_pj: float) -> tuple[float, str]:
-    """Return the unit in which an energy is written: its size in pJ, and its name."""
-    return next((u for u in UNITS if abs(energy_pj) >= u[0]), UNITS[-1])
 
 
 def quantity(count: float) -> str:
@@ -105,6 +94,14 @@ def compare(energy: float, other: float) -> str:
     if energy <= other:
         return f"{other / energy:.1f} times less than" if energy else "nothing, unlike"
     return f"{energy / other:.1f} times more than"
+
+
+def budget_verdict(energy_pj: float, budget_pj: float) -> str:
+    """Return "2.98 µJ of 3 µJ: kept", or "3.21 µJ of 3 µJ: 7 % over"."""
+    told = f"{joules(energy_pj)} of {joules(budget_pj)}"
+    if energy_pj <= budget_pj:
+        return f"{told}: kept"
+    return f"{told}: {100 * (energy_pj / budget_pj - 1):.2g} % over"
 
 
 def headline(against: Mapping[str, Any]) -> list[str]:

@@ -7,14 +7,13 @@ exit would do with them is computed from the same file.
 from __future__ import annotations
 
 import io
-import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 from tser_cli.errors import RunError
-from tser_cli.files import write_whole
+from tser_cli.files import read_regular, write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 PREDICTIONS = "predictions.npz"
 HELD_OUT = "predictions_validation.npz"
 MOST_CLASSES = 2**16
+MOST_BYTES = 2**30  # 1,000 steps of half a million images
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ def read_predictions(path: Path) -> Predictions | None:
     if not path.is_file():
         return None
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+        content = read_regular(path, MOST_BYTES)
+        _check_unpacked(content)
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             steps = [stored[f.name] for f in fields(Steps) if f.name in stored]
             found = Predictions(
                 stored["labels_I"],
@@ -100,11 +102,18 @@ def read_predictions(path: Path) -> Predictions | None:
                 Steps(*steps) if steps else None,
             )
         _check_shapes(found)
-    except (OSError, EOFError, TypeError, ValueError, KeyError, BadZipFile, zlib.error) as error:
+    except Exception as error:  # parsing runs into anything: bad zips, bad headers, no memory
         raise RunError(
             f"{path} is damaged ({error}). Remove it: the statistics then do without it"
         ) from error
     return found
+
+
+def _check_unpacked(content: bytes) -> None:
+    # a small file may unpack into more than there is memory for
+    with ZipFile(io.BytesIO(content)) as packed:
+        if sum(member.file_size for member in packed.infolist()) > MOST_BYTES:
+            raise ValueError(f"it unpacks into more than {MOST_BYTES:,} bytes")
 
 
 def _check_shapes(found: Predictions) -> None:
@@ -115,3 +124,5 @@ def _check_shapes(found: Predictions) -> None:
         alike = alike and per_image == (shape, shape) and found.steps.macs_T.shape == shape[1:]
     if len(shape) != 2 or not shape[1] or not alike:
         raise ValueError("its arrays are no images by steps")
+    if any(array.dtype.kind not in "iu" for array in (found.labels_I, found.cumulative_IT)):
+        raise ValueError("its classes are no integers")

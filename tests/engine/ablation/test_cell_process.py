@@ -106,3 +106,14 @@ def test_a_log_that_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
     os.mkfifo(log)
     with pytest.raises(RunError, match=r"cell\.log"):
         cell_process.run(["--version"], log, {}, lambda: False)
+
+
+@pytest.mark.parametrize(("code", "fine"), [(0, True), (4, True), (1, False), (2, False)])
+def test_a_cell_over_its_energy_budget_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, fine: bool
+) -> None:
+    monkeypatch.setattr(cell_process, "_wait", lambda process, stopped: process.wait() and code)
+    monkeypatch.setattr(cell_process, "python", lambda: ["false"])
+    said = cell_process.run([], tmp_path / "cell.log", {}, lambda: False)
+    assert (said == "") is fine
+    assert fine or said.startswith(f"exit code {code}: ")

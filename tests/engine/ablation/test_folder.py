@@ -101,6 +101,16 @@ def test_the_folder_of_another_ablation(
     assert begun.plan.read_bytes() == before
 
 
+def test_a_setting_newer_than_the_plan_was_at_its_default(ask: Ask, begun: AblationFolder) -> None:
+    document = read_plan(begun)
+    for settings in document["cells"].values():
+        del settings["energy.budget"], settings["method.rate_weight"]
+    write_plan(begun, document)
+    assert checked_plan(ask(["method=ce,kd"]), begun)["cells"] == document["cells"]
+    with pytest.raises(ConfigError, match=r"energy\.budget: 'none' -> '4uJ'"):
+        checked_plan(ask(["method=ce,kd"], 1, {"energy.budget": "4uJ"}), begun)
+
+
 def test_more_values_and_seeds_join_a_plan(ask: Ask, begun: AblationFolder) -> None:
     document = checked_plan(ask(["method=ce,ts"], 3, {"training.device": "auto"}), begun)
     assert list(document["cells"]) == ["method=ce", "method=kd", "method=ts"]

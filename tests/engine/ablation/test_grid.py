@@ -124,6 +124,27 @@ def test_entropy_that_is_added_shows_in_the_cells_names() -> None:
     assert [cell.varied["method.name"] for cell in varied.cells] == ["kd", "kd"]
 
 
+def test_energy_budgets_are_varied_by_their_short_name() -> None:
+    made = make_request(BASE, {}, ["energy_budget=none,4uJ,25%"], 1)
+    assert [cell.label for cell in made.cells] == [
+        *("energy_budget=none", "energy_budget=4uJ", "energy_budget=25%")
+    ]
+    assert [cell.config.energy.budget for cell in made.cells] == ["none", "4uJ", "25%"]
+    assert made.names == ["energy_budget"]
+    with pytest.raises(ConfigError, match=r"energy\.budget = '4': \"4\" is no energy"):
+        make_request(BASE, {}, ["energy_budget=4"], 1)
+
+
+def test_a_rate_penalty_shows_in_the_cells_names_unless_it_is_varied() -> None:
+    stated = [*BASE, Layer("--set", {"method.rate_weight": 0.5})]
+    made = make_request(stated, {}, ["method=tser,ce"], 1)
+    assert [cell.label for cell in made.cells] == ["method=tser+rate", "method=ce+rate"]
+    varied = make_request(BASE, {}, ["method=tser", "rate_weight=0,0.5"], 1)
+    assert [cell.label for cell in varied.cells] == [
+        *("method=tser, rate_weight=0", "method=tser, rate_weight=0.5")
+    ]
+
+
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=3), st.integers(1, 4))
 def test_the_number_of_cells_is_the_product(sizes: list[int], seeds: int) -> None:
     keys = ["model.timesteps", "training.epochs", "training.batch_size"]
@@ -306,7 +327,9 @@ def test_packaged_ablations_are_whole(name: str) -> None:
 def test_every_data_set_has_the_same_packaged_ablations() -> None:
     subjects = ("components", "entropy_weight", "temperature", "timesteps", "rivals")
     datasets = ("digits", "fashion-mnist", "cifar100")
-    assert set(PACKAGED) == {f"ablations/{d}_{s}" for d in datasets for s in subjects}
+    # a budget in joules rests on what a free student costs, which was measured on two of them
+    budgets = {"ablations/digits_energy_budget", "ablations/fashion-mnist_energy_budget"}
+    assert set(PACKAGED) == budgets | {f"ablations/{d}_{s}" for d in datasets for s in subjects}
 
 
 def test_the_packaged_ablations_compare_every_method() -> None:

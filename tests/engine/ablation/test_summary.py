@@ -14,7 +14,7 @@ from tser_cli.engine.ablation.summary import summarise
 from tser_cli.report.csv_files import read_csv, summary_schema, write_csv
 from tser_cli.report.statistics import two_way_interval
 
-METHOD, STEPS = "method.name", "model.timesteps"
+METHOD, STEPS, WEIGHT = "method.name", "model.timesteps", "method.entropy_weight"
 ACCURACIES = {
     "kd": [0.90, 0.92, 0.91, 0.93, 0.90],
     "ts": [0.93, 0.94, 0.93, 0.96, 0.92],
@@ -190,3 +190,10 @@ def test_predictions_of_other_images_are_not_compared() -> None:
     right = {("kd",): {0: answered(0, 0)[:50]}, ("ts",): {0: answered(0, 6)}}
     ts = summarise(rows(), [METHOD], {METHOD: "kd"}, "accuracy", right)[1]
     assert ts["p_mcnemar"] is ts["two_way_low"] is None
+
+
+def test_a_baseline_of_0_is_found_among_fractions() -> None:
+    made = [{**row, WEIGHT: {"kd": 0, "ts": 0.05, "tser": 0.5}[row[METHOD]]} for row in rows()]
+    base, low, high = summarise(made, [WEIGHT], {WEIGHT: 0}, "accuracy")
+    assert (base[WEIGHT], base["baseline"], base["pairs"]) == ("0", 1, 0)
+    assert [(row[WEIGHT], row["pairs"]) for row in (low, high)] == [("0.05", 5), ("0.5", 5)]

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tser_cli.config import Config
 from tser_cli.data.loaders import build_train_loader
 from tser_cli.engine.ablation import tsne
 from tser_cli.engine.ablation.cell_folder import cell_folder, find_cell, result_row
-from tser_cli.engine.ablation.folder import AblationFolder, hold
+from tser_cli.engine.ablation.folder import AblationFolder, checked_plan, hold, write_plan
 from tser_cli.engine.ablation.grid import Cell, Request
 from tser_cli.engine.commands import ablate, distill, dry_run, train_teacher
 from tser_cli.engine.commands.ablate import AblationResult
@@ -298,9 +299,9 @@ def test_one_teacher_is_trained_once_and_kept(
     recipe.write_text("[training]\nepochs = 1\nbatch_size = 12\n")
     changes = {"model.teacher": "resnet20", "model.teacher_recipe": str(recipe)}
     run(ask(["method=kd,ts"], 1, changes), place)
-    (trained,) = all_runs(place.own_runs, "teacher")
-    assert not place.runs_dir.exists()
-    # a newer one elsewhere is not taken
+    (trained,) = all_runs(place.runs_dir, "teacher")
+    assert not place.own_runs.exists()
+    # a newer one is not taken
     newer = make_config({"training.epochs": 1})
     train_teacher.train_teacher(newer, Options(place.runs_dir))
     run(ask(["method=kd,ts"], 2, changes), place)
@@ -319,6 +320,29 @@ def test_a_teacher_under_the_runs_folder_is_taken(
     source = finished(request.cells[0], place).environment()["teacher"]["source"]
     assert source == str(Run(made.folder).model_file.resolve())
     assert not place.own_runs.exists()
+
+
+def test_a_teacher_that_another_command_trains_is_waited_for(
+    ask: Ask, place: AblationFolder, make_config: MakeConfig
+) -> None:
+    place.runs_dir.mkdir(parents=True)
+    theirs = FileLock(place.runs_dir / ".teacher-digits-resnet20.lock")
+
+    class Waits(Silent):
+        """The other command comes to its end as soon as it is waited for."""
+
+        def say(self, text: str) -> None:
+            if "another process trains a resnet20 teacher of digits" in text:
+                config = make_config({"training.epochs": 1})
+                train_teacher.train_teacher(config, Options(place.runs_dir))
+                theirs.release()
+
+    theirs.acquire(timeout=0)
+    request = ask(["method=kd"], 1, {"model.teacher": "resnet20"})
+    run(request, place, Waits())
+    (trained,) = all_runs(place.runs_dir, "teacher")
+    source = finished(request.cells[0], place).environment()["teacher"]["source"]
+    assert source == str(trained.model_file.resolve())
 
 
 def test_a_teacher_that_changed_is_refused(
@@ -509,3 +533,27 @@ def test_penultimate_features_are_embedded_once(
     assert [row["label"] for row in rows] == labels * 3
     run(ask(["method=ce,kd"], 2), place)
     assert len(seen) == 3
+
+
+def test_one_precision_is_chosen_for_all_cells_and_kept(
+    ask: Ask, place: AblationFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, asked = ask(["method=ce,kd"], 2, {"training.precision": "auto"}), list[str]()
+
+    def found(precision: str) -> set[str]:
+        monkeypatch.setattr(ablate, "prepare", lambda config, progress: config)
+        monkeypatch.setattr(
+            ablate, "choose_precision", lambda kind, context: asked.append(kind) or precision
+        )
+        settled = ablate.with_one_precision(request, place, Silent())
+        write_plan(place, checked_plan(settled, place))
+        return {cell.config.training.precision for cell in settled.cells}
+
+    assert found("bf16") == {"bf16"}
+    assert asked == ["student"]
+    assert found("fp32") == {"bf16"}  # the plan's
+
+
+def test_a_precision_that_is_varied_stands(ask: Ask, place: AblationFolder) -> None:
+    request = ask(["precision=fp32,bf16"])
+    assert ablate.with_one_precision(request, place, Silent()) is request

@@ -215,3 +215,37 @@ def test_a_teacher_that_another_process_trains_is_waited_for(
     assert not (teacher.folder / "metrics.csv").exists()  # it was not trained here
     theirs.acquire(timeout=0)  # the lock is free again
     theirs.release()
+
+
+@pytest.mark.parametrize(("budget", "kept"), [("100%", True), ("0.48%", False)])
+def test_the_verdict_on_an_energy_budget(
+    distil: Distil,
+    make_config: MakeConfig,
+    teacher_file: Path,
+    tmp_path: Path,
+    budget: str,
+    kept: bool,
+) -> None:
+    changes = {"model.teacher": str(teacher_file), "training.epochs": 1, "energy.budget": budget}
+    result = distil(make_config(changes), Options(tmp_path / "runs"))
+    assert result.energy_pj is not None and result.ann_energy_pj is not None
+    share = float(budget.removesuffix("%")) / 100
+    assert result.energy_budget_pj == pytest.approx(share * result.ann_energy_pj)
+    assert result.energy_budget_kept is kept
+    assert kept is (result.energy_pj <= result.energy_budget_pj)
+    made = only(tmp_path / "runs", "student")
+    assert read_result(made) == result
+    assert f"_{budget.removesuffix('%')}pct_s0_" in made.name
+    assert made.status()["state"] == "finished"
+    (row,) = read_csv(made.folder / "metrics.csv")
+    assert float(row["energy_pj"]) > 0
+
+
+def test_an_energy_profile_of_one_s_own_prices_the_run(
+    distil: Distil, make_config: MakeConfig, teacher_file: Path, tmp_path: Path
+) -> None:
+    changes = {"model.teacher": str(teacher_file), "training.epochs": 1, "energy.profile": "loihi"}
+    result = distil(make_config(changes), Options(tmp_path / "runs"))
+    rows = read_csv(result.folder / "energy.csv")
+    assert {row["profile"] for row in rows} == {"loihi"}
+    assert result.energy_budget_pj is result.energy_budget_kept is None

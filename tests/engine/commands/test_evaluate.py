@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.engine.conftest import Told
 from tser_cli.config import Config
 from tser_cli.energy.joules import ann_macs
 from tser_cli.engine.commands import evaluate
@@ -417,3 +418,18 @@ def test_a_full_disk_is_told(finished: Finished, refusing: Callable[[Path, int],
     refusing(run.folder, errno.ENOSPC)
     with pytest.raises(DiskFullError, match="Free some space"):
         evaluate_run(EvaluateRequest(run=run.folder))
+
+
+def test_another_precision_says_what_it_changes(finished: Finished, told: Told) -> None:
+    known = {"t": 2, "correct_cumulative": 5}
+    run = finished("student", result={"per_timestep": [known]})
+    for changes in ({}, {"training.precision": "fp32"}):
+        evaluate_run(EvaluateRequest(run=run.folder, changes=changes, progress=told))
+    assert not told.said
+    changes = {"training.precision": "bf16"}
+    result = evaluate_run(EvaluateRequest(run=run.folder, changes=changes, progress=told))
+    right = result.rows[-1]["correct_cumulative"]
+    assert told.said == [
+        f"in bf16 {right} of 11 images are right, {right - 5:+d} against fp32, in which the run "
+        "was measured"
+    ]

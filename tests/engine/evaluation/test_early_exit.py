@@ -21,6 +21,7 @@ from tser_cli.engine.evaluation.early_exit import (
     Rule,
     offline_exits,
     parse_thresholds,
+    rows_to_keep,
     run_exits,
 )
 from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, evaluate_split
@@ -166,7 +167,21 @@ def test_images_that_left_are_not_computed(model: Classifier, context: Context) 
         exits = run_exits(model, context, "test", STEPS, Rule("confidence", 0.8))
     finally:
         handle.remove()
-    assert sum(seen) == int(exits.step_I.sum())
+    expected = []
+    for steps in exits.step_I.split(10):
+        eighth = 2 if len(steps) == 10 else 1  # rounded up
+        open_ = [int((steps >= t).sum()) for t in range(1, STEPS + 1)]
+        expected += [min(math.ceil(n / eighth) * eighth, len(steps)) for n in open_ if n]
+    assert seen == expected
+    assert sum(seen) < 0.8 * STEPS * IMAGES
+
+
+def test_batches_shrink_by_eighths() -> None:
+    rows = torch.tensor([False, True, True, False, True] + [False] * 11)
+    kept = rows_to_keep(rows, batch=16)
+    assert kept.tolist()[:3] == [1, 2, 4] and len(kept) == 4
+    assert rows_to_keep(rows, batch=8).tolist() == [1, 2, 4]
+    assert len(rows_to_keep(rows[:5], batch=100)) == 5
 
 
 def test_the_table(model: Classifier, context: Context, full: Evaluation, tmp_path: Path) -> None:

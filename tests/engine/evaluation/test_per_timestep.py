@@ -11,13 +11,12 @@ import torch
 
 from tser_cli.config import Config, TrainingConfig
 from tser_cli.data.base import Dataset, DataSpec, TensorSource
-from tser_cli.data.loaders import Batch, build_eval_loader
+from tser_cli.data.loaders import Batch, build_eval_loader, evenly_spread
 from tser_cli.engine.evaluation.per_timestep import (
     Evaluation,
     cumulative_mean,
     evaluate,
     evaluate_split,
-    evenly_spread,
 )
 from tser_cli.engine.runs import model_files
 from tser_cli.engine.runtime.context import Context

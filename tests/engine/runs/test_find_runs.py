@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -43,13 +45,13 @@ def unfinished(tmp_path: Path, make_config: MakeConfig) -> Callable[..., Run]:
 def test_a_run_with_a_damaged_status_is_not_opened(tmp_path: Path, content: str) -> None:
     (tmp_path / "status.json").write_text(content, encoding="latin-1")
     with pytest.raises(RunError, match="is damaged"):
-        find_runs.open_run(tmp_path)
+        find_runs.open_run(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "é" * 200, "", "x" * 5000, "a\0b"])
 def test_a_name_that_no_run_can_have(tmp_path: Path, name: str) -> None:
     with pytest.raises(RunError, match="is not a run folder"):
-        find_runs.open_run(tmp_path / name)
+        find_runs.open_run(tmp_path / name, tmp_path)
 
 
 def test_a_damaged_run_is_named_and_the_others_are_found(
@@ -100,17 +102,107 @@ def test_all_runs_come_newest_first(tmp_path: Path) -> None:
 
 def test_open_run_hints_at_the_nearest_folder(tmp_path: Path) -> None:
     write_status(tmp_path / "resnet18_T2", state="finished")
-    assert find_runs.open_run(tmp_path / "resnet18_T2").name == "resnet18_T2"
+    assert find_runs.open_run(tmp_path / "resnet18_T2", tmp_path).name == "resnet18_T2"
     with pytest.raises(RunError, match=r'not a run folder \(did you mean "resnet18_T2"\?\)'):
-        find_runs.open_run(tmp_path / "resnet18_T")
+        find_runs.open_run(tmp_path / "resnet18_T", tmp_path)
     with pytest.raises(RunError, match=r"not a run folder: no status\.json"):
-        find_runs.open_run(tmp_path / "there" / "is" / "nothing")
+        find_runs.open_run(tmp_path / "there" / "is" / "nothing", tmp_path)
 
 
 @pytest.mark.parametrize("state", ["running", "stopped", "failed"])
 def test_open_run_wants_a_finished_one(unfinished: Callable[..., Run], state: str) -> None:
     with pytest.raises(RunError, match=f"is {state}, not finished; repeat the command"):
-        find_runs.open_run(unfinished(state).folder)
+        find_runs.open_run(unfinished(state).folder, Path())
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """A runs folder with two students, a teacher, and a damaged student."""
+    students = tmp_path / "student" / "digits"
+    for name, hour in (("resnet18_T2_tser", 10), ("resnet18_T2_kd", 11)):
+        when = f"2025-01-01T{hour}:00:00+00:00"
+        write_status(students / name, kind="student", state="finished", finished=when)
+    when = "2025-01-01T12:00:00+00:00"
+    write_status(
+        tmp_path / "teacher" / "mnist" / "vgg11", kind="teacher", state="finished", finished=when
+    )
+    (students / "resnet20_T4").mkdir()
+    (students / "resnet20_T4" / "config.toml").write_text("")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("named", "kind", "name"),
+    [
+        ("resnet18_T2_tser", "*", "resnet18_T2_tser"),
+        ("resnet18_T2_t", "*", "resnet18_T2_tser"),
+        ("resnet20", "*", "resnet20_T4"),  # damaged, and not finished: it is told by whoever reads
+        ("v", "teacher", "vgg11"),
+        ("latest", "*", "vgg11"),
+        ("latest", "student", "resnet18_T2_kd"),
+    ],
+)
+def test_a_run_is_found_by_name(several: Path, named: str, kind: str, name: str) -> None:
+    assert find_runs.find_run(Path(named), several, kind).name == name
+
+
+def test_a_path_leads_anywhere(several: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = several / "teacher" / "mnist" / "vgg11"
+    assert find_runs.find_run(folder, several / "nowhere").folder == folder
+    monkeypatch.chdir(folder.parent)
+    assert find_runs.find_run(Path("vgg11"), several / "nowhere").folder == Path("vgg11")
+
+
+def test_a_whole_name_is_no_ambiguous_beginning(several: Path) -> None:
+    write_status(several / "student" / "digits" / "resnet18_T2_tser-2", state="finished")
+    assert find_runs.find_run(Path("resnet18_T2_tser"), several).name == "resnet18_T2_tser"
+
+
+def test_an_ambiguous_beginning_names_its_candidates(several: Path) -> None:
+    with pytest.raises(RunError) as error:
+        find_runs.find_run(Path("resnet18"), several)
+    students = several / "student" / "digits"
+    assert str(error.value).splitlines() == [
+        '"resnet18" may mean 2 runs:',
+        f"  {students / 'resnet18_T2_kd'}",
+        f"  {students / 'resnet18_T2_tser'}",
+    ]
+
+
+def test_many_candidates_are_counted(tmp_path: Path) -> None:
+    for number in range(12):
+        write_status(tmp_path / "student" / "digits" / f"a{number:02}", state="finished")
+    with pytest.raises(RunError, match="may mean 12 runs") as error:
+        find_runs.find_run(Path("a"), tmp_path)
+    assert str(error.value).splitlines()[-1] == "  and 2 more"
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("resnet18_T2_tsr", r'there is no run .* \(did you mean "resnet18_T2_tser"\?\)'),
+        ("lates", r'\(did you mean "latest"\?\)'),
+        ("zzz", r"there is no run \"zzz\" under .*\. tser runs lists them"),
+        (".", "is not a run folder"),
+        ("a/b", "is not a run folder"),
+    ],
+)
+def test_a_run_that_does_not_exist(several: Path, named: str, said: str) -> None:
+    with pytest.raises(RunError, match=said):
+        find_runs.find_run(Path(named), several)
+
+
+def test_the_latest_of_none(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"no finished run under .*; --runs-dir names the place"):
+        find_runs.find_run(Path("latest"), tmp_path)
+    with pytest.raises(RunError, match="no finished teacher under"):
+        find_runs.find_run(Path("latest"), tmp_path, "teacher")
+
+
+def test_finding_runs_loads_no_torch() -> None:
+    program = "import sys, tser_cli.engine.runs.find_runs; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
 
 
 @pytest.mark.parametrize("must", [True, False])
@@ -173,8 +265,9 @@ def test_more_epochs_are_another_run_unless_it_must(
     assert find_runs.find_unfinished(tmp_path, "student", longer, False) is None
     assert find_runs.find_unfinished(tmp_path, "student", longer, True) == run
     batches = {"training.batch_size": "auto"}
-    assert find_runs.begun_batch_size(tmp_path, "student", longer.updated(batches)) == 0
-    assert find_runs.begun_batch_size(tmp_path, "student", longer.updated(batches), True) == 8
+    assert find_runs.begun_like(tmp_path, "student", longer.updated(batches)) is None
+    begun = find_runs.begun_like(tmp_path, "student", longer.updated(batches), True)
+    assert begun is not None and begun.training.batch_size == 8
 
 
 def test_a_run_that_kept_its_paths_as_given_goes_on(
@@ -224,13 +317,30 @@ def test_an_automatic_batch_size_is_that_of_the_unfinished_run(
     tmp_path: Path, make_config: MakeConfig, unfinished: Callable[..., Run]
 ) -> None:
     automatic = make_config({"training.batch_size": "auto"})
-    assert find_runs.begun_batch_size(tmp_path, "student", automatic) == 0
+
+    def begun() -> Config | None:
+        return find_runs.begun_like(tmp_path, "student", automatic)
+
+    assert begun() is None
+    like = make_config({"training.batch_size": 12})
     unfinished(changes={"training.batch_size": 12})
     unfinished(changes={"training.batch_size": 24, "optimizer.lr": 0.7})
     (unfinished(changes={"training.batch_size": 48}).folder / "config.toml").write_text("[")
-    assert find_runs.begun_batch_size(tmp_path, "student", automatic) == 12
+    assert begun() == like
     unfinished(state="finished", changes={"training.batch_size": 6})
-    assert find_runs.begun_batch_size(tmp_path, "student", automatic) == 12
+    assert begun() == like
+
+
+def test_what_is_left_open_is_that_of_the_unfinished_run(
+    tmp_path: Path, make_config: MakeConfig, unfinished: Callable[..., Run]
+) -> None:
+    precision = {"training.precision": "bf16"}
+    unfinished(changes=precision)
+    for batch_size in (8, "auto"):
+        both = make_config({"training.precision": "auto", "training.batch_size": batch_size})
+        assert find_runs.begun_like(tmp_path, "student", both) == make_config(precision)
+    fp32 = make_config({"training.batch_size": "auto"})
+    assert find_runs.begun_like(tmp_path, "student", fp32) is None
 
 
 def test_another_folder_of_one_s_own_images_is_another_run(

@@ -89,3 +89,13 @@ def test_variables_change_how_a_run_is_measured_but_not_what_it_was(
     )
     with pytest.raises(ConfigError, match="banana"):
         measuring_config(run, {"training.device": "banana"})
+
+
+def test_measured_with_the_precision_that_it_was_trained_with(
+    make_finished: MakeFinished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_finished("student")
+    monkeypatch.setenv("TSER_TRAINING_PRECISION", "auto")
+    for flags in ({}, {"training.precision": "auto"}):
+        assert measuring_config(run, flags) == run.config()
+    assert measuring_config(run, {"training.precision": "bf16"}).training.precision == "bf16"

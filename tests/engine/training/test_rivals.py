@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,34 @@ def test_an_entropy_weight_adds_a_term_to_any_method(
         losses.append(terms["loss"].item())
     expected = losses[0] - 0.5 * terms["entropy"].item()
     assert losses[1] == pytest.approx(expected, rel=1e-5)
+
+
+def keep(outputs: list[torch.Tensor], module: Any, args: Any, output: torch.Tensor) -> None:
+    outputs.append(output)
+
+
+@pytest.mark.parametrize("method", ["tser", "kd_feature"])
+def test_a_rate_weight_charges_for_the_mean_rate_of_any_method(
+    make_task: MakeTask, make_config: MakeConfig, method: str
+) -> None:
+    images, labels = batch()
+    found = []
+    for weight in (0.0, 0.5):
+        config = make_config({"method.name": method, "method.rate_weight": weight})
+        task = make_task("student", config)
+        spikes: list[torch.Tensor] = []
+        for module in task.model.modules():
+            if hasattr(module, "is_spiking_neuron"):
+                module.register_forward_hook(partial(keep, spikes))
+        terms = task.step(images, labels).terms
+        terms["loss"].backward()  # type: ignore[no-untyped-call]
+        found.append((terms, task.model.get_parameter("conv1.weight").grad))
+    (free, free_gradient), (charged, gradient) = found
+    rate = sum(s.sum().item() for s in spikes) / sum(s.numel() for s in spikes)
+    assert charged["rate"].item() == pytest.approx(rate, rel=1e-5)
+    assert charged["loss"].item() == pytest.approx(free["loss"].item() + 0.5 * rate, rel=1e-5)
+    assert free.keys() == charged.keys() - {"rate"}
+    assert free_gradient is not None and not torch.allclose(free_gradient, gradient)
 
 
 def test_own_weights_and_what_overrides_them(make_config: MakeConfig) -> None:

@@ -26,6 +26,7 @@ from tser_cli.operating_system import end_with_parent
 
 POLL_SECONDS = 0.2
 TELL_LINES = 3
+FINISHED = (0, 4)  # 4: done, but over its energy budget
 
 
 def run(
@@ -55,7 +56,7 @@ def run(
             ),
         )
         code = _wait(process, stopped)
-    if code == 0:
+    if code in FINISHED:
         return ""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TELL_LINES:]
     return f"exit code {code}: {' / '.join(lines)} (see {log})"

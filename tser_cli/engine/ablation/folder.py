@@ -12,7 +12,7 @@ from typing import Any
 import filelock
 
 from tser_cli import registry
-from tser_cli.config import Config
+from tser_cli.config import Config, keys
 from tser_cli.engine.ablation.grid import SEED, Cell, Request
 from tser_cli.engine.runtime.whole_paths import existing_path
 from tser_cli.engine.teachers import find
@@ -51,7 +51,7 @@ class AblationFolder:
 
     @property
     def own_runs(self) -> Path:
-        """Return where teachers are trained that are not found elsewhere."""
+        """Return where ablations used to train their teachers; what lies there is taken."""
         return self.folder / "runs"
 
 
@@ -125,7 +125,9 @@ def checked_plan(request: Request, place: AblationFolder) -> dict[str, Any]:
         raise _belongs_elsewhere(place, [f"it varies {', '.join(document['axes'])}"])
     for cell in request.cells:
         now = settings_of(cell)
-        before = of_today(document["cells"].setdefault(cell.label, now))
+        # A setting that is newer than the plan was at its default then.
+        usual = {key: of for key, of in keys(cell.config.method.name).items() if key in now}
+        before = usual | of_today(document["cells"].setdefault(cell.label, now))
         if before != now:
             changed = [key for key in {**now, **before} if before.get(key) != now.get(key)]
             listed = [f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:SHOWN]]

@@ -221,9 +221,7 @@ def check_alike(
 
 def labelled(varied: dict[str, Any], config: Config) -> dict[str, Any]:
     """`varied` with the method as results name it: `kd+entropy` where entropy was added to all."""
-    if METHOD not in varied or ENTROPY in varied:
-        return varied
-    return {**varied, METHOD: method_label(config)}
+    return {**varied, METHOD: method_label(config, varied)} if METHOD in varied else varied
 
 
 def reaching(

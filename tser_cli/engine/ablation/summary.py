@@ -107,8 +107,9 @@ def values_of_cells(
     rows: Sequence[Mapping[str, Any]], axes: Sequence[str], measure: str
 ) -> dict[Key, pd.Series]:
     """Return each cell's values by seed, of the runs that finished; cells in the rows' order."""
-    table = pd.DataFrame(list(rows), columns=[*axes, "seed", "state", measure])
-    table[list(axes)] = table[list(axes)].astype(str)
+    # as text first: of 0 and 0.05 pandas would make 0.0 and 0.05, and 0 would be found no more
+    named = [{**row, **{axis: str(row[axis]) for axis in axes}} for row in rows]
+    table = pd.DataFrame(named, columns=[*axes, "seed", "state", measure])
     values = pd.to_numeric(table[measure].replace("", None)).astype(float)
     table["value"] = values.where(table["state"] == "finished")
     table["seed"] = table["seed"].astype(int)

@@ -25,6 +25,7 @@ from tser_cli.engine.ablation.folder import (
     find_folder,
     hold,
     needs_teacher,
+    read_plan,
     shared_teacher,
     teacher_key,
     write_plan,
@@ -36,9 +37,12 @@ from tser_cli.engine.ablation.summary import write_tables
 from tser_cli.engine.commands.distill import provide_teacher
 from tser_cli.engine.runtime.context import Options, prepare
 from tser_cli.engine.runtime.stop import StopRequest
+from tser_cli.engine.training.precision import AUTO, choose_precision
 from tser_cli.errors import Interrupted
 from tser_cli.report import ablation_plots
 from tser_cli.report.progress import Progress
+
+PRECISION = "training.precision"
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
     or where there is no cluster, RunError where another process works in the folder.
     """
     place = place.with_jobs_for(len(request.cells))
+    request = with_one_precision(request, place, progress)
     document = checked_plan(request, place)
     with _cluster_of(place) as cluster, hold(place):
         failures = train_cells(request, place, document, cluster, progress)
@@ -75,6 +80,29 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
     return AblationResult(
         place.folder, request, summary, tuple(figures), tuple(failures), tuple(exits)
     )
+
+
+def with_one_precision(request: Request, place: AblationFolder, progress: Progress) -> Request:
+    """Return the request with one precision for all cells whose settings leave it to the machine.
+
+    It is that of the cells which the folder's plan knows, or is measured on the first cell: else
+    some cells might get another one than the others.
+    """
+    left_open = [cell for cell in request.cells if cell.config.training.precision == AUTO]
+    if not left_open:
+        return request
+    known = {cell.get(PRECISION) for cell in read_plan(place)["cells"].values()} - {None}
+    if len(known) == 1:
+        (precision,) = known
+    else:
+        precision = choose_precision("student", prepare(left_open[0].config, progress))
+    settled = [
+        replace(cell, config=cell.config.updated({PRECISION: precision}))
+        if cell in left_open
+        else cell
+        for cell in request.cells
+    ]
+    return replace(request, cells=settled)
 
 
 def _cluster_of(place: AblationFolder) -> AbstractContextManager[Cluster | None]:
@@ -137,8 +165,11 @@ def share_teachers(
 def choose_teacher(
     config: Config, place: AblationFolder, document: dict[str, Any], progress: Progress
 ) -> str:
-    """Return the file of the teacher that these settings name, trained first if there is none."""
-    folder = find_folder(config, place) or place.own_runs
+    """Return the file of the teacher that these settings name, trained first if there is none.
+
+    It is trained in the runs folder, so that commands that run at once train it once.
+    """
+    folder = find_folder(config, place) or place.runs_dir
     options = Options(folder, progress=progress)
     loaded = provide_teacher(prepare(config, progress), options)
     assert loaded is not None, "asked only for methods with a teacher"

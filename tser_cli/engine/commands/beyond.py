@@ -8,9 +8,9 @@ from typing import Any
 
 from tser_cli.energy import Counts, Profile, lemaire
 from tser_cli.energy.auxiliary import Auxiliary
-from tser_cli.energy.budget import parse_energy
 from tser_cli.energy.comparison import Compared, compare, matching
 from tser_cli.energy.rival import Rival, fair_rival
+from tser_cli.quantities import parse_energy
 from tser_cli.report.csv_files import CONVENTIONS, write_csv
 
 

@@ -20,6 +20,7 @@ from tser_cli.engine.runtime.seeds import random_state, restore_random_state
 from tser_cli.engine.teachers.find import find_fitting, teacher_config
 from tser_cli.engine.teachers.fits import fitting_teacher
 from tser_cli.engine.teachers.of_run import keep_teacher
+from tser_cli.engine.training.precision import settle_precision
 from tser_cli.engine.training.training_run import (
     finish,
     open_for_training,
@@ -36,7 +37,7 @@ def distill(config: Config, options: Options) -> RunResult:
     Raises ConfigError, DataError, CheckpointError, RunError, Interrupted (the state is saved) or
     TrainingError.
     """
-    context = prepare(config, options.progress)
+    context = settle_precision("student", prepare(config, options.progress), options)
     teacher = provide_teacher(context, options)
     # What does not fit together is refused here, before there is a run folder.
     task, drawn = student_task(context, teacher), random_state()

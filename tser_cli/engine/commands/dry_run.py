@@ -25,12 +25,14 @@ from tser_cli.engine.ablation.folder import (
 )
 from tser_cli.engine.ablation.grid import SEED, Cell, Request
 from tser_cli.engine.ablation.local_launcher import default_jobs, threads_of
+from tser_cli.engine.commands.ablate import with_one_precision
 from tser_cli.engine.runs import find_runs, model_files
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runtime.context import Context, Options, prepare
 from tser_cli.engine.runtime.seeds import seed_everything
 from tser_cli.engine.teachers.find import find_fitting, teacher_config
 from tser_cli.engine.teachers.fits import check_architecture
+from tser_cli.engine.training.precision import settle_precision
 from tser_cli.engine.training.resuming import other_schedule
 from tser_cli.engine.training.task import Task
 from tser_cli.engine.training.training_run import settle_batch_size, student_task, teacher_task
@@ -67,14 +69,14 @@ class TrainingPlan:
 def plan_teacher(config: Config, options: Options) -> TrainingPlan:
     """Return the plan of `train_teacher`. Raises what that would raise before it trains."""
     check_architecture(config.model.teacher)
-    context = prepare(config, options.progress)
+    context = settle_precision("teacher", prepare(config, options.progress), options)
     check_resumable("teacher", context, options)
     return _plan("teacher", config.model.teacher, teacher_task(context), context, options)
 
 
 def plan_student(config: Config, options: Options) -> TrainingPlan:
     """Return the plan of `distill`; a teacher that is not there yet is measured untrained."""
-    context = prepare(config, options.progress)
+    context = settle_precision("student", prepare(config, options.progress), options)
     check_resumable("student", context, options)
     teacher, source = _teacher(context, options)
     task = student_task(context, teacher)
@@ -167,6 +169,7 @@ class AblationPlan:
 def plan_ablation(request: Request, place: AblationFolder, options: Options) -> AblationPlan:
     """Return the plan of `ablate`. Raises ConfigError as the ablation itself would."""
     place = place.with_jobs_for(len(request.cells))
+    request = with_one_precision(request, place, options.progress)
     document = checked_plan(request, place)
     finished = [find_cell(cell, place.folder) is not None for cell in request.cells]
     waiting = [cell for cell, done in zip(request.cells, finished, strict=True) if not done]

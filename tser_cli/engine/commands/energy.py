@@ -17,6 +17,7 @@ from tser_cli.energy import (
     energy_up_to,
     load_profile,
 )
+from tser_cli.energy.auxiliary import Auxiliary
 from tser_cli.energy.layouts import INSIDE
 from tser_cli.energy.profiles import check_precision
 from tser_cli.engine.commands.beyond import Beyond, Wanted, go_beyond
@@ -27,7 +28,7 @@ from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, evaluat
 from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
 from tser_cli.engine.runs.result import recorded
 from tser_cli.engine.teachers.of_run import teacher_to_count
-from tser_cli.engine.training.training_run import profile_of
+from tser_cli.engine.training.energy_budget import profile_of
 from tser_cli.errors import ConfigError
 from tser_cli.files import check_folder, write_text
 from tser_cli.report import plots
@@ -79,7 +80,8 @@ def measure_energy(request: EnergyRequest) -> EnergyResult:
     opened = open_finished(
         select_run(request.run, request.runs_dir), request.changes, request.progress
     )
-    model, profile = opened.loaded.model, load_profile(request.profile or profile_of(opened.config))
+    model = opened.loaded.model
+    profile = load_profile(request.profile) if request.profile else profile_of(opened.config)
     check_precision(profile, weight_bits(model), request.wanted.assume_int8)
     full = evaluate_split(
         opened.loaded.model,
@@ -116,11 +118,20 @@ def _beyond(opened: FinishedRun, request: EnergyRequest, profile: Profile) -> Be
     """Return what was asked for beyond the table, which takes a second, more detailed count."""
     if not request.wanted.any and not profile.model:
         return Beyond()
+    counts, others = detailed_counts(opened, request.images)
+    return go_beyond(request.output, counts, others, profile, request.wanted)
+
+
+def detailed_counts(opened: FinishedRun, images: int) -> tuple[Counts, Auxiliary]:
+    """Count so many test images (0: all) with what memory and conventions need to know of them.
+
+    Raises TserError where the network's layers can't be told apart so.
+    """
     model, context, timesteps = opened.loaded.model, opened.context, opened.config.model.timesteps
-    inputs = test_images(context, request.images)
     subject = NetworkRequest(opened.run.name, timesteps=timesteps, layout=INSIDE)
+    inputs = test_images(context, images)
     _, counter = count(model, inputs, subject, True, model.input_kinds())
-    return go_beyond(request.output, counter.counts(), counter.others, profile, request.wanted)
+    return counter.counts(), counter.others
 
 
 def figures_of(output: Path) -> tuple[Path, Path]:

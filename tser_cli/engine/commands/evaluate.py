@@ -9,7 +9,6 @@ from typing import Any
 
 from tser_cli.data.loaders import Split
 from tser_cli.energy import Profile, load_profile
-from tser_cli.energy.budget import Budget, parse_budget
 from tser_cli.energy.joules import ann_macs
 from tser_cli.engine.evaluation import early_exit
 from tser_cli.engine.evaluation.exit_choice import keep_budget, stops_of
@@ -19,9 +18,11 @@ from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select
 from tser_cli.engine.runs.model_files import freeze
 from tser_cli.engine.runs.result import recorded
 from tser_cli.engine.teachers.of_run import read_run_teacher, teacher_name
-from tser_cli.engine.training.training_run import profile_of, row_labels
+from tser_cli.engine.training.energy_budget import profile_of
+from tser_cli.engine.training.training_run import row_labels
 from tser_cli.errors import ConfigError, DiskFullError, RunError, TserError
 from tser_cli.files import check_folder
+from tser_cli.quantities import Budget, parse_budget
 from tser_cli.report import plots
 from tser_cli.report.csv_files import per_timestep_csv
 from tser_cli.report.progress import Progress, Silent
@@ -124,7 +125,23 @@ def evaluate_run(request: EvaluateRequest) -> EvaluateResult:
     found = _measure_others(opened, Measured(full, rules, budget))
     accuracy = teacher_accuracy(opened, split)
     rows = [{**row, "teacher_accuracy": accuracy} for row in full.rows() if row["t"] in steps]
+    if split == "test":
+        _say_difference(opened, rows[-1])
     return context.runtime.on_main(lambda: _write(opened, request, rows, steps, found))
+
+
+def _say_difference(opened: FinishedRun, last: dict[str, Any]) -> None:
+    """Say what another precision than the run's changes, where the run's own result is recorded."""
+    precision, own = opened.config.training.precision, opened.run.config().training.precision
+    known = recorded(opened.run).get("per_timestep") or ()
+    before = next((row["correct_cumulative"] for row in known if row["t"] == last["t"]), None)
+    if precision == own or before is None:
+        return
+    change = last["correct_cumulative"] - before
+    opened.context.progress.say(
+        f"in {precision} {last['correct_cumulative']} of {last['images']} images are right, "
+        f"{change:+d} against {own}, in which the run was measured"
+    )
 
 
 def _measure_others(opened: FinishedRun, found: Measured) -> Measured:
@@ -199,9 +216,9 @@ def _write(
     found: Measured,
 ) -> EvaluateResult:
     run, stem = opened.run, _stem(opened, request, steps)
-    profile = load_profile(request.profile or profile_of(opened.config))
+    profile = load_profile(request.profile) if request.profile else profile_of(opened.config)
     rules = [*found.rules, *([_chosen(found, profile)] if found.budget else [])]
-    can_write = _can_write(opened, request)
+    can_write = _can_write(opened, request, stem)
     table = request.output or (run.folder / f"{stem}.csv" if can_write else None)
     labels = row_labels(run, opened.config, request.split, opened.loaded.name, teacher_name(run))
     if table is not None:
@@ -217,13 +234,13 @@ def _write(
     return EvaluateResult(run.name, request.split, rows, table, figure, exits, exits_table)
 
 
-def _can_write(opened: FinishedRun, request: EvaluateRequest) -> bool:
+def _can_write(opened: FinishedRun, request: EvaluateRequest, stem: str) -> bool:
     """Return whether the run's folder takes files; what was measured is worth showing without.
 
     Raises DiskFullError: that can be mended.
     """
     try:
-        check_folder(opened.run.folder / "any.csv")
+        check_folder(opened.run.folder / f"{stem}.csv")
     except DiskFullError:
         raise
     except RunError as error:

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from tser_cli import registry
+from tser_cli.data.loaders import evenly_spread
 from tser_cli.data.transforms import evaluation_pipeline
 from tser_cli.energy import float_energy
-from tser_cli.engine.evaluation.per_timestep import evenly_spread
 from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.teachers.of_run import teacher_name

@@ -25,6 +25,7 @@ from tser_cli.engine.runtime.seeds import seed_everything
 from tser_cli.engine.training.job import TrainingJob
 from tser_cli.engine.training.loop import fit
 from tser_cli.engine.training.own_loader import OwnLoader
+from tser_cli.engine.training.precision import AUTO, FP32
 from tser_cli.engine.training.task import distillation
 from tser_cli.engine.training.training_run import recording_end
 from tser_cli.errors import ConfigError
@@ -35,8 +36,9 @@ from tser_cli.report.progress import Progress, Silent
 
 Settings = Mapping[str, Any]
 OWN = "own"  # the data set's name in the folder of a run on a user's own data loader
-# What a user's own networks and loaders decide themselves is in no recipe.
-NOT_OWN = {"data", "augment", "model", "neuron"}
+# What a user's own networks and loaders decide themselves is in no recipe; nor do they have an
+# energy budget, for which the images and the layers must be known.
+NOT_OWN = {"data", "augment", "model", "neuron", "energy"}
 
 
 def distill(
@@ -142,7 +144,10 @@ def own_config(timesteps: int, method: str, settings: Settings | None) -> Config
         "model.timesteps": timesteps,
         "performance.fold_teacher": False,
     }
-    return recipe.resolve([recipe.Layer("settings", given), recipe.Layer("arguments", fixed)])
+    config = recipe.resolve([recipe.Layer("settings", given), recipe.Layer("arguments", fixed)])
+    # what is tried for "auto" is a network of ours
+    chosen = {"training.precision": FP32} if config.training.precision == AUTO else {}
+    return config.updated(chosen)
 
 
 def _own_document(config: Config) -> dict[str, Any]:
@@ -192,10 +197,11 @@ def evaluate(
 ) -> EvaluateResult:
     """Measure a finished run at every time step, as `tser evaluate` does.
 
-    `run`: a folder or a result; None is the newest finished student. `timesteps`: any number, not
-    only the trained one. `early_exit`: thresholds of confidence, as "0.8,0.9". `energy_budget`:
-    what early exit is to keep, as "3uJ" or "25%" of the ANN; the result says whether it is `kept`.
-    Its `rows` are those of per_timestep.csv. Raises TserError.
+    `run`: a folder, a run's name or the beginning of it, "latest", or a result; None is the newest
+    finished student. `timesteps`: any number, not only the trained one. `early_exit`: thresholds of
+    confidence, as "0.8,0.9". `energy_budget`: what early exit is to keep, as "3uJ" or "25%" of the
+    ANN; the result says whether it is `kept`. Its `rows` are those of per_timestep.csv. Raises
+    TserError.
     """
     request = EvaluateRequest(
         run=_folder(run),
@@ -230,7 +236,8 @@ def load_run(
 ) -> FinishedRun:
     """Load a finished run: its network on the device, its data and its settings.
 
-    `run`: a folder or a result; None is the newest finished student. The network is
+    `run`: a folder, a run's name or the beginning of it, "latest", or a result; None is the newest
+    finished student. The network is
     `loaded.model`, frozen and in eval mode: `model(images_NCHW, timesteps=T)` returns [T, N, K] for
     a student. The data is `context.dataset`. Raises TserError.
     """

@@ -12,18 +12,20 @@ import torch
 from torch import nn
 
 from tser_cli.config import FLOAT_BITS
+from tser_cli.data.loaders import evenly_spread
 from tser_cli.data.transforms import evaluation_pipeline
-from tser_cli.engine.evaluation.per_timestep import evenly_spread
 from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
 from tser_cli.engine.runs.model_files import freeze
 from tser_cli.engine.runs.result import RunResult, recorded
 from tser_cli.engine.runtime.context import Context, Options
 from tser_cli.engine.teachers.of_run import TEACHER, read_run_teacher
+from tser_cli.engine.training.energy_budget import profile_of
 from tser_cli.engine.training.task import distillation
-from tser_cli.engine.training.training_run import finish, open_for_training, profile_of
+from tser_cli.engine.training.training_run import finish, open_for_training
 from tser_cli.errors import ConfigError
 from tser_cli.models import Classifier
 from tser_cli.models.quantised import quantise, round_weights_
+from tser_cli.quantities import NO_BUDGET
 from tser_cli.report.progress import Progress, Silent
 
 BITS = (8, 4)
@@ -70,7 +72,9 @@ def quantize(request: QuantizeRequest) -> QuantizeResult:
         select_run(request.run, request.runs_dir), request.changes, request.progress
     )
     _check(opened)
-    config = opened.config.updated({"model.weight_bits": request.bits})
+    # The parent's budget and its profile are for weights of floating point.
+    changes = {"model.weight_bits": request.bits, "energy.budget": NO_BUDGET, "energy.profile": ""}
+    config = opened.config.updated(changes)
     context = replace(opened.context, config=config)
     model = rounded(opened, context, request)
     result = _record(model, opened, context, request)
@@ -79,7 +83,7 @@ def quantize(request: QuantizeRequest) -> QuantizeResult:
         result=result,
         parent=opened.run.folder,
         parent_accuracy=recorded(opened.run).get("accuracy"),
-        profile=profile_of(config),
+        profile=profile_of(config).name,
         float_energy_pj=document["totals"]["energy_fp32_pj"],
     )
 

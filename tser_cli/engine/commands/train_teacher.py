@@ -7,6 +7,7 @@ from tser_cli.engine.runs.result import RunResult
 from tser_cli.engine.runtime.context import Context, Options, prepare
 from tser_cli.engine.runtime.seeds import random_state, restore_random_state
 from tser_cli.engine.teachers.fits import check_architecture
+from tser_cli.engine.training.precision import settle_precision
 from tser_cli.engine.training.training_run import (
     finish,
     open_for_training,
@@ -22,7 +23,8 @@ def train_teacher(config: Config, options: Options) -> RunResult:
     Raises ConfigError, DataError, RunError, Interrupted (the state is saved) or TrainingError.
     """
     check_architecture(config.model.teacher)
-    return train_teacher_in(prepare(config, options.progress), options)
+    context = settle_precision("teacher", prepare(config, options.progress), options)
+    return train_teacher_in(context, options)
 
 
 def train_teacher_in(context: Context, options: Options) -> RunResult:

@@ -87,25 +87,40 @@ def exit_batch(
     stepper: Stepper, images_NCHW: Tensor, labels_N: Tensor, timesteps: int, rule: Rule
 ) -> tuple[Tensor, Tensor]:
     """Run one batch step by step, dropping images as they become sure; fields of `Exits`."""
-    count = len(labels_N)
-    step_N = torch.full((count,), timesteps, device=labels_N.device)
-    correct_N = torch.zeros(count, dtype=torch.bool, device=labels_N.device)
-    left = torch.arange(count, device=labels_N.device)
+    count, device = len(labels_N), labels_N.device
+    step_N = torch.full((count,), timesteps, device=device)
+    correct_N = torch.zeros(count, dtype=torch.bool, device=device)
+    # R rows are computed, each of one image; some are of images that have been decided
+    image_R = torch.arange(count, device=device)
+    open_R = torch.ones(count, dtype=torch.bool, device=device)
     stepper.start(images_NCHW)
-    total: Tensor | float = 0.0
+    total_RK: Tensor | float = 0.0
     for t in range(1, timesteps + 1):
-        total = total + stepper.step().double()
-        mean = total / t
-        leaving = rule.sure(mean) if t < timesteps else torch.ones_like(left, dtype=torch.bool)
-        gone = left[leaving]
+        total_RK = total_RK + stepper.step().double()
+        mean_RK = total_RK / t
+        leaving_R = open_R & rule.sure(mean_RK) if t < timesteps else open_R
+        gone = image_R[leaving_R]
         step_N[gone] = t
-        correct_N[gone] = mean[leaving].argmax(-1) == labels_N[gone]
-        left, total = left[~leaving], total[~leaving]
-        if not len(left):
+        correct_N[gone] = mean_RK[leaving_R].argmax(-1) == labels_N[gone]
+        open_R = open_R & ~leaving_R
+        if not open_R.any():
             break
-        if leaving.any():
-            stepper.keep(~leaving)
+        kept = rows_to_keep(open_R, count)
+        if len(kept) < len(open_R):
+            stepper.keep(kept)
+            image_R, open_R, total_RK = image_R[kept], open_R[kept], total_RK[kept]
     return step_N, correct_N
+
+
+def rows_to_keep(open_R: Tensor, batch: int) -> Tensor:
+    """Return the places of the rows to go on with: the open ones, and others up to a round number.
+
+    Round are the eighths of `batch`. For every number of images that it has not met before, the
+    library below the convolutions makes new code, which takes longer than a few images do.
+    """
+    part = math.ceil(batch / 8)
+    number = min(math.ceil(int(open_R.sum()) / part) * part, len(open_R))
+    return open_R.int().argsort(descending=True, stable=True)[:number]
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from tser_cli.energy import Profile
 from tser_cli.energy.counts import FloatArray
 from tser_cli.energy.joules import priced
 from tser_cli.errors import ConfigError
-from tser_cli.report.energy_report import joules
+from tser_cli.quantities import joules
 from tser_cli.report.predictions import Predictions
 
 ALWAYS, NEVER = 0.0, math.inf

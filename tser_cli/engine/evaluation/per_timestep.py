@@ -6,7 +6,7 @@ each step, and, if asked, the operations that were counted on the way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from operator import length_hint
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tser_cli.data.loaders import Batch, EvalLoader, Split, build_eval_loader
+from tser_cli.data.loaders import Batch, Split, build_eval_loader
 from tser_cli.energy import Counts
 from tser_cli.energy.counts import joined
 from tser_cli.engine.runs.input_kinds import counting_of
@@ -267,23 +267,8 @@ def evaluate_split(
             config = config.updated(
                 {"training.eval_batch_size": batch_size(spec.height, spec.width)}
             )
-    whole = build_eval_loader(
-        context.dataset, split, config, rank=runtime.rank, world=runtime.world
+    loader = build_eval_loader(
+        context.dataset, split, config, rank=runtime.rank, world=runtime.world, images=images
     )
     check_stop = make_check_stop(stop, runtime) if stop else None
-    loader = list(_chosen(whole, images)) if images else whole
     return evaluate(model, loader, runtime, timesteps, teacher, check_stop, count)
-
-
-def _chosen(loader: EvalLoader, wanted: int) -> Iterator[Batch]:
-    chosen = evenly_spread(loader.images, wanted)
-    for batch in loader:
-        taken = torch.isin(batch.indices_N, chosen)
-        if taken.any():
-            yield Batch(*(field[taken] for field in batch))
-
-
-def evenly_spread(total: int, wanted: int) -> Tensor:
-    """Return the places of `wanted` of `total` images, evenly spread; all where there are fewer."""
-    count = min(wanted, total)
-    return torch.arange(count) * total // count

@@ -1,8 +1,10 @@
-"""Find runs again: the newest finished one, one to go on with, one at a path."""
+"""Find runs again: by path, name or beginning of a name, the newest one, one to go on with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from tser_cli import plugins
@@ -12,10 +14,96 @@ from tser_cli.engine.runtime.whole_paths import with_whole_paths
 from tser_cli.errors import ConfigError, RunError, nearest, warn_once
 from tser_cli.files import is_file, is_folder
 
+LEFT_OPEN = {"training.batch_size": 0, "training.precision": "auto"}
 UNFINISHED = ("running", "stopped", "failed")
+LATEST = "latest"
+ANY = "*"
+KINDS = ("teacher", "student")
+MOST_CANDIDATES = 10
 
 
-def all_runs(runs_dir: Path, kind: str = "*", dataset: str = "*") -> Iterator[Run]:
+def run_folders(runs_dir: Path, kind: str = ANY) -> list[Run]:
+    """Return every run folder under `runs_dir`, damaged ones too, in the order of their names.
+
+    A folder is a run's where it has a status.json or a config.toml; none of them is opened.
+    """
+    kinds = KINDS if kind == ANY else (kind,)
+    found = [path for of in kinds for path in _folders(_folders(runs_dir / of))]
+    files = ("status.json", "config.toml")
+    return [Run(path) for path in found if any(os.path.lexists(path / name) for name in files)]
+
+
+def _folders(above: Path | Iterable[Path]) -> list[Path]:
+    places = [above] if isinstance(above, Path) else above
+    inside: list[Path] = []
+    for place in places:
+        with suppress(OSError, ValueError):  # no folder, one that is closed, or no name at all
+            inside += sorted(entry for entry in place.iterdir() if is_folder(entry))
+    return inside
+
+
+def find_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:
+    """Return the run that is meant by a path, a name, an unambiguous beginning of one, or `latest`.
+
+    `latest` is the run that finished last. A path leads anywhere; the others are looked for among
+    the runs of `kind` under `runs_dir`. The run need not be finished. Raises RunError, which names
+    the nearest or the candidates.
+    """
+    if is_file(named / "status.json"):
+        return Run(named)
+    name = str(named)
+    if named.name != name or name in ("", ".", ".."):
+        raise _no_run_folder(named)
+    if name == LATEST:
+        return _latest(runs_dir, kind)
+    runs = run_folders(runs_dir, kind)
+    meant = [run for run in runs if run.name == name] or beginning_with(name, runs)
+    if not meant and is_folder(named):
+        raise _no_run_folder(named)
+    if not meant:
+        near = nearest(name, [LATEST, *(run.name for run in runs)])
+        raise RunError(f'there is no run "{name}" under {runs_dir}{near}. tser runs lists them')
+    if len(meant) > 1:
+        raise RunError(f'"{name}" may mean {len(meant)} runs:\n{_candidates(meant)}')
+    return meant[0]
+
+
+def run_or_name(name: str, runs_dir: Path, kind: str = ANY) -> str:
+    """Return the folder of the run that `name` means; `name` itself where no run begins with it.
+
+    For names that may also be something else: an architecture, a file, a recipe. Raises RunError
+    where it may mean several runs.
+    """
+    if name == LATEST or (name and beginning_with(name, run_folders(runs_dir, kind))):
+        return str(find_run(Path(name), runs_dir, kind).folder)
+    return name
+
+
+def beginning_with(text: str, runs: Iterable[Run]) -> list[Run]:
+    """Return the runs whose names begin with `text`."""
+    return [run for run in runs if run.name.startswith(text)]
+
+
+def _candidates(runs: list[Run]) -> str:
+    shown = [f"  {run.folder}" for run in runs[:MOST_CANDIDATES]]
+    more = len(runs) - len(shown)
+    return "\n".join([*shown, *([f"  and {more} more"] if more else [])])
+
+
+def _latest(runs_dir: Path, kind: str) -> Run:
+    newest = newest_finished(runs_dir, kind)
+    if newest is None:
+        what = "run" if kind == ANY else kind
+        raise RunError(f"there is no finished {what} under {runs_dir}; --runs-dir names the place")
+    return newest
+
+
+def _no_run_folder(path: Path) -> RunError:
+    beside = [entry.name for entry in path.parent.iterdir()] if is_folder(path.parent) else []
+    return RunError(f"{path} is not a run folder{nearest(path.name, beside)}: no status.json")
+
+
+def all_runs(runs_dir: Path, kind: str = ANY, dataset: str = ANY) -> Iterator[Run]:
     """Yield the run folders under `runs_dir`, newest first.
 
     One whose status.json is damaged is named in a warning and left out.
@@ -36,7 +124,7 @@ def _is_sound(run: Run) -> bool:
 
 
 def newest_finished(
-    runs_dir: Path, kind: str, dataset: str = "*", model: str | None = None
+    runs_dir: Path, kind: str, dataset: str = ANY, model: str | None = None
 ) -> Run | None:
     """Return the run that finished last, of one architecture where `model` is given."""
     finished = [
@@ -47,31 +135,38 @@ def newest_finished(
     return max(finished, key=lambda run: run.time_of("finished"), default=None)
 
 
-def open_run(path: Path) -> Run:
-    """Return the run at `path`. Raises RunError where it is none, or is not finished."""
-    if not is_file(path / "status.json"):
-        beside = [entry.name for entry in path.parent.iterdir()] if is_folder(path.parent) else []
-        raise RunError(f"{path} is not a run folder{nearest(path.name, beside)}: no status.json")
-    run = Run(path)
+def open_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:
+    """Return the finished run that is meant, see `find_run`. Raises RunError where it is none."""
+    run = find_run(named, runs_dir, kind)
     state = run.status().get("state", "of no known state")
     if state != "finished":
         raise RunError(
-            f"run {path} is {state}, not finished; repeat the "
+            f"run {run.folder} is {state}, not finished; repeat the "
             "command that began it, and it will go on"
         )
     return run
 
 
-def begun_batch_size(runs_dir: Path, kind: str, config: Config, must: bool = False) -> int:
-    """Return the batch size of the unfinished run that is else like `config`; 0 without one."""
+def begun_like(runs_dir: Path, kind: str, config: Config, must: bool = False) -> Config | None:
+    """Return `config` with what it leaves open as in the unfinished run that is else like it.
+
+    Open are a batch size of 0 and a precision of "auto". None where there is no such run.
+    """
     for run in _unfinished(runs_dir, kind, config):
         try:
-            size = run.config().training.batch_size
+            before = run.config().flat()
         except (ConfigError, RunError):  # damaged: that run is not gone on with
             continue
-        if not differences(run, config.updated({"training.batch_size": size}), must):
-            return size
-    return 0
+        opened = config.updated({key: before[key] for key in left_open(config)})
+        if not differences(run, opened, must):
+            return opened
+    return None
+
+
+def left_open(config: Config) -> list[str]:
+    """Return the settings that are chosen when a run begins, and then are the run's."""
+    values = config.flat()
+    return [key for key, open_value in LEFT_OPEN.items() if values[key] == open_value]
 
 
 def _unfinished(runs_dir: Path, kind: str, config: Config) -> list[Run]:

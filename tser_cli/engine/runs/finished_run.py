@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from tser_cli.engine.runs.split_list import check_test_images
 from tser_cli.engine.runtime.context import Context, prepare
 from tser_cli.errors import RunError
 from tser_cli.report.progress import Progress
+from tser_cli.sections import AUTO
+
+PRECISION = "training.precision"
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,18 @@ class FinishedRun:
 
 
 def select_run(run: Path | None, runs_dir: Path) -> Run:
-    """Return the run at a path, or the newest finished student. Raises RunError."""
+    """Return the finished run that is meant (`find_runs.find_run`); None is the newest student.
+
+    Raises RunError.
+    """
+    chosen = _chosen(run, runs_dir)
+    logging.getLogger("tser_cli").info("run: %s", chosen.folder)
+    return chosen
+
+
+def _chosen(run: Path | None, runs_dir: Path) -> Run:
     if run is not None:
-        return find_runs.open_run(run)
+        return find_runs.open_run(run, runs_dir)
     newest = find_runs.newest_finished(runs_dir, "student")
     if newest is None:
         raise RunError(
@@ -49,11 +62,16 @@ def measuring_config(run: Run, changes: dict[str, Any]) -> Config:
     """Return the run's settings, with how it is measured now: `TSER_*` < flags.
 
     Of the variables only those that measuring depends on count: a finished run's training is what
-    it was. Raises ConfigError.
+    it was. A precision of "auto" is the run's own. Raises ConfigError.
     """
-    asked, counting = recipe.from_environment(os.environ), keys_where(lambda p: p.measuring)
-    asked = recipe.Layer(asked.source, {k: v for k, v in asked.values.items() if k in counting})
-    return recipe.resolve([run.settings(), asked, recipe.from_flags(changes)])
+    asked, flags = recipe.from_environment(os.environ), recipe.from_flags(changes)
+    asked = asked.without(asked.values.keys() - keys_where(lambda policy: policy.measuring))
+    return recipe.resolve([run.settings(), _as_trained(asked), _as_trained(flags)])
+
+
+def _as_trained(layer: recipe.Layer) -> recipe.Layer:
+    automatic = layer.values.get(PRECISION) == AUTO
+    return layer.without([PRECISION] if automatic else [])
 
 
 def open_finished(run: Run, changes: dict[str, Any], progress: Progress) -> FinishedRun:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tser_cli.engine.runs.foreign_weights import WRAPPERS
 from tser_cli.engine.runs.weight_files import load_model
 from tser_cli.errors import CheckpointError, ConfigError
+from tser_cli.models.base import differences
 from tser_cli.plugins import look_here
 
 
@@ -80,11 +81,10 @@ def load_weights(network: nn.Module, path: Path) -> None:
     # a network whose weights all lie in a part called so was not wrapped in it to be saved
     prefix = next((p for p in WRAPPERS if names and all(n.startswith(p) for n in names)), "")
     state = {f"{prefix}{name}": value for name, value in state.items()}
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:4]]
-        raise CheckpointError(f"{path} does not fit the network: {' '.join(lines)}") from error
+    problems = differences(network.state_dict(), state)
+    if problems:
+        raise CheckpointError(f"{path} does not fit the network: {problems}")
+    network.load_state_dict(state)
 
 
 def digest(network: nn.Module) -> str:

@@ -10,8 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tser_cli import __version__
 
 PACKAGES = (
@@ -22,6 +20,8 @@ PACKAGES = (
 
 def environment(seed: int) -> dict[str, Any]:
     """Return versions, git state, machine and command line, for environment.json."""
+    import torch  # runs are listed, and their names completed, without it
+
     return {
         "tser": __version__,
         "python": platform.python_version(),

@@ -22,6 +22,7 @@ class RunResult:
     `per_timestep`: the numeric columns of per_timestep.csv, a dict a time step. `accuracy` is that
     of the time-averaged logits, a fraction of `images`. `energy_pj` and `ann_energy_pj`: mean
     energy of an image for the student and for the ANN of the same shape, in pJ; None for a teacher.
+    `energy_budget_pj`: what it was trained to keep, and whether it did; None without a budget.
     `best_validation_accuracy`: the best of all epochs, None without a validation split. `seconds`:
     time spent in training. `against_ann`: the entry of that name in energy.json.
     """
@@ -41,6 +42,8 @@ class RunResult:
     ann_energy_pj: float | None
     seconds: float
     per_timestep: tuple[dict[str, Any], ...]
+    energy_budget_pj: float | None = None
+    energy_budget_kept: bool | None = None
     against_ann: dict[str, Any] | None = None
 
     @property

@@ -95,7 +95,7 @@ class Run:
         """Return when the run `started` or `finished`, in seconds since 1970; 0 where unknown."""
         try:
             return datetime.fromisoformat(str(self.status().get(event))).timestamp()
-        except ValueError:
+        except (ValueError, OverflowError, OSError):  # no date, or one that has no such number
             return 0.0
 
     def update_status(self, **changes: Any) -> None:
@@ -150,7 +150,8 @@ def _if_sound(content: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def run_name(kind: str, config: Config, model: str = "") -> str:
     """Name a run by model, T, method, seed and time: `resnet18_T2_tser_s0_20250131-120000`.
 
-    Integer weights are told by their bits: `resnet18_T2_tser_w8_s0_20250131-120000`.
+    Integer weights are told by their bits: `resnet18_T2_tser_w8_s0_20250131-120000`,
+    and an energy budget by itself: `resnet18_T2_tser_4uJ_s0_20250131-120000`.
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     seed = f"s{config.training.seed}"
@@ -159,7 +160,14 @@ def run_name(kind: str, config: Config, model: str = "") -> str:
     steps, method = config.model.timesteps, method_label(config)
     bits = config.model.weight_bits
     weights = "" if bits == FLOAT_BITS else f"_w{bits}"
-    return f"{model or config.model.student}_T{steps}_{method}{weights}_{seed}_{stamp}"
+    budget = f"_{_in_name(config.energy.budget)}" if config.has_energy_budget else ""
+    return f"{model or config.model.student}_T{steps}_{method}{weights}{budget}_{seed}_{stamp}"
+
+
+def _in_name(budget: str) -> str:
+    """ "25 %" -> "25pct", "4 µJ" -> "4uJ": as the name of a folder may have it."""
+    word = budget.replace("%", "pct").replace("µ", "u").replace("\u03bc", "u")
+    return "".join(word.split())
 
 
 def create(runs_dir: Path, kind: str, config: Config, *, dataset: str = "", model: str = "") -> Run:

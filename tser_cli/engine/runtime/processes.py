@@ -26,7 +26,8 @@ from tser_cli.data.workers import is_loss_of_worker
 from tser_cli.errors import ConfigError, Interrupted, TrainingError, TserError
 from tser_cli.operating_system import end_with_parent
 
-PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+# auto is fp32 until it is settled
+PRECISIONS = {"auto": "no", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 # A process that vanished without closing its connections is given up after this time.
 PATIENCE = timedelta(minutes=10)
 

@@ -10,7 +10,7 @@ from tser_cli.config import Config
 
 PATHS = ("data.dir", "model.teacher_weights")
 # These name something of the package too; only what exists as a path is one.
-NAMES = ("model.teacher", "model.teacher_recipe")
+NAMES = ("model.teacher", "model.teacher_recipe", "energy.profile")
 
 
 def existing_path(name: str) -> Path | None:

@@ -45,7 +45,7 @@ def find_teacher(config: Config, spec: DataSpec, runs_dir: Path) -> Loaded | Non
     check_from_elsewhere(config.model, path)
     if path is not None:
         if path.is_dir():
-            loaded = model_files.read_of_run(open_run(path), spec)
+            loaded = model_files.read_of_run(open_run(path, runs_dir), spec)
         else:
             loaded = model_files.read(path, spec, config.model.stem)
         return renormalised(loaded, config, spec)

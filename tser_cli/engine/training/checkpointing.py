@@ -6,6 +6,7 @@ from typing import Any
 
 from tser_cli.engine.runs.checkpoints import load_latest, save_checkpoint
 from tser_cli.engine.runtime.seeds import random_state, restore_random_state
+from tser_cli.engine.training.budget_controller import BudgetController
 from tser_cli.engine.training.epoch_sums import EpochSums
 from tser_cli.engine.training.job import TrainingJob
 from tser_cli.engine.training.position import Position
@@ -46,6 +47,7 @@ def state_of(
         "seconds": position.seconds,
         "best_accuracy": position.best_accuracy,
         "best_state": position.best_state,
+        "energy_control": job.control.controller.state() if job.control else None,
     }
 
 
@@ -79,6 +81,8 @@ def _take_up(job: TrainingJob, optimizer: Any, state: dict[str, Any]) -> Positio
     if state["scaler"] and job.runtime.accelerator.scaler:
         job.runtime.accelerator.scaler.load_state_dict(state["scaler"])
     restore_random_state(state["random"])
+    if job.control is not None:
+        job.control.controller = BudgetController(**state["energy_control"])
     position = Position(
         state["epoch"],
         state["step"],

@@ -51,7 +51,7 @@ def stabilise_ddp_buckets(
     network.train()
     for _ in range(2):
         with runtime.autocast():
-            logits, features, _ = network(runtime.images(images_NCHW), timesteps)
+            logits, features, *_ = network(runtime.images(images_NCHW), timesteps)
         total = torch.stack([output.float().sum() for output in (logits, *features)]).sum()
         runtime.accelerator.backward(total)
     network.zero_grad(set_to_none=True)

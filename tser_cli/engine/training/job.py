@@ -10,6 +10,7 @@ from tser_cli.data.loaders import TrainLoader
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runtime.processes import Runtime
 from tser_cli.engine.runtime.stop import StopRequest
+from tser_cli.engine.training.energy_budget import EnergyControl
 from tser_cli.engine.training.task import Task
 from tser_cli.report.progress import Progress
 
@@ -18,7 +19,8 @@ from tser_cli.report.progress import Progress
 class TrainingJob:
     """Everything that the training loop works with.
 
-    `validate` returns the accuracy on held-out images; None where none are held out.
+    `validate` returns the accuracy on held-out images; None where none are held out. `control`
+    holds the student to an energy budget, if there is one.
     """
 
     task: Task
@@ -29,3 +31,4 @@ class TrainingJob:
     progress: Progress
     stop: StopRequest
     validate: Callable[[], float] | None = None
+    control: EnergyControl | None = None

@@ -74,6 +74,8 @@ def train_epoch(
         values = train_step(job, optimizer, batch, position)
         position.step += 1
         position.sums.add(len(batch.labels_N), values)
+        if job.control is not None:
+            job.control.follow(values, len(batch.labels_N), runtime)
         job.progress.step(len(batch.labels_N) * runtime.world, values)
         if stopped := runtime.largest(job.stop.signal or 0):
             break
@@ -118,6 +120,7 @@ def train_step(
     labels = batch.labels_N.to(runtime.device, non_blocking=True)
     values: dict[str, Tensor] = {}
     progress = position.progress(job.loader.steps_per_epoch, job.config.training.epochs)
+    multiplier = job.control.controller.multiplier if job.control else 0.0
     optimizer.zero_grad(set_to_none=True)
     parts = [values.chunk(accumulate) for values in (images, labels, batch.indices_N)]
     chunks = list(zip(*parts, strict=True))
@@ -127,7 +130,7 @@ def train_step(
         quiet = contextlib.nullcontext() if last else runtime.accelerator.no_sync(job.task.network)
         with quiet:
             with runtime.autocast():
-                result = job.task.step(part, part_labels, part_indices, progress)
+                result = job.task.step(part, part_labels, part_indices, progress, multiplier)
             runtime.accelerator.backward(result.terms["loss"] * share)
         for name, term in result.terms.items():
             values[name] = values.get(name, torch.zeros_like(term.detach())) + term.detach() * share
@@ -150,7 +153,9 @@ def finish_epoch(
     share_statistics(job.task.network, job.runtime)
     means = position.sums.means(job.runtime)
     accuracy = job.validate() if job.validate else None
-    if accuracy is not None and accuracy > position.best_accuracy:
+    better = accuracy is not None and accuracy > position.best_accuracy
+    # An epoch that is over the budget is no candidate: the last one then counts.
+    if accuracy is not None and better and (not job.control or job.control.keeps_budget()):
         position.best_accuracy = accuracy
         position.best_state = {
             name: value.detach().clone() for name, value in job.task.model.state_dict().items()
@@ -159,6 +164,7 @@ def finish_epoch(
         "epoch": position.epoch + 1,
         "lr": optimizer.param_groups[0]["lr"],
         **{name: mean for name, mean in means.items() if name != "correct"},
+        **(job.control.columns() if job.control else {}),
         "train_accuracy": means["correct"],
         "validation_accuracy": accuracy,
         "images_per_second": images * job.runtime.world / max(seconds, 1e-9),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from tser_cli import registry
 from tser_cli.config import Config, MethodSettings
+from tser_cli.energy.differentiable import EnergyMeter
 from tser_cli.engine.runs.model_files import freeze
+from tser_cli.engine.training.energy_budget import EnergyBudget, settle_budget
 from tser_cli.errors import ConfigError
 from tser_cli.losses.base import (
     Features,
@@ -18,6 +21,7 @@ from tser_cli.losses.base import (
     Outputs,
     Terms,
     TrainingProgress,
+    charge_firing,
     check_terms,
     load_adapters,
     load_method,
@@ -36,6 +40,8 @@ from tser_cli.plugins import last_line
 
 NOT_BEGUN = TrainingProgress()
 Stages = tuple[Tensor, ...]
+Rates = tuple[Tensor, Tensor]
+Trained = tuple[Tensor, Stages, Rates | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,8 @@ class Trainee(nn.Module):
     """A network in training with the adapters of its method, if any: what the processes share.
 
     images [N, C, H, W], T -> logits as the network gives them, the adapted features of each stage,
-    averaged over time, and the firing rate of each layer of neurons, where the method reads them.
+    averaged over time, the firing rates of the neurons, where the method reads them, and
+    the accumulates of an image, where there is an energy budget.
     """
 
     def __init__(
@@ -60,20 +67,24 @@ class Trainee(nn.Module):
         adapters: nn.Module | None = None,
         tap: FeatureTap | None = None,
         neurons: FeatureTap | None = None,
+        meter: EnergyMeter | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.adapters = adapters
         self._tap = tap
         self._neurons = neurons
+        self._meter = meter
 
-    def forward(self, images_NCHW: Tensor, timesteps: int) -> tuple[Tensor, Stages, Tensor | None]:
-        logits = self.model(images_NCHW, timesteps)
+    def forward(self, images_NCHW: Tensor, timesteps: int) -> Trained:
+        with self._meter or nullcontext():
+            logits = self.model(images_NCHW, timesteps)
         rates = None if self._neurons is None else firing_rates(self._neurons.take())
+        accumulates = None if self._meter is None else self._meter.take() / len(images_NCHW)
         if self.adapters is None or self._tap is None:
-            return logits, (), rates
+            return logits, (), rates, accumulates
         averaged = tuple(over_time(features, timesteps) for features in self._tap.take())
-        return logits, self.adapters(averaged), rates
+        return logits, self.adapters(averaged), rates, accumulates
 
 
 @dataclass
@@ -92,6 +103,7 @@ class Task:
     adapters: nn.Module | None = None
     teacher_tap: FeatureTap | None = None
     teacher_logits_MK: Tensor | None = None
+    budget: EnergyBudget | None = None
 
     def trainable(self) -> list[nn.Module]:
         """Return the modules whose parameters the optimizer moves."""
@@ -109,21 +121,26 @@ class Task:
         labels_N: Tensor,
         indices_N: Tensor | None = None,
         progress: TrainingProgress = NOT_BEGUN,
+        multiplier: float = 0.0,
     ) -> StepResult:
         """Forward pass and loss of a batch. Time is never averaged before the loss.
 
         `indices_N`: the images' places in the training data, for `teacher_logits_MK`. `progress`:
-        how far the training has come, for methods that depend on it.
+        how far the training has come, for methods that depend on it. `multiplier`: what energy /
+        budget weighs in the loss; 0 leaves loss and gradients as they are without a budget.
         """
-        logits, student, rates = self.network(images_NCHW, self.timesteps)
+        logits, student, rates, accumulates = self.network(images_NCHW, self.timesteps)
         logits = logits.float()
         logits_TNK = logits if self.model.spiking else logits.unsqueeze(0)
         teacher_NK = self._teacher_logits(images_NCHW, indices_N)
         features = None
         if self.teacher_tap is not None:
             features = Features(_full(student), _full(self.teacher_tap.take()))
-        outputs = Outputs(logits_TNK, labels_N, teacher_NK, features, progress, rates)
+        outputs = Outputs(logits_TNK, labels_N, teacher_NK, features, progress, *(rates or ()))
         terms = reward_entropy(self.method(outputs, self.settings), outputs, self.settings)
+        terms = charge_firing(terms, outputs, self.settings)
+        if self.budget is not None and accumulates is not None:
+            terms = charge(terms, self.budget.energy(accumulates), multiplier / self.budget.pj)
         correct = (logits_TNK.detach().mean(0).argmax(-1) == labels_N).sum()
         return StepResult(terms, correct, logits_TNK)
 
@@ -131,6 +148,14 @@ class Task:
         if self.teacher_logits_MK is not None and indices_N is not None:
             return self.teacher_logits_MK[indices_N.to(self.teacher_logits_MK.device)]
         return None if self.teacher is None else teach(self.teacher, images_NCHW)
+
+
+def charge(found: Terms, energy_pj: Tensor, weight: float) -> Terms:
+    """`found` with weight x energy added to the loss."""
+    found = {**found, "energy_pj": energy_pj}
+    if weight:
+        found["loss"] = found["loss"] + (weight * energy_pj).to(found["loss"].dtype)
+    return found
 
 
 def _full(features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -176,7 +201,7 @@ def distillation(
         freeze(teacher) if teacher is not None and needs_teacher else None,
     )
     make_adapters, tap, neurons = load_adapters(name), None, None
-    if config.method.reads_firing_rates:
+    if config.method.reads_firing_rates or config.method.rate_weight:
         neurons = FeatureTap(student, neuron_names(student))
     if make_adapters is not None and task.teacher is not None:
         for role, network in (("student", student), ("teacher", task.teacher)):
@@ -190,7 +215,11 @@ def distillation(
             stage_shapes(student, tap, image_shape),
             stage_shapes(task.teacher, task.teacher_tap, image_shape),
         )
-    task.network = Trainee(student, task.adapters, tap, neurons)
+    meter = None
+    if config.has_energy_budget:
+        task.budget = settle_budget(config, student, image_shape)
+        meter = EnergyMeter(student, student.input_kinds() or {})
+    task.network = Trainee(student, task.adapters, tap, neurons, meter)
     if not registry.is_built_in(registry.METHODS[name].target):
         check_method(task, image_shape)
     return task
@@ -202,13 +231,13 @@ def check_method(task: Task, image_shape: tuple[int, int, int]) -> None:
     device = next(task.network.parameters()).device
     with torch.random.fork_rng(devices=[]):
         images = torch.zeros(2, *image_shape, device=device)
-        logits_TNK, student, rates = task.network.eval()(images, task.timesteps)
+        logits_TNK, student, rates, _ = task.network.eval()(images, task.timesteps)
         task.network.train(training)
         labels_N = torch.zeros(2, dtype=torch.long, device=device)
         # the teacher may be on another device by now: zeros of its shapes will do
         teacher_NK = None if task.teacher is None else torch.zeros_like(logits_TNK[0])
         features = Features(student, tuple(map(torch.zeros_like, student))) if student else None
-        tried = Outputs(logits_TNK, labels_N, teacher_NK, features, NOT_BEGUN, rates)
+        tried = Outputs(logits_TNK, labels_N, teacher_NK, features, NOT_BEGUN, *(rates or ()))
         try:
             found = task.method(tried, task.settings)
         except Exception as error:

@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 
-from tser_cli.config import FLOAT_BITS, Config, method_label
+from tser_cli.config import Config, method_label
 from tser_cli.data.loaders import build_train_loader
-from tser_cli.energy import DEFAULT_PROFILE, INT8_PROFILE, Labels, load_profile
+from tser_cli.energy import Labels
 from tser_cli.engine.evaluation.kept_answers import keep_answers
 from tser_cli.engine.evaluation.operation_counts import EnergyReport, Price, write_energy
 from tser_cli.engine.evaluation.per_timestep import Evaluation, evaluate_split
@@ -22,9 +22,12 @@ from tser_cli.engine.runtime.context import Context, Options, make_check_stop
 from tser_cli.engine.runtime.processes import Runtime
 from tser_cli.engine.runtime.seeds import seed_everything, teacher_seed
 from tser_cli.engine.runtime.stop import StopRequest
+from tser_cli.engine.training.announcement import announcement
 from tser_cli.engine.training.batch_size import largest_batch
 from tser_cli.engine.training.compiling import compile_networks
 from tser_cli.engine.training.data_parallel import share_gradients
+from tser_cli.engine.training.energy_budget import EnergyBudget, make_control, profile_of
+from tser_cli.engine.training.eval_energy import measure_eval_energy
 from tser_cli.engine.training.job import TrainingJob
 from tser_cli.engine.training.loop import fit
 from tser_cli.engine.training.position import Row
@@ -48,9 +51,11 @@ def teacher_task(context: Context) -> Task:
 def student_task(context: Context, teacher: Loaded | None) -> Task:
     """Build the SNN to train and what it learns from; its first weights are those of the seed.
 
-    Raises ConfigError where the method compares features that do not match.
+    Raises ConfigError where the method compares features that do not match, for an energy budget
+    that can't be kept, and for a cost profile that can't be used.
     """
     config, spec = context.config, context.dataset.spec
+    profile_of(config)  # a run ends with it
     seed_everything(config.training.seed, config.training.deterministic)
     model = model_files.build(config.model.student, spec, config, spiking=True)
     if teacher is not None:
@@ -71,7 +76,8 @@ def settle_batch_size(task: Task, kind: str, context: Context, options: Options)
         if options.resume == "never":
             return 0
         must = options.resume == "must"
-        return find_runs.begun_batch_size(options.runs_dir, kind, config, must)
+        like = find_runs.begun_like(options.runs_dir, kind, config, must)
+        return like.training.batch_size if like else 0
 
     size = context.runtime.on_main(begun) or largest_batch(task, context)
     context.progress.say(f"batch size: {size} images over all processes; lr stays as it is")
@@ -145,8 +151,13 @@ def train(task: Task, context: Context, run: Run, stop: StopRequest) -> list[Row
     compile_networks(task, config, runtime.device, loader.images)
     shape = context.dataset.spec.image_shape
     task.network = share_gradients(network, runtime, shape, task.timesteps)
+    context.progress.say(announcement(config, task.model.spiking, loader))
     validate = make_validation(task, context, stop) if config.data.validation_fraction else None
-    return fit(TrainingJob(task, loader, config, run, runtime, context.progress, stop, validate))
+    steps = loader.steps_per_epoch * config.training.epochs
+    control = make_control(task.budget, measure_eval_energy(task, context), steps)
+    return fit(
+        TrainingJob(task, loader, config, run, runtime, context.progress, stop, validate, control)
+    )
 
 
 def make_validation(task: Task, context: Context, stop: StopRequest) -> Callable[[], float]:
@@ -205,9 +216,9 @@ def _write_results(
     energy = None
     if evaluation.counts is not None:
         of_run = Labels(run.name, config.data.name, digest, config.training.precision)
-        price = Price(load_profile(profile_of(config)), teacher)
+        price = Price(profile_of(config), teacher)
         energy = write_energy(run.folder / "energy.csv", evaluation, of_run, price, context)
-    result = _result(run, config, labels, evaluation, epochs, energy)
+    result = _result(run, config, labels, evaluation, epochs, energy, task.budget)
     run.update_status(
         model=name,
         dataset=config.data.name,
@@ -218,11 +229,6 @@ def _write_results(
     return result
 
 
-def profile_of(config: Config) -> str:
-    """Return the profile that charges a student's arithmetic: by the bits of its weights."""
-    return DEFAULT_PROFILE if config.model.weight_bits == FLOAT_BITS else INT8_PROFILE
-
-
 def _result(
     run: Run,
     config: Config,
@@ -230,6 +236,7 @@ def _result(
     evaluation: Evaluation,
     epochs: list[Row],
     energy: EnergyReport | None,
+    budget: EnergyBudget | None,
 ) -> RunResult:
     held_out = [row["validation_accuracy"] for row in epochs]
     student = labels["student"] is not None
@@ -246,6 +253,8 @@ def _result(
         teacher_accuracy=evaluation.teacher_accuracy,
         best_validation_accuracy=max((x for x in held_out if x is not None), default=None),
         energy_pj=energy.energy_pj if energy else None,
+        energy_budget_pj=budget.pj if budget else None,
+        energy_budget_kept=energy.energy_pj <= budget.pj if energy and budget else None,
         ann_energy_pj=float(energy.document["totals"]["ann_energy_pj"]) if energy else None,
         seconds=sum(row["seconds"] for row in epochs),
         per_timestep=tuple(evaluation.rows()),

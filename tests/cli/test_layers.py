@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tser_cli.cli import options
+from tser_cli.cli import layers
 
 RECIPE = '[method]\nname = "tser"\nentropy_weight = 0.1\n'
 
@@ -21,7 +21,7 @@ def test_weights_that_are_left_out_are_told_once(
         monkeypatch.delenv("RANK", raising=False)
         if rank:
             monkeypatch.setenv("RANK", rank)
-        config = options.training_config("student", {"method.name": "ce"}, str(file), None)
+        config = layers.training_config("student", {"method.name": "ce"}, str(file), None)
         assert config.method.entropy_weight == 0.0
         assert capsys.readouterr() == ("", said)
 
@@ -31,5 +31,5 @@ def test_a_teacher_s_method_is_nobody_s_business(
 ) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(RECIPE)
-    options.training_config("teacher", {"method.name": "ce"}, str(file), None)
+    layers.training_config("teacher", {"method.name": "ce"}, str(file), None)
     assert capsys.readouterr() == ("", "")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tser_cli.energy.budget import Budget, parse_budget, parse_energy
 from tser_cli.errors import ConfigError
+from tser_cli.quantities import Budget, joules, parse_budget, parse_energy
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_budget_is_an_energy_or_a_share_of_the_ann() -> None:
 
 @pytest.mark.parametrize("text", ["0%", "101%", "1e3%"])
 def test_a_share_is_above_nothing_and_no_more_than_the_ann(text: str) -> None:
-    with pytest.raises(ConfigError, match=rf"--energy-budget {text}: a share"):
+    with pytest.raises(ConfigError, match=rf"--energy-budget: {text}: a share"):
         parse_budget(text, "--energy-budget")
 
 
@@ -52,3 +52,11 @@ def test_a_budget_without_unit_is_refused_with_what_to_write(text: str) -> None:
     with pytest.raises(ConfigError, match=r"--energy-budget: .*950nJ.*25%$") as raised:
         parse_budget(text, "--energy-budget")
     assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("energy_pj", "text"),
+    [(0.5, "0.5 pJ"), (1234.5, "1.23 nJ"), (2.98e6, "2.98 µJ"), (4e9, "4 mJ"), (5e12, "5 J")],
+)
+def test_an_energy_in_words(energy_pj: float, text: str) -> None:
+    assert joules(energy_pj) == text

@@ -1,0 +1,65 @@
+"""docs/command-line.md is what the help texts say."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tser_cli.cli.app import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "docs" / "make_command_line.py"
+
+pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="the pages are only in a checkout")
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    """docs/make_command_line.py as a module."""
+    spec = importlib.util.spec_from_file_location("make_command_line", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_command_line"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_up_to_date(script: ModuleType) -> None:
+    text = script.PAGE.read_text(encoding="utf-8")
+    assert text == script.page(), "run python docs/make_command_line.py"
+
+
+def test_every_command_and_example_is_there(script: ModuleType) -> None:
+    text = script.page()
+    for name, _, panel, examples in COMMANDS:
+        assert f"\n## tser {name}\n" in text
+        assert f"| {panel} |" in text
+        assert all(f"\n    {line}\n" in text for line in examples)
+
+
+def test_rows_by_hand(script: ModuleType) -> None:
+    lines = script.page().splitlines()
+    assert "| `--seed` INTEGER | Seeds weights, order and augmentation. |  |" in lines
+    assert "| `--run` RUN | " in "\n".join(lines)
+    expected = "| `--runs-dir` PATH | Where run folders are. Variable: `TSER_RUNS_DIR`. | `runs` |"
+    assert expected in lines
+    assert any(line.startswith(r"| `--batch-size` INTEGER\|auto | Images a step") for line in lines)
+    assert any(line.startswith("| `--json` | One JSON") for line in lines)
+    assert "| `OUTPUT` | Where the table goes, as report.csv. |  |" in lines
+
+
+def test_a_stale_page_is_told(
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(script, "PAGE", tmp_path / "page.md")
+    assert script.main(check=True) == 1
+    assert capsys.readouterr().out == "differs from the help texts: page.md\n"
+    assert script.main(check=False) == 0
+    assert script.main(check=True) == 0

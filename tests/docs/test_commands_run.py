@@ -1,0 +1,129 @@
+"""README.md and docs/getting-started.md: each command line runs as printed, with short settings.
+
+What the lines speak of is laid out before: a network, images, a method of one's own.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.docs.test_pages import README, ROOT, commands
+from tser_cli import config, plugins, registry
+from tser_cli.cli import app
+from tser_cli.engine.runtime import speed
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.slow,
+    pytest.mark.xdist_group("integration"),
+    pytest.mark.skipif(not README.is_file(), reason="the pages are only in a checkout"),
+]
+
+SHORT = {
+    "TSER_TRAINING_EPOCHS": "1",
+    "TSER_TRAINING_TENSORBOARD": "false",
+    "TSER_TRAINING_DEVICE": "cpu",
+    "TSER_SCHEDULE_WARMUP_EPOCHS": "0",
+}
+TEACHER, STUDENT = "resnet20", "sew_resnet20"
+ABSENT = ("cifar10",)  # a data set that is no part of the tests
+MAY_FIND = ("audit", "doctor")  # of these exit code 4 says that something was found
+NETWORK = """
+from spikingjelly.activation_based import layer, neuron
+from torch import nn
+
+def build():
+    return nn.Sequential(
+        layer.Conv2d(1, 4, 3, step_mode="m"), neuron.IFNode(step_mode="m"),
+        layer.Flatten(start_dim=1, step_mode="m"), layer.Linear(144, 3, step_mode="m"),
+    )
+"""
+METHOD = """
+from typing import ClassVar
+from tser_cli.losses.functional import separated_cross_entropy
+from tser_cli.registry import add_method
+from tser_cli.sections import MethodSettings
+
+class Settings(MethodSettings):
+    needs_teacher: ClassVar[bool] = False
+    name: str = "mymethod"
+
+@add_method(Settings)
+def loss(outputs, settings):
+    return {"loss": separated_cross_entropy(outputs.logits_TNK, outputs.labels_N)}
+"""
+
+
+def lay_out(folder: Path) -> None:
+    """Put what the pages speak of into `folder`."""
+    draw = np.random.default_rng(0)
+    (folder / "mypackage").mkdir()
+    (folder / "mypackage" / "__init__.py").write_text("")
+    (folder / "mypackage" / "models.py").write_text(NETWORK)
+    (folder / "mymethod.py").write_text(METHOD)
+    np.save(folder / "images.npy", draw.random((4, 1, 8, 8), np.float32))
+    for label in ("cat", "dog"):
+        (folder / "photos" / label).mkdir(parents=True)
+        for number in range(8):
+            pixels = draw.integers(0, 256, (12, 12, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / "photos" / label / f"{number}.png")
+
+
+def shortened(words: list[str]) -> list[str]:
+    """Return a command line with smaller networks and fewer seeds."""
+    small = [re.sub(r"^resnet18(?=$|_T)", STUDENT, word) for word in words]
+    small = [TEACHER if word == "resnet34" else word for word in small]
+    return shlex.split(shlex.join(small).replace("--seeds 5", "--seeds 1"))
+
+
+def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Call the command line in this process; return its exit code."""
+    monkeypatch.setattr("sys.argv", ["tser", *words])
+    if "imagefolder" in words:
+        monkeypatch.setenv("TSER_DATA_SIZE", "16")
+    with pytest.raises(SystemExit) as stop:
+        app.main()
+    monkeypatch.delenv("TSER_DATA_SIZE", raising=False)
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture
+def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What plug-ins and networks add to this process is taken back at the end."""
+    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setattr("sys.path", list(sys.path))
+    yield
+    registry.METHODS.pop("mymethod", None)
+    for name in ("mymethod", "mypackage", "mypackage.models"):
+        sys.modules.pop(name, None)
+    config._keys.cache_clear()
+
+
+@pytest.mark.usefixtures("as_before")
+@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md"])
+def test_each_line_runs_as_printed(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay_out(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(speed, "SECONDS", 0.01)
+    monkeypatch.setattr(speed, "place", lambda: tmp_path / "speed.json")
+    smaller = {"TSER_MODEL_TEACHER": TEACHER, "TSER_MODEL_STUDENT": STUDENT}
+    for name, value in {**SHORT, **smaller}.items():
+        monkeypatch.setenv(name, value)
+    failed = []
+    for words in commands((ROOT / page).read_text(encoding="utf-8")):
+        if set(words) & set(ABSENT):
+            continue
+        code = run(shortened(words), monkeypatch)
+        if code and not (code == 4 and words[0] in MAY_FIND):
+            failed.append(f"tser {shlex.join(words)}: {code}, {capsys.readouterr().err[-500:]}")
+    assert failed == []

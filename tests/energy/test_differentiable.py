@@ -1,0 +1,142 @@
+"""The energy of a network in training: the counter's integers, with their price as gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tser_cli.config import NeuronConfig
+from tser_cli.energy import counting
+from tser_cli.energy.differentiable import EnergyMeter
+from tser_cli.energy.joules import operations
+from tser_cli.errors import TserError
+from tser_cli.models import Classifier, build_model
+
+Lively = Callable[..., Classifier]
+
+
+def metered(model: Any, images_NCHW: Tensor, timesteps: int) -> tuple[Tensor, int]:
+    """The meter's value, and the counter's integer on the same pass."""
+    meter = EnergyMeter(model, model.input_kinds())
+    with counting(model, model.input_kinds()) as counter, meter:
+        model(images_NCHW, timesteps)
+    return meter.take(), int(operations(counter.counts())[1].sum())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("name", "neuron"),
+    [
+        ("resnet20", NeuronConfig()),
+        ("sew_resnet20", NeuronConfig()),
+        ("resnet19", NeuronConfig(reset="soft")),
+        ("vgg11", NeuronConfig(name="if")),
+    ],
+    ids=["resnet20", "sew_resnet20", "resnet19", "vgg11"],
+)
+def test_the_value_is_the_counter_s_integer(
+    lively: Lively, name: str, neuron: NeuronConfig, training: bool
+) -> None:
+    model = lively(name, neuron).train(training)
+    value, counted = metered(model, torch.randn(3, 3, 8, 8), 3)
+    assert value.dtype == torch.float64
+    assert value.item() == counted > 0
+    assert value.requires_grad
+
+
+def test_strides_groups_and_sums_give_the_counter_s_integer(
+    small_sew: nn.Module, exact_images: Callable[[int], Tensor]
+) -> None:
+    value, counted = metered(small_sew, exact_images(5), 4)
+    assert value.item() == counted > 0
+
+
+def test_bfloat16_gives_the_counter_s_integer(lively: Lively) -> None:
+    model = lively("sew_resnet20").train()
+    with torch.autocast("cpu", torch.bfloat16):
+        value, counted = metered(model, torch.randn(4, 3, 8, 8), 2)
+    assert value.item() == counted > 0
+    value.backward()
+    gradient = model.get_submodule("conv1").weight.grad
+    assert gradient is not None and gradient.abs().sum() > 0
+
+
+def test_each_input_has_its_fan_out_as_gradient() -> None:
+    layer = nn.Conv2d(2, 3, 3, padding=1)
+    spikes = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.0]]]).repeat(1, 2, 1, 1)
+    spikes.requires_grad_(True)
+    meter = EnergyMeter(nn.Sequential(layer), {"0": "sums"})
+    with meter:
+        layer(spikes)
+    value = meter.take()
+    # the example of docs/energy.md: so many outputs of a channel read a corner, an edge, the centre
+    assert value.item() == 2 * 3 * (4 + 2 * 9)
+    (0.5 * value).backward()
+    fan_out = torch.tensor([[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]])
+    assert torch.equal(spikes.grad, (0.5 * 3 * fan_out).expand(1, 2, 3, 3))
+
+
+class Smooth(nn.Module):
+    """A neuron without steps or jumps, in the place of a spiking one."""
+
+    is_spiking_neuron = True
+
+    def forward(self, x: Tensor, timesteps: int) -> Tensor:
+        return torch.sigmoid(4 * (x - 1))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "sew_resnet20"])
+def test_the_gradient_is_that_of_finite_differences_through_a_smooth_surrogate(name: str) -> None:
+    model = build_model(name, channels=1, height=8, width=8, num_classes=3, neuron=NeuronConfig())
+    for path, module in list(model.named_modules()):
+        if getattr(module, "is_spiking_neuron", False):
+            parent, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent), child, Smooth())
+    model.double().train()
+    images, meter = torch.randn(3, 1, 8, 8).double(), EnergyMeter(model, model.input_kinds())
+
+    def accumulates() -> Tensor:
+        with meter:
+            model(images, 2)
+        return meter.take()
+
+    accumulates().backward()
+    for path in ("conv1.weight", "layer1.1.bn2.bias", "layer3.0.downsample.0.weight"):
+        weight = model.get_parameter(path)
+        flat, place, step = weight.data.view(-1), weight.numel() // 2, 1e-6
+        values = []
+        for sign in (1, -1):
+            flat[place] += sign * step
+            values.append(accumulates().item())
+            flat[place] -= sign * step
+        slope = (values[0] - values[1]) / (2 * step)
+        assert weight.grad is not None
+        assert weight.grad.view(-1)[place].item() == pytest.approx(slope, rel=1e-3)
+        assert abs(slope) > 1e-3, "a weight that moves nothing would prove nothing"
+
+
+def test_hooks_are_gone_outside(lively: Lively) -> None:
+    model = lively("resnet20")
+    meter = EnergyMeter(model, model.input_kinds())
+    with pytest.raises(ZeroDivisionError), meter:
+        model(torch.randn(1, 3, 8, 8), 2)
+        raise ZeroDivisionError
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    model(torch.randn(1, 3, 8, 8), 2)
+    with meter:
+        model(torch.randn(1, 3, 8, 8), 2)
+    assert meter.take().item() > 0
+
+
+def test_a_layer_that_did_not_run_or_ran_twice_is_named(lively: Lively) -> None:
+    model = lively("resnet20")
+    meter = EnergyMeter(model, model.input_kinds())
+    with pytest.raises(TserError, match="did not run in this pass"):
+        meter.take()
+    with pytest.raises(TserError, match="ran twice in one pass"), meter:
+        model(torch.randn(1, 3, 8, 8), 2)
+        model(torch.randn(1, 3, 8, 8), 2)

@@ -1,0 +1,323 @@
+"""A student that is held to an energy budget: what is refused, kept, and left as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tser_cli.config import Config, NeuronConfig
+from tser_cli.engine.runs.checkpoints import load_latest
+from tser_cli.engine.runtime.context import Context
+from tser_cli.engine.runtime.seeds import seed_everything
+from tser_cli.engine.runtime.stop import StopRequest
+from tser_cli.engine.training.budget_controller import MARGIN, BudgetController
+from tser_cli.engine.training.energy_budget import EnergyControl, make_control, profile_of
+from tser_cli.engine.training.eval_energy import measure_eval_energy
+from tser_cli.engine.training.job import TrainingJob
+from tser_cli.engine.training.loop import fit
+from tser_cli.engine.training.task import Task, distillation
+from tser_cli.errors import ConfigError, Interrupted
+from tser_cli.models import Classifier
+from tser_cli.models.neurons import SpikingNeuron
+from tser_cli.report.progress import Silent
+
+MakeConfig = Callable[..., Config]
+MakeContext = Callable[..., Context]
+MakeFit = Callable[..., TrainingJob]
+MakeTask = Callable[..., Task]
+Train = Callable[..., tuple[TrainingJob, list[dict[str, Any]]]]
+LOOSE, TIGHT = "100%", "4%"  # an untrained resnet20 costs about 8 % of its ANN
+CLOCK = ("images_per_second", "seconds")
+
+
+class Toy(Classifier):
+    """Two convolutions with a norm, and a head that reads an average: MACs at both ends."""
+
+    spiking = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32)
+        self.act1, self.act2 = SpikingNeuron(NeuronConfig()), SpikingNeuron(NeuronConfig())
+        self.fc = nn.Linear(32, 3)
+
+    def stem(self, images_NCHW: Tensor) -> Tensor:
+        y: Tensor = self.bn1(self.conv1(images_NCHW))
+        return y
+
+    def stem_norm(self) -> nn.Module:
+        return self.bn1
+
+    def body(self, x: Tensor, timesteps: int) -> Tensor:
+        x = self.act2(self.bn2(self.conv2(self.act1(x, timesteps))), timesteps)
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+    def input_kinds(self) -> dict[str, str]:
+        return {"conv1": "real", "conv2": "spikes", "fc": "real"}
+
+
+# By hand: 22 = 2 + 6 * 3 + 2 taps reach an axis of eight, 11 = 2 + 3 * 3 at a stride of 2.
+STEM, HEAD = 22 * 22 * 8, 32 * 3
+ANN = STEM + 11 * 11 * 8 * 32 + HEAD
+
+
+@pytest.fixture
+def train(make_fit: MakeFit, make_context: MakeContext) -> Train:
+    """`train(config, folder, progress, task)`: a seeded training held to its budget, if any."""
+
+    def run(
+        config: Config, folder: Path, progress: Silent | None = None, task: Task | None = None
+    ) -> tuple[TrainingJob, list[dict[str, Any]]]:
+        seed_everything(0, False)
+        work = make_fit("student", config, folder, progress, **({"task": task} if task else {}))
+        steps = work.loader.steps_per_epoch * config.training.epochs
+        measure = measure_eval_energy(work.task, make_context(config))
+        work.control = make_control(work.task.budget, measure, steps)
+        return work, fit(work)
+
+    return run
+
+
+def weights(work: TrainingJob) -> dict[str, Tensor]:
+    return copy.deepcopy(work.task.model.state_dict())
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def timeless(rows: list[dict[str, Any]], *more: str) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in (*CLOCK, *more)} for row in rows]
+
+
+def toy_task(config: Config) -> Task:
+    torch.manual_seed(3)
+    return distillation(Toy(), None, config, (1, 8, 8))
+
+
+def toy_config(make_config: MakeConfig, budget: str, **changes: Any) -> Config:
+    return make_config(
+        {"method.name": "ce", "energy.budget": budget, "augment.crop_padding": 0}
+        | {"augment.flip": False, "training.checkpoint_every": "999epochs", **changes}
+    )
+
+
+@pytest.mark.parametrize("share", [0.8, 0.6])
+def test_a_budget_that_can_be_kept_is_kept_within_2_percent(
+    train: Train, make_config: MakeConfig, make_context: MakeContext, tmp_path: Path, share: float
+) -> None:
+    longer = {"training.epochs": 120, "optimizer.lr": 0.05, "energy.profile": "loihi"}
+    free = toy_config(make_config, "none", **longer)
+    work, _ = train(free, tmp_path / "free", task=toy_task(free))
+    priced = toy_task(toy_config(make_config, LOOSE, **longer))
+    priced.model.load_state_dict(work.task.model.state_dict())
+    free_pj = measure_eval_energy(priced, make_context(free))()
+    config = toy_config(make_config, f"{share * free_pj}pJ", **longer)
+    work, rows = train(config, tmp_path / "held", task=toy_task(config))
+    assert work.control is not None
+    kept_pj = work.control.measure() / free_pj
+    assert kept_pj <= share
+    assert kept_pj == pytest.approx(share * (1 - MARGIN), rel=0.02)
+    assert rows[-1]["energy_multiplier"] >= 0.0
+    assert rows[-1]["energy_budget_pj"] < rows[0]["energy_budget_pj"]
+
+
+def test_a_loose_budget_leaves_every_bit_as_it_is(
+    train: Train, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    work, rows = train(make_config(), tmp_path / "free")
+    held, held_rows = train(make_config({"energy.budget": LOOSE}), tmp_path / "held")
+    assert_same(weights(work), weights(held))
+    energy = ("energy_pj", "energy_budget_pj", "energy_multiplier")
+    assert timeless(held_rows, *energy) == timeless(rows)
+    assert [row["energy_multiplier"] for row in held_rows] == [0.0, 0.0]
+    assert all(row["energy_pj"] > 0 for row in held_rows)
+
+
+class StopsAt(Silent):
+    """Asks for a stop at a step, counted from 1."""
+
+    def __init__(self, step: int) -> None:
+        self.stop = StopRequest(lambda text: None)
+        self.left = step
+
+    def step(self, images: int, values: dict[str, Any]) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.stop.signal = 15
+
+
+@pytest.mark.parametrize("step", [2, 3, 7])
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    train: Train, make_config: MakeConfig, tmp_path: Path, step: int
+) -> None:
+    config = make_config({"energy.budget": TIGHT, "training.epochs": 4})
+    whole, rows = train(config, tmp_path / "whole")
+    assert any(row["energy_multiplier"] > 0 for row in rows)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "parts", StopsAt(step))
+    resumed, resumed_rows = train(config, tmp_path / "parts")
+    assert_same(weights(whole), weights(resumed))
+    assert timeless(rows) == timeless(resumed_rows)
+    states = [load_latest(work.run.checkpoints, pytest.fail) for work in (whole, resumed)]
+    assert states[0] is not None and states[1] is not None
+    assert states[0]["energy_control"] == states[1]["energy_control"]
+    assert whole.control is not None
+    assert states[0]["energy_control"] == whole.control.controller.state()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"performance.save_memory": True},
+        {"model.student": "sew_resnet20", "performance.save_memory": True},
+        {"performance.stem_once": False},
+    ],
+)
+def test_what_saves_memory_or_time_changes_no_energy(
+    make_task: MakeTask, make_config: MakeConfig, changes: dict[str, Any]
+) -> None:
+    images, labels = torch.randn(6, 1, 8, 8), torch.arange(6) % 3
+    found = []
+    for more in ({}, changes):
+        student = changes.get("model.student", "resnet20")
+        config = make_config({"energy.budget": TIGHT, "model.student": student, **more})
+        task = make_task("student", config)
+        terms = task.step(images, labels, multiplier=3.0).terms
+        terms["loss"].backward()  # type: ignore[no-untyped-call]
+        assert task.budget is not None
+        accumulates = terms["energy_pj"] - task.budget.macs * task.budget.profile.mac_pj
+        found.append((accumulates, task.model.get_parameter("conv1.weight").grad))
+    assert found[0][0].item() == pytest.approx(found[1][0].item(), rel=1e-9)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training.accumulate": 2},
+        {"training.precision": "bf16"},
+        {"performance.save_memory": True},
+        {"model.student": "sew_resnet20", "method.name": "kd"},
+        {"method.name": "kd_feature"},
+        {"data.validation_fraction": 0.25},
+        {"model.weight_bits": 8},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_it_goes_with_everything(
+    train: Train, make_config: MakeConfig, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = make_config({"energy.budget": TIGHT, "training.epochs": 4, **changes})
+    _, rows = train(config, tmp_path)
+    assert len(rows) == 4
+    assert rows[-1]["energy_pj"] < rows[0]["energy_pj"]
+    assert max(row["energy_multiplier"] for row in rows) > 0
+
+
+def test_accumulating_over_parts_changes_neither_energy_nor_gradient(
+    make_task: MakeTask, make_config: MakeConfig
+) -> None:
+    images, labels = torch.randn(6, 1, 8, 8), torch.arange(6) % 3
+    task = make_task("student", make_config({"energy.budget": TIGHT}))
+    task.model.eval()
+    whole = task.step(images, labels).terms["energy_pj"]
+    parts = [task.step(images[i : i + 3], labels[i : i + 3]).terms["energy_pj"] for i in (0, 3)]
+    assert whole.item() == pytest.approx(sum(part.item() for part in parts) / 2, rel=1e-12)
+
+
+def test_the_multiplier_weighs_energy_by_the_budget(
+    make_task: MakeTask, make_config: MakeConfig
+) -> None:
+    images, labels = torch.randn(6, 1, 8, 8), torch.arange(6) % 3
+    task = make_task("student", make_config({"energy.budget": TIGHT}))
+    task.model.eval()
+    free, held = (task.step(images, labels, multiplier=weight).terms for weight in (0.0, 2.0))
+    assert task.budget is not None
+    assert held["energy_pj"].item() == free["energy_pj"].item() > 0
+    expected = free["loss"].item() + 2.0 * free["energy_pj"].item() / task.budget.pj
+    assert held["loss"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_epoch_over_the_budget_is_not_the_best(
+    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    scores, energies = iter([0.9, 0.8, 0.5]), iter([500.0, 250.0])
+    seen: list[dict[str, Tensor]] = []
+
+    def validate() -> float:
+        seen.append(weights(work))
+        return next(scores)
+
+    config = make_config({"energy.budget": TIGHT, "training.epochs": 3})
+    work = make_fit("student", config, tmp_path, validate=validate)
+    work.control = EnergyControl(BudgetController(300.0, 10_000), lambda: next(energies))
+    rows = fit(work)
+    assert [row["validation_accuracy"] for row in rows] == [0.9, 0.8, 0.5]
+    assert_same(weights(work), seen[1])
+
+
+def test_a_budget_is_an_energy_or_a_share_of_the_ann(make_config: MakeConfig) -> None:
+    ann_pj = ANN * 4.6
+    for text, expected in (("30nJ", 30e3), ("40%", 0.4 * ann_pj), ("100%", ann_pj)):
+        task = toy_task(toy_config(make_config, text))
+        assert task.budget is not None
+        assert task.budget.pj == pytest.approx(expected, rel=1e-12)
+        # the head is computed at both steps
+        assert task.budget.macs == STEM + 2 * HEAD
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1nJ", r"1 nJ is not more than the 18.7 nJ that an image costs without a single spike"),
+        ("1%", r"is not more than the 18.7 nJ .* \(17.8 nJ of it in the stem, profile horowitz-"),
+        ("1mJ", r"1 mJ is more than the 161 nJ of the ANN of the same shape"),
+        ("101%", r"162 nJ is more than the 161 nJ"),
+    ],
+)
+def test_a_budget_out_of_reach_is_refused(make_config: MakeConfig, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^energy.budget = {text}: .*{said}"):
+        toy_task(toy_config(make_config, text))
+
+
+@pytest.mark.parametrize("text", ["4", "-4uJ", "-25%", "lots", "4 uW"])
+def test_what_is_no_budget_is_refused_with_the_settings(make_config: MakeConfig, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"energy\.budget = .* is no energy; write"):
+        make_config({"energy.budget": text})
+
+
+def test_a_network_that_does_not_say_what_feeds_it_is_refused(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Toy, "input_kinds", lambda self: None)
+    with pytest.raises(ConfigError, match="does not say what feeds its layers"):
+        toy_task(toy_config(make_config, "50%"))
+
+
+def test_compiling_is_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match=r"does not go with performance\.compile"):
+        toy_task(toy_config(make_config, "50%", **{"performance.compile": "on"}))
+
+
+def test_the_profile_is_that_of_the_weights_or_the_one_asked_for(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    assert profile_of(make_config()).name == "horowitz-45nm-fp32"
+    assert profile_of(make_config({"model.weight_bits": 8})).name == "horowitz-45nm-int8"
+    assert profile_of(make_config({"energy.profile": "loihi"})).name == "loihi"
+    with pytest.raises(ConfigError, match="the weights have 32 bits"):
+        profile_of(make_config({"energy.profile": "horowitz-45nm-int8"}))
+    free = tmp_path / "free.toml"
+    free.write_text('name="x"\nmac_pj=1.0\nac_pj=0.0\nsource="s"\ntechnology="t"\n')
+    with pytest.raises(ConfigError, match="ac_pj: Input should be greater than 0"):
+        profile_of(make_config({"energy.profile": str(free)}))

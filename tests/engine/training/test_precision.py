@@ -1,0 +1,160 @@
+"""`--precision auto`: what is chosen, when it is measured, and whose it is then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.conftest import Told
+from tser_cli.config import Config
+from tser_cli.engine.runs import run_folder
+from tser_cli.engine.runtime.context import Context, Options
+from tser_cli.engine.training import precision
+from tser_cli.engine.training.precision import (
+    WORTH_TAKING,
+    WORTH_TRYING,
+    bf16_over_fp32,
+    settle_precision,
+)
+from tser_cli.operating_system import cpu_has_bf16
+
+MakeConfig = Callable[..., Config]
+MakeContext = Callable[..., Context]
+LONG = {"training.precision": "auto", "training.epochs": WORTH_TRYING}
+
+
+def never(kind: str, context: Context) -> float:
+    raise AssertionError("nothing is measured")
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """`measured(0.6)`: a CPU with bf16, whose step then takes 0.6 of its time in fp32."""
+
+    def make(share: float) -> None:
+        monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+        monkeypatch.setattr(precision, "bf16_over_fp32", lambda kind, context: share)
+
+    return make
+
+
+def settled(context: Context, options: Options, kind: str = "student") -> str:
+    after = settle_precision(kind, context, options)
+    assert after.config == context.config.updated(
+        {"training.precision": after.config.training.precision}
+    )
+    mixed = after.runtime.accelerator.mixed_precision
+    assert mixed == ("bf16" if after.config.training.precision == "bf16" else "no")
+    return after.config.training.precision
+
+
+@pytest.mark.parametrize(
+    ("share", "chosen"), [(0.6, "bf16"), (WORTH_TAKING, "bf16"), (0.95, "fp32"), (1.3, "fp32")]
+)
+def test_bf16_where_it_is_faster(
+    measured: Callable[[float], None],
+    make_context: MakeContext,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    told: Told,
+    share: float,
+    chosen: str,
+) -> None:
+    measured(share)
+    assert settled(make_context(make_config(LONG), told), Options(tmp_path)) == chosen
+    assert told.said == [
+        f"precision: {chosen}; a step in bf16 takes {share:.2f} of its time in fp32 here"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("hardware", "changes"),
+    [
+        (False, {}),
+        (True, {"training.epochs": 2}),
+        (True, {"model.weight_bits": 8}),
+    ],
+)
+def test_fp32_without_trying(
+    monkeypatch: pytest.MonkeyPatch,
+    make_context: MakeContext,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    hardware: bool,
+    changes: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: hardware)
+    monkeypatch.setattr(precision, "bf16_over_fp32", never)
+    context = make_context(make_config({**LONG, **changes}))
+    assert settled(context, Options(tmp_path)) == "fp32"
+
+
+@pytest.mark.parametrize("stated", ["fp32", "bf16"])
+def test_what_is_stated_stands(
+    make_context: MakeContext, make_config: MakeConfig, tmp_path: Path, stated: str
+) -> None:
+    context = make_context(make_config({"training.precision": stated}))
+    assert settle_precision("student", context, Options(tmp_path)) is context
+
+
+@pytest.mark.parametrize(("kept", "share"), [("bf16", 2.0), ("fp32", 0.1)])
+@pytest.mark.parametrize("resume", ["auto", "must", "never"])
+def test_a_run_that_goes_on_keeps_its_own(
+    measured: Callable[[float], None],
+    make_context: MakeContext,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    kept: str,
+    share: float,
+    resume: str,
+) -> None:
+    measured(share)
+    begun = make_config({**LONG, "training.precision": kept})
+    run_folder.create(tmp_path, "student", begun).update_status(state="stopped")
+    found = settled(make_context(make_config(LONG)), Options(tmp_path, resume))
+    assert (found == kept) == (resume != "never")
+
+
+def test_a_teacher_that_was_begun_decides_for_its_student(
+    measured: Callable[[float], None],
+    make_context: MakeContext,
+    make_config: MakeConfig,
+    tmp_path: Path,
+) -> None:
+    measured(2.0)
+    config = make_config(LONG)
+    teacher = precision.teacher_config(config.updated({"training.precision": "bf16"}))
+    run_folder.create(tmp_path, "teacher", teacher).update_status(state="stopped")
+    assert settled(make_context(config), Options(tmp_path)) == "bf16"
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+@pytest.mark.parametrize("batch_size", [8, "auto"])
+def test_a_try_gives_a_share(
+    make_context: MakeContext, make_config: MakeConfig, kind: str, batch_size: int | str
+) -> None:
+    context = make_context(make_config({**LONG, "training.batch_size": batch_size}))
+    assert 0.05 < bf16_over_fp32(kind, context) < 50
+
+
+@pytest.mark.parametrize(
+    ("share", "most", "images"), [(1.0, 64, 2), (1 / 4, 64, 8), (1e-6, 64, 32), (1e-6, 7, 2)]
+)
+def test_how_many_images_a_try_has(share: float, most: int, images: int) -> None:
+    of_two = share * precision.TRY_SECONDS / (2 * (precision.ROUNDS + 1))
+    assert precision._images_for(lambda number: of_two * number / 2, most) == images
+
+
+def test_the_hardware_is_what_the_system_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, has in (("flags : avx512_bf16 avx2", True), ("amx_bf16", True), ("avx2", False)):
+        monkeypatch.setattr(Path, "read_text", lambda *a, text=words, **k: text)
+        assert cpu_has_bf16() == has
+
+    def refuse(*arguments: object, **more: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert not cpu_has_bf16()

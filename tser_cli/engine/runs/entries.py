@@ -1,0 +1,169 @@
+"""Runs as a list shows them. Nothing in a run folder is trusted, and no code of it is run."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tser_cli import recipe
+from tser_cli.engine.runs.result import recorded
+from tser_cli.engine.runs.run_folder import Run
+from tser_cli.errors import ConfigError, RunError
+from tser_cli.files import is_file
+
+FINISHED, RUNNING, KILLED, DAMAGED = "finished", "running", "killed", "damaged"
+STATES = (FINISHED, RUNNING, "stopped", "failed")
+LARGEST_PID = 2**31
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """What a run folder says of itself; None where it does not say it, or says nonsense.
+
+    `kind`: teacher or student. `state`: as in status.json; "killed" where that says running and its
+    process on this machine is gone; "damaged" where something can't be read, which `trouble` tells.
+    `accuracy`: a fraction of the test images. `energy_pj`: mean energy of an image. `when`: the
+    newest time that the run recorded, in seconds since 1970, 0 without one. `size`: bytes of its
+    files. `settings`: config.toml by dotted key, as it stands there. `environment`: what
+    environment.json holds.
+    """
+
+    name: str
+    folder: Path
+    kind: str
+    dataset: str
+    teacher: str | None
+    student: str | None
+    timesteps: int | None
+    method: str | None
+    seed: int | None
+    state: str
+    accuracy: float | None
+    teacher_accuracy: float | None
+    energy_pj: float | None
+    when: float
+    size: int
+    trouble: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, without the settings and the environment."""
+        kept = {k: v for k, v in asdict(self).items() if k not in ("settings", "environment")}
+        return {**kept, "folder": str(self.folder)}
+
+
+def entry_of(run: Run) -> RunEntry:
+    """Return what `run` says of itself; what can't be read is its `trouble`, and is no error."""
+    troubles: list[str] = []
+    status = _read(lambda: recorded(run), troubles)
+    environment = _read(run.environment, troubles)
+    settings = _read(lambda: _settings(run.folder), troubles)
+    spiking = run.folder.parent.parent.name != "teacher"
+    return RunEntry(
+        name=run.name,
+        folder=run.folder,
+        kind="student" if spiking else "teacher",
+        **_networks(spiking, status, environment, settings),
+        seed=_whole(settings.get("training.seed")),
+        state=DAMAGED if troubles else _state(status),
+        accuracy=_number(status.get("accuracy"), 1.0),
+        teacher_accuracy=_number(status.get("teacher_accuracy"), 1.0),
+        energy_pj=_number(status.get("energy_pj"), math.inf),
+        when=0.0 if troubles else max(map(run.time_of, ("started", "updated", "finished"))),
+        size=size_of(run.folder),
+        trouble="; ".join(troubles),
+        settings=settings,
+        environment=environment,
+    )
+
+
+def _read(reader: Callable[[], dict[str, Any]], troubles: list[str]) -> dict[str, Any]:
+    try:
+        return reader()
+    except (RunError, ConfigError) as error:
+        troubles.append(str(error))
+        return {}
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    # As they stand: a list needs no plug-ins, and no settings that this version knows.
+    path = folder / "config.toml"
+    if not is_file(path):
+        raise RunError(f"{path} is missing, or no file")
+    return recipe.read(str(path)).values
+
+
+def _networks(
+    spiking: bool, status: dict[str, Any], environment: dict[str, Any], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Return data set, networks, time steps and method: of the result, else of what was begun."""
+    own = _text(status.get("model")) or _text(
+        settings.get("model.student" if spiking else "model.teacher")
+    )
+    found = {"dataset": _text(status.get("dataset")) or _text(settings.get("data.name")) or "?"}
+    if not spiking:
+        return {**found, "teacher": own, **dict.fromkeys(("student", "timesteps", "method"))}
+    record = environment.get("teacher")
+    taught = record.get("model") if isinstance(record, dict) else None
+    return {
+        **found,
+        "teacher": _text(status.get("teacher")) or _text(taught),
+        "student": own,
+        "timesteps": _whole(settings.get("model.timesteps")),
+        "method": _text(status.get("method")) or _text(settings.get("method.name")),
+    }
+
+
+def _state(status: dict[str, Any]) -> str:
+    state = status.get("state")
+    if state == RUNNING and not may_be_alive(status):
+        return KILLED
+    return state if state in STATES else DAMAGED
+
+
+def may_be_alive(status: Mapping[str, Any]) -> bool:
+    """Return whether the process of status.json may still run; on another machine it may."""
+    pid = status.get("pid")
+    if is_elsewhere(status) or not isinstance(pid, int):
+        return True
+    return bool(0 < pid < LARGEST_PID and psutil.pid_exists(pid))
+
+
+def is_elsewhere(status: Mapping[str, Any]) -> bool:
+    """Return whether status.json was last written by a process on another machine."""
+    return bool(status.get("host", socket.gethostname()) != socket.gethostname())
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _number(value: Any, most: float) -> float | None:
+    right = isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= most
+    return float(value) if right else None
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of all files in a folder; links are not followed."""
+    total, waiting = 0, [str(folder)]
+    while waiting:
+        with suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                else:
+                    total += entry.stat(follow_symlinks=False).st_size
+    return total
