@@ -153,7 +153,7 @@ def test_evaluate_with_an_energy_budget(
     ("arguments", "said"),
     [
         (("--profile", "horowitz-45nm"), "unknown cost profile"),
-        (("--run", "nowhere"), "not a run folder"),
+        (("--run", "nowhere"), "there is no run"),
         (("--runs-dir", "empty"), "no finished student"),
     ],
 )
