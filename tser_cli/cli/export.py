@@ -26,6 +26,13 @@ def export(
             help="ONNX: one time step, membrane potentials as inputs and outputs.",
         ),
     ] = False,
+    potentials: Annotated[
+        str,
+        typer.Option(
+            "--potentials",
+            help="float, or integer: ONNX with membranes of 32-bit integers, for integer weights.",
+        ),
+    ] = "float",
     verify: Annotated[
         bool,
         typer.Option(
@@ -51,6 +58,7 @@ def export(
         run=run,
         runs_dir=runs_dir,
         stateful=stateful,
+        potentials=potentials,
         verify=verify,
         images=images,
         changes={"data.dir": data_dir},
