@@ -305,6 +305,45 @@ def test_a_quantised_student_is_evaluated_exported_and_quantised_no_further(
     assert "8 bits already" in err
 
 
+@pytest.mark.parametrize("stateful", [(), ("--stateful",)])
+def test_integer_potentials_are_exported_and_their_difference_is_told(
+    tser: Invoke,
+    quantised: Path,
+    pictures: Path,
+    tmp_path: Path,
+    stateful: tuple[str, ...],
+) -> None:
+    path = tmp_path / "student.onnx"
+    asked = ("export", "--run", quantised, "--format", "onnx", "--output", path)
+    code, out, err = tser(*asked, "--potentials", "integer", *stateful)
+    assert code == 0, out + err
+    assert "integer potentials: against the student's own potentials, " in out
+    document = json.loads((tmp_path / "student.onnx.verified.json").read_text())
+    assert document["potentials"] == "integer"
+    assert document["checks"][0]["differing_spikes"] == 0
+    found = document["against_float_potentials"]
+    assert found["images"] == 16
+    assert found["differing"] <= 0.001 * found["values"]
+    card = (tmp_path / "README.md").read_text()
+    assert "they are not the student's own numbers. Against" in card
+    assert ">> rounds down" in card
+    answers = json.loads(tser("predict", pictures, "--model", path, "--json")[1])
+    from_run = json.loads(tser("predict", pictures, "--run", quantised, "--json")[1])
+    assert [one["name"] for one in answers] == [one["name"] for one in from_run]
+
+
+def test_integer_potentials_need_integer_weights(tser: Invoke, runs: Path, tmp_path: Path) -> None:
+    (student,) = (runs / "student" / "digits").glob("resnet20_T3_tser_s0_*")
+    path = tmp_path / "student.onnx"
+    code, _, err = tser(
+        *("export", "--run", student, "--format", "onnx", "--output", path),
+        *("--potentials", "integer"),
+    )
+    assert code == 2
+    assert "tser quantize" in err
+    assert not path.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -32,6 +32,13 @@ def export(
             help="ONNX: one time step, membrane potentials as inputs and outputs.",
         ),
     ] = False,
+    potentials: Annotated[
+        str,
+        typer.Option(
+            "--potentials",
+            help="float, or integer: ONNX with membranes of 32-bit integers, for integer weights.",
+        ),
+    ] = "float",
     verify: Annotated[
         bool,
         typer.Option(
@@ -55,6 +62,7 @@ def export(
         run=measured.run,
         runs_dir=measured.runs_dir,
         stateful=stateful,
+        potentials=potentials,
         verify=verify,
         images=images,
         changes=measured.changes(),

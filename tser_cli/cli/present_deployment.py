@@ -22,6 +22,8 @@ def show_export(exported: Exported) -> None:
         out.print(checks_table(exported.checks))
     if exported.checks is None:
         out.print("not verified: --no-verify")
+    if exported.change is not None:
+        out.print(f"integer potentials: {exported.change.sentence()}", soft_wrap=True)
     if not exported.holds:
         out.print(f"the check does not hold; {exported.path} was not written", soft_wrap=True)
         return

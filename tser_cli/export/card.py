@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tser_cli.export.fixed_point import FixedGraph
+from tser_cli.export.fixed_reference import Change
 from tser_cli.export.graph import Graph
 from tser_cli.export.verify import Check
 
@@ -24,7 +26,8 @@ class CardFacts:
 
     `rows`: those of per_timestep.csv. `energy`: the sidecar of energy.csv, {} where there is none;
     `float_energy_pj`: what the same operations cost in 32-bit floating point.
-    `settings`: the recipe as TOML. `checks` is None where nothing was verified.
+    `settings`: the recipe as TOML. `checks` is None where nothing was verified. `fixed` and
+    `change`: integer potentials, and what they do to the spikes.
     """
 
     file: str
@@ -38,6 +41,8 @@ class CardFacts:
     float_energy_pj: float
     settings: str
     checks: tuple[Check, ...] | None
+    fixed: FixedGraph | None = None
+    change: Change | None = None
 
 
 def card(graph: Graph, facts: CardFacts) -> str:
@@ -46,7 +51,8 @@ def card(graph: Graph, facts: CardFacts) -> str:
         (f"{graph.facts.model} on {graph.facts.dataset}", _summary(graph, facts)),
         ("Accuracy", _accuracy(facts.rows)),
         ("Energy", _energy(facts.energy, facts.float_energy_pj)),
-        ("Input and output", _input(graph)),
+        ("Input and output", _input(graph, facts.fixed)),
+        *([("Integer potentials", _potentials(facts.change))] if facts.change else []),
         ("Checked in other programs", _checks(facts.checks)),
         ("Limits", [line.format(dataset=graph.facts.dataset) for line in LIMITS]),
         ("Recipe", ["```toml", facts.settings.strip(), "```"]),
@@ -94,11 +100,21 @@ def _energy(energy: Mapping[str, Any], float_energy_pj: float) -> list[str]:
     ]
 
 
-def _input(graph: Graph) -> list[str]:
+def _potentials(change: Change) -> list[str]:
+    return [
+        "Membrane potentials and thresholds are 32-bit integers, by the equations above: they are "
+        f"not the student's own numbers. {change.sentence().capitalize()}. The accuracies on this "
+        "card are the student's, with its own potentials."
+    ]
+
+
+def _input(graph: Graph, fixed: FixedGraph | None) -> list[str]:
     channels, height, width = graph.input_shape
     facts = graph.facts
     colour = "grey" if channels == 1 else "RGB"
-    neurons = dict.fromkeys(node.equations for node in graph.neurons)
+    own = [node.equations for node in graph.neurons]
+    rounded = [neuron.equations for neuron in fixed.neurons.values()] if fixed else []
+    neurons = dict.fromkeys(rounded or own)
     return [
         f"Input: float [N, {channels}, {height}, {width}], {colour}, (pixel / 255 - mean) / std, "
         f"with mean {list(facts.mean)} and std {list(facts.std)}, the same at every time step.",

@@ -138,9 +138,12 @@ def _run_stateful(
 ) -> Result:
     """Return one step after the other, the potentials handed from each to the next."""
     batch = len(images["input"])
+    types = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
     state = {
         entry.name: np.full(
-            [batch, *entry.shape[1:]], first[entry.name.removeprefix("v/")], dtype=np.float32
+            [batch, *entry.shape[1:]],
+            first[entry.name.removeprefix("v/")],
+            dtype=types[entry.type],
         )
         for entry in session.get_inputs()
         if entry.name != "input"

@@ -7,10 +7,20 @@ from tser_cli.export import nir_file, onnx_file, safetensors_file
 from tser_cli.export.graph import Graph
 
 FORMATS = ("nir", "onnx", "safetensors")
+FLOAT, INTEGER = "float", "integer"
 
 
-def check_format(name: str, stateful: bool) -> None:
-    """Raise ExportError for an unknown format, or potentials as inputs in another than ONNX."""
+def check_format(name: str, stateful: bool, potentials: str = FLOAT) -> None:
+    """Raise ExportError for an unknown format, or for potentials as inputs or as integers in
+    another than ONNX.
+    """
+    if potentials not in (FLOAT, INTEGER):
+        raise ExportError(unknown("kind of potentials", potentials, (FLOAT, INTEGER)))
+    if potentials == INTEGER and name != "onnx":
+        raise ExportError(
+            f"--potentials integer belongs to --format onnx; the neurons of {name} are equations "
+            "of floating point"
+        )
     if name not in FORMATS:
         raise ExportError(unknown("format", name, FORMATS))
     if stateful and name != "onnx":

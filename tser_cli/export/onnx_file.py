@@ -38,28 +38,18 @@ def content(graph: Graph, stateful: bool = False) -> bytes:
     for every spiking layer, and `logits` [N, K]; potentials start at each neuron's rest.
     """
     onnx = needs("onnx", "onnx")
-    writer = _Writer(onnx, graph, stateful)
+    writer = Writer(onnx, graph, stateful)
     writer.write()
-    facts = {**metadata(graph), "stateful": str(stateful).lower()}
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph(
-            writer.made, "spiking network", writer.inputs, writer.outputs, writer.constants
-        ),
-        producer_name="tser",
-        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-    )
-    onnx.helper.set_model_props(model, facts)
-    onnx.checker.check_model(model, full_check=True)
-    written: bytes = model.SerializeToString()
-    return written
+    return writer.model({**metadata(graph), "stateful": str(stateful).lower()})
 
 
-class _Writer:
+class Writer:
     """Collects the operators. A tensor of layer L at step t is `L/t`; its spikes `L/t/spikes`."""
 
+    state_type = "FLOAT"
+
     def __init__(self, onnx: Any, graph: Graph, stateful: bool) -> None:
-        self._onnx = onnx
+        self.onnx = onnx
         self._graph = graph
         self._stateful = stateful
         self._steps = 1 if stateful else graph.facts.timesteps
@@ -77,7 +67,7 @@ class _Writer:
         for step in range(self._steps):
             for node in self._graph.nodes:
                 if step == 0 or node.name in self._moving:
-                    EMITTERS[type(node)](self, node, step)
+                    self.emit(node, step)
         last = [self.name(self._graph.output, step) for step in range(self._steps)]
         if self._stateful:
             self.add("Identity", last, LOGITS)
@@ -85,10 +75,31 @@ class _Writer:
         self.constant("first_axis", np.array([0]))
         steps = [self.add("Unsqueeze", [name, "first_axis"], f"{name}/step") for name in last]
         self.add("Concat", steps, LOGITS, axis=0)
-        logits = self._onnx.helper.make_tensor_value_info(
-            LOGITS, self._onnx.TensorProto.FLOAT, [self._steps, "N", *classes]
+        logits = self.onnx.helper.make_tensor_value_info(
+            LOGITS, self.onnx.TensorProto.FLOAT, [self._steps, "N", *classes]
         )
         self.outputs.append(logits)
+
+    def emit(self, node: Node, step: int) -> None:
+        """Append the operators of a node at a step."""
+        EMITTERS[type(node)](self, node, step)
+
+    def model(self, facts: dict[str, str]) -> bytes:
+        """Return the file of all that was appended, with its metadata."""
+        helper = self.onnx.helper
+        graph = helper.make_graph(
+            self.made, "spiking network", self.inputs, self.outputs, self.constants
+        )
+        model = helper.make_model(
+            graph,
+            producer_name="tser",
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+        )
+        helper.set_model_props(model, facts)
+        self.onnx.checker.check_model(model, full_check=True)
+        written: bytes = model.SerializeToString()
+        return written
 
     def name(self, node: str, step: int) -> str:
         """Return the tensor of `node` at `step`; what no spike reaches is the same at every
@@ -101,17 +112,24 @@ class _Writer:
         last.
         """
         names = [self.name(source, step) for source in node.inputs]
+        return self.total(names)
+
+    def total(self, names: list[str]) -> str:
+        """Return the sum of tensors, first to last, each addition made once."""
         total = names[0]
         for name in names[1:]:
-            whole = f"{total}+{name}"
-            if whole not in self._known:
-                self._known.add(self.add("Add", [total, name], whole))
-            total = whole
+            total = self.once("Add", [total, name], f"{total}+{name}")
         return total
+
+    def once(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Append an operator unless its output is there already; returns its name."""
+        if output not in self._known:
+            self._known.add(self.add(operator, inputs, output, **attributes))
+        return output
 
     def add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """Append an operator; returns the name of its output."""
-        node = self._onnx.helper.make_node(operator, inputs, [output], name=output, **attributes)
+        node = self.onnx.helper.make_node(operator, inputs, [output], name=output, **attributes)
         self.made.append(node)
         return output
 
@@ -120,7 +138,7 @@ class _Writer:
         if name not in self._known:
             array = np.asarray(value)
             array = array.astype(np.float32) if array.dtype == np.float64 else array
-            self.constants.append(self._onnx.numpy_helper.from_array(array, name))
+            self.constants.append(self.onnx.numpy_helper.from_array(array, name))
             self._known.add(name)
         return name
 
@@ -141,8 +159,9 @@ class _Writer:
 
     def state(self, node: Neuron) -> str:
         """Return the potentials of `node` as an input and an output of a stateful graph."""
-        self.inputs.append(self._tensor(STATE_IN + node.name, node.shape))
-        self.outputs.append(self._tensor(STATE_OUT + node.name, node.shape))
+        kind = self.state_type
+        self.inputs.append(self._tensor(STATE_IN + node.name, node.shape, kind))
+        self.outputs.append(self._tensor(STATE_OUT + node.name, node.shape, kind))
         return STATE_IN + node.name
 
     @property
@@ -150,9 +169,9 @@ class _Writer:
         """Return whether potentials come from outside."""
         return self._stateful
 
-    def _tensor(self, name: str, shape: tuple[int, ...]) -> Any:
-        kind = self._onnx.TensorProto.FLOAT
-        return self._onnx.helper.make_tensor_value_info(name, kind, ["N", *shape])
+    def _tensor(self, name: str, shape: tuple[int, ...], kind: str = "FLOAT") -> Any:
+        made = self.onnx.helper.make_tensor_value_info
+        return made(name, getattr(self.onnx.TensorProto, kind), ["N", *shape])
 
 
 def _after_a_neuron(graph: Graph) -> set[str]:
@@ -164,7 +183,7 @@ def _after_a_neuron(graph: Graph) -> set[str]:
     return found
 
 
-def _conv(writer: _Writer, node: Node, step: int) -> None:
+def _conv(writer: Writer, node: Node, step: int) -> None:
     assert isinstance(node, Conv)
     writer.add(
         "Conv",
@@ -181,14 +200,14 @@ def _conv(writer: _Writer, node: Node, step: int) -> None:
     )
 
 
-def _linear(writer: _Writer, node: Node, step: int) -> None:
+def _linear(writer: Writer, node: Node, step: int) -> None:
     assert isinstance(node, Linear)
     bias = writer.constant(f"{node.name}.bias", node.bias_O)
     parts = [writer.read(node, step), writer.weight(node), bias]
     writer.add("Gemm", parts, writer.name(node.name, step), transB=1)
 
 
-def _pool(writer: _Writer, node: Node, step: int) -> None:
+def _pool(writer: Writer, node: Node, step: int) -> None:
     assert isinstance(node, Pool)
     writer.add(
         "MaxPool" if node.largest else "AveragePool",
@@ -200,18 +219,18 @@ def _pool(writer: _Writer, node: Node, step: int) -> None:
     )
 
 
-def _flatten(writer: _Writer, node: Node, step: int) -> None:
+def _flatten(writer: Writer, node: Node, step: int) -> None:
     writer.add("Flatten", [writer.read(node, step)], writer.name(node.name, step), axis=1)
 
 
-def _neuron(writer: _Writer, node: Node, step: int) -> None:
+def _neuron(writer: Writer, node: Node, step: int) -> None:
     assert isinstance(node, Neuron)
     own = writer.name(node.name, step)
     before = writer.state(node) if writer.stateful else f"{node.name}/{step - 1}/v"
     first = step == 0 and not writer.stateful
     charged = _charge(writer, node, writer.read(node, step), None if first else before, own)
     fired = writer.add("GreaterOrEqual", [charged, writer.own(node, "threshold")], f"{own}/fired")
-    to = writer._onnx.TensorProto.FLOAT
+    to = writer.onnx.TensorProto.FLOAT
     spikes = writer.add("Cast", [fired], f"{own}/spikes", to=to)
     writer.add("Identity", [spikes], own)
     after = STATE_OUT + node.name if writer.stateful else f"{own}/v"
@@ -222,7 +241,7 @@ def _neuron(writer: _Writer, node: Node, step: int) -> None:
         writer.add("Where", [fired, writer.own(node, "rest"), charged], after)
 
 
-def _charge(writer: _Writer, node: Neuron, x: str, before: str | None, own: str) -> str:
+def _charge(writer: Writer, node: Neuron, x: str, before: str | None, own: str) -> str:
     """h = rest + leak (v - rest) + gain x, without the parts that change nothing."""
     if node.gain != 1.0:
         x = writer.add("Mul", [x, writer.own(node, "gain")], f"{own}/x")
@@ -237,7 +256,7 @@ def _charge(writer: _Writer, node: Neuron, x: str, before: str | None, own: str)
     return writer.add("Add", [before, x], f"{own}/h")
 
 
-EMITTERS: dict[type[Node], Callable[[_Writer, Node, int], None]] = {
+EMITTERS: dict[type[Node], Callable[[Writer, Node, int], None]] = {
     Conv: _conv,
     Linear: _linear,
     Pool: _pool,

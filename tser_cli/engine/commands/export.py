@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.teachers.of_run import teacher_name
 from tser_cli.errors import ConfigError, ExportError
-from tser_cli.export import formats, verify
+from tser_cli.export import formats, onnx_integer, verify
 from tser_cli.export.card import MARK, CardFacts, card
 from tser_cli.export.extras import pip_line
+from tser_cli.export.fixed_point import FixedGraph, fixed_point
+from tser_cli.export.fixed_reference import Change, change, run_fixed
 from tser_cli.export.graph import Facts, Graph
-from tser_cli.export.reference import record
+from tser_cli.export.reference import Trace, record
 from tser_cli.export.trace import trace
 from tser_cli.export.verify import Check
 from tser_cli.files import check_folder, sha256, write_text, write_whole
@@ -31,13 +33,17 @@ from tser_cli.report.progress import Progress, Silent
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What `tser export` was asked. `images`: how many test images the check takes."""
+    """What `tser export` was asked. `images`: how many test images the check takes.
+
+    `potentials`: float, or integer for membranes of 32-bit integers.
+    """
 
     output: Path
     format_name: str
     run: Path | None = None
     runs_dir: Path = Path("runs")
     stateful: bool = False
+    potentials: str = formats.FLOAT
     verify: bool = True
     images: int = 16
     changes: dict[str, Any] = field(default_factory=dict)
@@ -46,13 +52,17 @@ class ExportRequest:
 
 @dataclass(frozen=True)
 class Exported:
-    """What came of it. `checks` is None with --no-verify; `card` None where nothing was written."""
+    """What came of it. `checks` is None with --no-verify; `card` None where nothing was written.
+
+    `change`: what integer potentials do to the spikes, None for floating-point ones.
+    """
 
     path: Path
     run: Run
     size: int
     checks: tuple[Check, ...] | None
     card: Path | None
+    change: Change | None = None
 
     @property
     def holds(self) -> bool:
@@ -66,7 +76,7 @@ def export(request: ExportRequest) -> Exported:
     Nothing is written where a program that reads the format gives other spikes. Raises ExportError
     for what the format can't hold or a package that is not installed, ConfigError, RunError.
     """
-    formats.check_format(request.format_name, request.stateful)
+    formats.check_format(request.format_name, request.stateful, request.potentials)
     if request.images < 1:
         raise ConfigError(f"--images {request.images}: the check needs at least one image")
     _check_packages(request)
@@ -74,10 +84,35 @@ def export(request: ExportRequest) -> Exported:
     changes = {**request.changes, "training.device": "cpu"}
     opened = open_finished(select_run(request.run, request.runs_dir), changes, request.progress)
     graph = graph_of(opened)
-    content = formats.content(graph, request.format_name, request.stateful)
-    checks = _verified(opened, graph, content, request) if request.verify else None
-    made = Exported(request.output, opened.run, len(content), checks, None)
-    return _written(made, opened, graph, content, request) if made.holds else made
+    images_NCHW = checking_images(opened, request.images)
+    draft = _draft(graph, record(opened.loaded.model, graph, images_NCHW), images_NCHW, request)
+    checks = None
+    if request.verify:
+        checks = verify.verify(draft.content, request.format_name, draft.truth, images_NCHW)
+    size = len(draft.content)
+    made = Exported(request.output, opened.run, size, checks, None, draft.change)
+    return _written(made, opened, graph, draft, request) if made.holds else made
+
+
+@dataclass(frozen=True, eq=False)
+class _Draft:
+    """A file before it is checked, and what it must do. The rest is of integer potentials alone."""
+
+    content: bytes
+    truth: Trace
+    fixed: FixedGraph | None = None
+    change: Change | None = None
+
+
+def _draft(graph: Graph, own: Trace, images_NCHW: Tensor, request: ExportRequest) -> _Draft:
+    """Return the file of `graph`, whose student does `own`, as it was asked for."""
+    if request.potentials == formats.FLOAT:
+        return _Draft(formats.content(graph, request.format_name, request.stateful), own)
+    fixed = fixed_point(graph)
+    truth = run_fixed(fixed, images_NCHW)
+    changed = change(own, truth)
+    content = onnx_integer.content(fixed, request.stateful, changed.sentence())
+    return _Draft(content, truth, fixed, changed)
 
 
 def graph_of(opened: FinishedRun) -> Graph:
@@ -116,35 +151,30 @@ def _check_packages(request: ExportRequest) -> None:
         )
 
 
-def _verified(
-    opened: FinishedRun, graph: Graph, content: bytes, request: ExportRequest
-) -> tuple[Check, ...]:
-    images_NCHW = checking_images(opened, request.images)
-    truth = record(opened.loaded.model, graph, images_NCHW)
-    return verify.verify(content, request.format_name, truth, images_NCHW)
-
-
 def _written(
-    made: Exported, opened: FinishedRun, graph: Graph, content: bytes, request: ExportRequest
+    made: Exported, opened: FinishedRun, graph: Graph, draft: _Draft, request: ExportRequest
 ) -> Exported:
     path = request.output
-    write_whole(path, content)
+    write_whole(path, draft.content)
     document = {
         "file": path.name,
-        "sha256": sha256(content),
+        "sha256": sha256(draft.content),
         "format": request.format_name,
         "stateful": request.stateful,
+        "potentials": request.potentials,
         "run": opened.run.name,
         "timesteps": graph.facts.timesteps,
         "verified": made.checks is not None,
         "why_not": None if made.checks is not None else "--no-verify",
         "checks": [check.described() for check in made.checks or ()],
     }
+    if draft.change is not None:
+        document["against_float_potentials"] = draft.change.described()
     beside = path.with_name(f"{path.name}.verified.json")
     write_text(beside, json.dumps(document, indent=2) + "\n")
     place = _card_place(path)
-    write_text(place, card(graph, _card_facts(made, opened, request)))
-    return Exported(path, made.run, made.size, made.checks, place)
+    write_text(place, card(graph, _card_facts(made, opened, draft, request)))
+    return replace(made, card=place)
 
 
 def _card_place(path: Path) -> Path:
@@ -155,7 +185,9 @@ def _card_place(path: Path) -> Path:
     return path.with_name(f"{path.name}.md")
 
 
-def _card_facts(made: Exported, opened: FinishedRun, request: ExportRequest) -> CardFacts:
+def _card_facts(
+    made: Exported, opened: FinishedRun, draft: _Draft, request: ExportRequest
+) -> CardFacts:
     folder, method = opened.run.folder, opened.config.method.name
     rows, sidecar = folder / "per_timestep.csv", folder / "energy.json"
     energy = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
@@ -171,4 +203,6 @@ def _card_facts(made: Exported, opened: FinishedRun, request: ExportRequest) -> 
         float_energy_pj=float_energy(energy["totals"]) if energy else 0.0,
         settings=(folder / "config.toml").read_text(encoding="utf-8"),
         checks=made.checks,
+        change=draft.change,
+        fixed=draft.fixed,
     )

@@ -187,8 +187,11 @@ def onnx_predictor(path: Path) -> Predictor:
 def _stepwise(session: Any, images: Any, steps: int, first: dict[str, float]) -> Any:
     """Logits [T, N, K] of a graph of one step, the potentials handed on."""
     outputs = [entry.name for entry in session.get_outputs()]
+    types = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
     state = {
-        entry.name: np.full([len(images), *entry.shape[1:]], first[entry.name[2:]], np.float32)
+        entry.name: np.full(
+            [len(images), *entry.shape[1:]], first[entry.name[2:]], types[entry.type]
+        )
         for entry in session.get_inputs()
         if entry.name != "input"
     }
