@@ -31,10 +31,13 @@ def test_the_speed_is_measured_and_kept(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "speed.json"
     monkeypatch.setattr(speed, "place", lambda: path)
     monkeypatch.setattr(speed, "measure", lambda device: Speed(100.0, 50.0, 60.0))
-    (first,) = doctor.speeds(CPU)  # tests have one thread: nothing is said of scaling
+    # tests have one thread: nothing is said of scaling
+    (busy,) = doctor.speeds(CPU, keep=False)
+    assert busy.found.endswith("; not kept, see load") and not path.exists()
+    (first,) = doctor.speeds(CPU, keep=True)
     assert first.found.endswith(f"kept in {path}, to compare with next time")
     monkeypatch.setattr(speed, "measure", lambda device: Speed(59.0, 50.0, 60.0))
-    (second,) = doctor.speeds(CPU)
+    (second,) = doctor.speeds(CPU, keep=True)
     assert second.state == WRONG
     assert second.found.startswith("59 GFLOP/s in products of matrices, 50 in convolutions")
     assert "it has 59 % of its speed" in second.advice

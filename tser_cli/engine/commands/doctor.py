@@ -47,7 +47,8 @@ def examine(request: DoctorRequest) -> tuple[Check, ...]:
     checks = [*surroundings(), *abilities(device), *places(request)]
     if not request.quick:
         request.progress.say("compiling a function and measuring speed: some ten seconds")
-        checks += [compiling(device), *speeds(device)]
+        busy = any(check.name == "load" and check.state == WRONG for check in checks)
+        checks += [compiling(device), *speeds(device, keep=not busy)]
     return tuple(checks)
 
 
@@ -146,24 +147,32 @@ def _hushed() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def speeds(device: torch.device) -> tuple[Check, ...]:
-    """Measure this machine, compare with the best that it ever gave, and keep that."""
+def speeds(device: torch.device, keep: bool) -> tuple[Check, ...]:
+    """Measure this machine and compare with the best that it ever gave.
+
+    `keep`: that is kept, to compare with later; not on a machine that has other work to do.
+    """
     path, name = speed.place(), speed.key(device)
     known, now = speed.best_known(path, name), speed.measure(device)
-    speed.keep_best(path, name, now, date.today().isoformat())
+    if keep:
+        speed.keep_best(path, name, now, date.today().isoformat())
     count = 1 if device.type == "cuda" else torch.get_num_threads()
     scaling = [] if count == 1 else [judged_scaling(now, count)]
-    return (judged_speed(now, known, path), *scaling)
+    return (judged_speed(now, known, path if keep else None), *scaling)
 
 
-def judged_speed(now: Speed, known: Record | None, path: Path) -> Check:
-    """Compare a measurement with the best one of the same machine, torch and threads."""
+def judged_speed(now: Speed, known: Record | None, path: Path | None) -> Check:
+    """Compare a measurement with the best one of the same machine, torch and threads.
+
+    `path`: where it is kept, None where it is not.
+    """
     found = (
         f"{now.matmul:,.0f} GFLOP/s in products of matrices, {now.convolution:,.0f} in "
         "convolutions (fp32)"
     )
     if known is None:
-        return Check("speed", OK, f"{found}; kept in {path}, to compare with next time")
+        kept = f"kept in {path}, to compare with next time"
+        return Check("speed", OK, f"{found}; {kept if path else 'not kept, see load'}")
     share = min(now.matmul / known.speed.matmul, now.convolution / known.speed.convolution)
     then = (
         f"{found}; the best here was {known.speed.matmul:,.0f} and "
