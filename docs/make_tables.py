@@ -146,16 +146,20 @@ def early_exit(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
     assert ablation.exits is not None, "NAME_early_exit.csv lies beside NAME.csv"
     runs: list[Row] = ablation.exits.to_dict("records")
     rows = [
-        [
-            *(f"`{row[axis]}`" for axis in ablation.axes),
-            f"{row['energy_mean_pj'] / 1e6:.2f} ± {row['energy_std_pj'] / 1e6:.2f} µJ",
-            mean(row),
-            energy_difference(row),
-        ]
+        [*(f"`{row[axis]}`" for axis in ablation.axes), *at_equal_accuracy(row)]
         for row in summarise_exits(runs, ablation.axes, ablation.baseline)
     ]
     header = ["energy an image", "accuracy there", "energy against the baseline, 95 % interval"]
     return [*names(ablation), *header], rows
+
+
+def at_equal_accuracy(row: Row) -> list[str]:
+    """Return energy, accuracy and difference of a cell, with how many runs get there at all."""
+    if not row["n"]:
+        return ["no run gets there", "", ""]
+    energy = f"{row['energy_mean_pj'] / 1e6:.2f} ± {row['energy_std_pj'] / 1e6:.2f} µJ"
+    tried = f" ({row['n']} of {row['n'] + row['missed']} runs)" if row["missed"] else ""
+    return [energy + tried, mean(row), energy_difference(row)]
 
 
 def energy_difference(row: Row) -> str:
