@@ -49,7 +49,7 @@ def test_integer_weights_are_charged_as_integers(
     make_config: MakeConfig, bits: int, profile: str
 ) -> None:
     config = make_config({"model.weight_bits": bits})
-    assert profile_of(config) == f"horowitz-45nm-{profile}"
+    assert profile_of(config).name == f"horowitz-45nm-{profile}"
 
 
 def test_a_model_file_says_how_many_bits_its_weights_have(
