@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tser_cli import registry
 from tser_cli.config import Config
 from tser_cli.engine.commands import distill
+from tser_cli.engine.commands.library import own_config
 from tser_cli.engine.runs import find_runs, model_files, run_folder
 from tser_cli.engine.runs.result import RunResult, read_result
 from tser_cli.engine.runs.run_folder import Run
@@ -249,3 +250,8 @@ def test_an_energy_profile_of_one_s_own_prices_the_run(
     rows = read_csv(result.folder / "energy.csv")
     assert {row["profile"] for row in rows} == {"loihi"}
     assert result.energy_budget_pj is result.energy_budget_kept is None
+
+
+def test_own_networks_on_own_loaders_have_no_energy_budget() -> None:
+    with pytest.raises(ConfigError, match=r"^energy\.budget: your own networks and data loaders"):
+        own_config(2, "tser", {"energy.budget": "4uJ"})
