@@ -23,6 +23,7 @@ from tser_cli.engine.runtime import speed
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.slow,
+    pytest.mark.timeout(1800),
     pytest.mark.xdist_group("integration"),
     pytest.mark.skipif(not README.is_file(), reason="the pages are only in a checkout"),
 ]
@@ -116,7 +117,12 @@ def test_each_line_runs_as_printed(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(speed, "SECONDS", 0.01)
     monkeypatch.setattr(speed, "place", lambda: tmp_path / "speed.json")
-    smaller = {"TSER_MODEL_TEACHER": TEACHER, "TSER_MODEL_STUDENT": STUDENT}
+    (tmp_path / "teacher.toml").write_text("[training]\nepochs = 1\n")
+    smaller = {
+        "TSER_MODEL_TEACHER": TEACHER,
+        "TSER_MODEL_STUDENT": STUDENT,
+        "TSER_MODEL_TEACHER_RECIPE": str(tmp_path / "teacher.toml"),
+    }
     for name, value in {**SHORT, **smaller}.items():
         monkeypatch.setenv(name, value)
     failed = []

@@ -72,6 +72,14 @@ def test_a_narrow_list_names_what_is_left_out() -> None:
     assert told.startswith("no room for: kind, data set, teacher, student, T, method, seed, size")
 
 
+@pytest.mark.parametrize("width", range(50, 180))
+def test_what_has_room_is_whole(width: int) -> None:
+    rows = [{**ROW, "name": "resnet18_T2_tser_50pct_s0_20250131-120000"}, {**ROW, **TEACHER}]
+    lines = drawn(listing(rows, 1060.0, width), width)
+    assert rows[0]["name"] in lines[2] and ROW["name"] in lines[3]
+    assert "…" not in "".join(lines)
+
+
 def test_the_run_is_always_there() -> None:
     cells = {"run": ["x" * 50], "state": ["finished"]}
     assert fitting({**cells, "accuracy": [""]}, 40) == ["run"]

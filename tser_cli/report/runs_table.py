@@ -19,7 +19,7 @@ from tser_cli.visible import one_line
 
 Row = Mapping[str, Any]
 LONGEST = 60  # characters of a cell
-GAP = 2  # columns of space beside each column
+GAP, EDGES = 3, 1  # columns of space between two columns of the table, and besides at its edges
 AGES = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 SIZES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 
@@ -86,7 +86,7 @@ def listing(rows: Sequence[Row], now: float, width: int | None) -> Table:
 
 def fitting(cells: Mapping[str, Sequence[str]], width: int | None) -> list[str]:
     """Return the columns for which there is room, in the order of the table."""
-    chosen, room = {"run"}, width
+    chosen, room = {"run"}, None if width is None else width - EDGES
     for name in FIRST:
         needed = max(map(cell_len, [name, *cells[name]])) + GAP
         if room is not None:
