@@ -10,26 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tser_cli.cli import app
-
-Invoke = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def tser(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Invoke:
-    """Call the command line in an empty folder: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["tser", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return invoke
+from tests.command import Invoke
 
 
 @pytest.mark.parametrize(

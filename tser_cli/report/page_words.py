@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tser_cli.quantities import joules
+from tser_cli.report import console
 from tser_cli.report.ablation import interval_words
-from tser_cli.report.energy_report import times
+from tser_cli.report.energy_report import ABOUT_THE_SAME, times
 from tser_cli.report.page_values import (
     AblationReport,
     Accuracy,
@@ -23,7 +24,6 @@ from tser_cli.report.page_values import (
 )
 
 MOST_LINES = 8
-WORTH = 0.005  # accuracy that an early exit may cost to be told
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:
@@ -42,12 +42,8 @@ def reach(row: Mapping[str, Any], of: str = "difference") -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """37.2 -> "37 s", 4000 -> "67 min", 90000 -> "25.0 h"."""
-    if seconds is None:
-        return "-"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    """37.2 -> "37 s"; None -> "-"."""
+    return "-" if seconds is None else console.duration(seconds)
 
 
 def told(ratio: float) -> str:
@@ -119,9 +115,9 @@ def _share_of_first(energy: Energy | Missing) -> float:
 def _of_exits(tradeoff: Tradeoff) -> list[str]:
     """Return the cheapest early exit that costs at most half a point; nothing where none saves."""
     full = tradeoff.steps[-1]
-    if tradeoff.steps[0]["accuracy"] >= full["accuracy"] - WORTH:
+    if tradeoff.steps[0]["accuracy"] >= full["accuracy"] - ABOUT_THE_SAME:
         return []  # the first step is enough, which is told elsewhere
-    kept = [row for row in tradeoff.exits if row["accuracy"] >= full["accuracy"] - WORTH]
+    kept = [row for row in tradeoff.exits if row["accuracy"] >= full["accuracy"] - ABOUT_THE_SAME]
     best = min(kept, key=lambda row: row["energy_pj"], default=None)
     if best is None or best["energy_pj"] > 0.98 * full["energy_pj"]:
         return []

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from tser_cli import recipe
 from tser_cli.config import keys
 from tser_cli.engine.commands.report_files import existing, label, number
+from tser_cli.engine.runs import entries
 from tser_cli.engine.runs.result import recorded
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.report.page_values import Setting
@@ -18,11 +18,9 @@ MOST_LISTED = 200  # entries of environment.json
 
 
 def stated_settings(run: Run) -> dict[str, Any]:
-    """Return config.toml by dotted key, without asking whether its plug-ins are here.
-
-    Raises ConfigError, RunError.
-    """
-    return recipe.read(str(existing(run.folder, "config.toml"))).values
+    """Return config.toml by dotted key, as it stands. Raises ConfigError, RunError."""
+    existing(run.folder, "config.toml")
+    return entries.stated_settings(run.folder)
 
 
 def settings(stated: Mapping[str, Any]) -> tuple[Setting, ...]:
