@@ -35,6 +35,7 @@ from tests.command import Invoke
         (("distill", "--energy-budget", "-4uJ"), '"-4uJ" is no energy'),
         (("distill", "--energy-budget", "1pJ"), "that an image costs without a single spike"),
         (("distill", "--energy-budget", "1J", "--dry-run"), "of the ANN of the same shape"),
+        (("distill", "--set", "augment.cutout=8"), "augment.cutout = 8 can hide all of an image"),
         (("distill", "--set", "energy.profile=nonesuch"), 'unknown cost profile "nonesuch"'),
         (("distill", "--device", "gpu"), "use auto, cpu, cuda or cuda:N"),
         (("distill", "--precision", "fp16", "--device", "cpu"), "fp16 needs a GPU"),
