@@ -10,7 +10,7 @@ from typing import Any
 from tser_cli.quantities import joules
 from tser_cli.report import console
 from tser_cli.report.ablation import interval_words
-from tser_cli.report.energy_report import ABOUT_THE_SAME, times
+from tser_cli.report.energy_report import ABOUT_THE_SAME, budget_verdict, times
 from tser_cli.report.page_values import (
     AblationReport,
     Accuracy,
@@ -69,6 +69,9 @@ def summary(run: RunReport) -> list[str]:
     if isinstance(run.accuracy, Accuracy):
         found = _of_accuracy(run, run.accuracy)
     lines = list(found)
+    verdict = _budget_verdict(run)
+    if verdict:
+        lines.append(f"It was trained to an energy budget: {verdict}.")
     lines += run.headline
     if isinstance(run.tradeoff, Tradeoff):
         lines += _of_exits(run.tradeoff)
@@ -99,6 +102,12 @@ def _of_accuracy(run: RunReport, accuracy: Accuracy) -> Iterator[str]:
             f"The first step alone gives {percent(first['accuracy_at_t'])}"
             + (f", for {share:.0f} % of the energy." if share else ".")
         )
+
+
+def _budget_verdict(run: RunReport) -> str:
+    """Return "2.98 µJ of 3 µJ: kept", "" for a run without a budget."""
+    energy_pj, budget_pj = run.facts["energy_pj"], run.facts["energy_budget_pj"]
+    return budget_verdict(energy_pj, budget_pj) if energy_pj and budget_pj else ""
 
 
 def named(name: str) -> str:
@@ -171,7 +180,8 @@ def _accuracy_tiles(run: RunReport) -> Iterator[Tile]:
 def _energy_tiles(run: RunReport) -> Iterator[Tile]:
     if isinstance(run.energy, Missing):
         return
-    aside = f"arithmetic alone, {run.energy.profile}"
+    verdict = _budget_verdict(run)
+    aside = f"budget: {verdict}" if verdict else f"arithmetic alone, {run.energy.profile}"
     yield Tile("energy an image", joules(run.energy.total["energy_pj"]), aside)
     found = energy_range(run.duels)
     if found:

@@ -81,7 +81,8 @@ def _typed(words: Any) -> str:
 def facts(run: Run, stated: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a run is, as it recorded it, else as its settings or environment.json say.
 
-    `model`, `dataset`, `method`, `teacher`, `timesteps`, `seed`, `epochs`, `seconds`, `finished`.
+    `model`, `dataset`, `method`, `teacher`, `timesteps`, `seed`, `epochs`, `seconds`, `finished`,
+    `energy_budget_pj` and the `energy_pj` that was held to it.
     """
     known, teacher = recorded(run), found.get("teacher")
     stated_model = stated.get("model.student" if run.kind == "student" else "model.teacher")
@@ -99,5 +100,6 @@ def facts(run: Run, stated: Mapping[str, Any], found: Mapping[str, Any]) -> dict
         **{key: label(value) for key, value in words.items()},
         "timesteps": number(known.get("timesteps") or stated.get("model.timesteps")),
         "epochs": number(known.get("epoch")),
+        **{key: number(known.get(key)) for key in ("energy_pj", "energy_budget_pj")},
         "seconds": number(known.get("seconds") or found.get("wall_seconds")),
     }
