@@ -42,7 +42,7 @@ def test_a_figure_that_was_edited_by_hand_is_found(tables: ModuleType) -> None:
 
 
 def test_a_table_by_hand(tables: ModuleType) -> None:
-    # 357, 350, 347, 352, 351, 351, 351, 349, 348, 346 of 360 images: mean 350.2, standard deviation 3.08
+    # 357, 350, 347, 352, 351, 351, 351, 349, 348 and 346 of 360 images: mean 350.2, deviation 3.08
     head, rule, first, *rest = tables.table_of(RIVALS, "means").splitlines()
     assert head == (
         "| method | at t = 1 | at t = 2 | averaged | against the baseline, 95 % interval "
