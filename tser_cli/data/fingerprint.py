@@ -17,13 +17,15 @@ def fingerprint(dataset: Dataset) -> str:
     """Return a SHA-256 of the training and test images; "" for a data set that is always the same.
 
     Counted are the labels, and of images in memory the pixels, of those in files their names below
-    the folder. Where the folder or the npz file lies makes no difference.
+    the folder; also how the network is shown them: size, channels, mean and std. Where the folder
+    or the npz file lies makes no difference.
     """
-    name = dataset.spec.name
+    spec, name = dataset.spec, dataset.spec.name
     entry = registry.DATASETS.get(name)
     if entry is not None and registry.is_built_in(entry.target) and name not in OWN:
         return ""
-    made = hashlib.sha256("\0".join(dataset.spec.classes).encode(errors="surrogateescape"))
+    made = hashlib.sha256("\0".join(spec.classes).encode(errors="surrogateescape"))
+    made.update(repr((spec.image_shape, spec.shorter, spec.mean, spec.std)).encode())
     for source in (dataset.train, dataset.test):
         for part in _parts(source):
             made.update(part)
