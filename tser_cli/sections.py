@@ -277,8 +277,8 @@ class PerformanceConfig(Section):
     in every epoch. `data_on_device`: images that fit live, and are augmented, on the device.
     `fused_optimizer`: one pass over the weights a step. `save_memory`: residual blocks are computed
     again for the backward pass instead of being kept. `integer_kernels`: a student with integer
-    weights is measured with integer arithmetic on a CPU. `compile`: torch.compile.
-    (`neuron.backend` chooses the neurons' code.)
+    weights is measured with integer arithmetic on a CPU. `spikes_in_bytes`: what backward needs of
+    the spikes is kept in a byte each. `compile`: torch.compile. (And `neuron.backend`.)
     """
 
     channels_last: bool = True
@@ -289,6 +289,7 @@ class PerformanceConfig(Section):
     fused_optimizer: bool = True
     save_memory: bool = False
     integer_kernels: bool = True
+    spikes_in_bytes: Annotated[bool, HOW] = True
     compile: Literal["auto", "on", "off"] = "auto"
 
     @model_validator(mode="after")

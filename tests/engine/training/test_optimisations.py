@@ -28,6 +28,7 @@ SWITCHES: dict[str, Any] = {
     "performance.data_on_device": False,
     "performance.fused_optimizer": False,
     "performance.save_memory": True,
+    "performance.spikes_in_bytes": False,
     "neuron.backend": "spikingjelly",
 }
 STEPS = 20
