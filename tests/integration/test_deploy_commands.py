@@ -239,6 +239,7 @@ def test_an_image_s_operations_are_those_of_the_whole_test_set_in_the_mean(
     ("arguments", "said"),
     [
         (("--threshold", "1.5", "x.png"), "--threshold 1.5"),
+        (("--model", "a.onnx", "--run", "b", "x.png"), "--run and --model: name one of them"),
         (("--model", "missing.onnx", "x.png"), "missing.onnx is not an ONNX file of tser export"),
     ],
 )

@@ -110,6 +110,8 @@ def predict(request: PredictRequest) -> Predictions:
     """
     if not 0.0 < request.threshold <= 1.0:
         raise ConfigError(f"--threshold {request.threshold}: a confidence is above 0, at most 1")
+    if request.run is not None and request.model is not None:
+        raise ConfigError("--run and --model: name one of them, a run or an exported file")
     files = picture_files(request.images)
     if not files:
         raise ConfigError("no image is named; give files, folders, or - for a list on the input")
