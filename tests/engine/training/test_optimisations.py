@@ -29,6 +29,7 @@ SWITCHES: dict[str, Any] = {
     "performance.fused_optimizer": False,
     "performance.save_memory": True,
     "performance.spikes_in_bytes": False,
+    "performance.pixel_products": False,
     "neuron.backend": "spikingjelly",
 }
 STEPS = 20
