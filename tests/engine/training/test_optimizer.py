@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -72,6 +74,26 @@ def test_fused_sgd_copies_no_gradient_after_its_first_step() -> None:
         with torch.profiler.profile() as seen:
             optimizer.step()
     assert not {"aten::clone", "aten::contiguous"} & {event.key for event in seen.key_averages()}
+
+
+WITHOUT_COMPILER = """
+import sys, torch
+from tser_cli.config import OptimizerConfig
+from tser_cli.engine.training.optimizer import make_optimizer
+layer = torch.nn.Linear(2, 2)
+optimizer = make_optimizer([layer], OptimizerConfig())
+layer(torch.ones(1, 2)).sum().backward()
+optimizer.step()
+optimizer.load_state_dict(optimizer.state_dict())
+optimizer.zero_grad()
+assert layer.weight.grad is None
+assert not any(state["momentum_buffer"].requires_grad for state in optimizer.state.values())
+sys.exit("torch._dynamo" in sys.modules)
+"""
+
+
+def test_sgd_does_not_import_the_compiler() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], check=True)
 
 
 def test_cosine_runs_from_one_to_the_final_factor() -> None:
