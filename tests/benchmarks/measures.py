@@ -36,6 +36,8 @@ from tser_cli.engine.training.epoch_sums import EpochSums
 
 FIRST_STEP = """
 import os, sys
+from tser_cli.cli.surroundings import wait_briefly
+wait_briefly(os.environ)
 import tser_cli.cli.app as app
 import tser_cli.engine.training.loop as train
 step = train.train_step
