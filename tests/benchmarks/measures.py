@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from rich.console import Console
 
+from tests.benchmarks.evaluating import evaluation_over_forward, exits_over_share
 from tests.benchmarks.memory import peak_megabytes
 from tests.benchmarks.side_by_side import rates
 from tests.benchmarks.subjects import (
@@ -20,7 +21,6 @@ from tests.benchmarks.subjects import (
     SPEC,
     Size,
     floor_step,
-    make_batch,
     training_step,
 )
 from tests.benchmarks.timing import Ratio, alternate, command, ratio, seconds
@@ -29,8 +29,6 @@ from tser_cli.cli.surroundings import wait_briefly
 from tser_cli.config import AugmentConfig
 from tser_cli.data.base import TensorSource
 from tser_cli.data.transforms import training_pipeline
-from tser_cli.engine.evaluation.per_timestep import evaluate
-from tser_cli.engine.runs import model_files
 from tser_cli.engine.runtime.processes import make_runtime
 from tser_cli.engine.training.epoch_sums import EpochSums
 
@@ -132,27 +130,6 @@ def memory_over_floor(kind: str, below: str, size: Size, rounds: int) -> Ratio:
             for _ in range(max(1, rounds // 3))
         ]
     )
-
-
-def evaluation_over_forward(size: Size, rounds: int) -> Ratio:
-    """`evaluate` of all time steps against a plain eager forward of the same images: images/s."""
-    batch = make_batch(size.batch)
-    ours = make_runtime(size.config().training)
-    model = model_files.build(size.student, SPEC, size.config(), spiking=True)
-    ours.place(model).eval()
-    plain_config = size.config(PLAIN)
-    plain = model_files.build(size.student, SPEC, plain_config, spiking=True).eval()
-    plain.load_state_dict(model.state_dict())
-    plain.to(ours.device)
-    images = batch.images_NCHW.to(ours.device)
-
-    def forward() -> None:
-        with torch.no_grad():
-            plain(images, size.timesteps)
-
-    works = {"forward": forward, "ours": lambda: evaluate(model, [batch], ours, size.timesteps)}
-    spent = alternate(works, rounds)
-    return ratio(spent["forward"], spent["ours"])
 
 
 def help_over_imports(rounds: int) -> Ratio:
@@ -286,7 +263,7 @@ def rows() -> list[Row]:
         ),
         Row(
             "evaluate, all steps / plain eager forward, images/s, T = 4",
-            1.5,
+            2,
             partial(evaluation_over_forward, Size(4, 32)),
             at_least=True,
             group="evaluate",
@@ -296,6 +273,12 @@ def rows() -> list[Row]:
             2,
             partial(evaluation_over_forward, Size(4, 32, precision="bf16")),
             at_least=True,
+            group="evaluate",
+        ),
+        Row(
+            "early exit, half at step 1 / its mean steps' share of a full pass, T = 4",
+            1.1,
+            partial(exits_over_share, Size(4, 64)),
             group="evaluate",
         ),
         Row("main job on digits, seconds", 60, main_job, group="job"),
