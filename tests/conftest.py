@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.command import Invoke, call
+from tser_cli import config, plugins, registry
 
 # Examples are drawn from a fixed seed and without a clock, so that a test fails always or never.
 settings.register_profile("tser", derandomize=True, deadline=None, database=None)
@@ -30,3 +36,32 @@ def fixed_seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def tser(capsys: pytest.CaptureFixture[str]) -> Invoke:
+    """Call the command line: (exit code, standard output, standard error)."""
+
+    def invoke(*arguments: object) -> tuple[int, str, str]:
+        code = call(*arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return invoke
+
+
+@pytest.fixture
+def nothing_added(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Plug-ins of `tmp_path`, and what they add to the registries, end with the test."""
+    tables = {kind: dict(table) for kind, table in registry.TABLES.items()}
+    before = set(sys.modules)
+    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for kind, table in tables.items():
+        registry.TABLES[kind].clear()
+        registry.TABLES[kind].update(table)
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+    config._keys.cache_clear()

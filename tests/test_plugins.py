@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -33,21 +33,11 @@ def loss(outputs, settings):
 
 
 @pytest.fixture(autouse=True)
-def _as_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """An empty current folder, and registries and modules put back at the end."""
-    tables = {kind: dict(table) for kind, table in registry.TABLES.items()}
-    modules, path = dict(sys.modules), list(sys.path)
+def _in_an_empty_folder(
+    nothing_added: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(plugins.VARIABLE, raising=False)
-    monkeypatch.setattr(plugins, "_loaded", {})
-    yield
-    for kind, table in tables.items():
-        registry.TABLES[kind].clear()
-        registry.TABLES[kind].update(table)
-    for name in sys.modules.keys() - modules.keys():
-        del sys.modules[name]
-    sys.path[:] = path
-    config._keys.cache_clear()
 
 
 @pytest.fixture

@@ -12,6 +12,9 @@ import logging
 from collections.abc import Callable, Iterable
 
 MOST_TOLD = 20
+# The exit code of a command that did its work and found that a check, or a bound that was asked
+# for, does not hold: no error, but scripts should notice.
+NOT_HELD = 4
 
 
 class TserError(Exception):

@@ -10,26 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tser_cli.cli import app
-
-Invoke = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def tser(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Invoke:
-    """Call the command line in an empty folder: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["tser", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return invoke
+from tests.command import Invoke
 
 
 @pytest.mark.parametrize(
@@ -54,6 +35,7 @@ def tser(
         (("distill", "--energy-budget", "-4uJ"), '"-4uJ" is no energy'),
         (("distill", "--energy-budget", "1pJ"), "that an image costs without a single spike"),
         (("distill", "--energy-budget", "1J", "--dry-run"), "of the ANN of the same shape"),
+        (("distill", "--set", "augment.cutout=8"), "augment.cutout = 8 can hide all of an image"),
         (("distill", "--set", "energy.profile=nonesuch"), 'unknown cost profile "nonesuch"'),
         (("distill", "--device", "gpu"), "use auto, cpu, cuda or cuda:N"),
         (("distill", "--precision", "fp16", "--device", "cpu"), "fp16 needs a GPU"),

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tser_cli.cli import app
+from tests.command import Invoke
 
-Invoke = Callable[..., tuple[int, str, str]]
 MODULE = """
 from torch import nn
 from spikingjelly.activation_based import layer, neuron
@@ -36,23 +33,10 @@ def build(pool=False):
 
 
 @pytest.fixture
-def tser(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Invoke:
+def tser(tser: Invoke, tmp_path: Path, nothing_added: None) -> Invoke:
     """Call the command line in a folder with a module: (exit code, output, messages)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "theirs", raising=False)
     (tmp_path / "theirs.py").write_text(MODULE)
-
-    def invoke(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["tser", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return invoke
+    return tser
 
 
 NETWORK = ("--network", "theirs:build", "--input", "1,8,8", "-T", "3")

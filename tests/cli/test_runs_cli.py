@@ -12,26 +12,8 @@ from typing import Any
 
 import pytest
 
-from tser_cli.cli import app, completion, layers
-
-Invoke = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def tser(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Invoke:
-    """Call the command line in an empty folder: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["tser", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return invoke
+from tests.command import Invoke
+from tser_cli.cli import completion, layers
 
 
 def make(name: str, config: str = "[training]\nseed = 0\n", **status: Any) -> Path:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,20 +11,12 @@ import pytest
 from tser_cli.cli.app import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "docs" / "make_command_line.py"
-
-pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="the pages are only in a checkout")
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
+def script(docs_script: Callable[[str], ModuleType]) -> ModuleType:
     """docs/make_command_line.py as a module."""
-    spec = importlib.util.spec_from_file_location("make_command_line", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_command_line"] = module
-    spec.loader.exec_module(module)
-    return module
+    return docs_script("make_command_line")
 
 
 def test_the_page_is_up_to_date(script: ModuleType) -> None:

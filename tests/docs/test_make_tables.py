@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "docs" / "make_tables.py"
 RIVALS = "recipes/ablations/results/digits_rivals.csv"
 TEMPERATURE = "recipes/ablations/results/fashion-mnist_temperature.csv"
 
 
 @pytest.fixture(scope="module")
-def tables() -> ModuleType:
+def tables(docs_script: Callable[[str], ModuleType]) -> ModuleType:
     """docs/make_tables.py as a module."""
-    spec = importlib.util.spec_from_file_location("make_tables", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_tables"] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+    return docs_script("make_tables")
 
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import html
-import importlib.util
 import re
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
@@ -13,20 +12,12 @@ from xml.etree import ElementTree
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "docs" / "make_terminal.py"
-
-pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="docs/ is only in a checkout")
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
+def script(docs_script: Callable[[str], ModuleType]) -> ModuleType:
     """docs/make_terminal.py as a module."""
-    spec = importlib.util.spec_from_file_location("make_terminal", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_terminal"] = module
-    spec.loader.exec_module(module)
-    return module
+    return docs_script("make_terminal")
 
 
 def words_in(svg: str) -> str:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from tser_cli import plugins, registry
-from tser_cli.cli import app
+from tests.command import call
 from tser_cli.files import read_json
 
 PAGE = Path(__file__).parents[2] / "docs" / "your-own.md"
 
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.usefixtures("nothing_added"),
     pytest.mark.skipif(not PAGE.is_file(), reason="docs/ is only in a checkout"),
 ]
 
@@ -41,10 +40,8 @@ def run(heading: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         if language != "console":
             continue
         for line in text.splitlines():
-            monkeypatch.setattr(sys, "argv", shlex.split(line))
-            with pytest.raises(SystemExit) as stop:
-                app.main()
-            assert not stop.value.code, line
+            program, *arguments = shlex.split(line)
+            assert (program, call(*arguments)) == ("tser", 0), line
 
 
 def student(folder: Path) -> tuple[Path, dict[str, object]]:
@@ -69,12 +66,7 @@ def test_a_method(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "240")
-    try:
-        run("## Your method", monkeypatch, tmp_path)
-    finally:
-        registry.METHODS.pop("consistency", None)
-        sys.modules.pop("consistency", None)
-        plugins._loaded.clear()
+    run("## Your method", monkeypatch, tmp_path)
     run_folder, _ = student(tmp_path)
     assert "consistency" in run_folder.name
     header = (run_folder / "metrics.csv").read_text().splitlines()[0]
@@ -86,12 +78,7 @@ def test_a_method(
 def test_a_network(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    try:
-        run("## Your network", monkeypatch, tmp_path)
-    finally:
-        registry.MODELS.pop("mynet", None)
-        sys.modules.pop("mynet", None)
-        plugins._loaded.clear()
+    run("## Your network", monkeypatch, tmp_path)
     run_folder, _ = student(tmp_path)
     assert run_folder.name.startswith("mynet_T3")
     assert "module.conv2,conv,spikes,AC" in (tmp_path / "energy.csv").read_text()
@@ -100,12 +87,7 @@ def test_a_network(
 def test_a_data_set(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    try:
-        run("## Your data set", monkeypatch, tmp_path)
-    finally:
-        registry.DATASETS.pop("stripes", None)
-        sys.modules.pop("stripes", None)
-        plugins._loaded.clear()
+    run("## Your data set", monkeypatch, tmp_path)
     run_folder, _ = student(tmp_path)
     assert run_folder.parent.name == "stripes"
     assert read_json(run_folder / "status.json")["result"]["images"] == 200
@@ -116,11 +98,7 @@ def test_a_data_set(
 def test_a_teacher(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sys.modules.pop("theirs", None)  # another test's of that name
-    try:
-        run("## Your teacher", monkeypatch, tmp_path)
-    finally:
-        sys.modules.pop("theirs", None)
+    run("## Your teacher", monkeypatch, tmp_path)
     run_folder, _ = student(tmp_path)
     settings = tomllib.loads((run_folder / "config.toml").read_text())["model"]
     assert settings["teacher"] == "theirs:build"
@@ -141,9 +119,6 @@ def test_a_folder_of_image_files(
     assert len(list(tmp_path.glob("runs/teacher/*/*"))) == 1
     # images that came move others: the run is not evaluated on what it may have learned from
     (tmp_path / listed[0].replace("digit-", "digits/digit-")).rename(tmp_path / "away.png")
-    monkeypatch.setattr(sys, "argv", ["tser", "evaluate"])
     capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        app.main()
-    assert stop.value.code == 2
+    assert call("evaluate") == 2
     assert "test images (split.json) would now be others" in capsys.readouterr().err

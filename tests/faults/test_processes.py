@@ -67,6 +67,34 @@ def test_an_energy_budget_presses_as_it_does_on_one_process(
         assert float(ours[name]) > 0
 
 
+PLUGIN = """
+from tser_cli.losses.base import Supervised, mean_cross_entropy
+from tser_cli.registry import add_method
+
+class Settings(Supervised):
+    summary = "an example"
+    name: str = "mine"
+
+@add_method(Settings)
+def loss(outputs, settings):
+    ce = 2 * mean_cross_entropy(outputs, settings)
+    return {"loss": ce, "doubled": ce}
+"""
+
+
+def test_a_method_of_a_plug_in_trains_in_every_process(
+    bench: Any, undisturbed: Callable[..., Any]
+) -> None:
+    (bench.folder / "mine_method.py").write_text(PLUGIN)
+    plugin = ("--plugin", "mine_method.py", "--method", "mine")
+    jobs = bench.run_processes(2, *undisturbed("distill").argv, *SHORT, *plugin)
+    assert (jobs[1].output, jobs[1].messages) == ("", "")
+    run = bench.the_run()
+    (row,) = table(run / "metrics.csv")
+    assert float(row["doubled"]) == float(row["loss"]) > 0
+    assert (run / "code" / "mine_method.py").read_text() == PLUGIN
+
+
 def test_only_the_first_process_writes_and_prints(
     bench: Any, undisturbed: Callable[..., Any]
 ) -> None:

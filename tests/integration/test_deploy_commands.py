@@ -5,21 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tser_cli.cli import app
+from tests.command import Invoke, call
 from tser_cli.config import DataConfig
 from tser_cli.data.digits import load
 from tser_cli.export import nir_file, verify
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("deploy")]
 
-Invoke = Callable[..., tuple[int, str, str]]
 RECIPE = """
 [training]
 epochs = {epochs}
@@ -30,20 +28,6 @@ lr = 0.05
 """
 
 
-@pytest.fixture
-def tser(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Invoke:
-    """Call the command line: (exit code, standard output, standard error)."""
-
-    def invoke(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["tser", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return invoke
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs folder with a student of a few epochs, and its teacher of one."""
@@ -51,15 +35,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, epochs in (("teacher", 1), ("student", 4)):
         (folder / f"{name}.toml").write_text(RECIPE.format(epochs=epochs))
     arguments = [
-        *("tser", "distill", "--recipe", str(folder / "student.toml"), "--runs-dir"),
-        *(str(folder / "runs"), "--teacher", "resnet20", "--student", "resnet20", "-T", "3"),
+        *("--recipe", folder / "student.toml", "--runs-dir", folder / "runs"),
+        *("--teacher", "resnet20", "--student", "resnet20", "-T", "3"),
         *("--set", f"model.teacher_recipe={folder / 'teacher.toml'}"),
     ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", arguments)
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        assert stop.value.code in (0, None)
+    assert call("distill", *arguments) == 0
     return folder / "runs"
 
 
@@ -255,12 +235,7 @@ def test_bad_input_of_predict_is_told(
 def quantised(runs: Path) -> Path:
     """The student with weights of 8 bits: a run of its own."""
     (parent,) = (runs / "student" / "digits").glob("resnet20_T3_tser_s0_*")
-    arguments = ["tser", "quantize", "--run", str(parent), "--runs-dir", str(runs)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", arguments)
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        assert stop.value.code in (0, None)
+    assert call("quantize", "--run", parent, "--runs-dir", runs) == 0
     (found,) = (runs / "student" / "digits").glob("resnet20_T3_tser_w8_s0_*")
     return found
 

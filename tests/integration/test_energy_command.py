@@ -6,31 +6,14 @@ import csv
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tser_cli.cli import app
+from tests.command import Invoke, call
 from tser_cli.report.csv_files import ENERGY
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("energy")]
-
-Invoke = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def tser(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Invoke:
-    """Call the command line: (exit code, standard output, standard error)."""
-
-    def invoke(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["tser", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return invoke
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +24,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "[training]\nepochs = 1\nbatch_size = 240\ntensorboard = false\n[optimizer]\nlr = 0.02\n"
     )
     arguments = [
-        *("tser", "distill", "--recipe", str(folder / "one.toml"), "--runs-dir"),
-        *(str(folder / "runs"), "--teacher", "resnet20", "--student", "resnet20", "-T", "3"),
+        *("--recipe", folder / "one.toml", "--runs-dir", folder / "runs"),
+        *("--teacher", "resnet20", "--student", "resnet20", "-T", "3"),
         *("--set", f"model.teacher_recipe={folder / 'one.toml'}"),
     ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", arguments)
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        assert stop.value.code in (0, None)
+    assert call("distill", *arguments) == 0
     (found,) = (folder / "runs" / "student" / "digits").iterdir()
     return found
 

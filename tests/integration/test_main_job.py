@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tser_cli.cli import app
+from tests.command import call
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("integration")]
 
@@ -27,15 +27,6 @@ tensorboard = false
 """
 
 
-def tser(*arguments: str) -> None:
-    """Call the command line in this process; any exit but success is an error."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["tser", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        assert stop.value.code in (0, None)
-
-
 def table(run: Path) -> list[dict[str, str]]:
     with (run / "per_timestep.csv").open() as stream:
         return list(csv.DictReader(stream))
@@ -48,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "teacher.toml").write_text(RECIPE.format(epochs=6))
     (folder / "student.toml").write_text(RECIPE.format(epochs=9))
     for method in ("tser", "ce"):
-        tser(
+        assert not call(
             *("distill", "--recipe", str(folder / "student.toml"), "--method", method),
             *("--teacher", "resnet20", "--student", "resnet20", "-T", "2"),
             *("--set", f"model.teacher_recipe={folder / 'teacher.toml'}"),
@@ -95,7 +86,7 @@ def test_evaluate_gives_the_same_table_again(
 ) -> None:
     run = only(runs, "student/digits/*tser*")
     before = table(run)
-    tser("evaluate", "--run", str(run), "--per-timestep", "--batch-size", "77")
+    assert call("evaluate", "--run", str(run), "--per-timestep", "--batch-size", "77") == 0
     after = table(run)
     for old, new in zip(before, after, strict=True):
         assert old["correct_at_t"] == new["correct_at_t"]
@@ -107,7 +98,7 @@ def test_evaluate_gives_the_same_table_again(
 def test_evaluate_at_other_timesteps_agrees_on_the_first(runs: Path, tmp_path: Path) -> None:
     run = only(runs, "student/digits/*tser*")
     output = tmp_path / "more.csv"
-    tser("evaluate", "--run", str(run), "--timesteps", "1-4", "--output", str(output))
+    assert call("evaluate", "--run", str(run), "--timesteps", "1-4", "--output", str(output)) == 0
     with output.open() as stream:
         rows = list(csv.DictReader(stream))
     assert [row["t"] for row in rows] == ["1", "2", "3", "4"]
@@ -116,13 +107,13 @@ def test_evaluate_at_other_timesteps_agrees_on_the_first(runs: Path, tmp_path: P
 
 
 def test_evaluate_takes_a_teacher_too(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tser("evaluate", "--run", str(only(runs, "teacher/digits/*")), "--per-timestep")
+    assert call("evaluate", "--run", str(only(runs, "teacher/digits/*")), "--per-timestep") == 0
     assert "accuracy" in capsys.readouterr().out
 
 
 def test_a_run_is_its_own_recipe(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = only(runs, "student/digits/*tser*")
-    tser("distill", "--recipe", str(run), "--runs-dir", str(runs), "--dry-run")
+    assert call("distill", "--recipe", str(run), "--runs-dir", str(runs), "--dry-run") == 0
     out = capsys.readouterr().out
     assert "steps: 22 an epoch, 198 in all" in out
     assert 'name = "onecycle"' in out
@@ -131,30 +122,31 @@ def test_a_run_is_its_own_recipe(runs: Path, capsys: pytest.CaptureFixture[str])
 def test_results_as_json(runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run = ("--run", str(only(runs, "student/digits/*tser*")), "--json", "--quiet")
     capsys.readouterr()
-    tser("evaluate", *run)
+    assert call("evaluate", *run) == 0
     evaluation = capsys.readouterr()
     assert evaluation.err == ""
     assert [row["t"] for row in json.loads(evaluation.out)["rows"]] == [1, 2]
-    tser("energy", str(tmp_path / "a.csv"), "--conventions", "--images", "20", *run)
+    assert call("energy", str(tmp_path / "a.csv"), "--conventions", "--images", "20", *run) == 0
     energy = json.loads(capsys.readouterr().out)
     assert energy["document"]["totals"]["energy_pj"] > 0
     assert energy["beyond"]["conventions"]
-    tser("distill", "--recipe", run[1], "--runs-dir", str(runs), "--dry-run", "--json", "-q")
+    again = ("distill", "--recipe", run[1], "--runs-dir", str(runs))
+    assert call(*again, "--dry-run", "--json", "-q") == 0
     assert json.loads(capsys.readouterr().out)["steps"] == 198
-    tser("runs", "--runs-dir", str(runs), "--json", "kind=student")
+    assert call("runs", "--runs-dir", str(runs), "--json", "kind=student") == 0
     assert {entry["method"] for entry in json.loads(capsys.readouterr().out)} == {"tser", "ce"}
 
 
 def test_two_methods_side_by_side(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [str(only(runs, f"student/digits/*_{method}_*")) for method in ("tser", "ce")]
-    tser("compare", *names, "--json")
+    assert call("compare", *names, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert "method.name" in [key for key, _ in found["settings"]]
     assert 0.0 < found["runs"][1]["p_value"] <= 1.0
 
 
 def test_a_run_is_named_by_its_beginning(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tser("evaluate", "--run", "resnet20_T2_ce", "--runs-dir", str(runs), "-v")
+    assert call("evaluate", "--run", "resnet20_T2_ce", "--runs-dir", str(runs), "-v") == 0
     captured = capsys.readouterr()
     assert f"run: {only(runs, 'student/digits/*_ce_*')}" in captured.err
     assert "accuracy" in captured.out

@@ -94,6 +94,7 @@ def run_report(name: str = "run-a", **parts: Any) -> RunReport:
         **{"model": HOSTILE, "dataset": "digits", "method": "tser", "teacher": "resnet20"},
         **{"seed": "0", "finished": "2026-01-02 03:04", "device": "cpu"},
         **{"timesteps": 2, "epochs": 2, "seconds": 3.5},
+        **{"energy_pj": 80.0, "energy_budget_pj": 75.0},
     }
     values: dict[str, Any] = {
         "name": name,

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -180,9 +181,18 @@ def test_the_summary_says_what_matters() -> None:
     assert "After 2 time steps 16 of 20 test images are right: 80.00 %" in text
     assert "Its teacher, resnet20, reaches 90.00 %; the student is −10.00 points from it." in text
     assert "The first step alone gives 70.00 %, for 75 % of the energy." in text
+    assert "It was trained to an energy budget: 80 pJ of 75 pJ: 6.7 % over." in text
     assert "One image costs 80 pJ: as is told." in text
+    assert "energy an image 80 pJ budget: 80 pJ of 75 pJ: 6.7 % over" in text
     assert "beside the same ANN 11.5 times less … 2.0 times more" in text
     assert "(confidence 0.9) reach 80.00 % for 65 pJ, 81 % of the energy." in text
+
+
+def test_a_run_without_a_budget_has_no_verdict() -> None:
+    run = run_report()
+    free = replace(run, facts={**run.facts, "energy_budget_pj": None})
+    text = Document(render(page_of(free))).text
+    assert "budget" not in text and "energy an image 80 pJ arithmetic alone" in text
 
 
 def test_energies_of_nothing_are_not_compared() -> None:

@@ -11,6 +11,7 @@ from tser_cli.cli import options as opt
 from tser_cli.cli import present, present_json
 from tser_cli.cli.groups import MeasureOptions
 from tser_cli.cli.network_options import NetworkOptions
+from tser_cli.errors import NOT_HELD
 
 EXAMPLES = (
     "tser audit",
@@ -18,7 +19,6 @@ EXAMPLES = (
     "tser audit --network mypackage.models:build --dataset cifar10 -T 4",
 )
 
-FOUND = 4  # done, and something was found
 Images = Annotated[int, typer.Option("--images", help="Images to look at.", min=2)]
 
 
@@ -41,4 +41,4 @@ def audit(
     result = run_audit(replace(asked, progress=present.progress()))
     present_json.show(result) if as_json else present.show_audit(result)
     if not result.found.clean:
-        raise typer.Exit(FOUND)
+        raise typer.Exit(NOT_HELD)

@@ -12,8 +12,8 @@ from tser_cli.cli import present, present_json
 from tser_cli.cli.grouped import NETWORKS
 from tser_cli.cli.groups import TrainingOptions
 from tser_cli.cli.layers import teacher_meant
+from tser_cli.errors import NOT_HELD
 
-OVER_BUDGET = 4  # done, but the budget is not kept
 EXAMPLES = (
     "tser distill --teacher resnet34 --student resnet18 -T 2",
     "tser distill --method kd --seed 1 --epochs 20 --set optimizer.lr=0.05",
@@ -99,4 +99,4 @@ def distill(
     else:
         present.show_run(result, present.next_after_student(options.runs_dir))
     if result.energy_budget_kept is False:
-        raise typer.Exit(OVER_BUDGET)
+        raise typer.Exit(NOT_HELD)

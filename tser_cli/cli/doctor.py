@@ -9,8 +9,8 @@ import typer
 
 from tser_cli.cli import options as opt
 from tser_cli.cli import present, present_json
+from tser_cli.errors import NOT_HELD
 
-SICK = 4  # done, and something is wrong
 EXAMPLES = ("tser doctor", "tser doctor --quick --json")
 Quick = Annotated[bool, typer.Option("--quick", help="Compile nothing and measure no speed.")]
 
@@ -32,4 +32,4 @@ def doctor(
     checks = examine(DoctorRequest(runs_dir, data_dir or "", quick, present.progress()))
     present_json.show(checks) if as_json else show_checks(checks)
     if any(check.state == WRONG for check in checks):
-        raise typer.Exit(SICK)
+        raise typer.Exit(NOT_HELD)

@@ -10,8 +10,8 @@ import typer
 from tser_cli.cli import options as opt
 from tser_cli.cli import present, present_json
 from tser_cli.cli.groups import MeasureOptions
+from tser_cli.errors import NOT_HELD
 
-NOT_KEPT = 4  # done, but the energy budget does not hold
 EXAMPLES = (
     "tser evaluate --per-timestep",
     "tser evaluate --run resnet18_T2_tser --per-timestep -T 1-4",
@@ -119,4 +119,4 @@ def evaluate(
     else:
         present.show_evaluation(result, per_timestep)
     if not result.kept:
-        raise typer.Exit(NOT_KEPT)
+        raise typer.Exit(NOT_HELD)

@@ -10,6 +10,7 @@ import typer
 from tser_cli.cli import options as opt
 from tser_cli.cli import present, present_json
 from tser_cli.cli.groups import RunOptions
+from tser_cli.errors import NOT_HELD
 
 EXAMPLES = (
     "tser export --format nir --output student.nir",
@@ -74,4 +75,4 @@ def export(
     else:
         show_export(exported)
     if not exported.holds:
-        raise typer.Exit(4)
+        raise typer.Exit(NOT_HELD)

@@ -163,10 +163,8 @@ def evaluation_pipeline(source: ImageSource, spec: DataSpec) -> Pipeline:
     )
 
 
-def training_pipeline(
-    source: ImageSource, spec: DataSpec, augment: AugmentConfig, seed: int
-) -> Pipeline:
-    """Return the transforms of training. Raises ConfigError for a Cutout or padding too large."""
+def check_augmentation(augment: AugmentConfig, spec: DataSpec) -> None:
+    """Raise ConfigError for a Cutout or a padding that could hide all of an image."""
     side = min(spec.height, spec.width)
     for key, pixels in (("cutout", augment.cutout), ("crop_padding", augment.crop_padding)):
         if pixels >= side:
@@ -174,6 +172,12 @@ def training_pipeline(
                 f"augment.{key} = {pixels} can hide all of an image: those of {spec.name} have "
                 f"{spec.height} x {spec.width} pixels; set it below {side}"
             )
+
+
+def training_pipeline(
+    source: ImageSource, spec: DataSpec, augment: AugmentConfig, seed: int
+) -> Pipeline:
+    """Return the transforms of training; `augment` has been checked."""
     resize = None if isinstance(source, TensorSource) else fixed_resize(spec)
     if augment.random_resized_crop:
         resize = _random_resized_crop(spec)

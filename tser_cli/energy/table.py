@@ -146,8 +146,8 @@ def totals(counts: Counts, profile: Profile) -> dict[str, float | None]:
 
 def float_energy(totals: Mapping[str, float]) -> float:
     """Charge the totals of a sidecar as 32-bit floating point, in pJ an image."""
-    profile = PROFILES[DEFAULT_PROFILE]
-    return totals["macs"] * profile.mac_pj + totals["sop_value"] * profile.ac_pj
+    energy: float = joules.priced(totals["macs"], totals["sop_value"], PROFILES[DEFAULT_PROFILE])
+    return energy
 
 
 def stem_policy(counts: Counts, profile: Profile) -> dict[str, Any]:

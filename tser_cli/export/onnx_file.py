@@ -193,11 +193,14 @@ def _conv(writer: Writer, node: Node, step: int) -> None:
             writer.constant(f"{node.name}.bias", node.bias_O),
         ],
         writer.name(node.name, step),
-        strides=node.stride,
-        pads=node.padding * 2,
-        dilations=node.dilation,
-        group=node.groups,
+        **conv_sizes(node),
     )
+
+
+def conv_sizes(node: Conv) -> dict[str, Any]:
+    """Return the attributes of a convolution of any kind."""
+    pads = node.padding * 2
+    return {"strides": node.stride, "pads": pads, "dilations": node.dilation, "group": node.groups}
 
 
 def _linear(writer: Writer, node: Node, step: int) -> None:
@@ -213,10 +216,13 @@ def _pool(writer: Writer, node: Node, step: int) -> None:
         "MaxPool" if node.largest else "AveragePool",
         [writer.read(node, step)],
         writer.name(node.name, step),
-        kernel_shape=node.kernel,
-        strides=node.stride,
-        pads=node.padding * 2,
+        **pool_sizes(node),
     )
+
+
+def pool_sizes(node: Pool) -> dict[str, Any]:
+    """Return the attributes of a pool."""
+    return {"kernel_shape": node.kernel, "strides": node.stride, "pads": node.padding * 2}
 
 
 def _flatten(writer: Writer, node: Node, step: int) -> None:
@@ -229,16 +235,29 @@ def _neuron(writer: Writer, node: Node, step: int) -> None:
     before = writer.state(node) if writer.stateful else f"{node.name}/{step - 1}/v"
     first = step == 0 and not writer.stateful
     charged = _charge(writer, node, writer.read(node, step), None if first else before, own)
-    fired = writer.add("GreaterOrEqual", [charged, writer.own(node, "threshold")], f"{own}/fired")
-    to = writer.onnx.TensorProto.FLOAT
+    rest = None if node.reset is None else writer.own(node, "rest")
+    fire(writer, node, step, charged, writer.own(node, "threshold"), rest)
+
+
+def fire(
+    writer: Writer, node: Neuron, step: int, charged: str, threshold: str, rest: str | None
+) -> None:
+    """Append the spikes of the potentials `charged`, and the potentials after them.
+
+    `threshold` and `rest` are constants; where `rest` is None the threshold is subtracted. Spikes
+    and potentials are of the writer's `state_type`.
+    """
+    own = writer.name(node.name, step)
+    fired = writer.add("GreaterOrEqual", [charged, threshold], f"{own}/fired")
+    to = getattr(writer.onnx.TensorProto, writer.state_type)
     spikes = writer.add("Cast", [fired], f"{own}/spikes", to=to)
     writer.add("Identity", [spikes], own)
     after = STATE_OUT + node.name if writer.stateful else f"{own}/v"
-    if node.reset is None:
-        lost = writer.add("Mul", [spikes, writer.own(node, "threshold")], f"{own}/lost")
+    if rest is None:
+        lost = writer.add("Mul", [spikes, threshold], f"{own}/lost")
         writer.add("Sub", [charged, lost], after)
     else:
-        writer.add("Where", [fired, writer.own(node, "rest"), charged], after)
+        writer.add("Where", [fired, rest, charged], after)
 
 
 def _charge(writer: Writer, node: Neuron, x: str, before: str | None, own: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from tser_cli.export.extras import needs
 from tser_cli.export.fixed_point import FixedGraph, FixedNeuron, Term
 from tser_cli.export.graph import Conv, Linear, Neuron, Node, Pool, metadata
-from tser_cli.export.onnx_file import STATE_OUT, Writer
+from tser_cli.export.onnx_file import Writer, conv_sizes, fire, pool_sizes
 
 
 def content(fixed: FixedGraph, stateful: bool, said: str) -> bytes:
@@ -84,21 +84,12 @@ class _IntegerWriter(Writer):
             self.add("MatMulInteger", [read, weight], output)
             return
         weight = self.constant(f"{node.name}.integers", node.quantised.integers)
-        self.add(
-            "ConvInteger",
-            [read, weight],
-            output,
-            strides=node.stride,
-            pads=node.padding * 2,
-            dilations=node.dilation,
-            group=node.groups,
-        )
+        self.add("ConvInteger", [read, weight], output, **conv_sizes(node))
 
     def _pool(self, node: Pool, step: int) -> None:
         """Append a max pool of spikes, which no runtime has for int32."""
         pooled = f"{self.name(node.name, step)}/pooled"
-        sizes = {"kernel_shape": node.kernel, "strides": node.stride, "pads": node.padding * 2}
-        self.add("MaxPool", [self.read(node, step)], pooled, **sizes)
+        self.add("MaxPool", [self.read(node, step)], pooled, **pool_sizes(node))
         to = self.onnx.TensorProto.INT32
         self.add("Cast", [pooled], self.name(node.name, step), to=to)
 
@@ -114,15 +105,8 @@ class _IntegerWriter(Writer):
             )
         elif fixed.rest:
             charged = self.add("Add", [charged, self._own(node, "rest", fixed.rest)], f"{own}/h")
-        threshold = self._own(node, "threshold", fixed.threshold)
-        fired = self.add("GreaterOrEqual", [charged, threshold], f"{own}/fired")
-        spikes = self.add("Cast", [fired], f"{own}/spikes", to=self.onnx.TensorProto.INT32)
-        self.add("Identity", [spikes], own)
-        after = STATE_OUT + node.name if self.stateful else f"{own}/v"
-        if fixed.soft:
-            self.add("Sub", [charged, self.add("Mul", [spikes, threshold], f"{own}/lost")], after)
-        else:
-            self.add("Where", [fired, self._own(node, "rest", fixed.rest), charged], after)
+        rest = None if fixed.soft else self._own(node, "rest", fixed.rest)
+        fire(self, node, step, charged, self._own(node, "threshold", fixed.threshold), rest)
 
     def _term(self, node: Neuron, term: Term, step: int) -> str:
         """Return one source's part of a neuron's input, as int32."""

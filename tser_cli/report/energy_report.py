@@ -80,10 +80,9 @@ def stopping(row: Mapping[str, Any]) -> str:
 def budget_sentence(row: Mapping[str, Any]) -> str:
     """Return whether early exit kept its budget on the images of a row, and what it took."""
     energy, budget = row["energy_pj"], row["budget_pj"]
-    over = f"{100 * (energy / budget - 1):.2g} % over"
     lost = 100 * (row["accuracy"] - row["accuracy_full"])
     return (
-        f"energy budget: {joules(energy)} of {joules(budget)}, {'kept' if row['kept'] else over}; "
+        f"energy budget: {joules(energy)} of {joules(budget)}, {kept_or_over(energy, budget)}; "
         f"{lost:+.2f} points of accuracy against all steps; threshold chosen on "
         f"{row['chosen_on']} images"
     )
@@ -91,17 +90,19 @@ def budget_sentence(row: Mapping[str, Any]) -> str:
 
 def compare(energy: float, other: float) -> str:
     """Return how two energies compare: "3.1 times less than", "1.2 times more than"."""
-    if energy <= other:
-        return f"{other / energy:.1f} times less than" if energy else "nothing, unlike"
-    return f"{energy / other:.1f} times more than"
+    return f"{times(other / energy)} than" if energy else "nothing, unlike"
 
 
 def budget_verdict(energy_pj: float, budget_pj: float) -> str:
     """Return "2.98 µJ of 3 µJ: kept", or "3.21 µJ of 3 µJ: 7 % over"."""
-    told = f"{joules(energy_pj)} of {joules(budget_pj)}"
+    return f"{joules(energy_pj)} of {joules(budget_pj)}: {kept_or_over(energy_pj, budget_pj)}"
+
+
+def kept_or_over(energy_pj: float, budget_pj: float) -> str:
+    """Return "kept", or "7 % over"."""
     if energy_pj <= budget_pj:
-        return f"{told}: kept"
-    return f"{told}: {100 * (energy_pj / budget_pj - 1):.2g} % over"
+        return "kept"
+    return f"{100 * (energy_pj / budget_pj - 1):.2g} % over"
 
 
 def headline(against: Mapping[str, Any]) -> list[str]:

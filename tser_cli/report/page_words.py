@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tser_cli.quantities import joules
+from tser_cli.report import console
 from tser_cli.report.ablation import interval_words
-from tser_cli.report.energy_report import times
+from tser_cli.report.energy_report import ABOUT_THE_SAME, budget_verdict, times
 from tser_cli.report.page_values import (
     AblationReport,
     Accuracy,
@@ -23,7 +24,6 @@ from tser_cli.report.page_values import (
 )
 
 MOST_LINES = 8
-WORTH = 0.005  # accuracy that an early exit may cost to be told
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:
@@ -42,12 +42,8 @@ def reach(row: Mapping[str, Any], of: str = "difference") -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """37.2 -> "37 s", 4000 -> "67 min", 90000 -> "25.0 h"."""
-    if seconds is None:
-        return "-"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    """37.2 -> "37 s"; None -> "-"."""
+    return "-" if seconds is None else console.duration(seconds)
 
 
 def told(ratio: float) -> str:
@@ -73,6 +69,9 @@ def summary(run: RunReport) -> list[str]:
     if isinstance(run.accuracy, Accuracy):
         found = _of_accuracy(run, run.accuracy)
     lines = list(found)
+    verdict = _budget_verdict(run)
+    if verdict:
+        lines.append(f"It was trained to an energy budget: {verdict}.")
     lines += run.headline
     if isinstance(run.tradeoff, Tradeoff):
         lines += _of_exits(run.tradeoff)
@@ -105,6 +104,12 @@ def _of_accuracy(run: RunReport, accuracy: Accuracy) -> Iterator[str]:
         )
 
 
+def _budget_verdict(run: RunReport) -> str:
+    """Return "2.98 µJ of 3 µJ: kept", "" for a run without a budget."""
+    energy_pj, budget_pj = run.facts["energy_pj"], run.facts["energy_budget_pj"]
+    return budget_verdict(energy_pj, budget_pj) if energy_pj and budget_pj else ""
+
+
 def named(name: str) -> str:
     """Return a name to follow a noun: "resnet34" -> ", resnet34,"; "" stays empty."""
     return f", {name}," if name else ""
@@ -119,9 +124,9 @@ def _share_of_first(energy: Energy | Missing) -> float:
 def _of_exits(tradeoff: Tradeoff) -> list[str]:
     """Return the cheapest early exit that costs at most half a point; nothing where none saves."""
     full = tradeoff.steps[-1]
-    if tradeoff.steps[0]["accuracy"] >= full["accuracy"] - WORTH:
+    if tradeoff.steps[0]["accuracy"] >= full["accuracy"] - ABOUT_THE_SAME:
         return []  # the first step is enough, which is told elsewhere
-    kept = [row for row in tradeoff.exits if row["accuracy"] >= full["accuracy"] - WORTH]
+    kept = [row for row in tradeoff.exits if row["accuracy"] >= full["accuracy"] - ABOUT_THE_SAME]
     best = min(kept, key=lambda row: row["energy_pj"], default=None)
     if best is None or best["energy_pj"] > 0.98 * full["energy_pj"]:
         return []
@@ -175,7 +180,8 @@ def _accuracy_tiles(run: RunReport) -> Iterator[Tile]:
 def _energy_tiles(run: RunReport) -> Iterator[Tile]:
     if isinstance(run.energy, Missing):
         return
-    aside = f"arithmetic alone, {run.energy.profile}"
+    verdict = _budget_verdict(run)
+    aside = f"budget: {verdict}" if verdict else f"arithmetic alone, {run.energy.profile}"
     yield Tile("energy an image", joules(run.energy.total["energy_pj"]), aside)
     found = energy_range(run.duels)
     if found:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from tser_cli import registry
@@ -20,6 +22,7 @@ from tser_cli.engine.runs.result import RunResult, read_result
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runs.weight_files import load_model
 from tser_cli.engine.runtime.context import Context, Options
+from tser_cli.engine.runtime.processes import PATIENCE, Runtime
 from tser_cli.engine.training.training_run import student_task, teacher_task
 from tser_cli.errors import CheckpointError, ConfigError
 from tser_cli.models.base import Build
@@ -216,6 +219,34 @@ def test_a_teacher_that_another_process_trains_is_waited_for(
     assert not (teacher.folder / "metrics.csv").exists()  # it was not trained here
     theirs.acquire(timeout=0)  # the lock is free again
     theirs.release()
+
+
+def test_while_a_teacher_is_waited_for_the_other_processes_hear_of_it(
+    make_config: MakeConfig,
+    make_context: MakeContext,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context = make_context(make_config())
+    theirs, turns = FileLock(tmp_path / ".teacher-digits-resnet20.lock"), list[int]()
+
+    def one_turn(_: Runtime, action: Callable[[], bool]) -> bool:
+        turns.append(1)
+        if len(turns) == 4:
+            theirs.release()
+        return action()
+
+    monkeypatch.setattr(Runtime, "on_main", one_turn)
+    monkeypatch.setattr(distill, "TURN", 0.01)
+    theirs.acquire(timeout=0)
+    with ExitStack() as held:
+        distill._hold_training(context, Options(tmp_path), held)
+        assert len(turns) == 4
+        with pytest.raises(Timeout):
+            theirs.acquire(timeout=0)
+    theirs.acquire(timeout=0)
+    theirs.release()
+    assert timedelta(seconds=distill.TURN) * 5 < PATIENCE
 
 
 @pytest.mark.parametrize(("budget", "kept"), [("100%", True), ("0.48%", False)])

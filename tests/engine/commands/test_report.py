@@ -86,7 +86,8 @@ def written(tmp_path: Path, make_config: MakeConfig) -> Written:
     def make() -> Run:
         run = run_folder.create(tmp_path / "runs", "student", make_config({"optimizer.lr": 0.03}))
         write_tables(run)
-        run.update_status(state="finished", finished=STAMP, model="resnet20")
+        result = {"energy_pj": 7.2, "energy_budget_pj": 8.0}
+        run.update_status(state="finished", finished=STAMP, model="resnet20", result=result)
         return run
 
     return make
@@ -210,6 +211,7 @@ def test_values_are_those_of_the_tables(written: Written) -> None:
     # (3 + 1) spikes x fan-out 2 x 0.9 pJ; 100 MACs of the ANN at 4.6 pJ
     assert run.energy.total["energy_pj"] == pytest.approx(7.2)
     assert [duel.other_pj for duel in run.duels] == pytest.approx([460.0, 72.0])
+    assert (run.facts["energy_pj"], run.facts["energy_budget_pj"]) == (7.2, 8.0)
     assert not isinstance(run.tradeoff, Missing)
     assert [row["energy_pj"] for row in run.tradeoff.steps] == pytest.approx([5.4, 7.2])
     assert run.tradeoff.teacher == pytest.approx((72.0, 10 / 11))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,14 +38,11 @@ def of_colour():
 
 
 @pytest.fixture(autouse=True)
-def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _here(nothing_added: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The current folder holds the user's module."""
     (tmp_path / "theirs.py").write_text(MODULE)
-    sys.modules.pop("theirs", None)  # another test's of that name
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield
-    sys.modules.pop("theirs", None)
 
 
 def settings(make_config: MakeConfig, **changes: object) -> Config:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.engine.training.test_resume import StopsAt
 from tser_cli.config import Config, NeuronConfig
 from tser_cli.engine.runs.checkpoints import load_latest
 from tser_cli.engine.runtime.context import Context
 from tser_cli.engine.runtime.seeds import seed_everything
-from tser_cli.engine.runtime.stop import StopRequest
 from tser_cli.engine.training.budget_controller import MARGIN, BudgetController
 from tser_cli.engine.training.energy_budget import EnergyControl, make_control, profile_of
 from tser_cli.engine.training.eval_energy import measure_eval_energy
@@ -141,19 +141,6 @@ def test_a_loose_budget_leaves_every_bit_as_it_is(
     assert timeless(held_rows, *energy) == timeless(rows)
     assert [row["energy_multiplier"] for row in held_rows] == [0.0, 0.0]
     assert all(row["energy_pj"] > 0 for row in held_rows)
-
-
-class StopsAt(Silent):
-    """Asks for a stop at a step, counted from 1."""
-
-    def __init__(self, step: int) -> None:
-        self.stop = StopRequest(lambda text: None)
-        self.left = step
-
-    def step(self, images: int, values: dict[str, Any]) -> None:
-        self.left -= 1
-        if self.left == 0:
-            self.stop.signal = 15
 
 
 @pytest.mark.parametrize("step", [2, 3, 7])
@@ -292,6 +279,15 @@ def test_a_budget_out_of_reach_is_refused(make_config: MakeConfig, text: str, sa
 @pytest.mark.parametrize("text", ["4", "-4uJ", "-25%", "lots", "4 uW"])
 def test_what_is_no_budget_is_refused_with_the_settings(make_config: MakeConfig, text: str) -> None:
     with pytest.raises(ConfigError, match=r"energy\.budget = .* is no energy; write"):
+        make_config({"energy.budget": text})
+
+
+@pytest.mark.parametrize("text", ["101%", "0%"])
+def test_a_share_that_is_none_is_refused_with_the_settings(
+    make_config: MakeConfig, text: str
+) -> None:
+    said = rf"energy\.budget = '{text}': {text}: a share of the ANN's energy is above 0 %, at most"
+    with pytest.raises(ConfigError, match=said):
         make_config({"energy.budget": text})
 
 

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from tser_cli.engine.runtime.stop import StopRequest
-from tser_cli.errors import RunError
+from tser_cli.errors import NOT_HELD, RunError
 from tser_cli.files import write_error
 from tser_cli.operating_system import end_with_parent
 
 POLL_SECONDS = 0.2
 TELL_LINES = 3
-FINISHED = (0, 4)  # 4: done, but over its energy budget
+FINISHED = (0, NOT_HELD)  # the latter where it is over its energy budget
 
 
 def run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from tser_cli.engine.evaluation.per_timestep import evaluate_split
 from tser_cli.engine.runs.finished_run import open_finished
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.errors import RunError, TserError
+from tser_cli.files import read_json
 from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, read_predictions
 from tser_cli.report.progress import Progress
 
@@ -76,13 +76,13 @@ def complete(cell: Cell, run: Run, progress: Progress) -> None:
 
 
 def read_run(run: Run) -> ExitRun:
-    """Return what a run kept. Raises RunError where its sidecar or predictions are damaged."""
+    """Return what a run kept. Raises TserError where its sidecar or predictions are damaged."""
     path = run.folder / SIDECAR
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         profile = Profile.model_validate(document["profile"])
         float(document["totals"]["ann_macs"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path} can't be read ({error}); distil the run again") from error
     return ExitRun(document, *(_stops(run, name, profile) for name in (PREDICTIONS, HELD_OUT)))
 

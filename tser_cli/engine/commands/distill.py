@@ -30,6 +30,8 @@ from tser_cli.engine.training.training_run import (
 )
 from tser_cli.files import make_folder, write_error
 
+TURN = 60.0  # seconds
+
 
 def distill(config: Config, options: Options) -> RunResult:
     """Distil the student from its teacher, which is trained first where there is none; measure it.
@@ -76,7 +78,7 @@ def _train_once(context: Context, options: Options) -> Loaded:
     """Train the teacher, unless another process is doing so: then wait for it, and take that."""
     runtime, wanted = context.runtime, context.config.model.teacher
     with ExitStack() as held:
-        runtime.on_main(lambda: _hold_training(context, options, held))
+        _hold_training(context, options, held)
         loaded = runtime.on_main(lambda: find_fitting(context, options.runs_dir))
         if loaded is not None:
             return loaded
@@ -88,23 +90,35 @@ def _train_once(context: Context, options: Options) -> Loaded:
 
 
 def _hold_training(context: Context, options: Options, held: ExitStack) -> None:
-    """Hold the lock of those who train this teacher until `held` closes. Raises RunError."""
-    config = context.config
+    """Hold the lock of those who train this teacher until `held` closes. Raises RunError.
+
+    Rank 0 holds it. The other processes hear of it in turns, since they give up on a process that
+    says nothing for `processes.PATIENCE`.
+    """
+    config, runtime = context.config, context.runtime
     path = options.runs_dir / f".teacher-{config.data.name}-{config.model.teacher}.lock"
+    if runtime.on_main(lambda: _acquired(path, 0, held)):
+        return
+    context.progress.say(
+        f"another process trains a {config.model.teacher} teacher of {config.data.name} "
+        f"under {options.runs_dir}: waiting for it"
+    )
+    while not runtime.on_main(lambda: _acquired(path, TURN, held)):
+        pass
+
+
+def _acquired(path: Path, seconds: float, held: ExitStack) -> bool:
+    """Return whether the lock was free within `seconds`; then it is held until `held` closes."""
     make_folder(path.parent)
     lock = FileLock(path)
     try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            context.progress.say(
-                f"another process trains a {config.model.teacher} teacher of {config.data.name} "
-                f"under {options.runs_dir}: waiting for it"
-            )
-            lock.acquire()
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        return False
     except OSError as error:
         raise write_error(path, error) from error
     held.callback(lock.release)
+    return True
 
 
 def _train_first(context: Context, options: Options) -> Loaded:

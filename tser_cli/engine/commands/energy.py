@@ -81,7 +81,7 @@ def measure_energy(request: EnergyRequest) -> EnergyResult:
         select_run(request.run, request.runs_dir), request.changes, request.progress
     )
     model = opened.loaded.model
-    profile = load_profile(request.profile) if request.profile else profile_of(opened.config)
+    profile = profile_of(opened.config, request.profile)
     check_precision(profile, weight_bits(model), request.wanted.assume_int8)
     full = evaluate_split(
         opened.loaded.model,

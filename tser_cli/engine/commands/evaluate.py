@@ -216,7 +216,7 @@ def _write(
     found: Measured,
 ) -> EvaluateResult:
     run, stem = opened.run, _stem(opened, request, steps)
-    profile = load_profile(request.profile) if request.profile else profile_of(opened.config)
+    profile = profile_of(opened.config, request.profile)
     rules = [*found.rules, *([_chosen(found, profile)] if found.budget else [])]
     can_write = _can_write(opened, request, stem)
     table = request.output or (run.folder / f"{stem}.csv" if can_write else None)

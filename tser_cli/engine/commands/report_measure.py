@@ -16,6 +16,7 @@ from tser_cli.energy.headline import against_ann
 from tser_cli.engine.commands.report_duels import Assumptions, duels_beyond
 from tser_cli.engine.commands.report_files import MOST_STEPS, label, thinned
 from tser_cli.engine.evaluation.early_exit import CONFIDENCE, Rule, offline_exits, row
+from tser_cli.engine.evaluation.kept_answers import answered
 from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, evaluate_split
 from tser_cli.engine.runs.finished_run import FinishedRun, open_finished
 from tser_cli.engine.runs.run_folder import Run
@@ -76,19 +77,13 @@ def measure(run: Run, request: MeasureRequest) -> Measured:
     return Measured(
         images=full.images,
         classes=tuple(classes),
-        predictions=_predictions(full.answers),
+        predictions=answered(full, can_stop=False),
         steps=tuple(_step(full, t, float(spent_T[t])) for t in range(steps) if spiking),
         exits=tuple(_exits(full, profile) if spiking and model.steps_alone else ()),
         assumptions=against_ann(full.counts, profile, None)["assumptions"] if spiking else {},
         duels=tuple(duels_beyond(opened, profile) if spiking else ()),
         gallery=_gallery(opened, full.answers, classes, request.pictures),
     )
-
-
-def _predictions(answers: Answers) -> Predictions:
-    columns = (answers.labels_I, answers.prediction_TI.T, answers.prediction_cumulative_TI.T)
-    labels_I, at_t_IT, cumulative_IT = (column.numpy().astype("uint16") for column in columns)
-    return Predictions(labels_I, at_t_IT, cumulative_IT)
 
 
 def _step(full: Evaluation, t: int, energy_pj: float) -> dict[str, Any]:

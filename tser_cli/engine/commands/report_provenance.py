@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from tser_cli import recipe
 from tser_cli.config import keys
 from tser_cli.engine.commands.report_files import existing, label, number
+from tser_cli.engine.runs import entries
 from tser_cli.engine.runs.result import recorded
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.report.page_values import Setting
@@ -18,11 +18,9 @@ MOST_LISTED = 200  # entries of environment.json
 
 
 def stated_settings(run: Run) -> dict[str, Any]:
-    """Return config.toml by dotted key, without asking whether its plug-ins are here.
-
-    Raises ConfigError, RunError.
-    """
-    return recipe.read(str(existing(run.folder, "config.toml"))).values
+    """Return config.toml by dotted key, as it stands. Raises ConfigError, RunError."""
+    existing(run.folder, "config.toml")
+    return entries.stated_settings(run.folder)
 
 
 def settings(stated: Mapping[str, Any]) -> tuple[Setting, ...]:
@@ -83,7 +81,8 @@ def _typed(words: Any) -> str:
 def facts(run: Run, stated: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a run is, as it recorded it, else as its settings or environment.json say.
 
-    `model`, `dataset`, `method`, `teacher`, `timesteps`, `seed`, `epochs`, `seconds`, `finished`.
+    `model`, `dataset`, `method`, `teacher`, `timesteps`, `seed`, `epochs`, `seconds`, `finished`,
+    `energy_budget_pj` and the `energy_pj` that was held to it.
     """
     known, teacher = recorded(run), found.get("teacher")
     stated_model = stated.get("model.student" if run.kind == "student" else "model.teacher")
@@ -101,5 +100,6 @@ def facts(run: Run, stated: Mapping[str, Any], found: Mapping[str, Any]) -> dict
         **{key: label(value) for key, value in words.items()},
         "timesteps": number(known.get("timesteps") or stated.get("model.timesteps")),
         "epochs": number(known.get("epoch")),
+        **{key: number(known.get(key)) for key in ("energy_pj", "energy_budget_pj")},
         "seconds": number(known.get("seconds") or found.get("wall_seconds")),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from tser_cli.report.page_values import (
 )
 from tser_cli.report.predictions import Predictions
 
+Sidecar = Mapping[str, Any]
+
 
 @dataclass(frozen=True)
 class RunFound:
@@ -46,7 +49,8 @@ def run_report(run: Run, measured_too: bool, request: MeasureRequest) -> RunFoun
     energy = part("energy.csv", lambda: files.energy(run))
     answered = _answered(run, measured)
     facts = made.facts(run, stated, surroundings)
-    cases = _cases(run, energy, measured)
+    document = files.sidecar(run)
+    cases = _cases(document, energy, measured)
     report = RunReport(
         name=label(run.name),
         folder=str(run.folder),
@@ -60,8 +64,8 @@ def run_report(run: Run, measured_too: bool, request: MeasureRequest) -> RunFoun
         mistakes=_mistakes(answered, measured),
         energy=energy,
         headline=_headline(cases),
-        duels=_duels(run, energy, cases, measured),
-        tradeoff=part("energy.csv", lambda: _tradeoff(run, accuracy, energy, measured)),
+        duels=_duels(document, energy, cases, measured),
+        tradeoff=part("energy.csv", lambda: _tradeoff(run, document, accuracy, energy, measured)),
         gallery=measured if isinstance(measured, Missing) else measured.gallery,
         all_settings=made.in_words(stated),
         settings=known if isinstance(known, Missing) else made.settings(stated),
@@ -114,11 +118,13 @@ def _mistakes(answered: Predictions | Missing, measured: Measured | Missing) -> 
     return part("predictions.npz", lambda: mistakes(answered, names))
 
 
-def _cases(run: Run, energy: Energy | Missing, measured: Measured | Missing) -> Assumptions:
+def _cases(
+    document: Sidecar, energy: Energy | Missing, measured: Measured | Missing
+) -> Assumptions:
     if isinstance(energy, Missing):
         return {}
     known = {} if isinstance(measured, Missing) else measured.assumptions
-    return assumptions(files.sidecar(run), known, energy)
+    return assumptions(document, known, energy)
 
 
 def _headline(cases: Assumptions) -> tuple[str, ...]:
@@ -126,16 +132,20 @@ def _headline(cases: Assumptions) -> tuple[str, ...]:
 
 
 def _duels(
-    run: Run, energy: Energy | Missing, cases: Assumptions, measured: Measured | Missing
+    document: Sidecar,
+    energy: Energy | Missing,
+    cases: Assumptions,
+    measured: Measured | Missing,
 ) -> tuple[Duel, ...]:
     if isinstance(energy, Missing):
         return ()
     more = () if isinstance(measured, Missing) else measured.duels
-    return (*duels(energy, cases, files.sidecar(run)), *more)
+    return (*duels(energy, cases, document), *more)
 
 
 def _tradeoff(
     run: Run,
+    document: Sidecar,
     accuracy: Accuracy | Missing,
     energy: Energy | Missing,
     measured: Measured | Missing,
@@ -145,7 +155,7 @@ def _tradeoff(
         raise RunError(energy.why)
     if isinstance(accuracy, Missing):
         raise RunError(accuracy.why)
-    teacher_pj = files.teacher_energy(files.sidecar(run))
+    teacher_pj = files.teacher_energy(document)
     point = None
     if teacher_pj is not None and accuracy.teacher is not None:
         point = (teacher_pj, accuracy.teacher)

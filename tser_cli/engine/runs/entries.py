@@ -66,7 +66,7 @@ def entry_of(run: Run) -> RunEntry:
     troubles: list[str] = []
     status = _read(lambda: recorded(run), troubles)
     environment = _read(run.environment, troubles)
-    settings = _read(lambda: _settings(run.folder), troubles)
+    settings = _read(lambda: stated_settings(run.folder), troubles)
     spiking = run.folder.parent.parent.name != "teacher"
     return RunEntry(
         name=run.name,
@@ -94,8 +94,11 @@ def _read(reader: Callable[[], dict[str, Any]], troubles: list[str]) -> dict[str
         return {}
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    # As they stand: a list needs no plug-ins, and no settings that this version knows.
+def stated_settings(folder: Path) -> dict[str, Any]:
+    """Return config.toml by dotted key, as it stands: no plug-in is asked for, no key looked up.
+
+    Raises ConfigError, RunError.
+    """
     path = folder / "config.toml"
     if not is_file(path):
         raise RunError(f"{path} is missing, or no file")

@@ -70,11 +70,15 @@ def make_control(
     return None if budget is None else EnergyControl(BudgetController(budget.pj, steps), measure)
 
 
-def profile_of(config: Config) -> Profile:
-    """Return the profile that charges a student: the one asked for, or by the bits of its weights.
+def profile_of(config: Config, asked: str = "") -> Profile:
+    """Return the profile that charges a student: by its settings, or by the bits of its weights.
 
-    Raises ConfigError for one that is unknown, damaged, or for narrower weights.
+    `asked`: one that was named for this measurement, which is taken as it is. Raises ConfigError
+    for a profile that is unknown or damaged, and for one of the settings that is for narrower
+    weights.
     """
+    if asked:
+        return load_profile(asked)
     bits = config.model.weight_bits
     by_bits = DEFAULT_PROFILE if bits == FLOAT_BITS else INT8_PROFILE
     profile = load_profile(config.energy.profile or by_bits)

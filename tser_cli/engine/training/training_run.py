@@ -10,6 +10,7 @@ from datetime import datetime
 
 from tser_cli.config import Config, method_label
 from tser_cli.data.loaders import build_train_loader
+from tser_cli.data.transforms import check_augmentation
 from tser_cli.energy import Labels
 from tser_cli.engine.evaluation.kept_answers import keep_answers
 from tser_cli.engine.evaluation.operation_counts import EnergyReport, Price, write_energy
@@ -41,8 +42,12 @@ from tser_cli.report.progress import Progress
 
 
 def teacher_task(context: Context) -> Task:
-    """Build the ANN to train; its first weights are a function of the seed, unlike a student's."""
+    """Build the ANN to train; its first weights are a function of the seed, unlike a student's.
+
+    Raises ConfigError for an augmentation that could hide whole images.
+    """
     config = context.config
+    check_augmentation(config.augment, context.dataset.spec)
     seed_everything(teacher_seed(config.training.seed), config.training.deterministic)
     model = model_files.build(config.model.teacher, context.dataset.spec, config, spiking=False)
     return classification(model, config)
@@ -52,10 +57,12 @@ def student_task(context: Context, teacher: Loaded | None) -> Task:
     """Build the SNN to train and what it learns from; its first weights are those of the seed.
 
     Raises ConfigError where the method compares features that do not match, for an energy budget
-    that can't be kept, and for a cost profile that can't be used.
+    that can't be kept, for a cost profile that can't be used, and for an augmentation that could
+    hide whole images.
     """
     config, spec = context.config, context.dataset.spec
     profile_of(config)  # a run ends with it
+    check_augmentation(config.augment, spec)
     seed_everything(config.training.seed, config.training.deterministic)
     model = model_files.build(config.model.student, spec, config, spiking=True)
     if teacher is not None:
