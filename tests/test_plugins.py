@@ -205,11 +205,17 @@ def test_models_and_data_sets_are_registered_as_well(write: Callable[..., Path])
         ("import no_such_module_at_all", r"can't be imported: ModuleNotFoundError: .*py, line 1\)"),
         ("\nx = 1 / 0", r"can't be imported: ZeroDivisionError: .*example_plugin\.py, line 2\)"),
         ("def f(:", r"can't be imported: SyntaxError: .*example_plugin\.py, line 1\)"),
+        ("import sys\nsys.exit()", r"can't be imported: SystemExit"),
+        ("import os\nos.chdir('/')", "plug-in example_plugin: it changes the current folder"),
+        (
+            "import torch\ntorch.set_default_dtype(torch.float64)",
+            r"changes torch's default type to torch\.float64; all networks are float32",
+        ),
         (METHOD * 2, 'plug-in example_plugin: it registers the method "mine", which there is alre'),
         (METHOD.replace("mine", "kd"), 'it registers the method "kd", which there is already'),
         (METHOD.replace("mine", "my method"), '"my method" is no name for a method'),
     ],
-    ids=["missing", "error", "syntax", "twice", "taken", "name"],
+    ids=["missing", "error", "syntax", "exit", "folder", "type", "twice", "taken", "name"],
 )
 def test_a_plug_in_that_can_t_be_used(write: Callable[..., Path], text: str, said: str) -> None:
     write(text)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tser_cli import registry
 from tser_cli.errors import ConfigError, RunError, nearest
+from tser_cli.operating_system import process_unchanged
 from tser_cli.plugin_files import INIT, Sources, dotted, package_of, read_sources
 
 if TYPE_CHECKING:
@@ -110,12 +111,14 @@ def _is_path(name: str) -> bool:
 
 def _import(name: str) -> ModuleType:
     try:
-        module = _import_file(name) if _is_path(name) else _import_module(name)
+        with process_unchanged():
+            module = _import_file(name) if _is_path(name) else _import_module(name)
         if module.__file__ is None:
             raise ConfigError(f"it is a folder without {INIT}; name a module in it, as {name}.mine")
     except ConfigError as error:
         raise ConfigError(f"plug-in {name}: {error}") from error
-    except Exception as error:
+    # SystemExit: a script that ends itself would end the command too, as if all were done
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"plug-in {name} can't be imported: {last_line(error)}") from error
     return module
 

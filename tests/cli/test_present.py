@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import typer
 
-from tser_cli import registry
+from tser_cli import plugins, registry
 from tser_cli.cli import present, verbosity
 from tser_cli.cli.app import app
 from tser_cli.config import Config
@@ -202,6 +202,15 @@ def test_what_to_type_next() -> None:
     assert len({line.index("#") for line in here}) == 1
     elsewhere = present.next_after_student(Path("my runs"))
     assert all("--runs-dir 'my runs'  " in line for line in elsewhere)
+
+
+def test_what_to_type_next_names_the_plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "stated", lambda: ["/my code/net.py", "theirs"])
+    monkeypatch.setattr(plugins, "load", lambda names: None)
+    lines = present.next_after_teacher(Path("x"), "digits", "")
+    for line in [*lines, *present.next_after_student(Path("runs"))]:
+        assert " --plugin '/my code/net.py' --plugin theirs" in line
+        test_what_to_type_next_can_be_typed(line)
 
 
 @pytest.mark.parametrize(

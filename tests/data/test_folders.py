@@ -110,6 +110,19 @@ def test_different_classes_are_named(image_folders: Path) -> None:
     assert "1 of val/ are not in train/ (cow)" in str(caught.value)
 
 
+def test_one_class_alone_is_refused(image_folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(image_folders / "train", tmp_path / "above" / "photos")
+    with pytest.raises(DataError, match=r"one class folder alone \(photos\).*above/photos"):
+        load_dataset(config(tmp_path / "above"))
+
+
+def test_parts_of_a_data_set_are_no_classes(image_folders: Path) -> None:
+    for name, other in (("train", "Training"), ("val", "test")):
+        (image_folders / name).rename(image_folders / other)
+    with pytest.raises(DataError, match="called Training and test, which are no classes"):
+        load_dataset(config(image_folders))
+
+
 def test_imagenet_has_a_thousand_classes(image_folders: Path) -> None:
     with pytest.raises(DataError, match="has 2 class folders, ImageNet has 1000"):
         load_dataset(config(image_folders, "imagenet"))
@@ -131,10 +144,9 @@ def test_evaluation_resizes_the_shorter_side_and_crops_the_centre(tmp_path: Path
     # 512 x 1024, white but for a black square that is the centre after halving
     pixels = np.full((512, 1024), 255, np.uint8)
     pixels[32:480, 288:736] = 0
-    for part in ("train", "val"):
-        folder = tmp_path / part / "one"
-        folder.mkdir(parents=True)
-        Image.fromarray(pixels).save(folder / "x.png")
+    for inside in ("train/one", "train/two", "val/one", "val/two"):
+        (tmp_path / inside).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / inside / "x.png")
     settings = Config(data=config(tmp_path)).updated({"data.workers": 0})
     dataset = load_dataset(settings.data)
     (batch,) = build_eval_loader(dataset, "test", settings)

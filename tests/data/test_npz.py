@@ -101,6 +101,8 @@ def test_stated_mean_and_std_hold(path: Path, arrays: Arrays) -> None:
         ("train_labels", lambda a: np.eye(3)[a], "train_labels has shape"),
         ("train_labels", lambda a: a - 1, "3 classes, from -1 to 1; number them from 0"),
         ("train_labels", lambda a: a * 10**9, "3 classes, from 0 to 2000000000"),
+        ("train_images", lambda a: a / 255**2, "of which 8 bits keep nothing"),
+        ("train_labels", lambda a: a * 0, "one class alone"),
         ("test_labels", lambda a: a + 1, "test_labels holds 3, which train_labels does not"),
         ("train_images", lambda a: a.astype(object), "allow_pickle"),
         ("test_labels", lambda a: np.array([[1], 2, 3, 4], dtype=object), "allow_pickle"),

@@ -107,8 +107,14 @@ def test_a_value_for_each_channel_is_needed(grey_images: Path, key: str) -> None
 
 
 def test_a_constant_channel_has_std_1() -> None:
-    images = torch.full((2, 1, 3, 3), 51, dtype=torch.uint8)
-    assert mean_and_std([images]) == {"mean": [0.2], "std": [1.0]}
+    images = torch.full((2, 2, 1, 2), 51, dtype=torch.uint8)
+    images[:, 1] = torch.tensor([0, 255], dtype=torch.uint8)
+    assert mean_and_std([images]) == {"mean": [0.2, 0.5], "std": [1.0, 0.5]}
+
+
+def test_images_without_any_content_are_refused() -> None:
+    with pytest.raises(DataError, match="all of one colour"):
+        mean_and_std([torch.full((2, 3, 3, 3), 51, dtype=torch.uint8)])
 
 
 def test_of_many_images_some_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

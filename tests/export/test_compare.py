@@ -87,6 +87,19 @@ def test_another_prediction_does_not_hold() -> None:
     assert not comparison.holds(1e-5)
 
 
+def test_logits_that_are_no_numbers_are_never_close() -> None:
+    truth = make_truth()
+    logits = truth.logits_TNK.copy()
+    logits[1, 0, 0] = np.nan  # in another step than the first
+    assert not compare(truth, logits, truth.spikes, TIE).holds(1e-5)
+
+
+def test_layers_without_a_spike_are_told() -> None:
+    truth = make_truth()
+    truth.spikes["b"][0, 0, 0] = True
+    assert compare(truth, truth.logits_TNK, truth.spikes, TIE).silent == ("a",)
+
+
 def test_a_run_without_a_layer_s_spikes_is_refused() -> None:
     truth = make_truth()
     with pytest.raises(ValueError, match="no spikes of b"):

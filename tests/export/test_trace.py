@@ -180,6 +180,36 @@ def test_what_has_no_node_is_refused_by_name(small: Small, layer: nn.Module, sai
         graph_of(model.eval())
 
 
+class AllAtOnce(Classifier):
+    """As a plug-in's network may be: it has a forward of its own."""
+
+    spiking = True
+
+    def forward(self, images_NCHW: Tensor, timesteps: int = 1) -> Tensor:
+        return images_NCHW.new_zeros(timesteps, len(images_NCHW), 10)
+
+
+class Careless(AllAtOnce):
+    def stem(self, images_NCHW: Tensor) -> Tensor:
+        return images_NCHW
+
+    def body(self, x: Tensor, timesteps: int) -> Tensor:
+        found: Tensor = {"y": x}["x"]
+        return found
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (AllAtOnce, r"^resnet20 computes all its time steps at once, .*stem\(\) and body\(\)"),
+        (Careless, r"resnet20 can't be written as a graph of layers: KeyError: 'x' \(.*test_trace"),
+    ],
+)
+def test_a_network_of_one_s_own_is_refused_in_words(network: type[Classifier], said: str) -> None:
+    with pytest.raises(ExportError, match=said):
+        trace(network(), (1, 8, 8), FACTS)
+
+
 def test_nir_refuses_a_max_pool_by_name(small: Small) -> None:
     with pytest.raises(ExportError, match=r"NIR has no max pool.*features"):
         nir_file.content(graph_of(small("vgg", NeuronConfig())))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +239,33 @@ def quantised(runs: Path) -> Path:
     assert call("quantize", "--run", parent, "--runs-dir", runs) == 0
     (found,) = (runs / "student" / "digits").glob("resnet20_T3_tser_w8_s0_*")
     return found
+
+
+def test_quantize_does_without_a_teacher_that_can_t_be_read(
+    tser: Invoke, runs: Path, tmp_path: Path
+) -> None:
+    (student,) = (runs / "student" / "digits").glob("resnet20_T3_tser_s0_*")
+    parent = shutil.copytree(student, tmp_path / "parent")
+    environment = json.loads((parent / "environment.json").read_text())
+    environment["teacher"]["model"] = "theirs:build"
+    (parent / "environment.json").write_text(json.dumps(environment))
+    code, _, err = tser("quantize", "--run", parent, "--runs-dir", tmp_path / "runs")
+    assert code == 0, err
+    assert "the teacher's accuracy and energy are left out" in err
+    assert "theirs:build, code that a run never" in err
+    (made,) = (tmp_path / "runs" / "student" / "digits").iterdir()
+    assert json.loads((made / "environment.json").read_text())["teacher"] == environment["teacher"]
+    assert json.loads((made / "status.json").read_text())["result"]["teacher_accuracy"] is None
+
+
+def test_each_export_keeps_its_card(tser: Invoke, runs: Path, tmp_path: Path) -> None:
+    for name in ("a", "b", "a"):
+        path = tmp_path / f"{name}.safetensors"
+        shared = ("--output", path, "--runs-dir", runs, "--no-verify")
+        assert tser("export", "--format", "safetensors", *shared)[0] == 0
+    assert "`a.safetensors` (safetensors) holds" in (tmp_path / "README.md").read_text()
+    assert "`b.safetensors` (safetensors) holds" in (tmp_path / "b.safetensors.md").read_text()
+    assert not (tmp_path / "a.safetensors.md").exists()
 
 
 def test_quantize_makes_a_run_that_names_its_parent(runs: Path, quantised: Path) -> None:

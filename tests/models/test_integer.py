@@ -121,3 +121,20 @@ def test_a_network_of_floats_is_returned_itself(build_lively: Build) -> None:
     assert integer.integer(model) is model
     assert not integer.has_integer_layers(model)
     assert integer.has_integer_layers(integer.integer(quantise(model, 8)))
+
+
+@pytest.mark.parametrize("mode", ["reflect", "same"])
+def test_other_padding_keeps_its_rounded_floats(build_lively: Build, mode: str) -> None:
+    model = build_lively("resnet20")
+    block = model.get_submodule("layer1.0")
+    block.conv1 = (
+        nn.Conv2d(16, 16, 3, padding="same", bias=False)
+        if mode == "same"
+        else nn.Conv2d(16, 16, 3, padding=1, bias=False, padding_mode="reflect")
+    )
+    model = quantise(model, 8).eval()
+    found = integer.integer(model)
+    assert type(found.get_submodule("layer1.0.conv1")) is QuantisedConv2d
+    assert isinstance(found.get_submodule("layer1.0.conv2"), IntegerConv2d)
+    images = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(found(images, 2), model(images, 2))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tser_cli.energy import counting
+from tser_cli.errors import ConfigError
 from tser_cli.models import Classifier
 from tser_cli.models.quantised import (
     QuantisedConv2d,
@@ -113,3 +114,11 @@ def test_rounded_weights_stay_under_rounding(build_lively: Build, bits: int) -> 
         if isinstance(layer, QuantisedConv2d | QuantisedLinear):
             again = quantised(layer.weight.detach(), layer.bits)
             torch.testing.assert_close(again, layer.weight.detach(), rtol=1e-6, atol=0)
+
+
+def test_weights_that_would_stay_floats_are_refused(build_lively: Build) -> None:
+    model = build_lively("resnet20")
+    model.body_extra = nn.ConvTranspose2d(2, 2, 3)
+    assert quantise(model, 32) is model
+    with pytest.raises(ConfigError, match=r"body_extra \(ConvTranspose2d\) has weights that can't"):
+        quantise(model, 8)

@@ -221,13 +221,13 @@ def show_methods(methods: Mapping[str, MethodEntry]) -> None:
 
 def next_after_teacher(folder: Path, dataset: str, data_dir: str) -> list[str]:
     """Return three commands for after a teacher's training, with what for."""
-    given = f" --data-dir {quote(data_dir)}" if data_dir else ""
-    run = quote(str(folder))
+    given, more = f" --data-dir {quote(data_dir)}" if data_dir else "", plugin_flags()
+    run, data = quote(str(folder)), f"--dataset {dataset}{given}"
     return _explained(
         {
-            f"tser distill --teacher {run} --dataset {dataset}{given} -T 2": "a student of it",
-            f"tser evaluate --run {run} --split train": "is it surer of the images it has seen?",
-            "tser list methods": "the ways to learn from it",
+            f"tser distill --teacher {run} {data} -T 2{more}": "a student of it",
+            f"tser evaluate --run {run} --split train{more}": "is it surer of images it has seen?",
+            f"tser list methods{more}": "the ways to learn from it",
         }
     )
 
@@ -235,6 +235,7 @@ def next_after_teacher(folder: Path, dataset: str, data_dir: str) -> list[str]:
 def next_after_student(runs_dir: Path, default: Path = Path("runs")) -> list[str]:
     """Return three commands for after a student's training, with what for."""
     given = f" --runs-dir {quote(str(runs_dir))}" if runs_dir != default else ""
+    given += plugin_flags()
     return _explained(
         {
             f"tser report{given}": "all of it on one page, to look at and to send",
@@ -242,6 +243,13 @@ def next_after_student(runs_dir: Path, default: Path = Path("runs")) -> list[str
             f"tser evaluate --early-exit 0.8,0.9,0.99{given}": "stop each image once it is decided",
         }
     )
+
+
+def plugin_flags() -> str:
+    """Return the plug-ins that were imported, as flags: the commands to come need them too."""
+    from tser_cli import plugins
+
+    return "".join(f" --plugin {quote(name)}" for name in plugins.stated())
 
 
 def _explained(commands: Mapping[str, str]) -> list[str]:

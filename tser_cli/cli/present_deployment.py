@@ -20,6 +20,7 @@ def show_export(exported: Exported) -> None:
     out = present.output()
     if exported.checks:
         out.print(checks_table(exported.checks))
+        show_silent(exported.checks[0])
     if exported.checks is None:
         out.print("not verified: --no-verify")
     if exported.change is not None:
@@ -41,7 +42,7 @@ def checks_table(checks: tuple[Check, ...]) -> Table:
     title = f"the same spikes in other programs, {images} test images"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("program", overflow="fold")
-    for column in ("spikes", "differing", "ties", "logits", "holds"):
+    for column in ("compared", "differing", "ties", "logits", "holds"):
         table.add_column(column, justify="right", no_wrap=True)
     for check in checks:
         c, library = check.comparison, check.target.library
@@ -53,6 +54,17 @@ def checks_table(checks: tuple[Check, ...]) -> Table:
             "yes" if check.holds else "NO",
         )
     return table
+
+
+def show_silent(check: Check) -> None:
+    """Say which layers never spiked: what such a layer feeds was given nothing to compare."""
+    silent, layers = check.comparison.silent, check.comparison.layers
+    if silent:
+        shown = ", ".join(silent[:3]) + (", ..." if len(silent) > 3 else "")
+        present.progress().warn(
+            f"{len(silent)} of {len(layers)} layers never spiked on these images ({shown}): the "
+            "check says nothing of the weights behind them. Take more (--images), or train longer"
+        )
 
 
 def show_predictions(predictions: Predictions, as_json: bool) -> None:
@@ -85,7 +97,8 @@ def prediction_line(answer: Prediction) -> str:
 def show_quantized(quantized: QuantizeResult) -> None:
     """Show the new run, and what it changed against its parent."""
     result = quantized.result
-    present.show_run(result, [f"tser export --run {result.folder} --format onnx --output FILE"])
+    exporting = f"tser export --run {result.folder} --format onnx --output FILE"
+    present.show_run(result, [exporting + present.plugin_flags()])
     out = present.output()
     if quantized.parent_accuracy is not None:
         change = 100 * (result.accuracy - quantized.parent_accuracy)

@@ -23,6 +23,8 @@ from tser_cli.data.splits import split_off
 from tser_cli.errors import DataError
 
 PARTS = ("train", "val")
+# Two folders of such names would become two classes, which a network tells apart at random.
+SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 SIDE = 224
 IMAGENET_CLASSES = 1000
 # of ImageNet's training images, as torchvision's pretrained models take them
@@ -132,6 +134,16 @@ def _classes(folder: Path) -> tuple[str, ...]:
         raise DataError(f"{folder} can't be listed: {error.strerror}. {_layout()}") from error
     if not names:
         raise DataError(f"{folder} has no class folders. {_layout()}")
+    if len(names) == 1:
+        raise DataError(
+            f"{folder} has one class folder alone ({names[0]}): there is nothing to tell apart. If "
+            f"the classes are folders inside that one, name it: --data-dir {folder / names[0]}"
+        )
+    if {name.lower() for name in names} <= SPLIT_WORDS:
+        raise DataError(
+            f"the folders in {folder} are called {' and '.join(names)}, which are no classes: call "
+            "the one with training images train, the one with test images val"
+        )
     return tuple(names)
 
 

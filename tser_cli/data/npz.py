@@ -18,6 +18,7 @@ from tser_cli.errors import DataError
 from tser_cli.sections import AUTO
 
 PARTS = ("train", "test")
+DARKEST = 2  # of 255: floats that were divided by 255 twice reach 1
 LAYOUT = (
     "It must hold train_images, train_labels, test_images and test_labels: images as uint8, or as "
     "floats in 0..1, [M, H, W], [M, H, W, C] or [M, C, H, W] with 1 or 3 channels; labels as "
@@ -106,6 +107,10 @@ def _eight_bits(images: np.ndarray) -> np.ndarray:
     # not (a or b): a NaN compares as false with everything
     if not (least >= 0 and most <= 1):
         raise ValueError(f"has values from {least} to {most}; floats must lie in 0..1")
+    if 0 < most * 255 < DARKEST:
+        raise ValueError(
+            f"has values from {least} to {most}, of which 8 bits keep nothing: scale them to 0..1"
+        )
     rounded: np.ndarray = np.rint(images * 255).astype(np.uint8)
     return rounded
 
@@ -121,6 +126,10 @@ def _classes(path: Path, train: TensorSource, test: TensorSource) -> tuple[str, 
         raise DataError(
             f"{path}: train_labels holds {len(present)} classes, from {present[0]} to "
             f"{present[-1]}; number them from 0 on, with images of each"
+        )
+    if len(present) == 1:
+        raise DataError(
+            f"{path}: train_labels holds one class alone: there is nothing to tell apart"
         )
     unknown = sorted(set(test.labels.tolist()) - set(present))
     if unknown:

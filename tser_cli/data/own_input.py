@@ -12,7 +12,7 @@ import torch
 from tser_cli.config import DataConfig
 from tser_cli.data.base import DataSpec
 from tser_cli.data.transforms import fixed_resize
-from tser_cli.errors import ConfigError
+from tser_cli.errors import ConfigError, DataError
 from tser_cli.sections import AUTO
 
 # Of more training images so many are looked at, evenly spaced: enough for four digits.
@@ -89,7 +89,8 @@ def _size_and_channels(images: Iterable[torch.Tensor]) -> dict[str, int]:
 def mean_and_std(batches: Iterable[torch.Tensor]) -> dict[str, list[float]]:
     """Return the mean and std over all pixels in 0..1, by channel, of uint8 [N, C, H, W] batches.
 
-    A channel that is the same everywhere has std 1: its pixels become 0.
+    A channel that is the same everywhere has std 1: its pixels become 0. Raises DataError where
+    all of them are.
     """
     counts_C256: torch.Tensor | int = 0
     for images_NCHW in batches:
@@ -102,6 +103,11 @@ def mean_and_std(batches: Iterable[torch.Tensor]) -> dict[str, list[float]]:
     values_256 = torch.arange(256, dtype=torch.float64) / 255
     mean_C = weights_C256 @ values_256
     std_C = (weights_C256 * (values_256 - mean_C[:, None]) ** 2).sum(1).sqrt()
+    if not std_C.any():
+        raise DataError(
+            "the training images are all of one colour: nothing can be learned from them. Of "
+            "16-bit images the upper 8 bits count, and transparency is dropped: convert them first"
+        )
     std_C[std_C == 0] = 1.0
     return {
         key: [round(v, DIGITS) for v in of.tolist()]

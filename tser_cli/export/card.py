@@ -45,6 +45,11 @@ class CardFacts:
     change: Change | None = None
 
 
+def named(file: str) -> str:
+    """Return how a card begins to speak of its file, by which it is known again."""
+    return f"\n`{file}` ("
+
+
 def card(graph: Graph, facts: CardFacts) -> str:
     """Return the card as Markdown, with the mark in its first line by which it is known again."""
     sections = [
@@ -68,10 +73,10 @@ def _summary(graph: Graph, facts: CardFacts) -> list[str]:
     weights = sum(node.weight.size for node in graph.weighted)
     teacher = f"distilled from {facts.teacher} " if facts.teacher else "trained without a teacher "
     return [
-        f"`{facts.file}` ({facts.format_name}) holds a spiking network, {teacher}with the method "
-        f"`{facts.method}`: {len(graph.neurons)} layers of spiking neurons, {weights:,} weights, "
-        f"T = {graph.facts.timesteps} time steps. Batch norms are folded into the weights. It is "
-        f"from the run `{facts.run}`.",
+        f"{named(facts.file).strip()}{facts.format_name}) holds a spiking network, {teacher}with "
+        f"the method `{facts.method}`: {len(graph.neurons)} layers of spiking neurons, "
+        f"{weights:,} weights, T = {graph.facts.timesteps} time steps. Batch norms are folded into "
+        f"the weights. It is from the run `{facts.run}`.",
     ]
 
 

@@ -53,13 +53,19 @@ class Comparison:
         """Spikes that differ away from ties, over all layers."""
         return sum(layer.differing for layer in self.layers)
 
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """Return the layers that never spiked: nothing of what they feed was tried."""
+        return tuple(layer.layer for layer in self.layers if layer.spikes == 0)
+
     def holds(self, tolerance: float) -> bool:
         """Return whether no spike differs, logits agree within `tolerance`, and an image was
         compared.
 
         The tolerance is absolute for logits up to 1 and relative to the largest above.
         """
-        close = max(self.logits_difference) <= tolerance * max(1.0, self.logits_scale)
+        limit = tolerance * max(1.0, self.logits_scale)
+        close = all(gap <= limit for gap in self.logits_difference)  # a NaN is never close
         followed = self.parted < self.images
         return self.differing == 0 and close and followed and self.predictions_differing == 0
 

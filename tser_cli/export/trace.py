@@ -33,6 +33,7 @@ from tser_cli.export.graph import (
 from tser_cli.models import Classifier
 from tser_cli.models.neurons import SpikingNeuron
 from tser_cli.models.quantised import QuantisedConv2d, QuantisedLinear, integers_of, scale_of
+from tser_cli.plugins import last_line
 
 PASSED_OVER = (nn.Identity, nn.Dropout)
 ADDITIONS = (operator.add, torch.add)
@@ -85,6 +86,11 @@ def trace(model: Classifier, image_shape: tuple[int, int, int], facts: Facts) ->
         raise ExportError(
             f"{facts.model} is an ANN: it has no spikes to hand on. Name a student's run"
         )
+    if not model.steps_alone:
+        raise ExportError(
+            f"{facts.model} computes all its time steps at once, and a file holds one, or each by "
+            "itself: give it stem() and body() in place of forward() (tser_cli.models.base)"
+        )
     step = _OneStep(model).eval()
     reader = _Reader(_traced(step, facts.model, image_shape))
     return Graph(image_shape, tuple(reader.read()), facts)
@@ -98,9 +104,11 @@ def _traced(step: _OneStep, name: str, image_shape: tuple[int, int, int]) -> fx.
             weight = next(step.parameters())
             zeros = torch.zeros(1, *image_shape, dtype=weight.dtype, device=weight.device)
             _Shapes(traced).run(zeros)
-    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+    except ExportError:
+        raise
+    except Exception as error:  # a network of the user's may do anything
         raise ExportError(
-            f"{name} can't be written as a graph of layers: {str(error).splitlines()[0]}. Choose a "
+            f"{name} can't be written as a graph of layers: {last_line(error)}. Choose a "
             "residual, SEW or VGG student"
         ) from error
     return traced

@@ -107,11 +107,17 @@ def integer(model: Classifier) -> Classifier:
     names = {module: name for name, module in result.named_modules()}
     for parent, name, norm_name in convolutions_with_norm(result):
         convolution, norm = getattr(parent, name), getattr(parent, norm_name)
-        if isinstance(convolution, QuantisedConv2d):
+        if isinstance(convolution, QuantisedConv2d) and _serves(convolution, norm):
             reads_integers = kinds[names[convolution]] != "real"
             setattr(parent, name, IntegerConv2d(convolution, norm, reads_integers))
             setattr(parent, norm_name, nn.Identity())
     return result
+
+
+def _serves(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
+    """Return whether `IntegerConv2d` can stand for the two: others keep their rounded floats."""
+    zeros_around = convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
+    return zeros_around and norm.affine and norm.running_var is not None
 
 
 def has_integer_layers(model: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tser_cli.config import FLOAT_BITS
+from tser_cli.errors import ConfigError
 from tser_cli.models.base import Classifier
 
 EDGE_BITS = 8  # of what reads the image and of what gives the logits, whatever the rest has
@@ -103,10 +104,12 @@ def quantise(model: Classifier, bits: int) -> Classifier:
     """Turn every convolution and linear layer of `model` into its quantised kind, in place.
 
     32 bits leave it as it is. Parameters and their names stay. The first convolution and the last
-    linear layer keep 8 bits where `bits` is less: what they read or give is not spikes.
+    linear layer keep 8 bits where `bits` is less: what they read or give is not spikes. Raises
+    ConfigError for weights in other layers, which would stay floats and be charged as integers.
     """
     if bits == FLOAT_BITS:
         return model
+    _check_layers(model)
     layers = [module for module in model.modules() if type(module) in QUANTISED]
     for layer in layers:
         edge = layer is layers[0] or layer is layers[-1]
@@ -115,6 +118,17 @@ def quantise(model: Classifier, bits: int) -> Classifier:
         assert isinstance(layer, QuantisedConv2d | QuantisedLinear)
         layer.bits = max(bits, EDGE_BITS) if edge else bits
     return model
+
+
+def _check_layers(model: Classifier) -> None:
+    for name, module in model.named_modules():
+        if type(module) in (*QUANTISED, *QUANTISED.values()):
+            continue
+        if any(weight.ndim > 1 for weight in module.parameters(recurse=False)):
+            raise ConfigError(
+                f"model.weight_bits: {name or 'the network'} ({type(module).__name__}) has weights "
+                "that can't be rounded; only those of nn.Conv2d and nn.Linear can. Use 32"
+            )
 
 
 @torch.no_grad()

@@ -105,6 +105,22 @@ class Misdeclared(Plain):
         return {"first": "real"}
 
 
+class NormFirst(Classifier):
+    """Names its norm behind its convolution, and computes it before."""
+
+    def __init__(self, build: Build) -> None:
+        super().__init__()
+        self.spiking, self.norms_follow = build.spiking, True
+        self.first, self.norm = nn.Conv2d(build.channels, build.channels, 3), nn.BatchNorm2d(1)
+        self.act = build.make_activation()
+        self.last = nn.Linear(36, build.num_classes)
+
+    def forward(self, images_NCHW: Tensor, timesteps: int = 1) -> Tensor:
+        x = self.first(self.norm(images_NCHW)).mul(4).repeat(timesteps, 1, 1, 1)
+        logits: Tensor = self.last(self.act(x, timesteps).flatten(1))
+        return logits.unflatten(0, (timesteps, -1)) if self.spiking else logits
+
+
 def not_a_network(build: Build) -> object:
     return 3
 
@@ -153,6 +169,7 @@ def test_a_plain_module_is_a_network(
         (Misdeclared, "last"),
         (Pooling, "at random, layer module.last is declared to be fed with spikes, but meets"),
         (Adding, "layer module.last is declared to be fed with spikes, but meets values other"),
+        (NormFirst, "gives other logits once its norms are folded: norms_follow = True does not"),
         (not_a_network, "network mynet is a int, not an nn.Module"),
         (broken, "network mynet can't be built: ValueError: no weights"),
     ],

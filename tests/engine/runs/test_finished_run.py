@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,13 @@ def test_its_network_is_frozen_and_its_data_are_there(
     assert opened.loaded.model.spiking is (kind == "student")
     assert not opened.loaded.model.training
     assert not any(p.requires_grad for p in opened.loaded.model.parameters())
+
+
+def test_other_images_than_the_runs_are_told(make_finished: MakeFinished, told: Any) -> None:
+    run = make_finished("student")
+    run.update_status(images_sha256="of others")
+    open_finished(run, {}, told)
+    assert told.warnings == [f"these are other images than {run.folder} was trained and tested on"]
 
 
 @pytest.mark.parametrize("kind", ["teacher", "student"])

@@ -34,6 +34,19 @@ def of_ten_classes():
 
 def of_colour():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 3))
+
+def in_float64():
+    return build().double()
+
+class Careless(nn.Module):
+    def forward(self, images):
+        return {}["x"]
+
+def careless():
+    return Careless()
+
+def ends():
+    raise SystemExit(0)
 """
 
 
@@ -74,6 +87,9 @@ def test_a_function_and_its_weights(
     [
         ("theirs:of_ten_classes", "tells 10 classes apart, digits has 3"),
         ("theirs:of_colour", "takes 3 input channels, digits has 1"),
+        ("theirs:in_float64", r"can't take the 8 x 8 images of digits \(RuntimeError: "),
+        ("theirs:careless", r"can't take the 8 x 8 images of digits \(KeyError: 'x' .*theirs\.py"),
+        ("theirs:ends", "--teacher theirs:ends: the function fails: SystemExit"),
         ("theirs:none", "--teacher theirs:none: theirs has no function none"),
         ("no_such_module:build", "--teacher no_such_module:build: no_such_module can't be imp"),
     ],

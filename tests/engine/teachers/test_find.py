@@ -86,6 +86,18 @@ def test_a_teacher_of_another_test_split_is_passed_over(
     assert teachers.newest_teacher(settings(0.2), tmp_path) is None
 
 
+def test_a_teacher_of_other_images_is_passed_over(tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config({"data.name": "npz"})
+    run = run_folder.create(tmp_path, "teacher", config)
+    run.update_status(state="finished", model=config.model.teacher, validation_fraction=0.0)
+    # what ran before fingerprints were kept does not say which images it had
+    assert teachers.newest_teacher(config, tmp_path, "a") == run
+    run.update_status(images_sha256="a")
+    assert teachers.newest_teacher(config, tmp_path, "a") == run
+    assert teachers.newest_teacher(config, tmp_path) == run
+    assert teachers.newest_teacher(config, tmp_path, "b") is None
+
+
 def test_a_path_goes_before_the_newest(
     tmp_path: Path, spec: DataSpec, make_config: MakeConfig, make_teacher: MakeTeacher
 ) -> None:

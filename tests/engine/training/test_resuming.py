@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from tser_cli.config import Config
+from tser_cli.data.base import Dataset, TensorSource
 from tser_cli.engine.runs import run_folder
 from tser_cli.engine.runtime.context import Context, Options
 from tser_cli.engine.training.resuming import other_schedule, take_run
+from tser_cli.errors import DataError
 
 MakeConfig = Callable[..., Config]
 
@@ -39,6 +41,25 @@ def test_every_command_of_a_run_is_kept(
     assert [c["threads"] for c in commands] == [threads, threads]
     assert environment["command"] == commands[-1]["command"]
     assert environment["threads"] == threads
+
+
+def test_a_run_is_not_gone_on_with_on_other_images(
+    tmp_path: Path, context: Context, dataset: Dataset, make_config: MakeConfig
+) -> None:
+    assert isinstance(dataset.train, TensorSource)
+    spec, labels = replace(dataset.spec, name="npz"), dataset.train.labels
+    config = make_config({"data.name": "npz"})
+    own = replace(context, config=config, dataset=replace(dataset, spec=spec))
+    other_source = replace(dataset.train, labels=labels.flip(0))
+    other = replace(own, dataset=replace(own.dataset, train=other_source))
+    options = Options(runs_dir=tmp_path)
+    with ExitStack() as held:
+        run, _ = take_run("student", own, options, held)
+    run.update_status(state="stopped")
+    with ExitStack() as held, pytest.raises(DataError, match=f"{run.name} began with other images"):
+        take_run("student", other, options, held)
+    with ExitStack() as held:
+        assert take_run("student", own, options, held) == (run, True)
 
 
 def test_other_epochs_are_told(tmp_path: Path, make_config: MakeConfig) -> None:

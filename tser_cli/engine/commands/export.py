@@ -18,7 +18,7 @@ from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.teachers.of_run import teacher_name
 from tser_cli.errors import ConfigError, ExportError
 from tser_cli.export import formats, onnx_integer, verify
-from tser_cli.export.card import MARK, CardFacts, card
+from tser_cli.export.card import MARK, CardFacts, card, named
 from tser_cli.export.extras import pip_line
 from tser_cli.export.fixed_point import FixedGraph, fixed_point
 from tser_cli.export.fixed_reference import Change, change, run_fixed
@@ -178,9 +178,10 @@ def _written(
 
 
 def _card_place(path: Path) -> Path:
-    """README.md beside the file; FILE.md where a README.md is there that is not a card of ours."""
+    """README.md beside the file; FILE.md where there is one that is not this file's card."""
     readme = path.with_name("README.md")
-    if not readme.exists() or readme.read_text(encoding="utf-8", errors="replace").startswith(MARK):
+    there = readme.read_text(encoding="utf-8", errors="replace") if readme.exists() else ""
+    if not readme.exists() or (there.startswith(MARK) and named(path.name) in there):
         return readme
     return path.with_name(f"{path.name}.md")
 

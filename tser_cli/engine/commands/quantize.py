@@ -15,14 +15,15 @@ from tser_cli.config import FLOAT_BITS
 from tser_cli.data.loaders import evenly_spread
 from tser_cli.data.transforms import evaluation_pipeline
 from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
-from tser_cli.engine.runs.model_files import freeze
+from tser_cli.engine.runs.model_files import Loaded, freeze
 from tser_cli.engine.runs.result import RunResult, recorded
 from tser_cli.engine.runtime.context import Context, Options
 from tser_cli.engine.teachers.of_run import TEACHER, read_run_teacher
 from tser_cli.engine.training.energy_budget import profile_of
-from tser_cli.engine.training.task import distillation
+from tser_cli.engine.training.task import Task, Trainee
 from tser_cli.engine.training.training_run import finish, open_for_training
-from tser_cli.errors import ConfigError
+from tser_cli.errors import CheckpointError, ConfigError
+from tser_cli.losses.base import load_method
 from tser_cli.models import Classifier
 from tser_cli.models.quantised import quantise, round_weights_
 from tser_cli.quantities import NO_BUDGET
@@ -132,15 +133,26 @@ def calibrate_norms(model: Classifier, batches: Any, timesteps: int) -> None:
     model.eval()
 
 
+def _teacher(opened: FinishedRun) -> Loaded | None:
+    """Return what the parent learned from; None, with a warning, where it can't be read."""
+    try:
+        teacher = read_run_teacher(opened.run, opened.context.dataset.spec)
+    except CheckpointError as error:
+        opened.context.progress.warn(f"the teacher's accuracy and energy are left out: {error}")
+        return None
+    if teacher is not None:
+        opened.context.runtime.place(freeze(teacher.model))
+    return teacher
+
+
 def _record(
     model: Classifier, opened: FinishedRun, context: Context, request: QuantizeRequest
 ) -> RunResult:
     """Return the new run's folder: weights, tables, result, and where it came from."""
-    config, spec = context.config, context.dataset.spec
-    teacher = read_run_teacher(opened.run, spec)
-    if teacher is not None:
-        context.runtime.place(freeze(teacher.model))
-    task = distillation(model, teacher.model if teacher else None, config, spec.image_shape)
+    teacher, config = _teacher(opened), context.config
+    # it is measured, not trained: nothing is asked of the teacher but its answers
+    method = load_method(config.method.name)
+    task = Task(model, Trainee(model), method, config.method, config.model.timesteps)
     options = Options(request.runs_dir, "never", request.progress)
     with open_for_training("student", context, options) as (run, stop):
         if context.runtime.is_main:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs.input_kinds import counting_of
 from tser_cli.errors import ConfigError, TserError
 from tser_cli.models import Classifier
+from tser_cli.models.savings import folded
 from tser_cli.plugins import last_line
 
 IMAGES = 2
@@ -36,6 +37,7 @@ def check_contract(name: str, model: Classifier, spec: DataSpec, timesteps: int)
         images_NCHW = torch.rand(IMAGES, *spec.image_shape)
         try:
             problem = _problem(tried, images_NCHW, timesteps, spec.num_classes)
+            problem = problem or _norms_problem(tried, images_NCHW, timesteps)
             if not problem:
                 _count(tried, images_NCHW, timesteps)
         except TserError as error:
@@ -63,6 +65,27 @@ def _problem(model: Classifier, images_NCHW: Tensor, timesteps: int, classes: in
     if all(weight.grad is None for weight in model.parameters()):
         return "has no gradient: nothing of it can be trained"
     return ""
+
+
+@torch.no_grad()
+def _norms_problem(model: Classifier, images_NCHW: Tensor, timesteps: int) -> str:
+    """Return what is wrong with a network that says `norms_follow`; "" where nothing is.
+
+    Its norms get statistics that are not those of a beginning, which change nothing wherever a norm
+    is. In float64, so that rounding makes no spike.
+    """
+    if not model.norms_follow:
+        return ""
+    changed = copy.deepcopy(model).double()
+    for norm in changed.modules():
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None:
+            nn.init.uniform_(cast(Tensor, norm.running_mean), -0.2, 0.2)
+            nn.init.uniform_(norm.running_var, 0.1, 2.0)
+    images = images_NCHW.double()
+    expected, found = (m(images, timesteps) for m in (changed, folded(changed)))
+    if torch.allclose(expected, found, rtol=1e-6, atol=1e-6):
+        return ""
+    return "gives other logits once its norms are folded: norms_follow = True does not hold of it"
 
 
 def _count(model: Classifier, images_NCHW: Tensor, timesteps: int) -> None:

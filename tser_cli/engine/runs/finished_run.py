@@ -10,9 +10,10 @@ from typing import Any
 
 from tser_cli import recipe
 from tser_cli.config import Config, keys_where
+from tser_cli.data.fingerprint import fingerprint
 from tser_cli.engine.runs import find_runs, model_files
 from tser_cli.engine.runs.model_files import Loaded, check_network, freeze
-from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runs.run_folder import IMAGES, Run
 from tser_cli.engine.runs.split_list import check_test_images
 from tser_cli.engine.runtime.context import Context, prepare
 from tser_cli.errors import RunError
@@ -81,6 +82,8 @@ def open_finished(run: Run, changes: dict[str, Any], progress: Progress) -> Fini
     """
     context = prepare(measuring_config(run, changes), progress)
     check_test_images(run, context.dataset)
+    if run.status().get(IMAGES) not in (None, fingerprint(context.dataset)):
+        context.progress.warn(f"these are other images than {run.folder} was trained and tested on")
     loaded = model_files.read_of_run(run, context.dataset.spec)
     check_network(loaded, run.kind, context.dataset.spec)
     context.runtime.place(freeze(loaded.model))

@@ -17,10 +17,11 @@ from tser_cli.engine.runs.contract import check_contract
 from tser_cli.engine.runs.foreign_weights import recognise
 from tser_cli.engine.runs.run_folder import Run
 from tser_cli.engine.runs.weight_files import check_finite, load_model, save_model
-from tser_cli.errors import CheckpointError, ConfigError
+from tser_cli.errors import CheckpointError, ConfigError, TserError
 from tser_cli.models import Classifier, build_model
 from tser_cli.models.base import check_fits, load_weights
 from tser_cli.models.quantised import quantise
+from tser_cli.plugins import last_line
 
 # What to do about a network that does not fit the data, by its role.
 ANOTHER = {
@@ -223,10 +224,12 @@ def check_network(loaded: Loaded, role: str, spec: DataSpec) -> None:
         logits = loaded.model.eval()(
             torch.zeros(1, *spec.image_shape, device=_device_of(loaded.model))
         )
-    except RuntimeError as error:  # its maps become too small, or its head expects other ones
+    except TserError:
+        raise
+    except Exception as error:  # its maps become too small, or a network of the user's fails
         raise CheckpointError(
             f"the {role} {loaded.source} can't take the {spec.height} x {spec.width} images of "
-            f"{spec.name}. {ANOTHER[role]}"
+            f"{spec.name} ({last_line(error)}). {ANOTHER[role]}"
         ) from error
     loaded.model.train(was_training)
     if logits.shape[-1] != spec.num_classes:

@@ -17,6 +17,7 @@ from tser_cli.engine.runs.foreign_weights import WRAPPERS
 from tser_cli.engine.runs.weight_files import load_model
 from tser_cli.errors import CheckpointError, ConfigError
 from tser_cli.models.base import differences
+from tser_cli.operating_system import process_unchanged
 from tser_cli.plugins import look_here
 
 
@@ -32,8 +33,9 @@ def build_network(spec: str, arguments: tuple[str, ...] = (), flag: str = "--net
     values = dict(_argument(text) for text in arguments)
     _check_arguments(said, function, values)
     try:
-        network = function(**values)
-    except Exception as error:
+        with process_unchanged():
+            network = function(**values)
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{said}: the function fails: {error_line(error)}") from error
     if not isinstance(network, nn.Module):
         kind = type(network).__name__
@@ -44,8 +46,9 @@ def build_network(spec: str, arguments: tuple[str, ...] = (), flag: str = "--net
 def _import(name: str, said: str) -> Any:
     here = look_here()
     try:
-        return importlib.import_module(name)
-    except Exception as error:
+        with process_unchanged():
+            return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"{said}: {name} can't be imported from {here}: {error_line(error)}"
         ) from error
@@ -99,7 +102,7 @@ def digest(network: nn.Module) -> str:
     return made.hexdigest()
 
 
-def error_line(error: Exception) -> str:
+def error_line(error: BaseException) -> str:
     """Return an error's type and first line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"

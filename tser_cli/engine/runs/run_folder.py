@@ -22,9 +22,10 @@ from tser_cli.files import hold_lock, make_folder, read_json, write_error, write
 from tser_cli.recipe import Layer, read, resolve
 
 MODEL_FILE = "model.safetensors"
+IMAGES = "images_sha256"  # in status.json: the fingerprint of data of one's own
 NUMBER = (int, float)
 STATUS_TYPES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("kind", "state", "why", "host", "model", "dataset", "sha256"), str),
+    **dict.fromkeys(("kind", "state", "why", "host", "model", "dataset", "sha256", IMAGES), str),
     **dict.fromkeys(("started", "finished", "updated"), str),
     **dict.fromkeys(("pid", "epoch"), int),
     **dict.fromkeys(("validation_fraction", "test_fraction"), NUMBER),

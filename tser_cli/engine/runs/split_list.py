@@ -1,9 +1,10 @@
-"""Which images a run tests on, where it split them off itself: kept in its folder and held to."""
+"""Which images a run learns from and tests on: recorded in its folder, and held to."""
 
 from __future__ import annotations
 
 from tser_cli.data.base import Dataset
-from tser_cli.engine.runs.run_folder import Run
+from tser_cli.data.fingerprint import fingerprint
+from tser_cli.engine.runs.run_folder import IMAGES, Run
 from tser_cli.engine.runtime.context import Context
 from tser_cli.errors import DataError
 from tser_cli.files import read_json, write_json
@@ -12,8 +13,20 @@ FILE = "split.json"
 LIMIT = 2**28  # bytes
 
 
-def keep_test_images(run: Run, context: Context) -> None:
-    """Write the run's list, or hold the data to the one that is there. Raises DataError."""
+def keep_images(run: Run, context: Context) -> None:
+    """Record which images the run has, or hold the data to what it began with. Raises DataError."""
+    _keep_test_images(run, context)
+    before, now = run.status().get(IMAGES), fingerprint(context.dataset)
+    if before is None and now:
+        run.update_status(**{IMAGES: now})
+    elif before not in (None, now):
+        raise DataError(
+            f"{run.folder} began with other images than those of {context.dataset.spec.name} now: "
+            "put them back, or begin a new run (--resume never)"
+        )
+
+
+def _keep_test_images(run: Run, context: Context) -> None:
     if not context.dataset.test_images:
         return
     if (run.folder / FILE).exists():

@@ -7,10 +7,11 @@ from pathlib import Path
 from tser_cli import recipe, registry
 from tser_cli.config import Config, keys_where
 from tser_cli.data.base import DataSpec
+from tser_cli.data.fingerprint import fingerprint
 from tser_cli.engine.runs import model_files
 from tser_cli.engine.runs.find_runs import all_runs, open_run
 from tser_cli.engine.runs.model_files import Loaded
-from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runs.run_folder import IMAGES, Run
 from tser_cli.engine.runtime.context import Context
 from tser_cli.engine.runtime.whole_paths import existing_path
 from tser_cli.engine.teachers.elsewhere import (
@@ -29,11 +30,12 @@ def find_fitting(context: Context, runs_dir: Path) -> Loaded | None:
 
     Raises ConfigError, or CheckpointError where it can't be read or does not fit the data set.
     """
-    loaded = find_teacher(context.config, context.dataset.spec, runs_dir)
-    return None if loaded is None else fitting_teacher(loaded, context.dataset.spec)
+    dataset = context.dataset
+    loaded = find_teacher(context.config, dataset.spec, runs_dir, fingerprint(dataset))
+    return None if loaded is None else fitting_teacher(loaded, dataset.spec)
 
 
-def find_teacher(config: Config, spec: DataSpec, runs_dir: Path) -> Loaded | None:
+def find_teacher(config: Config, spec: DataSpec, runs_dir: Path, images: str = "") -> Loaded | None:
     """Return the teacher that `model.teacher` names, or None where one must be trained first.
 
     The name is a path to a run or model file, or MODULE:FUNCTION. Else it is an architecture: of
@@ -52,7 +54,7 @@ def find_teacher(config: Config, spec: DataSpec, runs_dir: Path) -> Loaded | Non
     if is_function(name):
         return renormalised(build_teacher(config.model), config, spec)
     check_architecture(name)
-    run = newest_teacher(config, runs_dir)
+    run = newest_teacher(config, runs_dir, images)
     if run is not None:
         return model_files.read_of_run(run, spec)
     if config.data.name == PRETRAINED_ON:
@@ -60,8 +62,12 @@ def find_teacher(config: Config, spec: DataSpec, runs_dir: Path) -> Loaded | Non
     return None
 
 
-def newest_teacher(config: Config, runs_dir: Path) -> Run | None:
-    """Return the teacher that finished last, of those that saw the same training images."""
+def newest_teacher(config: Config, runs_dir: Path, images: str = "") -> Run | None:
+    """Return the teacher that finished last, of those that saw the same training images.
+
+    `images`: the `fingerprint` of data of one's own, "" where it is not known. A teacher of before
+    fingerprints were kept counts as one of any images.
+    """
     fitting = []
     for run in all_runs(runs_dir, "teacher", config.data.name):
         status = run.status()
@@ -70,6 +76,7 @@ def newest_teacher(config: Config, runs_dir: Path) -> Run | None:
             and status.get("model") == config.model.teacher
             and status.get("validation_fraction") == config.data.validation_fraction
             and status.get("test_fraction") in (None, config.data.test_fraction)
+            and (not images or status.get(IMAGES) in (None, images))
         )
         if same:
             fitting.append(run)

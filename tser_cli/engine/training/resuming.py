@@ -12,7 +12,7 @@ import torch
 from tser_cli.config import Config
 from tser_cli.engine.runs import find_runs, run_folder
 from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.runs.split_list import keep_test_images
+from tser_cli.engine.runs.split_list import keep_images
 from tser_cli.engine.runtime.context import Context, Options
 from tser_cli.engine.training.optimizer import lr_factor
 from tser_cli.files import write_text
@@ -29,7 +29,7 @@ def take_run(kind: str, context: Context, options: Options, held: ExitStack) -> 
     run = found or run_folder.create(options.runs_dir, kind, context.config)
     held.enter_context(run.lock())
     run.remove_leftovers()
-    keep_test_images(run, context)
+    keep_images(run, context)
     if found is not None:
         warning = other_schedule(run, context.config)
         if warning:
