@@ -1,7 +1,6 @@
 """The sections of a run's settings, one validated model each; `tser_cli.config` joins them.
 
-A field says its policy itself (`tser_cli.fields.Policy`): whether it changes results, whether it
-may change on resume, and so on.
+A field says its policy itself: whether it changes results, and so on (`tser_cli.fields.Policy`).
 """
 
 from __future__ import annotations
@@ -276,9 +275,9 @@ class PerformanceConfig(Section):
     folded into its convolutions. `keep_teacher_logits`: computed once where an image looks the same
     in every epoch. `data_on_device`: images that fit live, and are augmented, on the device.
     `fused_optimizer`: one pass over the weights a step. `save_memory`: residual blocks are computed
-    again for the backward pass instead of being kept. `integer_kernels`: a student with integer
-    weights is measured with integer arithmetic on a CPU. `compile`: torch.compile.
-    (`neuron.backend` chooses the neurons' code.)
+    again for backward instead of being kept. `integer_kernels`: integer weights are measured with
+    integer arithmetic on a CPU. `spikes_in_bytes`: backward keeps spikes in a byte each. `compile`:
+    torch.compile. `pixel_products`: `models.single_pixel`. (And `neuron.backend`.)
     """
 
     channels_last: bool = True
@@ -289,6 +288,8 @@ class PerformanceConfig(Section):
     fused_optimizer: bool = True
     save_memory: bool = False
     integer_kernels: bool = True
+    spikes_in_bytes: Annotated[bool, HOW] = True
+    pixel_products: bool = True
     compile: Literal["auto", "on", "off"] = "auto"
 
     @model_validator(mode="after")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from rich.console import Console
 
+from tests.benchmarks.evaluating import evaluation_over_forward, exits_over_share
 from tests.benchmarks.memory import peak_megabytes
+from tests.benchmarks.side_by_side import rates
 from tests.benchmarks.subjects import (
     CLASSES,
     PLAIN,
@@ -19,21 +21,21 @@ from tests.benchmarks.subjects import (
     SPEC,
     Size,
     floor_step,
-    make_batch,
     training_step,
 )
 from tests.benchmarks.timing import Ratio, alternate, command, ratio, seconds
 from tser_cli.cli.progress import make_progress
+from tser_cli.cli.surroundings import wait_briefly
 from tser_cli.config import AugmentConfig
 from tser_cli.data.base import TensorSource
 from tser_cli.data.transforms import training_pipeline
-from tser_cli.engine.evaluation.per_timestep import evaluate
-from tser_cli.engine.runs import model_files
 from tser_cli.engine.runtime.processes import make_runtime
 from tser_cli.engine.training.epoch_sums import EpochSums
 
 FIRST_STEP = """
 import os, sys
+from tser_cli.cli.surroundings import wait_briefly
+wait_briefly(os.environ)
 import tser_cli.cli.app as app
 import tser_cli.engine.training.loop as train
 step = train.train_step
@@ -82,36 +84,52 @@ def plain_over_step(size: Size, rounds: int) -> Ratio:
     return ratio(spent["plain"], spent["step"])
 
 
+def precisions_over(size: Size, rounds: int) -> Ratio:
+    """Our step in the precision of `size` against our step in fp32."""
+    works = {"step": training_step(size), "fp32": training_step(replace(size, precision="fp32"))}
+    spent = alternate(works, rounds)
+    return ratio(spent["step"], spent["fp32"])
+
+
+def beside_rows() -> list[Row]:
+    """Training beside other work against alone, as OpenMP waits by itself and as tser has it."""
+    waiting: dict[str, str] = {}
+    wait_briefly(waiting)
+    return [
+        Row(
+            f"CPU: {what} / one alone, {how}",
+            aim,
+            partial(beside, mode, env),
+            at_least=True,
+            group="beside",
+        )
+        for how, env, aim in (("OpenMP as it is", {}, None), ("as tser", waiting, 0.45))
+        for mode, what in (("two", "each of two at once"), ("beside", "one beside a busy core"))
+    ]
+
+
+def beside(mode: str, environment: dict[str, str], rounds: int) -> Ratio:
+    """Steps a second beside other work against those alone with OpenMP's own waiting."""
+    found, alone = rates(environment, rounds), rates({}, rounds)["alone"]
+    return ratio(found[mode], alone)
+
+
+def main_job(rounds: int) -> Ratio:
+    """Seconds of `tser distill` as README has it, its teacher among them."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["distill", "--teacher", "resnet34", "--student", "resnet18", "-T", "2"]
+        job = command("-m", "tser_cli", *words, "--resume", "never", "--runs-dir", folder)
+        return Ratio.of([seconds(job)])
+
+
 def memory_over_floor(kind: str, below: str, size: Size, rounds: int) -> Ratio:
     """Peak memory of processes of their own."""
     return Ratio.of(
         [
-            peak_megabytes(kind, size.timesteps, size.batch)
-            / peak_megabytes(below, size.timesteps, size.batch)
+            peak_megabytes(kind, size) / peak_megabytes(below, size)
             for _ in range(max(1, rounds // 3))
         ]
     )
-
-
-def evaluation_over_forward(size: Size, rounds: int) -> Ratio:
-    """`evaluate` of all time steps against a plain eager forward of the same images: images/s."""
-    batch = make_batch(size.batch)
-    ours = make_runtime(size.config().training)
-    model = model_files.build(size.student, SPEC, size.config(), spiking=True)
-    ours.place(model).eval()
-    plain_config = size.config(PLAIN)
-    plain = model_files.build(size.student, SPEC, plain_config, spiking=True).eval()
-    plain.load_state_dict(model.state_dict())
-    plain.to(ours.device)
-    images = batch.images_NCHW.to(ours.device)
-
-    def forward() -> None:
-        with torch.no_grad():
-            plain(images, size.timesteps)
-
-    works = {"forward": forward, "ours": lambda: evaluate(model, [batch], ours, size.timesteps)}
-    spent = alternate(works, rounds)
-    return ratio(spent["forward"], spent["ours"])
 
 
 def help_over_imports(rounds: int) -> Ratio:
@@ -204,34 +222,21 @@ def rows() -> list[Row]:
             lambda rounds: plain_over_step(Size(2, 32), max(1, rounds // 2)),
         )
     )
-    for steps in (2, 4, 6):
-        for batch in (128, 512):
-            what = f"GPU: step / floor, bf16, T = {steps}, batch {batch}"
-            size = Size(steps, batch, precision="bf16")
-            table.append(Row(what, 1.20, partial(step_over_floor, size), gpu=True))
-    bf16 = Size(2, 128, precision="bf16")
+    bf16 = Size(2, 32, precision="bf16")
     table += [
         Row(
-            "GPU: plain spikingjelly fp32 / step, T = 2, batch 128",
-            5,
-            partial(plain_over_step, bf16),
-            gpu=True,
-            at_least=True,
+            "CPU: step / floor in bf16, T = 2, batch 32",
+            1.10,
+            partial(step_over_floor, bf16),
+            group="bf16",
         ),
         Row(
-            "GPU: thousand images/s, ResNet-34 -> ResNet-18, T = 2, batch 512",
-            12,
-            partial(images_per_second, Size(2, 512, precision="bf16")),
-            gpu=True,
-            at_least=True,
+            "CPU: step in bf16 / in fp32, T = 2, batch 32",
+            0.7,
+            partial(precisions_over, bf16),
+            group="bf16",
         ),
-        Row(
-            "GPU: input pipeline / training rate",
-            3,
-            partial(pipeline_over_training, bf16),
-            gpu=True,
-            at_least=True,
-        ),
+        *beside_rows(),
         Row(
             "CPU: input pipeline / training rate, T = 2, batch 32",
             None,
@@ -240,7 +245,7 @@ def rows() -> list[Row]:
         ),
         Row(
             "CPU: peak memory / floor, T = 6, batch 32",
-            1.6,
+            1.1,
             partial(memory_over_floor, "step", "floor", Size(6, 32)),
             group="memory",
         ),
@@ -251,26 +256,32 @@ def rows() -> list[Row]:
             group="memory",
         ),
         Row(
-            "GPU: peak memory / plain spikingjelly fp32, T = 6, batch 128",
-            0.4,
-            partial(memory_over_floor, "step", "plain", Size(6, 128)),
-            gpu=True,
-            group="memory",
-        ),
-        Row(
-            "GPU: the same with performance.save_memory",
-            0.25,
-            partial(memory_over_floor, "saving", "plain", Size(6, 128)),
-            gpu=True,
+            "CPU: peak memory / floor in bf16, T = 6, batch 32",
+            None,
+            partial(memory_over_floor, "step", "floor", replace(bf16, timesteps=6)),
             group="memory",
         ),
         Row(
             "evaluate, all steps / plain eager forward, images/s, T = 4",
-            1.5,
+            2,
             partial(evaluation_over_forward, Size(4, 32)),
             at_least=True,
             group="evaluate",
         ),
+        Row(
+            "evaluate in bf16, all steps / plain eager forward in fp32, images/s, T = 4",
+            2,
+            partial(evaluation_over_forward, Size(4, 32, precision="bf16")),
+            at_least=True,
+            group="evaluate",
+        ),
+        Row(
+            "early exit, half at step 1 / its mean steps' share of a full pass, T = 4",
+            1.1,
+            partial(exits_over_share, Size(4, 64)),
+            group="evaluate",
+        ),
+        Row("main job on digits, seconds", 60, main_job, group="job"),
         Row("tser --help / import typer, rich", 2, help_over_imports, group="start"),
         Row(
             "tser distill on digits, start to first step / import torch",

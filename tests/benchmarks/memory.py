@@ -1,4 +1,4 @@
-"""The peak of one process's memory: python -m tests.benchmarks.memory step 6 32 -> megabytes."""
+"""The peak of one process's memory: python -m tests.benchmarks.memory step 6 32 bf16 -> MB."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from tests.benchmarks.subjects import STEPS, Size
 STEPS_TAKEN = 2
 
 
-def peak_megabytes(kind: str, timesteps: int, batch: int) -> float:
+def peak_megabytes(kind: str, size: Size) -> float:
     """Of two steps of `kind` in a process of its own: resident memory, or the GPU's."""
-    words = [sys.executable, "-m", "tests.benchmarks.memory", kind, str(timesteps), str(batch)]
+    numbers = [str(size.timesteps), str(size.batch), size.precision]
+    words = [sys.executable, "-m", "tests.benchmarks.memory", kind, *numbers]
     told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     return float(told.split()[-1])
 
 
 def main() -> None:
     """Take two steps and print the peak."""
-    kind, timesteps, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    step = STEPS[kind](Size(timesteps, batch))
+    kind, timesteps, batch, precision = sys.argv[1:]
+    step = STEPS[kind](Size(int(timesteps), int(batch), precision=precision))
     for _ in range(STEPS_TAKEN):
         step()
     if torch.cuda.is_available():

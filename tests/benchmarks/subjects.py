@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -92,7 +93,8 @@ def training_step(size: Size, changes: dict[str, Any] | None = None) -> Callable
     optimizer = make_optimizer(
         task.trainable(), config.optimizer, config.performance.fused_optimizer
     )
-    job = TrainingJob(task, None, config, None, runtime, Silent(), None)  # type: ignore[arg-type]
+    loader: Any = SimpleNamespace(steps_per_epoch=1)
+    job = TrainingJob(task, loader, config, None, runtime, Silent(), None)  # type: ignore[arg-type]
     return lambda: train_step(job, optimizer, batch, Position())
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tser_cli import registry
-from tser_cli.config import NeuronConfig
+from tser_cli.config import NeuronConfig, PerformanceConfig
 from tser_cli.models import Classifier, build_model
-from tser_cli.models.savings import as_of_copies, folded
+from tser_cli.models.savings import SMALL, as_of_copies, folded, keeping, whole_numbers
 
 SHAPE = (6, 3, 8, 8)
 STUDENTS = ("resnet20", "resnet19", "vgg11", "sew_resnet18")
@@ -118,3 +118,45 @@ def test_a_folded_network_computes_the_same(name: str) -> None:
         torch.testing.assert_close(light(images), model(images), rtol=1e-9, atol=1e-9)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in light.modules())
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def kept_by_a_step(name: str, performance: PerformanceConfig) -> tuple[int, dict[str, Tensor]]:
+    """Bytes that backward needs; the gradients and running statistics of a training pass."""
+    sizes: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+
+    model = make(name).train()
+    with keeping(performance, note):
+        logits = model(torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)), timesteps=4)
+        kept = sum(sizes.values())
+    logits.square().mean().backward()
+    left = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return kept, {**left, **dict(model.named_buffers())}
+
+
+@pytest.mark.parametrize("name", [*STUDENTS, "sew_resnet20"])
+def test_spikes_kept_in_bytes_give_the_same_bits(name: str) -> None:
+    small, left = kept_by_a_step(name, PerformanceConfig())
+    plain, expected = kept_by_a_step(name, PerformanceConfig(spikes_in_bytes=False))
+    assert left.keys() == expected.keys()
+    for key, value in left.items():
+        assert torch.equal(value, expected[key]), key
+    assert small < plain
+
+
+@pytest.mark.parametrize("compile", ["auto", "on"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_kept_of_marked_tensors(compile: str, dtype: torch.dtype) -> None:
+    kept: list[Tensor] = []
+    weights = torch.ones(3, dtype=dtype, requires_grad=True)
+    spikes = whole_numbers(torch.tensor([0.0, 1.0, 9.0], dtype=dtype))
+    with keeping(PerformanceConfig.model_validate({"compile": compile}), kept.append):
+        product = weights * spikes + weights * spikes  # both keep them: once will do
+    product.sum().backward()
+    assert weights.grad is not None and weights.grad.tolist() == [0.0, 2.0, 18.0]
+    small = [tensor for tensor in kept if tensor.dtype == torch.int8]
+    assert len(small) == (2 if compile == "auto" else 0)
+    assert all(tensor is getattr(spikes, SMALL) for tensor in small)

@@ -85,10 +85,11 @@ def distill(
     }
     config = training.config("student", flags)
     from tser_cli.engine.commands.distill import distill as command
-    from tser_cli.engine.commands.dry_run import plan_student
 
     options = training.options()
     if training.dry_run:
+        from tser_cli.engine.commands.dry_run import plan_student
+
         plan = plan_student(config, options)
         present_json.show(plan) if as_json else present.show_training_plan(plan)
         return

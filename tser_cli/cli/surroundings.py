@@ -15,7 +15,7 @@ RANKS = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
 # runtime turns 300,000 times (some milliseconds) and Intel's waits 200 ms: on cores that other work
 # wants too each part of a computation then takes as long. See docs/performance.md for the figures.
 # https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html
-SPINS, BLOCK_MS = "1000", "0"
+SPINS, BLOCK_MS = "1000", "1"
 MEANT_BY = "torchrun sets it for each process of a run; unset it, or start with torchrun"
 
 

@@ -32,11 +32,12 @@ def train_teacher(
 ) -> None:
     """Train an ANN to teach from, in a run folder of its own."""
     config = training.config("teacher", {"model.teacher": model})
-    from tser_cli.engine.commands.dry_run import plan_teacher
     from tser_cli.engine.commands.train_teacher import train_teacher as command
 
     options = training.options()
     if training.dry_run:
+        from tser_cli.engine.commands.dry_run import plan_teacher
+
         plan = plan_teacher(config, options)
         present_json.show(plan) if as_json else present.show_training_plan(plan)
         return

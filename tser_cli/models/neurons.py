@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tser_cli.config import NeuronConfig
 from tser_cli.models import fused
+from tser_cli.models.savings import whole_numbers
 
 SURROGATES = {
     "sigmoid": surrogate.Sigmoid,
@@ -52,11 +53,11 @@ class SpikingNeuron(nn.Module):
         if self._streaming:
             return self._streamed(x) if served else self._spikingjelly(x_T).flatten(0, 1)
         if self._fused is not None and served:
-            return fused.spikes_of(x_T, self._fused).flatten(0, 1)
+            return whole_numbers(fused.spikes_of(x_T, self._fused).flatten(0, 1))
         functional.reset_net(self.node)
         spikes = self._spikingjelly(x_T)
         functional.reset_net(self.node)
-        return spikes.flatten(0, 1)
+        return whole_numbers(spikes.flatten(0, 1))
 
     def _streamed(self, x: Tensor) -> Tensor:
         assert self._fused is not None

@@ -14,6 +14,7 @@ from typing import TypeAlias
 from torch import Tensor, nn
 
 from tser_cli.models.base import Build, Classifier, initialise
+from tser_cli.models.savings import whole_numbers
 
 Call: TypeAlias = Callable[[nn.Module, Tensor, int], Tensor]
 BlockType: TypeAlias = "type[BasicBlock] | type[Bottleneck]"
@@ -77,7 +78,7 @@ class Block(nn.Module):
         residual = self.main(x, timesteps)
         identity = x if self.downsample is None else self.downsample(x, timesteps)
         if self.sew:
-            return self.act_out(residual, timesteps) + identity
+            return whole_numbers(self.act_out(residual, timesteps) + identity)
         return self.act_out(residual + identity, timesteps)
 
 
@@ -231,9 +232,8 @@ def _last_side(side: int, build: Build, layout: Layout) -> int:
 def _make_head(build: Build, width: int, hidden: int) -> nn.Module:
     if not hidden:
         return nn.Linear(width, build.num_classes)
-    return HiddenHead(
-        [nn.Linear(width, hidden), build.make_activation(), nn.Linear(hidden, build.num_classes)]
-    )
+    last = nn.Linear(hidden, build.num_classes)
+    return HiddenHead([nn.Linear(width, hidden), build.make_activation(), last])
 
 
 def _make_stage(build: Build, layout: Layout, inputs: int, position: int) -> tuple[Stage, int]:

@@ -1,19 +1,27 @@
-"""Doing less: batch norm of T equal copies from one, recomputing blocks, folding norms away."""
+"""Doing less: batch norm of T equal copies from one, recomputing blocks, keeping spikes in a byte
+each, folding norms away.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, distributed, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
+from tser_cli.config import PerformanceConfig
+
 Network = TypeVar("Network", bound=nn.Module)
+# Attributes of a tensor of small whole numbers: that it is one, and its copy of a byte a number.
+WHOLE, SMALL = "tser_whole_numbers", "tser_small_copy"
 
 
 @contextmanager
@@ -88,6 +96,46 @@ def statistics_kept(block: nn.Module) -> Iterator[None]:
         for norm, momentum, count in zip(norms, before, counts, strict=True):
             norm.momentum = momentum
             norm.num_batches_tracked = count
+
+
+def whole_numbers(x: Tensor) -> Tensor:
+    """Return `x`, marked as spikes or sums of a few: `keeping` may keep it in a byte each."""
+    if not torch.compiler.is_compiling():
+        setattr(x, WHOLE, True)
+    return x
+
+
+def keeping(
+    performance: PerformanceConfig, note: Callable[[Tensor], object] | None = None
+) -> saved_tensors_hooks:
+    """Inside, what backward needs of marked tensors is kept in a byte a number, if that is wanted.
+
+    The numbers come back exactly. `note` is shown each tensor that is kept. A compiled network
+    decides for itself what it keeps.
+    """
+    small = performance.spikes_in_bytes and performance.compile != "on"
+
+    def pack(tensor: Tensor) -> tuple[Tensor, torch.dtype]:
+        whole = small and getattr(tensor, WHOLE, False)
+        kept = _small_copy(tensor) if whole else tensor.detach()
+        if note is not None:
+            note(kept)
+        return kept, tensor.dtype
+
+    def unpack(packed: Any) -> Tensor:
+        kept, dtype = packed
+        restored: Tensor = kept.to(dtype)
+        return restored
+
+    return saved_tensors_hooks(pack, unpack)
+
+
+def _small_copy(tensor: Tensor) -> Tensor:
+    # several layers may read, and keep, the same spikes
+    if not hasattr(tensor, SMALL):
+        setattr(tensor, SMALL, tensor.detach().to(torch.int8))
+    copied: Tensor = getattr(tensor, SMALL)
+    return copied
 
 
 def folded(model: Network) -> Network:

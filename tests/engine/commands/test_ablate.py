@@ -19,7 +19,7 @@ from tser_cli.config import Config
 from tser_cli.data.loaders import build_train_loader
 from tser_cli.engine.ablation import tsne
 from tser_cli.engine.ablation.cell_folder import cell_folder, find_cell, result_row
-from tser_cli.engine.ablation.folder import AblationFolder, checked_plan, hold, write_plan
+from tser_cli.engine.ablation.folder import AblationFolder, hold
 from tser_cli.engine.ablation.grid import Cell, Request
 from tser_cli.engine.commands import ablate, distill, dry_run, train_teacher
 from tser_cli.engine.commands.ablate import AblationResult
@@ -533,27 +533,3 @@ def test_penultimate_features_are_embedded_once(
     assert [row["label"] for row in rows] == labels * 3
     run(ask(["method=ce,kd"], 2), place)
     assert len(seen) == 3
-
-
-def test_one_precision_is_chosen_for_all_cells_and_kept(
-    ask: Ask, place: AblationFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    request, asked = ask(["method=ce,kd"], 2, {"training.precision": "auto"}), list[str]()
-
-    def found(precision: str) -> set[str]:
-        monkeypatch.setattr(ablate, "prepare", lambda config, progress: config)
-        monkeypatch.setattr(
-            ablate, "choose_precision", lambda kind, context: asked.append(kind) or precision
-        )
-        settled = ablate.with_one_precision(request, place, Silent())
-        write_plan(place, checked_plan(settled, place))
-        return {cell.config.training.precision for cell in settled.cells}
-
-    assert found("bf16") == {"bf16"}
-    assert asked == ["student"]
-    assert found("fp32") == {"bf16"}  # the plan's
-
-
-def test_a_precision_that_is_varied_stands(ask: Ask, place: AblationFolder) -> None:
-    request = ask(["precision=fp32,bf16"])
-    assert ablate.with_one_precision(request, place, Silent()) is request

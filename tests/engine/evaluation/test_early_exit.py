@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 from dataclasses import replace
@@ -32,6 +33,8 @@ from tser_cli.engine.runtime.context import Context
 from tser_cli.engine.runtime.processes import make_runtime
 from tser_cli.errors import ConfigError
 from tser_cli.models import Classifier, build_model
+from tser_cli.models.integer import IntegerConv2d
+from tser_cli.models.quantised import quantise
 from tser_cli.report.csv_files import early_exit_schema
 from tser_cli.report.progress import Silent
 
@@ -174,6 +177,23 @@ def test_images_that_left_are_not_computed(model: Classifier, context: Context) 
         expected += [min(math.ceil(n / eighth) * eighth, len(steps)) for n in open_ if n]
     assert seen == expected
     assert sum(seen) < 0.8 * STEPS * IMAGES
+
+
+def test_integer_weights_are_computed_with_integers_as_in_the_full_pass(
+    model: Classifier, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantised, calls = quantise(copy.deepcopy(model), 8), list[int]()
+    answers = evaluate_split(quantised, context, "test", STEPS, count=True).answers
+    forward = IntegerConv2d.forward
+    monkeypatch.setattr(
+        IntegerConv2d, "forward", lambda self, x: calls.append(len(x)) or forward(self, x)
+    )
+    rule = Rule("confidence", 0.8)
+    stepwise = run_exits(quantised, context, "test", STEPS, rule)
+    assert calls and answers is not None
+    offline = offline_exits(answers, rule)
+    assert torch.equal(stepwise.step_I, offline.step_I)
+    assert torch.equal(stepwise.correct_I, offline.correct_I)
 
 
 def test_batches_shrink_by_eighths() -> None:

@@ -28,6 +28,8 @@ SWITCHES: dict[str, Any] = {
     "performance.data_on_device": False,
     "performance.fused_optimizer": False,
     "performance.save_memory": True,
+    "performance.spikes_in_bytes": False,
+    "performance.pixel_products": False,
     "neuron.backend": "spikingjelly",
 }
 STEPS = 20

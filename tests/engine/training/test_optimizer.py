@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tser_cli.config import OptimizerConfig, ScheduleConfig
 from tser_cli.engine.training.optimizer import lr_factor, make_optimizer, parameter_groups, set_lr
@@ -29,10 +31,69 @@ def test_only_conv_and_linear_weights_decay() -> None:
 def test_optimizer_of_each_name(name: str, kind: type) -> None:
     settings = OptimizerConfig.model_validate({"name": name, "lr": 0.25})
     optimizer = make_optimizer([small_net()], settings)
-    assert type(optimizer) is kind
+    assert isinstance(optimizer, kind)
     assert {group["lr"] for group in optimizer.param_groups} == {0.25}
     set_lr(optimizer, 0.5)
     assert {group["lr"] for group in optimizer.param_groups} == {0.5}
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+def test_fused_sgd_gives_the_same_weights_in_any_memory_order(
+    order: torch.memory_format, momentum: float
+) -> None:
+    def trained(fused: bool) -> tuple[list[Tensor], torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        layers = (nn.Conv2d(6, 8, 3), nn.Conv2d(8, 4, (1, 5)), nn.Flatten(), nn.Linear(20, 3))
+        net = nn.Sequential(*layers).to(memory_format=order)
+        optimizer = make_optimizer([net], OptimizerConfig(momentum=momentum), fused)
+        for _ in range(4):
+            optimizer.zero_grad()
+            net(torch.randn(2, 6, 7, 7)).square().sum().backward()
+            optimizer.step()
+        return list(net.parameters()), optimizer
+
+    (found, optimizer), (expected, plain) = trained(True), trained(False)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        assert one.stride() == other.stride()
+        if momentum:
+            kept, wanted = (
+                o.state[p]["momentum_buffer"] for o, p in ((optimizer, one), (plain, other))
+            )
+            torch.testing.assert_close(kept, wanted, rtol=1e-4, atol=1e-5)
+            assert kept.shape == one.shape
+
+
+def test_fused_sgd_copies_no_gradient_after_its_first_step() -> None:
+    layer = nn.Conv2d(6, 8, 3).to(memory_format=torch.channels_last)
+    optimizer = make_optimizer([layer], OptimizerConfig())
+    for _ in range(2):
+        layer.zero_grad()
+        layer(torch.randn(2, 6, 7, 7)).sum().backward()
+        with torch.profiler.profile() as seen:
+            optimizer.step()
+    assert not {"aten::clone", "aten::contiguous"} & {event.key for event in seen.key_averages()}
+
+
+WITHOUT_COMPILER = """
+import sys, torch
+from tser_cli.config import OptimizerConfig
+from tser_cli.engine.training.optimizer import make_optimizer
+layer = torch.nn.Linear(2, 2)
+optimizer = make_optimizer([layer], OptimizerConfig())
+layer(torch.ones(1, 2)).sum().backward()
+optimizer.step()
+optimizer.load_state_dict(optimizer.state_dict())
+optimizer.zero_grad()
+assert layer.weight.grad is None
+assert not any(state["momentum_buffer"].requires_grad for state in optimizer.state.values())
+sys.exit("torch._dynamo" in sys.modules)
+"""
+
+
+def test_sgd_does_not_import_the_compiler() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], check=True)
 
 
 def test_cosine_runs_from_one_to_the_final_factor() -> None:

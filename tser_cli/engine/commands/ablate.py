@@ -25,7 +25,6 @@ from tser_cli.engine.ablation.folder import (
     find_folder,
     hold,
     needs_teacher,
-    read_plan,
     shared_teacher,
     teacher_key,
     write_plan,
@@ -35,14 +34,12 @@ from tser_cli.engine.ablation.local_launcher import Launcher, default_jobs
 from tser_cli.engine.ablation.ray_launcher import Cluster, RayLauncher, connected
 from tser_cli.engine.ablation.summary import write_tables
 from tser_cli.engine.commands.distill import provide_teacher
+from tser_cli.engine.commands.one_precision import with_one_precision
 from tser_cli.engine.runtime.context import Options, prepare
 from tser_cli.engine.runtime.stop import StopRequest
-from tser_cli.engine.training.precision import AUTO, choose_precision
 from tser_cli.errors import Interrupted
 from tser_cli.report import ablation_plots
 from tser_cli.report.progress import Progress
-
-PRECISION = "training.precision"
 
 
 @dataclass(frozen=True)
@@ -80,29 +77,6 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
     return AblationResult(
         place.folder, request, summary, tuple(figures), tuple(failures), tuple(exits)
     )
-
-
-def with_one_precision(request: Request, place: AblationFolder, progress: Progress) -> Request:
-    """Return the request with one precision for all cells whose settings leave it to the machine.
-
-    It is that of the cells which the folder's plan knows, or is measured on the first cell: else
-    some cells might get another one than the others.
-    """
-    left_open = [cell for cell in request.cells if cell.config.training.precision == AUTO]
-    if not left_open:
-        return request
-    known = {cell.get(PRECISION) for cell in read_plan(place)["cells"].values()} - {None}
-    if len(known) == 1:
-        (precision,) = known
-    else:
-        precision = choose_precision("student", prepare(left_open[0].config, progress))
-    settled = [
-        replace(cell, config=cell.config.updated({PRECISION: precision}))
-        if cell in left_open
-        else cell
-        for cell in request.cells
-    ]
-    return replace(request, cells=settled)
 
 
 def _cluster_of(place: AblationFolder) -> AbstractContextManager[Cluster | None]:

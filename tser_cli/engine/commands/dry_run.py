@@ -25,7 +25,7 @@ from tser_cli.engine.ablation.folder import (
 )
 from tser_cli.engine.ablation.grid import SEED, Cell, Request
 from tser_cli.engine.ablation.local_launcher import default_jobs, threads_of
-from tser_cli.engine.commands.ablate import with_one_precision
+from tser_cli.engine.commands.one_precision import with_one_precision
 from tser_cli.engine.runs import find_runs, model_files
 from tser_cli.engine.runs.model_files import Loaded
 from tser_cli.engine.runtime.context import Context, Options, prepare

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tser_cli.data.loaders import Split, build_eval_loader
 from tser_cli.energy import Profile, energy_up_to
-from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation
+from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, as_measured
 from tser_cli.engine.runs.finished_run import FinishedRun
 from tser_cli.engine.runtime.context import Context
 from tser_cli.engine.runtime.processes import Runtime
@@ -130,7 +130,7 @@ def run_exits(
     """Evaluate a split with early exit."""
     runtime: Runtime = context.runtime
     steps, corrects = [], []
-    with Stepper(model) as stepper:
+    with Stepper(as_measured(model, context)) as stepper:
         for batch in build_eval_loader(context.dataset, split, context.config):
             images, labels = runtime.images(batch.images_NCHW), batch.labels_N.to(runtime.device)
             with runtime.autocast():

@@ -243,6 +243,15 @@ def _with_answers(evaluation: Evaluation, parts: list[tuple[Answers, Counts]]) -
     return Evaluation(**known)
 
 
+def as_measured(model: Classifier, context: Context) -> Classifier:
+    """Return `model`, or on a CPU, where its weights are integers, a copy that computes with them.
+
+    Their spikes differ by rounding at most.
+    """
+    on_cpu = context.runtime.device.type == "cpu"
+    return integer(model) if on_cpu and context.config.performance.integer_kernels else model
+
+
 def evaluate_split(
     model: Classifier,
     context: Context,
@@ -259,14 +268,10 @@ def evaluate_split(
     `images`: take only so many, evenly spread over the split, since the images of a folder are
     sorted by class; 0 takes all. Raises Interrupted between batches once `stop` is requested.
     """
-    runtime, config = context.runtime, context.config
-    if runtime.device.type == "cpu" and config.performance.integer_kernels:
-        model = integer(model)
-        if has_integer_layers(model) and not config.training.eval_batch_size:
-            spec = context.dataset.spec
-            config = config.updated(
-                {"training.eval_batch_size": batch_size(spec.height, spec.width)}
-            )
+    runtime, config, model = context.runtime, context.config, as_measured(model, context)
+    if has_integer_layers(model) and not config.training.eval_batch_size:
+        spec = context.dataset.spec
+        config = config.updated({"training.eval_batch_size": batch_size(spec.height, spec.width)})
     loader = build_eval_loader(
         context.dataset, split, config, rank=runtime.rank, world=runtime.world, images=images
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 from tser_cli.engine.runtime.context import Context
 from tser_cli.engine.training.task import Task
 from tser_cli.errors import ConfigError
+from tser_cli.models.savings import keeping
 
 # Of the free memory; and what backward needs beside the kept tensors: the gradients of the layers
 # that it is at, and workspaces.
@@ -79,22 +80,17 @@ def kept_bytes(task: Task, context: Context, images: int) -> int:
     sizes: dict[int, int] = {}
     before = {name: value.clone() for name, value in task.network.state_dict().items()}
 
-    def note(tensor: Tensor) -> Tensor:
+    def note(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
     task.network.train()
-    with torch.autograd.graph.saved_tensors_hooks(note, _as_it_is), runtime.autocast():
+    with keeping(context.config.performance, note), runtime.autocast():
         result = task.step(images_NCHW, labels_N, torch.zeros(images, dtype=torch.int64))
     total = sum(sizes.values())
     del result
     task.network.load_state_dict(before)
     return total
-
-
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _processes_here(world: int, device: torch.device) -> int:

@@ -18,6 +18,7 @@ from tser_cli.engine.training.job import TrainingJob
 from tser_cli.engine.training.optimizer import lr_factor, make_optimizer, set_lr
 from tser_cli.engine.training.position import CheckpointClock, Position, Row
 from tser_cli.errors import Interrupted
+from tser_cli.models.savings import keeping
 from tser_cli.report.csv_files import metrics_csv
 
 
@@ -129,7 +130,7 @@ def train_step(
         last = index == len(chunks) - 1
         quiet = contextlib.nullcontext() if last else runtime.accelerator.no_sync(job.task.network)
         with quiet:
-            with runtime.autocast():
+            with runtime.autocast(), keeping(job.config.performance):
                 result = job.task.step(part, part_labels, part_indices, progress, multiplier)
             runtime.accelerator.backward(result.terms["loss"] * share)
         for name, term in result.terms.items():

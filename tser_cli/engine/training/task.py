@@ -36,6 +36,7 @@ from tser_cli.models.features import (
     stage_shapes,
 )
 from tser_cli.models.savings import folded
+from tser_cli.models.single_pixel import use_products
 from tser_cli.plugins import last_line
 
 NOT_BEGUN = TrainingProgress()
@@ -169,9 +170,16 @@ def teach(teacher: Classifier, images_NCHW: Tensor) -> Tensor:
     return teacher(images_NCHW).float()  # type: ignore[no-any-return]
 
 
+def prepared(network: Trainee, config: Config) -> Trainee:
+    """Return `network`, its layers computed in training as the settings allow."""
+    if config.performance.pixel_products:
+        use_products(network)
+    return network
+
+
 def classification(model: Classifier, config: Config) -> Task:
     """Train an ANN with cross entropy on its logits; of [method] the label smoothing counts."""
-    network = Trainee(model)
+    network = prepared(Trainee(model), config)
     smoothing = getattr(config.method, "label_smoothing", 0.0)
     settings = registry.METHODS["ce"].settings.model_validate({"label_smoothing": smoothing})
     return Task(model, network, load_method("ce"), settings, 1)
@@ -219,7 +227,7 @@ def distillation(
     if config.has_energy_budget:
         task.budget = settle_budget(config, student, image_shape)
         meter = EnergyMeter(student, student.input_kinds() or {})
-    task.network = Trainee(student, task.adapters, tap, neurons, meter)
+    task.network = prepared(Trainee(student, task.adapters, tap, neurons, meter), config)
     if not registry.is_built_in(registry.METHODS[name].target):
         check_method(task, image_shape)
     return task

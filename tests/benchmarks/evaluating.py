@@ -1,0 +1,56 @@
+"""Evaluation: all time steps against a plain forward pass, and early exit against its share."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.benchmarks.subjects import PLAIN, SPEC, Size, make_batch
+from tests.benchmarks.timing import Ratio, alternate, ratio
+from tser_cli.engine.evaluation.early_exit import CONFIDENCE, Rule, exit_batch
+from tser_cli.engine.evaluation.per_timestep import evaluate
+from tser_cli.engine.runs import model_files
+from tser_cli.engine.runtime.processes import make_runtime
+from tser_cli.models.stepping import Stepper
+
+
+def evaluation_over_forward(size: Size, rounds: int) -> Ratio:
+    """`evaluate` of all time steps against a plain eager forward of the same images: images/s."""
+    batch = make_batch(size.batch)
+    ours = make_runtime(size.config().training)
+    model = model_files.build(size.student, SPEC, size.config(), spiking=True)
+    ours.place(model).eval()
+    plain_config = size.config(PLAIN)
+    plain = model_files.build(size.student, SPEC, plain_config, spiking=True).eval()
+    plain.load_state_dict(model.state_dict())
+    plain.to(ours.device)
+    images = batch.images_NCHW.to(ours.device)
+
+    def forward() -> None:
+        with torch.no_grad():
+            plain(images, size.timesteps)
+
+    works = {"forward": forward, "ours": lambda: evaluate(model, [batch], ours, size.timesteps)}
+    spent = alternate(works, rounds)
+    return ratio(spent["forward"], spent["ours"])
+
+
+def exits_over_share(size: Size, rounds: int) -> Ratio:
+    """Early exit against the share of the time of a full pass that its mean steps make."""
+    batch = make_batch(size.batch)
+    runtime = make_runtime(size.config().training)
+    model = model_files.build(size.student, SPEC, size.config(), spiking=True)
+    runtime.place(model).eval()
+    images, labels = runtime.images(batch.images_NCHW), batch.labels_N.to(runtime.device)
+    with torch.inference_mode():
+        first = model(images, 1)[0].softmax(-1).amax(-1)
+    rule, steps = Rule(CONFIDENCE, float(first.median())), list[float]()
+
+    def exits() -> None:
+        with torch.inference_mode(), Stepper(model) as stepper:
+            step_N, _ = exit_batch(stepper, images, labels, size.timesteps, rule)
+        steps.append(float(step_N.float().mean()))
+
+    works = {"exits": exits, "full": lambda: evaluate(model, [batch], runtime, size.timesteps)}
+    spent = alternate(works, rounds)
+    share = steps[0] / size.timesteps
+    return ratio(spent["exits"], [whole * share for whole in spent["full"]])
