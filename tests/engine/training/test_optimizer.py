@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from tser_cli.config import OptimizerConfig, ScheduleConfig
-from tser_cli.engine.training.optimizer import lr_factor, make_optimizer, parameter_groups, set_lr
+from tser_cli.engine.training.optimizer import (
+    QuickSGD,
+    lr_factor,
+    make_optimizer,
+    parameter_groups,
+    set_lr,
+)
 
 
 def small_net() -> nn.Sequential:
@@ -74,6 +80,12 @@ def test_fused_sgd_copies_no_gradient_after_its_first_step() -> None:
         with torch.profiler.profile() as seen:
             optimizer.step()
     assert not {"aten::clone", "aten::contiguous"} & {event.key for event in seen.key_averages()}
+
+
+def test_a_torch_that_is_not_known_takes_its_own_sgd(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type(make_optimizer([small_net()], OptimizerConfig())) is QuickSGD
+    monkeypatch.setattr(torch.optim.SGD, "_init_group", lambda self, group, other: False)
+    assert type(make_optimizer([small_net()], OptimizerConfig())) is torch.optim.SGD
 
 
 WITHOUT_COMPILER = """

@@ -52,8 +52,17 @@ class QuickSGD(torch.optim.SGD):
 
 
 def _lie_alike(grad: Tensor, other: Tensor | None) -> bool:
-    last = grad.dim() == 4 and grad.is_contiguous(memory_format=torch.channels_last)
-    return last and other is not None and grad.stride() == other.stride()
+    if grad.device.type != "cpu" or grad.dim() != 4 or other is None:
+        return False
+    last = grad.is_contiguous(memory_format=torch.channels_last)
+    return last and grad.stride() == other.stride()
+
+
+def _torch_is_known() -> bool:
+    # QuickSGD stands in a function that another version of torch may have changed
+    expected = ["self", "group", "params", "grads", "momentum_buffer_list"]
+    found = getattr(torch.optim.SGD, "_init_group", None)
+    return found is not None and list(inspect.signature(found).parameters) == expected
 
 
 def parameter_groups(modules: list[nn.Module], weight_decay: float) -> list[dict[str, object]]:
@@ -83,7 +92,7 @@ def make_optimizer(
     if settings.name == "adamw":
         betas = (settings.beta1, settings.beta2)
         return torch.optim.AdamW(groups, lr=settings.lr, betas=betas, fused=fused)
-    sgd = QuickSGD if fused else torch.optim.SGD
+    sgd = QuickSGD if fused and _torch_is_known() else torch.optim.SGD
     return sgd(
         groups,
         lr=settings.lr,
