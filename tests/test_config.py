@@ -242,6 +242,7 @@ def test_what_changes_no_result_may_change_on_resume() -> None:
     assert free == {
         *("data.dir", "data.workers", "training.device", "training.eval_batch_size"),
         *("training.checkpoint_every", "training.tensorboard", "plugins"),
+        "performance.spikes_in_bytes",
     }
     may_change = keys_where(lambda policy: policy.resume)
     assert may_change == free | {"training.epochs", "training.accumulate"}
@@ -252,7 +253,7 @@ def test_what_changes_no_result_may_change_on_resume() -> None:
 def test_what_counts_when_a_finished_run_is_measured() -> None:
     assert keys_where(lambda policy: policy.measuring) == {
         *("data.dir", "data.workers", "training.device", "training.precision"),
-        "training.eval_batch_size",
+        *("training.eval_batch_size", "performance.spikes_in_bytes"),
     }
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.attacks import Ground, attack, call
 
-SHORT = 60
+SHORT = 32
 A_FAULT = 10  # tries for each kill of the long form
 
 

@@ -63,9 +63,9 @@ def assert_killed_or_done(job: Any) -> None:
 @pytest.mark.parametrize(
     ("verb", "loaders", "moments", "flags"),
     [
-        ("train-teacher", 0, ("write", "prune"), ()),
+        pytest.param("train-teacher", 0, ("write", "prune"), (), marks=pytest.mark.long),
         ("train-teacher", 2, ("fsync", "rename"), ()),
-        ("distill", 0, ("rename", "fsync"), UNCHANGED),
+        pytest.param("distill", 0, ("rename", "fsync"), UNCHANGED, marks=pytest.mark.long),
         ("distill", 2, ("prune", "write"), ()),
     ],
 )

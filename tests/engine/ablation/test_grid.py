@@ -316,7 +316,9 @@ def test_packaged_ablations_are_whole(name: str) -> None:
     made = make_request([recipe.read(name)], recipe.read_ablation(name))
     dataset, _, subject = name.removeprefix("ablations/").partition("_")
     assert {cell.config.data.name for cell in made.cells} == {dataset}
-    assert {cell.seed for cell in made.cells} == set(range(5))
+    # a run of digits takes a minute
+    seeds = 10 if name == "ablations/digits_rivals" else 5
+    assert {cell.seed for cell in made.cells} == set(range(seeds))
     chooses_a_default = subject in ("entropy_weight", "temperature")
     assert made.measure == ("best_validation_accuracy" if chooses_a_default else "accuracy")
     assert subject in made.names or made.names[0] == "method"

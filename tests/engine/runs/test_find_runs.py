@@ -291,6 +291,7 @@ CHANGES = {
     "data.workers": 3,
     "data.dir": "/elsewhere",
     "plugins": ["mine"],
+    "performance.spikes_in_bytes": False,
 }
 
 
