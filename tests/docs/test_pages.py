@@ -20,6 +20,7 @@ from tser_cli.cli.app import app
 from tser_cli.energy import Labels, energy_rows, load_profile
 from tser_cli.energy.counts import Counts, Layer, LayerCounts
 from tser_cli.report import csv_files
+from tser_cli.report.statistics import interval
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -215,3 +216,21 @@ def test_figures_outside_the_made_tables_are_those_of_their_csv(
         means, deviations = 100 * groups[column].mean(), 100 * groups[column].std()
         for mean, deviation in zip(means, deviations, strict=True):
             assert f"{mean:.2f} ± {deviation:.2f}" in text
+
+
+def test_figures_of_rounded_weights_are_those_of_their_csv() -> None:
+    text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    runs = pd.read_csv(ROOT / "recipes/fashion-mnist/results/quantised.csv")
+    cells = runs.pivot(index="seed", columns=["weight_bits", "method"], values="accuracy") * 100
+    assert cells.shape == (5, 5)
+    for (bits, method), values in cells.items():  # type: ignore[misc]
+        mean = f"{values.mean():.2f} ± {values.std():.2f} %"
+        if method == "none":
+            assert f"| fp32 | {mean} | |" in text
+            continue
+        paired = values - cells[32, "none"]
+        found = interval(paired.tolist())
+        assert found is not None
+        difference = f"{paired.mean():+.2f} [{found[0]:+.2f}, {found[1]:+.2f}]"
+        how = method if method == "trained" else f"`{method}`"
+        assert f"| {bits} bits, {how} | {mean} | {difference} |" in text
