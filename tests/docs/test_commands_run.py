@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.command import call
 from tests.docs.test_pages import README, ROOT, commands
-from tser_cli import config, plugins, registry
-from tser_cli.cli import app
 from tser_cli.engine.runtime import speed
 
 pytestmark = [
@@ -91,28 +88,14 @@ def shortened(words: list[str]) -> list[str]:
 
 def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """Call the command line in this process; return its exit code."""
-    monkeypatch.setattr("sys.argv", ["tser", *words])
     if "imagefolder" in words:
         monkeypatch.setenv("TSER_DATA_SIZE", "16")
-    with pytest.raises(SystemExit) as stop:
-        app.main()
+    code = call(*words)
     monkeypatch.delenv("TSER_DATA_SIZE", raising=False)
-    return int(stop.value.code or 0)
+    return code
 
 
-@pytest.fixture
-def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What plug-ins and networks add to this process is taken back at the end."""
-    monkeypatch.setattr(plugins, "_loaded", {})
-    monkeypatch.setattr("sys.path", list(sys.path))
-    yield
-    registry.METHODS.pop("mymethod", None)
-    for name in ("mymethod", "mypackage", "mypackage.models"):
-        sys.modules.pop(name, None)
-    config._keys.cache_clear()
-
-
-@pytest.mark.usefixtures("as_before")
+@pytest.mark.usefixtures("nothing_added")
 @pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md"])
 def test_each_line_runs_as_printed(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

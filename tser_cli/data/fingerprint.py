@@ -9,9 +9,6 @@ from tser_cli import registry
 from tser_cli.data.base import Dataset, ImageSource, TensorSource
 from tser_cli.data.folders import FolderSource
 
-# read from wherever the user says: the name alone does not tell which images they are
-OWN = ("npz", "imagefolder")
-
 
 def fingerprint(dataset: Dataset) -> str:
     """Return a SHA-256 of the training and test images; "" for a data set that is always the same.
@@ -20,9 +17,9 @@ def fingerprint(dataset: Dataset) -> str:
     the folder; also how the network is shown them: size, channels, mean and std. Where the folder
     or the npz file lies makes no difference.
     """
-    spec, name = dataset.spec, dataset.spec.name
-    entry = registry.DATASETS.get(name)
-    if entry is not None and registry.is_built_in(entry.target) and name not in OWN:
+    spec = dataset.spec
+    entry = registry.DATASETS.get(spec.name)
+    if entry is not None and registry.is_built_in(entry.target) and not entry.own_images:
         return ""
     made = hashlib.sha256("\0".join(spec.classes).encode(errors="surrogateescape"))
     made.update(repr((spec.image_shape, spec.shorter, spec.mean, spec.std)).encode())

@@ -47,7 +47,7 @@ class CardFacts:
 
 def named(file: str) -> str:
     """Return how a card begins to speak of its file, by which it is known again."""
-    return f"\n`{file}` ("
+    return f"`{file}` ("
 
 
 def card(graph: Graph, facts: CardFacts) -> str:
@@ -73,7 +73,7 @@ def _summary(graph: Graph, facts: CardFacts) -> list[str]:
     weights = sum(node.weight.size for node in graph.weighted)
     teacher = f"distilled from {facts.teacher} " if facts.teacher else "trained without a teacher "
     return [
-        f"{named(facts.file).strip()}{facts.format_name}) holds a spiking network, {teacher}with "
+        f"{named(facts.file)}{facts.format_name}) holds a spiking network, {teacher}with "
         f"the method `{facts.method}`: {len(graph.neurons)} layers of spiking neurons, "
         f"{weights:,} weights, T = {graph.facts.timesteps} time steps. Batch norms are folded into "
         f"the weights. It is from the run `{facts.run}`.",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,24 @@ def onnx_in_onnxruntime(path: str, images_NCHW: Any, timesteps: int) -> Result:
 def _run_stateful(
     session: Any, made: list[str], images: Any, timesteps: int, first: dict[str, float]
 ) -> Result:
-    """Return one step after the other, the potentials handed from each to the next."""
+    """Return the logits and spikes of one step after the other."""
+    logits = []
+    spikes: dict[str, list[Any]] = {name: [] for name in made}
+    for values in one_by_one(session, images, timesteps, first):
+        logits.append(values["logits"])
+        for name in made:
+            spikes[name].append(values[name] != 0)
+    named = {name.split("/")[0]: np.stack(kept) for name, kept in spikes.items()}
+    return {"logits_TNK": np.stack(logits), **named}
+
+
+def one_by_one(
+    session: Any, images: dict[str, Any], timesteps: int, first: dict[str, float]
+) -> Iterator[dict[str, Any]]:
+    """Yield all outputs of a `--stateful` graph at each step, the potentials handed on.
+
+    `images`: the graph's `input`. `first`: the potential of each layer before the first step.
+    """
     batch = len(images["input"])
     types = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
     state = {
@@ -148,16 +165,10 @@ def _run_stateful(
         for entry in session.get_inputs()
         if entry.name != "input"
     }
-    logits = []
-    spikes: dict[str, list[Any]] = {name: [] for name in made}
     for _ in range(timesteps):
         values = dict(zip(_outputs(session), session.run(None, {**images, **state}), strict=True))
         state = {name: values[f"v_next/{name.removeprefix('v/')}"] for name in state}
-        logits.append(values["logits"])
-        for name in made:
-            spikes[name].append(values[name] != 0)
-    named = {name.split("/")[0]: np.stack(kept) for name, kept in spikes.items()}
-    return {"logits_TNK": np.stack(logits), **named}
+        yield values
 
 
 def _outputs(session: Any) -> list[str]:

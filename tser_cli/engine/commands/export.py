@@ -181,7 +181,7 @@ def _card_place(path: Path) -> Path:
     """README.md beside the file; FILE.md where there is one that is not this file's card."""
     readme = path.with_name("README.md")
     there = readme.read_text(encoding="utf-8", errors="replace") if readme.exists() else ""
-    if not readme.exists() or (there.startswith(MARK) and named(path.name) in there):
+    if not readme.exists() or (there.startswith(MARK) and f"\n{named(path.name)}" in there):
         return readme
     return path.with_name(f"{path.name}.md")
 

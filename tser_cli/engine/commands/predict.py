@@ -19,6 +19,7 @@ from tser_cli.engine.evaluation.per_timestep import cumulative_mean, logits_of
 from tser_cli.engine.runs.finished_run import open_finished, select_run
 from tser_cli.engine.runs.input_kinds import counting_of
 from tser_cli.errors import ConfigError, DataError
+from tser_cli.export.consumers import one_by_one
 from tser_cli.export.extras import needs
 from tser_cli.files import check_folder
 from tser_cli.report.csv_files import prediction_schema, write_csv
@@ -178,31 +179,13 @@ def onnx_predictor(path: Path) -> Predictor:
         images = images_NCHW.numpy()
         if not stateful:
             return torch.from_numpy(session.run(["logits"], {"input": images})[0]).double(), None
-        return torch.from_numpy(_stepwise(session, images, steps, first)).double(), None
+        values = one_by_one(session, {"input": images}, steps, first)
+        return torch.from_numpy(np.stack([step["logits"] for step in values])).double(), None
 
     channels, height, width = known["input_shape"]
     shape = (channels, height, width)
     normal = (known["mean"], known["std"])
     return Predictor(str(path), shape, shorter, *normal, known["classes"], answer)
-
-
-def _stepwise(session: Any, images: Any, steps: int, first: dict[str, float]) -> Any:
-    """Logits [T, N, K] of a graph of one step, the potentials handed on."""
-    outputs = [entry.name for entry in session.get_outputs()]
-    types = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
-    state = {
-        entry.name: np.full(
-            [len(images), *entry.shape[1:]], first[entry.name[2:]], types[entry.type]
-        )
-        for entry in session.get_inputs()
-        if entry.name != "input"
-    }
-    logits = []
-    for _ in range(steps):
-        values = dict(zip(outputs, session.run(outputs, {"input": images, **state}), strict=True))
-        state = {name: values[f"v_next/{name[2:]}"] for name in state}
-        logits.append(values["logits"])
-    return np.stack(logits)
 
 
 def _batch_answers(
