@@ -6,8 +6,9 @@
 A table stands between `<!-- table: FOLDER/NAME.csv means -->` and `<!-- end of table -->`; its
 figures come from NAME.csv (a row a run), its axes, baseline and measure from NAME_summary.csv.
 `means` shows what each cell reached, `differences` how far it is from its baseline at each step,
-`early_exit` the energy at the baseline's accuracy, from NAME_early_exit.csv; a word behind it, as
-in `differences ts`, is another baseline: the value of the only axis.
+`early_exit` the energy at the baseline's accuracy, from NAME_early_exit.csv; `alternatives` what
+the runs of NAME_alternatives.csv reached, against NAME.csv at their energy. A word behind it, as in
+`differences ts`, is another baseline: the value of the only axis.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from tser_cli.config import short_name
 from tser_cli.engine.ablation.equal_accuracy import summarise_exits
-from tser_cli.engine.ablation.summary import summarise, with_holm
+from tser_cli.engine.ablation.summary import compare, describe, summarise, with_holm
 from tser_cli.report.ablation_plots import baseline_of
 from tser_cli.report.csv_files import (
     ablation_exit_schema,
@@ -52,6 +54,7 @@ class Ablation:
     baseline: dict[str, str]
     measure: str
     exits: pd.DataFrame | None = None
+    alternatives: pd.DataFrame | None = None
 
     @property
     def steps(self) -> list[str]:
@@ -98,7 +101,9 @@ def read(path: Path) -> Ablation:
         ablation_exit_schema(axes, 1),
     )
     exits = read_table(exits_file, schema) if exits_file.is_file() else None
-    return Ablation(read_ablation(path, axes), axes, baseline, measure, exits)
+    others_file = path.with_name(f"{path.stem}_alternatives.csv")
+    others = pd.read_csv(others_file) if others_file.is_file() else None
+    return Ablation(read_ablation(path, axes), axes, baseline, measure, exits, others)
 
 
 def means(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
@@ -162,6 +167,37 @@ def at_equal_accuracy(row: Row) -> list[str]:
     return [energy + tried, mean(row), energy_difference(row)]
 
 
+def alternatives(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: accuracy and energy of other settings, and how far they are ahead."""
+    assert ablation.alternatives is not None, "NAME_alternatives.csv lies beside NAME.csv"
+    found = with_holm(
+        [
+            against_runs(str(name), runs.set_index("seed"), ablation.runs)
+            for name, runs in ablation.alternatives.groupby("alternative", sort=False)
+        ]
+    )
+    rows = [[row["name"], mean(row), row["energy"], difference(row)] for row in found]
+    against = "against the budgets at its energy, 95 % interval"
+    return ["alternative", "averaged", "energy an image", against], rows
+
+
+def against_runs(name: str, runs: pd.DataFrame, others: pd.DataFrame) -> Row:
+    """Return the statistics of `runs`, and of their differences to `others` of equal energy."""
+    energies = runs["energy_pj"] / 1e6
+    spent = f"{energies.mean():.2f} ± {energies.std():.2f} µJ"
+    equal = pd.Series({seed: accuracy_at(others, seed, runs) for seed in runs.index})
+    row = {"name": name, "energy": spent, "baseline": 0, "resolved": None, "p_value": None}
+    return {**row, **describe(runs["accuracy"]), **compare(runs["accuracy"], equal)}
+
+
+def accuracy_at(others: pd.DataFrame, seed: int, runs: pd.DataFrame) -> float:
+    """Return what `others` of a seed, joined by a line, reach at the energy of its run."""
+    line = others[others["seed"] == seed].sort_values("energy_pj")
+    energy = float(runs.loc[seed, "energy_pj"])
+    assert line["energy_pj"].min() <= energy <= line["energy_pj"].max(), "a line has two ends"
+    return float(np.interp(energy, line["energy_pj"], line["accuracy"]))
+
+
 def energy_difference(row: Row) -> str:
     """Return a difference of energies with its interval, and what may be said of it."""
     if row["baseline"]:
@@ -181,6 +217,7 @@ KINDS: dict[str, Callable[[Ablation], tuple[list[str], list[list[str]]]]] = {
     "means": means,
     "differences": differences,
     "early_exit": early_exit,
+    "alternatives": alternatives,
 }
 
 

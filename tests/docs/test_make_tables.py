@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +76,22 @@ def test_three_seeds_allow_no_verdict(
     assert lines[0].startswith("| temperature | validation, best epoch | test |")
     assert sum("n = 3: no verdict" in line for line in lines) == 2
     assert "resolved" not in "".join(lines)
+
+
+def test_alternatives_are_compared_on_the_line_through_a_seed_s_runs(tables: ModuleType) -> None:
+    line = [(1e6, 0.80), (2e6, 0.90), (4e6, 0.96)]
+    runs = [
+        {"seed": seed, "energy_pj": energy, "accuracy": accuracy + 0.01 * seed}
+        for seed in range(5)
+        for energy, accuracy in line
+    ]
+    tried = [
+        {"alternative": "by hand", "seed": seed, "energy_pj": energy, "accuracy": 0.01 * seed + at}
+        for seed, (energy, at) in enumerate([(1.5e6, 0.87), (3e6, 0.95)] * 2 + [(1e6, 0.82)])
+    ]
+    found = tables.Ablation(pd.DataFrame(runs), [], {}, "", None, pd.DataFrame(tried))
+    (row,) = tables.alternatives(found)[1]
+    assert row == ["by hand", "91.20 ± 5.45", "2.00 ± 0.94 µJ", "+2.00 [+2.00, +2.00]"]
 
 
 def test_stale_documents_are_told(

@@ -87,6 +87,7 @@ def endless(bench: Any) -> tuple[str, ...]:
     return ("train-teacher", "--recipe", str(bench.write_recipe()), "--epochs", "3000")
 
 
+@pytest.mark.long
 def test_a_rank_that_is_killed_ends_torchrun(
     bench: Any,
     torchrun: Callable[..., Torchrun],

@@ -204,24 +204,13 @@ def test_killed_and_repeated_gives_the_tables_of_an_undisturbed_ablation(
 
 @pytest.mark.timeout(2 * PATIENCE)
 def test_a_cell_that_fails_and_then_the_folder_of_another_ablation(
-    home: Path,
-    start: Start,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    vary = (
-        "--set",
-        "method.name=ce",
-        "--seeds",
-        "1",
-        "--output",
-        "failing",
-        "--jobs",
-        "2",
-        "--vary",
-    )
-    code, out, err = end(start("recipe.toml", *vary, "lr=1e30,0.05", "--epochs", "1"))
-    assert code == 1
+    vary = ("--set", "method.name=ce", "--seeds", "1", "--vary", "lr=1e30,0.05", "--jobs", "2")
+    vary = (*vary, "--output", "failing")
+    monkeypatch.chdir(home)
+    assert in_this_process(monkeypatch, "recipe.toml", *vary, "--epochs", "1") == 1
+    out, err = capsys.readouterr()
     assert "failing: accuracy" in out
     assert "error: 1 of 2 runs failed" in err
     assert "lr=1e+30, seed 0: exit code 1: " in err
@@ -234,8 +223,7 @@ def test_a_cell_that_fails_and_then_the_folder_of_another_ablation(
     ]
 
     before = sorted((home / "failing").rglob("*"))
-    monkeypatch.chdir(home)
-    code = in_this_process(monkeypatch, "recipe.toml", *vary, "lr=1e30,0.05", "--epochs", "2")
+    code = in_this_process(monkeypatch, "recipe.toml", *vary, "--epochs", "2")
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
     assert "belongs to an ablation with other settings" in err
