@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from rich.console import Console
@@ -14,6 +13,7 @@ from rich.console import Console
 from tests.benchmarks.evaluating import evaluation_over_forward, exits_over_share
 from tests.benchmarks.memory import peak_megabytes
 from tests.benchmarks.side_by_side import rates
+from tests.benchmarks.starting import EMPTY_APP, first_step_over_torch, help_over, main_job
 from tests.benchmarks.subjects import (
     CLASSES,
     PLAIN,
@@ -23,7 +23,7 @@ from tests.benchmarks.subjects import (
     floor_step,
     training_step,
 )
-from tests.benchmarks.timing import Ratio, alternate, command, ratio, seconds
+from tests.benchmarks.timing import Ratio, alternate, ratio, seconds
 from tser_cli.cli.progress import make_progress
 from tser_cli.cli.surroundings import wait_briefly
 from tser_cli.config import AugmentConfig
@@ -31,21 +31,6 @@ from tser_cli.data.base import TensorSource
 from tser_cli.data.transforms import training_pipeline
 from tser_cli.engine.runtime.processes import make_runtime
 from tser_cli.engine.training.epoch_sums import EpochSums
-
-FIRST_STEP = """
-import os, sys
-from tser_cli.cli.surroundings import wait_briefly
-wait_briefly(os.environ)
-import tser_cli.cli.app as app
-import tser_cli.engine.training.loop as train
-step = train.train_step
-def first(*arguments):
-    step(*arguments)
-    os._exit(0)
-train.train_step = first
-sys.argv = ["tser", "distill", "--resume", "never", "--runs-dir", sys.argv[1]]
-app.main()
-"""
 
 
 @dataclass(frozen=True)
@@ -110,16 +95,13 @@ def beside_rows() -> list[Row]:
 
 def beside(mode: str, environment: dict[str, str], rounds: int) -> Ratio:
     """Steps a second beside other work against those alone with OpenMP's own waiting."""
-    found, alone = rates(environment, rounds), rates({}, rounds)["alone"]
-    return ratio(found[mode], alone)
+    found = [_rates(tuple(env.items()), rounds) for env in (environment, {})]
+    return ratio(found[0][mode], found[1]["alone"])
 
 
-def main_job(rounds: int) -> Ratio:
-    """Seconds of `tser distill` as README has it, its teacher among them."""
-    with tempfile.TemporaryDirectory() as folder:
-        words = ["distill", "--teacher", "resnet34", "--student", "resnet18", "-T", "2"]
-        job = command("-m", "tser_cli", *words, "--resume", "never", "--runs-dir", folder)
-        return Ratio.of([seconds(job)])
+@cache
+def _rates(environment: tuple[tuple[str, str], ...], rounds: int) -> dict[str, list[float]]:
+    return rates(dict(environment), rounds)  # four rows show parts of two measurements
 
 
 def memory_over_floor(kind: str, below: str, size: Size, rounds: int) -> Ratio:
@@ -130,27 +112,6 @@ def memory_over_floor(kind: str, below: str, size: Size, rounds: int) -> Ratio:
             for _ in range(max(1, rounds // 3))
         ]
     )
-
-
-def help_over_imports(rounds: int) -> Ratio:
-    """`tser --help` against importing typer and rich."""
-    works = {
-        "help": command("-m", "tser_cli", "--help"),
-        "imports": command("-c", "import typer, rich"),
-    }
-    spent = alternate(works, rounds)
-    return ratio(spent["help"], spent["imports"])
-
-
-def first_step_over_torch(rounds: int) -> Ratio:
-    """`tser distill` on digits, from the process's start through its first step."""
-    with tempfile.TemporaryDirectory() as folder:
-        works = {
-            "first step": command("-c", FIRST_STEP, folder),
-            "import torch": command("-c", "import torch"),
-        }
-        spent = alternate(works, rounds)
-    return ratio(spent["first step"], spent["import torch"])
 
 
 def telling_over_step(size: Size, rounds: int) -> Ratio:
@@ -282,7 +243,18 @@ def rows() -> list[Row]:
             group="evaluate",
         ),
         Row("main job on digits, seconds", 60, main_job, group="job"),
-        Row("tser --help / import typer, rich", 2, help_over_imports, group="start"),
+        Row(
+            "tser --help / import typer, rich",
+            2,
+            partial(help_over, ("-c", "import typer, rich")),
+            group="start",
+        ),
+        Row(
+            "tser --help / --help of an app of one empty command",
+            None,
+            partial(help_over, ("-c", EMPTY_APP, "--help")),
+            group="start",
+        ),
         Row(
             "tser distill on digits, start to first step / import torch",
             1.6,
