@@ -191,11 +191,11 @@ def against_runs(name: str, runs: pd.DataFrame, others: pd.DataFrame) -> Row:
 
 
 def accuracy_at(others: pd.DataFrame, seed: int, runs: pd.DataFrame) -> float:
-    """Return what `others` of a seed, joined by a line, reach at the energy of its run."""
+    """Return what `others` of a seed, joined by a line, reach at its energy; NaN beyond them."""
     line = others[others["seed"] == seed].sort_values("energy_pj")
     energy = float(runs.loc[seed, "energy_pj"])
-    assert line["energy_pj"].min() <= energy <= line["energy_pj"].max(), "a line has two ends"
-    return float(np.interp(energy, line["energy_pj"], line["accuracy"]))
+    found = np.interp(energy, line["energy_pj"], line["accuracy"], left=np.nan, right=np.nan)
+    return float(found)
 
 
 def energy_difference(row: Row) -> str:
@@ -237,8 +237,8 @@ def difference(row: Row) -> str:
     """Return a difference with its interval in points, and what may be said of it."""
     if row["baseline"]:
         return "baseline"
-    if row["difference_low"] is None:
-        return "no interval"
+    if row.get("difference_low") is None:
+        return "no interval" if row["pairs"] else "none is there"
     low, high = 100 * row["difference_low"], 100 * row["difference_high"]
     return f"{100 * row['difference_mean']:+.2f} [{low:+.2f}, {high:+.2f}]{verdict(row)}"
 
