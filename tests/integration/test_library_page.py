@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -19,7 +20,9 @@ def test_the_blocks_of_the_page_run_as_they_stand(tmp_path: Path) -> None:
     program = tmp_path / "page.py"
     program.write_text("\n".join(blocks), encoding="utf-8")
     command = [sys.executable, "-W", "error::DeprecationWarning:tser_cli", str(program)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    # one thread: it shares the cores with other tests, and waits for them otherwise
+    single = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=single, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     accuracy = float(re.match(r"([01]\.\d+) of 360 images", done.stdout)[1])  # type: ignore[index]
     assert 0.0 < accuracy <= 1.0
