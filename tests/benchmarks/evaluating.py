@@ -6,22 +6,28 @@ import torch
 
 from tests.benchmarks.subjects import PLAIN, SPEC, Size, make_batch
 from tests.benchmarks.timing import Ratio, alternate, ratio
+from tser_cli.config import FLOAT_BITS
 from tser_cli.engine.evaluation.early_exit import CONFIDENCE, Rule, exit_batch
 from tser_cli.engine.evaluation.per_timestep import evaluate
 from tser_cli.engine.runs import model_files
 from tser_cli.engine.runtime.processes import make_runtime
+from tser_cli.models.integer import integer
 from tser_cli.models.stepping import Stepper
 
 
-def evaluation_over_forward(size: Size, rounds: int) -> Ratio:
-    """`evaluate` of all time steps against a plain eager forward of the same images: images/s."""
+def evaluation_over_forward(size: Size, rounds: int, bits: int = FLOAT_BITS) -> Ratio:
+    """`evaluate` of all time steps against a plain eager forward of the same images: images/s.
+
+    `bits`: of our student's weights; the plain one's are fp32.
+    """
     batch = make_batch(size.batch)
     ours = make_runtime(size.config().training)
-    model = model_files.build(size.student, SPEC, size.config(), spiking=True)
-    ours.place(model).eval()
+    config = size.config({"model.weight_bits": bits})
+    model = integer(ours.place(model_files.build(size.student, SPEC, config, spiking=True)).eval())
     plain_config = size.config(PLAIN)
     plain = model_files.build(size.student, SPEC, plain_config, spiking=True).eval()
-    plain.load_state_dict(model.state_dict())
+    if bits == FLOAT_BITS:
+        plain.load_state_dict(model.state_dict())
     plain.to(ours.device)
     images = batch.images_NCHW.to(ours.device)
 

@@ -237,6 +237,13 @@ def rows() -> list[Row]:
             group="evaluate",
         ),
         Row(
+            "evaluate with 8-bit weights / plain eager forward in fp32, images/s, T = 4",
+            3,
+            partial(evaluation_over_forward, Size(4, 32), bits=8),
+            at_least=True,
+            group="evaluate",
+        ),
+        Row(
             "early exit, half at step 1 / its mean steps' share of a full pass, T = 4",
             1.1,
             partial(exits_over_share, Size(4, 64)),
