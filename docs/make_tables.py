@@ -28,6 +28,7 @@ from tser_cli.engine.ablation.equal_accuracy import summarise_exits
 from tser_cli.engine.ablation.summary import compare, describe, summarise, with_holm
 from tser_cli.report.ablation_plots import baseline_of
 from tser_cli.report.csv_files import (
+    STATISTICS,
     ablation_exit_schema,
     axes_of,
     read_ablation,
@@ -185,17 +186,21 @@ def against_runs(name: str, runs: pd.DataFrame, others: pd.DataFrame) -> Row:
     """Return the statistics of `runs`, and of their differences to `others` of equal energy."""
     energies = runs["energy_pj"] / 1e6
     spent = f"{energies.mean():.2f} ± {energies.std():.2f} µJ"
-    equal = pd.Series({seed: accuracy_at(others, seed, runs) for seed in runs.index})
-    row = {"name": name, "energy": spent, "baseline": 0, "resolved": None, "p_value": None}
+    equal = pd.Series(
+        {
+            seed: accuracy_at(energy, others[others["seed"] == seed])
+            for seed, energy in runs["energy_pj"].items()
+        }
+    )
+    row = {**dict.fromkeys(STATISTICS), "name": name, "energy": spent, "baseline": 0}
     return {**row, **describe(runs["accuracy"]), **compare(runs["accuracy"], equal)}
 
 
-def accuracy_at(others: pd.DataFrame, seed: int, runs: pd.DataFrame) -> float:
-    """Return what `others` of a seed, joined by a line, reach at its energy; NaN beyond them."""
-    line = others[others["seed"] == seed].sort_values("energy_pj")
-    energy = float(runs.loc[seed, "energy_pj"])
-    found = np.interp(energy, line["energy_pj"], line["accuracy"], left=np.nan, right=np.nan)
-    return float(found)
+def accuracy_at(energy_pj: float, runs: pd.DataFrame) -> float:
+    """Return what `runs`, joined by a line, reach at an energy; NaN beyond its ends."""
+    line = runs.sort_values("energy_pj")
+    ends = {"left": np.nan, "right": np.nan}
+    return float(np.interp(energy_pj, line["energy_pj"], line["accuracy"], **ends))
 
 
 def energy_difference(row: Row) -> str:
@@ -237,7 +242,7 @@ def difference(row: Row) -> str:
     """Return a difference with its interval in points, and what may be said of it."""
     if row["baseline"]:
         return "baseline"
-    if row.get("difference_low") is None:
+    if row["difference_low"] is None:
         return "no interval" if row["pairs"] else "none is there"
     low, high = 100 * row["difference_low"], 100 * row["difference_high"]
     return f"{100 * row['difference_mean']:+.2f} [{low:+.2f}, {high:+.2f}]{verdict(row)}"

@@ -95,8 +95,8 @@ def beside_rows() -> list[Row]:
 
 def beside(mode: str, environment: dict[str, str], rounds: int) -> Ratio:
     """Steps a second beside other work against those alone with OpenMP's own waiting."""
-    found = [_rates(tuple(env.items()), rounds) for env in (environment, {})]
-    return ratio(found[0][mode], found[1]["alone"])
+    found, plain = _rates(tuple(environment.items()), rounds), _rates((), rounds)
+    return ratio(found[mode], plain["alone"])
 
 
 @cache

@@ -76,7 +76,7 @@ def lay_out(folder: Path) -> None:
 
 
 def shortened(words: list[str]) -> list[str]:
-    """Return a command line with smaller networks and fewer seeds."""
+    """Return a command line with smaller networks, fewer seeds and cells."""
     small = [re.sub(r"^resnet18(?=$|_T)", STUDENT, word) for word in words]
     small = [TEACHER if word == "resnet34" else word for word in small]
     fewer = {"--seeds 5": "--seeds 1", "--seeds 2": "--seeds 1", "--epochs 2": "--epochs 1"}
