@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tser_cli.config import short_name
-from tser_cli.report.ablation_plots import cells_of, draw_tables
+from tser_cli.report.ablation_figures import cells_of, draw_frontier, draw_tables
 from tser_cli.report.csv_files import (
     FRONTIER,
     TEXT,
@@ -20,8 +19,8 @@ from tser_cli.report.csv_files import (
     read_summary,
     read_table,
 )
-from tser_cli.report.frontier_plot import draw_frontier
 from tser_cli.report.style import save_figure
+from tser_cli.settings.config import short_name
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "recipes" / "ablations" / "results"

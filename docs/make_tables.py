@@ -23,10 +23,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tser_cli.config import short_name
-from tser_cli.engine.ablation.equal_accuracy import summarise_exits
+from tser_cli.engine.ablation.exits import summarise_exits
 from tser_cli.engine.ablation.summary import compare, describe, summarise, with_holm
-from tser_cli.report.ablation_plots import baseline_of
+from tser_cli.report.ablation_figures import baseline_of
 from tser_cli.report.csv_files import (
     STATISTICS,
     ablation_exit_schema,
@@ -35,6 +34,7 @@ from tser_cli.report.csv_files import (
     read_summary,
     read_table,
 )
+from tser_cli.settings.config import short_name
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(

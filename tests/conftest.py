@@ -14,7 +14,7 @@ import torch
 from hypothesis import settings
 
 from tests.command import Invoke, call
-from tser_cli import config, plugins, registry
+from tser_cli.settings import config, plugins, registry
 
 # Examples are drawn from a fixed seed and without a clock, so that a test fails always or never.
 settings.register_profile("tser", derandomize=True, deadline=None, database=None)

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tser_cli import config, registry
-from tser_cli.config import Config, full_key, keys_where, policies, short_name
-from tser_cli.errors import ConfigError
-from tser_cli.fields import Policy, flatten, split
-from tser_cli.recipe import Layer, resolve
+from tser_cli.base.errors import ConfigError
+from tser_cli.settings import config, registry
+from tser_cli.settings.config import Config, full_key, keys_where, policies, short_name
+from tser_cli.settings.fields import Policy, flatten, split
+from tser_cli.settings.recipe import Layer, resolve
 
 
 def with_value(key: str, value: Any) -> Config:

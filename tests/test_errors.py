@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tser_cli import errors
-from tser_cli.errors import Interrupted, TserError, nearest, unknown
+from tser_cli.base import errors
+from tser_cli.base.errors import Interrupted, TserError, nearest, unknown
 
 KINDS = [
     kind

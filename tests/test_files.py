@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tser_cli import files
-from tser_cli.errors import DamagedFileError, DiskFullError, RunError
-from tser_cli.files import (
+from tser_cli.base import files
+from tser_cli.base.errors import DamagedFileError, DiskFullError, RunError
+from tser_cli.base.files import (
     check_folder,
     is_file,
     is_folder,

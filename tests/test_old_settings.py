@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import tomli_w
 
-from tser_cli import recipe
-from tser_cli.config import Config
-from tser_cli.errors import ConfigError
-from tser_cli.fields import split
-from tser_cli.old_settings import of_today
+from tser_cli.base.errors import ConfigError
+from tser_cli.settings import recipe
+from tser_cli.settings.config import Config
+from tser_cli.settings.fields import split
+from tser_cli.settings.old_settings import of_today
 
 
 def config_toml(folder: Path, method: dict[str, Any], smoothing: float = 0.0) -> recipe.Layer:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tser_cli import operating_system
-from tser_cli.operating_system import KILLED, cores, end_with_parent
+from tser_cli.base import system
+from tser_cli.base.system import KILLED, cores, end_with_parent
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 # A parent that starts a child, tells its process id, and ends once it is told to.
@@ -26,7 +26,7 @@ sys.stdin.readline()
 """
 CHILD = """
 import time
-from tser_cli.operating_system import end_with_parent
+from tser_cli.base.system import end_with_parent
 {call}
 print("ready", flush=True)
 time.sleep(600)
@@ -97,5 +97,5 @@ def test_elsewhere_than_on_linux_nothing_is_done(monkeypatch: pytest.MonkeyPatch
         raise AssertionError("no C library is asked")
 
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(operating_system.ctypes, "CDLL", refused)
+    monkeypatch.setattr(system.ctypes, "CDLL", refused)
     end_with_parent(parent=1)

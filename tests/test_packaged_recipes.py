@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tser_cli import recipe, registry
-from tser_cli.config import Config
-from tser_cli.models import build_model
-from tser_cli.recipe import resolve
+from tser_cli.models.base import build_model
+from tser_cli.settings import recipe, registry
+from tser_cli.settings.config import Config
+from tser_cli.settings.recipe import resolve
 
 
 def settings_of(name: str) -> Config:

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tser_cli import config, plugin_files, plugins, recipe, registry
+from tser_cli.base.errors import ConfigError, RunError
+from tser_cli.base.files import sha256
 from tser_cli.cli import completion, layers
-from tser_cli.errors import ConfigError, RunError
-from tser_cli.files import sha256
+from tser_cli.settings import config, plugins, recipe, registry
 
 METHOD = """
-from tser_cli.fields import NonNegative
+from tser_cli.settings.fields import NonNegative
 from tser_cli.losses.base import Supervised, mean_cross_entropy
-from tser_cli.registry import add_method
+from tser_cli.settings.registry import add_method
 
 class Settings(Supervised):
     summary = "an example"
@@ -87,7 +87,7 @@ def test_the_weights_of_a_plug_in_are_settings_like_all_others(write: Callable[.
 PACKAGE = {
     "__init__.py": "from . import part",
     "part.py": METHOD.replace(
-        "from tser_cli.fields", "from .deep import used\nfrom tser_cli.fields"
+        "from tser_cli.settings.fields", "from .deep import used\nfrom tser_cli.settings.fields"
     ),
     "deep/__init__.py": "",
     "deep/used.py": "weight = 1",
@@ -142,7 +142,7 @@ def test_a_package_or_a_part_of_one_is_stated_so_that_any_folder_finds_it(
 
 
 def test_a_run_keeps_a_package_whole(package: Path, tmp_path: Path) -> None:
-    (package / "weights.bin").write_bytes(bytes(plugin_files.LARGE_BYTES + 1))
+    (package / "weights.bin").write_bytes(bytes(plugins.LARGE_BYTES + 1))
     plugins.load(["example_package"])
     # what is kept is what was imported
     (package / "part.py").write_text("changed")
@@ -172,7 +172,7 @@ def test_a_run_keeps_a_package_whole(package: Path, tmp_path: Path) -> None:
 def test_a_package_too_large_to_keep(
     package: Path, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
-    monkeypatch.setattr(plugin_files, bound, 3)
+    monkeypatch.setattr(plugins, bound, 3)
     assert "a run keeps a copy of its plug-ins: move what is no code out of" in refused(
         "example_package"
     )
@@ -188,7 +188,7 @@ def test_a_folder_that_is_no_package(write: Callable[..., Path], name: str) -> N
 
 def test_models_and_data_sets_are_registered_as_well(write: Callable[..., Path]) -> None:
     write(
-        "from tser_cli.registry import add_dataset, add_model\n"
+        "from tser_cli.settings.registry import add_dataset, add_model\n"
         "@add_model('net', spiking_only=True)\ndef build(build): return build\n"
         "@add_dataset('pictures', own_images=True)\ndef load(config): return config\n"
     )
@@ -287,7 +287,7 @@ def test_a_run_keeps_its_plug_ins_and_tells_what_it_needs(
     file = write()
     plugins.load(["example_plugin"])
     folder = tmp_path / "run"
-    (record,) = plugins.keep(folder, {"method kd": "tser_cli.losses.kd"})
+    (record,) = plugins.keep(folder, {"method dkd": "tser_cli.losses.dkd"})
     assert record["copy"] == "code/example_plugin.py"
     assert (folder / record["copy"]).read_text() == METHOD
     assert record["adds"] == ["method mine"]
@@ -306,7 +306,7 @@ def test_a_run_keeps_its_plug_ins_and_tells_what_it_needs(
 
 
 def test_no_plug_in_leaves_no_trace(tmp_path: Path) -> None:
-    assert plugins.keep(tmp_path, {"method kd": "tser_cli.losses.kd"}) == []
+    assert plugins.keep(tmp_path, {"method dkd": "tser_cli.losses.dkd"}) == []
     assert not (tmp_path / "code").exists()
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tser_cli.errors import ConfigError
-from tser_cli.quantities import Budget, joules, parse_budget, parse_energy
+from tser_cli.base.errors import ConfigError
+from tser_cli.settings.fields import Budget, joules, parse_budget, parse_energy
 
 
 @pytest.mark.parametrize(

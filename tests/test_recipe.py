@@ -11,11 +11,11 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tser_cli import config, recipe, registry
-from tser_cli.config import Config
-from tser_cli.errors import ConfigError
-from tser_cli.fields import flatten
-from tser_cli.recipe import (
+from tser_cli.base.errors import ConfigError
+from tser_cli.settings import config, recipe, registry
+from tser_cli.settings.config import Config
+from tser_cli.settings.fields import flatten
+from tser_cli.settings.recipe import (
     Layer,
     from_assignments,
     from_environment,

@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from tser_cli import recipe, registry
-from tser_cli.errors import ConfigError
+from tser_cli.base.errors import ConfigError
+from tser_cli.settings import recipe, registry
 
 TABLES = {
     "data set": registry.DATASETS,
@@ -86,15 +86,15 @@ def test_lookup_finds_or_explains() -> None:
 
 
 def test_load_takes_a_module_or_an_object() -> None:
-    assert registry.load("tser_cli.registry") is registry
-    assert registry.load("tser_cli.registry:load") is registry.load
+    assert registry.load("tser_cli.settings.registry") is registry
+    assert registry.load("tser_cli.settings.registry:load") is registry.load
 
 
 def test_names_and_settings_are_read_without_heavy_imports() -> None:
     program = (
-        "import sys, tser_cli.registry, tser_cli.errors, tser_cli.config, tser_cli.recipe\n"
-        "from tser_cli.recipe import from_assignments, resolve\n"
-        "for name in tser_cli.registry.METHODS:\n"
+        "import sys, tser_cli.settings.registry, tser_cli.settings.config\n"
+        "from tser_cli.settings.recipe import from_assignments, resolve\n"
+        "for name in tser_cli.settings.registry.METHODS:\n"
         "    resolve([from_assignments([f'method.name={name}'])])\n"
         f"print(sorted(set({HEAVY!r}) & sys.modules.keys()))"
     )

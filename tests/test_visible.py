@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tser_cli.visible import LABEL, LINE, cut, drawable, one_line, visible
+from tser_cli.base.errors import LABEL, LINE, cut, drawable, one_line, visible
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tser_cli.energy.network_counter import count_operations
+    from tser_cli.energy.any_network.network_counter import count_operations
     from tser_cli.engine.commands.library import (
         distill,
         distill_networks,
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         load_run,
     )
 
-__version__ = "0.1.0"
+
 __all__ = [
     "count_operations",
     "distill",
@@ -34,7 +34,10 @@ def __getattr__(name: str) -> Any:
     """Load one of the public functions."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    counter, library = "tser_cli.energy.network_counter", "tser_cli.engine.commands.library"
+    counter, library = (
+        "tser_cli.energy.any_network.network_counter",
+        "tser_cli.engine.commands.library",
+    )
     home = counter if name == "count_operations" else library
     return getattr(importlib.import_module(home), name)
 

@@ -24,7 +24,7 @@ from tests.benchmarks.measures import Row, rows
 from tests.benchmarks.memory import peak_megabytes
 from tests.benchmarks.subjects import Size, floor_step, training_step
 from tests.benchmarks.timing import alternate
-from tser_cli.operating_system import cores
+from tser_cli.base.system import cores
 
 T_VALUES, BATCHES = (1, 2, 3, 4, 6, 8), (8, 16, 32, 64)
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 import torch
 
-from tser_cli.config import NeuronConfig
-from tser_cli.energy import counting
-from tser_cli.models import build_model
+from tser_cli.energy.counter import counting
+from tser_cli.models.base import build_model
+from tser_cli.settings.config import NeuronConfig
 
 TIMESTEPS, IMAGES, SIDE = 4, 32, 32
 

@@ -6,13 +6,12 @@ import torch
 
 from tests.benchmarks.subjects import PLAIN, SPEC, Size, make_batch
 from tests.benchmarks.timing import Ratio, alternate, ratio
-from tser_cli.config import FLOAT_BITS
-from tser_cli.engine.evaluation.early_exit import CONFIDENCE, Rule, exit_batch
-from tser_cli.engine.evaluation.per_timestep import evaluate
-from tser_cli.engine.runs import model_files
-from tser_cli.engine.runtime.processes import make_runtime
-from tser_cli.models.integer import integer
-from tser_cli.models.stepping import Stepper
+from tser_cli.engine.evaluation.early_exit import CONFIDENCE, Rule, Stepper, exit_batch
+from tser_cli.engine.evaluation.evaluate import evaluate
+from tser_cli.engine.runs import networks
+from tser_cli.engine.runs.runtime import make_runtime
+from tser_cli.models.integers import integer
+from tser_cli.settings.config import FLOAT_BITS
 
 
 def evaluation_over_forward(size: Size, rounds: int, bits: int = FLOAT_BITS) -> Ratio:
@@ -23,9 +22,9 @@ def evaluation_over_forward(size: Size, rounds: int, bits: int = FLOAT_BITS) -> 
     batch = make_batch(size.batch)
     ours = make_runtime(size.config().training)
     config = size.config({"model.weight_bits": bits})
-    model = integer(ours.place(model_files.build(size.student, SPEC, config, spiking=True)).eval())
+    model = integer(ours.place(networks.build(size.student, SPEC, config, spiking=True)).eval())
     plain_config = size.config(PLAIN)
-    plain = model_files.build(size.student, SPEC, plain_config, spiking=True).eval()
+    plain = networks.build(size.student, SPEC, plain_config, spiking=True).eval()
     if bits == FLOAT_BITS:
         plain.load_state_dict(model.state_dict())
     plain.to(ours.device)
@@ -44,7 +43,7 @@ def exits_over_share(size: Size, rounds: int) -> Ratio:
     """Early exit against the share of the time of a full pass that its mean steps make."""
     batch = make_batch(size.batch)
     runtime = make_runtime(size.config().training)
-    model = model_files.build(size.student, SPEC, size.config(), spiking=True)
+    model = networks.build(size.student, SPEC, size.config(), spiking=True)
     runtime.place(model).eval()
     images, labels = runtime.images(batch.images_NCHW), batch.labels_N.to(runtime.device)
     with torch.inference_mode():

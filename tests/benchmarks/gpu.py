@@ -32,8 +32,8 @@ from tests.benchmarks.measures import (
 )
 from tests.benchmarks.subjects import Size, make_batch, training_step
 from tests.benchmarks.timing import Ratio, alternate, ratio
-from tser_cli.engine.runs import model_files
-from tser_cli.engine.runtime.processes import make_runtime
+from tser_cli.engine.runs import networks
+from tser_cli.engine.runs.runtime import make_runtime
 from tser_cli.engine.training import loop
 from tser_cli.models.neurons import SpikingNeuron
 
@@ -80,13 +80,13 @@ def differing_spikes(size: Size, rounds: int) -> Ratio:
 def _networks() -> Iterator[list[Any]]:
     """Inside, note every network that is built."""
     built: list[Any] = []
-    build = model_files.build
+    build = networks.build
 
     def noted(*arguments: Any, **more: Any) -> Any:
         built.append(build(*arguments, **more))
         return built[-1]
 
-    with mock.patch.object(model_files, "build", noted):
+    with mock.patch.object(networks, "build", noted):
         yield built
 
 

@@ -26,11 +26,11 @@ from tests.benchmarks.subjects import (
 from tests.benchmarks.timing import Ratio, alternate, ratio, seconds
 from tser_cli.cli.progress import make_progress
 from tser_cli.cli.surroundings import wait_briefly
-from tser_cli.config import AugmentConfig
 from tser_cli.data.base import TensorSource
 from tser_cli.data.transforms import training_pipeline
-from tser_cli.engine.runtime.processes import make_runtime
-from tser_cli.engine.training.epoch_sums import EpochSums
+from tser_cli.engine.runs.runtime import make_runtime
+from tser_cli.engine.training.state import EpochSums
+from tser_cli.settings.config import AugmentConfig
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,19 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from tser_cli.config import Config
+from tser_cli.base.progress import Silent
 from tser_cli.data.base import DataSpec
-from tser_cli.data.workers import Batch
-from tser_cli.engine.runs import model_files
-from tser_cli.engine.runs.model_files import freeze
-from tser_cli.engine.runtime.processes import Runtime, make_runtime
-from tser_cli.engine.training.job import TrainingJob
+from tser_cli.data.loaders import Batch
+from tser_cli.engine.runs import networks
+from tser_cli.engine.runs.networks import freeze
+from tser_cli.engine.runs.runtime import Runtime, make_runtime
 from tser_cli.engine.training.loop import train_step
 from tser_cli.engine.training.optimizer import make_optimizer
-from tser_cli.engine.training.position import Position
+from tser_cli.engine.training.state import Position, TrainingJob
 from tser_cli.engine.training.task import Task, distillation
-from tser_cli.models import Classifier
-from tser_cli.recipe import Layer, resolve
-from tser_cli.report.progress import Silent
+from tser_cli.models.base import Classifier
+from tser_cli.settings.config import Config
+from tser_cli.settings.recipe import Layer, resolve
 
 SIDE, CLASSES = 32, 100
 SPEC = DataSpec(
@@ -76,9 +75,9 @@ def make_batch(images: int) -> Batch:
 def make_task(config: Config, runtime: Runtime) -> Task:
     """A distillation with random weights, on the device."""
     torch.manual_seed(0)
-    teacher = model_files.build(config.model.teacher, SPEC, config, spiking=False)
+    teacher = networks.build(config.model.teacher, SPEC, config, spiking=False)
     runtime.place(teacher)
-    student = model_files.build(config.model.student, SPEC, config, spiking=True)
+    student = networks.build(config.model.student, SPEC, config, spiking=True)
     task = distillation(student, teacher, config, SPEC.image_shape)
     task.network = runtime.place(task.network)
     task.network.train()
@@ -127,7 +126,7 @@ def floor_step(size: Size) -> Callable[[], object]:
 
 
 def _ann(name: str, config: Config, runtime: Runtime) -> Classifier:
-    model = model_files.build(name, SPEC, config, spiking=False)
+    model = networks.build(name, SPEC, config, spiking=False)
     runtime.place(model)
     return model
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PLUGIN = """
-from tser_cli.registry import add_dataset, add_model
+from tser_cli.settings.registry import add_dataset, add_model
 
 @add_model("mynet")
 def build(build): return build

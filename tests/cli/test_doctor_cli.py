@@ -8,7 +8,7 @@ import pytest
 
 from tser_cli.cli import app
 from tser_cli.engine.commands import doctor
-from tser_cli.engine.runtime.machine import NOTE, OK, WRONG, Check
+from tser_cli.engine.commands.doctor import NOTE, OK, WRONG, Check
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

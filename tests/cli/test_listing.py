@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tser_cli import recipe, registry
-from tser_cli.energy.profiles import PROFILES
-from tser_cli.report import choices
+from tser_cli.energy.prices import PROFILES
+from tser_cli.report import lists
+from tser_cli.settings import recipe, registry
 
 PLUGIN = """
-from tser_cli.registry import add_dataset, add_model
+from tser_cli.settings.registry import add_dataset, add_model
 
 @add_model("mynet", spiking_only=True)
 def build(how):
@@ -43,11 +43,11 @@ def tser(*words: str, folder: Path | None = None) -> subprocess.CompletedProcess
     ],
 )
 def test_all_names_are_listed(what: str, known: list[str]) -> None:
-    assert [row["name"] for row in choices.ROWS[what]()] == list(known)
+    assert [row["name"] for row in lists.ROWS[what]()] == list(known)
 
 
 def test_what_a_list_says() -> None:
-    every = [*(make() for make in choices.ROWS.values()), choices.profiles(PROFILES.values())]
+    every = [*(make() for make in lists.ROWS.values()), lists.profiles(PROFILES.values())]
     rows = {row["name"]: row for rows in every for row in rows}
     assert rows["sew_resnet18"]["as"] == "SNN"
     assert rows["vgg11"]["as"] == "ANN, SNN"
@@ -56,7 +56,7 @@ def test_what_a_list_says() -> None:
     assert (rows["loihi"]["MAC pJ"], rows["loihi"]["AC pJ"]) == (23.6, 23.6)
     assert rows["dkd"]["weights"]["entropy_weight"] == 0.0
     assert rows["fashion-mnist/resnet20_teacher"]["about"].startswith("A small teacher for a CPU.")
-    assert not any("command:" in row["about"] for row in choices.recipes())
+    assert not any("command:" in row["about"] for row in lists.recipes())
 
 
 def test_profiles_are_listed() -> None:

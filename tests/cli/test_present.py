@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 import typer
 
-from tser_cli import plugins, registry
 from tser_cli.cli import present, verbosity
 from tser_cli.cli.app import app
-from tser_cli.config import Config
 from tser_cli.engine.ablation.grid import make_request
 from tser_cli.engine.commands.ablate import AblationResult
 from tser_cli.engine.commands.dry_run import AblationPlan, TrainingPlan
 from tser_cli.engine.commands.energy import EnergyResult
 from tser_cli.engine.commands.evaluate import EvaluateResult
-from tser_cli.engine.runs.result import RunResult
-from tser_cli.recipe import Layer
-from tser_cli.report.console import duration
+from tser_cli.engine.runs.record import RunResult
 from tser_cli.report.csv_files import EXIT_STATISTICS
+from tser_cli.report.words import duration
+from tser_cli.settings import plugins, registry
+from tser_cli.settings.config import Config
+from tser_cli.settings.recipe import Layer
 
 Shown = Callable[[], list[str]]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tser_cli.cli import present_json
-from tser_cli.config import Config
+from tser_cli.settings.config import Config
 
 
 @dataclass(frozen=True)

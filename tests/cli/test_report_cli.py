@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from tser_cli.cli import app, present
-from tser_cli.engine.commands import report
-from tser_cli.engine.commands.report import ReportRequest
+from tser_cli.engine.page import gather
+from tser_cli.engine.page.gather import ReportRequest
 
 
 def tser(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -22,7 +22,7 @@ def tser(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def test_flags_become_a_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[ReportRequest] = []
-    monkeypatch.setattr(report, "make_report", asked.append)
+    monkeypatch.setattr(gather, "make_report", asked.append)
     monkeypatch.setattr(present, "show_report", lambda result: None)
     given = ("a", "b", "--output", "page.html", "--no-measure", "--images", "7")
     assert tser(monkeypatch, *given, "--device", "cpu", "--runs-dir", str(tmp_path)) == 0

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tser_cli.base.errors import ConfigError
 from tser_cli.cli import app
 from tser_cli.cli.surroundings import (
     BACKENDS,
@@ -18,7 +19,6 @@ from tser_cli.cli.surroundings import (
     forget_odd_width,
     wait_briefly,
 )
-from tser_cli.errors import ConfigError
 
 TORCHRUN = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
 

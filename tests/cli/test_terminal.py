@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from rich.table import Table
 
+from tser_cli.base.errors import OutputError
 from tser_cli.cli import app, present, terminal
 from tser_cli.cli.progress import Lines, make_progress
 from tser_cli.cli.terminal import Terminal
-from tser_cli.errors import OutputError
 
 ODD = ["[/red]x", "[/x]", "[bold]x", ":smile:", "\x1b[2Jx", "a\rb", "\u202egnp"]
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from tser_cli.data.autoaugment import BOUNDS, CHANCES, AutoAugment, Operation
-from tser_cli.data.randomness import Stream, table
+from tser_cli.data.transforms import BOUNDS, CHANCES, AutoAugment, Operation, Stream, table
 
 SHAPES = [(3, 32, 32), (3, 33, 31), (3, 12, 10), (1, 28, 28), (1, 8, 8)]
 

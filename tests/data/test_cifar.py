@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
-from tser_cli.config import DataConfig
+from tser_cli.base.errors import DataError
 from tser_cli.data.base import Dataset, load_dataset
-from tser_cli.errors import DataError
+from tser_cli.settings.config import DataConfig
 
 Members = dict[str, Any]
 Publish = Callable[[Any, Members], bytes]

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tser_cli import registry
-from tser_cli.config import DataConfig
+from tser_cli.base.errors import ConfigError, DataError
 from tser_cli.data.base import Dataset, DataSpec, TensorSource, load_dataset
-from tser_cli.errors import ConfigError, DataError
+from tser_cli.settings import registry
+from tser_cli.settings.config import DataConfig
 
 
 def test_spec_tells_classes_and_shape() -> None:

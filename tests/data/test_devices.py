@@ -8,11 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tser_cli.config import AugmentConfig
 from tser_cli.data.base import Dataset, TensorSource
-from tser_cli.data.devices import CPU, device_of, fits, placed, sent
-from tser_cli.data.transforms import training_pipeline
-from tser_cli.data.workers import LocalFeed
+from tser_cli.data.loaders import LocalFeed
+from tser_cli.data.transforms import CPU, device_of, fits, placed, sent, training_pipeline
+from tser_cli.settings.config import AugmentConfig
 
 Make = Callable[..., Dataset]
 

@@ -11,8 +11,8 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from tser_cli.config import DataConfig
-from tser_cli.data.digits import load
+from tser_cli.data.builtin import load
+from tser_cli.settings.config import DataConfig
 
 
 def test_split_sizes_and_strata() -> None:
@@ -71,7 +71,7 @@ def test_mean_and_std_are_those_of_the_training_images() -> None:
 def test_digits_with_crop_flip_and_cutout_do_without_torchvision() -> None:
     script = """
 import sys
-from tser_cli.config import Config
+from tser_cli.settings.config import Config
 from tser_cli.data.base import load_dataset
 from tser_cli.data.loaders import build_eval_loader, build_train_loader
 config = Config().updated(

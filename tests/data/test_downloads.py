@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from tser_cli.config import DataConfig
-from tser_cli.data import downloads
+from tser_cli.base.errors import DataError
+from tser_cli.data import builtin
 from tser_cli.data.base import TensorSource, load_dataset
-from tser_cli.errors import DataError
+from tser_cli.settings.config import DataConfig
 
 
 @pytest.fixture(autouse=True)
 def nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     debian = tmp_path / "debian"
-    monkeypatch.setattr(downloads, "DEBIAN", debian)
+    monkeypatch.setattr(builtin, "DEBIAN", debian)
     return debian
 
 
@@ -158,8 +158,8 @@ def test_files_that_do_not_fit_are_refused(
 def test_the_root_is_the_cache_folder_unless_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.setenv("XDG_CACHE_HOME", "/home/someone/.cache")
-    assert downloads.root(DataConfig()).name == "tser"
-    assert downloads.root(DataConfig(dir="~/images")) == Path("/home/someone/images")
+    assert builtin.root(DataConfig()).name == "tser"
+    assert builtin.root(DataConfig(dir="~/images")) == Path("/home/someone/images")
 
 
 @pytest.mark.parametrize("folder", ["~nobody-of-that-name/x", "a\0b"])
@@ -176,7 +176,8 @@ def test_a_name_too_long_is_told(tmp_path: Path) -> None:
 
 def test_digits_load_without_torchvision() -> None:
     program = (
-        "import sys; from tser_cli.config import DataConfig; from tser_cli.data import base\n"
+        "import sys; from tser_cli.settings.config import DataConfig\n"
+        "from tser_cli.data import base\n"
         "base.load_dataset(DataConfig(name='digits')); print('torchvision' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -189,8 +190,8 @@ def test_digits_load_without_torchvision() -> None:
 def test_fashion_mnists_constants_are_its_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(downloads, "DEBIAN", Path("/usr/share/datasets"))
-    dataset = downloads.fashion_mnist(config("fashion-mnist", tmp_path))
+    monkeypatch.setattr(builtin, "DEBIAN", Path("/usr/share/datasets"))
+    dataset = builtin.fashion_mnist(config("fashion-mnist", tmp_path))
     assert (len(dataset.train), len(dataset.test)) == (60_000, 10_000)
     assert torch.bincount(dataset.train.labels).tolist() == [6000] * 10
     assert isinstance(dataset.train, TensorSource)

@@ -16,10 +16,10 @@ import pytest
 from torchvision import datasets
 from torchvision.datasets import utils
 
-from tser_cli.config import DataConfig
-from tser_cli.data import downloads
+from tser_cli.base.errors import DataError
+from tser_cli.data import builtin
 from tser_cli.data.base import load_dataset
-from tser_cli.errors import DataError
+from tser_cli.settings.config import DataConfig
 
 MIRRORS = ("http://one.example/", "http://two.example/")
 
@@ -31,7 +31,7 @@ def published(
     """The packed files of a small MNIST at the addresses of torchvision's class, by name."""
     write_idx(tmp_path / "published")
     contents = {path.name: path.read_bytes() for path in (tmp_path / "published").iterdir()}
-    monkeypatch.setattr(downloads, "DEBIAN", tmp_path / "debian")
+    monkeypatch.setattr(builtin, "DEBIAN", tmp_path / "debian")
     monkeypatch.setattr(datasets.MNIST, "mirrors", list(MIRRORS))
     sums = [
         (name, hashlib.md5(content, usedforsecurity=False).hexdigest())

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tser_cli.config import DataConfig
 from tser_cli.data.base import load_dataset
-from tser_cli.data.fingerprint import fingerprint
+from tser_cli.data.own import fingerprint
+from tser_cli.settings.config import DataConfig
 
 
 def of_arrays(path: Path, **changes: Any) -> str:

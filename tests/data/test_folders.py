@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tser_cli.config import Config, DataConfig
+from tser_cli.base.errors import DataError
 from tser_cli.data.base import load_dataset
-from tser_cli.data.folders import FolderSource
 from tser_cli.data.loaders import build_eval_loader, build_train_loader
-from tser_cli.errors import DataError
+from tser_cli.data.own import FolderSource
+from tser_cli.settings.config import Config, DataConfig
 
 # Python 3.12 and later warn of any fork beside threads
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tser_cli.base.errors import DataError
 from tser_cli.data.image_files import read_image
-from tser_cli.errors import DataError
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:

@@ -10,16 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tser_cli.config import Config
+from tser_cli.base.errors import ConfigError, DataError
 from tser_cli.data import loaders
 from tser_cli.data.base import Dataset, ImageSource, TensorSource
 from tser_cli.data.loaders import (
+    LocalFeed,
     Share,
+    WorkerFeed,
     build_eval_loader,
     build_train_loader,
 )
-from tser_cli.data.workers import LocalFeed, WorkerFeed
-from tser_cli.errors import ConfigError, DataError
+from tser_cli.settings.config import Config
 
 # Python 3.12 and later warn of any fork beside threads
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")

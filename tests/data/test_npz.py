@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from tser_cli.config import DataConfig
+from tser_cli.base.errors import DataError
 from tser_cli.data.base import Dataset, TensorSource, load_dataset
-from tser_cli.errors import DataError
+from tser_cli.settings.config import DataConfig
 
 Arrays = dict[str, Any]
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tser_cli.config import Config, DataConfig
-from tser_cli.data import own_input
+from tser_cli.base.errors import ConfigError, DataError
+from tser_cli.data import own
 from tser_cli.data.base import load_dataset
 from tser_cli.data.loaders import build_eval_loader
-from tser_cli.data.own_input import mean_and_std
-from tser_cli.errors import ConfigError, DataError
+from tser_cli.data.own import mean_and_std
+from tser_cli.settings.config import Config, DataConfig
 
 AUTO = dict.fromkeys(("size", "channels", "mean", "std"), "auto")
 
@@ -118,10 +118,10 @@ def test_images_without_any_content_are_refused() -> None:
 
 
 def test_of_many_images_some_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_input, "SAMPLE", 4)
-    assert own_input.sample(3) == [0, 1, 2]
-    assert own_input.sample(4) == [0, 1, 2, 3]
-    assert own_input.sample(10) == [0, 2, 5, 7]
+    monkeypatch.setattr(own, "SAMPLE", 4)
+    assert own.sample(3) == [0, 1, 2]
+    assert own.sample(4) == [0, 1, 2, 3]
+    assert own.sample(10) == [0, 2, 5, 7]
 
 
 def test_the_test_split_is_stratified_and_always_the_same(grey_images: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tser_cli.data.pictures import fitted_picture, picture_files, thumbnail
-from tser_cli.errors import DataError
+from tser_cli.base.errors import DataError
+from tser_cli.data.image_files import fitted_picture, picture_files, thumbnail
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
 

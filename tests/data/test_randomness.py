@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import torch
 
-from tser_cli.data.randomness import Stream, image_seed, isolated, permutation, table
+from tser_cli.data.transforms import Stream, image_seed, isolated, permutation, table
 
 
 def test_permutation_is_a_function_of_seed_and_epoch() -> None:

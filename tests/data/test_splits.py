@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tser_cli.data.splits import train_validation
-from tser_cli.errors import DataError
+from tser_cli.base.errors import DataError
+from tser_cli.data.base import train_validation
 
 
 @settings(max_examples=30, deadline=None)

@@ -10,11 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from tser_cli.config import AugmentConfig
-from tser_cli.data.autoaugment import BOUNDS, AutoAugment
+from tser_cli.base.errors import ConfigError
 from tser_cli.data.base import Dataset, ImageSource, TensorSource
-from tser_cli.data.randomness import Stream, table
 from tser_cli.data.transforms import (
+    BOUNDS,
+    AutoAugment,
+    Stream,
     check_augmentation,
     crop_flip,
     cutout_,
@@ -22,9 +23,10 @@ from tser_cli.data.transforms import (
     is_costly,
     is_deterministic,
     normalise,
+    table,
     training_pipeline,
 )
-from tser_cli.errors import ConfigError
+from tser_cli.settings.config import AugmentConfig
 
 Make = Callable[..., Dataset]
 
@@ -216,8 +218,8 @@ def test_autoaugment_comes_between_flip_and_cutout(make_dataset: Make) -> None:
 
 
 def test_autoaugment_works_on_grey_images() -> None:
-    from tser_cli.config import DataConfig
-    from tser_cli.data.digits import load
+    from tser_cli.data.builtin import load
+    from tser_cli.settings.config import DataConfig
 
     dataset = load(DataConfig())
     augment = AugmentConfig(autoaugment="cifar10")

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tser_cli.config import AugmentConfig
+from tser_cli.base.errors import DataError, TrainingError
 from tser_cli.data.base import Dataset
+from tser_cli.data.loaders import Batch, Feed, LocalFeed, WorkerFeed, _next, automatic_workers
 from tser_cli.data.transforms import Pipeline, evaluation_pipeline, training_pipeline
-from tser_cli.data.workers import Batch, Feed, LocalFeed, WorkerFeed, _next, automatic_workers
-from tser_cli.errors import DataError, TrainingError
+from tser_cli.settings.config import AugmentConfig
 
 # Python 3.12 and later warn of any fork beside threads
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -194,7 +194,7 @@ def test_other_errors_pass() -> None:
 SCRIPT = """
 import multiprocessing, os, signal
 import torch
-from tser_cli.config import Config
+from tser_cli.settings.config import Config
 from tser_cli.data.base import Dataset, DataSpec, TensorSource
 from tser_cli.data.loaders import build_train_loader
 source = TensorSource(torch.zeros(400, 1, 8, 8, dtype=torch.uint8), torch.zeros(400).long())

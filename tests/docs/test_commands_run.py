@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.command import call
 from tests.docs.test_pages import README, ROOT, commands
-from tser_cli.engine.runtime import speed
+from tser_cli.engine.commands import doctor
 
 pytestmark = [
     pytest.mark.integration,
@@ -46,9 +46,9 @@ def build():
 """
 METHOD = """
 from typing import ClassVar
-from tser_cli.losses.functional import separated_cross_entropy
-from tser_cli.registry import add_method
-from tser_cli.sections import MethodSettings
+from tser_cli.losses.base import separated_cross_entropy
+from tser_cli.settings.registry import add_method
+from tser_cli.settings.sections import MethodSettings
 
 class Settings(MethodSettings):
     needs_teacher: ClassVar[bool] = False
@@ -102,8 +102,8 @@ def test_each_line_runs_as_printed(
 ) -> None:
     lay_out(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(speed, "SECONDS", 0.01)
-    monkeypatch.setattr(speed, "place", lambda: tmp_path / "speed.json")
+    monkeypatch.setattr(doctor, "SECONDS", 0.01)
+    monkeypatch.setattr(doctor, "place", lambda: tmp_path / "speed.json")
     (tmp_path / "teacher.toml").write_text("[training]\nepochs = 1\n")
     smaller = {
         "TSER_MODEL_TEACHER": TEACHER,

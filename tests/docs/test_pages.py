@@ -15,12 +15,13 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
-from tser_cli import config, recipe
 from tser_cli.cli.app import app
-from tser_cli.energy import Labels, energy_rows, load_profile
 from tser_cli.energy.counts import Counts, Layer, LayerCounts
+from tser_cli.energy.prices import load_profile
+from tser_cli.energy.table import Labels, energy_rows
 from tser_cli.report import csv_files
 from tser_cli.report.statistics import interval
+from tser_cli.settings import config, recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"

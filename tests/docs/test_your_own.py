@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import call
-from tser_cli.files import read_json
+from tser_cli.base.files import read_json
 
 PAGE = Path(__file__).parents[2] / "docs" / "your-own.md"
 

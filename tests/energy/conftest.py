@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tser_cli.config import NeuronConfig
-from tser_cli.models import Classifier, build_model
+from tser_cli.models.base import Classifier, build_model
 from tser_cli.models.neurons import SpikingNeuron
+from tser_cli.settings.config import NeuronConfig
 
 Inputs = dict[str, list[Tensor]]
 

@@ -11,10 +11,9 @@ from spikingjelly.activation_based import layer, neuron
 from torch import Tensor, nn
 
 from tests.energy import foreign
-from tser_cli.energy.audit import audit
-from tser_cli.energy.findings import NOTE, Audit
-from tser_cli.energy.layouts import present
-from tser_cli.models import Classifier
+from tser_cli.energy.any_network.layouts import present
+from tser_cli.energy.audit import NOTE, Audit, audit
+from tser_cli.models.base import Classifier
 
 
 class Sound(nn.Module):

@@ -10,12 +10,13 @@ import torch
 from spikingjelly.activation_based import functional, layer, neuron
 from spikingjelly.activation_based.op_counter import DispatchCounterMode, MACCounter, SynOpCounter
 from torch import Tensor, nn
+from tser_cli.energy.conventions.conventions.conventions import compare, matching
 
 from tests.energy import foreign
-from tser_cli.energy import Counts, load_profile
-from tser_cli.energy.comparison import compare, matching
-from tser_cli.energy.layouts import present
-from tser_cli.energy.network_counter import NetworkCounter, count_operations
+from tser_cli.energy.any_network.layouts import present
+from tser_cli.energy.any_network.network_counter import NetworkCounter, count_operations
+from tser_cli.energy.counts import Counts
+from tser_cli.energy.prices import load_profile
 
 PROFILE = load_profile("horowitz-45nm-fp32")
 

@@ -15,10 +15,11 @@ from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpC
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tser_cli.config import NeuronConfig
-from tser_cli.energy import Counts, counting
-from tser_cli.errors import TserError
-from tser_cli.models import Classifier, build_model
+from tser_cli.base.errors import TserError
+from tser_cli.energy.counter import counting
+from tser_cli.energy.counts import Counts
+from tser_cli.models.base import Classifier, build_model
+from tser_cli.settings.config import NeuronConfig
 
 Lively = Callable[..., Classifier]
 BruteForce = Callable[[nn.Module, Tensor], Tensor]

@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tser_cli.config import NeuronConfig
-from tser_cli.energy import counting
-from tser_cli.energy.differentiable import EnergyMeter
+from tser_cli.base.errors import TserError
+from tser_cli.energy.counter import EnergyMeter, counting
 from tser_cli.energy.joules import operations
-from tser_cli.errors import TserError
-from tser_cli.models import Classifier, build_model
+from tser_cli.models.base import Classifier, build_model
+from tser_cli.settings.config import NeuronConfig
 
 Lively = Callable[..., Classifier]
 

@@ -9,14 +9,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tser_cli.config import NeuronConfig
-from tser_cli.energy import Counts, counting, energy_up_to, load_profile, mean_energy
-from tser_cli.energy.headline import against_ann, as_ann, skipped_share
-from tser_cli.energy.joules import ann_macs
-from tser_cli.energy.layouts import INSIDE
-from tser_cli.energy.memory import memory_traffic
-from tser_cli.energy.network_counter import count_operations
-from tser_cli.models import build_model
+from tser_cli.energy.any_network.layouts import INSIDE
+from tser_cli.energy.any_network.network_counter import count_operations
+from tser_cli.energy.counter import counting
+from tser_cli.energy.counts import Counts
+from tser_cli.energy.joules import (
+    against_ann,
+    ann_macs,
+    as_ann,
+    energy_up_to,
+    mean_energy,
+    memory_traffic,
+    skipped_share,
+)
+from tser_cli.energy.prices import load_profile
+from tser_cli.models.base import build_model
+from tser_cli.settings.config import NeuronConfig
 
 FP32 = load_profile("horowitz-45nm-fp32")
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tser_cli.energy import (
-    Counts,
-    Layer,
-    LayerCounts,
-    Profile,
+from tser_cli.energy.counts import Counts, Layer, LayerCounts
+from tser_cli.energy.joules import (
+    ann_macs,
     energy_per_step,
     energy_up_to,
+    formula_operations,
     mean_energy,
+    stem_energy,
 )
-from tser_cli.energy.joules import ann_macs, formula_operations, stem_energy
+from tser_cli.energy.prices import Profile
 
 CHIP = Profile(name="chip", mac_pj=4.0, ac_pj=0.5, source="x", technology="y")
 

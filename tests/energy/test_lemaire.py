@@ -11,12 +11,13 @@ from spikingjelly.activation_based.op_counter import LemaireEnergyConfig, Lemair
 from torch import nn
 
 from tests.energy import foreign
-from tser_cli.energy import Counts, lemaire, load_profile
-from tser_cli.energy.layouts import present
-from tser_cli.energy.network_counter import count_operations
-from tser_cli.energy.profiles import check_precision
-from tser_cli.energy.rival import bits_for, fair_rival, operation_rate
-from tser_cli.errors import ConfigError
+from tser_cli.base.errors import ConfigError
+from tser_cli.energy.any_network.layouts import present
+from tser_cli.energy.any_network.network_counter import count_operations
+from tser_cli.energy.conventions import rival
+from tser_cli.energy.conventions.rival import bits_for, fair_rival, operation_rate
+from tser_cli.energy.counts import Counts
+from tser_cli.energy.prices import check_precision, load_profile
 
 PROFILE = load_profile("horowitz-45nm-fp32")
 
@@ -48,7 +49,7 @@ def test_it_is_what_spikingjelly_s_profiler_says(last: str) -> None:
         "real": nn.Sequential(nn.AvgPool2d(3), nn.Flatten(), nn.Linear(8, 10)),
     }
     net, x = network(layers[last]), torch.rand(1, 3, 8, 8)
-    mine = lemaire.snn_energy(counts_of(net, x, 4))
+    mine = rival.snn_energy(counts_of(net, x, 4))
     functional.reset_net(net)
     # Not strict: it would refuse nn.Flatten, which costs nothing.
     profiler = LemaireEnergyProfiler(config=LemaireEnergyConfig(strict=False))
@@ -68,7 +69,7 @@ def test_it_is_what_spikingjelly_s_profiler_says(last: str) -> None:
     [(0, 0), (4096, 5), (8192, 10), (32768, 20), (20480, 15), (2**20, 100), (2**24, 100)],
 )
 def test_an_access_costs_what_its_memory_s_size_makes_it(size: int, expected: float) -> None:
-    assert lemaire.word_pj(size) == pytest.approx(expected)
+    assert rival.word_pj(size) == pytest.approx(expected)
 
 
 def test_two_layers_by_hand() -> None:
@@ -76,8 +77,8 @@ def test_two_layers_by_hand() -> None:
     net = nn.Sequential(nn.Linear(3, 2, bias=False), neuron.IFNode(), nn.Linear(2, 4)).eval()
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.5]]))
-    found = lemaire.snn_energy(counts_of(net, torch.tensor([[1.0, 0.0, 1.0]]), 1))
-    word = lemaire.word_pj
+    found = rival.snn_energy(counts_of(net, torch.tensor([[1.0, 0.0, 1.0]]), 1))
+    word = rival.word_pj
     # The first layer meets spikes: 2 of them reach 2 outputs; one of the neurons fires, and reaches
     # 4 outputs that have a bias each.
     assert found.arithmetic_pj == pytest.approx((2 * 2 + 1 + 1 * 4 + 4) * 0.1)
@@ -97,7 +98,7 @@ def test_what_the_model_has_no_formula_for_is_named() -> None:
     shown = present("time-first", torch.rand(2, *foreign.TOKENS), 2, ((), {}))
     with torch.no_grad(), count_operations(net, detailed=True) as counter:
         shown.call(net)
-    assert lemaire.snn_energy(counter.counts()).omitted == ("(network)", "(network)#2")
+    assert rival.snn_energy(counter.counts()).omitted == ("(network)", "(network)#2")
 
 
 @pytest.mark.parametrize(("timesteps", "bits"), [(1, 1), (2, 2), (3, 2), (4, 3), (7, 3), (8, 4)])

@@ -11,10 +11,10 @@ from spikingjelly.activation_based.op_counter import (
 )
 from torch import Tensor, nn
 
-from tser_cli.config import NeuronConfig
-from tser_cli.energy import counting
-from tser_cli.energy.memory import MEMORY_PJ_PER_BYTE, memory_traffic
+from tser_cli.energy.counter import counting
+from tser_cli.energy.joules import MEMORY_PJ_PER_BYTE, memory_traffic
 from tser_cli.models.neurons import SpikingNeuron
+from tser_cli.settings.config import NeuronConfig
 
 
 class Binary(nn.Module):

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from tests.energy import foreign
 from tests.energy.foreign import Noting
-from tser_cli.energy import Counts
-from tser_cli.energy.layouts import AUTO, present
-from tser_cli.energy.network_counter import NetworkCounter, count_operations
+from tser_cli.energy.any_network.layouts import AUTO, present
+from tser_cli.energy.any_network.network_counter import NetworkCounter, count_operations
+from tser_cli.energy.counts import Counts
 
 Make = Callable[[int], Noting]
 NETWORKS: dict[str, tuple[Make, tuple[int, ...], str]] = {

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.energy import foreign
-from tser_cli.energy import Counts, counting
-from tser_cli.energy.layouts import present
-from tser_cli.energy.network_counter import count_operations
-from tser_cli.errors import TserError
-from tser_cli.models import Classifier
-from tser_cli.models.quantised import quantise
+from tser_cli.base.errors import TserError
+from tser_cli.energy.any_network.layouts import present
+from tser_cli.energy.any_network.network_counter import count_operations
+from tser_cli.energy.counter import counting
+from tser_cli.energy.counts import Counts
+from tser_cli.models.base import Classifier
+from tser_cli.models.integers import quantise
 
 
 def counts_of(net: Any, batches: list[Tensor], layout: str, timesteps: int) -> Counts:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tser_cli.energy import DEFAULT_PROFILE, PROFILES, load_profile
-from tser_cli.errors import ConfigError
+from tser_cli.base.errors import ConfigError
+from tser_cli.energy.prices import DEFAULT_PROFILE, PROFILES, load_profile
 
 OWN = """
 name = "edge-chip"

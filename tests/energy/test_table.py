@@ -10,16 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tser_cli.energy import (
-    Counts,
-    Labels,
-    Profile,
-    counting,
-    energy_rows,
-    energy_up_to,
-    load_profile,
-    sidecar,
-)
+from tser_cli.energy.counter import counting
+from tser_cli.energy.counts import Counts
+from tser_cli.energy.joules import energy_up_to
+from tser_cli.energy.prices import Profile, load_profile
+from tser_cli.energy.table import Labels, energy_rows, sidecar
 from tser_cli.report.csv_files import ENERGY
 
 LABELS = Labels(run="a-run", dataset="digits", model_hash="c0ffee", dtype="float32")

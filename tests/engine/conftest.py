@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 import torch
 
-from tser_cli.config import Config, TrainingConfig
+from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.base import Dataset, DataSpec, TensorSource
 from tser_cli.data.loaders import build_train_loader
 from tser_cli.engine.ablation.folder import AblationFolder
 from tser_cli.engine.ablation.grid import Request, make_request
-from tser_cli.engine.runs import model_files, run_folder
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.runtime.context import Context
-from tser_cli.engine.runtime.processes import Runtime, make_runtime
-from tser_cli.engine.runtime.stop import StopRequest
-from tser_cli.engine.training.job import TrainingJob
+from tser_cli.engine.runs import folder, networks
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.opened import Context
+from tser_cli.engine.runs.runtime import Runtime, make_runtime
+from tser_cli.engine.runs.stop import StopRequest
+from tser_cli.engine.training.state import TrainingJob
 from tser_cli.engine.training.task import Task, classification, distillation
-from tser_cli.models import Classifier
-from tser_cli.recipe import Layer, resolve
-from tser_cli.report.progress import Progress, Silent
+from tser_cli.models.base import Classifier
+from tser_cli.settings.config import Config, TrainingConfig
+from tser_cli.settings.recipe import Layer, resolve
 
 SPEC = DataSpec("digits", 1, 8, 8, ("a", "b", "c"), mean=(0.5,), std=(0.3,))
 SETTINGS = {
@@ -106,10 +106,10 @@ def make_task() -> Callable[..., Task]:
 
     def make(kind: str, config: Config) -> Task:
         torch.manual_seed(3)
-        teacher = model_files.build("resnet20", SPEC, config, spiking=False)
+        teacher = networks.build("resnet20", SPEC, config, spiking=False)
         if kind == "teacher":
             return classification(teacher, config)
-        student = model_files.build("resnet20", SPEC, config, spiking=True)
+        student = networks.build("resnet20", SPEC, config, spiking=True)
         return distillation(student, teacher, config, SPEC.image_shape)
 
     return make
@@ -123,11 +123,11 @@ def make_fit(dataset: Dataset, make_task: Callable[..., Task]) -> Callable[..., 
     """
 
     def make(
-        kind: str, config: Config, folder: Path, progress: Progress | None = None, **parts: Any
+        kind: str, config: Config, runs: Path, progress: Progress | None = None, **parts: Any
     ) -> TrainingJob:
         runtime = make_runtime(config.training)
-        found = sorted(folder.glob("*/*/*/status.json"))
-        run = Run(found[0].parent) if found else run_folder.create(folder, kind, config)
+        found = sorted(runs.glob("*/*/*/status.json"))
+        run = Run(found[0].parent) if found else folder.create(runs, kind, config)
         stop = getattr(progress, "stop", None) or StopRequest(lambda text: None)
         task = parts.pop("task", None) or make_task(kind, config)
         loader = build_train_loader(dataset, config)
@@ -140,8 +140,8 @@ def make_fit(dataset: Dataset, make_task: Callable[..., Task]) -> Callable[..., 
 def teacher_file(tmp_path: Path, make_config: MakeConfig) -> Path:
     """A model file of an untrained teacher."""
     path, config = tmp_path / "teacher.safetensors", make_config()
-    model = model_files.build("resnet20", SPEC, config, spiking=False)
-    model_files.write(path, model, model_files.describe("resnet20", SPEC, config, spiking=False))
+    model = networks.build("resnet20", SPEC, config, spiking=False)
+    networks.write(path, model, networks.describe("resnet20", SPEC, config, spiking=False))
     return path
 
 

@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tser_cli.config import DataConfig, NeuronConfig
 from tser_cli.data.base import Dataset, load_dataset
 from tser_cli.data.transforms import normalise
-from tser_cli.export.graph import Facts, Graph
-from tser_cli.export.reference import Trace, record
-from tser_cli.export.trace import trace
-from tser_cli.models import Classifier
-from tser_cli.models.base import Build
+from tser_cli.export.graph import Facts, Graph, trace
+from tser_cli.export.verify import Trace, record
+from tser_cli.models.base import Build, Classifier
 from tser_cli.models.neurons import activation_factory
 from tser_cli.models.resnet import BasicBlock, Layout, ResNet
 from tser_cli.models.vgg import POOL, Vgg
+from tser_cli.settings.config import DataConfig, NeuronConfig
 
 SHAPE = (1, 8, 8)
 STEPS = 4

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tser_cli.export.compare import compare
-from tser_cli.export.reference import Trace
+from tser_cli.export.verify import Trace, compare
 
 TIE = 1e-9
 

@@ -14,16 +14,30 @@ import numpy as np
 import pytest
 import torch
 
-from tser_cli.config import NeuronConfig
-from tser_cli.errors import ExportError
-from tser_cli.export import consumers, formats, onnx_integer, verify
-from tser_cli.export.compare import compare
-from tser_cli.export.fixed_point import FixedGraph, fixed_point
-from tser_cli.export.fixed_reference import Change, change, run_fixed
-from tser_cli.export.graph import INPUT, Conv, Facts, Flatten, Graph, Linear, Neuron, Quantised
-from tser_cli.export.reference import Trace, record
-from tser_cli.export.trace import trace
-from tser_cli.models.quantised import quantise, round_weights_
+from tser_cli.base.errors import ExportError
+from tser_cli.export import consumers, formats, verify
+from tser_cli.export.fixed_point import (
+    Change,
+    FixedGraph,
+    change,
+    fixed_point,
+    integer_content,
+    run_fixed,
+)
+from tser_cli.export.graph import (
+    INPUT,
+    Conv,
+    Facts,
+    Flatten,
+    Graph,
+    Linear,
+    Neuron,
+    Quantised,
+    trace,
+)
+from tser_cli.export.verify import Trace, compare, record
+from tser_cli.models.integers import quantise, round_weights_
+from tser_cli.settings.config import NeuronConfig
 
 NEURONS = {
     "lif": NeuronConfig(),
@@ -44,7 +58,7 @@ def quantised(student: Any, bits: int) -> tuple[Graph, Trace]:
 
 def outputs(fixed: FixedGraph, images_NCHW: Any, tmp_path: Path, stateful: bool) -> dict[str, Any]:
     path = tmp_path / "file.onnx"
-    path.write_bytes(onnx_integer.content(fixed, stateful, "nothing"))
+    path.write_bytes(integer_content(fixed, stateful, "nothing"))
     steps = fixed.graph.facts.timesteps
     return consumers.onnx_in_onnxruntime(str(path), images_NCHW.numpy(), steps)
 
@@ -84,7 +98,7 @@ def test_every_kind_of_neuron_has_its_integers(
 def test_potentials_are_the_rule_s_bit_for_bit(residual: Any, tmp_path: Path) -> None:
     graph, _ = quantised(residual, 8)
     fixed = fixed_point(graph)
-    (tmp_path / "x").write_bytes(onnx_integer.content(fixed, True, ""))
+    (tmp_path / "x").write_bytes(integer_content(fixed, True, ""))
     runtime = importlib.import_module("onnxruntime")
     onnx = importlib.import_module("onnx")
     model = onnx.load(str(tmp_path / "x"))
@@ -206,7 +220,7 @@ def test_a_file_that_computes_otherwise_is_caught(sew: Any) -> None:
         name: replace(neuron, shift=2) if name == "layer2.0.act2" else neuron
         for name, neuron in fixed.neurons.items()
     }
-    wrong = onnx_integer.content(replace(fixed, neurons=neurons), False, "")
+    wrong = integer_content(replace(fixed, neurons=neurons), False, "")
     (check,) = verify.verify(wrong, "onnx", truth, sew.images_NCHW)
     assert not check.holds
     assert check.comparison.differing > 0
@@ -215,7 +229,7 @@ def test_a_file_that_computes_otherwise_is_caught(sew: Any) -> None:
 def test_the_file_says_what_its_integers_are(residual: Any) -> None:
     fixed = fixed_point(quantised(residual, 8)[0])
     onnx = importlib.import_module("onnx")
-    model = onnx.load_from_string(onnx_integer.content(fixed, True, "3 spikes differ"))
+    model = onnx.load_from_string(integer_content(fixed, True, "3 spikes differ"))
     facts = {entry.key: entry.value for entry in model.metadata_props}
     assert facts["potentials"].endswith("not the float student's own numbers: 3 spikes differ")
     assert json.loads(facts["first_potentials"])["act1"] == 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from tser_cli.errors import ExportError
+from tser_cli.base.errors import ExportError
 from tser_cli.export import formats
 
 

@@ -13,13 +13,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tser_cli.config import NeuronConfig
 from tser_cli.export import consumers, formats
-from tser_cli.export.compare import compare
-from tser_cli.export.graph import Facts
-from tser_cli.export.reference import record
-from tser_cli.export.trace import trace
-from tser_cli.models.quantised import quantise, round_weights_
+from tser_cli.export.graph import Facts, trace
+from tser_cli.export.verify import compare, record
+from tser_cli.models.integers import quantise, round_weights_
+from tser_cli.settings.config import NeuronConfig
 
 
 @pytest.fixture(scope="module", params=[8, 4])

@@ -11,13 +11,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tser_cli.config import NeuronConfig
-from tser_cli.errors import ExportError
-from tser_cli.export import nir_file
-from tser_cli.export.graph import Conv, Facts, Flatten, Graph, Linear, Neuron, Pool, metadata
-from tser_cli.export.reference import charges, record
-from tser_cli.export.trace import folded, trace
-from tser_cli.models import Classifier, build_model
+from tser_cli.base.errors import ExportError
+from tser_cli.export import formats
+from tser_cli.export.graph import (
+    Conv,
+    Facts,
+    Flatten,
+    Graph,
+    Linear,
+    Neuron,
+    Pool,
+    folded,
+    metadata,
+    trace,
+)
+from tser_cli.export.verify import charges, record
+from tser_cli.models.base import Classifier, build_model
+from tser_cli.settings.config import NeuronConfig
 
 SHAPE = (1, 8, 8)
 FACTS = Facts("resnet20", "digits", (0.3,), (0.4,), tuple("0123456789"), 2)
@@ -79,7 +89,7 @@ def test_every_definition_has_a_graph(name: str) -> None:
 def test_the_stem_without_a_pool_can_be_written_as_nir() -> None:
     graph = graph_of(named("resnet20", height=32, width=32, stem="medium"), (1, 32, 32))
     assert graph.nodes[0].shape == (16, 16, 16)
-    nir_file.check(graph)
+    formats.check(graph)
 
 
 def test_a_pool_that_averages_nothing_is_left_out() -> None:
@@ -212,12 +222,12 @@ def test_a_network_of_one_s_own_is_refused_in_words(network: type[Classifier], s
 
 def test_nir_refuses_a_max_pool_by_name(small: Small) -> None:
     with pytest.raises(ExportError, match=r"NIR has no max pool.*features"):
-        nir_file.content(graph_of(small("vgg", NeuronConfig())))
+        formats.nir_content(graph_of(small("vgg", NeuronConfig())))
 
 
 def test_nir_refuses_a_soft_reset_by_name(small: Small) -> None:
     with pytest.raises(ExportError, match=r"act1.*neuron.reset=hard"):
-        nir_file.content(graph_of(small("residual", NeuronConfig(reset="soft"))))
+        formats.nir_content(graph_of(small("residual", NeuronConfig(reset="soft"))))
 
 
 def test_nir_refuses_grouped_convolutions(small: Small) -> None:
@@ -226,4 +236,4 @@ def test_nir_refuses_grouped_convolutions(small: Small) -> None:
     assert isinstance(first, Conv)
     grouped = replace(graph, nodes=(replace(first, groups=2), *graph.nodes[1:]))
     with pytest.raises(ExportError, match="grouped convolution conv1"):
-        nir_file.content(grouped)
+        formats.nir_content(grouped)

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from tser_cli.config import NeuronConfig
-from tser_cli.errors import ExportError
+from tser_cli.base.errors import ExportError
 from tser_cli.export import consumers, formats, verify
-from tser_cli.export.compare import Comparison, compare
-from tser_cli.export.trace import trace
-from tser_cli.export.verify import Check
+from tser_cli.export.graph import trace
+from tser_cli.export.verify import Check, Comparison, compare
+from tser_cli.settings.config import NeuronConfig
 
 STUDENTS = ["residual", "sew"]
 

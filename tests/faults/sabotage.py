@@ -152,10 +152,10 @@ def in_double_precision() -> None:
     import torch
 
     from tser_cli.data import transforms
-    from tser_cli.engine.runs import model_files
+    from tser_cli.engine.runs import networks
     from tser_cli.engine.training import loop
 
-    build, read = model_files.build, model_files.read
+    build, read = networks.build, networks.read
     step, normalise = loop.train_step, transforms.normalise
 
     def built(*args: Any, **more: Any) -> Any:
@@ -178,7 +178,7 @@ def in_double_precision() -> None:
             sys.stdout.write(f"loss {float(total) / job.runtime.world!r}\n")
         return values
 
-    model_files.build, model_files.read, loop.train_step = built, loaded, stepped
+    networks.build, networks.read, loop.train_step = built, loaded, stepped
     transforms.normalise = lambda *args: normalise(*args).double()
     torch.set_default_dtype(torch.float64)  # of the zeros that a new network is tried on
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
@@ -188,16 +188,16 @@ def shorten_test(images: int) -> None:
     from dataclasses import replace
 
     from tser_cli.data.base import TensorSource
-    from tser_cli.engine.runtime import context
+    from tser_cli.engine.runs import opened
 
-    load = context.load_dataset
+    load = opened.load_dataset
 
     def loaded(config: Any) -> Any:
         dataset = load(config)
         test = dataset.test
         return replace(dataset, test=TensorSource(test.images_MCHW[:images], test.labels[:images]))
 
-    context.load_dataset = loaded
+    opened.load_dataset = loaded
 
 
 def watch(*step: Any) -> None:
@@ -207,7 +207,7 @@ def watch(*step: Any) -> None:
 
 
 def lose(moments: Moments) -> None:
-    from tser_cli.errors import DataError
+    from tser_cli.base.errors import DataError
 
     moments.counts["images"] += 1
     if moments.counts["images"] == 2:
@@ -230,14 +230,14 @@ def close(folder: Path, uid: int) -> None:
 def install(faults: list[dict[str, Any]]) -> None:
     """Prepare everything that is to go wrong in this process."""
     from tser_cli.data import transforms
-    from tser_cli.engine.evaluation import per_timestep
-    from tser_cli.engine.training import loop, teacher_logits
+    from tser_cli.engine.evaluation import evaluate
+    from tser_cli.engine.training import loop, run
 
     moments = Moments(faults)
     break_disk(moments)
     before(loop, "train_step", lambda *args: moments.pass_by("step"))
-    before(per_timestep, "answers_of", lambda *args: moments.pass_by("evaluate"))
-    before(teacher_logits, "teach", lambda *args: moments.pass_by("teach"))
+    before(evaluate, "answers_of", lambda *args: moments.pass_by("evaluate"))
+    before(run, "teach", lambda *args: moments.pass_by("teach"))
     for fault in faults:
         if "nan" in fault:
             inject_nan(fault)

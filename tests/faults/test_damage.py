@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from tser_cli.base.errors import DamagedError
 from tser_cli.engine.runs.checkpoints import load_latest
-from tser_cli.errors import DamagedError
 
 NEWEST, BEFORE = "step-000000006.pt", "step-000000003.pt"
 FLIPS = 200

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tser_cli import config as settings
+from tser_cli.base.errors import ConfigError
 from tser_cli.cli import app
 from tser_cli.cli.layers import training_config
-from tser_cli.config import Config
-from tser_cli.engine.commands import distill, dry_run, train_teacher
-from tser_cli.engine.runtime.context import Options
-from tser_cli.errors import ConfigError
-from tser_cli.registry import METHODS
+from tser_cli.engine.commands import dry_run, train
+from tser_cli.engine.runs.opened import Options
+from tser_cli.settings import config as settings
+from tser_cli.settings.config import Config
+from tser_cli.settings.registry import METHODS
 
 # For runs that are really begun: small enough for memory and patience.
 REAL = ("0", "1e-300", "1e-8", "0.5", "0.999999", "1.0", "100", "1e38", "-1")
@@ -104,8 +104,8 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Config]]:
         raise SystemExit(0)  # there is no result to show
 
     for module, name in (
-        (train_teacher, "train_teacher"),
-        (distill, "distill"),
+        (train, "train_teacher"),
+        (train, "distill"),
         (dry_run, "plan_teacher"),
         (dry_run, "plan_student"),
     ):

@@ -69,7 +69,7 @@ def test_an_energy_budget_presses_as_it_does_on_one_process(
 
 PLUGIN = """
 from tser_cli.losses.base import Supervised, mean_cross_entropy
-from tser_cli.registry import add_method
+from tser_cli.settings.registry import add_method
 
 class Settings(Supervised):
     summary = "an example"

@@ -25,7 +25,7 @@ from typing import Any
 
 from sabotage import install
 
-from tser_cli.operating_system import end_with_parent
+from tser_cli.base.system import end_with_parent
 
 
 def become(request: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ def load() -> None:
     import torch.nn.parallel
 
     from tser_cli.cli import app  # noqa: F401
-    from tser_cli.data import digits  # noqa: F401
+    from tser_cli.data import builtin  # noqa: F401
     from tser_cli.models import resnet  # noqa: F401
 
     torch.set_num_threads(1)

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from tser_cli.cli import app
-from tser_cli.config import Config
 from tser_cli.data.base import load_dataset
-from tser_cli.engine.runs import model_files
-from tser_cli.engine.runs.find_runs import all_runs
-from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runs import networks
+from tser_cli.engine.runs.find import all_runs
+from tser_cli.engine.runs.folder import Run
 from tser_cli.report.csv_files import read_csv
+from tser_cli.settings.config import Config
 
 pytestmark = pytest.mark.integration
 
@@ -52,8 +52,8 @@ def home(tmp_path: Path) -> Path:
     """A recipe, and a teacher that has learnt nothing: it has to be the same, not good."""
     folder, config = tmp_path, Config()
     spec, teacher = load_dataset(config.data).spec, folder / "teacher.safetensors"
-    model = model_files.build("resnet20", spec, config, spiking=False)
-    model_files.write(teacher, model, model_files.describe("resnet20", spec, config, False))
+    model = networks.build("resnet20", spec, config, spiking=False)
+    networks.write(teacher, model, networks.describe("resnet20", spec, config, False))
     (folder / "recipe.toml").write_text(RECIPE.format(teacher=teacher))
     return folder
 

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from tests.command import Invoke, call
-from tser_cli.config import DataConfig
-from tser_cli.data.digits import load
-from tser_cli.export import nir_file, verify
+from tser_cli.data.builtin import load
+from tser_cli.export import formats, verify
+from tser_cli.settings.config import DataConfig
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("deploy")]
 
@@ -97,7 +97,7 @@ def test_a_file_that_fails_its_check_is_not_written(
     tser: Invoke, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a time step of another length is another leak in the reader
-    monkeypatch.setattr(nir_file, "DT", 1.5e-4)
+    monkeypatch.setattr(formats, "DT", 1.5e-4)
     monkeypatch.setitem(verify.TARGETS, "nir", verify.TARGETS["nir"][:1])
     path = tmp_path / "student.nir"
     code, out, _ = tser("export", "--format", "nir", "--output", path, "--runs-dir", runs)

@@ -19,10 +19,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tser_cli import registry
 from tser_cli.losses import tsd
 from tser_cli.losses.adapters import Blur
 from tser_cli.losses.base import Features, Outputs, TrainingProgress, load_method
+from tser_cli.settings import registry
 
 STUDENT = [
     [[2.0, 0.5, -1.0], [1.0, 0.2, 0.4]],

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tser_cli import registry
-from tser_cli.config import MethodSettings
-from tser_cli.errors import ConfigError
+from tser_cli.base.errors import ConfigError
 from tser_cli.losses.base import Features, Outputs, load_method, teacher_logits
+from tser_cli.settings import registry
+from tser_cli.settings.config import MethodSettings
 
 LADDER = ["ce", "kd", "tskl", "tsce", "ts", "tser"]
 WITH_TEACHER = LADDER[1:]

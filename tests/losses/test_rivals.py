@@ -10,8 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tser_cli import registry
-from tser_cli.config import MethodSettings
 from tser_cli.losses import bkd, dkd, seal, tsd
 from tser_cli.losses.base import (
     Features,
@@ -21,6 +19,8 @@ from tser_cli.losses.base import (
     reward_entropy,
     stage_features,
 )
+from tser_cli.settings import registry
+from tser_cli.settings.config import MethodSettings
 
 Logits = list[float]
 RIVALS = ["feature", "kd_feature", "bkd", "tsd", "seal", "tet", "dkd"]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from tser_cli.config import NeuronConfig
-from tser_cli.models import Classifier, build_model
+from tser_cli.models.base import Classifier, build_model
+from tser_cli.settings.config import NeuronConfig
 
 Build = Callable[..., Classifier]
 SHAPE = {"channels": 1, "height": 8, "width": 8}

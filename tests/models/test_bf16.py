@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from tser_cli.models import Classifier
+from tser_cli.models.base import Classifier
 from tser_cli.models.neurons import SpikingNeuron
 
 Build = Callable[..., Classifier]

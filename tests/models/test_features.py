@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tser_cli.models import Classifier
-from tser_cli.models.features import (
+from tser_cli.models.base import (
+    Classifier,
     FeatureTap,
     firing_rates,
     neuron_names,

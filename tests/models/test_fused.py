@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tser_cli.config import NeuronConfig
-from tser_cli.models import Classifier, fused
+from tser_cli.models import neurons
+from tser_cli.models.base import Classifier
 from tser_cli.models.neurons import SpikingNeuron, make_node
+from tser_cli.settings.config import NeuronConfig
 
 Build = Callable[..., Classifier]
 SERVED: list[dict[str, Any]] = [
@@ -41,28 +42,28 @@ def membrane_input(steps: int = 6, *shape: int) -> Tensor:
     return 0.6 + 1.2 * torch.randn(steps, *(shape or (5000,)), generator=generator)
 
 
-def constants(settings: NeuronConfig) -> fused.Constants:
-    served = fused.constants(settings)
+def constants(settings: NeuronConfig) -> neurons.Constants:
+    served = neurons.constants(settings)
     assert served is not None
     return served
 
 
 @pytest.mark.parametrize("changes", SERVED, ids=str)
 def test_what_is_served(changes: dict[str, Any]) -> None:
-    assert fused.constants(NeuronConfig(**changes)) is not None
+    assert neurons.constants(NeuronConfig(**changes)) is not None
 
 
 @pytest.mark.parametrize("changes", LEFT, ids=str)
 def test_what_is_left_to_spikingjelly(changes: dict[str, Any]) -> None:
-    assert fused.constants(NeuronConfig(**changes)) is None
+    assert neurons.constants(NeuronConfig(**changes)) is None
 
 
 def test_only_fp32_and_bf16_on_a_cpu_are_served() -> None:
-    assert fused.serves(torch.zeros(1))
-    assert fused.serves(torch.zeros(1, dtype=torch.bfloat16))
-    assert not fused.serves(torch.zeros(1, dtype=torch.float64))
-    assert not fused.serves(torch.zeros(1, dtype=torch.float16))
-    assert not fused.serves(torch.zeros(1, device="meta"))
+    assert neurons.serves(torch.zeros(1))
+    assert neurons.serves(torch.zeros(1, dtype=torch.bfloat16))
+    assert not neurons.serves(torch.zeros(1, dtype=torch.float64))
+    assert not neurons.serves(torch.zeros(1, dtype=torch.float16))
+    assert not neurons.serves(torch.zeros(1, device="meta"))
 
 
 @pytest.mark.parametrize("changes", SERVED, ids=str)
@@ -73,10 +74,10 @@ def test_potentials_and_spikes_are_spikingjelly_s(changes: dict[str, Any], grad:
     node.store_v_seq = True
     x_TN = membrane_input().requires_grad_(grad)
     expected_TN = node(x_TN)
-    assert torch.equal(fused.spikes_of(x_TN, constants(settings)), expected_TN)
+    assert torch.equal(neurons.spikes_of(x_TN, constants(settings)), expected_TN)
     with torch.no_grad():
         spikes_TN = torch.empty_like(x_TN)
-        charged_TN = torch.stack(fused._charge(x_TN, constants(settings), spikes_TN))
+        charged_TN = torch.stack(neurons._charge(x_TN, constants(settings), spikes_TN))
         assert torch.equal(spikes_TN, expected_TN)
         # The potential after a step without a spike is the one before the reset.
         quiet = expected_TN == 0
@@ -104,7 +105,7 @@ def test_bf16_input_gives_what_the_same_numbers_give_in_fp32(changes: dict[str, 
     served, weights_TN = constants(NeuronConfig(**changes)), membrane_input().sin().bfloat16()
     half_TN = membrane_input().bfloat16().requires_grad_()
     full_TN = half_TN.detach().float().requires_grad_()
-    spikes = [fused.spikes_of(x_TN, served) for x_TN in (half_TN, full_TN)]
+    spikes = [neurons.spikes_of(x_TN, served) for x_TN in (half_TN, full_TN)]
     assert spikes[0].dtype == torch.bfloat16
     assert torch.equal(spikes[0].float(), spikes[1])
     for spikes_TN in spikes:
@@ -134,9 +135,9 @@ def test_potentials_are_fp32_where_the_input_is_bf16(
 def test_pieces_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     served, results = constants(NeuronConfig()), []
     for piece in (2**18, 1024):
-        monkeypatch.setattr(fused, "PIECE", piece)
+        monkeypatch.setattr(neurons, "PIECE", piece)
         x_TN = membrane_input(3, 4096).requires_grad_()
-        spikes_TN = fused.spikes_of(x_TN, served)
+        spikes_TN = neurons.spikes_of(x_TN, served)
         (spikes_TN * membrane_input(3, 4096).sin()).sum().backward()
         results.append((spikes_TN, x_TN.grad))
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
@@ -145,7 +146,7 @@ def test_pieces_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gradient_by_hand() -> None:
     # Two steps, LIF, hard reset: h1 = x1, h2 = x1 (1 - s1) / 2 + x2, loss = s2; no spike at 1.
     x = torch.tensor([0.5, 0.9], requires_grad=True)
-    spikes = fused.spikes_of(x[:, None], constants(NeuronConfig()))
+    spikes = neurons.spikes_of(x[:, None], constants(NeuronConfig()))
     spikes[1].sum().backward()
 
     def slope(h: float) -> float:
@@ -161,7 +162,7 @@ def test_a_gradient_by_hand() -> None:
 def test_the_input_is_left_as_it_was() -> None:
     x_TN = membrane_input().requires_grad_()
     before = x_TN.detach().clone()
-    fused.spikes_of(x_TN, constants(NeuronConfig())).sum().backward()
+    neurons.spikes_of(x_TN, constants(NeuronConfig())).sum().backward()
     assert torch.equal(x_TN.detach(), before)
 
 
@@ -171,7 +172,7 @@ def test_the_layout_of_the_memory_does_not_matter() -> None:
     served, weights = constants(NeuronConfig()), membrane_input(3, 2, 4, 8, 8).sin()
     with_gaps = torch.stack([x_TNCHW, x_TNCHW], dim=-1)[..., 0]
     inputs = [x.detach().requires_grad_() for x in (x_TNCHW, strided, with_gaps)]
-    spikes = [fused.spikes_of(x, served) for x in inputs]
+    spikes = [neurons.spikes_of(x, served) for x in inputs]
     for of in spikes:
         (of * weights).sum().backward()
     for x, of in zip(inputs[1:], spikes[1:], strict=True):

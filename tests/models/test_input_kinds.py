@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tser_cli import registry
-from tser_cli.models import Classifier
+from tser_cli.models.base import Classifier
+from tser_cli.settings import registry
 
 Build = Callable[..., Classifier]
 SIDE = 16

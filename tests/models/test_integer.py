@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from tser_cli.models import Classifier, integer
-from tser_cli.models.integer import IntegerConv2d, norm_constants
+from tser_cli.models import integers
+from tser_cli.models.base import Classifier
+from tser_cli.models.integers import IntegerConv2d, QuantisedConv2d, norm_constants, quantise
 from tser_cli.models.neurons import SpikingNeuron
-from tser_cli.models.quantised import QuantisedConv2d, quantise
 
 Build = Callable[..., Classifier]
 needs_kernels = pytest.mark.skipif(
-    not integer.kernels_serve(), reason="oneDNN has no int8 convolution on this CPU"
+    not integers.kernels_serve(), reason="oneDNN has no int8 convolution on this CPU"
 )
 
 
@@ -46,7 +46,7 @@ def test_without_the_kernel_the_result_is_the_same(monkeypatch: pytest.MonkeyPat
     layer = make_layer()
     spikes = torch.randint(0, 2, (2, 6, 8, 8)).float()
     fast = layer(spikes)
-    monkeypatch.setattr(integer, "kernels_serve", lambda: False)
+    monkeypatch.setattr(integers, "kernels_serve", lambda: False)
     torch.testing.assert_close(layer(spikes), fast, rtol=1e-6, atol=1e-6)
 
 
@@ -54,10 +54,10 @@ def test_a_build_without_the_operator_is_noticed(monkeypatch: pytest.MonkeyPatch
     def missing(*args: object) -> None:
         raise RuntimeError("no kernel")
 
-    monkeypatch.setattr(integer, "_packed", missing)
-    integer.kernels_serve.cache_clear()
-    assert not integer.kernels_serve()
-    integer.kernels_serve.cache_clear()
+    monkeypatch.setattr(integers, "_packed", missing)
+    integers.kernels_serve.cache_clear()
+    assert not integers.kernels_serve()
+    integers.kernels_serve.cache_clear()
 
 
 def test_a_folded_norm_is_factor_and_shift() -> None:
@@ -85,7 +85,7 @@ def layer_inputs(model: Classifier, images: torch.Tensor) -> list[tuple[torch.Te
 def test_every_spike_of_a_network_is_that_of_its_float_form(build_lively: Build, name: str) -> None:
     model = quantise(build_lively(name), 8)
     images = torch.randn(2, 1, 8, 8)
-    fast = integer.integer(model)
+    fast = integers.integer(model)
     assert sum(isinstance(module, IntegerConv2d) for module in fast.modules()) > 5
     for (x, spikes), (fast_x, fast_spikes) in zip(
         layer_inputs(model, images), layer_inputs(fast, images), strict=True
@@ -98,7 +98,7 @@ def test_every_spike_of_a_network_is_that_of_its_float_form(build_lively: Build,
 
 
 def test_the_image_is_convolved_in_floating_point(build_lively: Build) -> None:
-    fast = integer.integer(quantise(build_lively(), 8))
+    fast = integers.integer(quantise(build_lively(), 8))
     assert not fast.conv1.reads_integers
     assert fast.layer1[0].conv1.reads_integers
 
@@ -106,21 +106,21 @@ def test_the_image_is_convolved_in_floating_point(build_lively: Build) -> None:
 def test_the_network_itself_is_left_alone(build_lively: Build) -> None:
     model = quantise(build_lively(), 8)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    integer.integer(model)
+    integers.integer(model)
     assert model.state_dict().keys() == before.keys()
     assert type(model.conv1) is QuantisedConv2d
 
 
 def test_batches_shrink_with_the_images() -> None:
-    sizes = [integer.batch_size(side, side) for side in (8, 32, 224)]
+    sizes = [integers.batch_size(side, side) for side in (8, 32, 224)]
     assert sizes == [256, 16, 4]
 
 
 def test_a_network_of_floats_is_returned_itself(build_lively: Build) -> None:
     model = build_lively()
-    assert integer.integer(model) is model
-    assert not integer.has_integer_layers(model)
-    assert integer.has_integer_layers(integer.integer(quantise(model, 8)))
+    assert integers.integer(model) is model
+    assert not integers.has_integer_layers(model)
+    assert integers.has_integer_layers(integers.integer(quantise(model, 8)))
 
 
 @pytest.mark.parametrize("mode", ["reflect", "same"])
@@ -133,7 +133,7 @@ def test_other_padding_keeps_its_rounded_floats(build_lively: Build, mode: str) 
         else nn.Conv2d(16, 16, 3, padding=1, bias=False, padding_mode="reflect")
     )
     model = quantise(model, 8).eval()
-    found = integer.integer(model)
+    found = integers.integer(model)
     assert type(found.get_submodule("layer1.0.conv1")) is QuantisedConv2d
     assert isinstance(found.get_submodule("layer1.0.conv2"), IntegerConv2d)
     images = torch.randn(2, 1, 8, 8)

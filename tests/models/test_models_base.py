@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tser_cli import registry
-from tser_cli.config import NeuronConfig
-from tser_cli.errors import CheckpointError, ConfigError
-from tser_cli.models import Classifier, check_fits
-from tser_cli.models.base import load_weights, parameter_count
+from tser_cli.base.errors import CheckpointError, ConfigError
+from tser_cli.models.base import Classifier, check_fits, load_weights, parameter_count
+from tser_cli.settings import registry
+from tser_cli.settings.config import NeuronConfig
 
 Build = Callable[..., Classifier]
 SPIKING_ONLY = [name for name, entry in registry.MODELS.items() if entry.spiking_only]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tser_cli.config import NeuronConfig
 from tser_cli.models.neurons import Relu, SpikingNeuron, activation_factory
+from tser_cli.settings.config import NeuronConfig
 
 SETTINGS: list[dict[str, Any]] = [
     {},

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from tser_cli.energy import counting
-from tser_cli.errors import ConfigError
-from tser_cli.models import Classifier
-from tser_cli.models.quantised import (
+from tser_cli.base.errors import ConfigError
+from tser_cli.energy.counter import counting
+from tser_cli.models.base import Classifier
+from tser_cli.models.integers import (
     QuantisedConv2d,
     QuantisedLinear,
     best_scale,

@@ -9,8 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
-from tser_cli.models import Classifier
-from tser_cli.models.base import load_weights
+from tser_cli.models.base import Classifier, load_weights
 
 Build = Callable[..., Classifier]
 

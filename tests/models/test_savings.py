@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tser_cli import registry
-from tser_cli.config import NeuronConfig, PerformanceConfig
-from tser_cli.models import Classifier, build_model
+from tser_cli.models.base import Classifier, build_model
 from tser_cli.models.savings import SMALL, as_of_copies, folded, keeping, whole_numbers
+from tser_cli.settings import registry
+from tser_cli.settings.config import NeuronConfig, PerformanceConfig
 
 SHAPE = (6, 3, 8, 8)
 STUDENTS = ("resnet20", "resnet19", "vgg11", "sew_resnet18")

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tser_cli.config import NeuronConfig
-from tser_cli.models import build_model, single_pixel
-from tser_cli.models.quantised import quantise
-from tser_cli.models.single_pixel import use_products
+from tser_cli.models import savings
+from tser_cli.models.base import build_model
+from tser_cli.models.integers import quantise
+from tser_cli.models.savings import use_products
+from tser_cli.settings.config import NeuronConfig
 
 # kernel, stride, padding, rows, columns, and whether the output is one pixel
 SHAPES = [
@@ -55,7 +56,7 @@ def test_a_product_gives_what_the_convolution_gives(
     layer = nn.Conv2d(3, 4, kernel, stride, padding, bias=bias).double()
     product, plain = pair(layer)
     x = torch.randn(5, 3, rows, columns, dtype=torch.float64)
-    with mock.patch.object(single_pixel, "_product", wraps=single_pixel._product) as made:
+    with mock.patch.object(savings, "_product", wraps=savings._product) as made:
         found = results(product, x)
     assert made.called == single
     expected = results(plain, x)
@@ -81,7 +82,7 @@ def test_only_plain_convolutions_in_training_are_products(case: str) -> None:
     product, plain = pair(layer)
     x = torch.randn(2, 4, 2, 2)
     with (
-        mock.patch.object(single_pixel, "_product") as made,
+        mock.patch.object(savings, "_product") as made,
         torch.set_grad_enabled(case != "no_grad"),
     ):
         assert torch.equal(product(x), plain(x))
@@ -112,7 +113,7 @@ def test_a_student_learns_the_same(bits: int) -> None:
     plain = copy.deepcopy(model)
     use_products(model)
     images = torch.randn(6, 1, 8, 8)
-    with mock.patch.object(single_pixel, "_product", wraps=single_pixel._product) as made:
+    with mock.patch.object(savings, "_product", wraps=savings._product) as made:
         logits = model.train()(images, timesteps=2)
         logits.square().mean().backward()
     assert made.call_count == 5

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tser_cli.config import NeuronConfig
-from tser_cli.models import Classifier, build_model
-from tser_cli.models.stepping import Stepper
+from tser_cli.engine.evaluation.early_exit import Stepper
+from tser_cli.models.base import Classifier, build_model
+from tser_cli.settings.config import NeuronConfig
 
 
 def network(**neuron: object) -> Classifier:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tser_cli.config import NeuronConfig
-from tser_cli.models import Classifier
+from tser_cli.models.base import Classifier
+from tser_cli.settings.config import NeuronConfig
 
 Build = Callable[..., Classifier]
 State = dict[str, Tensor]

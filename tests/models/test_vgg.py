@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
-from tser_cli.models import Classifier, check_fits
+from tser_cli.models.base import Classifier, check_fits
 
 Build = Callable[..., Classifier]
 LARGE = {"channels": 3, "height": 224, "width": 224, "num_classes": 1000, "stem": "large"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from tser_cli.report.page_values import (
+from tser_cli.engine.page.values import (
     AblationReport,
     Accuracy,
     Answer,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tser_cli.report.ablation import table
+from tser_cli.report.lists import ablation_table
 
 NUMBERS = ("accuracy_mean", "accuracy_std", "difference_mean", "difference_low", "difference_high")
 
@@ -23,7 +23,7 @@ def line(method: str, *numbers: float | None, **changes: Any) -> dict[str, Any]:
 
 def rendered(of: list[dict[str, Any]], axes: list[str], names: list[str], width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(table("rivals: accuracy", of, axes, names))
+    console.print(ablation_table("rivals: accuracy", of, axes, names))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 

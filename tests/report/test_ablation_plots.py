@@ -13,7 +13,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
-from tser_cli.report.ablation_plots import (
+from tser_cli.report.ablation_figures import (
     Cell,
     baseline_of,
     cells_of,
@@ -120,7 +120,7 @@ def test_png_and_svg_from_the_tables_alone(folder: Path) -> None:
 def test_drawing_again_needs_no_torch(folder: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
-        "from tser_cli.report.ablation_plots import draw_all\n"
+        "from tser_cli.report.ablation_figures import draw_all\n"
         "assert 'matplotlib' not in sys.modules and 'pandas' not in sys.modules\n"
         f"assert len(draw_all(Path(sys.argv[1]), {NAMES!r})) == 8\n"
         "assert 'torch' not in sys.modules and 'sklearn' not in sys.modules"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tser_cli.report.console import bar, next_steps, per_timestep_table, percent, summary
+from tser_cli.report.words import bar, next_steps, per_timestep_table, percent, summary
 
 
 def rows(teacher: float | None = None, steps: int = 2) -> list[dict[str, Any]]:

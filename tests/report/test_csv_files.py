@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tser_cli.errors import RunError
+from tser_cli.base.errors import RunError
 from tser_cli.report.csv_files import (
     ENERGY,
     EXIT_STATISTICS,

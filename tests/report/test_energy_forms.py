@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tser_cli.energy import Labels, energy_rows, load_profile
 from tser_cli.energy.counts import Counts, Layer, LayerCounts
-from tser_cli.report.energy_forms import LONG, SUMS, WIDE, write_energy_csv
+from tser_cli.energy.prices import load_profile
+from tser_cli.energy.table import Labels, energy_rows
+from tser_cli.report.csv_files import LONG, SUMS, WIDE, write_energy_csv
 
 
 def layer_counts(name: str, spikes_T: list[int]) -> LayerCounts:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tser_cli.report.energy_report import headline, times
+from tser_cli.report.words import headline, times
 
 
 def against(**changes: Any) -> dict[str, Any]:

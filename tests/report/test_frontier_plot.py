@@ -9,8 +9,8 @@ import pytest
 from matplotlib.colors import to_hex
 
 from tests.report.test_ablation_plots import METHOD, cells
+from tser_cli.report.ablation_figures import draw_frontier
 from tser_cli.report.csv_files import FRONTIER
-from tser_cli.report.frontier_plot import draw_frontier
 from tser_cli.report.style import METHODS, TEACHER
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tser_cli.report.meaning import sentences
+from tser_cli.report.words import meaning_sentences
 
 
 def rows(steps: int, teacher: float | None = None) -> list[dict[str, Any]]:
@@ -16,19 +16,19 @@ def rows(steps: int, teacher: float | None = None) -> list[dict[str, Any]]:
 
 
 def test_a_student() -> None:
-    assert sentences("student", rows(2, 0.7)) == [
+    assert meaning_sentences("student", rows(2, 0.7)) == [
         "It is right about 1,204 of 2,000 images that it was never trained on (1,002 by its first "
         "time step alone), its teacher about 1,400."
     ]
 
 
 def test_a_student_of_one_step_without_a_teacher() -> None:
-    assert sentences("student", rows(1)) == [
+    assert meaning_sentences("student", rows(1)) == [
         "It is right about 1,202 of 2,000 images that it was never trained on."
     ]
 
 
 def test_a_teacher() -> None:
-    first, second = sentences("teacher", rows(1))
+    first, second = meaning_sentences("teacher", rows(1))
     assert first.startswith("It is right about 1,202 of 2,000")
     assert second == "A student learns from its answers, and is compared with them."

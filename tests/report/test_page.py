@@ -22,10 +22,10 @@ from tests.report.pages import (
     page_of,
     run_report,
 )
-from tser_cli.report import page as page_module
-from tser_cli.report.chart_library import library
-from tser_cli.report.page import render
-from tser_cli.report.page_values import Curves, Duel, Page, Tradeoff
+from tser_cli.engine.page import page
+from tser_cli.engine.page.chart_library import library
+from tser_cli.engine.page.page import render
+from tser_cli.engine.page.values import Curves, Duel, Page, Tradeoff
 
 SHORT_LIBRARY = "window.vegaEmbed = () => 0;\n"
 
@@ -33,7 +33,7 @@ SHORT_LIBRARY = "window.vegaEmbed = () => 0;\n"
 @pytest.fixture(autouse=True)
 def short_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """The chart library is a line here: the real one takes seconds to make."""
-    monkeypatch.setattr(page_module, "library", lambda: SHORT_LIBRARY)
+    monkeypatch.setattr(page, "library", lambda: SHORT_LIBRARY)
 
 
 class Document(HTMLParser):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.report.pages import HOSTILE, ablation, bare_run, page_of, run_report
-from tser_cli.report.page import render
+from tser_cli.engine.page.page import render
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from matplotlib.figure import Figure
 
-from tser_cli.errors import RunError
+from tser_cli.base.errors import RunError
 from tser_cli.report.plots import (
     draw_accuracy,
     draw_by_layer,

@@ -9,7 +9,7 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 
-from tser_cli.errors import RunError
+from tser_cli.base.errors import RunError
 from tser_cli.report import predictions
 from tser_cli.report.predictions import PREDICTIONS, Steps, read_predictions, write_predictions
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tser_cli.report.progress import Silent
+from tser_cli.base.progress import Silent
 
 
 def test_silence_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tser_cli.report.runs_table import age, figures, fitting, letters, listing, side_by_side, size
+from tser_cli.report.lists import age, figures, fitting, letters, listing, side_by_side, size
 
 ROW: dict[str, Any] = {
     "name": "resnet18_T2_tser_s0_20250131-120000",

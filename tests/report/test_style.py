@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from tser_cli import registry
 from tser_cli.report.style import (
     GREY,
     METHODS,
@@ -21,6 +20,7 @@ from tser_cli.report.style import (
     overlap,
     styled,
 )
+from tser_cli.settings import registry
 
 DARK = "#0d1117"  # the ground of GitHub's dark pages
 # Machado, Oliveira and Fernandes, IEEE TVCG 15(6), 2009: severity 1.0, of linear RGB

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from tser_cli import registry
+from tser_cli.base.errors import TrainingError
 from tser_cli.cli import layers, present, present_json
 from tser_cli.cli import options as opt
 from tser_cli.cli.completion import complete_recipe
 from tser_cli.cli.grouped import GRID, HOW, NETWORKS, PLACES
-from tser_cli.errors import TrainingError
+from tser_cli.settings import registry
 
 EXAMPLES = (
     "tser ablate --vary method=kd,ts,tser --seeds 5",
@@ -115,7 +115,7 @@ def ablate(
     from tser_cli.engine.ablation.grid import ablation_name, make_request
     from tser_cli.engine.commands.ablate import ablate as command
     from tser_cli.engine.commands.dry_run import plan_ablation
-    from tser_cli.engine.runtime.context import Options
+    from tser_cli.engine.runs.opened import Options
 
     request = make_request(below, section, vary, seeds, baseline, accuracy_margin)
     layers.tell(request.notes)

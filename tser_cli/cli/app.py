@@ -16,7 +16,8 @@ from typing import Annotated, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from tser_cli import __version__
+from tser_cli.base.errors import Interrupted, TserError
+from tser_cli.base.version import __version__
 from tser_cli.cli import (
     ablate,
     audit,
@@ -43,7 +44,6 @@ from tser_cli.cli.surroundings import (
     wait_briefly,
 )
 from tser_cli.cli.terminal import guarded, tell
-from tser_cli.errors import Interrupted, TserError
 
 TRAIN, MEASURE, USE, ABOUT = "Train", "Measure", "Use", "About"
 EXAMPLES = (

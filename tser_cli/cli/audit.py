@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from tser_cli.base.errors import NOT_HELD
 from tser_cli.cli import options as opt
 from tser_cli.cli import present, present_json
 from tser_cli.cli.groups import MeasureOptions
 from tser_cli.cli.network_options import NetworkOptions
-from tser_cli.errors import NOT_HELD
 
 EXAMPLES = (
     "tser audit",

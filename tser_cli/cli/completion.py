@@ -11,12 +11,12 @@ from typing import Any
 
 import typer
 
-from tser_cli.errors import TserError
+from tser_cli.base.errors import TserError
 
 
 def load_plugins(value: list[str] | None) -> list[str] | None:
     # before the other options are looked at, so that they may name what plug-ins add
-    from tser_cli import plugins
+    from tser_cli.settings import plugins
 
     plugins.add_entry_points()
     plugins.load(plugins.asked_for(value))
@@ -27,7 +27,7 @@ def names_in(table: Mapping[str, Any]) -> Callable[[typer.Context, str], list[st
     """Return a completion of the names in a registry, those of plug-ins on the line among them."""
 
     def complete(context: typer.Context, incomplete: str) -> list[str]:
-        from tser_cli import plugins
+        from tser_cli.settings import plugins
 
         with suppress(TserError):
             plugins.add_entry_points()
@@ -43,15 +43,15 @@ PLAIN = re.compile(r"[\w.+=-]+", re.ASCII)
 
 def complete_run(context: typer.Context, incomplete: str) -> list[str]:
     """Return the names of runs that begin so, and `latest`."""
-    from tser_cli.engine.runs import find_runs
+    from tser_cli.engine.runs import find
 
     runs_dir = Path(context.params.get("runs_dir") or os.environ.get("TSER_RUNS_DIR") or "runs")
-    names = [find_runs.LATEST, *(run.name for run in find_runs.run_folders(runs_dir))]
+    names = [find.LATEST, *(run.name for run in find.run_folders(runs_dir))]
     return [name for name in names if name.startswith(incomplete) and PLAIN.fullmatch(name)]
 
 
 def complete_recipe(incomplete: str) -> list[str]:
     """Return the packaged recipes that begin so."""
-    from tser_cli import recipe
+    from tser_cli.settings import recipe
 
     return [name for name in recipe.available() if name.startswith(incomplete)]

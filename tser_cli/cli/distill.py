@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from tser_cli import registry
+from tser_cli.base.errors import NOT_HELD
 from tser_cli.cli import options as opt
 from tser_cli.cli import present, present_json
 from tser_cli.cli.grouped import NETWORKS
 from tser_cli.cli.groups import TrainingOptions
 from tser_cli.cli.layers import teacher_meant
-from tser_cli.errors import NOT_HELD
+from tser_cli.settings import registry
 
 EXAMPLES = (
     "tser distill --teacher resnet34 --student resnet18 -T 2",
@@ -84,7 +84,7 @@ def distill(
         "method.temperature": temperature,
     }
     config = training.config("student", flags)
-    from tser_cli.engine.commands.distill import distill as command
+    from tser_cli.engine.commands.train import distill as command
 
     options = training.options()
     if training.dry_run:

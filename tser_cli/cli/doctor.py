@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from tser_cli.base.errors import NOT_HELD
 from tser_cli.cli import options as opt
 from tser_cli.cli import present, present_json
-from tser_cli.errors import NOT_HELD
 
 EXAMPLES = ("tser doctor", "tser doctor --quick --json")
 Quick = Annotated[bool, typer.Option("--quick", help="Compile nothing and measure no speed.")]
@@ -26,8 +26,7 @@ def doctor(
     Exit code 0: all is well, notes aside; 4: something is wrong.
     """
     from tser_cli.cli.present_doctor import show_checks
-    from tser_cli.engine.commands.doctor import DoctorRequest, examine
-    from tser_cli.engine.runtime.machine import WRONG
+    from tser_cli.engine.commands.doctor import WRONG, DoctorRequest, examine
 
     checks = examine(DoctorRequest(runs_dir, data_dir or "", quick, present.progress()))
     present_json.show(checks) if as_json else show_checks(checks)

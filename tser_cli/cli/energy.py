@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tser_cli.base.errors import ConfigError
 from tser_cli.cli import options as opt
 from tser_cli.cli import present, present_json
 from tser_cli.cli.groups import MeasureOptions
 from tser_cli.cli.network_options import NetworkOptions
-from tser_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tser_cli.engine.commands.beyond import Wanted
-    from tser_cli.engine.commands.network_energy import NetworkEnergyResult
-    from tser_cli.engine.commands.networks import NetworkRequest
+    from tser_cli.engine.commands.energy import NetworkEnergyResult, NetworkRequest
+    from tser_cli.engine.evaluation.energy import Wanted
 
 EXAMPLES = (
     "tser energy report.csv",
@@ -92,8 +91,8 @@ def energy(
     as_json: opt.Json = False,
 ) -> None:
     """Count the synaptic operations of a student, or of any network, exactly, and price them."""
-    from tser_cli.engine.commands.beyond import Wanted
     from tser_cli.engine.commands.energy import EnergyRequest, measure_energy
+    from tser_cli.engine.evaluation.energy import Wanted
 
     form = _form(long, wide)
     wanted = Wanted(conventions, match or "", fair_rival, assume_int8)
@@ -116,16 +115,16 @@ def energy(
 
 
 def _form(long: bool, wide: bool) -> str:
-    from tser_cli.report import energy_forms
+    from tser_cli.report import csv_files
 
     if long and wide:
         raise ConfigError("--long and --wide are two forms of one table: give one of them")
-    return energy_forms.LONG if long else energy_forms.WIDE if wide else energy_forms.SUMS
+    return csv_files.LONG if long else csv_files.WIDE if wide else csv_files.SUMS
 
 
 def _of_network(
     output: Path, subject: NetworkRequest, profile: str, wanted: Wanted, memory: bool, form: str
 ) -> NetworkEnergyResult:
-    from tser_cli.engine.commands.network_energy import NetworkEnergyRequest, measure_network
+    from tser_cli.engine.commands.energy import NetworkEnergyRequest, measure_network
 
     return measure_network(NetworkEnergyRequest(output, subject, profile, wanted, memory, form))

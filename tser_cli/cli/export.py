@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from tser_cli.base.errors import NOT_HELD
 from tser_cli.cli import options as opt
 from tser_cli.cli import present, present_json
 from tser_cli.cli.groups import RunOptions
-from tser_cli.errors import NOT_HELD
 
 EXAMPLES = (
     "tser export --format nir --output student.nir",

@@ -10,8 +10,8 @@ from tser_cli.cli import layers, present
 from tser_cli.cli import options as opt
 
 if TYPE_CHECKING:
-    from tser_cli.config import Config
-    from tser_cli.engine.runtime.context import Options
+    from tser_cli.engine.runs.opened import Options
+    from tser_cli.settings.config import Config
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,6 @@ class TrainingOptions:
 
     def options(self) -> Options:
         """Return how the training is to be run."""
-        from tser_cli.engine.runtime.context import Options
+        from tser_cli.engine.runs.opened import Options
 
         return Options(self.runs_dir, self.resume, present.progress())

@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tser_cli import registry
+from tser_cli.base.errors import ConfigError
 from tser_cli.cli import terminal, verbosity
-from tser_cli.errors import ConfigError
+from tser_cli.settings import registry
 
 if TYPE_CHECKING:
-    from tser_cli.config import Config
-    from tser_cli.recipe import Layer
+    from tser_cli.settings.config import Config
+    from tser_cli.settings.recipe import Layer
 
 RESUME = ("auto", "must", "never")
 DEFAULT_DATASET = "digits"
@@ -40,7 +40,7 @@ def training_config(
     Without --recipe the data set's own recipe for `kind` (teacher or student) is the base. A run
     may be the recipe, by its name too. Raises ConfigError, RunError.
     """
-    from tser_cli import recipe
+    from tser_cli.settings import recipe
 
     recipe_name = meant(recipe_name, runs_dir, recipe.available())
     upper = upper_layers(flags, assignments)
@@ -58,11 +58,11 @@ def meant(name: str | None, runs_dir: Path, others: Iterable[str], kind: str = "
 
     What is among the `others`, or is a file, a folder or MODULE:FUNCTION, is meant first.
     """
-    from tser_cli.engine.runs import find_runs
+    from tser_cli.engine.runs import find
 
     if name is None or name in others or ":" in name or os.path.lexists(name):
         return name
-    return find_runs.run_or_name(name, runs_dir, kind)
+    return find.run_or_name(name, runs_dir, kind)
 
 
 def teacher_meant(name: str | None, runs_dir: Path) -> str | None:
@@ -74,8 +74,8 @@ def with_plugins(layers: list[Layer]) -> list[Layer]:
     """Return the layers, and one that names all plug-ins, which are imported. Raises
     ConfigError.
     """
-    from tser_cli import plugins
-    from tser_cli.recipe import Layer
+    from tser_cli.settings import plugins
+    from tser_cli.settings.recipe import Layer
 
     for layer in layers:
         named = layer.values.get("plugins", [])
@@ -93,7 +93,7 @@ def tell(notes: Iterable[str]) -> None:
 
 def upper_layers(flags: dict[str, Any], assignments: list[str] | None) -> list[Layer]:
     """Return what stands above a recipe: TSER_* < --set < flags. Raises ConfigError."""
-    from tser_cli import recipe
+    from tser_cli.settings import recipe
 
     return [
         recipe.from_environment(os.environ),
@@ -117,7 +117,7 @@ def ablation_layers(
 
     Raises ConfigError.
     """
-    from tser_cli import recipe
+    from tser_cli.settings import recipe
 
     upper = upper_layers(flags, assignments)
     name = recipe_name or default_recipe("student", upper)

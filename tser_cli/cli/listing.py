@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from tser_cli import registry
+from tser_cli.base.errors import ConfigError, unknown
 from tser_cli.cli import options as opt
 from tser_cli.cli import present, present_json
-from tser_cli.errors import ConfigError, unknown
+from tser_cli.settings import registry
 
 EXAMPLES = (
     "tser list recipes",
@@ -36,17 +36,17 @@ def listing(what: What, plugin: opt.Plugin = None, as_json: opt.Json = False) ->
     if what == "methods" and not as_json:
         present.show_methods(registry.METHODS)
         return
-    from tser_cli.report import choices
+    from tser_cli.report import lists
 
-    rows = _profiles() if what == "profiles" else choices.ROWS[what]()
-    present_json.show(rows) if as_json else present.output().print(choices.table(rows))
+    rows = _profiles() if what == "profiles" else lists.ROWS[what]()
+    present_json.show(rows) if as_json else present.output().print(lists.choices_table(rows))
 
 
 def _profiles() -> list[dict[str, Any]]:
-    from tser_cli.energy.profiles import PROFILES
-    from tser_cli.report import choices
+    from tser_cli.energy.prices import PROFILES
+    from tser_cli.report import lists
 
-    return choices.profiles(PROFILES.values())
+    return lists.profiles(PROFILES.values())
 
 
 def methods(plugin: opt.Plugin = None, as_json: opt.Json = False) -> None:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tser_cli import registry
+from tser_cli.base.errors import ConfigError
 from tser_cli.cli import present
 from tser_cli.cli.grouped import OWN_NETWORK as PANEL
 from tser_cli.cli.options import option
-from tser_cli.errors import ConfigError
+from tser_cli.settings import registry
 
 if TYPE_CHECKING:
-    from tser_cli.engine.commands.networks import NetworkRequest
+    from tser_cli.engine.commands.energy import NetworkRequest
 
 Network = Annotated[
     str | None,
@@ -93,7 +93,7 @@ class NetworkOptions:
         self, places: dict[str, Any], images: int | None, batch_size: int | None
     ) -> NetworkRequest:
         """Return the request for the network. Raises ConfigError."""
-        from tser_cli.engine.commands.networks import NetworkRequest
+        from tser_cli.engine.commands.energy import NetworkRequest
 
         fed = [name for name, value in self._fed().items() if value]
         if len(fed) != 1:

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tser_cli import registry
 from tser_cli.cli.completion import complete_recipe, complete_run, load_plugins, names_in
 from tser_cli.cli.grouped import DATA, MACHINE, NETWORKS, OUTPUT, PLACES, SETTINGS, TRAINING
+from tser_cli.settings import registry
 
 
 def option(panel: str, *names: str, help: str, **more: Any) -> Any:

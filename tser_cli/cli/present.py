@@ -13,22 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from tser_cli.base.progress import Progress
 from tser_cli.cli import verbosity
 from tser_cli.cli.terminal import Terminal
-from tser_cli.registry import MethodEntry
-from tser_cli.report.console import duration
-from tser_cli.report.progress import Progress
+from tser_cli.report.words import duration
+from tser_cli.settings.registry import MethodEntry
 
 if TYPE_CHECKING:
     from tser_cli.engine.commands.ablate import AblationResult
     from tser_cli.engine.commands.audit import AuditResult
-    from tser_cli.engine.commands.beyond import Beyond
     from tser_cli.engine.commands.dry_run import AblationPlan, TrainingPlan
-    from tser_cli.engine.commands.energy import EnergyResult
+    from tser_cli.engine.commands.energy import EnergyResult, NetworkEnergyResult
     from tser_cli.engine.commands.evaluate import EvaluateResult
-    from tser_cli.engine.commands.network_energy import NetworkEnergyResult
-    from tser_cli.engine.commands.report import ReportResult
-    from tser_cli.engine.runs.result import RunResult
+    from tser_cli.engine.evaluation.energy import Beyond
+    from tser_cli.engine.page.gather import ReportResult
+    from tser_cli.engine.runs.record import RunResult
 
 
 def output() -> Console:
@@ -61,20 +60,20 @@ def show_run(result: RunResult, next_commands: Sequence[str]) -> None:
     `next_commands`: command lines, with what for behind a #. With --quiet only what was measured
     and the folder are shown.
     """
-    from tser_cli.report import console, energy_report, meaning
+    from tser_cli.report import words
 
-    output().print(console.per_timestep_table(result.name, result.per_timestep))
-    _lines([console.summary(result.per_timestep, "test")])
+    output().print(words.per_timestep_table(result.name, result.per_timestep))
+    _lines([words.summary(result.per_timestep, "test")])
     if result.energy_pj is not None and result.energy_budget_pj is not None:
-        verdict = energy_report.budget_verdict(result.energy_pj, result.energy_budget_pj)
+        verdict = words.budget_verdict(result.energy_pj, result.energy_budget_pj)
         _lines([f"energy: {verdict}"])
     if verbosity.is_quiet():
         _lines([f"run folder: {result.folder}"])
         return
-    _lines(meaning.sentences(result.kind, result.per_timestep))
+    _lines(words.meaning_sentences(result.kind, result.per_timestep))
     if result.against_ann is not None:
-        _lines(energy_report.headline(result.against_ann))
-    _lines([console.next_steps(result.folder, next_commands)])
+        _lines(words.headline(result.against_ann))
+    _lines([words.next_steps(result.folder, next_commands)])
 
 
 def show_training_plan(plan: TrainingPlan) -> None:
@@ -97,16 +96,16 @@ def show_training_plan(plan: TrainingPlan) -> None:
 
 def show_evaluation(result: EvaluateResult, per_timestep: bool) -> None:
     """Show the final accuracy, the table if asked for, early exit, and where the files are."""
-    from tser_cli.report import console, energy_report
+    from tser_cli.report import words
 
     if per_timestep:
-        output().print(console.per_timestep_table(result.name, result.rows))
-    _lines([console.summary(result.rows, result.split), *_written("table", result.table)])
+        output().print(words.per_timestep_table(result.name, result.rows))
+    _lines([words.summary(result.rows, result.split), *_written("table", result.table)])
     _lines(_written("figure", result.figure))
     if result.early_exit_rows:
-        output().print(energy_report.early_exit_table(result.early_exit_rows))
+        output().print(words.early_exit_table(result.early_exit_rows))
         chosen = [row for row in result.early_exit_rows if row["chosen_on"]]
-        _lines([energy_report.budget_sentence(row) for row in chosen])
+        _lines([words.budget_sentence(row) for row in chosen])
         _lines(_written("table", result.early_exit_table))
 
 
@@ -116,37 +115,37 @@ def _written(what: str, path: Path | None) -> list[str]:
 
 def show_energy(result: EnergyResult) -> None:
     """Show the operations and energy of each layer, what they mean in words, and the files."""
-    from tser_cli.report import energy_report
+    from tser_cli.report import words
 
-    output().print(energy_report.table(result.name, result.rows))
-    _lines(energy_report.sentences(result.document))
+    output().print(words.table(result.name, result.rows))
+    _lines(words.energy_sentences(result.document))
     _beyond(result.beyond, result.document)
     _lines([f"written: {path}" for path in result.written])
 
 
 def _beyond(beyond: Beyond, document: Mapping[str, Any]) -> None:
-    from tser_cli.report import beyond_report
+    from tser_cli.report import words
 
     if beyond.conventions:
         rows = [one.row() for one in beyond.conventions]
-        output().print(beyond_report.conventions_table(rows))
+        output().print(words.conventions_table(rows))
     if beyond.matched is not None:
         names = [one.convention for one in beyond.matched]
-        _lines([beyond_report.match_sentence(beyond.match, names)])
+        _lines([words.match_sentence(beyond.match, names)])
     if "lemaire" in document:
-        _lines([beyond_report.memory_sentence(document)])
+        _lines([words.memory_sentence(document)])
     if "fair_rival" in document:
-        _lines(beyond_report.rival_sentences(document["fair_rival"]))
+        _lines(words.rival_sentences(document["fair_rival"]))
 
 
 def show_network_energy(result: NetworkEnergyResult) -> None:
     """Show the operations of a network from elsewhere, what feeds it, and what is not counted."""
-    from tser_cli.report import beyond_report, energy_report
+    from tser_cli.report import words
 
-    output().print(energy_report.table(result.name, result.rows))
-    _lines(energy_report.sentences(result.document))
+    output().print(words.table(result.name, result.rows))
+    _lines(words.energy_sentences(result.document))
     _lines(
-        beyond_report.network_sentences(
+        words.network_sentences(
             result.layout, result.inputs, result.kinds, result.differing, result.uncounted
         )
     )
@@ -158,10 +157,10 @@ def show_audit(result: AuditResult) -> None:
     """Show what an audit found, what it could not look at, and the verdict."""
     from dataclasses import asdict
 
-    from tser_cli.report import beyond_report
+    from tser_cli.report import words
 
     found = result.found
-    _lines([beyond_report.finding_sentence(asdict(one)) for one in found.findings])
+    _lines([words.finding_sentence(asdict(one)) for one in found.findings])
     _lines([f"not checked: {name}: {why}" for name, why in found.skipped])
     wrong = sum(one.severity == "finding" for one in found.findings)
     _lines([f"{result.name}: {'clean' if found.clean else f'{wrong} findings'}"])
@@ -176,14 +175,14 @@ def show_report(result: ReportResult) -> None:
 
 def show_ablation(result: AblationResult) -> None:
     """Show the table of an ablation, and where the files are."""
-    from tser_cli.report import ablation
+    from tser_cli.report import lists
 
     request = result.request
     title = f"{result.folder.name}: {request.measure.replace('_', ' ')}"
-    output().print(ablation.table(title, result.summary, request.axes, request.names))
+    output().print(lists.ablation_table(title, result.summary, request.axes, request.names))
     if result.exits:
         margin = request.accuracy_margin
-        output().print(ablation.exits_table(result.exits, request.axes, request.names, margin))
+        output().print(lists.exits_table(result.exits, request.axes, request.names, margin))
     exits = ["early_exit.csv", "early_exit_summary.csv"] if result.exits else []
     frontier = ["frontier.csv"] if any(p.stem == "frontier" for p in result.figures) else []
     figures = ["figures"] if result.figures else []
@@ -213,10 +212,10 @@ def _side_by_side(plan: AblationPlan) -> str:
 
 def show_methods(methods: Mapping[str, MethodEntry]) -> None:
     """Show the training methods."""
-    from tser_cli.report import console
+    from tser_cli.report import words
 
-    output().print(console.methods_table(methods))
-    _lines([console.deviations(methods)])
+    output().print(words.methods_table(methods))
+    _lines([words.deviations(methods)])
 
 
 def next_after_teacher(folder: Path, dataset: str, data_dir: str) -> list[str]:
@@ -247,7 +246,7 @@ def next_after_student(runs_dir: Path, default: Path = Path("runs")) -> list[str
 
 def plugin_flags() -> str:
     """Return the plug-ins that were imported, as flags: the commands to come need them too."""
-    from tser_cli import plugins
+    from tser_cli.settings import plugins
 
     return "".join(f" --plugin {quote(name)}" for name in plugins.stated())
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tser_cli.cli import present
 
 if TYPE_CHECKING:
-    from tser_cli.engine.runtime.machine import Check
+    from tser_cli.engine.commands.doctor import Check
 
 STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
 

@@ -13,7 +13,7 @@ from tser_cli.cli import present
 
 if TYPE_CHECKING:
     from tser_cli.engine.commands.ablate import AblationResult
-    from tser_cli.engine.runs.result import RunResult
+    from tser_cli.engine.runs.record import RunResult
 
 
 def show(document: Any) -> None:

@@ -14,7 +14,7 @@ from tser_cli.cli.terminal import tell
 if TYPE_CHECKING:
     from tser_cli.engine.commands.compare import Comparison
     from tser_cli.engine.commands.runs import Removable
-    from tser_cli.engine.runs.entries import RunEntry
+    from tser_cli.engine.runs.record import RunEntry
 
 INTERVALS = (
     "95 % interval: how far other test images may lead, not another training. p: both err equally "
@@ -29,12 +29,12 @@ WIDEST = 1000  # columns
 
 def show_runs(entries: Sequence[RunEntry], runs_dir: Path) -> None:
     """Show a line a run; what is wrong with one goes to standard error."""
-    from tser_cli.report import runs_table
+    from tser_cli.report import lists
 
     out = present.output()
     # into a pipe or a file nothing is left out
     width = out.width if out.is_terminal or "COLUMNS" in os.environ else None
-    table = runs_table.listing([entry.to_json() for entry in entries], time.time(), width)
+    table = lists.listing([entry.to_json() for entry in entries], time.time(), width)
     if width is None:
         out.width = WIDEST
     if entries:
@@ -48,11 +48,11 @@ def show_runs(entries: Sequence[RunEntry], runs_dir: Path) -> None:
 
 def removal_question(runs: Sequence[Removable]) -> str:
     """Return what would be removed, and the question whether to."""
-    from tser_cli.report import runs_table
+    from tser_cli.report import lists
 
     lines = []
     for run in runs:
-        state, size = run.entry.state, runs_table.size(run.entry.size)
+        state, size = run.entry.state, lists.size(run.entry.size)
         taught = f"; {run.students} students here learned from it" if run.students else ""
         lines.append(f"  {run.entry.folder} ({state}, {size}{taught})")
     what = "this run" if len(runs) == 1 else f"these {len(runs)} runs"
@@ -61,22 +61,22 @@ def removal_question(runs: Sequence[Removable]) -> str:
 
 def show_comparison(comparison: Comparison) -> None:
     """Show which runs there are, the settings that differ, and what came out."""
-    from tser_cli.report import ablation, runs_table
+    from tser_cli.report import lists
 
     out, document = present.output(), comparison.to_json()
     entries = [one.entry for one in comparison.figures]
-    for letter, entry in zip(runs_table.letters(len(entries)), entries, strict=True):
+    for letter, entry in zip(lists.letters(len(entries)), entries, strict=True):
         out.print(f"{letter}  {entry.folder}", soft_wrap=True)
     titles = {"settings that differ": comparison.settings, "made with": comparison.surroundings}
     for title, pairs in titles.items():
         if pairs:
-            out.print(runs_table.side_by_side(title, pairs))
+            out.print(lists.side_by_side(title, pairs))
     if not comparison.settings:
         out.print("the settings are the same")
-    out.print(runs_table.figures(document["runs"]))
+    out.print(lists.figures(document["runs"]))
     if comparison.cells:
         axes = comparison.axes or ("group",)
-        out.print(ablation.table("over seeds", comparison.cells, axes, axes))
+        out.print(lists.ablation_table("over seeds", comparison.cells, axes, axes))
     out.print("\n".join([INTERVALS, *([] if comparison.cells else [ONE_EACH])]), soft_wrap=True)
     for one in comparison.figures:
         if one.entry.trouble or one.trouble:

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBars
 
+from tser_cli.base.progress import Progress, Silent
 from tser_cli.cli.estimate import Estimate
-from tser_cli.quantities import joules
-from tser_cli.report.console import duration
-from tser_cli.report.progress import Progress, Silent
+from tser_cli.report.words import duration
+from tser_cli.settings.fields import joules
 
 REFRESH_SECONDS = 0.25
 ENERGY = ("energy_pj", "energy_budget_pj", "energy_multiplier")

@@ -52,7 +52,7 @@ def report(
     networks, layers, mistakes with their images, training, settings, the command. Several runs
     stand side by side. What a run lacks, the page says.
     """
-    from tser_cli.engine.commands.report import ReportRequest, make_report
+    from tser_cli.engine.page.gather import ReportRequest, make_report
 
     request = ReportRequest(
         subjects=tuple(subjects or ()),

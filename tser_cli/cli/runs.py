@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
+from tser_cli.base.errors import ConfigError
 from tser_cli.cli import options as opt
 from tser_cli.cli import present_json
 from tser_cli.cli.completion import complete_run
 from tser_cli.cli.terminal import tell
-from tser_cli.errors import ConfigError
 
 REMOVE = "remove"
 EXAMPLES = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, MutableMapping, Sequence
 
+from tser_cli.base.errors import ConfigError
 from tser_cli.cli.terminal import NARROWEST
-from tser_cli.errors import ConfigError
 
 LONGEST = 2**13  # characters of an argument
 # What torchrun gives each process. https://docs.pytorch.org/docs/stable/elastic/run.html

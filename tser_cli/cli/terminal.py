@@ -16,8 +16,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from tser_cli.errors import OutputError
-from tser_cli.visible import visible
+from tser_cli.base.errors import OutputError, visible
 
 NARROWEST = 40  # columns; tables are cut to nothing below
 USUAL = 80

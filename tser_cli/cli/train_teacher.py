@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from tser_cli import registry
 from tser_cli.cli import options as opt
 from tser_cli.cli import present, present_json
 from tser_cli.cli.groups import TrainingOptions
+from tser_cli.settings import registry
 
 EXAMPLES = (
     "tser train-teacher resnet34 --dataset digits",
@@ -32,7 +32,7 @@ def train_teacher(
 ) -> None:
     """Train an ANN to teach from, in a run folder of its own."""
     config = training.config("teacher", {"model.teacher": model})
-    from tser_cli.engine.commands.train_teacher import train_teacher as command
+    from tser_cli.engine.commands.train import train_teacher as command
 
     options = training.options()
     if training.dry_run:

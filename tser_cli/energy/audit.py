@@ -1,4 +1,10 @@
-"""What can be wrong with a spiking network without any error: found by running it.
+"""What an audit finds, and the network that it looks at.
+
+The checks of an audit, each on its own: they yield what they find.
+
+A check that does not apply raises Unchecked, with why.
+
+What can be wrong with a spiking network without any error: found by running it.
 
 Copies of the network are run, in float64 where it can, so that a difference is no rounding.
 """
@@ -7,17 +13,309 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from tser_cli.energy import checks
-from tser_cli.energy.counts import Counts
-from tser_cli.energy.findings import Audit, Finding, Subject, Unchecked
-from tser_cli.energy.layouts import Presentation, fresh_copy, try_out
-from tser_cli.energy.network_counter import count_operations
-from tser_cli.energy.plan import make_plan
-from tser_cli.errors import TserError
+from tser_cli.base.errors import TserError
+from tser_cli.energy.any_network.find_layout import (
+    DISTURBANCES,
+    Signature,
+    changes,
+    disturbed,
+    observe,
+)
+from tser_cli.energy.any_network.layouts import INSIDE, Presentation, fresh_copy, try_out
+from tser_cli.energy.any_network.network_counter import count_operations
+from tser_cli.energy.any_network.neurons import reset_states
+from tser_cli.energy.any_network.plan import Plan, make_plan
+from tser_cli.energy.any_network.watch import first_tensor
+from tser_cli.energy.counts import REAL, SIGNED, SUMS, Counts
+
+FINDING, NOTE = "finding", "note"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found: where, how much of it (`evidence`, of which `unit`), and what to do.
+
+    `severity`: finding, or note where it may be meant.
+    """
+
+    check: str
+    layer: str
+    evidence: float
+    unit: str
+    advice: str
+    severity: str = FINDING
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to audit: copies of it, how it is given `images` images, and what it is known by.
+
+    `declared`: what a network of tser's own says feeds each layer, None for others.
+    """
+
+    network: nn.Module
+    presentation: Presentation
+    plan: Plan
+    declared: dict[str, str] | None = None
+
+    def run(self, presentation: Presentation) -> tuple[Signature, list[Any]]:
+        """Return what the calls of a fresh copy are fed with, and its outputs."""
+        return observe(fresh_copy(self.network), self.plan, presentation)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Everything found, and the checks that could not be made, with why."""
+
+    findings: tuple[Finding, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+    @property
+    def clean(self) -> bool:
+        """Return whether nothing but notes was found."""
+        return all(finding.severity == NOTE for finding in self.findings)
+
+
+class Unchecked(Exception):  # noqa: N818  (no fault: a check that does not apply)
+    """A check that can't be made on this network; the message says why."""
+
+
+SILENT_SHARE, ALWAYS_SHARE = 1.0, 0.5
+"""Shares of a layer's neurons from which silence, and firing at every step, are findings."""
+SWAPPED_MARGIN, SWAPPED_IMAGES = 0.2, 8
+NAN_ADVICE = "look for a division by zero or an overflow before this layer"
+
+
+def check_reset(subject: Subject) -> Iterator[Finding]:
+    """Does a second forward pass equal the first, once the states were reset?"""
+    made = fresh_copy(subject.network)
+    first, outputs = observe(made, subject.plan, subject.presentation)
+    kept, _ = observe(made, subject.plan, subject.presentation)
+    reset_states(made)
+    second, again = observe(made, subject.plan, subject.presentation)
+    layer, share = _worst(first, second)
+    if layer or _difference(outputs, again):
+        yield Finding(
+            "reset",
+            layer or "(output)",
+            share or _difference(outputs, again),
+            "of the inputs of the second pass differ" if layer else "largest difference",
+            "the network keeps something from the batch before; reset it, in a method called reset",
+        )
+        return
+    layer, share = _worst(first, kept)
+    if layer:
+        yield Finding(
+            "reset",
+            layer,
+            share,
+            "of the inputs of a second pass differ unless states are reset in between",
+            "reset the states before every batch, as tser energy does",
+            NOTE,
+        )
+
+
+def check_batch(subject: Subject) -> Iterator[Finding]:
+    """Does an image give the same whatever the other images of its batch are?"""
+    two = subject.presentation.of(2)
+    before, _ = subject.run(two)
+    for step in range(1 if two.layout == INSIDE else len(two.x_TN)):
+        after, _ = subject.run(disturbed(two, step, DISTURBANCES[0]))
+        mixed = [key[0] for key in before if changes(before[key], after[key])[:, 1].any()]
+        if mixed:
+            share = _share(
+                changes(before[_key(before, mixed[0])], after[_key(before, mixed[0])])[:, 1]
+            )
+            yield Finding(
+                "batch independence",
+                mixed[0],
+                share,
+                "of one image's steps change with another image",
+                "this layer, or the neurons before it, go over the batch as if it were time; give "
+                "them [T, N, ...], and check with a batch of one image",
+            )
+            return
+
+
+def check_causality(subject: Subject) -> Iterator[Finding]:
+    """Do later inputs leave earlier steps alone?"""
+    two, last = subject.presentation.of(2), subject.plan.timesteps - 1
+    if not last:
+        raise Unchecked("there is one time step")
+    before, _ = subject.run(two)
+    if two.layout == INSIDE:
+        yield from _shorter(subject, two, before)
+        return
+    after, _ = subject.run(disturbed(two, last, DISTURBANCES[0]))
+    yield from _earlier(before, after, last)
+
+
+def _shorter(subject: Subject, two: Presentation, before: Signature) -> Iterator[Finding]:
+    """Check a network that is told T: T - 1 steps have to be the first ones of T."""
+    if "timesteps" not in two.kwargs:
+        raise Unchecked("the network makes its own steps, and can't be given other ones")
+    steps = subject.plan.timesteps - 1
+    shorter = replace(two, kwargs={**two.kwargs, "timesteps": steps})
+    plan = make_plan(subject.network, shorter, steps)
+    after, _ = observe(fresh_copy(subject.network), plan, shorter)
+    cut = {key: rows_SN[:steps] for key, rows_SN in before.items()}
+    yield from _earlier(cut, {key: after[key] for key in cut if key in after}, steps)
+
+
+def _earlier(before: Signature, after: Signature, last: int) -> Iterator[Finding]:
+    for key in after:
+        rows_SN = changes(before[key], after[key])[:last]
+        # An operation that is computed once for all steps has no step of its own.
+        if (len(before[key]) > 1 or last == 1) and rows_SN.any() and len(rows_SN) == last:
+            yield Finding(
+                "causality",
+                key[0],
+                _share(rows_SN),
+                "of the earlier steps change with a later input",
+                "something before this layer looks ahead in time: a norm over the time axis, a "
+                "reversed order, or an attention over all steps",
+            )
+            return
+
+
+def check_inputs(
+    counts: Counts, met: dict[str, dict[str, int]], declared: dict[str, str] | None
+) -> Iterator[Finding]:
+    """Yield which layers meet values that are no spikes, though spikes ought to drive them?
+
+    A network that declares what feeds its layers is held to it. Of others the stem and the last
+    layer may be real, and sums of spikes are noted.
+    """
+    for layer in counts.layers:
+        name, kind = layer.layer.name, layer.layer.input_kind
+        said = None if declared is None else declared.get(name)
+        if said is not None:
+            if kind != said and not (said == REAL or (said == SUMS and kind != REAL)):
+                yield _not_spikes(name, met[name], kind, FINDING)
+        elif kind == REAL and not any(layer is one for one in (*counts.stem, counts.layers[-1])):
+            yield _not_spikes(name, met[name], kind, FINDING)
+        elif kind in (SUMS, SIGNED):
+            yield _not_spikes(name, met[name], kind, NOTE)
+
+
+def _not_spikes(name: str, met: dict[str, int], kind: str, severity: str) -> Finding:
+    share = met.get(kind, 0) / max(sum(met.values()), 1)
+    advice = {
+        REAL: "something between the neurons and this layer makes real values of spikes (a pool, a "
+        "norm, a scale); until then it costs multiply-accumulates",
+        SUMS: "spikes are added before this layer; a chip of binary spikes can't compute it so",
+        SIGNED: "spikes of -1 reach this layer; a chip of binary spikes can't compute it so",
+    }[kind]
+    return Finding(
+        "spike-driven inputs", name, share, f"of its calls met {kind} values", advice, severity
+    )
+
+
+def check_firing(counts: Counts) -> Iterator[Finding]:
+    """Yield which neurons never fire, and which at every step of every image?"""
+    if not counts.neurons:
+        raise Unchecked("the network has no layer of neurons that is a module")
+    for neurons in counts.neurons:
+        assert neurons.silent is not None and neurons.always is not None
+        silent, always = neurons.silent / neurons.updates, neurons.always / neurons.updates
+        if silent:
+            yield Finding(
+                "firing",
+                neurons.name,
+                silent,
+                f"of its {neurons.updates} neurons never fired ({counts.images} images)",
+                "no spike leaves this layer: lower the threshold, or look at its inputs"
+                if silent >= SILENT_SHARE
+                else "dead on these images; on more of them they may fire",
+                FINDING if silent >= SILENT_SHARE else NOTE,
+            )
+        if always and counts.timesteps * counts.images > 1:
+            yield Finding(
+                "firing",
+                neurons.name,
+                always,
+                f"of its {neurons.updates} neurons fired at every step of every image",
+                "they carry no information, and cost as much as can be: raise the threshold",
+                FINDING if always >= ALWAYS_SHARE else NOTE,
+            )
+
+
+def check_order(subject: Subject, labels_N: Tensor | None) -> Iterator[Finding]:
+    """Do the labels fit better when the outputs' steps and images are swapped?"""
+    timesteps, images = subject.plan.timesteps, _images(subject.presentation)
+    if labels_N is None:
+        raise Unchecked("there are no labels")
+    if timesteps == 1 or images < SWAPPED_IMAGES:
+        raise Unchecked(f"it takes two time steps and {SWAPPED_IMAGES} labelled images")
+    found = [
+        first_tensor(output)
+        for output in try_out(fresh_copy(subject.network), subject.presentation)
+    ]
+    outputs = [output for output in found if output is not None]
+    logits = torch.stack(outputs) if len(outputs) > 1 else outputs[0]
+    if logits.numel() % (timesteps * images) or logits.numel() == images * logits.shape[-1]:
+        raise Unchecked("the outputs have no time axis")
+    rows = logits.reshape(timesteps * images, -1)
+    as_TN = rows.reshape(timesteps, images, -1).mean(0).argmax(-1) == labels_N
+    as_NT = rows.reshape(images, timesteps, -1).mean(1).argmax(-1) == labels_N
+    gain = float(as_NT.double().mean() - as_TN.double().mean())
+    if gain > SWAPPED_MARGIN:
+        yield Finding(
+            "order of axes",
+            "(output)",
+            gain,
+            "more accuracy when outputs are read as [N, T] than as [T, N]",
+            "time and batch are swapped somewhere; put time outermost",
+        )
+
+
+def check_numbers(subject: Subject) -> Iterator[Finding]:
+    """Is every value a finite number?"""
+    found, outputs = subject.run(subject.presentation)
+    for key, rows_SN in found.items():
+        if not rows_SN.isfinite().all():
+            share = _share(~rows_SN.isfinite())
+            yield Finding("numbers", key[0], share, "of its inputs are NaN or infinite", NAN_ADVICE)
+            return
+    tensors = [first_tensor(output) for output in outputs]
+    wrong = [_share(~x.isfinite()) for x in tensors if x is not None and not x.isfinite().all()]
+    if wrong:
+        yield Finding("numbers", "(output)", wrong[0], "of the outputs are NaN", NAN_ADVICE)
+
+
+def _worst(first: Signature, second: Signature) -> tuple[str, float]:
+    """Return the first layer that is fed differently, "" if none, and the share of what it is
+    fed.
+    """
+    for key in first:
+        differing = changes(first[key], second[key])
+        if differing.any():
+            return key[0], _share(differing)
+    return "", 0.0
+
+
+def _key(signature: Signature, name: str) -> tuple[str, str, int]:
+    return next(key for key in signature if key[0] == name)
+
+
+def _share(flags: Tensor) -> float:
+    return float(flags.double().mean())
+
+
+def _difference(first: list[Any], second: list[Any]) -> float:
+    pairs = zip(map(first_tensor, first), map(first_tensor, second), strict=True)
+    largest = [float((a - b).abs().max()) for a, b in pairs if a is not None and b is not None]
+    return max(largest, default=0.0)
+
+
+def _images(presentation: Presentation) -> int:
+    return presentation.x_TN.shape[presentation.images_axis]
 
 
 def audit(
@@ -34,13 +332,13 @@ def audit(
     counts, met = _counted(subject)
     findings, skipped = [], []
     tests: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
-        ("reset", lambda: checks.check_reset(subject)),
-        ("batch independence", lambda: checks.check_batch(subject)),
-        ("causality", lambda: checks.check_causality(subject)),
-        ("spike-driven inputs", lambda: checks.check_inputs(counts, met, declared)),
-        ("firing", lambda: checks.check_firing(counts)),
-        ("order of axes", lambda: checks.check_order(subject, labels_N)),
-        ("numbers", lambda: checks.check_numbers(subject)),
+        ("reset", lambda: check_reset(subject)),
+        ("batch independence", lambda: check_batch(subject)),
+        ("causality", lambda: check_causality(subject)),
+        ("spike-driven inputs", lambda: check_inputs(counts, met, declared)),
+        ("firing", lambda: check_firing(counts)),
+        ("order of axes", lambda: check_order(subject, labels_N)),
+        ("numbers", lambda: check_numbers(subject)),
     ]
     for name, check in tests:
         try:

@@ -3,16 +3,29 @@
 The headline is macs x mac_pj + value x ac_pj, over convolutions and linear layers alone. Batch
 norm is folded into the weights; biases, pooling, the additions of residual branches and neuron
 updates are not in it. All figures are in pJ.
+
+Memory traffic, a total of its own: bytes of weights, biases and neuron state, and their energy.
+
+The accounting and the figure are those of spikingjelly 2 (`op_counter.SimpleEnergyProfiler` and
+`NeuromorphicMemoryAccessCounter`): a weight is read for every operation, a bias for every output,
+and the membrane potential is read and written once at every step, each at 24.96 pJ a byte. Real
+inputs read a weight for each of their multiply-accumulates, without those on padding.
+
+What decides: a spiking network beside the ANN of the same shape, under several assumptions.
+
+One favourable figure misleads. An ANN may be computed in 8-bit integers, may skip its zeros as an
+SNN does, and both move weights and potentials.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from tser_cli.energy.counts import Counts, FloatArray, IntArray, LayerCounts
-from tser_cli.energy.profiles import Profile
+from tser_cli.energy.counts import REAL, Counts, FloatArray, IntArray, LayerCounts
+from tser_cli.energy.prices import HOROWITZ, INT8_PROFILE, PROFILES, Profile
 
 
 def operations(counts: Counts) -> tuple[IntArray, IntArray]:
@@ -76,3 +89,93 @@ def formula_operations(layer: LayerCounts) -> FloatArray:
         return np.zeros(len(layer.executed_T))
     rate_T: FloatArray = layer.nonzero_TI.mean(axis=1) / layer.layer.neurons_in
     return rate_T * layer.layer.macs_formula
+
+
+MEMORY_PJ_PER_BYTE = 24.96
+MEMORY_SOURCE = (
+    "3.12 pJ per bit, as in spikingjelly 2, op_counter.SimpleEnergyCostConfig, after "
+    "https://openreview.net/pdf?id=SzwU2XrXIS"
+)
+STATE_BYTES = 4
+"""One float32 membrane potential a neuron."""
+
+
+def memory_traffic(counts: Counts, state_bytes: int = STATE_BYTES) -> dict[str, float]:
+    """Bytes per image over all steps by purpose, and `energy_pj` of all of them together."""
+    updates = counts.timesteps * sum(layer.neuron_updates for layer in counts.layers)
+    traffic = {
+        "weight_read_bytes": sum(_weight_reads(layer) for layer in counts.layers),
+        "bias_read_bytes": float(sum(_bias_reads(layer) for layer in counts.layers)),
+        "neuron_state_read_bytes": float(updates * state_bytes),
+        "neuron_state_write_bytes": float(updates * state_bytes),
+    }
+    return {**traffic, "energy_pj": sum(traffic.values()) * MEMORY_PJ_PER_BYTE}
+
+
+def _weight_reads(layer: LayerCounts) -> float:
+    # A sum of two spikes reads its weight once: events, not value.
+    images: int = layer.events_TI.shape[1]
+    reads = int(layer.step_macs.sum()) + int(layer.events_TI.sum()) / images
+    return reads * layer.layer.weight_bytes
+
+
+def _bias_reads(layer: LayerCounts) -> int:
+    return int(layer.executed_T.sum()) * layer.layer.outputs * layer.layer.bias_bytes
+
+
+SAME, SKIPPING, MEMORY, INT8 = "same", "skipping", "memory", "int8"
+
+
+def against_ann(counts: Counts, profile: Profile, skipped: float | None) -> dict[str, Any]:
+    """Return energies of an image, pJ, of the SNN and of the ANN of the same shape, by assumption.
+
+    `same`: both priced by `profile`. `skipping`: the ANN leaves out the share `skipped` of its
+    multiply-accumulates, those on zeros, where that is known. `memory`: with the traffic of weights
+    and potentials. `int8`: the ANN in 8-bit integers, the SNN as it is. The latter two only for
+    profiles of the same source (Horowitz, 45 nm): others price memory with the operation, or have
+    no figure for integers. `steps_pj`: what stopping after each step costs.
+    """
+    snn, ann = mean_energy(counts, profile), ann_macs(counts) * profile.mac_pj
+    found = {SAME: _pair(snn, ann)}
+    if skipped is not None:
+        found[SKIPPING] = {**_pair(snn, ann * (1.0 - skipped)), "skipped": skipped}
+    if profile.source == HOROWITZ:
+        moved = [memory_traffic(of)["energy_pj"] for of in (counts, as_ann(counts))]
+        found[MEMORY] = _pair(snn + moved[0], ann + moved[1])
+        if profile.name != INT8_PROFILE:
+            found[INT8] = _pair(snn, ann_macs(counts) * PROFILES[INT8_PROFILE].mac_pj)
+    steps_T = energy_up_to(counts, profile).mean(axis=1)
+    return {"assumptions": found, "steps_pj": [float(energy) for energy in steps_T]}
+
+
+def _pair(snn_pj: float, ann_pj: float) -> dict[str, float]:
+    return {"snn_pj": snn_pj, "ann_pj": ann_pj}
+
+
+def as_ann(counts: Counts) -> Counts:
+    """Return the counts of one pass through the ANN of the same shape: every layer once, dense."""
+    return Counts(1, 1, tuple(_dense(layer) for layer in counts.layers))
+
+
+def _dense(layer: LayerCounts) -> LayerCounts:
+    none_TI = np.zeros((1, 1), np.int64)
+    return LayerCounts(
+        replace(layer.layer, input_kind=REAL),
+        neuron_updates=0,
+        executed_T=np.ones(1, np.int64),
+        nonzero_TI=np.full((1, 1), layer.layer.neurons_in, np.int64),
+        events_TI=none_TI,
+        value_TI=none_TI,
+    )
+
+
+def skipped_share(counts: Counts) -> float:
+    """Return the share of an ANN's multiply-accumulates that meet a zero.
+
+    `counts` are those of the ANN, with details; what has none, as products, skips nothing.
+    """
+    used = sum(
+        layer.layer.macs if layer.effective_TI is None else float(layer.effective_TI.mean())
+        for layer in counts.layers
+    )
+    return 1.0 - used / ann_macs(counts) if used else 0.0

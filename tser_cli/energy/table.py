@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from tser_cli.csv_words import ALL, TOTAL
 from tser_cli.energy import joules
 from tser_cli.energy.counts import Counts, FloatArray, LayerCounts
-from tser_cli.energy.headline import against_ann
-from tser_cli.energy.memory import MEMORY_PJ_PER_BYTE, MEMORY_SOURCE, memory_traffic
-from tser_cli.energy.profiles import DEFAULT_PROFILE, PROFILES, Profile
+from tser_cli.energy.joules import MEMORY_PJ_PER_BYTE, MEMORY_SOURCE, against_ann, memory_traffic
+from tser_cli.energy.prices import DEFAULT_PROFILE, PROFILES, Profile
+from tser_cli.report.csv_files import ALL, TOTAL
 
 NOTES = (
     "Counted: synaptic operations and multiply-accumulates of convolutions and linear layers.",

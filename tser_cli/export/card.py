@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tser_cli.export.fixed_point import FixedGraph
-from tser_cli.export.fixed_reference import Change
+from tser_cli.export.fixed_point import Change, FixedGraph
 from tser_cli.export.graph import Graph
 from tser_cli.export.verify import Check
 

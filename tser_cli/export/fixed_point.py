@@ -13,20 +13,44 @@ sources and >> the arithmetic shift, which rounds down:
 
 Each layer has as many bits as its largest possible potential leaves room for. These are not the
 student's own numbers: what its spikes become is measured, and said in the file.
+
+What integer potentials do: the rule of `fixed_point`, step by step, and what it changes.
+
+ONNX with integer potentials: int8 weights, sums and potentials of 32-bit integers.
+
+`fixed_point` says what is computed. Layers that read spikes are ConvInteger and MatMulInteger;
+what reads the image, an average or gives the logits stays in float32.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
 
-from tser_cli.errors import ExportError
-from tser_cli.export.graph import INPUT, Conv, Flatten, Graph, Linear, Neuron, Node, Pool
+from tser_cli.base.errors import ExportError
+from tser_cli.export.graph import (
+    INPUT,
+    Conv,
+    Flatten,
+    Graph,
+    Linear,
+    Neuron,
+    Node,
+    Pool,
+    metadata,
+    needs,
+)
+from tser_cli.export.onnx_file import Writer, conv_sizes, fire, pool_sizes
+from tser_cli.export.verify import Trace
 
 Integers: TypeAlias = NDArray[np.int64]
 MOST_BITS = 24  # as many as a float32 input has
@@ -204,3 +228,267 @@ def _shift(node: Neuron) -> int:
             "a shift of integers keeps all of it (neuron.name=if) or a half (neuron.tau=2)"
         )
     return int(shift)
+
+
+Values: TypeAlias = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Change:
+    """How integer potentials differ from the student's own, over all layers, steps and images.
+
+    `parted`: images in which any spike differs. `logits_difference`: the largest.
+    """
+
+    values: int
+    differing: int
+    images: int
+    parted: int
+    predictions_differing: int
+    logits_difference: float
+
+    def described(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return asdict(self)
+
+    def sentence(self) -> str:
+        """Return it in words."""
+        return (
+            f"against the student's own potentials, {self.differing:,} of {self.values:,} spikes "
+            f"and silences differ on {self.images} test images, in {self.parted} of them; "
+            f"{self.predictions_differing} answers differ, logits by {self.logits_difference:.2g} "
+            "at most"
+        )
+
+
+def change(truth: Trace, fixed: Trace) -> Change:
+    """Compare the run of a student with the run of its integers."""
+    differing, parted_N = 0, np.zeros(truth.images, dtype=bool)
+    for name, spikes in truth.spikes.items():
+        wrong = (spikes != fixed.spikes[name]).reshape(len(spikes), truth.images, -1)
+        differing += int(wrong.sum())
+        parted_N |= wrong.any((0, 2))
+    answers = [logits_TNK.mean(0).argmax(-1) for logits_TNK in (truth.logits_TNK, fixed.logits_TNK)]
+    return Change(
+        values=sum(spikes.size for spikes in truth.spikes.values()),
+        differing=differing,
+        images=truth.images,
+        parted=int(parted_N.sum()),
+        predictions_differing=int((answers[0] != answers[1]).sum()),
+        logits_difference=float(np.abs(truth.logits_TNK - fixed.logits_TNK).max()),
+    )
+
+
+@torch.no_grad()
+def run_fixed(fixed: FixedGraph, images_NCHW: Tensor) -> Trace:
+    """Run the integers over the graph's number of steps.
+
+    `distance` is in units of the threshold, and infinite where neurons read integers alone: no
+    rounding may decide there. Integers are int64 here, and 32 bits must suffice: AssertionError
+    otherwise. What reads the image is computed in float32, as in the file.
+    """
+    graph = fixed.graph
+    potentials: Values = {}
+    spikes: dict[str, list[NDArray[np.bool_]]] = {node.name: [] for node in graph.neurons}
+    distance: dict[str, list[NDArray[np.float32]]] = {node.name: [] for node in graph.neurons}
+    logits = []
+    for _ in range(graph.facts.timesteps):
+        values: Values = {INPUT: images_NCHW.float().cpu()}
+        for node in graph.nodes:
+            if node.name not in fixed.neurons:
+                values[node.name] = _layer(node, fixed, values)
+                continue
+            neuron = fixed.neurons[node.name]
+            charged = _charge(neuron, values, potentials.get(node.name))
+            fired = charged >= neuron.threshold
+            soft = charged - neuron.threshold * fired
+            potentials[node.name] = soft if neuron.soft else charged.where(~fired, neuron.rest)
+            values[node.name] = fired.long()
+            spikes[node.name].append(fired.numpy())
+            distance[node.name].append(_distance(neuron, charged))
+        logits.append(values[graph.output].double().numpy())
+    return Trace(np.stack(logits), _stacked(spikes), _stacked(distance))
+
+
+def _distance(neuron: FixedNeuron, charged: Tensor) -> NDArray[np.float32]:
+    apart = (charged - neuron.threshold).abs().double() / neuron.threshold
+    found: NDArray[np.float32] = (apart + (math.inf if neuron.exact else 0.0)).float().numpy()
+    return found
+
+
+def _stacked(kept: Mapping[str, list[NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    return {name: np.stack(steps) for name, steps in kept.items()}
+
+
+def _charge(neuron: FixedNeuron, values: Values, before: Tensor | None) -> Tensor:
+    """Return h, as int64."""
+    x = sum(_input(term, values[term.source]) for term in neuron.terms)
+    assert isinstance(x, Tensor), "a neuron reads something"
+    x = x + by_channel(torch.from_numpy(neuron.bias), x)
+    left = 0 if before is None else (before - neuron.rest) >> neuron.shift
+    charged: Tensor = neuron.rest + left + x
+    assert bool((charged.abs() < 2**31).all()), "potentials of 32 bits have overflowed"
+    return charged
+
+
+def _input(term: Term, value: Tensor) -> Tensor:
+    if term.factor:
+        return (value * torch.tensor(term.factor, dtype=torch.float32)).round().long()
+    return value * by_channel(torch.from_numpy(term.multiplier), value)
+
+
+def by_channel(values_C: Tensor, like: Tensor) -> Tensor:
+    """[C] in a shape that works on [N, C, ...]; [1] is for all channels."""
+    return values_C.view(-1, *(1 for _ in like.shape[2:]))
+
+
+def _layer(node: Node, fixed: FixedGraph, values: Values) -> Tensor:
+    """Return the output of a node that is no neuron; integers are int64."""
+    whole = fixed.whole.issuperset(node.inputs)
+    x = sum(values[source] if whole else values[source].float() for source in node.inputs)
+    assert isinstance(x, Tensor), "a layer reads something"
+    if isinstance(node, Flatten):
+        return x.flatten(1)
+    if isinstance(node, Pool):
+        pool = F.max_pool2d if node.largest else F.avg_pool2d
+        pooled = pool(x.float(), node.kernel, node.stride, node.padding)
+        return pooled.long() if node.name in fixed.whole else pooled
+    assert isinstance(node, Conv | Linear), "there are no other nodes"
+    if node.name in fixed.accumulators:
+        assert node.quantised is not None, "it has integer weights"
+        integers = torch.from_numpy(node.quantised.integers)
+        # sums of integers below 2^53, exact in float64
+        return _weighted(node, x.double(), integers.double(), None).long()
+    weight, bias_O = (torch.from_numpy(v).float() for v in (node.weight, node.bias_O))
+    return _weighted(node, x.float(), weight, bias_O)
+
+
+def _weighted(node: Conv | Linear, x: Tensor, weight: Tensor, bias_O: Tensor | None) -> Tensor:
+    if isinstance(node, Linear):
+        return F.linear(x, weight, bias_O)
+    return F.conv2d(x, weight, bias_O, node.stride, node.padding, node.dilation, node.groups)
+
+
+def integer_content(fixed: FixedGraph, stateful: bool, said: str) -> bytes:
+    """Return the ONNX file of `fixed`; `said`: what its integers change, in words.
+
+    As `onnx_file.content`, except that `v/LAYER` and `v_next/LAYER` are int32.
+    """
+    writer = _IntegerWriter(needs("onnx", "onnx"), fixed, stateful)
+    writer.write()
+    neurons = fixed.neurons.items()
+    facts = {
+        "stateful": str(stateful).lower(),
+        "potentials": "int32; not the float student's own numbers: " + said,
+        "neuron_equations": json.dumps({name: neuron.equations for name, neuron in neurons}),
+        "first_potentials": json.dumps({name: neuron.rest for name, neuron in neurons}),
+        "potential_units": json.dumps({name: neuron.unit for name, neuron in neurons}),
+        "weights": (
+            "8-bit integers (4-bit ones included), batch norms folded into the multipliers; what "
+            "reads spikes sums exactly in 32-bit integers, what reads the image or an average is "
+            "floating point, with a scale per output channel"
+        ),
+    }
+    return writer.model({**metadata(fixed.graph), **facts})
+
+
+class _IntegerWriter(Writer):
+    """Spikes are int32 tensors, as are the outputs of layers that only neurons read."""
+
+    state_type = "INT32"
+
+    def __init__(self, onnx: Any, fixed: FixedGraph, stateful: bool) -> None:
+        super().__init__(onnx, fixed.graph, stateful)
+        self._fixed = fixed
+
+    def emit(self, node: Node, step: int) -> None:
+        if isinstance(node, Neuron):
+            self._neuron(node, self._fixed.neurons[node.name], step)
+        elif node.name in self._fixed.accumulators:
+            self._accumulate(node, step)
+        elif isinstance(node, Pool) and node.name in self._fixed.whole:
+            self._pool(node, step)
+        else:
+            super().emit(node, step)
+
+    def read(self, node: Node, step: int) -> str:
+        """Return the sum that `node` reads: of integers, or of floats where it is no flattening."""
+        names = [self.name(source, step) for source in node.inputs]
+        if node.name in self._fixed.whole and not isinstance(node, Pool):
+            return self.total(names)
+        whole = [source in self._fixed.whole for source in node.inputs]
+        if all(whole):
+            return self.cast(self.total(names), "FLOAT")
+        floats = [self.cast(n, "FLOAT") if w else n for n, w in zip(names, whole, strict=True)]
+        return self.total(floats)
+
+    def cast(self, name: str, kind: str) -> str:
+        """Return a tensor in another type, made once."""
+        to = getattr(self.onnx.TensorProto, kind)
+        return self.once("Cast", [name], f"{name}/{kind.lower()}", to=to)
+
+    def _accumulate(self, node: Node, step: int) -> None:
+        assert isinstance(node, Conv | Linear) and node.quantised is not None
+        spikes = self.total([self.name(source, step) for source in node.inputs])
+        read, output = self.cast(spikes, "UINT8"), self.name(node.name, step)
+        if isinstance(node, Linear):
+            weight = self.constant(f"{node.name}.integers", node.quantised.integers.T)
+            self.add("MatMulInteger", [read, weight], output)
+            return
+        weight = self.constant(f"{node.name}.integers", node.quantised.integers)
+        self.add("ConvInteger", [read, weight], output, **conv_sizes(node))
+
+    def _pool(self, node: Pool, step: int) -> None:
+        """Append a max pool of spikes, which no runtime has for int32."""
+        pooled = f"{self.name(node.name, step)}/pooled"
+        self.add("MaxPool", [self.read(node, step)], pooled, **pool_sizes(node))
+        to = self.onnx.TensorProto.INT32
+        self.add("Cast", [pooled], self.name(node.name, step), to=to)
+
+    def _neuron(self, node: Neuron, fixed: FixedNeuron, step: int) -> None:
+        own = self.name(node.name, step)
+        before = self.state(node) if self.stateful else f"{node.name}/{step - 1}/v"
+        x = self.total([self._term(node, term, step) for term in fixed.terms])
+        bias = fixed.bias.reshape(-1, *(1 for _ in node.shape[1:]))
+        charged = self.add("Add", [x, self._int32(f"{node.name}.bias", bias)], f"{own}/x")
+        if step or self.stateful:
+            charged = self.add(
+                "Add", [charged, self._shifted(node, fixed, before, own)], f"{own}/h"
+            )
+        elif fixed.rest:
+            charged = self.add("Add", [charged, self._own(node, "rest", fixed.rest)], f"{own}/h")
+        rest = None if fixed.soft else self._own(node, "rest", fixed.rest)
+        fire(self, node, step, charged, self._own(node, "threshold", fixed.threshold), rest)
+
+    def _term(self, node: Neuron, term: Term, step: int) -> str:
+        """Return one source's part of a neuron's input, as int32."""
+        read, name = self.name(term.source, step), f"{node.name}.{term.source}"
+        if term.factor:
+            scaled = self.once(
+                "Mul", [read, self.constant(f"{name}.factor", term.factor)], f"{read}*{name}"
+            )
+            return self.cast(self.once("Round", [scaled], f"{scaled}/round"), "INT32")
+        multiplier = term.multiplier.reshape(-1, *(1 for _ in node.shape[1:]))
+        constant = self._int32(f"{name}.multiplier", multiplier)
+        return self.once("Mul", [read, constant], f"{read}*{name}")
+
+    def _shifted(self, node: Neuron, fixed: FixedNeuron, before: str, own: str) -> str:
+        """Return rest + (v - rest >> shift). ONNX shifts no signed integers: floor division."""
+        if fixed.shift == 0:
+            return before
+        if fixed.rest:
+            before = self.add("Sub", [before, self._own(node, "rest", fixed.rest)], f"{own}/above")
+        divisor = self._own(node, "divisor", 1 << fixed.shift)
+        # the remainder has the divisor's sign, so that what is left divides without rounding
+        remainder = self.add("Mod", [before, divisor], f"{own}/remainder")
+        even = self.add("Sub", [before, remainder], f"{own}/even")
+        left = self.add("Div", [even, divisor], f"{own}/left")
+        if fixed.rest:
+            left = self.add("Add", [left, self._own(node, "rest", fixed.rest)], f"{own}/decayed")
+        return left
+
+    def _own(self, node: Neuron, key: str, value: int) -> str:
+        return self._int32(f"{node.name}.{key}", value)
+
+    def _int32(self, name: str, value: Any) -> str:
+        return self.constant(name, np.asarray(value).astype(np.int32))

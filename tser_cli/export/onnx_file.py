@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from tser_cli.export.extras import needs
 from tser_cli.export.graph import (
     INPUT,
     Conv,
@@ -22,6 +21,7 @@ from tser_cli.export.graph import (
     Node,
     Pool,
     metadata,
+    needs,
 )
 
 OPSET = 17

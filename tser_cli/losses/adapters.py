@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tser_cli.errors import ConfigError
+from tser_cli.base.errors import ConfigError
 from tser_cli.losses.base import Shape
 
 MASKED = 0.15

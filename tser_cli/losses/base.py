@@ -1,4 +1,9 @@
-"""What a method is: a module with a class `Settings` and a function `loss(outputs, settings)`.
+"""The terms that methods are made of: pure functions of logits.
+
+z_t are the student's logits [T, N, K], one set a time step; z_A the teacher's [N, K]; y the
+labels [N]. Targets never carry gradients.
+
+What a method is: a module with a class `Settings` and a function `loss(outputs, settings)`.
 
 `Settings` (a `MethodSettings`) describes the method and declares the weights that it reads.
 `loss` returns a dict of named scalars with "loss" among them; the names become columns of
@@ -14,14 +19,68 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tser_cli import registry
-from tser_cli.errors import ConfigError
-from tser_cli.fields import Fraction, NonNegative, Positive
-from tser_cli.losses import functional as terms
-from tser_cli.sections import MethodSettings
+from tser_cli.base.errors import ConfigError
+from tser_cli.settings import registry
+from tser_cli.settings.fields import Fraction, NonNegative, Positive
+from tser_cli.settings.sections import MethodSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+def time_mean(logits_TNK: Tensor) -> Tensor:
+    """mean_t z_t: [T, N, K] -> [N, K]."""
+    return logits_TNK.mean(0)
+
+
+def cross_entropy(logits_NK: Tensor, labels_N: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """mean_n CE(z, y) in nats: [N, K], [N] -> scalar."""
+    from torch.nn import functional as F
+
+    return F.cross_entropy(logits_NK, labels_N, label_smoothing=label_smoothing)
+
+
+def separated_cross_entropy(
+    logits_TNK: Tensor, labels_N: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """TSCE = mean_n mean_t CE(z_t, y): [T, N, K], [N] -> scalar (Yu et al., CVPR 2025)."""
+    steps = logits_TNK.shape[0]
+    return cross_entropy(logits_TNK.flatten(0, 1), labels_N.repeat(steps), label_smoothing)
+
+
+def kl_divergence(teacher_NK: Tensor, student_NK: Tensor, temperature: float) -> Tensor:
+    """mean_n KL(softmax(z_A / tau) || softmax(z / tau)) in nats: [N, K] twice -> scalar.
+
+    Without the factor tau^2 of Hinton et al. (2015); the methods multiply by it.
+    """
+    return kl_per_image(teacher_NK, student_NK, temperature).mean()
+
+
+def separated_kl_divergence(teacher_NK: Tensor, student_TNK: Tensor, temperature: float) -> Tensor:
+    """TSKL = mean_n mean_t KL(softmax(z_A / tau) || softmax(z_t / tau)) (Yu et al., CVPR 2025).
+
+    [N, K], [T, N, K] -> scalar, in nats.
+    """
+    steps = student_TNK.shape[0]
+    return kl_divergence(teacher_NK.repeat(steps, 1), student_TNK.flatten(0, 1), temperature)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Shannon entropy of softmax(z) in nats: [..., K] -> [...]."""
+    log_p = logits.log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """log softmax(z / tau): [..., K] -> [..., K]."""
+    return (logits / temperature).log_softmax(-1)
+
+
+def kl_per_image(target: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """KL(softmax(target / tau) || softmax(student / tau)) of each row: [..., K] twice -> [...]."""
+    log_p = log_probabilities(target.detach(), temperature)
+    return (log_p.exp() * (log_p - log_probabilities(student, temperature))).sum(-1)
+
 
 Terms = dict[str, "Tensor"]
 Shape = tuple[int, int, int]
@@ -127,8 +186,9 @@ def reward_entropy(found: Terms, outputs: Outputs, settings: MethodSettings) -> 
     """
     if settings.entropy_weight == 0.0 or "entropy" in found:
         return found
-    entropy = terms.entropy(outputs.logits_TNK).mean()
-    return {**found, "loss": found["loss"] - settings.entropy_weight * entropy, "entropy": entropy}
+    mean_entropy = entropy(outputs.logits_TNK).mean()
+    weighted = settings.entropy_weight * mean_entropy
+    return {**found, "loss": found["loss"] - weighted, "entropy": mean_entropy}
 
 
 def charge_firing(found: Terms, outputs: Outputs, settings: MethodSettings) -> Terms:
@@ -164,15 +224,13 @@ def distillation(ce: Tensor, kl: Tensor, settings: Distilling) -> Terms:
 
 def mean_cross_entropy(outputs: Outputs, settings: Supervised) -> Tensor:
     """CE of the time-averaged logits."""
-    averaged_NK = terms.time_mean(outputs.logits_TNK)
-    return terms.cross_entropy(averaged_NK, outputs.labels_N, settings.label_smoothing)
+    averaged_NK = time_mean(outputs.logits_TNK)
+    return cross_entropy(averaged_NK, outputs.labels_N, settings.label_smoothing)
 
 
 def step_cross_entropy(outputs: Outputs, settings: Supervised) -> Tensor:
     """TSCE: cross entropy at every time step."""
-    return terms.separated_cross_entropy(
-        outputs.logits_TNK, outputs.labels_N, settings.label_smoothing
-    )
+    return separated_cross_entropy(outputs.logits_TNK, outputs.labels_N, settings.label_smoothing)
 
 
 def stage_features(outputs: Outputs) -> Features:
@@ -183,11 +241,9 @@ def stage_features(outputs: Outputs) -> Features:
 
 def mean_kl(outputs: Outputs, temperature: float) -> Tensor:
     """KL of the teacher to the time-averaged logits."""
-    return terms.kl_divergence(
-        teacher_logits(outputs), terms.time_mean(outputs.logits_TNK), temperature
-    )
+    return kl_divergence(teacher_logits(outputs), time_mean(outputs.logits_TNK), temperature)
 
 
 def step_kl(outputs: Outputs, temperature: float) -> Tensor:
     """TSKL: KL of the teacher to the logits of every time step."""
-    return terms.separated_kl_divergence(teacher_logits(outputs), outputs.logits_TNK, temperature)
+    return separated_kl_divergence(teacher_logits(outputs), outputs.logits_TNK, temperature)

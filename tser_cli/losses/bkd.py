@@ -19,17 +19,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from tser_cli.fields import NonNegative
 from tser_cli.losses.base import (
     Distilling,
     Outputs,
     Shape,
     Terms,
+    kl_per_image,
     mean_cross_entropy,
     stage_features,
     teacher_logits,
+    time_mean,
 )
-from tser_cli.losses.functional import kl_per_image, time_mean
+from tser_cli.settings.fields import NonNegative
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

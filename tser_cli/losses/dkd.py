@@ -16,9 +16,16 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tser_cli.fields import NonNegative, Positive
-from tser_cli.losses.base import Distilling, Outputs, Terms, step_cross_entropy, teacher_logits
-from tser_cli.losses.functional import kl_per_image, log_probabilities
+from tser_cli.losses.base import (
+    Distilling,
+    Outputs,
+    Terms,
+    kl_per_image,
+    log_probabilities,
+    step_cross_entropy,
+    teacher_logits,
+)
+from tser_cli.settings.fields import NonNegative, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor

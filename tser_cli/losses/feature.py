@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from tser_cli.fields import NonNegative
 from tser_cli.losses.base import (
     Outputs,
     Shape,
@@ -19,6 +18,7 @@ from tser_cli.losses.base import (
     mean_cross_entropy,
     stage_features,
 )
+from tser_cli.settings.fields import NonNegative
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

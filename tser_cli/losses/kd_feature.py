@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tser_cli.losses import feature, kd
+from tser_cli.losses import feature
 from tser_cli.losses.base import Outputs, Terms
 from tser_cli.losses.feature import feature_error, make_adapters
+from tser_cli.losses.ladder import KdSettings, kd
 
 __all__ = ["Settings", "loss", "make_adapters"]
 
 
-class Settings(kd.Settings, feature.Settings):
+class Settings(KdSettings, feature.Settings):
     """The settings of `kd_feature`: those of `kd` and of `feature`."""
 
     summary: ClassVar[str] = "kd and feature together"
@@ -27,7 +28,7 @@ class Settings(kd.Settings, feature.Settings):
 
 def loss(outputs: Outputs, settings: Settings) -> Terms:
     """Return the terms of `kd`, and the features' error."""
-    found, error = kd.loss(outputs, settings), feature_error(outputs)
+    found, error = kd(outputs, settings), feature_error(outputs)
     return {
         **found,
         "loss": found["loss"] + settings.feature_weight * error,

@@ -13,9 +13,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar
 
-from tser_cli.fields import NonNegative, Positive
-from tser_cli.losses.base import Outputs, Supervised, Terms, step_cross_entropy, teacher_logits
-from tser_cli.losses.functional import entropy, kl_per_image
+from tser_cli.losses.base import (
+    Outputs,
+    Supervised,
+    Terms,
+    entropy,
+    kl_per_image,
+    step_cross_entropy,
+    teacher_logits,
+)
+from tser_cli.settings.fields import NonNegative, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor

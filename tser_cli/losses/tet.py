@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tser_cli.fields import Fraction
 from tser_cli.losses.base import Outputs, Supervised, Terms, step_cross_entropy
+from tser_cli.settings.fields import Fraction
 
 
 class Settings(Supervised):

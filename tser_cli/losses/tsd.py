@@ -17,9 +17,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from tser_cli.fields import NonNegative, Positive
-from tser_cli.losses.base import Outputs, Supervised, Terms, step_cross_entropy, step_kl
-from tser_cli.losses.functional import kl_per_image
+from tser_cli.losses.base import (
+    Outputs,
+    Supervised,
+    Terms,
+    kl_per_image,
+    step_cross_entropy,
+    step_kl,
+)
+from tser_cli.settings.fields import NonNegative, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor

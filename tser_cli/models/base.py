@@ -1,19 +1,25 @@
-"""What every network has in common, and how one is built by name."""
+"""What every network has in common, and how one is built by name.
+
+A module from elsewhere, with the face of our networks.
+
+Outputs of a network's stages, for methods that compare features.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tser_cli import registry
-from tser_cli.config import NeuronConfig
-from tser_cli.errors import CheckpointError, ConfigError, TserError
+from tser_cli.base.errors import CheckpointError, ConfigError, TserError
 from tser_cli.models.neurons import activation_factory
 from tser_cli.models.savings import as_of_copies, computed_again
-from tser_cli.plugins import last_line
+from tser_cli.settings import registry
+from tser_cli.settings.config import NeuronConfig
+from tser_cli.settings.plugins import last_line
 
 SMALL_IMAGE = 64
 SHOWN = 3  # differences that a message names
@@ -23,7 +29,7 @@ SHOWN = 3  # differences that a message names
 class Build:
     """What a definition needs: `make_activation` decides between ANN and SNN.
 
-    `stem` is "small", "medium" or "large", see `tser_cli.config.ModelConfig`.
+    `stem` is "small", "medium" or "large", see `tser_cli.settings.config.ModelConfig`.
     """
 
     channels: int
@@ -138,7 +144,6 @@ def build_model(
 
 def _built(name: str, entry: registry.ModelEntry, build: Build) -> Classifier:
     """Build; a plain module of a plug-in gets the face of a Classifier. Raises ConfigError."""
-    from tser_cli.models.own_network import OwnNetwork  # stands on this file
 
     if registry.is_built_in(entry.target):
         model = registry.load(entry.target)(build)
@@ -204,3 +209,111 @@ def load_weights(model: Classifier, state: dict[str, Tensor], source: str) -> No
 def parameter_count(model: nn.Module) -> int:
     """Return the number of trainable values."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+class OwnNetwork(Classifier):
+    """A user's module with the face of our networks.
+
+    A spiking one is called as `module(images, timesteps)` and returns logits [T, N, K]; an ANN is
+    called as `module(images)` and returns [N, K]. Methods that compare features need a method
+    `stage_names()` of the module: the submodules that end its stages, whose outputs are
+    [T * N, C, H, W] with time outermost. `input_kinds()` of the module is asked too.
+    """
+
+    def __init__(self, module: nn.Module, spiking: bool) -> None:
+        super().__init__()
+        self.module = module
+        self.spiking = spiking
+
+    def forward(self, images_NCHW: Tensor, timesteps: int = 1) -> Tensor:
+        if not self.spiking:
+            return self._checked(self.module(images_NCHW), 2, "[N, K]")
+        logits_TNK = self._checked(self.module(images_NCHW, timesteps), 3, "[T, N, K]")
+        if logits_TNK.shape[:2] != (timesteps, len(images_NCHW)):
+            raise ConfigError(
+                f"the student gave logits of shape {tuple(logits_TNK.shape)} for {timesteps} time "
+                f"steps of {len(images_NCHW)} images; return [T, N, K], time outermost"
+            )
+        return logits_TNK
+
+    def input_kinds(self) -> dict[str, str] | None:
+        named = getattr(self.module, "input_kinds", None)
+        return None if named is None else {f"module.{name}": of for name, of in named().items()}
+
+    def stage_names(self) -> tuple[str, ...]:
+        named = getattr(self.module, "stage_names", tuple)
+        return tuple(f"module.{name}" for name in named())
+
+    def _checked(self, logits: Any, dimensions: int, shape: str) -> Tensor:
+        if not isinstance(logits, Tensor) or logits.dim() != dimensions:
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            role = "student" if self.spiking else "teacher"
+            raise ConfigError(f"the {role} gave {found}; it must return logits {shape}")
+        return logits
+
+
+class FeatureTap:
+    """Keep the output of each stage of `model` in its latest forward pass, or of other modules.
+
+    Time stays folded into the batch, as the stages give it: [T * N, C, H, W].
+    """
+
+    def __init__(self, model: Classifier, names: tuple[str, ...] | None = None) -> None:
+        self._kept: dict[str, Tensor] = {}
+        self._names = model.stage_names() if names is None else names
+        for name in self._names:
+            model.get_submodule(name).register_forward_hook(self._keeper(name))
+
+    def _keeper(self, name: str) -> Any:
+        def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            self._kept[name] = output
+
+        return keep
+
+    def take(self) -> tuple[Tensor, ...]:
+        """Return the stages' outputs, first stage first; they are forgotten here."""
+        features = tuple(self._kept[name] for name in self._names)
+        self._kept.clear()
+        return features
+
+
+def neuron_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the layers of spiking neurons in `model`, as they were built."""
+    return tuple(
+        name for name, module in model.named_modules() if hasattr(module, "is_spiking_neuron")
+    )
+
+
+def firing_rates(spikes: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Mean spikes per neuron per time step, of each layer and of all: -> [L] and a scalar."""
+    rates_L = torch.stack([layer.float().mean() for layer in spikes])
+    values_L = torch.tensor([layer.numel() for layer in spikes], device=rates_L.device)
+    return rates_L, (rates_L * values_L).sum() / values_L.sum()
+
+
+def over_time(features_TNCHW: Tensor, timesteps: int) -> Tensor:
+    """Mean over time of time-folded features: [T * N, C, H, W] -> [N, C, H, W]."""
+    return features_TNCHW.reshape(timesteps, -1, *features_TNCHW.shape[1:]).mean(0)
+
+
+@torch.no_grad()
+def stage_shapes(
+    model: Classifier, tap: FeatureTap, image_shape: tuple[int, int, int]
+) -> list[tuple[int, int, int]]:
+    """(C, H, W) of each stage's output for images of `image_shape`; the mode is put back."""
+    was_training = model.training
+    device = next(model.parameters()).device
+    model.eval()(torch.zeros(1, *image_shape, device=device), 1)
+    model.train(was_training)
+    return [(int(f.shape[1]), int(f.shape[2]), int(f.shape[3])) for f in tap.take()]
+
+
+@torch.no_grad()
+def penultimate(model: Classifier, images_NCHW: Tensor, timesteps: int) -> Tensor:
+    """Return what the last linear layer reads, averaged over time: [N, C, H, W] -> [N, F]."""
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    read: list[Tensor] = []
+    hook = last.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    model(images_NCHW, timesteps)
+    hook.remove()
+    return over_time(read[0], timesteps if model.spiking else 1)

@@ -1,7 +1,11 @@
-"""CSV tables: the columns of each and what they hold, read and written with pandas.
+"""Words that tables are told apart by: written by one room, looked for by another.
+
+CSV tables: the columns of each and what they hold, read and written with pandas.
 
 A schema maps a column to its kind; the order of its columns is the order in the file. Numbers are
 written so that they come back as the same bits. Files are written whole.
+
+The forms in which energy.csv can be written: with sums, or so that a column can be summed.
 """
 
 from __future__ import annotations
@@ -10,10 +14,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tser_cli.files import write_text
+from tser_cli.base.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+ALL = "all"  # column t: the sum over all time steps
+TOTAL = "TOTAL"  # column layer: the sum over all layers
+
+# column point of frontier.csv
+ALL_STEPS, EARLY_EXIT = "all_steps", "early_exit"
+ANN, ANN_INT8, TEACHER = "ann", "ann_int8", "teacher"
+
 
 Schema = Mapping[str, str]
 Rows = Sequence[Mapping[str, Any]]
@@ -267,3 +280,39 @@ def metrics_csv(path: Path, rows: Rows) -> None:
 def per_timestep_csv(path: Path, rows: Rows, labels: Mapping[str, str | None]) -> None:
     """Write per_timestep.csv: one row a time step; `labels` are the columns that name the run."""
     write_csv(path, [{**labels, **row} for row in rows], PER_TIMESTEP)
+
+
+SUMS, LONG, WIDE = "sums", "long", "wide"
+
+
+def write_energy_csv(path: Path, rows: Rows, form: str) -> None:
+    """Write the rows of energy.csv in a form. Raises RunError where the file can't be written."""
+    write_csv(path, *in_form(rows, form))
+
+
+def in_form(rows: Rows, form: str) -> tuple[Rows, Schema]:
+    """Return the rows of energy.csv, and the columns, in one of three forms.
+
+    `sums`: as they are, with a row for each layer over all steps and the layer TOTAL. `long`: a row
+    a layer and step. `wide`: a row a layer. In the last two each operation is in one row, so that
+    a column's sum is the network's.
+    """
+    layers = [row for row in rows if row["layer"] != TOTAL]
+    steps = [row for row in layers if row["t"] != ALL]
+    if form == LONG:
+        return [{name: row[name] for name in ENERGY_LONG} for row in steps], ENERGY_LONG
+    if form == WIDE:
+        return _wide(layers, steps), energy_wide_schema(rows[0]["timesteps"])
+    assert form == SUMS
+    return rows, ENERGY
+
+
+def _wide(layers: Rows, steps: Rows) -> Rows:
+    by_layer: dict[str, dict[str, Any]] = {
+        row["layer"]: {name: value for name, value in row.items() if name != "t"}
+        for row in layers
+        if row["t"] == ALL
+    }
+    for row in steps:
+        by_layer[row["layer"]].update({f"{name}_{row['t']}": row[name] for name in STEPWISE})
+    return list(by_layer.values())

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tser_cli.csv_words import ALL, TOTAL
+from tser_cli.base.errors import drawable
+from tser_cli.report.csv_files import ALL, TOTAL
 from tser_cli.report.statistics import proportion_interval
 from tser_cli.report.style import (
     BLUE,
@@ -17,7 +18,6 @@ from tser_cli.report.style import (
     save_figure,
     styled,
 )
-from tser_cli.visible import drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from zipfile import ZipFile
 
-from tser_cli.errors import RunError
-from tser_cli.files import read_regular, write_whole
+from tser_cli.base.errors import RunError
+from tser_cli.base.files import read_regular, write_whole
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from tser_cli.files import make_folder, write_whole
+from tser_cli.base.files import make_folder, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tser_cli.config import Config
 from tser_cli.engine.ablation.grid import Cell
+from tser_cli.settings.config import Config
 
 
 @pytest.fixture

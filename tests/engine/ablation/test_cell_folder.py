@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from tests.engine.results import RESULT
-from tser_cli.config import Config
-from tser_cli.engine.ablation.cell_folder import (
+from tser_cli.engine.ablation.folder import (
     SETTINGS,
     cell_folder,
     cell_name,
@@ -21,10 +20,11 @@ from tser_cli.engine.ablation.cell_folder import (
     write_settings,
 )
 from tser_cli.engine.ablation.grid import Cell
-from tser_cli.engine.runs import run_folder
-from tser_cli.engine.runs.find_runs import find_unfinished
-from tser_cli.engine.runs.run_folder import Run, create
-from tser_cli.recipe import read, resolve
+from tser_cli.engine.runs import folder
+from tser_cli.engine.runs.find import find_unfinished
+from tser_cli.engine.runs.folder import Run, create
+from tser_cli.settings.config import Config
+from tser_cli.settings.recipe import read, resolve
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_cell_goes_on_where_the_images_have_moved(
         return home, resolve([read(str(home / SETTINGS))])
 
     home, before = settings_at("images")
-    run = run_folder.create(home, "student", before)
+    run = folder.create(home, "student", before)
     run.update_status(state="stopped")
     _, moved = settings_at("moved")
     assert moved.data.dir == str(tmp_path / "moved")

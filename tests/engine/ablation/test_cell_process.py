@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import tser_cli
+from tser_cli.base.errors import RunError
 from tser_cli.engine.ablation import cell_process
-from tser_cli.errors import RunError
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_what_is_left_to_do_at_exit_is_done(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends it")
 def test_a_process_whose_parent_ended_before_it_began_ends_too() -> None:
     program = (
-        "from tser_cli.operating_system import end_with_parent\nend_with_parent({})\nprint('alive')"
+        "from tser_cli.base.system import end_with_parent\nend_with_parent({})\nprint('alive')"
     )
     orphan = subprocess.run(
         [sys.executable, "-c", program.format(1)], capture_output=True, text=True

@@ -7,18 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tser_cli.engine.ablation.equal_accuracy import equal_accuracy, summarise_exits
-from tser_cli.engine.ablation.exit_runs import ExitRun, Key
+from tser_cli.engine.ablation.exits import ExitRun, Key, equal_accuracy, summarise_exits
 from tser_cli.engine.ablation.grid import Request, make_request
-from tser_cli.engine.evaluation.exit_choice import Stops
-from tser_cli.recipe import Layer
-from tser_cli.report.csv_files import (
-    ablation_exit_schema,
-    exit_summary_schema,
-    read_csv,
-    write_csv,
-)
+from tser_cli.engine.evaluation.early_exit import Stops
+from tser_cli.report.csv_files import ablation_exit_schema, exit_summary_schema, read_csv, write_csv
 from tser_cli.report.statistics import interval
+from tser_cli.settings.recipe import Layer
 
 METHOD = "method.name"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tser_cli.config import Config
+from tser_cli.base.errors import ConfigError, RunError
 from tser_cli.engine.ablation.folder import (
     AblationFolder,
     checked_plan,
@@ -22,8 +22,8 @@ from tser_cli.engine.ablation.folder import (
     write_plan,
 )
 from tser_cli.engine.ablation.grid import Request
-from tser_cli.engine.runs import run_folder
-from tser_cli.errors import ConfigError, RunError
+from tser_cli.engine.runs import folder
+from tser_cli.settings.config import Config
 
 MakeConfig = Callable[..., Config]
 Ask = Callable[..., Request]
@@ -174,7 +174,7 @@ def test_where_a_teacher_is_found(
     make_config: MakeConfig, place: AblationFolder, teacher_file: Path
 ) -> None:
     def finish(runs_dir: Path) -> None:
-        run = run_folder.create(runs_dir, "teacher", config)
+        run = folder.create(runs_dir, "teacher", config)
         run.update_status(state="finished", model="resnet20", validation_fraction=0.0)
 
     config = make_config()

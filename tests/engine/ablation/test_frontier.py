@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tser_cli.engine.ablation.exit_runs import ExitRun, Key
-from tser_cli.engine.ablation.frontier import frontier
-from tser_cli.engine.evaluation.exit_choice import Stops
+from tser_cli.engine.ablation.exits import ExitRun, Key, frontier
+from tser_cli.engine.evaluation.early_exit import Stops
 from tser_cli.report.statistics import interval
 
 METHOD = "method.name"

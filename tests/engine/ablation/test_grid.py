@@ -8,17 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tser_cli import recipe, registry
-from tser_cli.config import Config
-from tser_cli.engine.ablation.grid import (
-    Request,
-    choose_baseline,
-    expand,
-    make_request,
-    parse_vary,
-)
-from tser_cli.errors import ConfigError
-from tser_cli.recipe import Layer
+from tser_cli.base.errors import ConfigError
+from tser_cli.engine.ablation.grid import Request, choose_baseline, expand, make_request, parse_vary
+from tser_cli.settings import recipe, registry
+from tser_cli.settings.config import Config
+from tser_cli.settings.recipe import Layer
 
 BASE = [Layer("recipe base.toml", {"data.name": "digits", "optimizer.lr": 0.05})]
 

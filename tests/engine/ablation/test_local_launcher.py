@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from tser_cli.engine.ablation import cell_process, local_launcher
-from tser_cli.engine.ablation.cell_folder import cell_folder
+from tser_cli.engine.ablation.folder import cell_folder
 from tser_cli.engine.ablation.grid import Cell
 from tser_cli.engine.ablation.local_launcher import Launcher, cell_environment, default_jobs
-from tser_cli.engine.runtime.stop import StopRequest
+from tser_cli.engine.runs.stop import StopRequest
 
 
 def test_a_cell_s_process_gets_its_share_of_the_threads(

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.engine.results import RESULT
-from tser_cli.config import Config
-from tser_cli.engine.ablation.cell_folder import cell_folder
+from tser_cli.engine.ablation.folder import cell_folder, code_of, provenance, settings_in_words
 from tser_cli.engine.ablation.grid import Cell
-from tser_cli.engine.ablation.provenance import code_of, provenance, settings_in_words
-from tser_cli.engine.runs.run_folder import create
+from tser_cli.engine.runs.folder import create
 from tser_cli.report.csv_files import PROVENANCE
+from tser_cli.settings.config import Config
 
 
 @pytest.mark.parametrize(

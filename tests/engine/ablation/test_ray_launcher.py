@@ -16,16 +16,15 @@ from typing import Any
 import pytest
 
 from tests.engine.results import RESULT
-from tser_cli.config import Config
+from tser_cli.base.errors import ConfigError
 from tser_cli.engine.ablation import cell_process, ray_launcher
-from tser_cli.engine.ablation.cell_folder import cell_folder
-from tser_cli.engine.ablation.folder import AblationFolder
+from tser_cli.engine.ablation.folder import AblationFolder, cell_folder
 from tser_cli.engine.ablation.grid import Cell
 from tser_cli.engine.ablation.ray_launcher import Cluster, RayLauncher, connected, share
 from tser_cli.engine.commands import ablate
-from tser_cli.engine.runs.run_folder import create
-from tser_cli.engine.runtime.stop import StopRequest
-from tser_cli.errors import ConfigError
+from tser_cli.engine.runs.folder import create
+from tser_cli.engine.runs.stop import StopRequest
+from tser_cli.settings.config import Config
 
 
 class RayError(Exception):

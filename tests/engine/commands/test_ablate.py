@@ -15,29 +15,28 @@ import pytest
 import torch
 from filelock import FileLock
 
-from tser_cli.config import Config
+from tser_cli.base.errors import CheckpointError, ConfigError, Interrupted, RunError
+from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.loaders import build_train_loader
 from tser_cli.engine.ablation import tsne
-from tser_cli.engine.ablation.cell_folder import cell_folder, find_cell, result_row
-from tser_cli.engine.ablation.folder import AblationFolder, hold
+from tser_cli.engine.ablation.folder import AblationFolder, cell_folder, find_cell, hold, result_row
 from tser_cli.engine.ablation.grid import Cell, Request
-from tser_cli.engine.commands import ablate, distill, dry_run, train_teacher
+from tser_cli.engine.commands import ablate, dry_run, train
 from tser_cli.engine.commands.ablate import AblationResult
 from tser_cli.engine.commands.dry_run import plan_ablation
-from tser_cli.engine.runs import finished_run, model_files
-from tser_cli.engine.runs.find_runs import all_runs
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.runtime.context import Context, Options
-from tser_cli.engine.runtime.stop import StopRequest
-from tser_cli.engine.training.position import Row
+from tser_cli.engine.runs import networks, opened
+from tser_cli.engine.runs.find import all_runs
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.opened import Context, Options
+from tser_cli.engine.runs.stop import StopRequest
+from tser_cli.engine.training.state import Row
 from tser_cli.engine.training.task import Task
-from tser_cli.errors import CheckpointError, ConfigError, Interrupted, RunError
-from tser_cli.report import ablation_plots, plots
+from tser_cli.report import ablation_figures, plots
 from tser_cli.report.csv_files import PROVENANCE, read_csv
 from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, read_predictions, write_predictions
-from tser_cli.report.progress import Progress, Silent
+from tser_cli.settings.config import Config
 
-DRAW_ALL = ablation_plots.draw_all
+DRAW_ALL = ablation_figures.draw_all
 MakeConfig = Callable[..., Config]
 MakeContext = Callable[..., Context]
 Ask = Callable[..., Request]
@@ -58,18 +57,18 @@ class InProcess:
         InProcess.log.append(cell.title)
         if cell.title in self.broken:
             return "exit code 1: it broke"
-        distill.distill(cell.config, Options(cell_folder(cell, self.folder)))
+        train.distill(cell.config, Options(cell_folder(cell, self.folder)))
         return ""
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch, make_context: MakeContext) -> None:
     """Tiny data everywhere, cells in this process, no t-SNE, no figures."""
-    for module in (ablate, distill, dry_run, finished_run, train_teacher):
+    for module in (ablate, train, dry_run, opened, train):
         monkeypatch.setattr(module, "prepare", make_context)
     monkeypatch.setattr(ablate, "Launcher", InProcess)
     monkeypatch.setattr(tsne, "coordinates", lambda x: [[0.0, 1.0] for _ in x])
-    monkeypatch.setattr(ablation_plots, "draw_all", lambda folder, names: [])
+    monkeypatch.setattr(ablation_figures, "draw_all", lambda folder, names: [])
     monkeypatch.setattr(plots, "plot_per_timestep", lambda *args: None)
     monkeypatch.setattr(InProcess, "log", [], raising=False)
     monkeypatch.setattr(InProcess, "broken", (), raising=False)
@@ -106,7 +105,7 @@ def test_every_cell_is_an_ordinary_run_and_a_row(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(ablation_plots, "draw_all", DRAW_ALL)
+    monkeypatch.setattr(ablation_figures, "draw_all", DRAW_ALL)
     request = ask(["method=ce,kd", "T=1,2"], 2, baseline="method=kd")
     result = run(request, place)
     rows = table(place)
@@ -232,7 +231,7 @@ def test_an_ablation_of_failures_alone_still_writes_its_tables(
     ask: Ask, place: AblationFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(InProcess, "broken", ("method=ce, seed 0",))
-    monkeypatch.setattr(ablation_plots, "draw_all", DRAW_ALL)
+    monkeypatch.setattr(ablation_figures, "draw_all", DRAW_ALL)
     result = run(ask(["method=ce"]), place)
     assert len(result.failures) == 1
     assert [row["state"] for row in table(place)] == ["missing"]
@@ -276,10 +275,10 @@ def test_cells_of_one_seed_begin_alike(
     def probe(task: Task, at: Context, *rest: Any) -> list[Row]:
         key = (at.config.method.name, at.config.training.seed)
         begun[key] = weights_and_order(task, at)
-        return train(task, at, *rest)
+        return whole(task, at, *rest)
 
-    train = distill.train
-    monkeypatch.setattr(distill, "train", probe)
+    whole = train.train
+    monkeypatch.setattr(train, "train", probe)
     methods = ["ce", "tser", "feature", "bkd", "seal"]
     run(ask([f"method={','.join(methods)}"], 2), place)
     assert begun.keys() == {(method, seed) for method in methods for seed in (0, 1)}
@@ -303,7 +302,7 @@ def test_one_teacher_is_trained_once_and_kept(
     assert not place.own_runs.exists()
     # a newer one is not taken
     newer = make_config({"training.epochs": 1})
-    train_teacher.train_teacher(newer, Options(place.runs_dir))
+    train.train_teacher(newer, Options(place.runs_dir))
     run(ask(["method=kd,ts"], 2, changes), place)
     cells = ask(["method=kd,ts"], 2, changes).cells
     used = [finished(cell, place).environment()["teacher"] for cell in cells]
@@ -314,7 +313,7 @@ def test_one_teacher_is_trained_once_and_kept(
 def test_a_teacher_under_the_runs_folder_is_taken(
     ask: Ask, place: AblationFolder, make_config: MakeConfig
 ) -> None:
-    made = train_teacher.train_teacher(make_config({"training.epochs": 1}), Options(place.runs_dir))
+    made = train.train_teacher(make_config({"training.epochs": 1}), Options(place.runs_dir))
     request = ask(["method=kd"], 1, {"model.teacher": "resnet20"})
     run(request, place)
     source = finished(request.cells[0], place).environment()["teacher"]["source"]
@@ -334,7 +333,7 @@ def test_a_teacher_that_another_command_trains_is_waited_for(
         def say(self, text: str) -> None:
             if "another process trains a resnet20 teacher of digits" in text:
                 config = make_config({"training.epochs": 1})
-                train_teacher.train_teacher(config, Options(place.runs_dir))
+                train.train_teacher(config, Options(place.runs_dir))
                 theirs.release()
 
     theirs.acquire(timeout=0)
@@ -421,8 +420,8 @@ def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_trained(
     tmp_path: Path,
 ) -> None:
     spec, path = make_context(make_config()).dataset.spec, tmp_path / "snn.safetensors"
-    model = model_files.build("resnet20", spec, make_config(), spiking=True)
-    model_files.write(path, model, model_files.describe("resnet20", spec, make_config(), True))
+    model = networks.build("resnet20", spec, make_config(), spiking=True)
+    networks.write(path, model, networks.describe("resnet20", spec, make_config(), True))
     with pytest.raises(CheckpointError, match="is a spiking network"):
         run(ask(["method=kd"], 1, {"model.teacher": str(path)}), place)
     run(ask(["method=kd"]), place)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tser_cli.config import Config
+from tser_cli.base.errors import ConfigError, RunError
 from tser_cli.engine.commands.compare import compare_runs, differing
-from tser_cli.engine.runs import run_folder
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.errors import ConfigError, RunError
+from tser_cli.engine.runs import folder
+from tser_cli.engine.runs.folder import Run
 from tser_cli.report.predictions import PREDICTIONS, write_predictions
+from tser_cli.settings.config import Config
 
 MakeConfig = Callable[..., Config]
 
@@ -24,7 +24,7 @@ def make(tmp_path: Path, make_config: MakeConfig) -> Callable[..., Path]:
     """`make(accuracy, settings)`: the folder of a finished student that was right so often."""
 
     def finished(accuracy: float = 0.5, state: str = "finished", **settings: Any) -> Path:
-        run = run_folder.create(tmp_path, "student", make_config(settings))
+        run = folder.create(tmp_path, "student", make_config(settings))
         result = {"accuracy": accuracy, "images": 100, "teacher": "resnet34"}
         run.update_status(state=state, **({"result": result} if state == "finished" else {}))
         return run.folder
@@ -70,17 +70,17 @@ def test_mcnemar_on_the_same_images(make: Callable[..., Path], tmp_path: Path) -
     labels = np.zeros(10, int)
     folders = [make(), make()]
     # the second alone is right on 3 images, the first alone on none: p = 2 * (1/2)^3
-    for folder, wrong in zip(folders, (4, 1), strict=True):
+    for run, wrong in zip(folders, (4, 1), strict=True):
         answers = np.where(np.arange(10) < wrong, 1, 0)[:, None]
-        write_predictions(folder / PREDICTIONS, labels, answers, answers)
+        write_predictions(run / PREDICTIONS, labels, answers, answers)
     assert compare_runs(folders, tmp_path).figures[1].p_value == pytest.approx(0.25)
 
 
 def test_other_images_are_not_paired(make: Callable[..., Path], tmp_path: Path) -> None:
     folders = [make(), make()]
-    for folder, images in zip(folders, (10, 11), strict=True):
+    for run, images in zip(folders, (10, 11), strict=True):
         zeros = np.zeros((images, 1), int)
-        write_predictions(folder / PREDICTIONS, zeros[:, 0], zeros, zeros)
+        write_predictions(run / PREDICTIONS, zeros[:, 0], zeros, zeros)
     assert compare_runs(folders, tmp_path).figures[1].p_value is None
 
 

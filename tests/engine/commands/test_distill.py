@@ -13,21 +13,21 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from tser_cli import registry
-from tser_cli.config import Config
-from tser_cli.engine.commands import distill
+from tser_cli.base.errors import CheckpointError, ConfigError
+from tser_cli.base.progress import Silent
+from tser_cli.engine.commands import train
 from tser_cli.engine.commands.library import own_config
-from tser_cli.engine.runs import find_runs, model_files, run_folder
-from tser_cli.engine.runs.result import RunResult, read_result
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.runs.weight_files import load_model
-from tser_cli.engine.runtime.context import Context, Options
-from tser_cli.engine.runtime.processes import PATIENCE, Runtime
-from tser_cli.engine.training.training_run import student_task, teacher_task
-from tser_cli.errors import CheckpointError, ConfigError
+from tser_cli.engine.runs import find, folder, networks
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.opened import Context, Options
+from tser_cli.engine.runs.record import RunResult, read_result
+from tser_cli.engine.runs.runtime import PATIENCE, Runtime
+from tser_cli.engine.runs.weights import load_model
+from tser_cli.engine.training.run import student_task, teacher_task
 from tser_cli.models.base import Build
 from tser_cli.report.csv_files import read_csv
-from tser_cli.report.progress import Silent
+from tser_cli.settings import registry
+from tser_cli.settings.config import Config
 
 MakeConfig = Callable[..., Config]
 MakeContext = Callable[..., Context]
@@ -37,12 +37,12 @@ Distil = Callable[..., RunResult]
 @pytest.fixture
 def distil(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> Distil:
     """`distil(config, options)`: the command on the tiny data."""
-    monkeypatch.setattr(distill, "prepare", make_context)
-    return distill.distill
+    monkeypatch.setattr(train, "prepare", make_context)
+    return train.distill
 
 
 def only(folder: Path, kind: str) -> Run:
-    (found,) = find_runs.all_runs(folder, kind)
+    (found,) = find.all_runs(folder, kind)
     return found
 
 
@@ -124,8 +124,8 @@ def test_a_spiking_teacher_is_refused_before_a_run_is_made(
     distil: Distil, make_config: MakeConfig, make_context: MakeContext, tmp_path: Path
 ) -> None:
     spec, path = make_context(make_config()).dataset.spec, tmp_path / "snn.safetensors"
-    model = model_files.build("resnet20", spec, make_config(), spiking=True)
-    model_files.write(path, model, model_files.describe("resnet20", spec, make_config(), True))
+    model = networks.build("resnet20", spec, make_config(), spiking=True)
+    networks.write(path, model, networks.describe("resnet20", spec, make_config(), True))
     with pytest.raises(CheckpointError, match="is a spiking network"):
         distil(make_config({"model.teacher": str(path)}), Options(tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
@@ -202,12 +202,12 @@ def test_a_teacher_that_another_process_trains_is_waited_for(
 
     def write_teacher() -> None:
         run, spec = (
-            run_folder.create(tmp_path, "teacher", config),
+            folder.create(tmp_path, "teacher", config),
             make_context(config).dataset.spec,
         )
-        model = model_files.build("resnet20", spec, config, spiking=False)
-        metadata = model_files.describe("resnet20", spec, config, False)
-        digest = model_files.write(run.model_file, model, metadata)
+        model = networks.build("resnet20", spec, config, spiking=False)
+        metadata = networks.describe("resnet20", spec, config, False)
+        digest = networks.write(run.model_file, model, metadata)
         run.update_status(
             state="finished", model="resnet20", validation_fraction=0.0, sha256=digest
         )
@@ -237,16 +237,16 @@ def test_while_a_teacher_is_waited_for_the_other_processes_hear_of_it(
         return action()
 
     monkeypatch.setattr(Runtime, "on_main", one_turn)
-    monkeypatch.setattr(distill, "TURN", 0.01)
+    monkeypatch.setattr(train, "TURN", 0.01)
     theirs.acquire(timeout=0)
     with ExitStack() as held:
-        distill._hold_training(context, Options(tmp_path), held)
+        train._hold_training(context, Options(tmp_path), held)
         assert len(turns) == 4
         with pytest.raises(Timeout):
             theirs.acquire(timeout=0)
     theirs.acquire(timeout=0)
     theirs.release()
-    assert timedelta(seconds=distill.TURN) * 5 < PATIENCE
+    assert timedelta(seconds=train.TURN) * 5 < PATIENCE
 
 
 @pytest.mark.parametrize(("budget", "kept"), [("100%", True), ("0.48%", False)])

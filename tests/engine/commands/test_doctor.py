@@ -9,10 +9,7 @@ import pytest
 import torch
 
 from tser_cli.engine.commands import doctor
-from tser_cli.engine.commands.doctor import DoctorRequest, examine
-from tser_cli.engine.runtime import speed
-from tser_cli.engine.runtime.machine import NOTE, OK, WRONG
-from tser_cli.engine.runtime.speed import Record, Speed
+from tser_cli.engine.commands.doctor import NOTE, OK, WRONG, DoctorRequest, Record, Speed, examine
 
 CPU = torch.device("cpu")
 THEN = Record(Speed(100.0, 50.0, 60.0), "2025-01-31")
@@ -29,14 +26,14 @@ def test_a_quick_look(tmp_path: Path) -> None:
 
 def test_the_speed_is_measured_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "speed.json"
-    monkeypatch.setattr(speed, "place", lambda: path)
-    monkeypatch.setattr(speed, "measure", lambda device: Speed(100.0, 50.0, 60.0))
+    monkeypatch.setattr(doctor, "place", lambda: path)
+    monkeypatch.setattr(doctor, "measure", lambda device: Speed(100.0, 50.0, 60.0))
     # tests have one thread: nothing is said of scaling
     (busy,) = doctor.speeds(CPU, keep=False)
     assert busy.found.endswith("; not kept, see load") and not path.exists()
     (first,) = doctor.speeds(CPU, keep=True)
     assert first.found.endswith(f"kept in {path}, to compare with next time")
-    monkeypatch.setattr(speed, "measure", lambda device: Speed(59.0, 50.0, 60.0))
+    monkeypatch.setattr(doctor, "measure", lambda device: Speed(59.0, 50.0, 60.0))
     (second,) = doctor.speeds(CPU, keep=True)
     assert second.state == WRONG
     assert second.found.startswith("59 GFLOP/s in products of matrices, 50 in convolutions")
@@ -83,7 +80,7 @@ def test_a_compiler_that_is_missing_or_broken(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_data_sets_that_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tser_cli.data.downloads.DEBIAN", tmp_path / "nowhere")
+    monkeypatch.setattr("tser_cli.data.builtin.DEBIAN", tmp_path / "nowhere")
     absent, *_ = doctor.places(DoctorRequest(tmp_path, str(tmp_path)))
     assert absent.found.endswith("first used: mnist, fashion-mnist, cifar10, cifar100")
     raw = tmp_path / "MNIST" / "raw"

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from tests.engine.results import RESULT
-from tser_cli.config import Config
-from tser_cli.engine.ablation.cell_folder import cell_folder
-from tser_cli.engine.ablation.folder import AblationFolder, checked_plan, write_plan
+from tser_cli.base.errors import CheckpointError, ConfigError, RunError
+from tser_cli.engine.ablation.folder import AblationFolder, cell_folder, checked_plan, write_plan
 from tser_cli.engine.ablation.grid import Request
 from tser_cli.engine.commands import dry_run
 from tser_cli.engine.commands.dry_run import (
@@ -26,10 +25,10 @@ from tser_cli.engine.commands.dry_run import (
     plan_teacher,
     step_seconds,
 )
-from tser_cli.engine.runs import model_files, run_folder
-from tser_cli.engine.runtime.context import Context, Options
+from tser_cli.engine.runs import folder, networks
+from tser_cli.engine.runs.opened import Context, Options
 from tser_cli.engine.training.task import Task
-from tser_cli.errors import CheckpointError, ConfigError, RunError
+from tser_cli.settings.config import Config
 
 MakeConfig = Callable[..., Config]
 MakeContext = Callable[..., Context]
@@ -92,8 +91,8 @@ def test_a_plan_finds_what_would_fail(
     with pytest.raises(ConfigError, match="unknown model"):
         plan_student(make_config({"model.teacher": "resnet43"}), Options(tmp_path))
     spec, path = make_context(make_config()).dataset.spec, tmp_path / "snn.safetensors"
-    model = model_files.build("resnet20", spec, make_config(), spiking=True)
-    model_files.write(path, model, model_files.describe("resnet20", spec, make_config(), True))
+    model = networks.build("resnet20", spec, make_config(), spiking=True)
+    networks.write(path, model, networks.describe("resnet20", spec, make_config(), True))
     with pytest.raises(CheckpointError, match="is a spiking network"):
         plan_student(make_config({"model.teacher": str(path)}), Options(tmp_path))
 
@@ -135,7 +134,7 @@ def test_the_plan_of_a_begun_ablation(ask: Ask, place: AblationFolder) -> None:
     begun = ask(["method=ce,kd"])
     write_plan(place, checked_plan(begun, place))
     for cell in begun.cells:
-        made = run_folder.create(cell_folder(cell, place.folder), "student", cell.config)
+        made = folder.create(cell_folder(cell, place.folder), "student", cell.config)
         made.update_status(state="finished", result=RESULT)
     before = {path: path.stat().st_mtime_ns for path in place.folder.rglob("*")}
     plan = planned(ask(["method=ce,kd"], 2), place)

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from tser_cli.config import Config
+from tser_cli.base.errors import ConfigError
 from tser_cli.engine.commands.energy import EnergyRequest, measure_energy
 from tser_cli.engine.commands.evaluate import EvaluateRequest, evaluate_run
-from tser_cli.engine.runs import finished_run, model_files, run_folder
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.runs.weight_files import load_model
-from tser_cli.engine.runtime.context import Context
-from tser_cli.errors import ConfigError
-from tser_cli.models import Classifier
+from tser_cli.engine.runs import folder, networks, opened
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.opened import Context
+from tser_cli.engine.runs.weights import load_model
+from tser_cli.models.base import Classifier
 from tser_cli.report.csv_files import ENERGY, PER_IMAGE, read_csv
+from tser_cli.settings.config import Config
 
 
 @pytest.fixture
@@ -31,12 +31,12 @@ def student(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Run:
     """A finished run of two steps whose network is random, with a teacher."""
-    monkeypatch.setattr(finished_run, "prepare", make_context)
+    monkeypatch.setattr(opened, "prepare", make_context)
     config = make_config()
-    run, spec = run_folder.create(tmp_path, "student", config), make_context(config).dataset.spec
-    model = wake(model_files.build("resnet20", spec, config, spiking=True))
-    metadata = model_files.describe("resnet20", spec, config, spiking=True)
-    model_files.write(run.model_file, model, metadata)
+    run, spec = folder.create(tmp_path, "student", config), make_context(config).dataset.spec
+    model = wake(networks.build("resnet20", spec, config, spiking=True))
+    metadata = networks.describe("resnet20", spec, config, spiking=True)
+    networks.write(run.model_file, model, metadata)
     digest = load_model(teacher_file)[2]
     run.update_environment(
         teacher={"model": "resnet20", "source": str(teacher_file), "sha256": digest}
@@ -125,7 +125,7 @@ def test_a_teacher_that_is_gone_costs_what_it_cost(
 def test_names_that_do_not_fit_are_refused_before_the_work(
     student: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, said: str
 ) -> None:
-    monkeypatch.setattr(finished_run, "prepare", lambda *rest: pytest.fail("it was opened"))
+    monkeypatch.setattr(opened, "prepare", lambda *rest: pytest.fail("it was opened"))
     request = EnergyRequest(
         tmp_path / output, run=student.folder, per_image=tmp_path / "images.csv"
     )

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import Told
-from tser_cli.config import Config
+from tser_cli.base.errors import ConfigError, DiskFullError, RunError
+from tser_cli.base.files import check_folder, write_error
 from tser_cli.energy.joules import ann_macs
 from tser_cli.engine.commands import evaluate
 from tser_cli.engine.commands.evaluate import (
@@ -22,16 +23,14 @@ from tser_cli.engine.commands.evaluate import (
     parse_timesteps,
     written_steps,
 )
-from tser_cli.engine.evaluation.per_timestep import evaluate_split
-from tser_cli.engine.runs import finished_run, model_files, run_folder
-from tser_cli.engine.runs.finished_run import open_finished, select_run
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.runs.weight_files import load_model
-from tser_cli.engine.runtime.context import Context
-from tser_cli.errors import ConfigError, DiskFullError, RunError
-from tser_cli.files import check_folder, write_error
-from tser_cli.models import Classifier
+from tser_cli.engine.evaluation.evaluate import evaluate_split
+from tser_cli.engine.runs import folder, networks, opened
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.opened import Context, open_finished, select_run
+from tser_cli.engine.runs.weights import load_model
+from tser_cli.models.base import Classifier
 from tser_cli.report.csv_files import PER_TIMESTEP, read_csv
+from tser_cli.settings.config import Config
 
 MakeConfig = Callable[..., Config]
 Finished = Callable[..., Run]
@@ -46,15 +45,15 @@ def finished(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Finished:
     """`finished("student")`: a run of two steps whose network is random, on the tiny data."""
-    monkeypatch.setattr(finished_run, "prepare", make_context)
+    monkeypatch.setattr(opened, "prepare", make_context)
 
     def make(kind: str, **status: object) -> Run:
         config = make_config({"data.validation_fraction": 0.25})
-        run = run_folder.create(tmp_path, kind, config)
+        run = folder.create(tmp_path, kind, config)
         spec, spiking = make_context(config).dataset.spec, kind == "student"
-        model = wake(model_files.build("resnet20", spec, config, spiking))
-        metadata = model_files.describe("resnet20", spec, config, spiking)
-        model_files.write(run.model_file, model, metadata)
+        model = wake(networks.build("resnet20", spec, config, spiking))
+        metadata = networks.describe("resnet20", spec, config, spiking)
+        networks.write(run.model_file, model, metadata)
         run.update_status(state="finished", finished="2025-01-01T00:00:00+00:00", **status)
         return run
 
@@ -302,7 +301,7 @@ def test_what_is_mistyped_is_refused_before_the_work(
     finished: Finished, monkeypatch: pytest.MonkeyPatch, asked: dict[str, str], said: str
 ) -> None:
     run = finished("student")
-    monkeypatch.setattr(finished_run, "prepare", lambda *rest: pytest.fail("it was opened"))
+    monkeypatch.setattr(opened, "prepare", lambda *rest: pytest.fail("it was opened"))
     with pytest.raises(ConfigError, match=said):
         evaluate_run(EvaluateRequest(run=run.folder, **asked))
 

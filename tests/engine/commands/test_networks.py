@@ -14,12 +14,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from tser_cli.base.errors import TserError
 from tser_cli.engine.commands.audit import AuditRequest, run_audit
-from tser_cli.engine.commands.beyond import Wanted
-from tser_cli.engine.commands.network_energy import NetworkEnergyRequest, measure_network
-from tser_cli.engine.commands.networks import NetworkRequest, build_network, open_network
-from tser_cli.errors import TserError
-from tser_cli.report.beyond_report import network_sentences
+from tser_cli.engine.commands.energy import (
+    NetworkEnergyRequest,
+    NetworkRequest,
+    build_network,
+    measure_network,
+    open_network,
+)
+from tser_cli.engine.evaluation.energy import Wanted
+from tser_cli.report.words import network_sentences
 
 MODULE = """
 import torch

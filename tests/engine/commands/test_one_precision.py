@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
+from tser_cli.base.progress import Silent
 from tser_cli.engine.ablation.folder import AblationFolder, checked_plan, write_plan
 from tser_cli.engine.ablation.grid import Request
-from tser_cli.engine.commands import one_precision
-from tser_cli.report.progress import Silent
+from tser_cli.engine.commands import ablate
 
 Ask = Callable[..., Request]
 
@@ -20,11 +20,11 @@ def test_one_precision_is_chosen_for_all_cells_and_kept(
     request, asked = ask(["method=ce,kd"], 2, {"training.precision": "auto"}), list[str]()
 
     def found(precision: str) -> set[str]:
-        monkeypatch.setattr(one_precision, "prepare", lambda config, progress: config)
+        monkeypatch.setattr(ablate, "prepare", lambda config, progress: config)
         monkeypatch.setattr(
-            one_precision, "choose_precision", lambda kind, context: asked.append(kind) or precision
+            ablate, "choose_precision", lambda kind, context: asked.append(kind) or precision
         )
-        settled = one_precision.with_one_precision(request, place, Silent())
+        settled = ablate.with_one_precision(request, place, Silent())
         write_plan(place, checked_plan(settled, place))
         return {cell.config.training.precision for cell in settled.cells}
 
@@ -35,4 +35,4 @@ def test_one_precision_is_chosen_for_all_cells_and_kept(
 
 def test_a_precision_that_is_varied_stands(ask: Ask, place: AblationFolder) -> None:
     request = ask(["precision=fp32,bf16"])
-    assert one_precision.with_one_precision(request, place, Silent()) is request
+    assert ablate.with_one_precision(request, place, Silent()) is request

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from tser_cli.config import Config
 from tser_cli.data.base import DataSpec
-from tser_cli.energy import float_energy
+from tser_cli.energy.table import float_energy
 from tser_cli.engine.commands.quantize import calibrate_norms
-from tser_cli.engine.runs import model_files, run_folder
-from tser_cli.engine.training.training_run import profile_of
-from tser_cli.models import Classifier
-from tser_cli.models.quantised import QuantisedConv2d
+from tser_cli.engine.runs import folder, networks
+from tser_cli.engine.training.run import profile_of
+from tser_cli.models.base import Classifier
+from tser_cli.models.integers import QuantisedConv2d
+from tser_cli.settings.config import Config
 
 MakeConfig = Callable[..., Config]
 
@@ -24,7 +24,7 @@ MakeConfig = Callable[..., Config]
 def test_calibration_measures_the_norms_again(
     spec: DataSpec, make_config: MakeConfig, wake: Callable[[Classifier], Classifier]
 ) -> None:
-    model = wake(model_files.build("resnet20", spec, make_config(), spiking=True))
+    model = wake(networks.build("resnet20", spec, make_config(), spiking=True))
     norm = model.bn1
     assert isinstance(norm, nn.BatchNorm2d)
     batches = [torch.randn(6, *spec.image_shape) for _ in range(2)]
@@ -56,11 +56,11 @@ def test_a_model_file_says_how_many_bits_its_weights_have(
     spec: DataSpec, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     config = make_config({"model.weight_bits": 4})
-    model = model_files.build("resnet20", spec, config, spiking=True)
-    metadata = model_files.describe("resnet20", spec, config, spiking=True)
+    model = networks.build("resnet20", spec, config, spiking=True)
+    metadata = networks.describe("resnet20", spec, config, spiking=True)
     path = tmp_path / "model.safetensors"
-    model_files.write(path, model, metadata)
-    again = model_files.read(path, spec).model
+    networks.write(path, model, metadata)
+    again = networks.read(path, spec).model
     bits = [layer.bits for layer in again.modules() if isinstance(layer, QuantisedConv2d)]
     assert bits[0] == 8
     assert set(bits[1:]) == {4}
@@ -70,11 +70,11 @@ def test_a_model_file_says_how_many_bits_its_weights_have(
 
 def test_a_teacher_keeps_floating_point_weights(spec: DataSpec, make_config: MakeConfig) -> None:
     config = make_config({"model.weight_bits": 8})
-    teacher = model_files.build("resnet20", spec, config, spiking=False)
+    teacher = networks.build("resnet20", spec, config, spiking=False)
     assert not any(isinstance(module, QuantisedConv2d) for module in teacher.modules())
 
 
 def test_the_name_of_a_run_tells_the_bits(make_config: MakeConfig) -> None:
-    name = run_folder.run_name("student", make_config({"model.weight_bits": 8}))
+    name = folder.run_name("student", make_config({"model.weight_bits": 8}))
     assert "_w8_s" in name
-    assert "_w" not in run_folder.run_name("student", make_config())
+    assert "_w" not in folder.run_name("student", make_config())

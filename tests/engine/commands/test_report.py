@@ -12,19 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tser_cli.config import Config
-from tser_cli.energy import Labels, energy_rows, load_profile
+from tser_cli.base.errors import ConfigError, RunError, TserError
 from tser_cli.energy.counts import Counts, Layer, LayerCounts
+from tser_cli.energy.prices import load_profile
+from tser_cli.energy.table import Labels, energy_rows
 from tser_cli.engine.ablation.summary import summarise
-from tser_cli.engine.commands import report as report_module
-from tser_cli.engine.commands import report_ablation, report_files, report_mistakes
-from tser_cli.engine.commands.report import ReportRequest, ReportResult, make_report
-from tser_cli.engine.runs import finished_run, model_files, run_folder
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.runtime.context import Context
-from tser_cli.errors import ConfigError, RunError, TserError
-from tser_cli.models import Classifier
-from tser_cli.report import page
+from tser_cli.engine.page import files, gather, page
+from tser_cli.engine.page.gather import ReportRequest, ReportResult, make_report
+from tser_cli.engine.page.values import AblationReport, Missing, RunReport
+from tser_cli.engine.runs import folder, networks, opened
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.opened import Context
+from tser_cli.models.base import Classifier
 from tser_cli.report.csv_files import (
     ENERGY,
     ablation_schema,
@@ -33,9 +32,9 @@ from tser_cli.report.csv_files import (
     summary_schema,
     write_csv,
 )
-from tser_cli.report.page_values import AblationReport, Missing, RunReport
 from tser_cli.report.predictions import PREDICTIONS, Predictions, write_predictions
 from tser_cli.report.statistics import proportion_interval
+from tser_cli.settings.config import Config
 
 ALERT = "<script>alert(1)</script>"
 LABELS = np.arange(11) % 3
@@ -84,7 +83,7 @@ def written(tmp_path: Path, make_config: MakeConfig) -> Written:
     """A finished student of two steps that is tables alone, without a network."""
 
     def make() -> Run:
-        run = run_folder.create(tmp_path / "runs", "student", make_config({"optimizer.lr": 0.03}))
+        run = folder.create(tmp_path / "runs", "student", make_config({"optimizer.lr": 0.03}))
         write_tables(run)
         result = {"energy_pj": 7.2, "energy_budget_pj": 8.0}
         run.update_status(state="finished", finished=STAMP, model="resnet20", result=result)
@@ -104,16 +103,16 @@ def finished(
 
     `kind`: student or teacher; `classes`: what its model file calls the classes.
     """
-    monkeypatch.setattr(finished_run, "prepare", make_context)
+    monkeypatch.setattr(opened, "prepare", make_context)
 
     def make(kind: str = "student", classes: tuple[str, ...] = ("a", "b", "c")) -> Run:
         run, spiking = written(), kind == "student"
         config = run.config()
         spec = make_context(config).dataset.spec
-        model = wake(model_files.build("resnet20", spec, config, spiking))
+        model = wake(networks.build("resnet20", spec, config, spiking))
         named = replace(spec, classes=classes)
-        metadata = model_files.describe("resnet20", named, config, spiking)
-        digest = model_files.write(run.model_file, model, metadata)
+        metadata = networks.describe("resnet20", named, config, spiking)
+        digest = networks.write(run.model_file, model, metadata)
         run.update_status(kind=kind, sha256=digest)
         return run
 
@@ -222,7 +221,7 @@ def test_mistakes_are_counted_by_class_and_step() -> None:
     final = AT_T.copy()
     final[2, 1] = 0
     answers = Predictions(*(array.astype(np.uint16) for array in (LABELS, AT_T, final)))
-    found = report_mistakes.mistakes(answers, ("cat", "dog"))
+    found = files.mistakes(answers, ("cat", "dog"))
     assert found.classes == ("cat", "dog", "2")
     assert found.confusion_KK == ((4, 0, 0), (0, 4, 0), (1, 0, 2))
     last = found.by_class[2]
@@ -232,14 +231,14 @@ def test_mistakes_are_counted_by_class_and_step() -> None:
 
 
 def test_equal_names_of_classes_stay_apart() -> None:
-    assert report_mistakes.class_names(["a", "a", "b"], 4) == ["a (0)", "a (1)", "b", "3"]
+    assert files.class_names(["a", "a", "b"], 4) == ["a (0)", "a (1)", "b", "3"]
 
 
 def test_many_classes_have_a_table_of_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_mistakes, "MOST_LISTED", 1)
-    monkeypatch.setattr(report_mistakes, "MOST_DRAWN", 2)
+    monkeypatch.setattr(files, "MOST_LISTED", 1)
+    monkeypatch.setattr(files, "MOST_DRAWN", 2)
     answers = Predictions(*(array.astype(np.uint16) for array in (LABELS, AT_T, AT_T[:, ::-1])))
-    found = report_mistakes.mistakes(answers, ())
+    found = files.mistakes(answers, ())
     assert found.confusion_KK is None and found.left_out == 2
     assert [row["name"] for row in found.by_class] == ["2"]
 
@@ -399,7 +398,7 @@ def test_too_many_runs_are_refused(tmp_path: Path) -> None:
 def test_a_page_that_is_too_large_is_refused(
     written: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report_module, "MOST_BYTES", 1000)
+    monkeypatch.setattr(gather, "MOST_BYTES", 1000)
     run = written()
     with pytest.raises(ConfigError, match="name fewer runs"):
         reported(run.folder)
@@ -497,7 +496,7 @@ def test_a_damaged_table_of_an_ablation_is_told(ablation: Path, name: str, conte
 
 
 def test_an_ablation_that_has_only_begun_is_told(ablation: Path) -> None:
-    for name in report_ablation.TABLES:
+    for name in files.TABLES:
         (ablation / name).unlink()
     (ablation / "plan.json").write_text("{}")
     (found,) = reported(ablation).page.ablations
@@ -514,5 +513,5 @@ def test_unfinished_cells_are_counted(ablation: Path) -> None:
 
 
 def test_thinned_rows_keep_both_ends() -> None:
-    assert report_files.thinned(range(100), 4) == [0, 33, 66, 99]
-    assert report_files.thinned([1, 2], 4) == [1, 2]
+    assert files.thinned(range(100), 4) == [0, 33, 66, 99]
+    assert files.thinned([1, 2], 4) == [1, 2]

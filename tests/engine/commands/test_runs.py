@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tser_cli.config import Config
+from tser_cli.base.errors import ConfigError, RunError
 from tser_cli.engine.commands.runs import RunsRequest, find_removable, list_runs, remove
-from tser_cli.engine.runs import run_folder
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.errors import ConfigError, RunError
+from tser_cli.engine.runs import folder
+from tser_cli.engine.runs.folder import Run
+from tser_cli.settings.config import Config
 
 MakeConfig = Callable[..., Config]
 
@@ -24,7 +24,7 @@ def make(tmp_path: Path, make_config: MakeConfig) -> Callable[..., Run]:
     """`make("name", accuracy, settings)`: a finished student under runs/."""
 
     def finished(name: str, accuracy: float | None = None, **settings: Any) -> Run:
-        made = run_folder.create(tmp_path / "made", "student", make_config(settings))
+        made = folder.create(tmp_path / "made", "student", make_config(settings))
         home = tmp_path / "runs" / "student" / "digits" / name
         home.parent.mkdir(parents=True, exist_ok=True)
         run = Run(made.folder.rename(home))
@@ -170,7 +170,7 @@ def test_a_damaged_run_can_be_removed(runs_dir: Path) -> None:
 
 
 def test_who_learned_from_a_teacher_is_counted(runs_dir: Path, make_config: MakeConfig) -> None:
-    teacher = run_folder.create(runs_dir, "teacher", make_config())
+    teacher = folder.create(runs_dir, "teacher", make_config())
     teacher.update_status(state="finished")
     for name in ("a", "b"):
         record = {"source": str(teacher.model_file.resolve()), "model": "resnet20"}

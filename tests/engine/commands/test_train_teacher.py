@@ -14,20 +14,20 @@ from typing import Any
 import pytest
 import torch
 
-from tser_cli.config import Config
-from tser_cli.engine.commands import train_teacher
-from tser_cli.engine.commands.train_teacher import train_teacher_in
-from tser_cli.engine.evaluation import per_timestep
-from tser_cli.engine.runs import find_runs
-from tser_cli.engine.runs.result import read_result
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.runs.weight_files import load_model
-from tser_cli.engine.runtime.context import Context, Options
+from tser_cli.base.errors import ConfigError, Interrupted, NonFiniteError, RunError
+from tser_cli.base.progress import Silent
+from tser_cli.engine.commands import train
+from tser_cli.engine.commands.train import train_teacher_in
+from tser_cli.engine.evaluation import evaluate
+from tser_cli.engine.runs import find
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.opened import Context, Options
+from tser_cli.engine.runs.record import read_result
+from tser_cli.engine.runs.weights import load_model
 from tser_cli.engine.training import checkpointing, task
-from tser_cli.errors import ConfigError, Interrupted, NonFiniteError, RunError
 from tser_cli.losses.base import Outputs
 from tser_cli.report.csv_files import PER_TIMESTEP, read_csv
-from tser_cli.report.progress import Silent
+from tser_cli.settings.config import Config
 
 MakeConfig = Callable[..., Config]
 MakeContext = Callable[..., Context]
@@ -54,7 +54,7 @@ def trained(context: Context, options: Options) -> Run:
 
 
 def only(folder: Path, kind: str) -> Run:
-    (found,) = find_runs.all_runs(folder, kind)
+    (found,) = find.all_runs(folder, kind)
     return found
 
 
@@ -79,7 +79,7 @@ def test_a_teacher_s_run_is_complete(
     assert (row["teacher"], row["student"], row["images"]) == ("resnet20", "", "11")
     (epoch,) = read_csv(made.folder / "metrics.csv")
     assert float(epoch["validation_accuracy"]) * 6 == round(float(epoch["validation_accuracy"]) * 6)
-    assert find_runs.newest_finished(tmp_path, "teacher") == made
+    assert find.newest_finished(tmp_path, "teacher") == made
     assert not (made.folder / "energy.csv").exists()
 
 
@@ -119,11 +119,9 @@ def test_without_a_validation_split_there_is_no_best(
 def test_an_unknown_architecture_is_refused_before_the_data_is_loaded(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_teacher, "prepare", lambda *rest: pytest.fail("it was prepared"))
+    monkeypatch.setattr(train, "prepare", lambda *rest: pytest.fail("it was prepared"))
     with pytest.raises(ConfigError, match='did you mean "resnet34"'):
-        train_teacher.train_teacher(
-            make_config({"model.teacher": "resnet43"}), Options(tmp_path / "runs")
-        )
+        train.train_teacher(make_config({"model.teacher": "resnet43"}), Options(tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
 
 
@@ -180,10 +178,10 @@ def test_a_signal_during_the_last_evaluation(
         os.kill(os.getpid(), signal.SIGTERM)
         return build(*args, **kwargs)
 
-    build = per_timestep.build_eval_loader
+    build = evaluate.build_eval_loader
     config = make_config({"training.epochs": 1})
     with monkeypatch.context() as patch:
-        patch.setattr(per_timestep, "build_eval_loader", signalled)
+        patch.setattr(evaluate, "build_eval_loader", signalled)
         with pytest.raises(Interrupted):
             train_teacher_in(make_context(config), Options(tmp_path))
     assert only(tmp_path, "teacher").status()["state"] == "stopped"
@@ -206,7 +204,7 @@ def test_a_loss_that_is_not_finite_ends_a_run_for_good(
     failed = only(tmp_path, "teacher")
     assert (failed.status()["state"], failed.status()["resumable"]) == ("failed", False)
     assert "loss = nan" in failed.status()["why"]
-    assert find_runs.find_unfinished(tmp_path, "teacher", make_config(), False) is None
+    assert find.find_unfinished(tmp_path, "teacher", make_config(), False) is None
 
 
 def test_another_failure_can_be_taken_up_again(
@@ -242,7 +240,7 @@ def test_the_first_error_is_told_when_the_status_can_t_be_written(
     def full(self: Run, **changes: Any) -> None:
         raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr(train_teacher, "train", broken)
+    monkeypatch.setattr(train, "train", broken)
     with pytest.raises(RunError, match="first") as error:
         train_teacher_in(make_context(make_config()), Options(tmp_path))
     assert "no space left" in error.value.__notes__[0]

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from tser_cli.config import Config, NeuronConfig
+from tser_cli.base.errors import ConfigError
+from tser_cli.base.progress import Silent
 from tser_cli.data.base import Dataset, DataSpec, TensorSource
-from tser_cli.energy import load_profile
+from tser_cli.energy.prices import load_profile
 from tser_cli.engine.evaluation import early_exit
 from tser_cli.engine.evaluation.early_exit import (
     Exits,
@@ -25,18 +26,15 @@ from tser_cli.engine.evaluation.early_exit import (
     rows_to_keep,
     run_exits,
 )
-from tser_cli.engine.evaluation.per_timestep import Answers, Evaluation, evaluate_split
-from tser_cli.engine.runs.finished_run import FinishedRun
-from tser_cli.engine.runs.model_files import Loaded
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.runtime.context import Context
-from tser_cli.engine.runtime.processes import make_runtime
-from tser_cli.errors import ConfigError
-from tser_cli.models import Classifier, build_model
-from tser_cli.models.integer import IntegerConv2d
-from tser_cli.models.quantised import quantise
+from tser_cli.engine.evaluation.evaluate import Answers, Evaluation, evaluate_split
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.networks import Loaded
+from tser_cli.engine.runs.opened import Context, FinishedRun
+from tser_cli.engine.runs.runtime import make_runtime
+from tser_cli.models.base import Classifier, build_model
+from tser_cli.models.integers import IntegerConv2d, quantise
 from tser_cli.report.csv_files import early_exit_schema
-from tser_cli.report.progress import Silent
+from tser_cli.settings.config import Config, NeuronConfig
 
 IMAGES, STEPS, CLASSES = 37, 4, 4
 

@@ -9,14 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tser_cli.engine.evaluation.exit_choice import (
-    ALWAYS,
-    NEVER,
-    Stops,
-    keep_budget,
-    reach_accuracy,
-)
-from tser_cli.errors import ConfigError
+from tser_cli.base.errors import ConfigError
+from tser_cli.engine.evaluation.early_exit import ALWAYS, NEVER, Stops, keep_budget, reach_accuracy
 
 # Three images at two steps; the first is sure and right at once, the third sure and wrong.
 BY_HAND = Stops(

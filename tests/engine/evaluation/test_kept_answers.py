@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from tser_cli.config import Config
 from tser_cli.data.base import DataSpec
-from tser_cli.energy import energy_up_to, load_profile
-from tser_cli.engine.evaluation.early_exit import Rule, offline_exits
-from tser_cli.engine.evaluation.exit_choice import stops_of
-from tser_cli.engine.evaluation.kept_answers import answered, keep_answers
-from tser_cli.engine.evaluation.per_timestep import evaluate_split
-from tser_cli.engine.runs import model_files, run_folder
-from tser_cli.engine.runtime.context import Context
-from tser_cli.models import Classifier
+from tser_cli.energy.joules import energy_up_to
+from tser_cli.energy.prices import load_profile
+from tser_cli.engine.evaluation.early_exit import Rule, offline_exits, stops_of
+from tser_cli.engine.evaluation.evaluate import answered, evaluate_split, keep_answers
+from tser_cli.engine.runs import folder, networks
+from tser_cli.engine.runs.opened import Context
+from tser_cli.models.base import Classifier
 from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, Predictions, read_predictions
+from tser_cli.settings.config import Config
 
 MakeConfig = Callable[..., Config]
 PROFILE = load_profile("horowitz-45nm-fp32")
@@ -30,7 +29,7 @@ def student(
     spec: DataSpec, make_config: MakeConfig, wake: Callable[[Classifier], Classifier]
 ) -> Classifier:
     """A network whose neurons spike."""
-    return wake(model_files.build("resnet20", spec, make_config(), spiking=True))
+    return wake(networks.build("resnet20", spec, make_config(), spiking=True))
 
 
 def kept(folder: Path, name: str) -> Predictions | None:
@@ -44,7 +43,7 @@ def test_the_file_says_what_the_pass_found(
     make_context: Callable[..., Context],
 ) -> None:
     config = make_config({"data.validation_fraction": 0.25})
-    context, run = make_context(config), run_folder.create(tmp_path, "student", config)
+    context, run = make_context(config), folder.create(tmp_path, "student", config)
     full = evaluate_split(student, context, "test", 3, count=True)
     keep_answers(run, student, context, full)
     found = kept(run.folder, PREDICTIONS)
@@ -71,7 +70,7 @@ def test_without_held_out_images_there_is_one_file(
     make_context: Callable[..., Context],
 ) -> None:
     context = make_context(make_config())
-    run = run_folder.create(tmp_path, "student", context.config)
+    run = folder.create(tmp_path, "student", context.config)
     keep_answers(run, student, context, evaluate_split(student, context, "test", 2, count=True))
     assert kept(run.folder, PREDICTIONS) is not None
     assert kept(run.folder, HELD_OUT) is None

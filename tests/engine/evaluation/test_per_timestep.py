@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 import torch
 
-from tser_cli.config import Config, TrainingConfig
+from tser_cli.base.errors import Interrupted
 from tser_cli.data.base import Dataset, DataSpec, TensorSource
 from tser_cli.data.loaders import Batch, build_eval_loader, evenly_spread
-from tser_cli.engine.evaluation.per_timestep import (
+from tser_cli.engine.evaluation.evaluate import (
     Evaluation,
     cumulative_mean,
     evaluate,
     evaluate_split,
 )
-from tser_cli.engine.runs import model_files
-from tser_cli.engine.runtime.context import Context
-from tser_cli.engine.runtime.processes import Runtime, make_runtime
-from tser_cli.engine.runtime.stop import StopRequest
-from tser_cli.errors import Interrupted
-from tser_cli.models import Classifier
+from tser_cli.engine.runs import networks
+from tser_cli.engine.runs.opened import Context
+from tser_cli.engine.runs.runtime import Runtime, make_runtime
+from tser_cli.engine.runs.stop import StopRequest
+from tser_cli.models.base import Classifier
 from tser_cli.report.csv_files import PER_TIMESTEP
+from tser_cli.settings.config import Config, TrainingConfig
 
 LABELS = ("run", "dataset", "split", "method", "teacher", "student")
 STEPS, IMAGES, CLASSES = 3, 101, 5
@@ -192,7 +192,7 @@ def test_a_real_network_counts_as_the_plain_loop_does(
     wake: Callable[[Classifier], Classifier],
 ) -> None:
     config = make_config({"training.eval_batch_size": 4})
-    model = wake(model_files.build("resnet20", spec, config, spiking=True))
+    model = wake(networks.build("resnet20", spec, config, spiking=True))
     loader = build_eval_loader(dataset, "test", config)
     evaluation = evaluate(model, loader, runtime, 2)
     with torch.no_grad():
@@ -333,7 +333,7 @@ def test_answers_and_counts_of_several_processes_are_put_in_the_images_order(
             return [*Gathered.others, value]
 
     config = make_config({"training.eval_batch_size": batch})
-    model = wake(model_files.build("resnet20", spec, config, spiking=True))
+    model = wake(networks.build("resnet20", spec, config, spiking=True))
     whole = evaluate(model, build_eval_loader(dataset, "test", config), runtime, 2, count=True)
     of_rank = Gathered(runtime.accelerator, runtime.memory_format)
     Gathered.others = []
@@ -369,7 +369,7 @@ def test_some_images_of_a_split_are_evenly_spread(
     make_config: Callable[..., Config],
 ) -> None:
     config = make_config({"training.eval_batch_size": 3})
-    model = model_files.build("resnet20", spec, config, spiking=True)
+    model = networks.build("resnet20", spec, config, spiking=True)
     context = make_context(config)
     some = evaluate_split(model, context, "test", 2, count=True, images=4)
     assert some.images == 4
@@ -387,7 +387,7 @@ def test_a_requested_stop_reaches_the_pass_over_a_split(
 ) -> None:
     stop = StopRequest(lambda text: None)
     stop.signal = 15
-    model = model_files.build("resnet20", spec, make_config(), spiking=True)
+    model = networks.build("resnet20", spec, make_config(), spiking=True)
     with pytest.raises(Interrupted) as error:
         evaluate_split(model, make_context(make_config()), "test", 1, stop=stop)
     assert error.value.exit_code == 143

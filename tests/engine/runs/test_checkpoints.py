@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tser_cli import files
+from tser_cli.base import files
+from tser_cli.base.errors import DamagedError
 from tser_cli.engine.runs import checkpoints
 from tser_cli.engine.runs.checkpoints import load_latest, save_checkpoint
-from tser_cli.errors import DamagedError
 
 
 def state(number: int) -> dict[str, object]:

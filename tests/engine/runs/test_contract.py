@@ -9,15 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tser_cli import registry
-from tser_cli.config import Config
+from tser_cli.base.errors import ConfigError
 from tser_cli.data.base import DataSpec
-from tser_cli.engine.runs import model_files
-from tser_cli.engine.runs.contract import check_contract
-from tser_cli.engine.runs.input_kinds import counting_of
-from tser_cli.errors import ConfigError
-from tser_cli.models.base import Build, Classifier, build_model
-from tser_cli.models.own_network import OwnNetwork
+from tser_cli.engine.runs import networks
+from tser_cli.engine.runs.networks import check_contract, counting_of
+from tser_cli.models.base import Build, Classifier, OwnNetwork, build_model
+from tser_cli.settings import registry
+from tser_cli.settings.config import Config
 
 MakeConfig = Callable[..., Config]
 
@@ -139,7 +137,7 @@ def add(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[object], str]]:
 
 
 def build(spec: DataSpec, config: Config, spiking: bool = True) -> Classifier:
-    return model_files.build("mynet", spec, config, spiking)
+    return networks.build("mynet", spec, config, spiking)
 
 
 def test_a_plain_module_is_a_network(
@@ -201,7 +199,7 @@ def test_other_classes_than_the_data_set_s(spec: DataSpec) -> None:
 
 
 def test_ours_keep_it_and_stay_as_they_are(spec: DataSpec, make_config: MakeConfig) -> None:
-    model = model_files.build("resnet20", spec, make_config(), spiking=True)
+    model = networks.build("resnet20", spec, make_config(), spiking=True)
     before, drawn = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
     check_contract("resnet20", model, spec, 2)
     assert model.training

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tser_cli.config import Config
-from tser_cli.engine.runs import run_folder
-from tser_cli.engine.runs.entries import entry_of, size_of
-from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runs import folder
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.record import entry_of, size_of
+from tser_cli.settings.config import Config
 
 MakeConfig = Callable[..., Config]
 GONE = 2**22 + 1  # above Linux's largest process id
@@ -23,7 +23,7 @@ GONE = 2**22 + 1  # above Linux's largest process id
 @pytest.fixture
 def run(tmp_path: Path, make_config: MakeConfig) -> Run:
     """A student's run that has just begun."""
-    return run_folder.create(tmp_path, "student", make_config())
+    return folder.create(tmp_path, "student", make_config())
 
 
 def write(run: Run, name: str, document: Any) -> None:
@@ -52,7 +52,7 @@ def test_a_finished_student(run: Run) -> None:
 
 
 def test_a_teacher_has_no_student(tmp_path: Path, make_config: MakeConfig) -> None:
-    entry = entry_of(run_folder.create(tmp_path, "teacher", make_config()))
+    entry = entry_of(folder.create(tmp_path, "teacher", make_config()))
     assert (entry.kind, entry.teacher) == ("teacher", "resnet20")
     assert (entry.student, entry.timesteps, entry.method) == (None, None, None)
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import tomli_w
 
-from tser_cli.config import EPOCHS, Config, keys_where
-from tser_cli.engine.runs import find_runs, run_folder
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.errors import ConfigError, RunError
+from tser_cli.base.errors import ConfigError, RunError
+from tser_cli.engine.runs import find, folder
+from tser_cli.engine.runs.folder import Run
+from tser_cli.settings.config import EPOCHS, Config, keys_where
 
 MakeConfig = Callable[..., Config]
 
@@ -34,7 +34,7 @@ def unfinished(tmp_path: Path, make_config: MakeConfig) -> Callable[..., Run]:
     """`unfinished(state=..., changes=...)`: a student's run that did not come to its end."""
 
     def make(state: str = "stopped", changes: dict[str, Any] | None = None, **status: Any) -> Run:
-        run = run_folder.create(tmp_path, "student", make_config(changes))
+        run = folder.create(tmp_path, "student", make_config(changes))
         run.update_status(state=state, **status)
         return run
 
@@ -45,13 +45,13 @@ def unfinished(tmp_path: Path, make_config: MakeConfig) -> Callable[..., Run]:
 def test_a_run_with_a_damaged_status_is_not_opened(tmp_path: Path, content: str) -> None:
     (tmp_path / "status.json").write_text(content, encoding="latin-1")
     with pytest.raises(RunError, match="is damaged"):
-        find_runs.open_run(tmp_path, tmp_path)
+        find.open_run(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "é" * 200, "", "x" * 5000, "a\0b"])
 def test_a_name_that_no_run_can_have(tmp_path: Path, name: str) -> None:
     with pytest.raises(RunError, match="is not a run folder"):
-        find_runs.open_run(tmp_path / name, tmp_path)
+        find.open_run(tmp_path / name, tmp_path)
 
 
 def test_a_damaged_run_is_named_and_the_others_are_found(
@@ -62,8 +62,8 @@ def test_a_damaged_run_is_named_and_the_others_are_found(
     for name, content in (("b", '{"state": []}'), ("c", "[" * 200_000)):
         (place / name).mkdir()
         (place / name / "status.json").write_text(content)
-    assert list(find_runs.all_runs(tmp_path)) == [sound]
-    assert find_runs.newest_finished(tmp_path, "student") == sound
+    assert list(find.all_runs(tmp_path)) == [sound]
+    assert find.newest_finished(tmp_path, "student") == sound
     assert caplog.text.count("is damaged") == 2
     assert str(place / "b") in caplog.text and str(place / "c") in caplog.text
 
@@ -76,18 +76,18 @@ def test_the_newest_is_the_one_that_finished_last(tmp_path: Path) -> None:
     )
     write_status(place / "c", state="running", started="2025-01-02T00:00:00+00:00")
     os.utime(early.folder / "status.json", (2e9, 2e9))
-    assert find_runs.newest_finished(tmp_path, "student") == last
-    assert find_runs.newest_finished(tmp_path, "student", "digits", "resnet18") == last
-    assert find_runs.newest_finished(tmp_path, "student", model="resnet20") is None
-    assert find_runs.newest_finished(tmp_path, "teacher") is None
-    assert find_runs.newest_finished(tmp_path, "student", "mnist") is None
+    assert find.newest_finished(tmp_path, "student") == last
+    assert find.newest_finished(tmp_path, "student", "digits", "resnet18") == last
+    assert find.newest_finished(tmp_path, "student", model="resnet20") is None
+    assert find.newest_finished(tmp_path, "teacher") is None
+    assert find.newest_finished(tmp_path, "student", "mnist") is None
 
 
 def test_times_of_other_zones_are_compared_as_instants(tmp_path: Path) -> None:
     place = tmp_path / "student" / "digits"
     write_status(place / "a", state="finished", finished="2025-06-01T14:00:00+02:00")
     last = write_status(place / "b", state="finished", finished="2025-06-01T13:00:00+00:00")
-    assert find_runs.newest_finished(tmp_path, "student") == last
+    assert find.newest_finished(tmp_path, "student") == last
 
 
 def test_all_runs_come_newest_first(tmp_path: Path) -> None:
@@ -96,23 +96,23 @@ def test_all_runs_come_newest_first(tmp_path: Path) -> None:
             tmp_path / "teacher" / "digits" / name, started=f"2025-01-0{day}T00:00:00+00:00"
         )
     write_status(tmp_path / "teacher" / "digits" / "d")
-    assert [run.name for run in find_runs.all_runs(tmp_path)] == ["b", "a", "c", "d"]
-    assert list(find_runs.all_runs(tmp_path / "missing")) == []
+    assert [run.name for run in find.all_runs(tmp_path)] == ["b", "a", "c", "d"]
+    assert list(find.all_runs(tmp_path / "missing")) == []
 
 
 def test_open_run_hints_at_the_nearest_folder(tmp_path: Path) -> None:
     write_status(tmp_path / "resnet18_T2", state="finished")
-    assert find_runs.open_run(tmp_path / "resnet18_T2", tmp_path).name == "resnet18_T2"
+    assert find.open_run(tmp_path / "resnet18_T2", tmp_path).name == "resnet18_T2"
     with pytest.raises(RunError, match=r'not a run folder \(did you mean "resnet18_T2"\?\)'):
-        find_runs.open_run(tmp_path / "resnet18_T", tmp_path)
+        find.open_run(tmp_path / "resnet18_T", tmp_path)
     with pytest.raises(RunError, match=r"not a run folder: no status\.json"):
-        find_runs.open_run(tmp_path / "there" / "is" / "nothing", tmp_path)
+        find.open_run(tmp_path / "there" / "is" / "nothing", tmp_path)
 
 
 @pytest.mark.parametrize("state", ["running", "stopped", "failed"])
 def test_open_run_wants_a_finished_one(unfinished: Callable[..., Run], state: str) -> None:
     with pytest.raises(RunError, match=f"is {state}, not finished; repeat the command"):
-        find_runs.open_run(unfinished(state).folder, Path())
+        find.open_run(unfinished(state).folder, Path())
 
 
 @pytest.fixture
@@ -143,24 +143,24 @@ def several(tmp_path: Path) -> Path:
     ],
 )
 def test_a_run_is_found_by_name(several: Path, named: str, kind: str, name: str) -> None:
-    assert find_runs.find_run(Path(named), several, kind).name == name
+    assert find.find_run(Path(named), several, kind).name == name
 
 
 def test_a_path_leads_anywhere(several: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = several / "teacher" / "mnist" / "vgg11"
-    assert find_runs.find_run(folder, several / "nowhere").folder == folder
+    assert find.find_run(folder, several / "nowhere").folder == folder
     monkeypatch.chdir(folder.parent)
-    assert find_runs.find_run(Path("vgg11"), several / "nowhere").folder == Path("vgg11")
+    assert find.find_run(Path("vgg11"), several / "nowhere").folder == Path("vgg11")
 
 
 def test_a_whole_name_is_no_ambiguous_beginning(several: Path) -> None:
     write_status(several / "student" / "digits" / "resnet18_T2_tser-2", state="finished")
-    assert find_runs.find_run(Path("resnet18_T2_tser"), several).name == "resnet18_T2_tser"
+    assert find.find_run(Path("resnet18_T2_tser"), several).name == "resnet18_T2_tser"
 
 
 def test_an_ambiguous_beginning_names_its_candidates(several: Path) -> None:
     with pytest.raises(RunError) as error:
-        find_runs.find_run(Path("resnet18"), several)
+        find.find_run(Path("resnet18"), several)
     students = several / "student" / "digits"
     assert str(error.value).splitlines() == [
         '"resnet18" may mean 2 runs:',
@@ -173,7 +173,7 @@ def test_many_candidates_are_counted(tmp_path: Path) -> None:
     for number in range(12):
         write_status(tmp_path / "student" / "digits" / f"a{number:02}", state="finished")
     with pytest.raises(RunError, match="may mean 12 runs") as error:
-        find_runs.find_run(Path("a"), tmp_path)
+        find.find_run(Path("a"), tmp_path)
     assert str(error.value).splitlines()[-1] == "  and 2 more"
 
 
@@ -189,18 +189,18 @@ def test_many_candidates_are_counted(tmp_path: Path) -> None:
 )
 def test_a_run_that_does_not_exist(several: Path, named: str, said: str) -> None:
     with pytest.raises(RunError, match=said):
-        find_runs.find_run(Path(named), several)
+        find.find_run(Path(named), several)
 
 
 def test_the_latest_of_none(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no finished run under .*; --runs-dir names the place"):
-        find_runs.find_run(Path("latest"), tmp_path)
+        find.find_run(Path("latest"), tmp_path)
     with pytest.raises(RunError, match="no finished teacher under"):
-        find_runs.find_run(Path("latest"), tmp_path, "teacher")
+        find.find_run(Path("latest"), tmp_path, "teacher")
 
 
 def test_finding_runs_loads_no_torch() -> None:
-    program = "import sys, tser_cli.engine.runs.find_runs; print('torch' in sys.modules)"
+    program = "import sys, tser_cli.engine.runs.find; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
 
@@ -211,8 +211,8 @@ def test_an_unfinished_run_of_the_same_settings_is_found(
     unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig, state: str, must: bool
 ) -> None:
     run = unfinished(state)
-    assert find_runs.find_unfinished(tmp_path, "student", make_config(), must) == run
-    assert find_runs.find_unfinished(tmp_path, "teacher", make_config(), False) is None
+    assert find.find_unfinished(tmp_path, "student", make_config(), must) == run
+    assert find.find_unfinished(tmp_path, "teacher", make_config(), False) is None
 
 
 @pytest.mark.parametrize("status", [{"state": "finished"}, {"state": "failed", "resumable": False}])
@@ -220,9 +220,9 @@ def test_nothing_to_go_on_with(
     unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig, status: dict[str, Any]
 ) -> None:
     unfinished(**status)
-    assert find_runs.find_unfinished(tmp_path, "student", make_config(), False) is None
+    assert find.find_unfinished(tmp_path, "student", make_config(), False) is None
     with pytest.raises(RunError, match="--resume must: no unfinished student run of digits"):
-        find_runs.find_unfinished(tmp_path, "student", make_config(), True)
+        find.find_unfinished(tmp_path, "student", make_config(), True)
 
 
 def test_other_settings_begin_anew_or_are_listed(
@@ -230,9 +230,9 @@ def test_other_settings_begin_anew_or_are_listed(
 ) -> None:
     run = unfinished()
     other = make_config({"optimizer.lr": 0.5, "training.batch_size": 4, "training.epochs": 9})
-    assert find_runs.find_unfinished(tmp_path, "student", other, False) is None
+    assert find.find_unfinished(tmp_path, "student", other, False) is None
     with pytest.raises(ConfigError) as error:
-        find_runs.find_unfinished(tmp_path, "student", other, True)
+        find.find_unfinished(tmp_path, "student", other, True)
     lines = str(error.value).splitlines()
     assert str(run.folder) in lines[0]
     assert lines[1:] == ["  optimizer.lr: 0.1 -> 0.5", "  training.batch_size: 8 -> 4"]
@@ -244,7 +244,7 @@ def test_the_newest_of_several_with_the_same_settings_is_taken(
     unfinished(started="2025-01-01T00:00:00+00:00")
     newer = unfinished(started="2025-01-02T00:00:00+00:00")
     unfinished(started="2025-01-03T00:00:00+00:00", changes={"optimizer.lr": 0.3})
-    assert find_runs.find_unfinished(tmp_path, "student", make_config(), True) == newer
+    assert find.find_unfinished(tmp_path, "student", make_config(), True) == newer
 
 
 @pytest.mark.parametrize("schedule", ["constant", "step"])
@@ -253,7 +253,7 @@ def test_more_epochs_make_a_run_longer_where_no_learning_rate_knows_of_them(
 ) -> None:
     run = unfinished(changes={"schedule.name": schedule})
     longer = make_config({"schedule.name": schedule, "training.epochs": 9})
-    assert find_runs.find_unfinished(tmp_path, "student", longer, False) == run
+    assert find.find_unfinished(tmp_path, "student", longer, False) == run
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
@@ -262,11 +262,11 @@ def test_more_epochs_are_another_run_unless_it_must(
 ) -> None:
     run = unfinished(changes={"schedule.name": schedule})
     longer = make_config({"schedule.name": schedule, "training.epochs": 9})
-    assert find_runs.find_unfinished(tmp_path, "student", longer, False) is None
-    assert find_runs.find_unfinished(tmp_path, "student", longer, True) == run
+    assert find.find_unfinished(tmp_path, "student", longer, False) is None
+    assert find.find_unfinished(tmp_path, "student", longer, True) == run
     batches = {"training.batch_size": "auto"}
-    assert find_runs.begun_like(tmp_path, "student", longer.updated(batches)) is None
-    begun = find_runs.begun_like(tmp_path, "student", longer.updated(batches), True)
+    assert find.begun_like(tmp_path, "student", longer.updated(batches)) is None
+    begun = find.begun_like(tmp_path, "student", longer.updated(batches), True)
     assert begun is not None and begun.training.batch_size == 8
 
 
@@ -279,7 +279,7 @@ def test_a_run_that_kept_its_paths_as_given_goes_on(
     monkeypatch.chdir(tmp_path)
     run = unfinished(changes={"data.name": "imagefolder", "data.dir": "mine"})
     whole = make_config({"data.name": "imagefolder", "data.dir": str(tmp_path / "mine")})
-    assert find_runs.find_unfinished(tmp_path, "student", whole, True) == run
+    assert find.find_unfinished(tmp_path, "student", whole, True) == run
 
 
 CHANGES = {
@@ -301,7 +301,7 @@ def test_these_settings_may_change_on_a_resume(
     # of epochs it depends on the schedule
     assert {*CHANGES, EPOCHS} == keys_where(lambda policy: policy.resume)
     run = unfinished()
-    assert find_runs.find_unfinished(tmp_path, "student", make_config(CHANGES), True) == run
+    assert find.find_unfinished(tmp_path, "student", make_config(CHANGES), True) == run
 
 
 def test_a_run_with_damaged_settings_is_passed_over(
@@ -309,9 +309,9 @@ def test_a_run_with_damaged_settings_is_passed_over(
 ) -> None:
     run = unfinished()
     (run.folder / "config.toml").write_text("[data\n")
-    assert find_runs.find_unfinished(tmp_path, "student", make_config(), False) is None
+    assert find.find_unfinished(tmp_path, "student", make_config(), False) is None
     with pytest.raises(ConfigError, match=r"config\.toml"):
-        find_runs.find_unfinished(tmp_path, "student", make_config(), True)
+        find.find_unfinished(tmp_path, "student", make_config(), True)
 
 
 def test_an_automatic_batch_size_is_that_of_the_unfinished_run(
@@ -320,7 +320,7 @@ def test_an_automatic_batch_size_is_that_of_the_unfinished_run(
     automatic = make_config({"training.batch_size": "auto"})
 
     def begun() -> Config | None:
-        return find_runs.begun_like(tmp_path, "student", automatic)
+        return find.begun_like(tmp_path, "student", automatic)
 
     assert begun() is None
     like = make_config({"training.batch_size": 12})
@@ -339,9 +339,9 @@ def test_what_is_left_open_is_that_of_the_unfinished_run(
     unfinished(changes=precision)
     for batch_size in (8, "auto"):
         both = make_config({"training.precision": "auto", "training.batch_size": batch_size})
-        assert find_runs.begun_like(tmp_path, "student", both) == make_config(precision)
+        assert find.begun_like(tmp_path, "student", both) == make_config(precision)
     fp32 = make_config({"training.batch_size": "auto"})
-    assert find_runs.begun_like(tmp_path, "student", fp32) is None
+    assert find.begun_like(tmp_path, "student", fp32) is None
 
 
 def test_another_folder_of_one_s_own_images_is_another_run(
@@ -349,10 +349,10 @@ def test_another_folder_of_one_s_own_images_is_another_run(
 ) -> None:
     mine = {"data.name": "imagefolder", "data.dir": "/mine"}
     run = unfinished(changes=mine)
-    assert find_runs.find_unfinished(tmp_path, "student", make_config(mine), True) == run
+    assert find.find_unfinished(tmp_path, "student", make_config(mine), True) == run
     with pytest.raises(ConfigError, match=r"data\.dir: '/mine' -> '/other'"):
         other = make_config({**mine, "data.dir": "/other"})
-        find_runs.find_unfinished(tmp_path, "student", other, True)
+        find.find_unfinished(tmp_path, "student", other, True)
 
 
 def test_a_run_of_version_0_1_goes_on(
@@ -367,4 +367,4 @@ def test_a_run_of_version_0_1_goes_on(
     file.write_text(tomli_w.dumps(document))
     kd = make_config({"method.name": "kd"})
     assert run.config() == kd
-    assert find_runs.find_unfinished(tmp_path, "student", kd, True) == run
+    assert find.find_unfinished(tmp_path, "student", kd, True) == run

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
-from tser_cli.config import Config
+from tser_cli.base.errors import CheckpointError, ConfigError, RunError
+from tser_cli.base.progress import Silent
 from tser_cli.data.base import Dataset, DataSpec
-from tser_cli.engine.runs import model_files, run_folder
-from tser_cli.engine.runs.finished_run import measuring_config, open_finished, select_run
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.runtime import context
-from tser_cli.errors import CheckpointError, ConfigError, RunError
-from tser_cli.report.progress import Silent
+from tser_cli.engine.runs import folder, networks, opened
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.opened import measuring_config, open_finished, select_run
+from tser_cli.settings.config import Config
 
 MakeConfig = Callable[..., Config]
 MakeFinished = Callable[..., Run]
@@ -27,13 +26,13 @@ def make_finished(
     tmp_path: Path, dataset: Dataset, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> MakeFinished:
     """`make_finished("student", spec)`: a finished run, its network made for images of `spec`."""
-    monkeypatch.setattr(context, "load_dataset", lambda config: dataset)
+    monkeypatch.setattr(opened, "load_dataset", lambda config: dataset)
 
     def make(kind: str, spec: DataSpec = dataset.spec) -> Run:
-        run, config = run_folder.create(tmp_path, kind, make_config()), make_config()
-        model = model_files.build("resnet20", spec, config, kind == "student")
-        metadata = model_files.describe("resnet20", spec, config, kind == "student")
-        model_files.write(run.model_file, model, metadata)
+        run, config = folder.create(tmp_path, kind, make_config()), make_config()
+        model = networks.build("resnet20", spec, config, kind == "student")
+        metadata = networks.describe("resnet20", spec, config, kind == "student")
+        networks.write(run.model_file, model, metadata)
         run.update_status(state="finished", finished="2025-01-01T10:00:00+00:00")
         return run
 

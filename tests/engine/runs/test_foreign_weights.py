@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from tser_cli.base.errors import CheckpointError
 from tser_cli.data.base import DataSpec
-from tser_cli.engine.runs import model_files
-from tser_cli.engine.runs.foreign_weights import unwrapped
-from tser_cli.errors import CheckpointError
-from tser_cli.models import Classifier, build_model
+from tser_cli.engine.runs import networks
+from tser_cli.engine.runs.weights import unwrapped
+from tser_cli.models.base import Classifier, build_model
 
 
 def network(classes: int = 3, channels: int = 1, stem: str = "auto") -> Classifier:
@@ -25,7 +25,7 @@ def network(classes: int = 3, channels: int = 1, stem: str = "auto") -> Classifi
 def refusal(model: nn.Module, spec: DataSpec, folder: Path) -> str:
     torch.save(model.state_dict(), folder / "theirs.pt")
     with pytest.raises(CheckpointError) as refused:
-        model_files.read(folder / "theirs.pt", spec)
+        networks.read(folder / "theirs.pt", spec)
     return str(refused.value)
 
 
@@ -34,7 +34,7 @@ def test_safetensors_whatever_wraps_the_names(tmp_path: Path, spec: DataSpec, pr
     theirs = network()
     path = tmp_path / "theirs.safetensors"
     save_file({f"{prefix}{name}": value for name, value in theirs.state_dict().items()}, path)
-    loaded = model_files.read(path, spec)
+    loaded = networks.read(path, spec)
     assert loaded.name == "resnet20"
     assert torch.equal(loaded.model.state_dict()["fc.weight"], theirs.state_dict()["fc.weight"])
 
@@ -50,12 +50,12 @@ def test_a_training_script_s_file_without_the_norms_counters(
     state = network().state_dict()
     kept = {name: value for name, value in state.items() if "num_batches" not in name}
     torch.save({"epoch": 3, "weights": kept}, tmp_path / "theirs.pt")
-    assert model_files.read(tmp_path / "theirs.pt", spec).name == "resnet20"
+    assert networks.read(tmp_path / "theirs.pt", spec).name == "resnet20"
 
 
 def test_another_stem_is_recognised(tmp_path: Path, spec: DataSpec) -> None:
     torch.save(network(stem="large").state_dict(), tmp_path / "theirs.pt")
-    loaded = model_files.read(tmp_path / "theirs.pt", spec)
+    loaded = networks.read(tmp_path / "theirs.pt", spec)
     assert loaded.model.state_dict()["conv1.weight"].shape[-1] == 7
 
 
@@ -83,7 +83,7 @@ def test_names_and_shapes_that_differ(tmp_path: Path, spec: DataSpec) -> None:
 def test_a_pickled_module_is_refused_in_plain_words(tmp_path: Path, spec: DataSpec) -> None:
     torch.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "whole.pt")
     with pytest.raises(CheckpointError) as refused:
-        model_files.read(tmp_path / "whole.pt", spec)
+        networks.read(tmp_path / "whole.pt", spec)
     told = str(refused.value)
     assert "a pickled object, made of torch.nn.modules.container.Sequential" in told
     assert "torch.save(network.state_dict(), FILE)" in told

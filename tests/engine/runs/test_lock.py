@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from tser_cli.config import Config
-from tser_cli.engine.runs import run_folder
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.errors import RunError
+from tser_cli.base.errors import RunError
+from tser_cli.engine.runs import folder
+from tser_cli.engine.runs.folder import Run
+from tser_cli.settings.config import Config
 
 HOLDER = """
 import sys
 from pathlib import Path
-from tser_cli.engine.runs.run_folder import Run
+from tser_cli.engine.runs.folder import Run
 run = Run(Path(sys.argv[1]))
 with run.lock():
     run.update_status(state="running")
@@ -32,7 +32,7 @@ with run.lock():
 
 @pytest.fixture
 def run(tmp_path: Path, make_config: Callable[..., Config]) -> Run:
-    return run_folder.create(tmp_path, "student", make_config())
+    return folder.create(tmp_path, "student", make_config())
 
 
 @pytest.fixture

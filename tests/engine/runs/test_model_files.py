@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torchvision.models import ResNet18_Weights, resnet18, resnet34
 
-from tser_cli.config import Config, NeuronConfig
+from tser_cli.base.errors import CheckpointError
 from tser_cli.data.base import DataSpec
-from tser_cli.engine.runs import model_files, run_folder
-from tser_cli.engine.runs.model_files import Loaded, check_network
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.runs.weight_files import load_model, save_model
-from tser_cli.errors import CheckpointError
-from tser_cli.models import Classifier, build_model
+from tser_cli.engine.runs import folder, networks
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.networks import Loaded, check_network
+from tser_cli.engine.runs.weights import load_model, save_model
+from tser_cli.models.base import Classifier, build_model
+from tser_cli.settings.config import Config, NeuronConfig
 
 MakeConfig = Callable[..., Config]
 LARGE = DataSpec("imagenet", 3, 224, 224, tuple(map(str, range(1000))), (0.5,) * 3, (0.3,) * 3)
@@ -32,9 +32,9 @@ LARGE = DataSpec("imagenet", 3, 224, 224, tuple(map(str, range(1000))), (0.5,) *
 def model_file(tmp_path: Path, spec: DataSpec, make_config: MakeConfig) -> Path:
     """A sound model file of a teacher."""
     config = make_config()
-    model = model_files.build("resnet20", spec, config, spiking=False)
-    metadata = model_files.describe("resnet20", spec, config, spiking=False)
-    model_files.write(tmp_path / "model.safetensors", model, metadata)
+    model = networks.build("resnet20", spec, config, spiking=False)
+    metadata = networks.describe("resnet20", spec, config, spiking=False)
+    networks.write(tmp_path / "model.safetensors", model, metadata)
     return tmp_path / "model.safetensors"
 
 
@@ -65,11 +65,11 @@ def test_a_model_file_says_all_that_its_network_needs(
     stem: str,
 ) -> None:
     config = make_config({"model.stem": stem, "neuron.threshold": 0.7, "neuron.reset": "soft"})
-    model = wake(model_files.build("resnet20", spec, config, spiking))
+    model = wake(networks.build("resnet20", spec, config, spiking))
     path = tmp_path / "model.safetensors"
-    digest = model_files.write(path, model, model_files.describe("resnet20", spec, config, spiking))
+    digest = networks.write(path, model, networks.describe("resnet20", spec, config, spiking))
     # what it is read for does not matter: the file describes itself
-    loaded = model_files.read(path, LARGE)
+    loaded = networks.read(path, LARGE)
     assert (loaded.name, loaded.source, loaded.sha256) == ("resnet20", str(path), digest)
     assert loaded.model.spiking is spiking
     images = torch.randn(2, *spec.image_shape)
@@ -79,12 +79,12 @@ def test_a_model_file_says_all_that_its_network_needs(
 
 def test_the_description_is_plain_json(spec: DataSpec, make_config: MakeConfig) -> None:
     config = make_config({"model.timesteps": 4, "neuron.tau": 1.5})
-    metadata = model_files.describe("resnet18", spec, config, spiking=True)
+    metadata = networks.describe("resnet18", spec, config, spiking=True)
     assert list(metadata) == ["tser"]
     described = json.loads(metadata["tser"])
     assert described["neuron"]["tau"] == 1.5
     assert (described["timesteps"], described["classes"]) == (4, ["a", "b", "c"])
-    ann = json.loads(model_files.describe("resnet18", spec, config, spiking=False)["tser"])
+    ann = json.loads(networks.describe("resnet18", spec, config, spiking=False)["tser"])
     assert (ann["timesteps"], ann["neuron"]) == (1, None)
 
 
@@ -99,7 +99,7 @@ def test_torchvision_s_state_dict_is_recognised(tmp_path: Path, wrapping: str) -
     path = tmp_path / "theirs.pth"
     torch.save(state, path)
     spec = DataSpec("imagenet", 3, 72, 72, ("a", "b", "c"), (0.5,) * 3, (0.3,) * 3)
-    loaded = model_files.read(path, spec)
+    loaded = networks.read(path, spec)
     assert loaded.name == "resnet34"
     assert not loaded.model.spiking
     images = torch.randn(1, 3, 72, 72)
@@ -113,13 +113,13 @@ def test_a_state_dict_of_something_else(tmp_path: Path, spec: DataSpec) -> None:
     with pytest.raises(
         CheckpointError, match=r"none of our kinds: its weights are called weight, bias"
     ):
-        model_files.read(path, spec)
+        networks.read(path, spec)
 
 
 def test_weights_of_another_architecture(model_file: Path, spec: DataSpec) -> None:
     redescribe(model_file, lambda described: described.update(model="resnet18"))
     with pytest.raises(CheckpointError, match="holds another network than the one asked for"):
-        model_files.read(model_file, spec)
+        networks.read(model_file, spec)
 
 
 @pytest.mark.parametrize(
@@ -152,23 +152,23 @@ def test_a_damaged_description(
 
     redescribe(model_file, changed)
     with pytest.raises(CheckpointError, match="has a damaged description"):
-        model_files.read(model_file, spec)
+        networks.read(model_file, spec)
 
 
 def test_a_description_s_shapes_are_compared_before_anything_is_made(
     model_file: Path, spec: DataSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[torch.device] = []
-    build = model_files.build_model
+    build = networks.build_model
 
     def watched(*args: Any, **values: Any) -> Classifier:
         made.append(torch.empty(0).device)
         return build(*args, **values)
 
-    monkeypatch.setattr(model_files, "build_model", watched)
+    monkeypatch.setattr(networks, "build_model", watched)
     redescribe(model_file, lambda described: described.update(channels=1_000_000))
     with pytest.raises(CheckpointError, match="holds another network than the one asked for"):
-        model_files.read(model_file, spec)
+        networks.read(model_file, spec)
     assert made == [torch.device("meta")]
 
 
@@ -185,36 +185,36 @@ def test_weights_that_are_not_finite(
     else:
         save_model(path, state, metadata)
     with pytest.raises(CheckpointError, match="NaN or infinite"):
-        model_files.read(path, spec)
+        networks.read(path, spec)
 
 
 @pytest.fixture
 def student_run(tmp_path: Path, spec: DataSpec, make_config: MakeConfig) -> Run:
     """A run whose model file is as it wrote it."""
     config = make_config()
-    run = run_folder.create(tmp_path / "runs", "student", config)
-    model = model_files.build("resnet20", spec, config, spiking=True)
-    metadata = model_files.describe("resnet20", spec, config, spiking=True)
-    run.update_status(sha256=model_files.write(run.model_file, model, metadata))
+    run = folder.create(tmp_path / "runs", "student", config)
+    model = networks.build("resnet20", spec, config, spiking=True)
+    metadata = networks.describe("resnet20", spec, config, spiking=True)
+    run.update_status(sha256=networks.write(run.model_file, model, metadata))
     return run
 
 
 def test_a_run_s_model_file_is_held_to_what_the_run_recorded(
     student_run: Run, spec: DataSpec
 ) -> None:
-    assert model_files.read_of_run(student_run, spec).model.spiking
+    assert networks.read_of_run(student_run, spec).model.spiking
     content = bytearray(student_run.model_file.read_bytes())
     content[-1] ^= 1
     student_run.model_file.write_bytes(content)
     with pytest.raises(CheckpointError, match="is not the file that its run wrote"):
-        model_files.read_of_run(student_run, spec)
+        networks.read_of_run(student_run, spec)
 
 
 def test_a_student_s_file_that_describes_no_student(student_run: Run, spec: DataSpec) -> None:
     def refused() -> None:
         student_run.update_status(sha256=load_model(student_run.model_file)[2])
         with pytest.raises(CheckpointError, match="not what the student of"):
-            model_files.read_of_run(student_run, spec)
+            networks.read_of_run(student_run, spec)
 
     redescribe(student_run.model_file, lambda described: described.update(neuron=None))
     refused()
@@ -233,7 +233,7 @@ def test_a_description_that_is_no_json(model_file: Path, spec: DataSpec) -> None
     state, _, _ = load_model(model_file)
     save_model(model_file, state, {"tser": "{"})
     with pytest.raises(CheckpointError, match="has a damaged description"):
-        model_files.read(model_file, spec)
+        networks.read(model_file, spec)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -243,7 +243,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_torchvision_s_weights_are_taken_from_its_cache(hub: Path) -> None:
     state = resnet18().state_dict()
     torch.save(state, hub)
-    loaded = model_files.pretrained("resnet18", LARGE)
+    loaded = networks.pretrained("resnet18", LARGE)
     assert loaded is not None
     assert loaded.name == "resnet18"
     assert "IMAGENET1K_V1" in loaded.source
@@ -258,7 +258,7 @@ def test_without_a_network_the_message_names_file_and_folder(
 
     monkeypatch.setattr(ResNet18_Weights, "get_state_dict", offline)
     with pytest.raises(CheckpointError, match="no route to host") as error:
-        model_files.pretrained("resnet18", LARGE)
+        networks.pretrained("resnet18", LARGE)
     assert hub.name in str(error.value)
     assert str(hub.parent) in str(error.value)
     assert "tser train-teacher resnet18 --dataset imagenet" in str(error.value)
@@ -282,13 +282,13 @@ def test_a_file_in_the_cache_that_is_no_model(hub: Path, tmp_path: Path, content
     else:
         hub.write_text(content)
     with pytest.raises(CheckpointError, match="not here and can't be fetched"):
-        model_files.pretrained("resnet18", LARGE)
+        networks.pretrained("resnet18", LARGE)
     assert not proof.exists()
 
 
 @pytest.mark.parametrize("name", ["resnet19", "resnet20"])
 def test_torchvision_has_no_weights_of_some_networks(name: str) -> None:
-    assert model_files.pretrained(name, LARGE) is None
+    assert networks.pretrained(name, LARGE) is None
 
 
 def test_vgg_takes_torchvision_s_weights_with_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,10 +300,10 @@ def test_vgg_takes_torchvision_s_weights_with_batch_norm(monkeypatch: pytest.Mon
         asked.append(self)
         raise OSError
 
-    monkeypatch.setattr(model_files, "build", lambda *args, **kwargs: None)
+    monkeypatch.setattr(networks, "build", lambda *args, **kwargs: None)
     monkeypatch.setattr(VGG11_BN_Weights, "get_state_dict", offline)
     with pytest.raises(CheckpointError, match=r"vgg11_bn-\w+\.pth"):
-        model_files.pretrained("vgg11", LARGE)
+        networks.pretrained("vgg11", LARGE)
     assert asked == [VGG11_BN_Weights.IMAGENET1K_V1]
 
 

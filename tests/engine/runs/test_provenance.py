@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tser_cli import __version__
-from tser_cli.engine.runs import provenance
-from tser_cli.engine.runs.provenance import environment
+from tser_cli.base.version import __version__
+from tser_cli.engine.runs import folder
+from tser_cli.engine.runs.folder import environment
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -33,14 +33,14 @@ def commit_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def make(place: str) -> Path:
         package = tmp_path / "project" / place / "tser_cli"
-        source = Path(provenance.__file__)
+        source = Path(folder.__file__)
         module = package / source.relative_to(source.parents[2])
         module.parent.mkdir(parents=True)
         shutil.copy(source, module)
         git(tmp_path, "init", "-q", "project")
         git(tmp_path / "project", "add", ".")
         git(tmp_path / "project", "commit", "-q", "-m", "all of it")
-        monkeypatch.setattr(provenance, "__file__", str(module))
+        monkeypatch.setattr(folder, "__file__", str(module))
         return package
 
     return make
@@ -61,7 +61,7 @@ def test_versions_machine_command_and_seed(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_package_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "PACKAGES", ("torch", "no-such-package-anywhere"))
+    monkeypatch.setattr(folder, "PACKAGES", ("torch", "no-such-package-anywhere"))
     packages = environment(seed=0)["packages"]
     assert packages == {"torch": version("torch"), "no-such-package-anywhere": "not installed"}
 
@@ -69,9 +69,9 @@ def test_a_package_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch
 def test_the_git_state_is_that_of_the_package_s_own_repository(commit_package: Any) -> None:
     package = commit_package(".")
     head = git(package, "rev-parse", "HEAD")
-    assert provenance._git_state() == {"commit": head, "changed": False}
+    assert folder._git_state() == {"commit": head, "changed": False}
     (package / "another.py").write_text("")
-    assert provenance._git_state() == {"commit": head, "changed": True}
+    assert folder._git_state() == {"commit": head, "changed": True}
 
 
 @pytest.mark.parametrize("place", ["venv/lib/python3.11/site-packages", "site-packages"])
@@ -80,7 +80,7 @@ def test_no_git_state_is_taken_from_a_repository_round_an_installed_package(
 ) -> None:
     package = commit_package(place)
     assert git(package, "rev-parse", "HEAD")  # git itself would find that repository
-    assert provenance._git_state() == {}
+    assert folder._git_state() == {}
 
 
 def test_no_git_state_without_a_repository_or_without_git(
@@ -89,7 +89,7 @@ def test_no_git_state_without_a_repository_or_without_git(
     package = commit_package(".")
     with monkeypatch.context() as patch:
         patch.setenv("PATH", "")
-        assert provenance._git_state() == {}
+        assert folder._git_state() == {}
     shutil.rmtree(package.parent / ".git")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(package.parent.parent))
-    assert provenance._git_state() == {}
+    assert folder._git_state() == {}

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tser_cli.engine.runs.result import RESULT, RunResult, read_result, recorded
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.errors import RunError
+from tser_cli.base.errors import RunError
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.record import RESULT, RunResult, read_result, recorded
 
 Damage = Callable[[dict[str, Any]], Any]
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tser_cli import __version__
-from tser_cli.config import Config
-from tser_cli.engine.runs import run_folder
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.errors import RunError
-from tser_cli.recipe import read, resolve
+from tser_cli.base.errors import RunError
+from tser_cli.base.version import __version__
+from tser_cli.engine.runs import folder
+from tser_cli.engine.runs.folder import Run
+from tser_cli.settings.config import Config
+from tser_cli.settings.recipe import read, resolve
 
 MakeConfig = Callable[..., Config]
 
@@ -41,7 +41,7 @@ def test_the_name_says_model_steps_method_seed_and_time(
             "training.seed": 7,
         }
     )
-    run = run_folder.create(tmp_path, kind, config)
+    run = folder.create(tmp_path, kind, config)
     assert run.folder.parent == tmp_path / kind / "digits"
     assert re.fullmatch(name, run.name)
     assert run.kind == kind
@@ -50,7 +50,7 @@ def test_the_name_says_model_steps_method_seed_and_time(
 def test_a_run_of_other_data_and_another_network_is_called_after_them(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
-    run = run_folder.create(tmp_path, "student", make_config(), dataset="own", model="MyNet")
+    run = folder.create(tmp_path, "student", make_config(), dataset="own", model="MyNet")
     assert run.folder.parent == tmp_path / "student" / "own"
     assert re.fullmatch(r"MyNet_T2_tser_s0_\d{8}-\d{6}", run.name)
 
@@ -59,7 +59,7 @@ def test_config_toml_is_a_recipe_of_the_same_settings(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
     config = make_config({"optimizer.lr": 0.1 + 0.2, "schedule.milestones": [1.5, 3.0]})
-    run = run_folder.create(tmp_path, "student", config)
+    run = folder.create(tmp_path, "student", config)
     assert run.config() == config
     assert resolve([read(str(run.folder))]) == config
 
@@ -68,7 +68,7 @@ def test_status_and_environment_say_what_runs_where(
     tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["tser", "distill", "--seed", "5"])
-    run = run_folder.create(tmp_path, "student", make_config({"training.seed": 5}))
+    run = folder.create(tmp_path, "student", make_config({"training.seed": 5}))
     status = json.loads((run.folder / "status.json").read_text())
     assert (status["kind"], status["state"], status["epoch"]) == ("student", "running", 0)
     assert (status["pid"], status["host"]) == (os.getpid(), socket.gethostname())
@@ -116,16 +116,16 @@ def test_a_run_whose_status_is_damaged_while_it_trains_goes_on(
 def test_runs_of_the_same_second_get_folders_of_their_own(
     tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_folder, "run_name", lambda *what: "same")
+    monkeypatch.setattr(folder, "run_name", lambda *what: "same")
     barrier, made = threading.Barrier(4), list[Run]()
     monkeypatch.setattr(
-        run_folder,
+        folder,
         "make_folder",
         lambda path: (path.mkdir(parents=True, exist_ok=True), barrier.wait()),
     )
 
     def make(seed: int) -> None:
-        made.append(run_folder.create(tmp_path, "student", make_config({"training.seed": seed})))
+        made.append(folder.create(tmp_path, "student", make_config({"training.seed": seed})))
 
     threads = [threading.Thread(target=make, args=(seed,)) for seed in range(4)]
     for thread in threads:
@@ -139,9 +139,9 @@ def test_runs_of_the_same_second_get_folders_of_their_own(
 def test_a_place_that_can_t_hold_runs(tmp_path: Path, make_config: MakeConfig) -> None:
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(RunError, match="can't be written"):
-        run_folder.create(tmp_path / "runs", "student", make_config())
+        folder.create(tmp_path / "runs", "student", make_config())
 
 
 def test_a_run_s_name_tells_of_added_entropy(tmp_path: Path, make_config: MakeConfig) -> None:
     config = make_config({"method.name": "kd", "method.entropy_weight": 0.1})
-    assert "_kd+entropy_s0_" in run_folder.create(tmp_path, "student", config).name
+    assert "_kd+entropy_s0_" in folder.create(tmp_path, "student", config).name

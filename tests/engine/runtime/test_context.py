@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 import pytest
 
-from tser_cli.config import Config
+from tser_cli.base.errors import Interrupted
+from tser_cli.base.progress import Silent
 from tser_cli.data.base import Dataset
-from tser_cli.engine.runtime import context
-from tser_cli.engine.runtime.context import make_check_stop, prepare
-from tser_cli.engine.runtime.processes import Runtime
-from tser_cli.engine.runtime.stop import StopRequest
-from tser_cli.errors import Interrupted
-from tser_cli.report.progress import Silent
+from tser_cli.engine.runs import opened
+from tser_cli.engine.runs.opened import make_check_stop, prepare
+from tser_cli.engine.runs.runtime import Runtime
+from tser_cli.engine.runs.stop import StopRequest
+from tser_cli.settings.config import Config
 
 
 class Others:
@@ -26,7 +26,7 @@ class Others:
 def test_the_data_the_device_and_where_messages_go(
     dataset: Dataset, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(context, "load_dataset", lambda config: dataset)
+    monkeypatch.setattr(opened, "load_dataset", lambda config: dataset)
     config, progress = make_config(), Silent()
     made = prepare(config, progress)
     assert (made.config, made.dataset, made.progress) == (config, dataset, progress)

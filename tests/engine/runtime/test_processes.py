@@ -7,9 +7,9 @@ from typing import Any, cast
 import pytest
 import torch
 
-from tser_cli.config import TrainingConfig
-from tser_cli.engine.runtime.processes import Runtime, make_runtime
-from tser_cli.errors import ConfigError
+from tser_cli.base.errors import ConfigError
+from tser_cli.engine.runs.runtime import Runtime, make_runtime
+from tser_cli.settings.config import TrainingConfig
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tser_cli.engine.runtime.seeds import (
+from tser_cli.engine.runs.runtime import (
     random_state,
     restore_random_state,
     seed_everything,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tser_cli.engine.runtime import speed
-from tser_cli.engine.runtime.speed import Record, Speed, best_known, best_seconds, keep_best
+from tser_cli.engine.commands import doctor
+from tser_cli.engine.commands.doctor import Record, Speed, best_known, best_seconds, keep_best
 
 CPU = torch.device("cpu")
 
@@ -19,26 +19,26 @@ def test_the_shortest_repetition_counts() -> None:
     ticks = itertools.accumulate(itertools.count(1))
     done = []
     assert best_seconds(lambda: done.append(1), lambda: float(next(ticks))) == 3.0
-    assert len(done) == 1 + speed.FEWEST
+    assert len(done) == 1 + doctor.FEWEST
 
 
 def test_the_operations_are_those_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "SIDE", 8)
-    _, flop = speed.matrices(CPU)
+    monkeypatch.setattr(doctor, "SIDE", 8)
+    _, flop = doctor.matrices(CPU)
     assert flop == 8 * 8 * (8 + 8)  # a product is 8 x 8 sums of 8 products
-    _, flop = speed.convolution(CPU)
+    _, flop = doctor.convolution(CPU)
     # 32 images of 32 x 32 pixels and 64 channels, each a sum of 9 x 64 products
     assert flop == 32 * 32 * 32 * 64 * (9 * 64 * 2)
 
 
 def test_a_measurement_restores_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "SIDE", 8)
-    monkeypatch.setattr(speed, "IMAGES", 1)
+    monkeypatch.setattr(doctor, "SIDE", 8)
+    monkeypatch.setattr(doctor, "IMAGES", 1)
     ticks = itertools.count()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     chosen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    found = speed.measure(CPU, lambda: float(next(ticks)))
+    found = doctor.measure(CPU, lambda: float(next(ticks)))
     assert chosen == [1, 2]
     assert found.matmul == found.one_thread == pytest.approx(2 * 8**3 / 1e9)
 
@@ -80,6 +80,6 @@ def test_a_place_that_can_t_be_written_is_no_error(tmp_path: Path) -> None:
 
 
 def test_what_is_compared_is_the_same_machine() -> None:
-    name = speed.key(CPU)
+    name = doctor.key(CPU)
     assert f"torch {torch.__version__}" in name
     assert name.endswith(f"{torch.get_num_threads()} threads")

@@ -10,8 +10,8 @@ import threading
 
 import pytest
 
-from tser_cli.engine.runtime.stop import StopRequest
-from tser_cli.errors import Interrupted
+from tser_cli.base.errors import Interrupted
+from tser_cli.engine.runs.stop import StopRequest
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
 
@@ -88,7 +88,7 @@ def test_outside_the_main_thread_nothing_is_installed() -> None:
 
 SECOND_CTRL_C = """
 import os, signal
-from tser_cli.engine.runtime.stop import StopRequest
+from tser_cli.engine.runs.stop import StopRequest
 with StopRequest(lambda text: print(text, flush=True)):
     os.kill(os.getpid(), signal.{first})
     print("going on", flush=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tser_cli.config import Config
-from tser_cli.engine.runtime.whole_paths import with_whole_paths
+from tser_cli.engine.runs.find import with_whole_paths
+from tser_cli.settings.config import Config
 
 MakeConfig = Callable[..., Config]
 

@@ -10,17 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tser_cli.config import Config
+from tser_cli.base.errors import CheckpointError, ConfigError, TserError
 from tser_cli.data.base import DataSpec
-from tser_cli.engine.runs import run_folder
-from tser_cli.engine.runs.input_kinds import counting_of
-from tser_cli.engine.runs.model_files import Loaded
-from tser_cli.engine.teachers.elsewhere import build_teacher, renormalised
-from tser_cli.engine.teachers.find import find_teacher
-from tser_cli.engine.teachers.fits import fitting_teacher
-from tser_cli.engine.teachers.of_run import read_run_teacher
-from tser_cli.errors import CheckpointError, ConfigError, TserError
-from tser_cli.models.own_network import OwnNetwork
+from tser_cli.engine.runs import folder
+from tser_cli.engine.runs.networks import Loaded, counting_of
+from tser_cli.engine.runs.teachers import (
+    build_teacher,
+    find_teacher,
+    fitting_teacher,
+    read_run_teacher,
+    renormalised,
+)
+from tser_cli.models.base import OwnNetwork
+from tser_cli.settings.config import Config
 
 MakeConfig = Callable[..., Config]
 MODULE = """
@@ -167,7 +169,7 @@ def test_its_operations_are_counted_though_it_declares_no_kinds() -> None:
 def test_a_run_never_imports_it_by_itself(
     tmp_path: Path, spec: DataSpec, make_config: MakeConfig
 ) -> None:
-    run = run_folder.create(tmp_path, "student", settings(make_config))
+    run = folder.create(tmp_path, "student", settings(make_config))
     run.update_environment(
         teacher={"source": "theirs:build", "model": "theirs:build", "sha256": "0"}
     )

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tser_cli.config import Config, keys_where
+from tser_cli.base.errors import ConfigError, RunError
 from tser_cli.data.base import DataSpec
-from tser_cli.engine.runs import model_files, run_folder
-from tser_cli.engine.runs.model_files import Loaded
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.teachers import find as teachers
-from tser_cli.errors import ConfigError, RunError
+from tser_cli.engine.runs import folder, networks, teachers
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.networks import Loaded
+from tser_cli.settings.config import Config, keys_where
 
 MakeConfig = Callable[..., Config]
 MakeTeacher = Callable[..., Run]
@@ -26,9 +25,9 @@ def make_teacher(tmp_path: Path, spec: DataSpec, make_config: MakeConfig) -> Mak
 
     def make(hour: int, state: str = "finished", name: str = "resnet20", part: float = 0.0) -> Run:
         config = make_config({"model.teacher": name, "data.validation_fraction": part})
-        run = run_folder.create(tmp_path, "teacher", config)
-        model = model_files.build(name, spec, config, spiking=False)
-        model_files.write(run.model_file, model, model_files.describe(name, spec, config, False))
+        run = folder.create(tmp_path, "teacher", config)
+        model = networks.build(name, spec, config, spiking=False)
+        networks.write(run.model_file, model, networks.describe(name, spec, config, False))
         run.update_status(
             state=state,
             model=name,
@@ -76,7 +75,7 @@ def test_a_teacher_of_another_test_split_is_passed_over(
     def settings(fraction: float) -> Config:
         return make_config({"data.name": "imagefolder", "data.test_fraction": fraction})
 
-    run = run_folder.create(tmp_path, "teacher", settings(0.5))
+    run = folder.create(tmp_path, "teacher", settings(0.5))
     name = settings(0.5).model.teacher
     run.update_status(state="finished", model=name, validation_fraction=0.0)
     # of train/ and val/: there nothing is split off
@@ -88,7 +87,7 @@ def test_a_teacher_of_another_test_split_is_passed_over(
 
 def test_a_teacher_of_other_images_is_passed_over(tmp_path: Path, make_config: MakeConfig) -> None:
     config = make_config({"data.name": "npz"})
-    run = run_folder.create(tmp_path, "teacher", config)
+    run = folder.create(tmp_path, "teacher", config)
     run.update_status(state="finished", model=config.model.teacher, validation_fraction=0.0)
     # what ran before fingerprints were kept does not say which images it had
     assert teachers.newest_teacher(config, tmp_path, "a") == run
@@ -154,12 +153,12 @@ def test_imagenet_falls_back_on_torchvision_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = make_config({"data.name": "imagenet"})
-    model = model_files.build("resnet20", spec, config, spiking=False)
+    model = networks.build("resnet20", spec, config, spiking=False)
     theirs = Loaded(model, "resnet20", "torchvision", "")
-    monkeypatch.setattr(model_files, "pretrained", lambda name, spec: theirs)
+    monkeypatch.setattr(networks, "pretrained", lambda name, spec: theirs)
     assert teachers.find_teacher(config, spec, tmp_path) is theirs
-    run = run_folder.create(tmp_path, "teacher", config)
-    model_files.write(run.model_file, model, model_files.describe("resnet20", spec, config, False))
+    run = folder.create(tmp_path, "teacher", config)
+    networks.write(run.model_file, model, networks.describe("resnet20", spec, config, False))
     run.update_status(state="finished", model="resnet20", validation_fraction=0.0)
     assert find(config, spec, tmp_path) == str(run.model_file)
 
@@ -201,5 +200,5 @@ def test_the_weights_read_are_those_of_the_run(
     run = make_teacher(8)
     loaded = teachers.find_teacher(make_config(), spec, tmp_path)
     assert loaded is not None
-    expected = model_files.read(run.model_file, spec).model.state_dict()
+    expected = networks.read(run.model_file, spec).model.state_dict()
     assert all(torch.equal(v, expected[k]) for k, v in loaded.model.state_dict().items())

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from tser_cli.config import Config
+from tser_cli.base.errors import CheckpointError, ConfigError
 from tser_cli.data.base import DataSpec
-from tser_cli.engine.runs import model_files
-from tser_cli.engine.runs.model_files import Loaded
-from tser_cli.engine.teachers.fits import as_ann, check_architecture, fitting_teacher
-from tser_cli.errors import CheckpointError, ConfigError
+from tser_cli.engine.runs import networks
+from tser_cli.engine.runs.networks import Loaded
+from tser_cli.engine.runs.teachers import as_ann, check_architecture, fitting_teacher
+from tser_cli.settings.config import Config
 
 Network = Callable[..., Loaded]
 
@@ -24,7 +24,7 @@ def network(spec: DataSpec, make_config: Callable[..., Config]) -> Network:
     def make(
         spiking: bool = False, made_for: DataSpec = spec, classes: tuple[str, ...] = ()
     ) -> Loaded:
-        model = model_files.build("resnet20", made_for, make_config(), spiking)
+        model = networks.build("resnet20", made_for, make_config(), spiking)
         return Loaded(model, "resnet20", "x.pt", "", classes)
 
     return make

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tser_cli.config import Config
+from tser_cli.base.errors import CheckpointError, RunError
+from tser_cli.base.progress import Silent
 from tser_cli.data.base import DataSpec
-from tser_cli.engine.runs import model_files, run_folder
-from tser_cli.engine.runs.model_files import Loaded
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.runtime.context import Context
-from tser_cli.engine.teachers.of_run import (
+from tser_cli.engine.runs import folder, networks
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.networks import Loaded
+from tser_cli.engine.runs.opened import Context
+from tser_cli.engine.runs.teachers import (
     RecordedTeacher,
     keep_teacher,
     read_run_teacher,
@@ -22,8 +23,7 @@ from tser_cli.engine.teachers.of_run import (
     teacher_name,
     teacher_to_count,
 )
-from tser_cli.errors import CheckpointError, RunError
-from tser_cli.report.progress import Silent
+from tser_cli.settings.config import Config
 
 
 class Heard(Silent):
@@ -57,7 +57,7 @@ def context(
 @pytest.fixture
 def run(tmp_path: Path, context: Context) -> Run:
     """A student's run that has just begun."""
-    return run_folder.create(tmp_path, "student", context.config)
+    return folder.create(tmp_path, "student", context.config)
 
 
 @pytest.fixture
@@ -67,10 +67,10 @@ def write_teacher(tmp_path: Path, spec: DataSpec, context: Context) -> Callable[
     def write(name: str, seed: int = 0) -> Loaded:
         torch.manual_seed(seed)
         path = tmp_path / f"{name}.safetensors"
-        model = model_files.build("resnet20", spec, context.config, spiking=False)
-        metadata = model_files.describe("resnet20", spec, context.config, spiking=False)
-        model_files.write(path, model, metadata)
-        return model_files.read(path, spec)
+        model = networks.build("resnet20", spec, context.config, spiking=False)
+        metadata = networks.describe("resnet20", spec, context.config, spiking=False)
+        networks.write(path, model, metadata)
+        return networks.read(path, spec)
 
     return write
 
@@ -183,14 +183,14 @@ def test_a_runs_folder_that_was_moved_finds_its_teacher_by_hash(
     tmp_path: Path, spec: DataSpec, context: Context, write_teacher: Callable[..., Loaded]
 ) -> None:
     def teacher_run(file: str, seed: int) -> Run:
-        made = run_folder.create(tmp_path / "old", "teacher", context.config)
+        made = folder.create(tmp_path / "old", "teacher", context.config)
         loaded = write_teacher(file, seed)
         Path(loaded.source).rename(made.model_file)
         made.update_status(state="finished", sha256=loaded.sha256)
         return made
 
     teacher, _another = teacher_run("a", 1), teacher_run("b", 2)
-    run = run_folder.create(tmp_path / "old", "student", context.config)
+    run = folder.create(tmp_path / "old", "student", context.config)
     digest = teacher.status()["sha256"]
     entry = {"source": str(teacher.model_file), "model": "resnet20", "sha256": digest}
     run.update_environment(teacher=entry)

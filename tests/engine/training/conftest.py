@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from tser_cli.config import Config
-from tser_cli.engine.runs.model_files import Loaded
-from tser_cli.engine.runtime.context import Context
-from tser_cli.engine.runtime.processes import make_runtime
+from tser_cli.base.progress import Silent
+from tser_cli.engine.runs.networks import Loaded
+from tser_cli.engine.runs.opened import Context
+from tser_cli.engine.runs.runtime import make_runtime
+from tser_cli.engine.training.run import compute_teacher_logits, keeps_logits, student_task
 from tser_cli.engine.training.task import Task
-from tser_cli.engine.training.teacher_logits import compute_teacher_logits, keeps_logits
-from tser_cli.engine.training.training_run import student_task
-from tser_cli.models import Classifier, build_model
-from tser_cli.report.progress import Silent
+from tser_cli.models.base import Classifier, build_model
+from tser_cli.settings.config import Config
 
 Prepared = Callable[..., tuple[Task, Context]]
 STILL = {"augment.crop_padding": 0, "augment.flip": False, "model.timesteps": 3}

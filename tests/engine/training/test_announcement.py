@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import SimpleNamespace
 
-from tser_cli.config import Config
-from tser_cli.engine.training.announcement import announcement
+from tser_cli.engine.training.run import announcement
+from tser_cli.settings.config import Config
 
 LOADER = SimpleNamespace(images=1437, steps_per_epoch=23)
 

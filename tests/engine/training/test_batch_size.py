@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tser_cli.engine.runtime.context import Context
-from tser_cli.engine.training.batch_size import (
+from tser_cli.base.errors import ConfigError
+from tser_cli.engine.runs.opened import Context
+from tser_cli.engine.training.settle import (
     bytes_an_image,
     images_that_fit,
     kept_bytes,
@@ -16,7 +17,6 @@ from tser_cli.engine.training.batch_size import (
     power_of_two,
 )
 from tser_cli.engine.training.task import Task
-from tser_cli.errors import ConfigError
 
 Prepared = Callable[..., tuple[Task, Context]]
 
@@ -50,11 +50,9 @@ def test_the_largest_batch_follows_the_free_memory(
     one = (kept_bytes(task, context, 8) - kept_bytes(task, context, 4)) / 4
     weights = sum(p.numel() * p.element_size() for p in task.network.parameters())
     enough = 2 * weights + one * 1.5 / 0.8 * 4.5
-    monkeypatch.setattr("tser_cli.engine.training.batch_size.free_bytes", lambda device: enough)
+    monkeypatch.setattr("tser_cli.engine.training.settle.free_bytes", lambda device: enough)
     assert largest_batch(task, context) == 4
-    monkeypatch.setattr(
-        "tser_cli.engine.training.batch_size.free_bytes", lambda device: 2 * weights
-    )
+    monkeypatch.setattr("tser_cli.engine.training.settle.free_bytes", lambda device: 2 * weights)
     with pytest.raises(ConfigError, match="not even one image fits"):
         largest_batch(task, context)
 

@@ -9,13 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from tser_cli.engine.training.budget_controller import (
-    ANNEALED,
-    CALIBRATIONS,
-    FREE,
-    MARGIN,
-    BudgetController,
-)
+from tser_cli.engine.training.budget import ANNEALED, CALIBRATIONS, FREE, MARGIN, BudgetController
 
 STEPS = 600
 

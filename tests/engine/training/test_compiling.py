@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tser_cli.config import Config
-from tser_cli.engine.runtime.context import Context
-from tser_cli.engine.training import compiling
-from tser_cli.engine.training.compiling import compile_networks
+from tser_cli.base.errors import ConfigError
+from tser_cli.engine.runs.opened import Context
+from tser_cli.engine.training import settle
+from tser_cli.engine.training.settle import compile_networks
 from tser_cli.engine.training.task import Task
-from tser_cli.errors import ConfigError
+from tser_cli.settings.config import Config
 
 MakeConfig = Callable[..., Config]
 Prepared = Callable[..., tuple[Task, Context]]
@@ -49,7 +49,7 @@ def test_what_is_compiled(
     teacher_compiles: bool,
     student_compiles: bool,
 ) -> None:
-    monkeypatch.setattr(compiling, "what_compiling_lacks", lambda device: "")
+    monkeypatch.setattr(settle, "what_compiling_lacks", lambda device: "")
     task, context = prepared({"performance.compile": mode, "training.epochs": epochs})
     taught, network = Compiled(), Compiled()
     task.teacher, task.network = taught, network  # type: ignore[assignment]
@@ -60,7 +60,7 @@ def test_what_is_compiled(
 def test_compiling_on_a_cpu_asks_for_a_compiler(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    monkeypatch.setattr(settle.shutil, "which", lambda name: None)
     task, context = prepared({"performance.compile": "on"})
     with pytest.raises(ConfigError, match=r"needs a compiler \(CXX, g\+\+ or clang\+\+\)"):
         compile_networks(task, context.config, torch.device("cpu"), images=1)
@@ -69,7 +69,7 @@ def test_compiling_on_a_cpu_asks_for_a_compiler(
 def test_what_can_t_be_compiled_is_left_as_it_is_by_itself(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiling, "what_compiling_lacks", lambda device: "Triton")
+    monkeypatch.setattr(settle, "what_compiling_lacks", lambda device: "Triton")
     task, context = prepared({"training.epochs": 1000})
     taught = Compiled()
     task.teacher = taught  # type: ignore[assignment]

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from tser_cli.config import Config
 from tser_cli.data.base import DataSpec
-from tser_cli.engine.runs import model_files
-from tser_cli.engine.runtime.processes import Runtime
-from tser_cli.engine.training.data_parallel import share_gradients, share_statistics, synchronised
-from tser_cli.models import Classifier
+from tser_cli.engine.runs import networks
+from tser_cli.engine.runs.runtime import Runtime
+from tser_cli.engine.training.optimizer import share_gradients, share_statistics, synchronised
+from tser_cli.models.base import Classifier
+from tser_cli.settings.config import Config
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def student(
     spec: DataSpec, make_config: Callable[..., Config], wake: Callable[[Classifier], Classifier]
 ) -> Classifier:
     """A spiking network whose norms have seen images."""
-    return wake(model_files.build("resnet20", spec, make_config(), spiking=True))
+    return wake(networks.build("resnet20", spec, make_config(), spiking=True))
 
 
 def test_every_norm_is_synchronised_and_nothing_else_changes(student: Classifier) -> None:

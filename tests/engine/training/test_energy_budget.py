@@ -12,20 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from tests.engine.training.test_resume import StopsAt
-from tser_cli.config import Config, NeuronConfig
+from tser_cli.base.errors import ConfigError, Interrupted
+from tser_cli.base.progress import Silent
 from tser_cli.engine.runs.checkpoints import load_latest
-from tser_cli.engine.runtime.context import Context
-from tser_cli.engine.runtime.seeds import seed_everything
-from tser_cli.engine.training.budget_controller import MARGIN, BudgetController
-from tser_cli.engine.training.energy_budget import EnergyControl, make_control, profile_of
-from tser_cli.engine.training.eval_energy import measure_eval_energy
-from tser_cli.engine.training.job import TrainingJob
+from tser_cli.engine.runs.opened import Context
+from tser_cli.engine.runs.runtime import seed_everything
+from tser_cli.engine.training.budget import (
+    MARGIN,
+    BudgetController,
+    EnergyControl,
+    make_control,
+    profile_of,
+)
 from tser_cli.engine.training.loop import fit
+from tser_cli.engine.training.run import measure_eval_energy
+from tser_cli.engine.training.state import TrainingJob
 from tser_cli.engine.training.task import Task, distillation
-from tser_cli.errors import ConfigError, Interrupted
-from tser_cli.models import Classifier
+from tser_cli.models.base import Classifier
 from tser_cli.models.neurons import SpikingNeuron
-from tser_cli.report.progress import Silent
+from tser_cli.settings.config import Config, NeuronConfig
 
 MakeConfig = Callable[..., Config]
 MakeContext = Callable[..., Context]

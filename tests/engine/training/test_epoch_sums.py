@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tser_cli.engine.runtime.processes import Runtime
-from tser_cli.engine.training.epoch_sums import EpochSums
+from tser_cli.engine.runs.runtime import Runtime
+from tser_cli.engine.training.state import EpochSums
 
 CPU = torch.device("cpu")
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tser_cli.config import Config, MethodSettings
+from tser_cli.base.errors import NonFiniteError
+from tser_cli.base.progress import Silent
 from tser_cli.engine.runs.checkpoints import load_latest
-from tser_cli.engine.training.job import TrainingJob
 from tser_cli.engine.training.loop import fit
-from tser_cli.errors import NonFiniteError
+from tser_cli.engine.training.state import TrainingJob
 from tser_cli.losses.base import Outputs, Terms
-from tser_cli.report.progress import Silent
+from tser_cli.settings.config import Config, MethodSettings
 
 MakeFit = Callable[..., TrainingJob]
 MakeConfig = Callable[..., Config]

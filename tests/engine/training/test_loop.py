@@ -12,16 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tser_cli.config import Config
+from tser_cli.base.progress import Silent
 from tser_cli.data.loaders import Batch
 from tser_cli.engine.runs.checkpoints import load_latest
-from tser_cli.engine.runtime.processes import Runtime
-from tser_cli.engine.training.job import TrainingJob
+from tser_cli.engine.runs.runtime import Runtime
 from tser_cli.engine.training.loop import fit, train_step
 from tser_cli.engine.training.optimizer import make_optimizer
-from tser_cli.engine.training.position import CheckpointClock, Position
+from tser_cli.engine.training.state import CheckpointClock, Position, TrainingJob
 from tser_cli.report.csv_files import read_csv
-from tser_cli.report.progress import Silent
+from tser_cli.settings.config import Config
 
 MakeFit = Callable[..., TrainingJob]
 MakeConfig = Callable[..., Config]

@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from tser_cli.base.progress import Silent
 from tser_cli.data.loaders import build_eval_loader, build_train_loader
-from tser_cli.engine.evaluation.per_timestep import evaluate
-from tser_cli.engine.runtime.context import Context
-from tser_cli.engine.training.job import TrainingJob
+from tser_cli.engine.evaluation.evaluate import evaluate
+from tser_cli.engine.runs.opened import Context
 from tser_cli.engine.training.loop import train_step
 from tser_cli.engine.training.optimizer import make_optimizer
-from tser_cli.engine.training.position import Position
+from tser_cli.engine.training.state import Position, TrainingJob
 from tser_cli.engine.training.task import Task
-from tser_cli.report.progress import Silent
 
 Prepared = Callable[..., tuple[Task, Context]]
 SWITCHES: dict[str, Any] = {

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tser_cli.config import OptimizerConfig, ScheduleConfig
 from tser_cli.engine.training.optimizer import (
     QuickSGD,
     lr_factor,
@@ -18,6 +17,7 @@ from tser_cli.engine.training.optimizer import (
     parameter_groups,
     set_lr,
 )
+from tser_cli.settings.config import OptimizerConfig, ScheduleConfig
 
 
 def small_net() -> nn.Sequential:
@@ -90,7 +90,7 @@ def test_a_torch_that_is_not_known_takes_its_own_sgd(monkeypatch: pytest.MonkeyP
 
 WITHOUT_COMPILER = """
 import sys, torch
-from tser_cli.config import OptimizerConfig
+from tser_cli.settings.config import OptimizerConfig
 from tser_cli.engine.training.optimizer import make_optimizer
 layer = torch.nn.Linear(2, 2)
 optimizer = make_optimizer([layer], OptimizerConfig())

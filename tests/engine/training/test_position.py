@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tser_cli.engine.training import position
-from tser_cli.engine.training.position import CheckpointClock, Position
+from tser_cli.engine.training import state
+from tser_cli.engine.training.state import CheckpointClock, Position
 
 
 def test_positions_do_not_share_their_sums() -> None:
@@ -34,7 +34,7 @@ def test_a_clock_of_steps_and_epochs(every: str, due: list[int]) -> None:
 
 def test_a_clock_of_minutes_starts_again_when_it_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
     times = [1000.0]
-    monkeypatch.setattr(position.time, "monotonic", lambda: times[-1])
+    monkeypatch.setattr(state.time, "monotonic", lambda: times[-1])
     clock = CheckpointClock("2min", steps_per_epoch=5)
     due = []
     for now in (1000.0, 1119.9, 1120.0, 1121.0, 1239.9, 1500.0, 1619.0):

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import Told
-from tser_cli.config import Config
-from tser_cli.engine.runs import run_folder
-from tser_cli.engine.runtime.context import Context, Options
-from tser_cli.engine.training import precision
-from tser_cli.engine.training.precision import (
+from tser_cli.base.system import cpu_has_bf16
+from tser_cli.engine.runs import folder
+from tser_cli.engine.runs.opened import Context, Options
+from tser_cli.engine.training import settle
+from tser_cli.engine.training.settle import (
     WORTH_TAKING,
     WORTH_TRYING,
     bf16_over_fp32,
     settle_precision,
 )
-from tser_cli.operating_system import cpu_has_bf16
+from tser_cli.settings.config import Config
 
 MakeConfig = Callable[..., Config]
 MakeContext = Callable[..., Context]
@@ -35,8 +35,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """`measured(0.6)`: a CPU with bf16, whose step then takes 0.6 of its time in fp32."""
 
     def make(share: float) -> None:
-        monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
-        monkeypatch.setattr(precision, "bf16_over_fp32", lambda kind, context: share)
+        monkeypatch.setattr(settle, "cpu_has_bf16", lambda: True)
+        monkeypatch.setattr(settle, "bf16_over_fp32", lambda kind, context: share)
 
     return make
 
@@ -86,8 +86,8 @@ def test_fp32_without_trying(
     hardware: bool,
     changes: dict[str, Any],
 ) -> None:
-    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: hardware)
-    monkeypatch.setattr(precision, "bf16_over_fp32", never)
+    monkeypatch.setattr(settle, "cpu_has_bf16", lambda: hardware)
+    monkeypatch.setattr(settle, "bf16_over_fp32", never)
     context = make_context(make_config({**LONG, **changes}))
     assert settled(context, Options(tmp_path)) == "fp32"
 
@@ -113,7 +113,7 @@ def test_a_run_that_goes_on_keeps_its_own(
 ) -> None:
     measured(share)
     begun = make_config({**LONG, "training.precision": kept})
-    run_folder.create(tmp_path, "student", begun).update_status(state="stopped")
+    folder.create(tmp_path, "student", begun).update_status(state="stopped")
     found = settled(make_context(make_config(LONG)), Options(tmp_path, resume))
     assert (found == kept) == (resume != "never")
 
@@ -126,8 +126,8 @@ def test_a_teacher_that_was_begun_decides_for_its_student(
 ) -> None:
     measured(2.0)
     config = make_config(LONG)
-    teacher = precision.teacher_config(config.updated({"training.precision": "bf16"}))
-    run_folder.create(tmp_path, "teacher", teacher).update_status(state="stopped")
+    teacher = settle.teacher_config(config.updated({"training.precision": "bf16"}))
+    folder.create(tmp_path, "teacher", teacher).update_status(state="stopped")
     assert settled(make_context(config), Options(tmp_path)) == "bf16"
 
 
@@ -144,8 +144,8 @@ def test_a_try_gives_a_share(
     ("share", "most", "images"), [(1.0, 64, 2), (1 / 4, 64, 8), (1e-6, 64, 32), (1e-6, 7, 2)]
 )
 def test_how_many_images_a_try_has(share: float, most: int, images: int) -> None:
-    of_two = share * precision.TRY_SECONDS / (2 * (precision.ROUNDS + 1))
-    assert precision._images_for(lambda number: of_two * number / 2, most) == images
+    of_two = share * settle.TRY_SECONDS / (2 * (settle.ROUNDS + 1))
+    assert settle._images_for(lambda number: of_two * number / 2, most) == images
 
 
 def test_the_hardware_is_what_the_system_says(monkeypatch: pytest.MonkeyPatch) -> None:

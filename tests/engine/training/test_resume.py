@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from tser_cli.config import Config, MethodSettings
+from tser_cli.base.errors import DamagedError, Interrupted
+from tser_cli.base.progress import Silent
 from tser_cli.engine.runs.checkpoints import load_latest, save_checkpoint
-from tser_cli.engine.runtime.seeds import seed_everything
-from tser_cli.engine.runtime.stop import StopRequest
-from tser_cli.engine.training.job import TrainingJob
+from tser_cli.engine.runs.runtime import seed_everything
+from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.engine.training.loop import fit
-from tser_cli.errors import DamagedError, Interrupted
+from tser_cli.engine.training.state import TrainingJob
 from tser_cli.losses.base import Outputs, Terms, TrainingProgress
 from tser_cli.report.csv_files import read_csv
-from tser_cli.report.progress import Silent
+from tser_cli.settings.config import Config, MethodSettings
 
 MakeFit = Callable[..., TrainingJob]
 MakeConfig = Callable[..., Config]

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tser_cli.config import Config
+from tser_cli.base.errors import DataError
 from tser_cli.data.base import Dataset, TensorSource
-from tser_cli.engine.runs import run_folder
-from tser_cli.engine.runtime.context import Context, Options
-from tser_cli.engine.training.resuming import other_schedule, take_run
-from tser_cli.errors import DataError
+from tser_cli.engine.runs import folder
+from tser_cli.engine.runs.opened import Context, Options
+from tser_cli.engine.training.checkpointing import other_schedule, take_run
+from tser_cli.settings.config import Config
 
 MakeConfig = Callable[..., Config]
 
@@ -63,7 +63,7 @@ def test_a_run_is_not_gone_on_with_on_other_images(
 
 
 def test_other_epochs_are_told(tmp_path: Path, make_config: MakeConfig) -> None:
-    run = run_folder.create(tmp_path, "student", make_config({"training.epochs": 12}))
+    run = folder.create(tmp_path, "student", make_config({"training.epochs": 12}))
     run.update_status(epoch=6)
     told = other_schedule(run, make_config({"training.epochs": 8}))
     assert "12 epochs become 8" in told
@@ -74,14 +74,14 @@ def test_other_epochs_are_told(tmp_path: Path, make_config: MakeConfig) -> None:
 
 def test_without_an_end_more_epochs_change_nothing(tmp_path: Path, make_config: MakeConfig) -> None:
     constant = {"schedule.name": "constant"}
-    run = run_folder.create(tmp_path, "student", make_config(constant))
+    run = folder.create(tmp_path, "student", make_config(constant))
     assert other_schedule(run, make_config({**constant, "training.epochs": 9})) == ""
 
 
 def test_must_goes_on_and_warns(
     tmp_path: Path, context: Context, make_config: MakeConfig, told: object
 ) -> None:
-    begun = run_folder.create(tmp_path, "student", context.config)
+    begun = folder.create(tmp_path, "student", context.config)
     begun.update_status(state="stopped")
     longer = replace(context, config=context.config.updated({"training.epochs": 9}), progress=told)  # type: ignore[arg-type]
     with ExitStack() as held:

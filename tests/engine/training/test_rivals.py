@@ -11,22 +11,22 @@ from typing import Any
 import pytest
 import torch
 
-from tser_cli.config import Config, NeuronConfig
-from tser_cli.engine.commands import distill
-from tser_cli.engine.runs import model_files
+from tser_cli.base.errors import ConfigError, Interrupted
+from tser_cli.base.progress import Silent
+from tser_cli.engine.commands import train
+from tser_cli.engine.runs import networks
 from tser_cli.engine.runs.checkpoints import load_latest
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.runs.weight_files import load_model
-from tser_cli.engine.runtime.context import Context, Options
-from tser_cli.engine.runtime.seeds import seed_everything
-from tser_cli.engine.runtime.stop import StopRequest
-from tser_cli.engine.training.job import TrainingJob
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.opened import Context, Options
+from tser_cli.engine.runs.runtime import seed_everything
+from tser_cli.engine.runs.stop import StopRequest
+from tser_cli.engine.runs.weights import load_model
 from tser_cli.engine.training.loop import fit
+from tser_cli.engine.training.state import TrainingJob
 from tser_cli.engine.training.task import Task, distillation
-from tser_cli.errors import ConfigError, Interrupted
 from tser_cli.losses.adapters import Blur
-from tser_cli.models import Classifier, build_model
-from tser_cli.report.progress import Silent
+from tser_cli.models.base import Classifier, build_model
+from tser_cli.settings.config import Config, NeuronConfig
 
 MakeConfig = Callable[..., Config]
 MakeTask = Callable[..., Task]
@@ -173,16 +173,16 @@ def test_adapters_stay_out_of_the_saved_model(
     monkeypatch: pytest.MonkeyPatch,
     method: str,
 ) -> None:
-    monkeypatch.setattr(distill, "prepare", make_context)
+    monkeypatch.setattr(train, "prepare", make_context)
     spec, file = make_context(make_config()).dataset.spec, tmp_path / "teacher.safetensors"
-    teacher = model_files.build("resnet20", spec, make_config(), spiking=False)
-    model_files.write(file, teacher, model_files.describe("resnet20", spec, make_config(), False))
+    teacher = networks.build("resnet20", spec, make_config(), spiking=False)
+    networks.write(file, teacher, networks.describe("resnet20", spec, make_config(), False))
     changes = {"method.name": method, "model.teacher": str(file), "training.epochs": 1}
-    made = Run(distill.distill(make_config(changes), Options(tmp_path / "runs")).folder)
+    made = Run(train.distill(make_config(changes), Options(tmp_path / "runs")).folder)
     state, _, _ = load_model(made.model_file)
-    plain = model_files.build("resnet20", spec, make_config(), spiking=True)
+    plain = networks.build("resnet20", spec, make_config(), spiking=True)
     assert state.keys() == plain.state_dict().keys()
-    assert model_files.read(made.model_file, spec).model.spiking
+    assert networks.read(made.model_file, spec).model.spiking
     assert made.status()["state"] == "finished"
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tser_cli import registry
-from tser_cli.config import Config, MethodSettings, NeuronConfig
+from tser_cli.base.errors import ConfigError
 from tser_cli.engine.training.task import Task, distillation
-from tser_cli.errors import ConfigError
 from tser_cli.losses.base import Outputs, Terms, load_method
-from tser_cli.models import Classifier, build_model
+from tser_cli.models.base import Classifier, build_model
 from tser_cli.models.neurons import SpikingNeuron
+from tser_cli.settings import registry
+from tser_cli.settings.config import Config, MethodSettings, NeuronConfig
 
 MakeTask = Callable[..., Task]
 MakeConfig = Callable[..., Config]

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from tser_cli.base.errors import Interrupted
 from tser_cli.data.loaders import build_eval_loader
-from tser_cli.engine.runtime.context import Context
+from tser_cli.engine.runs.opened import Context
+from tser_cli.engine.training.run import compute_teacher_logits, keeps_logits
 from tser_cli.engine.training.task import Task
-from tser_cli.engine.training.teacher_logits import compute_teacher_logits, keeps_logits
-from tser_cli.errors import Interrupted
-from tser_cli.models import Classifier
+from tser_cli.models.base import Classifier
 
 Prepared = Callable[..., tuple[Task, Context]]
 

@@ -19,10 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from tser_cli.engine.runtime.stop import StopRequest
-from tser_cli.errors import NOT_HELD, RunError
-from tser_cli.files import write_error
-from tser_cli.operating_system import end_with_parent
+from tser_cli.base.errors import NOT_HELD, RunError
+from tser_cli.base.files import write_error
+from tser_cli.base.system import end_with_parent
+from tser_cli.engine.runs.stop import StopRequest
 
 POLL_SECONDS = 0.2
 TELL_LINES = 3

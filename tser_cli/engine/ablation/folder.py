@@ -1,25 +1,169 @@
-"""The folder of an ablation: its lock, and its plan of cells and teachers."""
+"""The folder of one cell of an ablation: its settings, its run, and what came out of that.
+
+The folder of an ablation: its lock, and its plan of cells and teachers.
+
+Where the numbers of an ablation's run come from: code, threads and settings.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import filelock
+import tomli_w
 
-from tser_cli import registry
-from tser_cli.config import Config, keys
+from tser_cli.base.errors import ConfigError, DamagedFileError, RunError, warn_once
+from tser_cli.base.files import (
+    hold_lock,
+    is_file,
+    make_folder,
+    read_json,
+    sha256,
+    write_json,
+    write_text,
+)
 from tser_cli.engine.ablation.grid import SEED, Cell, Request
-from tser_cli.engine.runtime.whole_paths import existing_path
-from tser_cli.engine.teachers import find
-from tser_cli.engine.teachers.fits import check_architecture
-from tser_cli.errors import ConfigError, DamagedFileError, RunError
-from tser_cli.files import hold_lock, is_file, make_folder, read_json, sha256, write_json
-from tser_cli.old_settings import of_today
+from tser_cli.engine.runs import teachers
+from tser_cli.engine.runs.find import all_runs, existing_path, newest_finished
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.record import RESULT, read_result, recorded
+from tser_cli.engine.runs.teachers import check_architecture
+from tser_cli.report.csv_files import ALL, ENERGY, INTEGER, PER_TIMESTEP, TOTAL, read_table
+from tser_cli.settings import registry
+from tser_cli.settings.config import Config, keys
+from tser_cli.settings.old_settings import of_today
+
+SETTINGS = "cell.toml"
+LOG = "cell.log"
+
+
+def write_settings(cell: Cell, folder: Path) -> Path:
+    """Write all settings of a cell into its folder, where it reads them; return that folder.
+
+    Paths are written whole, so that the cell may run from another working directory.
+    """
+    home, config = cell_folder(cell, folder).resolve(), cell.config
+    if config.data.dir:
+        config = config.updated({"data.dir": str(Path(config.data.dir).expanduser().resolve())})
+    make_folder(home)
+    write_text(home / SETTINGS, tomli_w.dumps(config.model_dump(mode="json")))
+    return home
+
+
+def arguments(home: Path) -> list[str]:
+    """Return the `tser` command line of the cell in `home`: it goes on where it was stopped."""
+    return [
+        "distill",
+        *("--recipe", str(home / SETTINGS)),
+        *("--runs-dir", str(home)),
+        *("--resume", "auto"),
+    ]
+
+
+def cell_name(cell: Cell) -> str:
+    """Return a name such as `method=kd_temperature=4_s0`.
+
+    Characters that a file name may not have are replaced, and a checksum is added.
+    """
+    name = f"{cell.label.replace(', ', '_')}_s{cell.seed}"
+    safe = re.sub(r"[^\w.=+-]", "-", name, flags=re.ASCII)[:200]
+    return safe if safe == name else f"{safe}-{zlib.crc32(name.encode()):08x}"
+
+
+def cell_folder(cell: Cell, folder: Path) -> Path:
+    """Return where a cell's run lies, by its varied settings and seed."""
+    return folder / "cells" / cell_name(cell)
+
+
+def find_cell(cell: Cell, folder: Path) -> Run | None:
+    """Return the finished run of a cell, None where there is none yet.
+
+    One whose result can't be read is named in a warning and is as good as none: it is trained
+    again.
+    """
+    run = newest_finished(cell_folder(cell, folder), "student")
+    try:
+        if run is not None:
+            result_of(run)
+            run.environment()
+    except RunError as error:
+        warn_once(f"{cell.title} counts as not trained: {error}")
+        return None
+    return run
+
+
+def result_row(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Return the columns of ablation.csv that a cell's run fills, the varied settings aside.
+
+    `folder` is the ablation's, and the column of that name is relative to it.
+    """
+    row = {"seed": cell.seed, "state": "missing", "folder": f"cells/{cell_name(cell)}"}
+    run = find_cell(cell, folder)
+    if run is not None:
+        return {**row, "state": "finished", **result_of(run)}
+    begun = next(all_runs(cell_folder(cell, folder), "student"), None)
+    if begun is None:
+        return row
+    state = begun.status().get("state")
+    return {**row, "state": "damaged" if state == "finished" else state}
+
+
+def result_of(run: Run) -> dict[str, Any]:
+    """Return what came out of a finished run. `seconds` are of training, in all its parts.
+
+    Raises RunError where that can't be read, or is none: an accuracy that is no fraction.
+    """
+    recorded_there = RESULT in run.status()
+    try:
+        row = _result_as_recorded(run) if recorded_there else _result_from_tables(run)
+        accuracies = [v for k, v in row.items() if "accuracy" in k and v is not None]
+        if row["accuracy"] is None or not all(0.0 <= value <= 1.0 for value in accuracies):
+            raise ValueError("an accuracy is no fraction")
+    except (ArithmeticError, KeyError, OSError, TypeError, ValueError) as error:
+        raise RunError(f"the result of {run.folder} is damaged ({error})") from error
+    return row
+
+
+def _result_as_recorded(run: Run) -> dict[str, Any]:
+    result = read_result(run)
+    steps = result.per_timestep
+    if [row["t"] for row in steps] != list(range(1, result.timesteps + 1)):
+        raise ValueError("its time steps do not follow each other")
+    return {
+        "accuracy": result.accuracy,
+        "teacher_accuracy": result.teacher_accuracy,
+        "best_validation_accuracy": result.best_validation_accuracy,
+        **{f"accuracy_at_{row['t']}": row["accuracy_at_t"] for row in steps},
+        **{f"accuracy_cumulative_{row['t']}": row["accuracy_cumulative"] for row in steps},
+        "energy_pj": result.energy_pj,
+        "seconds": result.seconds,
+    }
+
+
+def _result_from_tables(run: Run) -> dict[str, Any]:
+    """Return the same for a run from before results were recorded, out of its CSV files."""
+    known = recorded(run)
+    epochs = read_table(run.folder / "metrics.csv", {"epoch": INTEGER})
+    steps = read_table(run.folder / "per_timestep.csv", PER_TIMESTEP).set_index("t")
+    energy = read_table(run.folder / "energy.csv", ENERGY).set_index(["layer", "t"])
+    held_out = epochs["validation_accuracy"].dropna()
+    return {
+        "accuracy": known.get("accuracy"),
+        "teacher_accuracy": known.get("teacher_accuracy"),
+        "best_validation_accuracy": float(held_out.max()) if len(held_out) else None,
+        **{f"accuracy_at_{t}": value for t, value in steps["accuracy_at_t"].items()},
+        **{f"accuracy_cumulative_{t}": value for t, value in steps["accuracy_cumulative"].items()},
+        "energy_pj": energy["energy_pj"].to_dict()[TOTAL, ALL],
+        "seconds": sum(epochs["seconds"].tolist()),
+    }
+
 
 SHOWN = 5
 PLAN_BYTES = 2**28
@@ -176,6 +320,57 @@ def find_folder(config: Config, place: AblationFolder) -> Path | None:
     if existing_path(config.model.teacher) is not None:
         return place.own_runs
     for folder in (place.own_runs, place.runs_dir):
-        if find.newest_teacher(config, folder) is not None:
+        if teachers.newest_teacher(config, folder) is not None:
             return folder
-    return place.own_runs if config.data.name == find.PRETRAINED_ON else None
+    return place.own_runs if config.data.name == teachers.PRETRAINED_ON else None
+
+
+METHOD, TEMPERATURE = "method.", "method.temperature"
+
+
+def provenance(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Return the columns `csv_files.PROVENANCE` of a cell; code and threads only once it finished.
+
+    `weights` are the method's own settings, `settings` all others that are not tser's defaults and
+    not varied. On CPUs the threads count too: sums of floats depend on their order.
+    """
+    run = find_cell(cell, folder)
+    return {**settings_in_words(cell), **(code_of(run.environment()) if run else {})}
+
+
+def code_of(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what environment.json says of the code; a version where it was no git checkout."""
+    git = environment.get("git") or {}
+    commit = f"{git['commit']}{'+changes' if git.get('changed') else ''}" if git else ""
+    return {
+        "commit": commit or f"version {environment.get('tser')}",
+        "torch": environment.get("packages", {}).get("torch"),
+        "threads": environment.get("threads"),
+    }
+
+
+def settings_in_words(cell: Cell) -> dict[str, Any]:
+    """Return `temperature`, `weights` and `settings` of a cell, as `key=value; key=value`."""
+    now, usual = settings_of(cell), settings_of(Cell({}, 0, Config()))
+    weights = {
+        key.removeprefix(METHOD): value
+        for key, value in now.items()
+        if key.startswith(METHOD) and key not in (TEMPERATURE, "method.name")
+    }
+    others = {
+        key: value
+        for key, value in now.items()
+        if value != usual.get(key)
+        and key not in cell.varied
+        and (not key.startswith(METHOD) or key == "method.name")
+    }
+    return {
+        "temperature": now.get(TEMPERATURE),
+        "weights": in_words(weights),
+        "settings": in_words(others),
+    }
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    """Return `key=value; key=value`."""
+    return "; ".join(f"{key}={value}" for key, value in settings.items())

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
+from tser_cli.base.errors import TserError
+from tser_cli.base.system import cores
 from tser_cli.engine.ablation import cell_process
-from tser_cli.engine.ablation.cell_folder import LOG, arguments, write_settings
+from tser_cli.engine.ablation.folder import LOG, arguments, write_settings
 from tser_cli.engine.ablation.grid import Cell
-from tser_cli.engine.runtime.stop import StopRequest
-from tser_cli.errors import TserError
-from tser_cli.operating_system import cores
+from tser_cli.engine.runs.stop import StopRequest
 
 NOT_STARTED = "not started"
 

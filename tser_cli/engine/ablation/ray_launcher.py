@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tser_cli.base.errors import ConfigError, TserError
 from tser_cli.engine.ablation import cell_process
-from tser_cli.engine.ablation.cell_folder import LOG, arguments, find_cell, write_settings
+from tser_cli.engine.ablation.folder import LOG, arguments, find_cell, write_settings
 from tser_cli.engine.ablation.grid import Cell
 from tser_cli.engine.ablation.local_launcher import NOT_STARTED
-from tser_cli.engine.runtime.stop import StopRequest
-from tser_cli.errors import ConfigError, TserError
+from tser_cli.engine.runs.stop import StopRequest
 
 AUTO = "auto"
 POLL_SECONDS = 0.5

@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tser_cli.engine.ablation.cell_folder import find_cell, result_row
+from tser_cli.base.errors import RunError, warn_once
+from tser_cli.engine.ablation.folder import find_cell, provenance, result_row
 from tser_cli.engine.ablation.grid import Request
-from tser_cli.engine.ablation.provenance import provenance
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.errors import RunError, warn_once
+from tser_cli.engine.runs.folder import Run
 from tser_cli.report.csv_files import STATISTICS, ablation_schema, summary_schema, write_csv
 from tser_cli.report.predictions import PREDICTIONS, Predictions, read_predictions
 from tser_cli.report.statistics import (

@@ -10,19 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tser_cli.base.errors import CheckpointError, warn_once
+from tser_cli.base.progress import Progress
 from tser_cli.data.loaders import build_eval_loader
-from tser_cli.engine.ablation.cell_folder import find_cell
+from tser_cli.engine.ablation.folder import find_cell
 from tser_cli.engine.ablation.grid import Cell
-from tser_cli.engine.runs.finished_run import FinishedRun, open_finished
-from tser_cli.engine.runs.model_files import freeze
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.runtime.context import Context
-from tser_cli.engine.teachers.of_run import TEACHER, read_run_teacher
-from tser_cli.errors import CheckpointError, warn_once
-from tser_cli.models import Classifier
-from tser_cli.models.features import penultimate
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.networks import freeze
+from tser_cli.engine.runs.opened import Context, FinishedRun, open_finished
+from tser_cli.engine.runs.teachers import TEACHER, read_run_teacher
+from tser_cli.models.base import Classifier, penultimate
 from tser_cli.report.csv_files import TSNE, read_table, write_csv
-from tser_cli.report.progress import Progress
 
 TSNE_CSV = "tsne.csv"
 IMAGES = 500

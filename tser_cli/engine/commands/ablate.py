@@ -1,4 +1,6 @@
-"""Run many trainings that differ in the varied settings alone.
+"""One precision for all cells of an ablation that leave it to the machine.
+
+Run many trainings that differ in the varied settings alone.
 
 Every cell is an ordinary `tser distill` in a process of its own, so that one that fails, or is
 killed, harms no other. All share one teacher and one data split. Cells of one seed share initial
@@ -15,16 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tser_cli.config import Config
+from tser_cli.base.errors import Interrupted
+from tser_cli.base.progress import Progress
 from tser_cli.engine.ablation import tsne
-from tser_cli.engine.ablation.cell_folder import find_cell
-from tser_cli.engine.ablation.exit_tables import write_exit_tables
+from tser_cli.engine.ablation.exits import write_exit_tables
 from tser_cli.engine.ablation.folder import (
     AblationFolder,
     checked_plan,
+    find_cell,
     find_folder,
     hold,
     needs_teacher,
+    read_plan,
     shared_teacher,
     teacher_key,
     write_plan,
@@ -33,13 +37,37 @@ from tser_cli.engine.ablation.grid import Cell, Request
 from tser_cli.engine.ablation.local_launcher import Launcher, default_jobs
 from tser_cli.engine.ablation.ray_launcher import Cluster, RayLauncher, connected
 from tser_cli.engine.ablation.summary import write_tables
-from tser_cli.engine.commands.distill import provide_teacher
-from tser_cli.engine.commands.one_precision import with_one_precision
-from tser_cli.engine.runtime.context import Options, prepare
-from tser_cli.engine.runtime.stop import StopRequest
-from tser_cli.errors import Interrupted
-from tser_cli.report import ablation_plots
-from tser_cli.report.progress import Progress
+from tser_cli.engine.commands.train import provide_teacher
+from tser_cli.engine.runs.opened import Options, prepare
+from tser_cli.engine.runs.stop import StopRequest
+from tser_cli.engine.training.settle import AUTO, choose_precision
+from tser_cli.report import ablation_figures
+from tser_cli.settings.config import Config
+
+PRECISION = "training.precision"
+
+
+def with_one_precision(request: Request, place: AblationFolder, progress: Progress) -> Request:
+    """Return the request with one precision for all cells whose settings leave it to the machine.
+
+    It is that of the cells which the folder's plan knows, or is measured on the first cell: else
+    some cells might get another one than the others.
+    """
+    left_open = [cell for cell in request.cells if cell.config.training.precision == AUTO]
+    if not left_open:
+        return request
+    known = {cell.get(PRECISION) for cell in read_plan(place)["cells"].values()} - {None}
+    if len(known) == 1:
+        (precision,) = known
+    else:
+        precision = choose_precision("student", prepare(left_open[0].config, progress))
+    settled = [
+        replace(cell, config=cell.config.updated({PRECISION: precision}))
+        if cell in left_open
+        else cell
+        for cell in request.cells
+    ]
+    return replace(request, cells=settled)
 
 
 @dataclass(frozen=True)
@@ -73,7 +101,7 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
         exits = write_exit_tables(request, place, progress)
         tsne.write(request.cells, place.folder, progress)
         names = dict(zip(request.axes, request.names, strict=True))
-        figures = ablation_plots.draw_all(place.folder, names)
+        figures = ablation_figures.draw_all(place.folder, names)
     return AblationResult(
         place.folder, request, summary, tuple(figures), tuple(failures), tuple(exits)
     )

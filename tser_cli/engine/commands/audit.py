@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tser_cli.energy.audit import audit
-from tser_cli.energy.findings import Audit
-from tser_cli.energy.layouts import INSIDE
-from tser_cli.engine.commands.network_energy import find_audit_layout, presented
-from tser_cli.engine.commands.networks import NetworkRequest, open_network, test_images
-from tser_cli.engine.runs.finished_run import open_finished, select_run
-from tser_cli.report.progress import Progress, Silent
+from tser_cli.base.progress import Progress, Silent
+from tser_cli.energy.any_network.layouts import INSIDE
+from tser_cli.energy.audit import Audit, audit
+from tser_cli.engine.commands.energy import (
+    NetworkRequest,
+    find_audit_layout,
+    open_network,
+    presented,
+    test_images,
+)
+from tser_cli.engine.runs.opened import open_finished, select_run
 
 AUDIT_IMAGES = 16
 

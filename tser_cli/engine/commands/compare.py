@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tser_cli.config import Config, policies
+from tser_cli.base.errors import ConfigError, RunError
 from tser_cli.engine.ablation.summary import summarise
-from tser_cli.engine.runs.entries import FINISHED, RunEntry, entry_of
-from tser_cli.engine.runs.find_runs import find_run
-from tser_cli.engine.runs.result import recorded
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.errors import ConfigError, RunError
+from tser_cli.engine.runs.find import find_run
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.record import FINISHED, RunEntry, entry_of, recorded
 from tser_cli.report.predictions import PREDICTIONS, read_predictions
 from tser_cli.report.statistics import mcnemar, proportion_interval
+from tser_cli.settings.config import Config, policies
 
 SEED, TEACHER = "training.seed", "model.teacher"
 MOST_IMAGES = 10**9

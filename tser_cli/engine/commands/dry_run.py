@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tser_cli import registry
-from tser_cli.config import Config
 from tser_cli.data.loaders import build_train_loader
-from tser_cli.engine.ablation.cell_folder import find_cell
 from tser_cli.engine.ablation.folder import (
     AblationFolder,
     checked_plan,
+    find_cell,
     find_folder,
     needs_teacher,
     shared_teacher,
@@ -25,18 +23,19 @@ from tser_cli.engine.ablation.folder import (
 )
 from tser_cli.engine.ablation.grid import SEED, Cell, Request
 from tser_cli.engine.ablation.local_launcher import default_jobs, threads_of
-from tser_cli.engine.commands.one_precision import with_one_precision
-from tser_cli.engine.runs import find_runs, model_files
-from tser_cli.engine.runs.model_files import Loaded
-from tser_cli.engine.runtime.context import Context, Options, prepare
-from tser_cli.engine.runtime.seeds import seed_everything
-from tser_cli.engine.teachers.find import find_fitting, teacher_config
-from tser_cli.engine.teachers.fits import check_architecture
-from tser_cli.engine.training.precision import settle_precision
-from tser_cli.engine.training.resuming import other_schedule
+from tser_cli.engine.commands.ablate import with_one_precision
+from tser_cli.engine.runs import find, networks
+from tser_cli.engine.runs.networks import Loaded
+from tser_cli.engine.runs.opened import Context, Options, prepare
+from tser_cli.engine.runs.runtime import seed_everything
+from tser_cli.engine.runs.teachers import check_architecture, find_fitting, teacher_config
+from tser_cli.engine.training.checkpointing import other_schedule
+from tser_cli.engine.training.run import settle_batch_size, student_task, teacher_task
+from tser_cli.engine.training.settle import settle_precision
 from tser_cli.engine.training.task import Task
-from tser_cli.engine.training.training_run import settle_batch_size, student_task, teacher_task
 from tser_cli.models.base import parameter_count
+from tser_cli.settings import registry
+from tser_cli.settings.config import Config
 
 WARM_UP_STEPS = 2
 MEASURED_STEPS = 3
@@ -91,7 +90,7 @@ def check_resumable(kind: str, context: Context, options: Options) -> None:
     """
     if options.resume != "must":
         return
-    run = find_runs.find_unfinished(options.runs_dir, kind, context.config, must=True)
+    run = find.find_unfinished(options.runs_dir, kind, context.config, must=True)
     assert run is not None, "else it raises"
     warning = other_schedule(run, context.config)
     if warning:
@@ -106,7 +105,7 @@ def _teacher(context: Context, options: Options) -> tuple[Loaded | None, str]:
     if loaded is not None:
         return loaded, f"{loaded.name} from {loaded.source}"
     first = teacher_config(config).training.epochs
-    untrained = model_files.untrained(config.model.teacher, spec, config)
+    untrained = networks.untrained(config.model.teacher, spec, config)
     return untrained, f"a {config.model.teacher} is trained first, {first} epochs"
 
 

@@ -7,25 +7,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tser_cli.base.errors import ConfigError, DiskFullError, RunError, TserError
+from tser_cli.base.files import check_folder
+from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.loaders import Split
-from tser_cli.energy import Profile, load_profile
 from tser_cli.energy.joules import ann_macs
+from tser_cli.energy.prices import Profile, load_profile
 from tser_cli.engine.evaluation import early_exit
-from tser_cli.engine.evaluation.exit_choice import keep_budget, stops_of
-from tser_cli.engine.evaluation.kept_answers import answered
-from tser_cli.engine.evaluation.per_timestep import Evaluation, evaluate_split
-from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
-from tser_cli.engine.runs.model_files import freeze
-from tser_cli.engine.runs.result import recorded
-from tser_cli.engine.teachers.of_run import read_run_teacher, teacher_name
-from tser_cli.engine.training.energy_budget import profile_of
-from tser_cli.engine.training.training_run import row_labels
-from tser_cli.errors import ConfigError, DiskFullError, RunError, TserError
-from tser_cli.files import check_folder
-from tser_cli.quantities import Budget, parse_budget
+from tser_cli.engine.evaluation.early_exit import keep_budget, stops_of
+from tser_cli.engine.evaluation.evaluate import Evaluation, answered, evaluate_split
+from tser_cli.engine.runs.networks import freeze
+from tser_cli.engine.runs.opened import FinishedRun, open_finished, select_run
+from tser_cli.engine.runs.record import recorded
+from tser_cli.engine.runs.teachers import read_run_teacher, teacher_name
+from tser_cli.engine.training.budget import profile_of
+from tser_cli.engine.training.run import row_labels
 from tser_cli.report import plots
 from tser_cli.report.csv_files import per_timestep_csv
-from tser_cli.report.progress import Progress, Silent
+from tser_cli.settings.fields import Budget, parse_budget
 
 MAX_TIMESTEPS = 1024
 SPLITS: dict[str, Split] = {"test": "test", "validation": "validation", "train": "train"}

@@ -9,26 +9,29 @@ from typing import Any
 
 from torch import Tensor
 
-from tser_cli import registry
+from tser_cli.base.errors import ConfigError, ExportError
+from tser_cli.base.files import check_folder, sha256, write_text, write_whole
+from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.loaders import evenly_spread
 from tser_cli.data.transforms import evaluation_pipeline
-from tser_cli.energy import float_energy
-from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.teachers.of_run import teacher_name
-from tser_cli.errors import ConfigError, ExportError
-from tser_cli.export import formats, onnx_integer, verify
+from tser_cli.energy.table import float_energy
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.opened import FinishedRun, open_finished, select_run
+from tser_cli.engine.runs.teachers import teacher_name
+from tser_cli.export import formats, verify
 from tser_cli.export.card import MARK, CardFacts, card, named
-from tser_cli.export.extras import pip_line
-from tser_cli.export.fixed_point import FixedGraph, fixed_point
-from tser_cli.export.fixed_reference import Change, change, run_fixed
-from tser_cli.export.graph import Facts, Graph
-from tser_cli.export.reference import Trace, record
-from tser_cli.export.trace import trace
-from tser_cli.export.verify import Check
-from tser_cli.files import check_folder, sha256, write_text, write_whole
+from tser_cli.export.fixed_point import (
+    Change,
+    FixedGraph,
+    change,
+    fixed_point,
+    integer_content,
+    run_fixed,
+)
+from tser_cli.export.graph import Facts, Graph, pip_line, trace
+from tser_cli.export.verify import Check, Trace, record
 from tser_cli.report.csv_files import read_csv
-from tser_cli.report.progress import Progress, Silent
+from tser_cli.settings import registry
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def _draft(graph: Graph, own: Trace, images_NCHW: Tensor, request: ExportRequest
     fixed = fixed_point(graph)
     truth = run_fixed(fixed, images_NCHW)
     changed = change(own, truth)
-    content = onnx_integer.content(fixed, request.stateful, changed.sentence())
+    content = integer_content(fixed, request.stateful, changed.sentence())
     return _Draft(content, truth, fixed, changed)
 
 

@@ -1,38 +1,79 @@
-"""The commands as functions for Python: `from tser_cli import distill, evaluate, load_run`."""
+"""Let the training loop work on data loaders that are not the package's own.
+
+The commands as functions for Python: `from tser_cli import distill, evaluate, load_run`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from tser_cli import recipe, registry
-from tser_cli.config import Config, method_label
-from tser_cli.engine.commands.distill import distill as distill_run
+from tser_cli.base.errors import ConfigError
+from tser_cli.base.files import write_text
+from tser_cli.base.progress import Progress, Silent
+from tser_cli.data.loaders import Batch
 from tser_cli.engine.commands.evaluate import EvaluateRequest, EvaluateResult, evaluate_run
-from tser_cli.engine.evaluation import per_timestep
-from tser_cli.engine.evaluation.per_timestep import Evaluation
-from tser_cli.engine.runs import run_folder, weight_files
-from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
-from tser_cli.engine.runs.result import RESULT, RunResult
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.engine.runtime.context import Options
-from tser_cli.engine.runtime.processes import make_runtime
-from tser_cli.engine.runtime.seeds import seed_everything
-from tser_cli.engine.training.job import TrainingJob
+from tser_cli.engine.commands.train import distill as distill_run
+from tser_cli.engine.evaluation.evaluate import Evaluation
+from tser_cli.engine.evaluation.evaluate import evaluate as evaluate_steps
+from tser_cli.engine.runs import folder, weights
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.opened import FinishedRun, Options, open_finished, select_run
+from tser_cli.engine.runs.record import RESULT, RunResult
+from tser_cli.engine.runs.runtime import make_runtime, seed_everything
 from tser_cli.engine.training.loop import fit
-from tser_cli.engine.training.own_loader import OwnLoader
-from tser_cli.engine.training.precision import AUTO, FP32
+from tser_cli.engine.training.run import recording_end
+from tser_cli.engine.training.settle import AUTO, FP32
+from tser_cli.engine.training.state import TrainingJob
 from tser_cli.engine.training.task import distillation
-from tser_cli.engine.training.training_run import recording_end
-from tser_cli.errors import ConfigError
-from tser_cli.files import write_text
-from tser_cli.models.own_network import OwnNetwork
+from tser_cli.models.base import OwnNetwork
 from tser_cli.report.csv_files import per_timestep_csv
-from tser_cli.report.progress import Progress, Silent
+from tser_cli.settings import recipe, registry
+from tser_cli.settings.config import Config, method_label
+
+PAIRS = "a data loader must give pairs (images [N, ...], labels [N])"
+
+
+class OwnLoader:
+    """A user's data loader with the face of our TrainLoader and EvalLoader.
+
+    Its order is its own: a training that is interrupted goes on with the next epoch's images as
+    the loader gives them then, not with the same bits.
+    """
+
+    deterministic_train = False
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        if not isinstance(loader, Sized):
+            raise ConfigError("a data loader must know its number of batches: give it a __len__")
+        self.steps_per_epoch = len(loader)
+        self._loader = loader
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from `start_step` on."""
+        for step, batch in enumerate(self):
+            if step >= start_step:
+                yield batch
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        place = 0
+        for pair in self._loader:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise ConfigError(f"{PAIRS}, not {type(pair).__name__}")
+            images, labels = pair
+            if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+                raise ConfigError(f"{PAIRS} as tensors")
+            yield Batch(images, labels, torch.arange(place, place + len(labels)))
+            place += len(labels)
+
 
 Settings = Mapping[str, Any]
 OWN = "own"  # the data set's name in the folder of a run on a user's own data loader
@@ -117,13 +158,13 @@ def distill_networks(
     task = distillation(own_student, own_teacher, config, shape)
     runtime.place(task.network)
     name = type(student).__name__
-    run = run_folder.create(Path(runs_dir), "student", config, dataset=OWN, model=name)
+    run = folder.create(Path(runs_dir), "student", config, dataset=OWN, model=name)
     write_text(run.folder / "config.toml", tomli_w.dumps(_own_document(config)))
     told = progress or Silent()
     with run.lock(), recording_end(run, runtime, told) as stop:
         job = TrainingJob(task, batches, config, run, runtime, told, stop)  # type: ignore[arg-type]
         seconds = sum(row["seconds"] for row in fit(job))
-        evaluation = per_timestep.evaluate(
+        evaluation = evaluate_steps(
             own_student, test_batches, runtime, timesteps, task.teacher, stop.check
         )
         return _record(run, student, method_label(config), evaluation, seconds)
@@ -162,7 +203,7 @@ def _record(
     per_timestep_csv(
         run.folder / "per_timestep.csv", evaluation.rows(), {**labels, "teacher": None}
     )
-    digest = weight_files.save_model(run.model_file, student.state_dict(), {})
+    digest = weights.save_model(run.model_file, student.state_dict(), {})
     result = RunResult(
         folder=run.folder,
         kind="student",
@@ -225,7 +266,7 @@ def evaluate_network(network: nn.Module, loader: Iterable[Any], timesteps: int) 
     runtime = make_runtime(Config().training, channels_last=False)
     own = OwnNetwork(network, spiking=True)
     runtime.place(own)
-    return per_timestep.evaluate(own, OwnLoader(loader), runtime, timesteps)
+    return evaluate_steps(own, OwnLoader(loader), runtime, timesteps)
 
 
 def load_run(

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tser_cli.data.pictures import fitted_picture, picture_files
+from tser_cli.base.errors import ConfigError, DataError
+from tser_cli.base.files import check_folder
+from tser_cli.base.progress import Progress, Silent
+from tser_cli.data.image_files import fitted_picture, picture_files
 from tser_cli.data.transforms import normalise
-from tser_cli.energy import Counts
-from tser_cli.engine.evaluation.per_timestep import cumulative_mean, logits_of
-from tser_cli.engine.runs.finished_run import open_finished, select_run
-from tser_cli.engine.runs.input_kinds import counting_of
-from tser_cli.errors import ConfigError, DataError
+from tser_cli.energy.counts import Counts
+from tser_cli.engine.evaluation.evaluate import cumulative_mean, logits_of
+from tser_cli.engine.runs.networks import counting_of
+from tser_cli.engine.runs.opened import open_finished, select_run
 from tser_cli.export.consumers import one_by_one
-from tser_cli.export.extras import needs
-from tser_cli.files import check_folder
+from tser_cli.export.graph import needs
 from tser_cli.report.csv_files import prediction_schema, write_csv
-from tser_cli.report.progress import Progress, Silent
 
 BATCH = 32
 

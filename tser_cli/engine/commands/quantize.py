@@ -11,23 +11,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from tser_cli.config import FLOAT_BITS
+from tser_cli.base.errors import CheckpointError, ConfigError
+from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.loaders import evenly_spread
 from tser_cli.data.transforms import evaluation_pipeline
-from tser_cli.engine.runs.finished_run import FinishedRun, open_finished, select_run
-from tser_cli.engine.runs.model_files import Loaded, freeze
-from tser_cli.engine.runs.result import RunResult, recorded
-from tser_cli.engine.runtime.context import Context, Options
-from tser_cli.engine.teachers.of_run import TEACHER, read_run_teacher
-from tser_cli.engine.training.energy_budget import profile_of
+from tser_cli.engine.runs.networks import Loaded, freeze
+from tser_cli.engine.runs.opened import Context, FinishedRun, Options, open_finished, select_run
+from tser_cli.engine.runs.record import RunResult, recorded
+from tser_cli.engine.runs.teachers import TEACHER, read_run_teacher
+from tser_cli.engine.training.budget import profile_of
+from tser_cli.engine.training.run import finish, open_for_training
 from tser_cli.engine.training.task import Task, Trainee
-from tser_cli.engine.training.training_run import finish, open_for_training
-from tser_cli.errors import CheckpointError, ConfigError
 from tser_cli.losses.base import load_method
-from tser_cli.models import Classifier
-from tser_cli.models.quantised import quantise, round_weights_
-from tser_cli.quantities import NO_BUDGET
-from tser_cli.report.progress import Progress, Silent
+from tser_cli.models.base import Classifier
+from tser_cli.models.integers import quantise, round_weights_
+from tser_cli.settings.config import FLOAT_BITS
+from tser_cli.settings.fields import NO_BUDGET
 
 BITS = (8, 4)
 BATCH = 128

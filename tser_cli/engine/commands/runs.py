@@ -10,13 +10,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from tser_cli.config import full_key
-from tser_cli.engine.runs.entries import RUNNING, RunEntry, entry_of, is_elsewhere
-from tser_cli.engine.runs.find_runs import find_run, run_folders
-from tser_cli.engine.runs.run_folder import Run
-from tser_cli.errors import ConfigError, RunError, unknown
-from tser_cli.files import write_error
-from tser_cli.recipe import parse_value
+from tser_cli.base.errors import ConfigError, RunError, unknown
+from tser_cli.base.files import write_error
+from tser_cli.engine.runs.find import find_run, run_folders
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.record import RUNNING, RunEntry, entry_of, is_elsewhere
+from tser_cli.settings.config import full_key
+from tser_cli.settings.recipe import parse_value
 
 # What can be filtered and sorted by, beside settings.
 COLUMNS: Mapping[str, Callable[[RunEntry], Any]] = {

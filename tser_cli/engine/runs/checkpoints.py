@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from tser_cli.errors import CheckpointError, DamagedError, DamagedFileError
-from tser_cli.files import (
+from tser_cli.base.errors import CheckpointError, DamagedError, DamagedFileError
+from tser_cli.base.files import (
     make_folder,
     read_json,
     read_regular,

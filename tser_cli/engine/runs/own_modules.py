@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tser_cli.engine.runs.foreign_weights import WRAPPERS
-from tser_cli.engine.runs.weight_files import load_model
-from tser_cli.errors import CheckpointError, ConfigError
+from tser_cli.base.errors import CheckpointError, ConfigError
+from tser_cli.base.system import process_unchanged
+from tser_cli.engine.runs.weights import WRAPPERS, load_model
 from tser_cli.models.base import differences
-from tser_cli.operating_system import process_unchanged
-from tser_cli.plugins import look_here
+from tser_cli.settings.plugins import look_here
 
 
 def build_network(spec: str, arguments: tuple[str, ...] = (), flag: str = "--network") -> nn.Module:

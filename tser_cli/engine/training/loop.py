@@ -1,25 +1,62 @@
-"""fit(): the only training loop. It serves teacher and student, from any position in an epoch."""
+"""Stop a training whose loss or gradients are no longer finite.
+
+fit(): the only training loop. It serves teacher and student, from any position in an epoch.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tser_cli.base.errors import Interrupted, NonFiniteError
 from tser_cli.data.loaders import Batch
 from tser_cli.engine.training.checkpointing import restore, save
-from tser_cli.engine.training.data_parallel import share_statistics
-from tser_cli.engine.training.epoch_sums import EpochSums
-from tser_cli.engine.training.finite_check import check_finite
-from tser_cli.engine.training.job import TrainingJob
-from tser_cli.engine.training.optimizer import lr_factor, make_optimizer, set_lr
-from tser_cli.engine.training.position import CheckpointClock, Position, Row
-from tser_cli.errors import Interrupted
+from tser_cli.engine.training.optimizer import lr_factor, make_optimizer, set_lr, share_statistics
+from tser_cli.engine.training.state import CheckpointClock, EpochSums, Position, Row, TrainingJob
 from tser_cli.models.savings import keeping
 from tser_cli.report.csv_files import metrics_csv
+
+
+def check_finite(job: TrainingJob, values: dict[str, Tensor], position: Position) -> None:
+    """Raise NonFiniteError on all processes where a loss or gradient of any is not finite.
+
+    Under fp16 infinite gradients are ordinary (the loss scale adapts), so only the loss counts.
+    """
+    bad_loss = bad = not math.isfinite(float(values["loss"]))
+    if not bad and job.config.training.precision != "fp16":
+        gradients = [p.grad for _, p in job.task.named_parameters() if p.grad is not None]
+        bad = not math.isfinite(float(torch.nn.utils.get_total_norm(gradients)))
+    if not job.runtime.any(bad):
+        return
+    findings = job.runtime.gather((bad_loss, describe_terms(job, values, bad_loss)))
+    # Gradients are means over all processes by now: only a loss says whose fault it is.
+    finding = next((text for culprit, text in findings if culprit), findings[0][1])
+    saved = job.runtime.on_main(lambda: any(job.run.checkpoints.glob("step-*")))
+    kept = f" The last good checkpoint is kept in {job.run.checkpoints}." if saved else ""
+    error = NonFiniteError(
+        f"the loss or a gradient is not finite at epoch {position.epoch + 1}, step "
+        f"{position.step + 1}: {finding}.{kept} Try a lower --lr, a warm-up, "
+        "training.clip_norm, or fp32"
+    )
+    job.runtime.fail(error)
+
+
+def describe_terms(job: TrainingJob, values: dict[str, Tensor], culprit: bool) -> str:
+    """Describe the terms of a step and the layers whose gradients are not finite."""
+    named = ", ".join(f"{name} = {float(value):g}" for name, value in values.items())
+    layers = [
+        name
+        for name, p in job.task.named_parameters()
+        if p.grad is not None and not torch.isfinite(p.grad).all()
+    ]
+    where = f"gradients of {', '.join(layers[:3])}{' ...' if len(layers) > 3 else ''}"
+    process = f"{job.runtime.process_description} has " if culprit and job.runtime.world > 1 else ""
+    return f"{process}{named}; {where if layers else 'the gradients here are finite'}"
 
 
 def fit(job: TrainingJob) -> list[Row]:

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tser_cli import registry
-from tser_cli.config import Config, MethodSettings
-from tser_cli.energy.differentiable import EnergyMeter
-from tser_cli.engine.runs.model_files import freeze
-from tser_cli.engine.training.energy_budget import EnergyBudget, settle_budget
-from tser_cli.errors import ConfigError
+from tser_cli.base.errors import ConfigError
+from tser_cli.energy.counter import EnergyMeter
+from tser_cli.engine.runs.networks import freeze
+from tser_cli.engine.training.budget import EnergyBudget, settle_budget
 from tser_cli.losses.base import (
     Features,
     Method,
@@ -27,17 +25,18 @@ from tser_cli.losses.base import (
     load_method,
     reward_entropy,
 )
-from tser_cli.models import Classifier
-from tser_cli.models.features import (
+from tser_cli.models.base import (
+    Classifier,
     FeatureTap,
     firing_rates,
     neuron_names,
     over_time,
     stage_shapes,
 )
-from tser_cli.models.savings import folded
-from tser_cli.models.single_pixel import use_products
-from tser_cli.plugins import last_line
+from tser_cli.models.savings import folded, use_products
+from tser_cli.settings import registry
+from tser_cli.settings.config import Config, MethodSettings
+from tser_cli.settings.plugins import last_line
 
 NOT_BEGUN = TrainingProgress()
 Stages = tuple[Tensor, ...]

@@ -1,0 +1,272 @@
+"""Files written whole, and our own files read with suspicion.
+
+A crash leaves the old file or the new one, never a part. Nothing but a regular file is replaced.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import stat
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from tser_cli.base.errors import DamagedFileError, DiskFullError, RunError
+
+NAME_MAX = 255  # bytes, on the usual file systems
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+JSON_BYTES = 2**24
+JSON_DEPTH = 64
+JSON_INTEGER_MAX = 2**63
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write `content` under a temporary name, flush it to disk, rename it over `path`.
+
+    A character device, such as /dev/null, is written to in place. Raises RunError, which says
+    why and what to do, where that fails or `path` is a link or anything else that is no regular
+    file; `path` is then untouched.
+    """
+    try:
+        if is_device(path):
+            path.write_bytes(content)
+            return
+        _replace(path, content)
+    except (OSError, ValueError) as error:
+        raise write_error(path, error) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = _beside(path, "part")
+    try:
+        partial.unlink(missing_ok=True)
+        with partial.open("xb") as stream:  # x: never through a link that somebody put there
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except OSError:
+        _remove_quietly(partial)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_whole` for text, as UTF-8; what UTF-8 has no bytes for is written as \\udcff."""
+    write_whole(path, text.encode(errors="backslashreplace"))
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """`write_whole` for what `read_json` can read; what UTF-8 has no bytes for becomes "?"."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    write_whole(path, f"{text}\n".encode(errors="replace"))
+
+
+def is_file(path: Path) -> bool:
+    """Return whether `path` is a regular file; no for a name that none can have, as a long one."""
+    return os.path.isfile(path)  # noqa: PTH113  (Path's raises then)
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether `path` is a folder; no for a name that none can have, as a long one."""
+    return os.path.isdir(path)  # noqa: PTH112  (Path's raises then)
+
+
+def make_folder(path: Path) -> None:
+    """Create `path` and its parents. Raises RunError where that can't be done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise write_error(path, error) from error
+
+
+def check_folder(path: Path) -> None:
+    """Raise RunError where a file at `path` could not be written: before work is spent on it."""
+    if not path.name or is_folder(path):
+        raise RunError(f'"{path}" is a folder; name a file in it')
+    try:
+        if is_device(path):
+            return
+        make_folder(path.parent)
+        probe = _beside(path, "probe")
+        probe.unlink(missing_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        raise write_error(path, error) from error
+
+
+def is_device(path: Path) -> bool:
+    """Return whether `path` is to be written in place: a character device, such as /dev/null.
+
+    Raises RunError where it is neither that nor a regular file nor missing: a link is not
+    followed, since a folder from somebody else may hold one that leads anywhere.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if stat.S_ISLNK(mode):
+        raise RunError(f"{path} is a link to {path.readlink()}; name that file itself")
+    if not stat.S_ISREG(mode) and not stat.S_ISCHR(mode):
+        raise RunError(f"{path} is no regular file and is left as it is; name another")
+    return stat.S_ISCHR(mode)
+
+
+def hold_lock(path: Path) -> AbstractContextManager[Any]:
+    """Take the lock that `path` stands for, once; hold it until the result is closed.
+
+    Raises filelock.Timeout at once where another process has it, RunError where it can't be taken:
+    a link is not followed, and a folder or a pipe is no lock.
+    """
+    import filelock  # too slow for --help
+
+    try:
+        if is_device(path):
+            raise RunError(f"{path} is a device and no lock; remove it")
+        return filelock.FileLock(path).acquire(timeout=0)
+    except filelock.Timeout:  # an OSError too
+        raise
+    except (OSError, ValueError) as error:
+        raise write_error(path, error) from error
+
+
+def write_error(path: Path, error: OSError | ValueError) -> RunError:
+    """Return the error for a failed write: the path, the reason, and what helps against it."""
+    code = getattr(error, "errno", None)
+    reason = getattr(error, "strerror", None) or error
+    told = f"{path} can't be written: {reason}."
+    if code in NO_SPACE:
+        return DiskFullError(
+            f"{told} {_free_space(path)}. Free some space, or choose another place"
+        )
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return RunError(f"{told} Mend the folder's permissions, or choose another place")
+    if code == errno.ENAMETOOLONG:
+        return RunError(f"{told} Choose a shorter one")
+    return RunError(f"{told} Choose another place")
+
+
+def read_json(
+    path: Path,
+    limit: int = JSON_BYTES,
+    types: Mapping[str, type | tuple[type, ...]] | None = None,
+) -> dict[str, Any]:
+    """Return the JSON object in one of our own files, which anybody may have changed.
+
+    `types`: what the values of these keys must be, where they are there; a bool is no int. Raises
+    DamagedFileError, which names the file, where it is missing, no regular file, larger than
+    `limit` bytes, no UTF-8, no JSON object, nested more than 64 deep, or holds NaN, an infinity,
+    an integer of more than 63 bits, a NUL or half a surrogate pair.
+    """
+    try:
+        document = json.loads(read_regular(path, limit).decode())
+        _check_values(document)
+        if not isinstance(document, dict):
+            raise ValueError("it holds no object")
+        _check_types(document, types or {})
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        why = "it is nested too deep" if isinstance(error, RecursionError) else reason
+        raise DamagedFileError(
+            f"{path} can't be read: {why}. Restore it from a copy, or remove it"
+        ) from error
+    return document
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Return the content of a regular file. Raises OSError; ValueError above `limit` bytes."""
+    # a pipe would be waited for without this flag, which Windows has not
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise ValueError("it is no regular file")
+        size = os.fstat(handle).st_size
+        content = stream.read(min(limit, size) + 1)  # room for as much as this is made at once
+    if len(content) > limit:
+        raise ValueError(f"it has more than {limit:,} bytes")
+    return content
+
+
+def _check_values(document: Any) -> None:
+    waiting = [(document, 1)]
+    while waiting:
+        value, depth = waiting.pop()
+        if isinstance(value, dict | list):
+            if depth > JSON_DEPTH:
+                raise ValueError(f"it is nested more than {JSON_DEPTH} deep")
+            inside = [*value, *value.values()] if isinstance(value, dict) else value
+            waiting += [(part, depth + 1) for part in inside]
+        elif isinstance(value, str):
+            _check_text(value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("it holds a number that is not finite")
+        elif isinstance(value, int) and abs(value) >= JSON_INTEGER_MAX:
+            raise ValueError("it holds an integer of more than 63 bits")
+
+
+def _check_text(text: str) -> None:
+    if "\0" in text:
+        raise ValueError("it holds a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a surrogate pair") from None
+
+
+def _check_types(document: Mapping[str, Any], types: Mapping[str, type | tuple[type, ...]]) -> None:
+    for key, expected in types.items():
+        kinds = expected if isinstance(expected, tuple) else (expected,)
+        value = document.get(key)
+        # True is an int to Python
+        right = bool in kinds if isinstance(value, bool) else isinstance(value, kinds)
+        if key in document and not right:
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f'"{key}" is no {names}')
+
+
+def sha256(content: bytes) -> str:
+    """Hexadecimal SHA-256 of `content`."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    """Return a hidden name beside `path`, this process's own; shortened where `path` has a long
+    one.
+    """
+    name = f".{path.name}.{os.getpid()}.{suffix}"
+    if len(os.fsencode(name)) > NAME_MAX:
+        name = f".{sha256(os.fsencode(path.name))}.{os.getpid()}.{suffix}"
+    return path.with_name(name)
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename is durable only once the folder that holds the name is on disk too.
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove_quietly(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return  # the error worth telling is the one that brought us here
+
+
+def _free_space(path: Path) -> str:
+    for folder in (path, *path.parents):
+        if folder.is_dir():
+            free = shutil.disk_usage(folder).free
+            return f"{free / 2**20:,.0f} MiB are free there"
+    return "Free space is not known"

@@ -1,0 +1,1 @@
+"""Counts and energies as others define them, beside ours. A wing."""

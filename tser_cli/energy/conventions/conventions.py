@@ -1,0 +1,490 @@
+"""What syops counts beside convolutions and linear layers: norms, pools, neurons, activations.
+
+The rules are those of syops 0.0.5 (`syops/ops.py`), by the class of the module: an element of a
+spike tensor costs its rate in accumulates, any other one a multiply-accumulate; a norm with weights
+costs two an element; a leaky neuron one of each.
+
+Spiking attention in a network: which matrix products belong together, and their firing rates.
+
+The operations of one network as the tools and papers of this field count them, side by side.
+
+Each is what its authors' code, or the formula that they print, does with the same spikes; where
+they differ from the exact count it is said why. All figures are means per image.
+
+Sources: spikingjelly 2 (`op_counter`: SynOpCounter and MACCounter); NeuroBench 2.3
+(`metrics/utils/layers/macs.py`); syops 0.0.5 (`syops/ops.py`); Spikformer (Zhou et al., ICLR 2023,
+appendix); Spikingformer (`energy_consumption_calculation/`, `Nspks_max` 30 and 1 for calculations 1
+and 2); SpikingResformer (`utils/utils.py`, SOPMonitor); Spike-Driven Transformer (Yao et al.,
+NeurIPS 2023, table 1, as read in its issue 24).
+
+The table of conventions, why each differs from the exact count, and which one made a figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import Tensor, nn
+
+from tser_cli.energy import joules
+from tser_cli.energy.any_network.watch import first_tensor
+from tser_cli.energy.counts import (
+    CONV,
+    MATMUL,
+    REAL,
+    SIGNED,
+    SPIKES,
+    SUMS,
+    Counts,
+    LayerCounts,
+    Operand,
+)
+from tser_cli.energy.prices import Profile
+from tser_cli.energy.tally import find_kind
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)
+AVERAGES = (
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+)
+MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+ACTIVATIONS = (nn.ReLU, nn.PReLU, nn.ELU, nn.LeakyReLU, nn.ReLU6, nn.GELU)
+IF_NAMES, LIF_NAMES = ("IFNode", "MultiStepIFNode"), ("LIFNode", "MultiStepLIFNode")
+
+
+@dataclass
+class Auxiliary:
+    """Accumulates and multiply-accumulates of all calls together."""
+
+    acs: float = 0.0
+    macs: float = 0.0
+
+    def add(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Add what syops would for one call of a module; nothing for classes it does not know."""
+        x, y = first_tensor(args), first_tensor(output)
+        if x is None or y is None:
+            return
+        if isinstance(module, NORMS):
+            affine = bool(getattr(module, "affine", True))
+            self._by_kind(x, x.numel() * (2 if affine else 1))
+        elif isinstance(module, AVERAGES):
+            self.macs += x.numel()
+        elif isinstance(module, MAXIMA):
+            self._by_kind(x, x.numel())
+        elif isinstance(module, ACTIVATIONS):
+            self._by_kind(y, y.numel())
+        elif type(module).__name__ in IF_NAMES + LIF_NAMES:
+            self.acs += x.numel() * (_mean_spikes(x) if find_kind(x) in ("", SPIKES) else 1.0)
+            self.macs += x.numel() if type(module).__name__ in LIF_NAMES else 0
+
+    def _by_kind(self, x: Tensor, operations: int) -> None:
+        if find_kind(x) in ("", SPIKES):
+            self.acs += operations * _mean_spikes(x)
+        else:
+            self.macs += operations
+
+
+def _mean_spikes(x: Tensor) -> float:
+    return float(x.double().mean())
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Two products of one module: Q K^T and then V, or K^T V and then Q.
+
+    `heads`, `tokens`, `width`: H, N and d, the width of one head. `rate_q`, `rate_k`, `rate_v`: the
+    share of non-zero elements. In K^T V it can't be told which factor is K; the left one is taken.
+    """
+
+    layers: tuple[LayerCounts, LayerCounts]
+    heads: int
+    tokens: int
+    width: int
+    rate_q: float
+    rate_k: float
+    rate_v: float
+
+
+def attentions(counts: Counts) -> Iterator[Attention]:
+    """Yield the pairs of products, in the order in which they run; products on their own are left
+    out.
+
+    A pair is two products in a row of one module, of which the first has two factors of spikes and
+    the second takes its result, [N, N] or [d, d], beside a factor of spikes.
+    """
+    products = [layer for layer in counts.layers if layer.layer.type == MATMUL]
+    at = 0
+    while at + 1 < len(products):
+        found = _pair(products[at], products[at + 1])
+        if found is None:
+            at += 1
+        else:
+            yield found
+            at += 2
+
+
+def _pair(first: LayerCounts, second: LayerCounts) -> Attention | None:
+    same = first.layer.name.partition("#")[0] == second.layer.name.partition("#")[0]
+    one, two = first.layer.product, second.layer.product
+    if not same or one is None or two is None or one[0] != two[0]:
+        return None
+    if REAL in (operand.kind for operand in first.operands):
+        return None
+    left, right = (_rate(operand, first) for operand in first.operands)
+    (heads, rows, inside, columns), (_, rows2, inside2, columns2) = one, two
+    scores = rows * columns
+    if rows == columns == inside2 and scores == rows2 * inside2:
+        # [N, d] x [d, N], then [N, N] x [N, d].
+        return Attention(
+            (first, second), heads, rows, inside, left, right, _rate(second.operands[1], second)
+        )
+    if inside2 == rows and columns2 == columns and rows2 == inside:
+        # [d, N] x [N, d], then [N, d] x [d, d].
+        return Attention(
+            (first, second), heads, inside, rows, _rate(second.operands[0], second), left, right
+        )
+    return None
+
+
+def _rate(operand: Operand, layer: LayerCounts) -> float:
+    executed = float(layer.executed_T.sum())
+    return float(operand.nonzero_TI.sum(axis=0).mean()) / (operand.size * executed)
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Multiply-accumulates and accumulates of one image, as somebody counts them."""
+
+    macs: float = 0.0
+    acs: float = 0.0
+
+    def __add__(self, other: Operations) -> Operations:
+        return Operations(self.macs + other.macs, self.acs + other.acs)
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How a layer is counted, and the products of a pair of attention where those are one.
+
+    `layer` is asked for every layer that `pair` does not cover. `reasons`: what makes it differ.
+    """
+
+    layer: Callable[[LayerCounts, Counts], Operations]
+    reasons: tuple[str, ...]
+    pair: Callable[[Attention, Counts], Operations] | None = None
+
+
+def rate_flop(layer: LayerCounts) -> float:
+    """Firing rate x FLOP, over all steps."""
+    size = layer.layer.neurons_in
+    return float(layer.nonzero_TI.sum(axis=0).mean()) / size * layer.layer.macs_formula
+
+
+def executions(layer: LayerCounts) -> int:
+    """Return how often a layer is computed for one image."""
+    return int(layer.executed_T.sum())
+
+
+def exact(layer: LayerCounts, counts: Counts) -> Operations:
+    """Return the count of this package: by value, without the padding."""
+    return Operations(float(layer.step_macs.sum()), float(layer.value_TI.sum(axis=0).mean()))
+
+
+def formula(layer: LayerCounts, counts: Counts) -> Operations:
+    """Firing rate x T x FLOP where spikes drive a layer, FLOP as often as it is computed else."""
+    if not layer.layer.accumulates:
+        return Operations(macs=float(executions(layer) * layer.layer.macs_formula))
+    return Operations(acs=float(joules.formula_operations(layer).sum()))
+
+
+def spikformer(layer: LayerCounts, counts: Counts) -> Operations:
+    """Firing rate x T x FLOP of everything but the stem, whose FLOP count once an image."""
+    if any(layer is stem for stem in counts.stem):
+        return Operations(macs=float(layer.layer.macs_formula))
+    return Operations(acs=rate_flop(layer))
+
+
+def spikingjelly(layer: LayerCounts, counts: Counts) -> Operations:
+    """Exact where a call met 0 and 1 alone; the whole call dense, with its padding, where not."""
+    assert layer.binary_TI is not None, "counted with the details of calls"
+    if layer.operands:
+        return _spikingjelly_product(layer)
+    dense_TI = (1 - layer.binary_TI) * layer.executed_T[:, None].clip(max=1)
+    events_TI = layer.events_TI * layer.binary_TI
+    if layer.layer.input_kind == REAL:
+        events_TI = events_TI * 0
+    macs = float(dense_TI.sum(axis=0).mean()) * layer.layer.macs_formula
+    return Operations(macs, float(events_TI.sum(axis=0).mean()))
+
+
+def _spikingjelly_product(layer: LayerCounts) -> Operations:
+    assert layer.layer.product is not None
+    _, rows, _, columns = layer.layer.product
+    left, right = layer.operands
+    if left.kind == right.kind == SPIKES:
+        return Operations(acs=float(layer.value_TI.sum(axis=0).mean()))
+    if left.kind == SPIKES:
+        return Operations(acs=float(left.nonzero_TI.sum(axis=0).mean()) * columns)
+    if right.kind == SPIKES:
+        return Operations(acs=float(right.nonzero_TI.sum(axis=0).mean()) * rows)
+    return Operations(macs=float(executions(layer) * layer.layer.macs))
+
+
+def neurobench(layer: LayerCounts, counts: Counts) -> Operations:
+    """Non-zero inputs x non-zero weights; accumulates where inputs are -1, 0 and 1, MACs else."""
+    shape = layer.layer.conv
+    if layer.layer.type == MATMUL or (shape is not None and shape.transposed):
+        return Operations()
+    assert layer.effective_TI is not None, "counted with the details of weights"
+    effective = float(layer.effective_TI.sum(axis=0).mean())
+    if layer.layer.input_kind in (SPIKES, SIGNED):
+        return Operations(acs=effective)
+    if layer.layer.input_kind == REAL or layer.binary_TI is None:
+        return Operations(macs=effective)
+    spiking = float((layer.effective_TI * layer.binary_TI).sum(axis=0).mean())
+    return Operations(effective - spiking, spiking)
+
+
+def biases(layer: LayerCounts, once_a_call: bool) -> float:
+    """Additions of biases of one computation; syops counts those of a linear layer once a call."""
+    facts = layer.layer
+    if not facts.bias_bytes:
+        return 0.0
+    if facts.conv is None and once_a_call:
+        return facts.macs / facts.neurons_in * layer.calls / executions(layer)
+    return float(facts.outputs)
+
+
+def syops(layer: LayerCounts, counts: Counts) -> Operations:
+    """Firing rate x (FLOP + biases) where a call met 0 and 1 alone, FLOP + biases else."""
+    if layer.layer.type == MATMUL:
+        return Operations()
+    return _by_rate(layer, once_a_call=True, sums=False)
+
+
+def spikingformer_1(layer: LayerCounts, counts: Counts) -> Operations:
+    """As syops, but whole numbers up to 30 are spikes too, and their mean is the rate."""
+    return _by_rate(layer, once_a_call=False, sums=True)
+
+
+def spikingformer_2(layer: LayerCounts, counts: Counts) -> Operations:
+    """As syops: what is not 0 and 1 alone is dense."""
+    return _by_rate(layer, once_a_call=False, sums=False)
+
+
+def _by_rate(layer: LayerCounts, once_a_call: bool, sums: bool) -> Operations:
+    if layer.layer.type == MATMUL:
+        return formula_product(layer)
+    facts = layer.layer
+    flop = _output_flop(layer) + biases(layer, once_a_call)
+    if facts.input_kind == SPIKES or (facts.input_kind == SUMS and sums):
+        fed = layer.nonzero_TI if layer.total_TI is None else layer.total_TI
+        return Operations(acs=float(fed.sum(axis=0).mean()) / facts.neurons_in * flop)
+    return Operations(macs=executions(layer) * flop)
+
+
+def _output_flop(layer: LayerCounts) -> float:
+    """FLOP as kernel x in_channels x out_channels / groups x outputs, of transposed ones too."""
+    shape = layer.layer.conv
+    if shape is None or not shape.transposed:
+        return float(layer.layer.macs_formula)
+    positions = layer.layer.outputs // shape.out_channels
+    return float(
+        prod(shape.kernel) * shape.in_channels * (shape.out_channels // shape.groups) * positions
+    )
+
+
+def formula_product(layer: LayerCounts) -> Operations:
+    """Count a product that belongs to no pair of attention: firing rate x FLOP."""
+    if not layer.layer.accumulates:
+        return Operations(macs=float(executions(layer) * layer.layer.macs))
+    return Operations(acs=rate_flop(layer))
+
+
+def spikingformer_pair(pair: Attention, counts: Counts) -> Operations:
+    """T H N d^2 (min(r_k, r_v) + r_q)."""
+    base = executions(pair.layers[0]) * pair.heads * pair.tokens * pair.width**2
+    return Operations(acs=base * (min(pair.rate_k, pair.rate_v) + pair.rate_q))
+
+
+def resformer(layer: LayerCounts, counts: Counts) -> Operations:
+    """Exact by value; of a product the sum of the right factor x the rows of the left one."""
+    if not layer.operands or layer.layer.product is None:
+        return exact(layer, counts)
+    _, rows, _, columns = layer.layer.product
+    left, right = layer.operands
+    if right.kind != REAL:
+        return Operations(acs=float(right.nonzero_TI.sum(axis=0).mean()) * rows)
+    if left.kind != REAL:
+        return Operations(acs=float(left.nonzero_TI.sum(axis=0).mean()) * columns)
+    return exact(layer, counts)
+
+
+def spike_driven_pair(pair: Attention, counts: Counts) -> Operations:
+    """T (r_q + r_k) N D, D the width of all heads."""
+    base = executions(pair.layers[0]) * pair.tokens * pair.heads * pair.width
+    return Operations(acs=base * (pair.rate_q + pair.rate_k))
+
+
+PADDING, RATES = "padding counted", "attention by firing rates"
+PADDED_MACS = "padding counted where dense"
+ONE_FACTOR = "products with sums by their binary factor"
+RIGHT_FACTOR = "products by their right factor"
+EVENTS, DENSE = "sums of spikes counted once", "sums of spikes billed dense"
+ONCE = "stem once an image"
+BIASES, OTHERS = "biases", "norms, pools and neurons counted"
+WEIGHTS, ZEROS = "zero weights left out", "zeros of real inputs left out"
+NO_PRODUCTS, NO_TRANSPOSED = "matrix products left out", "transposed convolutions left out"
+REAL_BY_RATE = "real inputs priced as spikes"
+
+CONVENTIONS = {
+    "exact": Convention(exact, ()),
+    "formula": Convention(formula, (PADDING, EVENTS, RATES)),
+    "spikingjelly": Convention(spikingjelly, (DENSE, PADDED_MACS, ONE_FACTOR)),
+    "neurobench": Convention(neurobench, (WEIGHTS, ZEROS, DENSE, NO_PRODUCTS, NO_TRANSPOSED)),
+    "syops": Convention(syops, (PADDING, DENSE, BIASES, OTHERS, NO_PRODUCTS)),
+}
+ATTENTION = {
+    "spikformer": Convention(spikformer, (PADDING, EVENTS, ONCE, RATES, REAL_BY_RATE)),
+    "spikingformer-1": Convention(spikingformer_1, (PADDING, BIASES, RATES), spikingformer_pair),
+    "spikingformer-2": Convention(
+        spikingformer_2, (PADDING, BIASES, DENSE, RATES), spikingformer_pair
+    ),
+    "spikingresformer": Convention(resformer, (RIGHT_FACTOR,)),
+    "spike-driven-transformer": Convention(
+        spikformer, (PADDING, EVENTS, ONCE, RATES, REAL_BY_RATE), spike_driven_pair
+    ),
+}
+
+
+def count_as(convention: Convention, counts: Counts) -> Operations:
+    """Return the operations of a whole network in a convention."""
+    pairs = list(attentions(counts)) if convention.pair else []
+    covered = [layer for pair in pairs for layer in pair.layers]
+    total = Operations()
+    for layer in counts.layers:
+        if not any(layer is other for other in covered):
+            total += convention.layer(layer, counts)
+    for pair in pairs:
+        assert convention.pair is not None
+        total += convention.pair(pair, counts)
+    return total
+
+
+def energy_of(operations: Operations, profile: Profile) -> float:
+    """Energy of one image, pJ."""
+    return operations.macs * profile.mac_pj + operations.acs * profile.ac_pj
+
+
+NEAR = 0.05
+"""How far a figure may be from a convention's that is taken to have made it."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One convention's figures of one image; `differs_by`: why they are not the exact ones."""
+
+    convention: str
+    macs: float
+    acs: float
+    energy_pj: float
+    ratio_to_exact: float | None
+    differs_by: tuple[str, ...]
+
+    def row(self) -> dict[str, object]:
+        """Return the columns of the table of conventions."""
+        return {**self.__dict__, "differs_by": "; ".join(self.differs_by)}
+
+
+def compare(counts: Counts, profile: Profile, others: Auxiliary | None = None) -> list[Compared]:
+    """Return every convention on the same counts, those of attention only where there are products.
+
+    `others`: the operations that syops alone counts, of all images together.
+    """
+    chosen = dict(CONVENTIONS)
+    if any(layer.layer.type == MATMUL for layer in counts.layers):
+        chosen.update(ATTENTION)
+    exact = count_as(chosen["exact"], counts)
+    base = energy_of(exact, profile)
+    compared = []
+    for name, convention in chosen.items():
+        found = count_as(convention, counts)
+        if name == "syops" and others is not None:
+            images = counts.images
+            found += Operations(others.macs / images, others.acs / images)
+        energy = energy_of(found, profile)
+        differs = found != exact
+        reasons = tuple(r for r in convention.reasons if differs and APPLIES[r](counts))
+        ratio = energy / base if base else None
+        compared.append(Compared(name, found.macs, found.acs, energy, ratio, reasons))
+    return compared
+
+
+def matching(compared: Sequence[Compared], energy_pj: float) -> list[Compared]:
+    """Return the conventions within 5 % of a figure, the nearest first."""
+    near = [one for one in compared if abs(one.energy_pj - energy_pj) <= NEAR * energy_pj]
+    return sorted(near, key=lambda one: abs(one.energy_pj - energy_pj))
+
+
+def _any(test: Callable[[LayerCounts], bool]) -> Callable[[Counts], bool]:
+    return lambda counts: any(test(layer) for layer in counts.layers)
+
+
+def _zero_weights(layer: LayerCounts) -> bool:
+    if layer.effective_TI is None or not layer.layer.accumulates:
+        return False
+    return bool((layer.effective_TI != layer.events_TI).any())
+
+
+def _zeros(layer: LayerCounts) -> bool:
+    if layer.effective_TI is None or layer.layer.input_kind != REAL:
+        return False
+    return bool((layer.effective_TI < layer.step_macs[:, None]).any())
+
+
+def _dense(layer: LayerCounts) -> bool:
+    if layer.layer.input_kind != SUMS or layer.binary_TI is None or layer.operands:
+        return False
+    return bool((layer.binary_TI < layer.executed_T[:, None]).any())
+
+
+def _padded_dense(layer: LayerCounts) -> bool:
+    dense = layer.binary_TI is not None and bool(
+        (layer.binary_TI < layer.executed_T[:, None]).any()
+    )
+    return dense and layer.layer.macs_formula != layer.layer.macs
+
+
+def _stem_again(counts: Counts) -> bool:
+    return any(executions(layer) > 1 for layer in counts.stem)
+
+
+def _real_inside(counts: Counts) -> bool:
+    stem = [id(layer) for layer in counts.stem]
+    return any(not x.layer.accumulates and id(x) not in stem for x in counts.layers)
+
+
+def _transposed(layer: LayerCounts) -> bool:
+    return layer.layer.conv is not None and layer.layer.conv.transposed
+
+
+APPLIES: dict[str, Callable[[Counts], bool]] = {
+    PADDING: _any(lambda x: x.layer.type == CONV and x.layer.macs_formula != x.layer.macs),
+    PADDED_MACS: _any(_padded_dense),
+    ONE_FACTOR: _any(lambda x: {operand.kind for operand in x.operands} == {SPIKES, SUMS}),
+    RIGHT_FACTOR: _any(lambda x: len(x.operands) == 2 and x.layer.accumulates),
+    RATES: lambda counts: any(True for _ in attentions(counts)),
+    EVENTS: _any(lambda x: bool((x.events_TI != x.value_TI).any())),
+    DENSE: _any(_dense),
+    ONCE: _stem_again,
+    BIASES: _any(lambda x: x.layer.bias_bytes > 0),
+    OTHERS: lambda counts: True,
+    WEIGHTS: _any(_zero_weights),
+    ZEROS: _any(_zeros),
+    NO_PRODUCTS: _any(lambda x: x.layer.type == MATMUL),
+    NO_TRANSPOSED: _any(_transposed),
+    REAL_BY_RATE: _real_inside,
+}

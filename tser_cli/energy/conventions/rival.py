@@ -1,0 +1,317 @@
+"""The energy model of Lemaire et al. 2022: arithmetic, memory and addressing, layer by layer.
+
+Lemaire, Cordone, Castagnetti, Novac, Courtois and Miramond, An Analytical Estimation of Spiking
+Neural Networks Energy Efficiency, ICONIP 2022, arXiv 2210.13107: 32-bit integers in 45 nm, each
+kind of data in an SRAM of its own, spikes in queues of 1,000 entries. Read as spikingjelly 2 does
+(`op_counter.analytical_energy`), whose figures these are: an access costs what the size of its
+memory makes it cost, an image and a step at a time. Spikes drive a layer where a call meets 0 and 1
+alone; other layers are dense, sums of spikes too.
+
+The fair rival of an SNN: the ANN whose activations have ceil(log2(T + 1)) bits.
+
+Yan, Bai, Tang and Wong, arXiv 2409.08290 (v4, 2026): T binary steps tell T + 1 levels apart, as
+many as ceil(log2(T + 1)) bits do. Two comparisons: arithmetic alone, where the SNN wins while
+T x rate < E_MAC / E_AC, and with memory, on the model of Lemaire et al. above. With data
+movement on a typical neuromorphic chip the authors find that the SNN wins below a spike rate of
+5.7 % at T = 5.
+
+A multiplier's energy is taken to grow with the product of its factors' widths, as Horowitz' figures
+do (0.2 pJ at 8 x 8 bits, 3.1 pJ at 32 x 32); weights are as wide for both. Activations of b bits
+are read and written b / 32 words at a time. The layers that real values drive in the SNN, the stem,
+are the same in both, once an image in the rival.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import ceil, log2, prod
+
+import numpy as np
+
+from tser_cli.energy.counts import MATMUL, SPIKES, Counts, LayerCounts, NeuronCounts
+from tser_cli.energy.prices import Profile
+
+NAME = "lemaire-2022"
+ADD_PJ, MULTIPLY_PJ = 0.1, 3.1
+WORD_BYTES = 4
+QUEUE_BYTES = 1000 * WORD_BYTES
+SRAM_BYTES = (0.0, 8 * 1024.0, 32 * 1024.0, 1024 * 1024.0)
+SRAM_PJ_PER_WORD = (0.0, 10.0, 20.0, 100.0)
+"""Energy of one access to an SRAM of so many bytes; linear between, the largest beyond."""
+
+
+@dataclass(frozen=True)
+class LemaireEnergy:
+    """Energy of one image in pJ by purpose; `omitted`: layers that the model has no formula for."""
+
+    arithmetic_pj: float = 0.0
+    addressing_pj: float = 0.0
+    activations_pj: float = 0.0
+    parameters_pj: float = 0.0
+    potentials_pj: float = 0.0
+    omitted: tuple[str, ...] = ()
+
+    @property
+    def memory_pj(self) -> float:
+        """Inputs and outputs, weights, and membrane potentials."""
+        return self.activations_pj + self.parameters_pj + self.potentials_pj
+
+    @property
+    def total_pj(self) -> float:
+        """Everything together."""
+        return self.arithmetic_pj + self.addressing_pj + self.memory_pj
+
+    def __add__(self, other: LemaireEnergy) -> LemaireEnergy:
+        return LemaireEnergy(
+            self.arithmetic_pj + other.arithmetic_pj,
+            self.addressing_pj + other.addressing_pj,
+            self.activations_pj + other.activations_pj,
+            self.parameters_pj + other.parameters_pj,
+            self.potentials_pj + other.potentials_pj,
+            self.omitted + other.omitted,
+        )
+
+
+def word_pj(memory_bytes: float) -> float:
+    """Return what reading or writing a 32-bit word of a memory of that size costs."""
+    return float(np.interp(memory_bytes, SRAM_BYTES, SRAM_PJ_PER_WORD))
+
+
+def snn_energy(counts: Counts) -> LemaireEnergy:
+    """Energy of one image over all time steps, from counts with the details of calls."""
+    has_neurons = bool(counts.neurons)
+    total = LemaireEnergy()
+    for layer in counts.layers:
+        if layer.layer.type == MATMUL or _transposed(layer):
+            total += LemaireEnergy(omitted=(layer.layer.name,))
+            continue
+        total += spiking_layer(layer)
+        total += dense_layer(layer, _dense_executions(layer), writes=not has_neurons)
+    for neurons in counts.neurons:
+        total += neuron_energy(neurons, counts.timesteps)
+    return total
+
+
+def ann_energy(counts: Counts) -> LemaireEnergy:
+    """Energy of one pass through the ANN of the same shape: every layer once, dense."""
+    total = LemaireEnergy()
+    for layer in counts.layers:
+        if layer.layer.type == MATMUL or _transposed(layer):
+            total += LemaireEnergy(omitted=(layer.layer.name,))
+        else:
+            total += dense_layer(layer, 1, writes=True)
+    return total
+
+
+def spiking_layer(layer: LayerCounts) -> LemaireEnergy:
+    """Return what the spikes of a layer cost: nothing where it is real."""
+    facts, spikes = layer.layer, _spikes(layer)
+    if layer.binary_TI is None or not facts.accumulates:
+        return LemaireEnergy()
+    binary = float(layer.binary_TI.sum(axis=0).mean())
+    reached, weights = _reach(layer)
+    multiplies = 0.0 if facts.conv is None else 2 * spikes
+    biases = binary * facts.outputs if facts.bias_bytes else 0.0
+    return LemaireEnergy(
+        arithmetic_pj=(spikes * reached + biases) * ADD_PJ,
+        addressing_pj=spikes * weights * ADD_PJ + multiplies * (MULTIPLY_PJ + ADD_PJ),
+        activations_pj=spikes * word_pj(QUEUE_BYTES),
+        parameters_pj=(spikes * weights + biases) * word_pj(facts.parameters * WORD_BYTES),
+        potentials_pj=2 * spikes * weights * word_pj(facts.outputs * WORD_BYTES),
+    )
+
+
+def dense_layer(layer: LayerCounts, executions: float, writes: bool) -> LemaireEnergy:
+    """Return what a layer costs that is computed so often with real inputs; `writes`: its outputs
+    too.
+    """
+    facts = layer.layer
+    uses = executions * facts.macs_formula
+    biases = executions * facts.outputs if facts.bias_bytes else 0.0
+    inputs, outputs = executions * facts.neurons_in, executions * facts.outputs
+    kernels = 0.0
+    if facts.conv is not None:
+        kernels = executions * facts.conv.out_channels * prod(facts.conv.kernel)
+    # A convolution reads an input for every use of it, a linear layer once.
+    reads = uses if facts.conv is not None else inputs
+    written = outputs * word_pj(facts.outputs * WORD_BYTES) if writes else 0.0
+    return LemaireEnergy(
+        arithmetic_pj=uses * (MULTIPLY_PJ + ADD_PJ) + biases * ADD_PJ,
+        addressing_pj=(inputs + outputs + kernels) * ADD_PJ,
+        activations_pj=reads * word_pj(facts.neurons_in * WORD_BYTES) + written,
+        parameters_pj=(uses + biases) * word_pj(facts.parameters * WORD_BYTES),
+    )
+
+
+def neuron_energy(neurons: NeuronCounts, timesteps: int) -> LemaireEnergy:
+    """Reading and writing every potential at every step, leaking it, and sending the spikes."""
+    assert neurons.spikes_TI is not None, "counted with the details of neurons"
+    updates = neurons.updates * timesteps
+    spikes = float(neurons.spikes_TI.sum(axis=0).mean())
+    leaks = 0 if neurons.type.startswith("IF") else updates
+    return LemaireEnergy(
+        arithmetic_pj=spikes * ADD_PJ + leaks * (MULTIPLY_PJ + ADD_PJ),
+        activations_pj=spikes * word_pj(QUEUE_BYTES),
+        potentials_pj=2 * updates * word_pj(neurons.updates * WORD_BYTES),
+    )
+
+
+def _reach(layer: LayerCounts) -> tuple[int, int]:
+    """Outputs that a spike reaches, and weights that it reads, as the model has them."""
+    shape = layer.layer.conv
+    if shape is None:
+        outputs = layer.layer.macs // layer.layer.neurons_in
+        return outputs, outputs
+    channels = shape.out_channels // shape.groups
+    steps = [ceil(k / s) for k, s in zip(shape.kernel, shape.stride, strict=True)]
+    return channels * prod(steps), channels * prod(shape.kernel)
+
+
+def _spikes(layer: LayerCounts) -> float:
+    if layer.binary_TI is None:
+        return 0.0
+    return float((layer.nonzero_TI * layer.binary_TI).sum(axis=0).mean())
+
+
+def _dense_executions(layer: LayerCounts) -> float:
+    executed = float(layer.executed_T.sum())
+    if layer.layer.input_kind == SPIKES or layer.binary_TI is None:
+        return 0.0 if layer.layer.accumulates else executed
+    if not layer.layer.accumulates:
+        return executed
+    return executed - float(layer.binary_TI.sum(axis=0).mean())
+
+
+def _transposed(layer: LayerCounts) -> bool:
+    return layer.layer.conv is not None and layer.layer.conv.transposed
+
+
+def layers_covered(counts: Counts) -> Iterator[LayerCounts]:
+    """Yield the layers that the model has formulas for."""
+    for layer in counts.layers:
+        if layer.layer.type != MATMUL and not _transposed(layer):
+            yield layer
+
+
+YAN_RATE, YAN_STEPS = 0.057, 5
+WORD_BITS = 32
+
+
+@dataclass(frozen=True)
+class Duel:
+    """One comparison, in pJ an image; `break_even`: the spike rate below which the SNN wins.
+
+    None where no rate would do, or where the SNN has no spike to scale.
+    """
+
+    snn_pj: float
+    rival_pj: float
+    break_even: float | None
+
+    @property
+    def winner(self) -> str:
+        """SNN or ANN: the one that costs less."""
+        return "SNN" if self.snn_pj < self.rival_pj else "ANN"
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The ANN of `bits`, and both comparisons; `spike_rate` is weighted by operations."""
+
+    timesteps: int
+    bits: int
+    spike_rate: float
+    arithmetic: Duel
+    with_memory: Duel
+
+
+def bits_for(timesteps: int) -> int:
+    """Return the bits that tell as many levels apart as T binary time steps: ceil(log2(T + 1))."""
+    return ceil(log2(timesteps + 1))
+
+
+def fair_rival(counts: Counts, profile: Profile) -> Rival:
+    """Return the rival of a network that was counted with details."""
+    bits = bits_for(counts.timesteps)
+    rate = operation_rate(counts)
+    return Rival(
+        timesteps=counts.timesteps,
+        bits=bits,
+        spike_rate=rate,
+        arithmetic=_arithmetic(counts, profile, bits, rate),
+        with_memory=_with_memory(counts, bits, rate),
+    )
+
+
+def operation_rate(counts: Counts) -> float:
+    """Accumulates over those of an SNN whose every input spikes at every step, 0 without spikes."""
+    driven = [layer for layer in counts.layers if layer.layer.accumulates]
+    possible = sum(layer.layer.macs * int(layer.executed_T.sum()) for layer in driven)
+    if not possible:
+        return 0.0
+    return sum(float(layer.value_TI.sum(axis=0).mean()) for layer in driven) / possible
+
+
+def _arithmetic(counts: Counts, profile: Profile, bits: int, rate: float) -> Duel:
+    accumulates = sum(float(x.value_TI.sum(axis=0).mean()) for x in counts.layers) * profile.ac_pj
+    fixed = sum(int(layer.step_macs.sum()) for layer in counts.layers) * profile.mac_pj
+    rival = sum(layer.layer.macs * _mac_pj(layer, profile, bits) for layer in counts.layers)
+    return Duel(fixed + accumulates, rival, _break_even(fixed, accumulates, rival, rate))
+
+
+def _mac_pj(layer: LayerCounts, profile: Profile, bits: int) -> float:
+    """Return a multiply-accumulate of a b-bit activation; the stem's inputs are as they are."""
+    if not layer.layer.accumulates:
+        return profile.mac_pj
+    width = 8 * (layer.layer.weight_bytes or 4)
+    return profile.ac_pj + (profile.mac_pj - profile.ac_pj) * min(bits / width, 1.0)
+
+
+def _with_memory(counts: Counts, bits: int, rate: float) -> Duel:
+    snn = snn_energy(counts)
+    spikes = _of_spikes(counts)
+    rival = LemaireEnergy()
+    for layer in layers_covered(counts):
+        dense = dense_layer(layer, 1, writes=True)
+        rival += _narrowed(dense, layer, bits) if layer.layer.accumulates else dense
+    fixed = snn.total_pj - spikes.total_pj
+    even = _break_even(fixed, spikes.total_pj, rival.total_pj, rate)
+    return Duel(snn.total_pj, rival.total_pj, even)
+
+
+def _of_spikes(counts: Counts) -> LemaireEnergy:
+    """Return the part of the SNN's energy that grows with its spikes, with memory."""
+    total = LemaireEnergy()
+    for layer in layers_covered(counts):
+        total += spiking_layer(layer)
+    for neurons in counts.neurons:
+        assert neurons.spikes_TI is not None, "counted with the details of neurons"
+        resting = replace(neurons, spikes_TI=np.zeros_like(neurons.spikes_TI))
+        moving = neuron_energy(neurons, counts.timesteps)
+        still = neuron_energy(resting, counts.timesteps)
+        total += LemaireEnergy(
+            arithmetic_pj=moving.arithmetic_pj - still.arithmetic_pj,
+            activations_pj=moving.activations_pj - still.activations_pj,
+        )
+    return total
+
+
+def _narrowed(dense: LemaireEnergy, layer: LayerCounts, bits: int) -> LemaireEnergy:
+    """Return a dense layer whose activations have `bits` instead of 32."""
+    part = bits / WORD_BITS
+    multiplications = layer.layer.macs_formula * MULTIPLY_PJ
+    return replace(
+        dense,
+        arithmetic_pj=dense.arithmetic_pj - multiplications * (1 - part),
+        activations_pj=dense.activations_pj * part,
+    )
+
+
+def _break_even(fixed: float, moving: float, rival: float, rate: float) -> float | None:
+    """Return the spike rate at which fixed + moving, which grows with it, costs what the rival
+    does.
+    """
+    if moving <= 0 or rival <= fixed:
+        return None
+    return rate * (rival - fixed) / moving

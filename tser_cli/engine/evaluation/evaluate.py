@@ -1,0 +1,327 @@
+"""Run a network once over the images of a split: accuracy at every time step, and operations.
+
+The same pass gives what the tables show (sums over images), what a single image was answered at
+each step, and, if asked, the operations that were counted on the way.
+
+What a run keeps of each image's answers: predictions.npz, and the same of held-out images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from operator import length_hint
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tser_cli.data.loaders import Batch, Split, build_eval_loader
+from tser_cli.energy.counts import Counts, joined
+from tser_cli.energy.joules import operations
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.networks import counting_of
+from tser_cli.engine.runs.opened import Context, make_check_stop
+from tser_cli.engine.runs.runtime import Runtime
+from tser_cli.engine.runs.stop import StopRequest
+from tser_cli.losses.base import entropy
+from tser_cli.models.base import Classifier
+from tser_cli.models.integers import batch_size, has_integer_layers, integer
+from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, Predictions, Steps, write_predictions
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a network answered for each of I images at each of T time steps.
+
+    `index_I`: the images' places in the split. `prediction_TI`, `correct_TI`, `loss_TI` (nats),
+    `entropy_TI` (nats) and `confidence_TI` (the largest probability) are of the logits of step t
+    alone; the fields called cumulative are of the mean of the logits of steps 1..t.
+    """
+
+    index_I: Tensor
+    labels_I: Tensor
+    prediction_TI: Tensor
+    correct_TI: Tensor
+    loss_TI: Tensor
+    entropy_TI: Tensor
+    confidence_TI: Tensor
+    prediction_cumulative_TI: Tensor
+    correct_cumulative_TI: Tensor
+    entropy_cumulative_TI: Tensor
+    confidence_cumulative_TI: Tensor
+
+    def on_cpu(self) -> Answers:
+        """Return the same answers in the memory of the host."""
+        return Answers(*(getattr(self, field.name).cpu() for field in fields(self)))
+
+    @classmethod
+    def joined(cls, parts: Iterable[Answers]) -> Answers:
+        """Return the answers of all parts together, in the order of their images' places."""
+        columns = zip(
+            *([getattr(part, f.name) for f in fields(cls)] for part in parts), strict=True
+        )
+        joined = [torch.cat(column, dim=-1) for column in columns]
+        order = joined[0].argsort()
+        return cls(*(column[..., order] for column in joined))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums over the images of a split; element t - 1 is time step t. Losses are in nats.
+
+    `answers` and `counts` are there only where they were asked for.
+    """
+
+    images: int
+    correct_at: list[int]
+    correct_cumulative: list[int]
+    loss_sum: list[float]
+    entropy_sum: list[float]
+    confidence_sum: list[float]
+    teacher_correct: int | None = None
+    answers: Answers | None = None
+    counts: Counts | None = None
+
+    @property
+    def timesteps(self) -> int:
+        """Return the number of time steps that were evaluated."""
+        return len(self.correct_at)
+
+    @property
+    def accuracy(self) -> float:
+        """Return the accuracy of the time-averaged logits, as papers report it."""
+        return self.correct_cumulative[-1] / self.images
+
+    @property
+    def teacher_accuracy(self) -> float | None:
+        """Return the teacher's accuracy on the same images, None without a teacher."""
+        return None if self.teacher_correct is None else self.teacher_correct / self.images
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one dict a time step, with the numeric columns of per_timestep.csv."""
+        return [
+            {
+                "timesteps": self.timesteps,
+                "t": t + 1,
+                "accuracy_at_t": self.correct_at[t] / self.images,
+                "accuracy_cumulative": self.correct_cumulative[t] / self.images,
+                "correct_at_t": self.correct_at[t],
+                "correct_cumulative": self.correct_cumulative[t],
+                "images": self.images,
+                "loss_at_t": self.loss_sum[t] / self.images,
+                "entropy_at_t": self.entropy_sum[t] / self.images,
+                "confidence_at_t": self.confidence_sum[t] / self.images,
+                "teacher_accuracy": self.teacher_accuracy,
+            }
+            for t in range(self.timesteps)
+        ]
+
+
+def cumulative_mean(logits_TNK: Tensor) -> Tensor:
+    """Return the mean of the logits of steps 1..t, for every t: [T, N, K] -> [T, N, K]."""
+    steps = torch.arange(1, logits_TNK.shape[0] + 1, device=logits_TNK.device)
+    return logits_TNK.cumsum(0) / steps.view(-1, 1, 1)
+
+
+def answers_of(logits_TNK: Tensor, labels_N: Tensor, index_N: Tensor) -> Answers:
+    """Return the answers to one batch, computed in float64."""
+    logits_TNK = logits_TNK.double()
+    mean_TNK = cumulative_mean(logits_TNK)
+    steps = logits_TNK.shape[0]
+    losses = F.cross_entropy(
+        logits_TNK.flatten(0, 1), labels_N.repeat(steps), reduction="none"
+    ).view(steps, -1)
+    predicted_TN, predicted_mean_TN = logits_TNK.argmax(-1), mean_TNK.argmax(-1)
+    return Answers(
+        index_I=index_N,
+        labels_I=labels_N,
+        prediction_TI=predicted_TN,
+        correct_TI=predicted_TN == labels_N,
+        loss_TI=losses,
+        entropy_TI=entropy(logits_TNK),
+        confidence_TI=logits_TNK.softmax(-1).amax(-1),
+        prediction_cumulative_TI=predicted_mean_TN,
+        correct_cumulative_TI=predicted_mean_TN == labels_N,
+        entropy_cumulative_TI=entropy(mean_TNK),
+        confidence_cumulative_TI=mean_TNK.softmax(-1).amax(-1),
+    )
+
+
+def logits_of(model: Classifier, images_NCHW: Tensor, timesteps: int) -> Tensor:
+    """Return an SNN's logits [T, N, K]; an ANN's logits count as one time step."""
+    logits: Tensor = model(images_NCHW, timesteps)
+    return logits if model.spiking else logits.unsqueeze(0)
+
+
+class _Sums:
+    """Sums over the images of one process, kept on the device and read once at the end."""
+
+    def __init__(self, timesteps: int, device: torch.device) -> None:
+        self.counts = torch.zeros(2, timesteps, dtype=torch.int64, device=device)
+        self.sums = torch.zeros(3, timesteps, dtype=torch.float64, device=device)
+        self.seen = torch.zeros(2, dtype=torch.int64, device=device)
+
+    def add(self, answers: Answers, teacher_right: Tensor | None) -> None:
+        right = (answers.correct_TI, answers.correct_cumulative_TI)
+        self.counts += torch.stack([of_TI.sum(1) for of_TI in right])
+        spread = (answers.loss_TI, answers.entropy_TI, answers.confidence_TI)
+        self.sums += torch.stack([of_TI.sum(1) for of_TI in spread])
+        self.seen[0] += len(answers.labels_I)
+        if teacher_right is not None:
+            self.seen[1] += teacher_right
+
+    def over_processes(self, runtime: Runtime, has_teacher: bool) -> Evaluation:
+        counts, sums = runtime.sum(self.counts), runtime.sum(self.sums)
+        images, taught = runtime.sum(self.seen).tolist()
+        return Evaluation(
+            images=images,
+            correct_at=counts[0].tolist(),
+            correct_cumulative=counts[1].tolist(),
+            loss_sum=sums[0].tolist(),
+            entropy_sum=sums[1].tolist(),
+            confidence_sum=sums[2].tolist(),
+            teacher_correct=taught if has_teacher else None,
+        )
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Classifier,
+    loader: Iterable[Batch],
+    runtime: Runtime,
+    timesteps: int,
+    teacher: Classifier | None = None,
+    check_stop: Callable[[], None] | None = None,
+    count: bool = False,
+) -> Evaluation:
+    """Evaluate all time steps of `model` in one pass over `loader`.
+
+    Every image counts once over all processes. `count`: also count the operations, and keep what
+    each image was answered. `check_stop` is called after each batch and may raise; it is called
+    equally often in every process. The model's mode is put back afterwards.
+    """
+    was_training = model.training
+    model.eval()
+    steps = timesteps if model.spiking else 1
+    sums, kept = _Sums(steps, runtime.device), list[Answers]()
+    with counting_of(model, steps) if count else nullcontext() as counter:
+        for batch in loader:
+            answers, teacher_right = _answer(model, batch, runtime, steps, teacher)
+            sums.add(answers, teacher_right)
+            if count:
+                kept.append(answers.on_cpu())
+            if check_stop:
+                check_stop()
+    # Another process may have more batches: all must come together equally often.
+    for _ in range(runtime.largest(length_hint(loader)) - length_hint(loader)):
+        if check_stop:
+            check_stop()
+    model.train(was_training)
+    evaluation = sums.over_processes(runtime, teacher is not None)
+    if counter is None:
+        return evaluation
+    mine = (Answers.joined(kept), counter.counts()) if kept else None
+    return _with_answers(evaluation, [part for part in runtime.gather(mine) if part])
+
+
+def _answer(
+    model: Classifier, batch: Batch, runtime: Runtime, timesteps: int, teacher: Classifier | None
+) -> tuple[Answers, Tensor | None]:
+    images, labels = runtime.images(batch.images_NCHW), batch.labels_N.to(runtime.device)
+    with runtime.autocast():
+        logits_TNK = logits_of(model, images, timesteps)
+        taught = None if teacher is None else teacher(images)
+    right = None if taught is None else (taught.argmax(-1) == labels).sum()
+    return answers_of(logits_TNK, labels, batch.indices_N.to(runtime.device)), right
+
+
+def _with_answers(evaluation: Evaluation, parts: list[tuple[Answers, Counts]]) -> Evaluation:
+    """Add the answers and counts of all processes, in the order of the images' places."""
+    order = torch.cat([answers.index_I for answers, _ in parts]).argsort().numpy()
+    known = {f.name: getattr(evaluation, f.name) for f in fields(evaluation)}
+    known["answers"] = Answers.joined(answers for answers, _ in parts)
+    known["counts"] = joined([counts for _, counts in parts], order)
+    return Evaluation(**known)
+
+
+def as_measured(model: Classifier, context: Context) -> Classifier:
+    """Return `model`, or on a CPU, where its weights are integers, a copy that computes with them.
+
+    Their spikes differ by rounding at most.
+    """
+    on_cpu = context.runtime.device.type == "cpu"
+    return integer(model) if on_cpu and context.config.performance.integer_kernels else model
+
+
+def evaluate_split(
+    model: Classifier,
+    context: Context,
+    split: Split,
+    timesteps: int,
+    teacher: Classifier | None = None,
+    stop: StopRequest | None = None,
+    *,
+    count: bool = False,
+    images: int = 0,
+) -> Evaluation:
+    """Evaluate on a split of the context's data set; see `evaluate`.
+
+    `images`: take only so many, evenly spread over the split, since the images of a folder are
+    sorted by class; 0 takes all. Raises Interrupted between batches once `stop` is requested.
+    """
+    runtime, config, model = context.runtime, context.config, as_measured(model, context)
+    if has_integer_layers(model) and not config.training.eval_batch_size:
+        spec = context.dataset.spec
+        config = config.updated({"training.eval_batch_size": batch_size(spec.height, spec.width)})
+    loader = build_eval_loader(
+        context.dataset, split, config, rank=runtime.rank, world=runtime.world, images=images
+    )
+    check_stop = make_check_stop(stop, runtime) if stop else None
+    return evaluate(model, loader, runtime, timesteps, teacher, check_stop, count)
+
+
+def answered(evaluation: Evaluation, can_stop: bool) -> Predictions:
+    """Return the predictions of a counted pass; what early exit needs only where it is possible."""
+    answers, counts = evaluation.answers, evaluation.counts
+    assert answers is not None and counts is not None, "a counted pass"
+    macs_T, acs_TI = operations(counts)
+    steps = Steps(
+        answers.confidence_cumulative_TI.float().numpy().T,
+        macs_T.cumsum(),
+        acs_TI.cumsum(axis=0).T,
+    )
+    return Predictions(
+        answers.labels_I.numpy(),
+        answers.prediction_TI.T.numpy(),
+        answers.prediction_cumulative_TI.T.numpy(),
+        steps if can_stop else None,
+    )
+
+
+def keep_answers(
+    run: Run,
+    model: Classifier,
+    context: Context,
+    test: Evaluation,
+    stop: StopRequest | None = None,
+) -> None:
+    """Write the answers for the test images, and measure and write those for held-out ones.
+
+    A threshold of early exit is chosen on the latter. All processes measure; rank 0 writes. Raises
+    Interrupted or RunError.
+    """
+    passes = {PREDICTIONS: test}
+    if context.config.data.validation_fraction and model.steps_alone:
+        passes[HELD_OUT] = evaluate_split(
+            model, context, "validation", test.timesteps, stop=stop, count=True
+        )
+
+    def write() -> None:
+        for name, evaluation in passes.items():
+            found = answered(evaluation, model.steps_alone)
+            write_predictions(run.folder / name, **vars(found))
+
+    context.runtime.on_main(write)

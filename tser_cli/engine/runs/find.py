@@ -1,0 +1,251 @@
+"""Find runs again: by path, name or beginning of a name, the newest one, one to go on with.
+
+Paths in settings, written so that they hold from any folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from tser_cli.base.errors import ConfigError, RunError, nearest, warn_once
+from tser_cli.base.files import is_file, is_folder
+from tser_cli.engine.runs.folder import Run
+from tser_cli.settings import plugins, registry
+from tser_cli.settings.config import EPOCHS, Config
+
+LEFT_OPEN = {"training.batch_size": 0, "training.precision": "auto"}
+UNFINISHED = ("running", "stopped", "failed")
+LATEST = "latest"
+ANY = "*"
+KINDS = ("teacher", "student")
+MOST_CANDIDATES = 10
+
+
+def run_folders(runs_dir: Path, kind: str = ANY) -> list[Run]:
+    """Return every run folder under `runs_dir`, damaged ones too, in the order of their names.
+
+    A folder is a run's where it has a status.json or a config.toml; none of them is opened.
+    """
+    kinds = KINDS if kind == ANY else (kind,)
+    found = [path for of in kinds for path in _folders(_folders(runs_dir / of))]
+    files = ("status.json", "config.toml")
+    return [Run(path) for path in found if any(os.path.lexists(path / name) for name in files)]
+
+
+def _folders(above: Path | Iterable[Path]) -> list[Path]:
+    places = [above] if isinstance(above, Path) else above
+    inside: list[Path] = []
+    for place in places:
+        with suppress(OSError, ValueError):  # no folder, one that is closed, or no name at all
+            inside += sorted(entry for entry in place.iterdir() if is_folder(entry))
+    return inside
+
+
+def find_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:
+    """Return the run that is meant by a path, a name, an unambiguous beginning of one, or `latest`.
+
+    `latest` is the run that finished last. A path leads anywhere; the others are looked for among
+    the runs of `kind` under `runs_dir`. The run need not be finished. Raises RunError, which names
+    the nearest or the candidates.
+    """
+    if is_file(named / "status.json"):
+        return Run(named)
+    name = str(named)
+    if named.name != name or name in ("", ".", ".."):
+        raise _no_run_folder(named)
+    if name == LATEST:
+        return _latest(runs_dir, kind)
+    runs = run_folders(runs_dir, kind)
+    meant = [run for run in runs if run.name == name] or beginning_with(name, runs)
+    if not meant and is_folder(named):
+        raise _no_run_folder(named)
+    if not meant:
+        near = nearest(name, [LATEST, *(run.name for run in runs)])
+        raise RunError(f'there is no run "{name}" under {runs_dir}{near}. tser runs lists them')
+    if len(meant) > 1:
+        raise RunError(f'"{name}" may mean {len(meant)} runs:\n{_candidates(meant)}')
+    return meant[0]
+
+
+def run_or_name(name: str, runs_dir: Path, kind: str = ANY) -> str:
+    """Return the folder of the run that `name` means; `name` itself where no run begins with it.
+
+    For names that may also be something else: an architecture, a file, a recipe. Raises RunError
+    where it may mean several runs.
+    """
+    if name == LATEST or (name and beginning_with(name, run_folders(runs_dir, kind))):
+        return str(find_run(Path(name), runs_dir, kind).folder)
+    return name
+
+
+def beginning_with(text: str, runs: Iterable[Run]) -> list[Run]:
+    """Return the runs whose names begin with `text`."""
+    return [run for run in runs if run.name.startswith(text)]
+
+
+def _candidates(runs: list[Run]) -> str:
+    shown = [f"  {run.folder}" for run in runs[:MOST_CANDIDATES]]
+    more = len(runs) - len(shown)
+    return "\n".join([*shown, *([f"  and {more} more"] if more else [])])
+
+
+def _latest(runs_dir: Path, kind: str) -> Run:
+    newest = newest_finished(runs_dir, kind)
+    if newest is None:
+        what = "run" if kind == ANY else kind
+        raise RunError(f"there is no finished {what} under {runs_dir}; --runs-dir names the place")
+    return newest
+
+
+def _no_run_folder(path: Path) -> RunError:
+    beside = [entry.name for entry in path.parent.iterdir()] if is_folder(path.parent) else []
+    return RunError(f"{path} is not a run folder{nearest(path.name, beside)}: no status.json")
+
+
+def all_runs(runs_dir: Path, kind: str = ANY, dataset: str = ANY) -> Iterator[Run]:
+    """Yield the run folders under `runs_dir`, newest first.
+
+    One whose status.json is damaged is named in a warning and left out.
+    """
+    names = runs_dir.glob(f"{kind}/{dataset}/*/status.json") if is_folder(runs_dir) else ()
+    found = [Run(path.parent) for path in names]
+    sound = [run for run in found if _is_sound(run)]
+    yield from sorted(sound, key=lambda run: run.time_of("started"), reverse=True)
+
+
+def _is_sound(run: Run) -> bool:
+    try:
+        run.status()
+    except RunError as error:
+        warn_once(str(error))
+        return False
+    return True
+
+
+def newest_finished(
+    runs_dir: Path, kind: str, dataset: str = ANY, model: str | None = None
+) -> Run | None:
+    """Return the run that finished last, of one architecture where `model` is given."""
+    finished = [
+        run
+        for run in all_runs(runs_dir, kind, dataset)
+        if run.status().get("state") == "finished" and model in (None, run.status().get("model"))
+    ]
+    return max(finished, key=lambda run: run.time_of("finished"), default=None)
+
+
+def open_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:
+    """Return the finished run that is meant, see `find_run`. Raises RunError where it is none."""
+    run = find_run(named, runs_dir, kind)
+    state = run.status().get("state", "of no known state")
+    if state != "finished":
+        raise RunError(
+            f"run {run.folder} is {state}, not finished; repeat the "
+            "command that began it, and it will go on"
+        )
+    return run
+
+
+def begun_like(runs_dir: Path, kind: str, config: Config, must: bool = False) -> Config | None:
+    """Return `config` with what it leaves open as in the unfinished run that is else like it.
+
+    Open are a batch size of 0 and a precision of "auto". None where there is no such run.
+    """
+    for run in _unfinished(runs_dir, kind, config):
+        try:
+            before = run.config().flat()
+        except (ConfigError, RunError):  # damaged: that run is not gone on with
+            continue
+        opened = config.updated({key: before[key] for key in left_open(config)})
+        if not differences(run, opened, must):
+            return opened
+    return None
+
+
+def left_open(config: Config) -> list[str]:
+    """Return the settings that are chosen when a run begins, and then are the run's."""
+    values = config.flat()
+    return [key for key, open_value in LEFT_OPEN.items() if values[key] == open_value]
+
+
+def _unfinished(runs_dir: Path, kind: str, config: Config) -> list[Run]:
+    return [
+        run
+        for run in all_runs(runs_dir, kind, config.data.name)
+        if run.status().get("state") in UNFINISHED and run.status().get("resumable", True)
+    ]
+
+
+def find_unfinished(runs_dir: Path, kind: str, config: Config, must: bool) -> Run | None:
+    """Return the newest run to go on with: unfinished, resumable, and with the same settings.
+
+    `must`: one of another number of epochs will do too, though its learning rate will be another;
+    raises RunError where there is no unfinished run, ConfigError that lists the
+    differences where the newest unfinished one has other settings.
+    """
+    unfinished = _unfinished(runs_dir, kind, config)
+    for run in unfinished:
+        if not differences(run, config, must):
+            return run
+    if must and unfinished:
+        listed = "\n".join(f"  {line}" for line in differences(unfinished[0], config, must))
+        raise ConfigError(f"{unfinished[0].folder} can't go on with other settings:\n{listed}")
+    if must:
+        raise RunError(f"--resume must: no unfinished {kind} run of {config.data.name}")
+    return None
+
+
+def differences(run: Run, config: Config, must: bool = False) -> list[str]:
+    """Return `key: old -> new` for every setting that forbids a resume.
+
+    `must`: the number of epochs does not.
+    """
+    allowed = (EPOCHS,) if must else ()
+    try:
+        # runs of before kept paths as they were given
+        before = with_whole_paths(run.config()).flat()
+        records = run.plugin_records()
+    except (ConfigError, RunError) as error:
+        return [str(error)]
+    return plugins.changes(records) + [
+        f"{key}: {before.get(key)!r} -> {value!r}"
+        for key, value in config.flat().items()
+        if before.get(key) != value and key not in allowed and not config.policy(key).resume
+    ]
+
+
+PATHS = ("data.dir", "model.teacher_weights")
+# These name something of the package too; only what exists as a path is one.
+NAMES = ("model.teacher", "model.teacher_recipe", "energy.profile")
+
+
+def existing_path(name: str) -> Path | None:
+    """Return the folder or file called `name`, or None; an architecture's name is never one."""
+    if name in registry.MODELS:
+        return None
+    # A name too long, a folder that is closed or a ~user that is unknown is no path.
+    with suppress(OSError, RuntimeError, ValueError):
+        path = Path(name).expanduser()
+        if path.is_dir() or path.is_file():
+            return path
+    return None
+
+
+def with_whole_paths(config: Config) -> Config:
+    """Return `config` with every path absolute, as seen from the current folder."""
+    flat = config.flat()
+    paths = {key: _absolute(flat[key]) for key in PATHS if flat[key]}
+    found = {key: existing_path(flat[key]) for key in NAMES if flat[key]}
+    paths |= {key: str(path.absolute()) for key, path in found.items() if path is not None}
+    changed = {key: path for key, path in paths.items() if path != flat[key]}
+    return config.updated(changed) if changed else config
+
+
+def _absolute(text: str) -> str:
+    try:
+        return str(Path(text).expanduser().absolute())
+    except (OSError, RuntimeError, ValueError):  # no path at all: whoever opens it tells
+        return text

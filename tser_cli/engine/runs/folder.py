@@ -1,0 +1,264 @@
+"""Run folders: where a run writes, and what it says of itself.
+
+What a run was made with: versions, git state, machine, command line.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import filelock
+import tomli_w
+
+from tser_cli.base.errors import DamagedFileError, RunError, warn_once
+from tser_cli.base.files import (
+    hold_lock,
+    make_folder,
+    read_json,
+    write_error,
+    write_json,
+    write_text,
+)
+from tser_cli.base.version import __version__
+from tser_cli.settings import plugins, registry
+from tser_cli.settings.config import FLOAT_BITS, Config, method_label
+from tser_cli.settings.recipe import Layer, read, resolve
+
+MODEL_FILE = "model.safetensors"
+IMAGES = "images_sha256"  # in status.json: the fingerprint of data of one's own
+NUMBER = (int, float)
+STATUS_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("kind", "state", "why", "host", "model", "dataset", "sha256", IMAGES), str),
+    **dict.fromkeys(("started", "finished", "updated"), str),
+    **dict.fromkeys(("pid", "epoch"), int),
+    **dict.fromkeys(("validation_fraction", "test_fraction"), NUMBER),
+    "resumable": bool,
+}
+ENVIRONMENT_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("git", "packages", "teacher"), dict),
+    **dict.fromkeys(("plugins", "command", "commands"), list),
+    "wall_seconds": NUMBER,
+    "threads": int,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and the files in it."""
+
+    folder: Path
+
+    @property
+    def kind(self) -> str:
+        """Return "teacher" or "student"."""
+        said = self.status().get("kind", self.folder.parent.parent.name)
+        return "teacher" if said == "teacher" else "student"
+
+    @property
+    def name(self) -> str:
+        """Return the folder's own name."""
+        return self.folder.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return where the states to resume from lie."""
+        return self.folder / "checkpoints"
+
+    @property
+    def model_file(self) -> Path:
+        """Return the file of the final weights."""
+        return self.folder / MODEL_FILE
+
+    def config(self) -> Config:
+        """Return the settings as resolved when the run began. Raises ConfigError, RunError."""
+        return resolve([self.settings()])
+
+    def settings(self) -> Layer:
+        """Return config.toml as a layer of settings.
+
+        Raises ConfigError, and RunError where it needs a plug-in that is not loaded.
+        """
+        layer = read(str(self.folder / "config.toml"))
+        plugins.check_loaded(self.plugin_records(), registry.used_by(layer.values), self.folder)
+        return layer
+
+    def plugin_records(self) -> list[dict[str, Any]]:
+        """Return what environment.json says of the plug-ins that the run was made with."""
+        records = self.environment().get("plugins", [])
+        return [record for record in records if isinstance(record, dict)]
+
+    def status(self) -> dict[str, Any]:
+        """Return status.json, or {} where there is none. Raises RunError where it is damaged."""
+        return _read(self.folder / "status.json", STATUS_TYPES)
+
+    def environment(self) -> dict[str, Any]:
+        """Return environment.json, {} where there is none. Raises RunError where it is damaged."""
+        return _read(self.folder / "environment.json", ENVIRONMENT_TYPES)
+
+    def time_of(self, event: str) -> float:
+        """Return when the run `started` or `finished`, in seconds since 1970; 0 where unknown."""
+        try:
+            return datetime.fromisoformat(str(self.status().get(event))).timestamp()
+        except (ValueError, OverflowError, OSError):  # no date, or one that has no such number
+            return 0.0
+
+    def update_status(self, **changes: Any) -> None:
+        """Change entries of status.json; pid, host and time are kept up to date."""
+        status = {**_if_sound(self.status), **changes}
+        status |= {"pid": os.getpid(), "host": socket.gethostname(), "updated": _now()}
+        write_json(self.folder / "status.json", status)
+
+    def update_environment(self, **changes: Any) -> None:
+        """Change entries of environment.json."""
+        write_json(self.folder / "environment.json", {**_if_sound(self.environment), **changes})
+
+    def lock(self) -> AbstractContextManager[Any]:
+        """Hold the folder's exclusive lock. Raises RunError at once if another process has it."""
+        try:
+            return hold_lock(self.folder / ".lock")
+        except filelock.Timeout:
+            status = _if_sound(self.status)
+            raise RunError(
+                f"{self.folder} is in use by process {status.get('pid')} on "
+                f"{status.get('host')}. Wait for it, or stop it first"
+            ) from None
+
+    def remove_leftovers(self) -> None:
+        """Remove the parts of files that a killed process left behind; only under the lock."""
+        for part in self.folder.rglob(".*.part"):
+            part.unlink(missing_ok=True)
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="microseconds")
+
+
+def _read(path: Path, types: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    if not os.path.lexists(path):
+        return {}
+    try:
+        return read_json(path, types=types)
+    except DamagedFileError as error:
+        raise RunError(f"run folder {path.parent} is damaged: {error}") from error
+
+
+def _if_sound(content: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    # A run that trains goes on, whatever happened to its folder meanwhile.
+    try:
+        return content()
+    except RunError as error:
+        warn_once(str(error))
+        return {}
+
+
+def run_name(kind: str, config: Config, model: str = "") -> str:
+    """Name a run by model, T, method, seed and time: `resnet18_T2_tser_s0_20250131-120000`.
+
+    Integer weights are told by their bits: `resnet18_T2_tser_w8_s0_20250131-120000`,
+    and an energy budget by itself: `resnet18_T2_tser_4uJ_s0_20250131-120000`.
+    """
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    seed = f"s{config.training.seed}"
+    if kind == "teacher":
+        return f"{model or config.model.teacher}_{seed}_{stamp}"
+    steps, method = config.model.timesteps, method_label(config)
+    bits = config.model.weight_bits
+    weights = "" if bits == FLOAT_BITS else f"_w{bits}"
+    budget = f"_{_in_name(config.energy.budget)}" if config.has_energy_budget else ""
+    return f"{model or config.model.student}_T{steps}_{method}{weights}{budget}_{seed}_{stamp}"
+
+
+def _in_name(budget: str) -> str:
+    """ "25 %" -> "25pct", "4 µJ" -> "4uJ": as the name of a folder may have it."""
+    word = budget.replace("%", "pct").replace("µ", "u").replace("\u03bc", "u")
+    return "".join(word.split())
+
+
+def create(runs_dir: Path, kind: str, config: Config, *, dataset: str = "", model: str = "") -> Run:
+    """Make a new run folder with its settings and environment. Raises RunError.
+
+    `dataset` and `model`: what the folder is called after, where the settings do not say it.
+    """
+    name = run_name(kind, config, model)
+    run = Run(_new_folder(runs_dir / kind / (dataset or config.data.name) / name))
+    write_text(run.folder / "config.toml", tomli_w.dumps(config.model_dump(mode="json")))
+    kept = plugins.keep(run.folder, registry.targets_of(config.flat()))
+    run.update_environment(**environment(config.training.seed), plugins=kept)
+    run.update_status(kind=kind, state="running", epoch=0, started=_now())
+    return run
+
+
+def _new_folder(base: Path) -> Path:
+    """Make and return `base`, or `base`-2 and so on: each caller gets a folder of its own."""
+    make_folder(base.parent)
+    folder, number = base, 1
+    while True:
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+            folder = base.with_name(f"{base.name}-{number}")
+        except OSError as error:
+            raise write_error(folder, error) from error
+        else:
+            return folder
+
+
+PACKAGES = (
+    *("torch", "torchvision", "spikingjelly", "accelerate", "numpy", "pandas"),
+    *("safetensors", "scikit-learn", "pydantic"),
+)
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Return versions, git state, machine and command line, for environment.json."""
+    import torch  # runs are listed, and their names completed, without it
+
+    return {
+        "tser": __version__,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "git": _git_state(),
+        "command": sys.argv,
+        "seed": seed,
+        "threads": torch.get_num_threads(),  # the order of sums, and so their last bits
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _git_state() -> dict[str, Any]:
+    package = Path(__file__).resolve().parents[2]
+    try:
+        # A package installed inside some other project's repository is not part of it.
+        if Path(_git(package, "rev-parse", "--show-toplevel")) != package.parent:
+            return {}
+        changed = bool(_git(package, "status", "--porcelain"))
+        return {"commit": _git(package, "rev-parse", "HEAD"), "changed": changed}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    return done.stdout.strip()

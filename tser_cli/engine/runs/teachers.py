@@ -1,0 +1,307 @@
+"""Teachers from elsewhere: built by a function of the user's, used to images of another scale.
+
+Check that a network can teach: an ANN, for these images and these classes.
+
+Find the teacher of a student, or the settings of one that must be trained first.
+
+The teacher that a run learned from. This is the only reader of it in environment.json.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tser_cli.base.errors import CheckpointError, ConfigError, unknown
+from tser_cli.data.base import DataSpec
+from tser_cli.data.own import fingerprint
+from tser_cli.engine.runs import networks
+from tser_cli.engine.runs.find import all_runs, existing_path, open_run
+from tser_cli.engine.runs.folder import IMAGES, Run
+from tser_cli.engine.runs.networks import Loaded, check_network, freeze
+from tser_cli.engine.runs.opened import Context
+from tser_cli.engine.runs.own_modules import build_network, digest, load_weights
+from tser_cli.models.base import OwnNetwork
+from tser_cli.settings import recipe, registry
+from tser_cli.settings.config import Config, ModelConfig, keys_where
+
+FUNCTION = re.compile(r"[\w.]+:\w+")
+
+
+def is_function(teacher: str) -> bool:
+    """Return whether a teacher is MODULE:FUNCTION."""
+    return FUNCTION.fullmatch(teacher) is not None
+
+
+def build_teacher(model: ModelConfig) -> Loaded:
+    """Build the teacher MODULE:FUNCTION, with its weights. Raises ConfigError, CheckpointError."""
+    network, source = build_network(model.teacher, flag="--teacher"), model.teacher
+    if model.teacher_weights:
+        path = Path(model.teacher_weights).expanduser()
+        load_weights(network, path)
+        source += f" with {path}"
+    return Loaded(OwnNetwork(network, spiking=False), model.teacher, source, digest(network))
+
+
+def check_from_elsewhere(model: ModelConfig, path: Path | None) -> None:
+    """Raise ConfigError for settings of teachers from elsewhere where the teacher is none."""
+    if model.teacher_weights and not is_function(model.teacher):
+        raise ConfigError(
+            f"model.teacher_weights goes with --teacher MODULE:FUNCTION, not with {model.teacher}; "
+            "name the file itself: --teacher FILE"
+        )
+    if model.teacher_mean and path is None and not is_function(model.teacher):
+        raise ConfigError(
+            f"model.teacher_mean is for a teacher from elsewhere: {model.teacher} is trained here, "
+            "on images as the student sees them. Leave it out, or name a file"
+        )
+
+
+def renormalised(loaded: Loaded, config: Config, spec: DataSpec) -> Loaded:
+    """Return `loaded`, which from now on sees images scaled as the settings say of the teacher.
+
+    Images come as (p - mean) / std of the data set. The teacher gets (p - teacher_mean) /
+    teacher_std. Raises ConfigError where the channels are not those of the data set.
+    """
+    mean, std = config.model.teacher_mean, config.model.teacher_std
+    if not mean:
+        return loaded
+    if len(mean) != spec.channels:
+        raise ConfigError(
+            f"model.teacher_mean has {len(mean)} numbers, the images of {spec.name} have "
+            f"{spec.channels} channels"
+        )
+    factor_C11 = _by_channel(spec.std) / _by_channel(std)
+    shift_C11 = (_by_channel(spec.mean) - _by_channel(mean)) / _by_channel(std)
+    loaded.model.register_forward_pre_hook(partial(_rescale, factor_C11, shift_C11))
+    return loaded
+
+
+def _by_channel(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values).view(-1, 1, 1)
+
+
+def _rescale(factor: Tensor, shift: Tensor, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return args[0] * factor.to(args[0]) + shift.to(args[0]), *args[1:]
+
+
+def check_architecture(name: str) -> None:
+    """Raise ConfigError where `name`, which is no existing path, is no ANN architecture either."""
+    if is_function(name):
+        raise ConfigError(
+            f"--teacher {name}: a function's network teaches in tser distill alone; name an "
+            "architecture here (an ablation also takes a run or a model file)"
+        )
+    if name not in registry.MODELS:
+        if "/" in name or "." in name:
+            raise ConfigError(f"--teacher {name}: there is no such run folder or model file")
+        raise ConfigError(f"--teacher: {unknown('model', name, registry.MODELS)}")
+    if registry.MODELS[name].spiking_only:
+        raise ConfigError(f"--teacher {name}: it has no ANN form; use {name.removeprefix('sew_')}")
+
+
+def fitting_teacher(loaded: Loaded, spec: DataSpec) -> Loaded:
+    """Return `loaded`. Raises CheckpointError where it can't teach what `spec` shows."""
+    check_network(as_ann(loaded), "teacher", spec)
+    if loaded.classes and loaded.classes != spec.classes:
+        raise CheckpointError(
+            f"{loaded.source} was trained to tell apart {', '.join(loaded.classes[:3])} ..., the "
+            f"classes of {spec.name} are {', '.join(spec.classes[:3])} .... Name another teacher, "
+            "or train one on this data set (tser train-teacher)"
+        )
+    return loaded
+
+
+def as_ann(loaded: Loaded) -> Loaded:
+    """Return `loaded`. Raises CheckpointError where it is a spiking network, not a teacher."""
+    if loaded.model.spiking:
+        raise CheckpointError(
+            f"{loaded.source} is a spiking network; a teacher is an ANN (tser train-teacher)"
+        )
+    return loaded
+
+
+PRETRAINED_ON = "imagenet"
+
+
+def find_fitting(context: Context, runs_dir: Path) -> Loaded | None:
+    """Return the teacher that the settings name, or None where one must be trained first.
+
+    Raises ConfigError, or CheckpointError where it can't be read or does not fit the data set.
+    """
+    dataset = context.dataset
+    loaded = find_teacher(context.config, dataset.spec, runs_dir, fingerprint(dataset))
+    return None if loaded is None else fitting_teacher(loaded, dataset.spec)
+
+
+def find_teacher(config: Config, spec: DataSpec, runs_dir: Path, images: str = "") -> Loaded | None:
+    """Return the teacher that `model.teacher` names, or None where one must be trained first.
+
+    The name is a path to a run or model file, or MODULE:FUNCTION. Else it is an architecture: of
+    that the newest finished teacher on the same data set and validation split is taken, or, for
+    ImageNet, torchvision's weights. Raises ConfigError or CheckpointError.
+    """
+    name = config.model.teacher
+    path = existing_path(name)
+    check_from_elsewhere(config.model, path)
+    if path is not None:
+        if path.is_dir():
+            loaded = networks.read_of_run(open_run(path, runs_dir), spec)
+        else:
+            loaded = networks.read(path, spec, config.model.stem)
+        return renormalised(loaded, config, spec)
+    if is_function(name):
+        return renormalised(build_teacher(config.model), config, spec)
+    check_architecture(name)
+    run = newest_teacher(config, runs_dir, images)
+    if run is not None:
+        return networks.read_of_run(run, spec)
+    if config.data.name == PRETRAINED_ON:
+        return networks.pretrained(name, spec)
+    return None
+
+
+def newest_teacher(config: Config, runs_dir: Path, images: str = "") -> Run | None:
+    """Return the teacher that finished last, of those that saw the same training images.
+
+    `images`: the `fingerprint` of data of one's own, "" where it is not known. A teacher of before
+    fingerprints were kept counts as one of any images.
+    """
+    fitting = []
+    for run in all_runs(runs_dir, "teacher", config.data.name):
+        status = run.status()
+        same = (
+            status.get("state") == "finished"
+            and status.get("model") == config.model.teacher
+            and status.get("validation_fraction") == config.data.validation_fraction
+            and status.get("test_fraction") in (None, config.data.test_fraction)
+            and (not images or status.get(IMAGES) in (None, images))
+        )
+        if same:
+            fitting.append(run)
+    return max(fitting, key=lambda run: run.time_of("finished"), default=None)
+
+
+def teacher_config(config: Config) -> Config:
+    """Return the settings of a teacher for the student of `config`: its recipe, same images."""
+    name = config.model.teacher_recipe or registry.DATASETS[config.data.name].teacher_recipe
+    flat = config.flat()
+    shared = {key: flat[key] for key in keys_where(lambda policy: policy.teacher)}
+    return recipe.resolve([recipe.read(name), recipe.Layer("student's settings", shared)])
+
+
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class RecordedTeacher:
+    """What environment.json says of a run's teacher: where it lay, what it was, its SHA-256."""
+
+    source: str
+    model: str
+    sha256: str
+
+
+def recorded_teacher(run: Run) -> RecordedTeacher | None:
+    """Return what `run` recorded of its teacher; None where it learned from none."""
+    entry: Any = run.environment().get(TEACHER)
+    if not isinstance(entry, dict):
+        return None
+    return RecordedTeacher(*(str(entry.get(name, "")) for name in ("source", "model", "sha256")))
+
+
+def teacher_name(run: Run) -> str | None:
+    """Return the architecture of the run's teacher, None where it had none."""
+    recorded = recorded_teacher(run)
+    return recorded.model if recorded else None
+
+
+def read_run_teacher(run: Run, spec: DataSpec) -> Loaded | None:
+    """Read the network that `run` learned from; None where it learned from none.
+
+    Raises CheckpointError where its file is gone, does not fit, or is not the one of then.
+    """
+    recorded = recorded_teacher(run)
+    if recorded is None:
+        return None
+    if is_function(recorded.model):
+        raise CheckpointError(
+            f"the teacher of {run.folder} is built by {recorded.model}, code that a run never "
+            "imports by itself"
+        )
+    config = run.config()
+    found = networks.read(_file_of(run, recorded), spec, config.model.stem)
+    loaded = fitting_teacher(renormalised(found, config, spec), spec)
+    if loaded.sha256 != recorded.sha256:
+        raise CheckpointError(
+            f"{recorded.source}, the teacher of {run.folder}, has changed since that run began. "
+            "Put the old file back, or begin a new run with --resume never"
+        )
+    return loaded
+
+
+def _file_of(run: Run, recorded: RecordedTeacher) -> Path:
+    """Return the teacher's file; where it is gone, that of a teacher beside with the same hash."""
+    path = Path(recorded.source)
+    if not path.is_file():
+        # runs/student/digits/NAME: the folder of all runs may have been moved as a whole
+        for runs_dir in run.folder.resolve().parents[2:3]:
+            for other in all_runs(runs_dir, "teacher"):
+                if recorded.sha256 and other.status().get("sha256") == recorded.sha256:
+                    return other.model_file
+    return path
+
+
+def keep_teacher(run: Run, context: Context, found: Loaded) -> Loaded:
+    """Return the teacher that `run` began with; where it begins now, record `found` as that.
+
+    Raises CheckpointError where an earlier teacher's file is gone or has changed.
+    """
+
+    def keep() -> Loaded:
+        before = recorded_teacher(run)
+        if before is None or before.sha256 == found.sha256:
+            record = RecordedTeacher(found.source, found.name, found.sha256)
+            run.update_environment(teacher=asdict(record))
+            return found
+        earlier = read_run_teacher(run, context.dataset.spec)
+        assert earlier is not None, "one was recorded"
+        context.progress.say(f"teacher: {earlier.source} instead, which the run began with")
+        return earlier
+
+    kept = context.runtime.on_main(keep)
+    freeze(kept.model)
+    return kept
+
+
+def teacher_to_count(run: Run, context: Context) -> Loaded | None:
+    """Return the run's teacher for counting its operations; None where it had none.
+
+    What an ANN costs does not depend on its weights. So where they can't be read any more, an
+    untrained network of the same architecture serves, with a warning.
+    """
+    recorded = recorded_teacher(run)
+    if recorded is None:
+        return None
+    try:
+        loaded = read_run_teacher(run, context.dataset.spec)
+    except CheckpointError as error:
+        context.progress.warn(f"{error}; the operations of an untrained {recorded.model} serve")
+        loaded = _untrained(recorded, context)
+    if loaded is not None:
+        context.runtime.place(freeze(loaded.model))
+    return loaded
+
+
+def _untrained(recorded: RecordedTeacher, context: Context) -> Loaded | None:
+    try:
+        return networks.untrained(recorded.model, context.dataset.spec, context.config)
+    except ConfigError as error:
+        context.progress.warn(f"the teacher's energy is left out: {error}")
+        return None

@@ -1,1 +1,0 @@
-"""What every command needs first: device, processes, seeds, requests to stop."""

@@ -1,1 +1,0 @@
-"""Which teacher a student learns from, and whether it fits."""

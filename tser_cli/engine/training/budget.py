@@ -1,0 +1,242 @@
+"""How much energy weighs in the loss, so that a training ends at its energy budget.
+
+The loss is the method's + multiplier x energy / budget, and the multiplier is found on the way, by
+dual ascent with a proportional part, as the gradient of an augmented Lagrangian has it (Nocedal and
+Wright, Numerical Optimization, 2006, chapter 17): with the excess e = energy / target - 1,
+
+    integral   <- max(0, integral + RATE e / steps)
+    multiplier  = loss max(0, integral + PROPORTIONAL e)
+
+`energy` is a running mean; `loss`, the method's before the first pressure, makes the constants fit
+methods whose losses differ in size. Pure arithmetic on Python floats: equal steps give equal bits.
+
+Train to an energy budget: what it is in pJ, whether it can be kept, and how a run follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tser_cli.base.errors import ConfigError
+from tser_cli.energy.counts import Counts
+from tser_cli.energy.joules import ann_macs, operations, priced, stem_energy
+from tser_cli.energy.prices import (
+    DEFAULT_PROFILE,
+    INT8_PROFILE,
+    Profile,
+    check_precision,
+    load_profile,
+)
+from tser_cli.engine.runs.networks import counting_of
+from tser_cli.engine.runs.runtime import Runtime
+from tser_cli.models.base import Classifier
+from tser_cli.settings.config import FLOAT_BITS, Config
+from tser_cli.settings.fields import joules, parse_budget
+
+# Choices of ours, as shares of the training's steps. The free energy is measured first; from there
+# the target falls in equal ratios to the budget, and stays there while the learning rate decays.
+FREE, ANNEALED = 0.2, 0.65
+WINDOW = 0.01  # of the running means
+RATE, PROPORTIONAL = 40.0, 2.0
+LARGEST_EXCESS = 1.0
+MARGIN = 0.015  # aimed below the budget, for images that were not seen
+# When the energy in eval mode is compared with that in training.
+CALIBRATIONS = (0.5, 0.65, 0.75, 0.8, 0.85, 0.9, 0.95)
+
+
+@dataclass
+class BudgetController:
+    """Find the multiplier of the energy, step by step.
+
+    `budget_pj`: what an image may cost in eval mode. `steps`: of the whole training. `done`: steps
+    behind. `mean_pj`: running mean of the energy in training mode; `free_pj`, `free_loss`: what
+    energy and loss were before the target began to fall. `ratio`: energy in eval mode / in training
+    mode.
+    """
+
+    budget_pj: float
+    steps: int
+    done: int = 0
+    mean_pj: float = 0.0
+    free_pj: float = 0.0
+    free_loss: float = 0.0
+    integral: float = 0.0
+    ratio: float = 1.0
+
+    @property
+    def aim_pj(self) -> float:
+        """Return the energy in training mode at which eval mode is just below the budget."""
+        return self.budget_pj * (1.0 - MARGIN) / self.ratio
+
+    @property
+    def target_pj(self) -> float:
+        """Return what an image may cost in training mode at this step."""
+        if self._free:
+            return max(self.mean_pj, self.aim_pj)
+        passed = min((self.done / self.steps - FREE) / (ANNEALED - FREE), 1.0)
+        over = max(self.free_pj / self.aim_pj, 1.0)
+        return float(self.aim_pj * over ** (1.0 - passed))
+
+    @property
+    def multiplier(self) -> float:
+        """Return the weight of energy / budget in the loss; 0 to begin with."""
+        if self._free:
+            return 0.0
+        return self.free_loss * max(0.0, self.integral + PROPORTIONAL * self._excess)
+
+    @property
+    def calibration_due(self) -> bool:
+        """Return whether the energy in eval mode is wanted after this step."""
+        return any(round(share * self.steps) == self.done for share in CALIBRATIONS)
+
+    @property
+    def _free(self) -> bool:
+        return self.done < max(1, round(FREE * self.steps))
+
+    @property
+    def _excess(self) -> float:
+        return min(self.mean_pj / self.target_pj - 1.0, LARGEST_EXCESS)
+
+    def update(self, energy_pj: float, loss: float) -> None:
+        """Take in the mean energy of an image in this step, and the loss."""
+        free, self.done = self._free, self.done + 1
+        share = 1.0 / min(self.done, max(5.0, WINDOW * self.steps))
+        self.mean_pj += share * (energy_pj - self.mean_pj)
+        if free:
+            self.free_pj = self.mean_pj
+            self.free_loss += share * (abs(loss) - self.free_loss)
+        else:
+            self.integral = max(0.0, self.integral + RATE / self.steps * self._excess)
+
+    def calibrate(self, energy_pj: float) -> None:
+        """Take in the energy in eval mode, now."""
+        self.ratio = energy_pj / self.mean_pj
+
+    def state(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class EnergyBudget:
+    """What an image may cost; `macs`: what it costs in any case, multiply-accumulates an image."""
+
+    pj: float
+    macs: int
+    profile: Profile
+
+    def energy(self, accumulates: Tensor) -> Tensor:
+        """Price the accumulates of an image: pJ."""
+        energy: Tensor = priced(self.macs, accumulates, self.profile)
+        return energy
+
+
+@dataclass
+class EnergyControl:
+    """A controller, and what gives it the energy of eval mode, in pJ, on images."""
+
+    controller: BudgetController
+    measure: Callable[[], float]
+
+    def follow(self, values: dict[str, Tensor], images: int, runtime: Runtime) -> None:
+        """Take in a step on `images` images of this process; calibrate where that is due."""
+        shares = [float(values[name]) * images for name in ("energy_pj", "loss")]
+        sums = runtime.sum(torch.tensor([*shares, images], dtype=torch.float64)).tolist()
+        self.controller.update(sums[0] / sums[2], sums[1] / sums[2])
+        if self.controller.calibration_due:
+            self.controller.calibrate(self.measure())
+
+    def keeps_budget(self) -> bool:
+        """Return whether the network as it is now keeps the budget in eval mode."""
+        return self.measure() <= self.controller.budget_pj
+
+    def columns(self) -> dict[str, Any]:
+        """Return what a row of metrics.csv says of it at the end of an epoch."""
+        return {
+            "energy_budget_pj": self.controller.target_pj,
+            "energy_multiplier": self.controller.multiplier,
+        }
+
+
+def make_control(
+    budget: EnergyBudget | None, measure: Callable[[], float], steps: int
+) -> EnergyControl | None:
+    """Return what holds a training of so many steps to `budget`; None where there is none."""
+    return None if budget is None else EnergyControl(BudgetController(budget.pj, steps), measure)
+
+
+def profile_of(config: Config, asked: str = "") -> Profile:
+    """Return the profile that charges a student: by its settings, or by the bits of its weights.
+
+    `asked`: one that was named for this measurement, which is taken as it is. Raises ConfigError
+    for a profile that is unknown or damaged, and for one of the settings that is for narrower
+    weights.
+    """
+    if asked:
+        return load_profile(asked)
+    bits = config.model.weight_bits
+    by_bits = DEFAULT_PROFILE if bits == FLOAT_BITS else INT8_PROFILE
+    profile = load_profile(config.energy.profile or by_bits)
+    check_precision(profile, bits, assume_int8=False)
+    return profile
+
+
+def settle_budget(
+    config: Config, model: Classifier, image_shape: tuple[int, int, int]
+) -> EnergyBudget:
+    """Return the budget of `config.energy`.
+
+    Raises ConfigError where `model` can't be held to it.
+    """
+    if model.input_kinds() is None:
+        raise ConfigError(
+            f"energy.budget: the network {config.model.student} does not say what feeds its "
+            "layers; give it a method input_kinds(), which the training of energy rests on"
+        )
+    if config.performance.compile == "on":
+        raise ConfigError("energy.budget does not go with performance.compile = on; leave it auto")
+    profile = profile_of(config)
+    counts = count_silence(model, image_shape, config.model.timesteps)
+    budget = EnergyBudget(
+        parse_budget(config.energy.budget, "energy.budget").in_pj(
+            ann_macs(counts) * profile.mac_pj
+        ),
+        int(operations(counts)[0].sum()),
+        profile,
+    )
+    check_reach(config.energy.budget, budget, counts)
+    return budget
+
+
+@torch.no_grad()
+def count_silence(model: Classifier, image_shape: tuple[int, int, int], timesteps: int) -> Counts:
+    """Count one black image in eval mode, for what does not depend on the data."""
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    with counting_of(model, timesteps) as counter:
+        model(torch.zeros(1, *image_shape, device=device), timesteps)
+    model.train(was_training)
+    return counter.counts()
+
+
+def check_reach(text: str, budget: EnergyBudget, counts: Counts) -> None:
+    """Raise ConfigError for a budget below what costs energy without a spike, or above the ANN."""
+    profile = budget.profile
+    least, most = budget.macs * profile.mac_pj, ann_macs(counts) * profile.mac_pj
+    if budget.pj <= least:
+        stem = stem_energy(counts, profile)["once" if counts.stem_once else "per_step"]
+        raise ConfigError(
+            f"energy.budget = {text}: {joules(budget.pj)} is not more than the {joules(least)} "
+            f"that an image costs without a single spike ({joules(stem)} of it in the stem, "
+            f"profile {profile.name}); allow more, or choose another model.stem"
+        )
+    if budget.pj > most:
+        raise ConfigError(
+            f"energy.budget = {text}: {joules(budget.pj)} is more than the {joules(most)} of the "
+            f"ANN of the same shape (profile {profile.name}); allow less, or set no budget"
+        )

@@ -1,0 +1,377 @@
+"""One training as a run: its folder is opened, the network trained, measured, and recorded.
+
+The line before a training: what will happen.
+
+Compute a teacher's logits once for the whole training, where its images never change.
+
+The energy of a student in training when in eval mode, on images other than the test's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import datetime
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tser_cli.base.errors import Interrupted, NonFiniteError
+from tser_cli.base.progress import Progress
+from tser_cli.data.loaders import Split, build_eval_loader, build_train_loader
+from tser_cli.data.transforms import check_augmentation
+from tser_cli.energy.joules import mean_energy
+from tser_cli.energy.table import Labels
+from tser_cli.engine.evaluation.energy import EnergyReport, Price, write_energy
+from tser_cli.engine.evaluation.evaluate import Evaluation, evaluate_split, keep_answers
+from tser_cli.engine.runs import find, networks
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.networks import Loaded
+from tser_cli.engine.runs.opened import CheckStop, Context, Options, make_check_stop
+from tser_cli.engine.runs.record import RESULT, RunResult
+from tser_cli.engine.runs.runtime import Runtime, seed_everything, teacher_seed
+from tser_cli.engine.runs.stop import StopRequest
+from tser_cli.engine.training.budget import EnergyBudget, make_control, profile_of
+from tser_cli.engine.training.checkpointing import take_run
+from tser_cli.engine.training.loop import fit
+from tser_cli.engine.training.optimizer import share_gradients, share_statistics
+from tser_cli.engine.training.settle import compile_networks, largest_batch
+from tser_cli.engine.training.state import Row, TrainingJob
+from tser_cli.engine.training.task import Task, classification, distillation, teach
+from tser_cli.report import plots
+from tser_cli.report.csv_files import per_timestep_csv
+from tser_cli.settings.config import Config, method_label
+
+
+def teacher_task(context: Context) -> Task:
+    """Build the ANN to train; its first weights are a function of the seed, unlike a student's.
+
+    Raises ConfigError for an augmentation that could hide whole images.
+    """
+    config = context.config
+    check_augmentation(config.augment, context.dataset.spec)
+    seed_everything(teacher_seed(config.training.seed), config.training.deterministic)
+    model = networks.build(config.model.teacher, context.dataset.spec, config, spiking=False)
+    return classification(model, config)
+
+
+def student_task(context: Context, teacher: Loaded | None) -> Task:
+    """Build the SNN to train and what it learns from; its first weights are those of the seed.
+
+    Raises ConfigError where the method compares features that do not match, for an energy budget
+    that can't be kept, for a cost profile that can't be used, and for an augmentation that could
+    hide whole images.
+    """
+    config, spec = context.config, context.dataset.spec
+    profile_of(config)  # a run ends with it
+    check_augmentation(config.augment, spec)
+    seed_everything(config.training.seed, config.training.deterministic)
+    model = networks.build(config.model.student, spec, config, spiking=True)
+    if teacher is not None:
+        context.runtime.place(teacher.model)
+    return distillation(model, teacher.model if teacher else None, config, spec.image_shape)
+
+
+def settle_batch_size(task: Task, kind: str, context: Context, options: Options) -> Context:
+    """Return `context` with a batch size: its own, an unfinished run's, or the largest that fits.
+
+    The task is left as it was: measuring what fits does not change its weights.
+    """
+    config = context.config
+    if config.training.batch_size:
+        return context
+
+    def begun() -> int:
+        if options.resume == "never":
+            return 0
+        must = options.resume == "must"
+        like = find.begun_like(options.runs_dir, kind, config, must)
+        return like.training.batch_size if like else 0
+
+    size = context.runtime.on_main(begun) or largest_batch(task, context)
+    context.progress.say(f"batch size: {size} images over all processes; lr stays as it is")
+    return replace(context, config=config.updated({"training.batch_size": size}))
+
+
+@contextmanager
+def open_for_training(
+    kind: str, context: Context, options: Options
+) -> Iterator[tuple[Run, StopRequest]]:
+    """Hold a locked run folder, new or taken up again, and record how the block ended.
+
+    Rank 0 chooses, locks and writes; the other processes are told.
+    """
+    runtime = context.runtime
+    with ExitStack() as held:
+        run, resumed = runtime.on_main(lambda: take_run(kind, context, options, held))
+        context.progress.say(f"{'going on with' if resumed else 'run folder:'} {run.folder}")
+        with recording_end(run, runtime, context.progress) as stop:
+            yield run, stop
+
+
+@contextmanager
+def recording_end(run: Run, runtime: Runtime, progress: Progress) -> Iterator[StopRequest]:
+    """Record in status.json how the block ended; give it the request to stop by a signal."""
+    with StopRequest(progress.warn) as stop:
+        began = time.monotonic()
+        try:
+            with runtime.naming_failed_process():
+                yield stop
+                if runtime.is_main:
+                    _record_end(run, began)
+        except BaseException as error:
+            progress.end()
+            if runtime.is_main:
+                _record_failure(run, error)
+            raise
+
+
+def _record_end(run: Run, began: float) -> None:
+    # "finished" comes last: nobody takes such a run up again, to clear away what a kill left
+    before = float(run.environment().get("wall_seconds", 0.0))
+    run.update_environment(wall_seconds=before + time.monotonic() - began)
+    now = datetime.now().astimezone().isoformat(timespec="microseconds")
+    run.update_status(state="finished", finished=now)
+
+
+def _record_failure(run: Run, error: BaseException) -> None:
+    interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
+    try:
+        run.update_status(
+            state="stopped" if interrupted else "failed",
+            why=str(error) or type(error).__name__,
+            resumable=not isinstance(error, NonFiniteError),
+        )
+    except Exception as second:
+        # The first error is the one to tell; the disk that refuses this note is often its cause.
+        error.add_note(f"status.json could not be written either: {second}")
+
+
+def train(task: Task, context: Context, run: Run, stop: StopRequest) -> list[Row]:
+    """Place the networks on the device and train; return the rows of metrics.csv."""
+    config, runtime = context.config, context.runtime
+    network = runtime.place(task.network)
+    loader = build_train_loader(
+        context.dataset, config, rank=runtime.rank, world=runtime.world, device=runtime.device
+    )
+    if keeps_logits(task, config, loader.deterministic_train, runtime.world):
+        check_stop = make_check_stop(stop, runtime)
+        task.teacher_logits_MK = compute_teacher_logits(task, context, check_stop)
+    compile_networks(task, config, runtime.device, loader.images)
+    shape = context.dataset.spec.image_shape
+    task.network = share_gradients(network, runtime, shape, task.timesteps)
+    context.progress.say(announcement(config, task.model.spiking, loader))
+    validate = make_validation(task, context, stop) if config.data.validation_fraction else None
+    steps = loader.steps_per_epoch * config.training.epochs
+    control = make_control(task.budget, measure_eval_energy(task, context), steps)
+    return fit(
+        TrainingJob(task, loader, config, run, runtime, context.progress, stop, validate, control)
+    )
+
+
+def make_validation(task: Task, context: Context, stop: StopRequest) -> Callable[[], float]:
+    """Return a function that measures the accuracy on the held-out training images."""
+    return lambda: (
+        evaluate_split(task.model, context, "validation", task.timesteps, stop=stop).accuracy
+    )
+
+
+def finish(
+    run: Run,
+    context: Context,
+    task: Task,
+    epochs: list[Row],
+    teacher: Loaded | None,
+    stop: StopRequest,
+) -> RunResult:
+    """Save the weights, measure on the test images in one pass, write the tables and the result.
+
+    `epochs`: the rows of metrics.csv. All processes measure; rank 0 writes.
+    """
+    model = task.model
+    evaluation = evaluate_split(
+        model,
+        context,
+        "test",
+        task.timesteps,
+        teacher.model if teacher else None,
+        stop,
+        count=model.spiking,
+    )
+    if model.spiking:
+        keep_answers(run, model, context, evaluation, stop)
+    return context.runtime.on_main(
+        lambda: _write_results(run, context, task, evaluation, epochs, teacher)
+    )
+
+
+def _write_results(
+    run: Run,
+    context: Context,
+    task: Task,
+    evaluation: Evaluation,
+    epochs: list[Row],
+    teacher: Loaded | None,
+) -> RunResult:
+    config, spec, spiking = context.config, context.dataset.spec, task.model.spiking
+    name = config.model.student if spiking else config.model.teacher
+    metadata = networks.describe(name, spec, config, spiking=spiking)
+    digest = networks.write(run.model_file, task.model, metadata)
+    labels = row_labels(run, config, "test", name, teacher.name if teacher else None)
+    rows = evaluation.rows()
+    per_timestep_csv(run.folder / "per_timestep.csv", rows, labels)
+    figure = run.folder / "figures" / "per_timestep"
+    plots.plot_per_timestep(figure, rows, run.name, str(labels["method"]))
+    energy = None
+    if evaluation.counts is not None:
+        of_run = Labels(run.name, config.data.name, digest, config.training.precision)
+        price = Price(profile_of(config), teacher)
+        energy = write_energy(run.folder / "energy.csv", evaluation, of_run, price, context)
+    result = _result(run, config, labels, evaluation, epochs, energy, task.budget)
+    run.update_status(
+        model=name,
+        dataset=config.data.name,
+        validation_fraction=config.data.validation_fraction,
+        sha256=digest,
+        **{RESULT: result.to_json()},
+    )
+    return result
+
+
+def _result(
+    run: Run,
+    config: Config,
+    labels: dict[str, str | None],
+    evaluation: Evaluation,
+    epochs: list[Row],
+    energy: EnergyReport | None,
+    budget: EnergyBudget | None,
+) -> RunResult:
+    held_out = [row["validation_accuracy"] for row in epochs]
+    student = labels["student"] is not None
+    return RunResult(
+        folder=run.folder,
+        kind=run.kind,
+        model=str(labels["student"] if student else labels["teacher"]),
+        dataset=config.data.name,
+        method=str(labels["method"]),
+        timesteps=evaluation.timesteps,
+        images=evaluation.images,
+        accuracy=evaluation.accuracy,
+        teacher=labels["teacher"] if student else None,
+        teacher_accuracy=evaluation.teacher_accuracy,
+        best_validation_accuracy=max((x for x in held_out if x is not None), default=None),
+        energy_pj=energy.energy_pj if energy else None,
+        energy_budget_pj=budget.pj if budget else None,
+        energy_budget_kept=energy.energy_pj <= budget.pj if energy and budget else None,
+        ann_energy_pj=float(energy.document["totals"]["ann_energy_pj"]) if energy else None,
+        seconds=sum(row["seconds"] for row in epochs),
+        per_timestep=tuple(evaluation.rows()),
+        against_ann=energy.document["against_ann"] if energy else None,
+    )
+
+
+def row_labels(
+    run: Run, config: Config, split: str, name: str, teacher: str | None
+) -> dict[str, str | None]:
+    """Return the columns of per_timestep.csv that name the run."""
+    student = run.kind == "student"
+    return {
+        "run": run.name,
+        "dataset": config.data.name,
+        "split": split,
+        "method": method_label(config) if student else "ce",
+        "teacher": teacher if student else name,
+        "student": name if student else None,
+    }
+
+
+class Sized(Protocol):
+    """What a loader of training images says of its size."""
+
+    @property
+    def images(self) -> int:
+        """Images of an epoch."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch."""
+
+
+def announcement(config: Config, spiking: bool, loader: Sized) -> str:
+    """Return what is trained, by what, for how long, and how to stop."""
+    model, training = config.model, config.training
+    what = f"{model.teacher}, an ANN to teach from"
+    if spiking:
+        steps = f"{model.timesteps} time step{'s' if model.timesteps > 1 else ''}"
+        what = f"{model.student}, spiking, with {steps}, by {method_label(config)}"
+    return (
+        f"training {what}: {training.epochs} epochs of {loader.steps_per_epoch:,} steps on "
+        f"{loader.images:,} images of {config.data.name}, then a test on images kept apart. "
+        "Ctrl-C stops it, and the same command goes on"
+    )
+
+
+BATCH = 256
+
+
+def keeps_logits(task: Task, config: Config, deterministic: bool, world: int) -> bool:
+    """Return whether to compute the teacher's logits once: where images never change, and it pays.
+
+    Every process computes all of them, so that it would not pay with more processes than epochs.
+    """
+    return (
+        config.performance.keep_teacher_logits
+        and task.teacher is not None
+        and task.teacher_tap is None
+        and deterministic
+        and config.training.epochs > world
+    )
+
+
+@torch.no_grad()
+def compute_teacher_logits(task: Task, context: Context, check_stop: CheckStop) -> Tensor:
+    """Return the teacher's logits of all training images, [M, K] by index; zeros for others.
+
+    The order and the batches never change, so that a resumed run has the same bits. `check_stop` is
+    called after each batch, and may raise.
+    """
+    assert task.teacher is not None
+    runtime, dataset = context.runtime, context.dataset
+    config = context.config.updated({"training.eval_batch_size": BATCH})
+    teacher_logits_MK = torch.zeros(
+        len(dataset.train), dataset.spec.num_classes, device=runtime.device
+    )
+    for batch in build_eval_loader(dataset, "train", config):
+        with runtime.autocast():
+            logits_NK = teach(task.teacher, runtime.images(batch.images_NCHW))
+        teacher_logits_MK[batch.indices_N.to(runtime.device)] = logits_NK
+        check_stop()
+    return teacher_logits_MK
+
+
+IMAGES = 512
+
+
+def measure_eval_energy(task: Task, context: Context) -> Callable[[], float]:
+    """Return a function that counts and prices some held-out images, or else training images: pJ.
+
+    Every process measures, and rank 0's count of all of them is what each returns.
+    """
+    split: Split = "validation" if context.config.data.validation_fraction else "train"
+
+    def measure() -> float:
+        budget = task.budget
+        assert budget is not None, "only a budget asks for it"
+        share_statistics(task.network, context.runtime)
+        found = evaluate_split(
+            task.model, context, split, task.timesteps, count=True, images=IMAGES
+        )
+        counts = found.counts
+        assert counts is not None, "a counted pass"
+        return mean_energy(counts, budget.profile)
+
+    return measure

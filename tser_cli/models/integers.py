@@ -1,0 +1,312 @@
+"""Weights as integers of a few bits: one symmetric scale per output channel.
+
+w = scale_o * integer, with integers from -m to m, m = 2^(bits - 1) - 1, scale_o = max |w_o| / m.
+A norm behind a convolution multiplies the scale of each channel and leaves the integers as they
+are, so that training with quantised weights sees what inference with folded norms computes.
+Gradients pass the rounding as if it were not there (straight-through; Bengio et al., 2013, arXiv
+1308.3432). Symmetric weights per channel: Krishnamoorthi, 2018, arXiv 1806.08342.
+
+Inference with integers: uint8 spikes times int8 weights, summed in int32.
+
+On x86 CPUs oneDNN's int8 convolutions do it (VNNI instructions where the CPU has them); elsewhere
+float32 convolutions of the same integers, whose sums stay below 2^24 and are therefore exact. A sum
+times its channel's scale, plus the folded bias, is the membrane input in fp32.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tser_cli.base.errors import ConfigError
+from tser_cli.models.base import Classifier
+from tser_cli.models.savings import convolutions_with_norm
+from tser_cli.settings.config import FLOAT_BITS
+
+EDGE_BITS = 8  # of what reads the image and of what gives the logits, whatever the rest has
+CLIPS = tuple(1.0 - 0.02 * step for step in range(26))  # of the largest weight, down to a half
+
+
+def largest_integer(bits: int) -> int:
+    """2^(bits-1) - 1: the range is symmetric, without the most negative integer."""
+    return (1 << (bits - 1)) - 1
+
+
+def scale_of(weight: Tensor, bits: int) -> Tensor:
+    """[O, ...] -> [O]: the largest magnitude of each output channel becomes the largest integer.
+
+    In float32 whatever the weights are in, so that a float64 copy of a network has the same
+    integers. A channel of zeros has scale 1.
+    """
+    largest_O = weight.detach().float().abs().flatten(1).amax(1)
+    return torch.where(largest_O > 0, largest_O / largest_integer(bits), torch.ones_like(largest_O))
+
+
+def integers_of(weight: Tensor, scale_O: Tensor, bits: int) -> Tensor:
+    """Return the nearest integers of `weight` in units of `scale_O`, clipped to the range, in
+    float32.
+    """
+    limit = largest_integer(bits)
+    units = weight.detach().float() / _by_channel(scale_O, weight)
+    integers: Tensor = units.round().clamp(-limit, limit)
+    return integers
+
+
+def quantised(weight: Tensor, bits: int) -> Tensor:
+    """`weight` rounded to its integers; its gradient is that of the result."""
+    scale_O = scale_of(weight, bits)
+    integers = integers_of(weight, scale_O, bits).to(weight.dtype)
+    rounded = integers * _by_channel(scale_O, weight).to(weight.dtype)
+    return weight + (rounded - weight).detach() if weight.requires_grad else rounded
+
+
+def best_scale(weight: Tensor, bits: int) -> Tensor:
+    """[O]: the scale of least squared error among those that clip up to half of the range."""
+    widest_O = scale_of(weight, bits)
+    best_O, least_O = widest_O, torch.full_like(widest_O, torch.inf)
+    for clip in CLIPS:
+        scale_O = widest_O * clip
+        rounded = integers_of(weight, scale_O, bits) * _by_channel(scale_O, weight)
+        error_O = (rounded - weight).square().flatten(1).sum(1)
+        best_O = torch.where(error_O < least_O, scale_O, best_O)
+        least_O = torch.minimum(error_O, least_O)
+    return best_O
+
+
+def _by_channel(values_O: Tensor, weight: Tensor) -> Tensor:
+    """[O] in a shape that multiplies [O, ...]."""
+    return values_O.view(-1, *(1 for _ in weight.shape[1:]))
+
+
+class QuantisedConv2d(nn.Conv2d):
+    """A convolution that rounds its weights at every call; the parameter stays a float."""
+
+    bits: int
+    weight_bytes = 1  # as they are stored for inference, those of 4 bits too
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = quantised(self.weight, self.bits)
+        result: Tensor = self._conv_forward(input, weight, self.bias)
+        return result
+
+
+class QuantisedLinear(nn.Linear):
+    """A linear layer that rounds its weights at every call; the parameter stays a float."""
+
+    bits: int
+    weight_bytes = 1  # as they are stored for inference, those of 4 bits too
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, quantised(self.weight, self.bits), self.bias)
+
+
+QUANTISED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: QuantisedConv2d,
+    nn.Linear: QuantisedLinear,
+}
+
+
+def quantise(model: Classifier, bits: int) -> Classifier:
+    """Turn every convolution and linear layer of `model` into its quantised kind, in place.
+
+    32 bits leave it as it is. Parameters and their names stay. The first convolution and the last
+    linear layer keep 8 bits where `bits` is less: what they read or give is not spikes. Raises
+    ConfigError for weights in other layers, which would stay floats and be charged as integers.
+    """
+    if bits == FLOAT_BITS:
+        return model
+    _check_layers(model)
+    layers = [module for module in model.modules() if type(module) in QUANTISED]
+    for layer in layers:
+        edge = layer is layers[0] or layer is layers[-1]
+        # the class alone: parameters, hooks and the optimizer's references stay
+        layer.__class__ = QUANTISED[type(layer)]
+        assert isinstance(layer, QuantisedConv2d | QuantisedLinear)
+        layer.bits = max(bits, EDGE_BITS) if edge else bits
+    return model
+
+
+def _check_layers(model: Classifier) -> None:
+    for name, module in model.named_modules():
+        if type(module) in (*QUANTISED, *QUANTISED.values()):
+            continue
+        if any(weight.ndim > 1 for weight in module.parameters(recurse=False)):
+            raise ConfigError(
+                f"model.weight_bits: {name or 'the network'} ({type(module).__name__}) has weights "
+                "that can't be rounded; only those of nn.Conv2d and nn.Linear can. Use 32"
+            )
+
+
+@torch.no_grad()
+def round_weights_(model: Classifier) -> None:
+    """Replace the weights of quantised layers by rounded ones, with the scale of least error.
+
+    For weights that were not trained quantised. Rounding them again changes nothing: the largest
+    integer is met in every channel.
+    """
+    for layer in model.modules():
+        if isinstance(layer, QuantisedConv2d | QuantisedLinear):
+            scale_O = best_scale(layer.weight, layer.bits)
+            rounded = integers_of(layer.weight, scale_O, layer.bits)
+            layer.weight.copy_(rounded * _by_channel(scale_O, layer.weight))
+
+
+# 16 images of 32 x 32: with ResNet-18 and T = 4, 8 to 32 were equally fast, 64 a third slower
+PIXELS = 16 * 32 * 32
+
+
+class IntegerConv2d(nn.Conv2d):
+    """A quantised convolution with its norm folded into scale and bias; for inference alone.
+
+    `reads_integers`: its input is spikes, or sums of them below 256. An image is convolved in fp32.
+    """
+
+    weight_bytes = 1
+    integers: Tensor
+    scale_O: Tensor
+    bias: nn.Parameter
+
+    def __init__(self, source: QuantisedConv2d, norm: nn.BatchNorm2d, reads_integers: bool) -> None:
+        super().__init__(
+            source.in_channels,
+            source.out_channels,
+            (source.kernel_size[0], source.kernel_size[1]),
+            (source.stride[0], source.stride[1]),
+            _padding(source),
+            (source.dilation[0], source.dilation[1]),
+            source.groups,
+        )
+        scale_O = scale_of(source.weight, source.bits)
+        integers = integers_of(source.weight.detach(), scale_O, source.bits)
+        factor_O, shift_O = norm_constants(norm)
+        bias_O = shift_O if source.bias is None else shift_O + source.bias * factor_O
+        self.reads_integers = reads_integers
+        self.register_buffer("integers", integers.to(torch.int8))
+        self.register_buffer("scale_O", scale_O * factor_O)
+        weight = integers * (scale_O * factor_O).view(-1, 1, 1, 1)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias_O.detach().clone(), requires_grad=False)
+        self._packed: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.reads_integers:
+            return super().forward(input)
+        if input.device.type == "cpu" and kernels_serve():
+            return self._fast(input)
+        return self.accumulated(input) * self.scale_O.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+    def accumulated(self, spikes: Tensor) -> Tensor:
+        """Return the integer sums, as exact float32 numbers: the reference of the fast kernels."""
+        return F.conv2d(
+            spikes.float(),
+            self.integers.float(),
+            None,
+            self.stride,
+            _padding(self),
+            self.dilation,
+            self.groups,
+        )
+
+    def _fast(self, spikes: Tensor) -> Tensor:
+        if self._packed is None:
+            self._packed = _packed(self.integers, self.scale_O, self)
+        return _convolved(spikes, self._packed, self.scale_O, self.bias, self)
+
+
+def _padding(layer: nn.Conv2d) -> tuple[int, int]:
+    assert not isinstance(layer.padding, str)
+    return layer.padding[0], layer.padding[1]
+
+
+def norm_constants(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """(factor, shift) of y = factor x + shift, what a norm in eval mode computes, [O] each."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    factor_O = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
+    return factor_O, norm.bias.detach() - norm.running_mean * factor_O
+
+
+def integer(model: Classifier) -> Classifier:
+    """Return a copy of a network with quantised weights that computes with integers, in eval mode.
+
+    Linear layers, whose input is mostly an average, stay as they are. A network with floating-point
+    weights is returned itself, as is one that does not say what feeds its layers.
+    """
+    if not any(isinstance(module, QuantisedConv2d) for module in model.modules()):
+        return model
+    kinds = model.input_kinds()
+    if kinds is None or not model.norms_follow:
+        return model
+    result = copy.deepcopy(model).eval()
+    names = {module: name for name, module in result.named_modules()}
+    for parent, name, norm_name in convolutions_with_norm(result):
+        convolution, norm = getattr(parent, name), getattr(parent, norm_name)
+        if isinstance(convolution, QuantisedConv2d) and _serves(convolution, norm):
+            reads_integers = kinds[names[convolution]] != "real"
+            setattr(parent, name, IntegerConv2d(convolution, norm, reads_integers))
+            setattr(parent, norm_name, nn.Identity())
+    return result
+
+
+def _serves(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
+    """Return whether `IntegerConv2d` can stand for the two: others keep their rounded floats."""
+    zeros_around = convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
+    return zeros_around and norm.affine and norm.running_var is not None
+
+
+def has_integer_layers(model: nn.Module) -> bool:
+    """Return whether some convolution of `model` computes with integers."""
+    return any(isinstance(module, IntegerConv2d) for module in model.modules())
+
+
+def batch_size(height: int, width: int) -> int:
+    """Return how many images a batch should have: what lies between the layers then fits into
+    caches.
+
+    int8 convolutions are so fast that beyond it the time goes into moving fp32 membrane inputs.
+    """
+    return max(4, PIXELS // (height * width))
+
+
+@lru_cache(maxsize=1)
+def kernels_serve() -> bool:
+    """Return whether oneDNN's int8 convolution is here and gives exact sums on this machine."""
+    convolution = nn.Conv2d(4, 8, 3, padding=1)
+    draw = torch.Generator().manual_seed(0)
+    integers = torch.randint(-127, 128, (8, 4, 3, 3), generator=draw).to(torch.int8)
+    spikes = torch.randint(0, 2, (1, 4, 5, 5), generator=draw).float()
+    ones_O, zeros_O = torch.ones(8), torch.zeros(8)
+    try:
+        packed = _packed(integers, ones_O, convolution)
+        sums = _convolved(spikes, packed, ones_O, zeros_O, convolution)
+    except (AttributeError, RuntimeError):  # no such operator in this build, or for this CPU
+        return False
+    return torch.equal(sums, F.conv2d(spikes, integers.float(), padding=1))
+
+
+def _packed(integers: Tensor, scale_O: Tensor, layer: nn.Conv2d) -> Tensor:
+    """Weights in the order that oneDNN's kernel wants."""
+    sizes = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    packed: Tensor = torch.ops.onednn.qconv_prepack(integers, scale_O, 1.0, 0, *sizes, None)
+    return packed
+
+
+def _convolved(
+    spikes: Tensor, packed: Tensor, scale_O: Tensor, bias_O: Tensor, layer: nn.Conv2d
+) -> Tensor:
+    """scale_O * (integers * spikes) + bias_O, as float32."""
+    result: Tensor = torch.ops.onednn.qconv2d_pointwise(
+        spikes.to(torch.uint8),
+        *(1.0, 0),  # scale and zero point of the spikes
+        packed,
+        scale_O,
+        torch.zeros(len(scale_O), dtype=torch.int32),
+        bias_O,
+        *(layer.stride, layer.padding, layer.dilation, layer.groups),
+        *(1.0, 0, torch.float32),  # of the result
+        *("none", [], ""),  # nothing is applied to it
+    )
+    return result

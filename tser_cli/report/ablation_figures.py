@@ -1,0 +1,401 @@
+"""Figures of an ablation, from its CSVs alone, so that they can be drawn again.
+
+A cell is a row or a point: every seed faint, the mean with its 95 % interval by Student's t.
+
+The figure of frontier.csv: accuracy against energy, with what does not spike beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tser_cli.base.errors import drawable
+from tser_cli.report import style
+from tser_cli.report.csv_files import (
+    ALL_STEPS,
+    ANN,
+    ANN_INT8,
+    EARLY_EXIT,
+    FRONTIER,
+    TEACHER,
+    TEXT,
+    TSNE,
+    axes_of,
+    read_ablation,
+    read_summary,
+    read_table,
+)
+from tser_cli.report.statistics import interval
+from tser_cli.report.style import (
+    LABEL_SIZE,
+    PALETTE,
+    Look,
+    Place,
+    label_points,
+    look_of,
+    save_figure,
+    styled,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+Names = Mapping[str, str]
+Points = list[float]
+METHOD = "method.name"
+AT_T = "accuracy_at_"
+PANELS_A_LINE = 4
+MOST_CLASSES = 20  # more can't be labelled
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The finished runs of one cell, by seed; `key` holds its varied settings as texts."""
+
+    key: tuple[str, ...]
+    label: str
+    look: Look
+    runs: pd.DataFrame
+
+    def percent(self, column: str) -> list[float]:
+        """Return the values of a column in percent, without empty ones."""
+        return [100 * float(value) for value in self.runs[column].dropna()]
+
+
+def draw_all(folder: Path, names: Names) -> list[Path]:
+    """Draw what the tables in `folder` allow, into its figures/; return the files.
+
+    `names` are the short names of the varied settings, by their columns. Raises RunError.
+    """
+    runs = read_ablation(folder / "ablation.csv", list(names))
+    summary = read_summary(folder / "summary.csv")
+    figures = draw_tables(runs, summary, names)
+    points = folder / "tsne.csv"
+    if figures and points.is_file():
+        figures["tsne"] = draw_tsne(read_table(points, TSNE))
+    exits = folder / "frontier.csv"
+    if figures and exits.is_file():
+        table = read_table(exits, FRONTIER, others=TEXT)
+        figures["frontier"] = draw_frontier(table, cells_of(runs, names), list(names))
+    drawn = [save_figure(figures[name], folder / "figures" / name) for name in figures]
+    return [path for paths in drawn for path in paths]
+
+
+def draw_tables(runs: pd.DataFrame, summary: pd.DataFrame, names: Names) -> dict[str, Figure]:
+    """Return the figures of ablation.csv and summary.csv by name; none where nothing finished."""
+    cells = cells_of(runs, names)
+    if not cells:
+        return {}
+    axis = ", ".join(names.values())
+    return {
+        "per_timestep": draw_per_timestep(cells, axis),
+        "accuracy": draw_differences(
+            cells, axis, str(summary["measure"].iloc[0]), baseline_of(summary)
+        ),
+        "energy": draw_energy(cells),
+    }
+
+
+def cells_of(runs: pd.DataFrame, names: Names) -> list[Cell]:
+    """Return the cells that have a finished run, in the table's order.
+
+    A cell of one varied setting is called by its value, `kd`; else `method=kd, timesteps=2`.
+    """
+    finished = runs[runs["state"] == "finished"].set_index("seed")
+    cells = []
+    for key, members in finished.groupby(list(names), sort=False):
+        values = tuple(map(str, key))
+        named = dict(zip(names, values, strict=True))
+        several = ", ".join(f"{names[axis]}={value}" for axis, value in named.items())
+        look = look_of(named[METHOD]) if METHOD in named else Look()
+        cells.append(Cell(values, several if len(named) > 1 else values[0], look, members))
+    return cells
+
+
+def baseline_of(summary: pd.DataFrame) -> dict[int, str]:
+    """Return the settings that all baselines of summary.csv share, by their place in a cell's key.
+
+    Every other cell is compared with the one that has these and is like it in the rest.
+    """
+    bases = summary[summary["baseline"] == 1]
+    return {
+        place: str(bases[axis].iloc[0])
+        for place, axis in enumerate(axes_of(summary))
+        if bases[axis].nunique() == 1
+    }
+
+
+def differences(cells: Sequence[Cell], measure: str, baseline: Mapping[int, str]) -> list[Points]:
+    """Return each cell's differences to its baseline, a seed a number, in points of percent.
+
+    Empty for a baseline itself, and for a cell whose baseline has no finished run.
+    """
+    by_key = {cell.key: cell for cell in cells}
+    found: list[Points] = []
+    for cell in cells:
+        base = by_key.get(tuple(baseline.get(n, value) for n, value in enumerate(cell.key)))
+        if base is None or base is cell:
+            found.append([])
+        else:
+            paired = (cell.runs[measure] - base.runs[measure]).dropna()
+            found.append([100 * float(value) for value in paired])
+    return found
+
+
+@styled
+def draw_per_timestep(cells: Sequence[Cell], axis: str) -> Figure:
+    """Draw accuracy at each t and of the average, a panel each, a line a cell (paper's Fig. 2)."""
+    steps = sum(str(name).startswith(AT_T) for name in cells[0].runs)
+    panels = {f"at t = {t}": f"{AT_T}{t}" for t in range(1, steps + 1)}
+    panels["averaged over time"] = "accuracy"
+    figure, plots = lines_of_cells(cells, len(panels), axis)
+    for plot, (title, column) in zip(plots, panels.items(), strict=True):
+        draw_cells(plot, cells, [cell.percent(column) for cell in cells])
+        plot.set_title(title)
+        plot.set_xlabel("accuracy (%)")
+    low = min(plot.get_xlim()[0] for plot in plots)
+    high = max(plot.get_xlim()[1] for plot in plots)
+    for plot in plots:  # one scale, so that the steps can be compared
+        plot.set_xlim(low, high)
+    figure.supxlabel(told_of_teacher(cells), fontsize=8)
+    return figure
+
+
+@styled
+def draw_differences(
+    cells: Sequence[Cell], axis: str, measure: str, baseline: Mapping[int, str]
+) -> Figure:
+    """Draw `measure` of each cell, and beside it the paired differences to its baseline."""
+    figure, (left, right) = lines_of_cells(cells, 2, axis)
+    draw_cells(left, cells, [cell.percent(measure) for cell in cells])
+    left.set_xlabel(f"{measure.replace('_', ' ')} (%)")
+    paired = differences(cells, measure, baseline)
+    draw_cells(right, cells, paired)
+    right.axvline(0.0, color=right.spines["left"].get_edgecolor(), linewidth=1)
+    for line, (cell, values) in enumerate(zip(cells, paired, strict=True)):
+        if not values:
+            is_base = all(cell.key[place] == value for place, value in baseline.items())
+            text = "baseline" if is_base else "no pairs"
+            right.annotate(text, (0.0, line), (4, 0), textcoords="offset points", va="center")
+    right.set_xlabel("difference to the baseline (points)")
+    right.set_title("paired by seed")
+    return figure
+
+
+@styled
+def draw_energy(cells: Sequence[Cell]) -> Figure:
+    """Draw accuracy against energy: a cell's mean with both intervals, every run faint."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.0, 4.0))
+    plot = figure.subplots()
+    middles = []
+    for cell in cells:
+        spent = [float(value) / 1e6 for value in cell.runs["energy_pj"].dropna()]
+        heights = cell.percent("accuracy")
+        plot.plot(spent, heights, **cell.look.faint)
+        middle = (mean(spent), mean(heights))
+        across, up = reach_of(spent), reach_of(heights)
+        plot.errorbar(*middle, xerr=across, yerr=up, markersize=6, elinewidth=1, **cell.look.marks)
+        middles.append(middle)
+    plot.margins(0.12)
+    plot.set_xlabel("energy per image (µJ, arithmetic alone)")
+    plot.set_ylabel("accuracy (%)")
+    colours = [cell.look.colour for cell in cells]
+    label_points(plot, middles, [drawable(cell.label) for cell in cells], colours)
+    return figure
+
+
+@styled
+def draw_tsne(points: pd.DataFrame) -> Figure:
+    """Draw t-SNE of the penultimate features, a panel a network (paper's Fig. 5).
+
+    The number of each class stands at the median of its points.
+    """
+    names = list(dict.fromkeys(points["network"]))
+    figure, panels = grid(len(names), (2.5, 2.6))
+    labelled = points["label"].nunique() <= MOST_CLASSES
+    for panel, name in zip(panels, names, strict=True):
+        for label, members in points[points["network"] == name].groupby("label"):
+            colour = PALETTE[int(str(label)) % len(PALETTE)]
+            panel.scatter(members["x"], members["y"], s=4, color=colour, alpha=0.6, linewidths=0)
+            middle = (float(members["x"].median()), float(members["y"].median()))
+            if labelled:
+                panel.annotate(str(label), middle, ha="center", va="center", weight="bold")
+        panel.set_title(drawable(name))
+        panel.set_xticks([])
+        panel.set_yticks([])
+    return figure
+
+
+def lines_of_cells(cells: Sequence[Cell], panels: int, axis: str) -> tuple[Figure, list[Axes]]:
+    """Return a figure of panels side by side in which each cell has a line, named at the left."""
+    columns = min(PANELS_A_LINE, panels)
+    names = [drawable(cell.label) for cell in cells]
+    widest = max(map(len, names))
+    size = (2.4 + (0.07 * widest + 0.6) / columns, 0.27 * len(cells) + 1.0)
+    figure, plots = grid(panels, size, sharey=True)
+    plots[0].set_yticks(range(len(cells)), names)
+    plots[0].set_ylim(len(cells) - 0.5, -0.5)
+    for plot in plots:
+        plot.grid(visible=False, axis="y")
+        plot.tick_params(axis="y", length=0)
+    for plot in plots[::columns]:
+        plot.set_ylabel(axis)
+    return figure, plots
+
+
+def grid(panels: int, size: tuple[float, float], sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `panels` panels of `size` inches each, at most four in a line."""
+    from matplotlib.figure import Figure
+
+    columns = min(PANELS_A_LINE, panels)
+    lines = math.ceil(panels / columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * lines))
+    made = list(figure.subplots(lines, columns, squeeze=False, sharey=sharey).flatten())
+    for unused in made[panels:]:
+        unused.set_axis_off()
+    return figure, made[:panels]
+
+
+def draw_cells(plot: Axes, cells: Sequence[Cell], values: Sequence[Points]) -> None:
+    """Draw a line a cell: its values faint, their mean with its interval."""
+    for line, (cell, found) in enumerate(zip(cells, values, strict=True)):
+        below = [line + 0.28] * len(found)  # not hidden by the interval
+        plot.plot(found, below, **cell.look.faint)
+        if found:
+            middle = mean(found)
+            plot.errorbar(middle, line, xerr=reach_of(found), markersize=6, **cell.look.marks)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the arithmetic mean."""
+    return math.fsum(values) / len(values)
+
+
+def reach_of(values: Sequence[float]) -> list[list[float]] | None:
+    """Return how far the interval reaches below and above the mean, as matplotlib takes it."""
+    found = interval(values)
+    if found is None:
+        return None
+    return [[mean(values) - found[0]], [found[1] - mean(values)]]
+
+
+def told_of_teacher(cells: Sequence[Cell]) -> str:
+    """Return the teachers' accuracies in words, "" where no method had one."""
+    found = {f"{value:.2f}" for cell in cells for value in cell.percent("teacher_accuracy")}
+    return f"teacher: {', '.join(sorted(found))} %" if found else ""
+
+
+# Their accuracy was not measured: they stand as a line at their energy.
+LINES = {ANN: "ANN of the same shape", ANN_INT8: "that ANN, 8-bit integers"}
+TICKS = (1.0, 2.0, 5.0)  # of a decade
+
+
+@styled
+def draw_frontier(points: pd.DataFrame, cells: Sequence[Cell], axes: Sequence[str]) -> Figure:
+    """Draw the cells by themselves, and beside that all of them with the ANN and the teacher.
+
+    `points` are those of frontier.csv, `axes` the varied settings; `cells` give label and look.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 3.8))
+    near, far = figure.subplots(1, 2, width_ratios=[1.9, 1.0])
+    drawn = [(cell, of_cell(points, cell, axes)) for cell in cells]
+    drawn = [(cell, rows) for cell, rows in drawn if (rows["point"] == ALL_STEPS).any()]
+    for plot in (near, far):
+        for cell, rows in drawn:
+            draw_cell(plot, rows, cell, intervals=plot is near)
+    figure.supxlabel("energy per image (µJ, arithmetic alone)", fontsize="medium")
+    near.set_ylabel("accuracy (%)")
+    near.margins(0.1, 0.08)
+    exits = bool((points["point"] == EARLY_EXIT).any())
+    near.set_title(
+        "first step alone (hollow), early exit (line), all steps (filled)" if exits else ""
+    )
+    ends = [place_of(rows[rows["point"] == ALL_STEPS].iloc[0]) for _, rows in drawn]
+    names = [drawable(cell.label) for cell, _ in drawn]
+    label_points(near, ends, names, [cell.look.colour for cell, _ in drawn])
+    draw_others(far, points)
+    return figure
+
+
+def of_cell(points: pd.DataFrame, cell: Cell, axes: Sequence[str]) -> pd.DataFrame:
+    """Return the points of one cell."""
+    return points[(points[list(axes)] == list(cell.key)).all(axis=1)]
+
+
+def place_of(point: pd.Series) -> Place:
+    """Return where a point stands, in uJ and percent."""
+    return point["energy_pj"] / 1e6, 100 * point["accuracy"]
+
+
+def draw_cell(plot: Axes, rows: pd.DataFrame, cell: Cell, intervals: bool) -> None:
+    """Draw a cell's mean, and its curve of early exit from the first step alone."""
+    curve, ends = (rows[rows["point"] == kind] for kind in (EARLY_EXIT, ALL_STEPS))
+    if len(curve):
+        plot.plot(curve["energy_pj"] / 1e6, 100 * curve["accuracy"], color=cell.look.colour)
+        draw_point(plot, curve.iloc[0], cell, intervals, hollow=True)
+    draw_point(plot, ends.iloc[0], cell, intervals)
+
+
+def draw_point(
+    plot: Axes, point: pd.Series, cell: Cell, intervals: bool, hollow: bool = False
+) -> None:
+    """Draw a mean, with its intervals in both directions where there are any."""
+    across, up = None, None
+    if intervals and not math.isnan(point["accuracy_low"]):
+        across = reach(point, "energy_pj", "energy_low_pj", "energy_high_pj", 1e-6)
+        up = reach(point, "accuracy", "accuracy_low", "accuracy_high", 100.0)
+    look = {**cell.look.marks, **({"markerfacecolor": "none"} if hollow else {})}
+    size = 6 if intervals else 4
+    plot.errorbar(*place_of(point), xerr=across, yerr=up, markersize=size, elinewidth=1, **look)
+
+
+def reach(point: pd.Series, name: str, low: str, high: str, scale: float) -> list[list[float]]:
+    """Return how far an interval reaches below and above its mean, as matplotlib takes it."""
+    return [[scale * (point[name] - point[low])], [scale * (point[high] - point[name])]]
+
+
+def draw_others(plot: Axes, points: pd.DataFrame) -> None:
+    """Draw the teacher, and a line at each energy whose accuracy nobody measured."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    plot.set_xscale("log")
+    plot.xaxis.set_major_locator(LogLocator(subs=TICKS))
+    plot.xaxis.set_minor_locator(NullLocator())
+    plot.xaxis.set_major_formatter("{x:g}")
+    taught = points[points["point"] == TEACHER].drop_duplicates(["energy_pj", "accuracy"])
+    places = [place_of(point) for _, point in taught.iterrows()]
+    for place in places:
+        plot.plot(*place, marker=style.TEACHER.marker, color=style.TEACHER.colour)
+        plot.annotate("teacher", place, (4, 6), textcoords="offset points", ha="right")
+    for point, text in LINES.items():
+        for energy in points.loc[points["point"] == point, "energy_pj"].unique():
+            draw_line(plot, energy / 1e6, text)
+    plot.margins(0.12, 0.12)
+    plot.set_title("beside what does not spike")
+
+
+def draw_line(plot: Axes, energy: float, text: str) -> None:
+    """Draw a line at an energy, in uJ, and its name along it."""
+    plot.axvline(energy, color=style.GREY, linestyle=":", linewidth=1)
+    plot.annotate(
+        text,
+        (energy, 0.02),
+        xycoords=("data", "axes fraction"),
+        xytext=(-2, 0),
+        textcoords="offset points",
+        rotation=90,
+        ha="right",
+        va="bottom",
+        fontsize=LABEL_SIZE,
+    )

@@ -1,0 +1,438 @@
+"""Tables on the terminal. Results go to standard output, messages to standard error.
+
+What the accuracies of a training mean, in plain sentences.
+
+Energy on the terminal, from the rows of energy.csv and its sidecar.
+
+Conventions, memory, the fair rival and an audit, as tables and sentences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from tser_cli.report.csv_files import ALL, TOTAL
+from tser_cli.settings.fields import joules
+from tser_cli.settings.registry import MethodEntry
+
+BAR_WIDTH = 10
+
+
+def percent(fraction: float | None) -> str:
+    """0.9534 -> "95.34 %"; None -> "-"."""
+    return "-" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def duration(seconds: float) -> str:
+    """Write a time: 37.2 -> "37 s", 4000 -> "67 min", 90000 -> "25.0 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def bar(fraction: float, width: int = BAR_WIDTH) -> str:
+    """Return a bar of `width` characters for a fraction from 0 to 1."""
+    return "█" * round(max(0.0, min(fraction, 1.0)) * width)
+
+
+def per_timestep_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+    """Accuracy at each step, cumulative accuracy, and the teacher's on the last line."""
+    table = Table(title=f"{title}: accuracy", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("t", justify="right", no_wrap=True)
+    for name in ("at t", "cumulative", "loss", "entropy", "confidence"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            str(row["t"]),
+            percent(row["accuracy_at_t"]),
+            percent(row["accuracy_cumulative"]),
+            f"{row['loss_at_t']:.3f}",
+            f"{row['entropy_at_t']:.3f}",
+            f"{row['confidence_at_t']:.3f}",
+            bar(row["accuracy_cumulative"]),
+        )
+    teacher = rows[-1]["teacher_accuracy"]
+    if teacher is not None:
+        table.add_section()
+        table.add_row("teacher", "", percent(teacher), "", "", "", bar(teacher))
+    return table
+
+
+def summary(rows: Sequence[dict[str, Any]], split: str) -> str:
+    """Return one line: the final accuracy, and how far it is from the teacher's."""
+    last = rows[-1]
+    images, teacher = last["images"], last["teacher_accuracy"]
+    text = f"accuracy {percent(last['accuracy_cumulative'])} of {images} {split} images"
+    if last["timesteps"] > 1:
+        text += f" after {last['timesteps']} time steps"
+    if teacher is None:
+        return text
+    gap = 100 * (last["accuracy_cumulative"] - teacher)
+    return f"{text}; teacher {percent(teacher)} ({gap:+.2f} points)"
+
+
+def methods_table(methods: Mapping[str, MethodEntry]) -> Table:
+    """Return a line a method: its name, what it does, its source, its weights with their defaults.
+
+    The weights that most methods read are left to the caption.
+    """
+    common = common_weights(methods)
+    caption = f"most methods also read {_listed(common)}"
+    shown = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left")
+    for name in ("method", "what it does", "source", "weights"):
+        shown.add_column(name, no_wrap=name == "method")
+    for name, entry in methods.items():
+        read = entry.settings
+        own = {key: value for key, value in read.weights().items() if common.get(key) != value}
+        shown.add_row(name, read.summary, read.source, _listed(own))
+    return shown
+
+
+def common_weights(methods: Mapping[str, MethodEntry]) -> dict[str, Any]:
+    """Return the weights that at least four in five methods read with the same default."""
+    stated = [item for entry in methods.values() for item in entry.settings.weights().items()]
+    return {key: value for (key, value), n in Counter(stated).items() if 5 * n >= 4 * len(methods)}
+
+
+def _listed(weights: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in weights.items())
+
+
+def deviations(methods: Mapping[str, MethodEntry]) -> str:
+    """Return a line a method that differs from the code that its authors released."""
+    stated = {name: entry.settings.deviations for name, entry in methods.items()}
+    lines = [f"  {name}: {text}" for name, text in stated.items() if text]
+    return "\n".join(["different from the authors' code:", *lines])
+
+
+def next_steps(folder: Path, commands: Sequence[str]) -> str:
+    """Return where the run is, and what to type next."""
+    lines = [f"run folder: {folder}", "next:"]
+    return "\n".join([*lines, *(f"  {command}" for command in commands)])
+
+
+Row = Mapping[str, Any]
+
+
+def meaning_sentences(kind: str, rows: Sequence[Row]) -> list[str]:
+    """Return what the accuracies of a run of `kind` (teacher or student) mean, in words.
+
+    `rows`: those of per_timestep.csv.
+    """
+    if kind == "teacher":
+        return [_right(rows), "A student learns from its answers, and is compared with them."]
+    return [_right(rows)]
+
+
+def _right(rows: Sequence[Row]) -> str:
+    last = rows[-1]
+    right = _count(last, "accuracy_cumulative")
+    text = f"It is right about {right:,} of {last['images']:,} images that it was never trained on"
+    if len(rows) > 1:
+        text += f" ({_count(rows[0], 'accuracy_at_t'):,} by its first time step alone)"
+    if last["teacher_accuracy"] is not None:
+        text += f", its teacher about {_count(last, 'teacher_accuracy'):,}"
+    return f"{text}."
+
+
+def _count(row: Row, name: str) -> int:
+    return round(float(row[name]) * int(row["images"]))
+
+
+ABOUT_THE_SAME = 0.005  # half a point of accuracy
+COUNT_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+
+
+def quantity(count: float) -> str:
+    """12345.6 -> "12.3k"."""
+    scale, unit = next((u for u in COUNT_UNITS if abs(count) >= u[0]), COUNT_UNITS[-1])
+    return f"{count / scale:.3g}{unit}"
+
+
+def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+    """Return a line a layer over all steps, the totals last; bars show each layer's share."""
+    whole = [row for row in rows if row["t"] == ALL]
+    largest = max(row["energy_pj"] for row in whole[:-1]) or 1.0
+    shown = Table(title=f"{title}: means per image", title_justify="left", box=SIMPLE_HEAD)
+    shown.add_column("layer", overflow="fold")
+    shown.add_column("op", no_wrap=True)
+    for name in ("rate", "ops", "energy", "ANN"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("share", no_wrap=True)
+    for row in whole:
+        if row["layer"] == TOTAL:
+            shown.add_section()
+        share = "" if row["layer"] == TOTAL else bar(row["energy_pj"] / largest, 10)
+        shown.add_row(
+            str(row["layer"]),
+            str(row["op"]),
+            f"{row['firing_rate']:.3f}" if row["op"] == "AC" else "",
+            quantity(row["sop_value"] + row["macs"]),
+            joules(row["energy_pj"]),
+            joules(row["ann_energy_pj"]),
+            share,
+        )
+    return shown
+
+
+def early_exit_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return a line a threshold: accuracy, mean steps, where images stopped, energy spent."""
+    steps = range(1, rows[0]["timesteps"] + 1)
+    shown = Table(title="early exit", title_justify="left", box=SIMPLE_HEAD)
+    shown.add_column("stop when", no_wrap=True)
+    for name in ("accuracy", "steps", "energy", "of full"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column(f"stopped at 1..{len(steps)}")
+    for row in rows:
+        shown.add_row(
+            stopping(row),
+            f"{100 * row['accuracy']:.2f} %",
+            f"{row['mean_steps']:.2f}",
+            joules(row["energy_pj"]),
+            f"{100 * row['energy_pj'] / row['energy_full_pj']:.0f} %",
+            ", ".join(f"{100 * row[f'share_exit_{t}']:.0f} %" for t in steps),
+        )
+    return shown
+
+
+def stopping(row: Mapping[str, Any]) -> str:
+    """Return when an image stops: "confidence >= 0.8"; "never"."""
+    if row["threshold"] == math.inf:
+        return "never"
+    sign = ">=" if row["criterion"] == "confidence" else "<="
+    return f"{row['criterion']} {sign} {row['threshold']:g}"
+
+
+def budget_sentence(row: Mapping[str, Any]) -> str:
+    """Return whether early exit kept its budget on the images of a row, and what it took."""
+    energy, budget = row["energy_pj"], row["budget_pj"]
+    lost = 100 * (row["accuracy"] - row["accuracy_full"])
+    return (
+        f"energy budget: {joules(energy)} of {joules(budget)}, {kept_or_over(energy, budget)}; "
+        f"{lost:+.2f} points of accuracy against all steps; threshold chosen on "
+        f"{row['chosen_on']} images"
+    )
+
+
+def compare(energy: float, other: float) -> str:
+    """Return how two energies compare: "3.1 times less than", "1.2 times more than"."""
+    return f"{times(other / energy)} than" if energy else "nothing, unlike"
+
+
+def budget_verdict(energy_pj: float, budget_pj: float) -> str:
+    """Return "2.98 µJ of 3 µJ: kept", or "3.21 µJ of 3 µJ: 7 % over"."""
+    return f"{joules(energy_pj)} of {joules(budget_pj)}: {kept_or_over(energy_pj, budget_pj)}"
+
+
+def kept_or_over(energy_pj: float, budget_pj: float) -> str:
+    """Return "kept", or "7 % over"."""
+    if energy_pj <= budget_pj:
+        return "kept"
+    return f"{100 * (energy_pj / budget_pj - 1):.2g} % over"
+
+
+def headline(against: Mapping[str, Any]) -> list[str]:
+    """Return what decides, in two or three lines: the range beside the ANN of the same shape.
+
+    `against` is the entry `against_ann` of the sidecar. The third line is there where fewer steps
+    have about the same accuracy.
+    """
+    cases = against["assumptions"]
+    snn, ann = cases["same"]["snn_pj"], cases["same"]["ann_pj"]
+    if snn in (0.0, ann):  # nothing was counted, or the network is that ANN itself
+        return [f"One image costs {joules(snn)}."]
+    ratios = sorted((case["ann_pj"] / case["snn_pj"] for case in cases.values()), reverse=True)
+    lines = [f"One image costs {joules(snn)}: {spanned(ratios)} the ANN of the same shape."]
+    return [*lines, _cases(cases), *_fewer_steps(against["steps_pj"], against["accuracy"])]
+
+
+def spanned(ratios: Sequence[float]) -> str:
+    """Return the first and the last of several comparisons: "6.8 times less to 2.9 times more
+    than".
+    """
+    first, last = times(ratios[0]), times(ratios[-1])
+    return f"{first} than" if first == last else f"from {first} to {last} than"
+
+
+def times(ratio: float) -> str:
+    """Return how an energy compares with one `ratio` times as large: "3.1 times less"."""
+    return f"{ratio:.1f} times less" if ratio >= 1.0 else f"{1 / ratio:.1f} times more"
+
+
+def _cases(cases: Mapping[str, Any]) -> str:
+    ratio = {name: times(case["ann_pj"] / case["snn_pj"]) for name, case in cases.items()}
+    told = [f"{ratio['same']} than its {joules(cases['same']['ann_pj'])} in the same arithmetic"]
+    if "skipping" in cases:
+        share = f"{100 * cases['skipping']['skipped']:.0f} %"
+        told.append(f"{ratio['skipping']} if it skips its zeros ({share}, as in the teacher)")
+    if "memory" in cases:
+        told.append(f"{ratio['memory']} with memory traffic")
+    if "int8" in cases:
+        int8 = joules(cases["int8"]["ann_pj"])
+        told.append(f"{ratio['int8']} than its {int8} in 8-bit integers")
+    return f"That is {', '.join(told)}."
+
+
+def _fewer_steps(steps_pj: Sequence[float], accuracy: Sequence[float]) -> list[str]:
+    for t, reached in enumerate(accuracy[:-1]):
+        if reached >= accuracy[-1] - ABOUT_THE_SAME:
+            steps = "t = 1 alone has" if t == 0 else f"t = 1..{t + 1} have"
+            whole = 100 * accuracy[-1]
+            return [
+                f"{steps} {100 * reached:.2f} % for {joules(steps_pj[t])}; all steps {whole:.2f} %."
+            ]
+    return []
+
+
+def energy_sentences(document: dict[str, Any]) -> list[str]:
+    """Return the totals, and what they mean, in words."""
+    totals, profile, stem = document["totals"], document["profile"], document["stem"]
+    lines = [
+        *headline(document["against_ann"]),
+        f"Priced by {profile['name']}, on {document['images']} images"
+        + _teacher(totals["energy_pj"], document["teacher"]),
+        *_in_floating_point(totals, profile["name"]),
+        f"operations: {quantity(totals['sop_value'])} accumulates, {quantity(totals['macs'])} "
+        f"MACs; the papers' formula, rate x T x FLOP, gives {joules(totals['energy_formula_pj'])}",
+        f"stem ({', '.join(stem['layers'])}): counted {stem['policy'].replace('_', ' ')}; the "
+        f"total is {joules(stem['total_energy_once_pj'])} with it once an image, "
+        f"{joules(stem['total_energy_per_step_pj'])} with it at every step",
+    ]
+    updates = totals["neuron_update_energy_pj"]
+    lines.append(
+        f"neuron updates, not in the total: {quantity(totals['neuron_updates'])}"
+        + (f", {joules(updates)}" if updates is not None else "")
+    )
+    if document["memory"]:
+        traffic = joules(document["memory"]["snn"]["energy_pj"])
+        lines.append(f"memory traffic, not in the total: {traffic}")
+    return lines
+
+
+def _in_floating_point(totals: dict[str, Any], profile: str) -> list[str]:
+    """Return what the same operations cost with wider weights, where they were charged as int8."""
+    if not profile.endswith("int8"):
+        return []
+    return [f"The same operations in 32-bit floating point: {joules(totals['energy_fp32_pj'])}"]
+
+
+def _teacher(energy: float, teacher: dict[str, Any] | None) -> str:
+    if not teacher:
+        return ""
+    other = teacher["energy_pj"]
+    return f"; {compare(energy, other)} the {joules(other)} of its teacher, {teacher['name']}"
+
+
+SMALL_SHARE = 0.001
+
+
+def conventions_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a line a convention: its operations, its energy, and why it differs from the exact
+    count.
+    """
+    shown = Table(title="as others count it", title_justify="left", box=SIMPLE_HEAD)
+    shown.add_column("convention", no_wrap=True)
+    for name in ("MACs", "ACs", "energy", "x exact"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("differs by")
+    for row in rows:
+        ratio = row["ratio_to_exact"]
+        shown.add_row(
+            str(row["convention"]),
+            quantity(row["macs"]),
+            quantity(row["acs"]),
+            joules(row["energy_pj"]),
+            "" if ratio is None else f"{ratio:.3f}",
+            str(row["differs_by"]),
+        )
+    return shown
+
+
+def match_sentence(figure: str, names: Sequence[str]) -> str:
+    """Return which conventions make a figure."""
+    if not names:
+        return f"{figure}: no convention comes within 5 % of it"
+    return f"{figure} is within 5 % of: {', '.join(names)}"
+
+
+def memory_sentence(document: Mapping[str, Any]) -> str:
+    """Return what arithmetic alone says, and what memory says, of the network beside its ANN."""
+    totals, snn, ann = document["totals"], *(document["lemaire"][name] for name in ("snn", "ann"))
+    plain = totals["energy_pj"], totals["ann_energy_pj"]
+    parts = ", ".join(
+        f"{name} {joules(snn[key])}"
+        for name, key in (
+            ("arithmetic", "arithmetic_pj"),
+            ("addressing", "addressing_pj"),
+            ("memory", "memory_pj"),
+        )
+    )
+    left_out = f"; without {', '.join(snn['omitted'])}" if snn["omitted"] else ""
+    return (
+        f"arithmetic alone: {joules(plain[0])}, {compare(*plain)} the {joules(plain[1])} of the "
+        "ANN; "
+        f"with memory (Lemaire et al. 2022): {joules(snn['total_pj'])}, "
+        f"{compare(snn['total_pj'], ann['total_pj'])} the {joules(ann['total_pj'])} of the ANN "
+        f"({parts}{left_out})"
+    )
+
+
+def rival_sentences(rival: Mapping[str, Any]) -> list[str]:
+    """Return the fair rival, on arithmetic alone and with memory."""
+    lines = [
+        f"fair rival of {rival['timesteps']} time steps: the ANN with activations of "
+        f"{rival['bits']} bits (Yan et al., arXiv 2409.08290)"
+    ]
+    for title, key in (("arithmetic alone", "arithmetic"), ("with memory", "with_memory")):
+        duel = rival[key]
+        winner = "SNN" if duel["snn_pj"] < duel["rival_pj"] else "ANN"
+        even = duel["break_even"]
+        limit = "at no spike rate" if even is None else f"below a spike rate of {100 * even:.2f} %"
+        lines.append(
+            f"{title}: SNN {joules(duel['snn_pj'])}, ANN {joules(duel['rival_pj'])}: the {winner} "
+            f"wins; an SNN wins {limit}, and this one's is {100 * rival['spike_rate']:.2f} %"
+        )
+    return lines
+
+
+def network_sentences(
+    layout: str,
+    inputs: str,
+    kinds: Mapping[str, str],
+    differing: Mapping[str, Mapping[str, int]],
+    uncounted: Sequence[tuple[str, float]],
+) -> list[str]:
+    """Return what was found out about a network from elsewhere."""
+    groups: dict[str, list[str]] = {}
+    for name, kind in kinds.items():
+        groups.setdefault(kind, []).append(name)
+    lines = [f"layout: {layout}; fed with {inputs}"]
+    lines += [f"fed with {kind}: {', '.join(names)}" for kind, names in groups.items()]
+    if next(iter(kinds.values()), "") == "sums":
+        lines.append(
+            "warning: the network's input is whole numbers, which are taken for sums of spikes; if "
+            "they are pixels, scale them"
+        )
+    for name, met in differing.items():
+        calls = ", ".join(f"{kind} in {count}" for kind, count in met.items())
+        lines.append(f"warning: {name} is fed with other kinds in other calls: {calls}")
+    shares = [f"{name} {100 * share:.2g} %" for name, share in uncounted if share >= SMALL_SHARE]
+    rest = sum(share for _, share in uncounted if share < SMALL_SHARE)
+    if rest:
+        shares.append(f"others {100 * rest:.2g} %")
+    lines.append(f"not counted, of the dense FLOP: {', '.join(shares) or 'nothing'}")
+    return lines
+
+
+def finding_sentence(row: Mapping[str, Any]) -> str:
+    """Return a finding of an audit: where, how much of it, and what to do."""
+    evidence = f"{row['evidence']:.3g} {row['unit']}"
+    return f"{row['severity']}: {row['check']}: {row['layer']}: {evidence}; {row['advice']}"

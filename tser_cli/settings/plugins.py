@@ -1,0 +1,396 @@
+"""Plug-ins: methods, networks and data sets of one's own beside the built-in ones.
+
+A plug-in is a module that adds to the registries when it is imported (`add_method`, `add_model` and
+`add_dataset` of `tser_cli.settings.registry`). It is named by `--plugin`, `TSER_PLUGIN` or a
+recipe's `plugins`. Installed packages add by entry points, and are not imported before they are
+used.
+
+What a run keeps of a plug-in: its file, or its whole package, with a hash of each file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from tser_cli.base.errors import ConfigError, RunError, nearest
+from tser_cli.base.files import is_file, make_folder, sha256, write_whole
+from tser_cli.base.system import process_unchanged
+from tser_cli.settings import registry
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+
+VARIABLE = "TSER_PLUGIN"
+GROUPS: dict[str, tuple[str, Callable[[str], registry.Entry]]] = {
+    "tser.methods": ("method", registry.MethodEntry),
+    "tser.models": ("model", registry.ModelEntry),
+    "tser.datasets": ("data set", registry.DatasetEntry),
+}
+CODE = "code"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plug-in that was imported: `stated` names it in a recipe, from any folder unless installed.
+
+    `adds`: the names that it added to the registries. `sources`: its files as they were then.
+    `offered`: by the entry points of an installed package, not on the command line.
+    """
+
+    stated: str
+    module: str
+    file: Path
+    sources: Sources
+    adds: tuple[str, ...]
+    offered: bool = False
+
+
+_loaded: dict[str, Plugin] = {}
+
+
+def stated() -> list[str]:
+    """Return the plug-ins that were imported, as config.toml keeps them."""
+    return [plugin.stated for plugin in _loaded.values()]
+
+
+def asked_for(flags: Iterable[str] | None) -> list[str]:
+    """Return the names in `TSER_PLUGIN` (separated as in PATH) and those of the flags."""
+    listed = os.environ.get(VARIABLE, "").split(os.pathsep)
+    return [name for name in [*listed, *(flags or [])] if name]
+
+
+def is_loaded(name: str) -> bool:
+    """Return whether a plug-in of this module's name was imported, from this place or another.
+
+    So `--plugin` can say where one is that a recipe expects elsewhere.
+    """
+    if not _is_path(name):
+        return name in _loaded
+    parts = Path(name).with_suffix("").parts
+    modules = [tuple(module.split(".")) for module in _loaded]
+    return any(parts[-len(module) :] == module for module in modules)
+
+
+def load(names: Iterable[str]) -> None:
+    """Import plug-ins: files, or modules found from the current folder. Raises ConfigError."""
+    for name in names:
+        before = set(registry.names())
+        module = _import(name)
+        if module.__name__ not in _loaded:
+            added = tuple(sorted(set(registry.names()) - before))
+            _loaded[module.__name__] = _described(name, module, added)
+
+
+def _described(name: str, module: ModuleType, adds: tuple[str, ...]) -> Plugin:
+    file = Path(str(module.__file__)).resolve()
+    installed = _is_installed(file)
+    try:
+        sources = read_sources(file, module.__name__, alone=installed)
+    except ConfigError as error:
+        raise ConfigError(f"plug-in {name}: {error}") from error
+    # what is installed, and a part of a folder that is no package, are only found by their names
+    found_by_name = installed or dotted(file) != module.__name__
+    stated = file.parent if file.name == INIT else file
+    return Plugin(name if found_by_name else str(stated), module.__name__, file, sources, adds)
+
+
+def _is_installed(file: Path) -> bool:
+    return Path(sysconfig.get_paths()["purelib"]).resolve() in file.parents
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith(".py") or os.sep in name
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        with process_unchanged():
+            module = _import_file(name) if _is_path(name) else _import_module(name)
+        if module.__file__ is None:
+            raise ConfigError(f"it is a folder without {INIT}; name a module in it, as {name}.mine")
+    except ConfigError as error:
+        raise ConfigError(f"plug-in {name}: {error}") from error
+    # SystemExit: a script that ends itself would end the command too, as if all were done
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"plug-in {name} can't be imported: {last_line(error)}") from error
+    return module
+
+
+def look_here() -> str:
+    """Let modules be found in the current folder too, and return that folder.
+
+    It is searched last, so that nothing in it stands in for an installed package.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    return here
+
+
+def _import_module(name: str) -> ModuleType:
+    here = look_here()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # what the plug-in itself imports is missing
+        beside = [path.stem for path in Path.cwd().glob("*.py")]
+        raise ConfigError(
+            f"there is no such module{nearest(name, beside)}, neither in {here} nor installed"
+        ) from None
+
+
+def _import_file(name: str) -> ModuleType:
+    file = Path(name).expanduser().resolve()
+    if file.is_dir() and not (file / INIT).is_file():
+        raise ConfigError(f"it is a folder without {INIT}; name a file in it")
+    file = file / INIT if file.is_dir() else file
+    if not file.is_file():
+        beside = [str(path) for path in Path(name).parent.glob("*.py")]
+        looked = "" if Path(name).is_absolute() else f" in {Path.cwd()}"
+        raise ConfigError(f"there is no such file{nearest(name, beside)}{looked}")
+    package = package_of(file)
+    return _import_part(file, package) if package else _import_alone(file)
+
+
+def _import_part(file: Path, package: Path) -> ModuleType:
+    """Import a package, or a module in it, by its name from beside the package."""
+    if str(package.parent) not in sys.path:
+        sys.path.append(str(package.parent))
+    top = importlib.import_module(package.name)
+    if Path(str(top.__file__)).resolve() != package / INIT:
+        raise ConfigError(
+            f"there is another module {package.name} ({top.__file__}); rename the folder"
+        )
+    return importlib.import_module(dotted(file))
+
+
+def _import_alone(file: Path) -> ModuleType:
+    module = file.stem
+    known = sys.modules.get(module)
+    if known is not None and getattr(known, "__file__", None) == str(file):
+        return known
+    found = importlib.util.find_spec(module) if known is None else known.__spec__
+    origin = str(found.origin) if found is not None else "built in"
+    # one that only lies in the current folder is not hidden from anybody
+    if known is not None or (found is not None and Path(origin).parent != Path.cwd()):
+        raise ConfigError(f"there is another module {module} ({origin}); rename the file")
+    specification = importlib.util.spec_from_file_location(module, file)
+    assert specification is not None and specification.loader is not None
+    made = importlib.util.module_from_spec(specification)
+    sys.modules[module] = made
+    try:
+        specification.loader.exec_module(made)
+    except BaseException:
+        del sys.modules[module]
+        raise
+    return made
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error's traceback, with its file and line."""
+    text = traceback.format_exception_only(error)[-1].strip()
+    if isinstance(error, SyntaxError):
+        return f"{text} ({error.filename}, line {error.lineno})"
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{text} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else text
+
+
+def add_entry_points() -> None:
+    """Add what installed packages offer; nothing of them is imported. Raises ConfigError."""
+    from importlib.metadata import entry_points  # too slow for --help
+
+    for group in GROUPS:
+        for point in entry_points(group=group):
+            _add_entry_point(point)
+
+
+def _add_entry_point(point: EntryPoint) -> None:
+    kind, make = GROUPS[point.group]
+    known = registry.TABLES[kind].get(point.name)
+    if known is not None and known.target == point.value:
+        return
+    package = point.dist.name if point.dist is not None else point.value
+    try:
+        registry.add(kind, point.name, make(point.value))
+    except ConfigError as error:
+        raise ConfigError(f"the installed package {package}: {error}") from error
+
+
+def keep(folder: Path, targets: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Copy the plug-ins' files into a run's code/; return what environment.json says of them.
+
+    `targets`: what the run uses, by name (`registry.targets_of`); modules that are not the
+    package's own are kept, however they were imported. Raises RunError.
+    """
+    records = []
+    for plugin in [*_loaded.values(), *_installed(targets)]:
+        plugin.sources.write(folder / CODE)
+        place = {"name": plugin.stated, "module": plugin.module, "file": str(plugin.file)}
+        copy = {**plugin.sources.record(), "copy": f"{CODE}/{plugin.sources.name}"}
+        offered = {"offered": True} if plugin.offered else {}
+        records.append({**place, **copy, **offered, "adds": list(plugin.adds)})
+    return records
+
+
+def _installed(targets: Mapping[str, str]) -> list[Plugin]:
+    """Return what a run uses that no plug-in on the command line added."""
+    added = {name for plugin in _loaded.values() for name in plugin.adds}
+    modules = {name: target.partition(":")[0] for name, target in targets.items()}
+    foreign = {
+        m for name, m in modules.items() if not registry.is_built_in(m) and name not in added
+    }
+    found = []
+    for module in sorted(foreign - _loaded.keys()):
+        adds = tuple(name for name, target in modules.items() if target == module)
+        made = _described(module, importlib.import_module(module), adds)
+        found.append(replace(made, stated=module, offered=True))
+    return found
+
+
+def check_loaded(records: Iterable[Mapping[str, Any]], used: Iterable[str], folder: Path) -> None:
+    """Raise RunError where a run uses what a plug-in adds that is not loaded.
+
+    `used` are names as `registry.names` gives them. A run's copy is never imported unasked: it is
+    code from wherever the run comes from.
+    """
+    missing = set(used) - set(registry.names())
+    for record in records:
+        lacking = sorted(missing & set(map(str, record.get("adds") or [])))
+        if lacking:
+            name, copy = record.get("name"), folder / str(record.get("copy"))
+            what = "package" if record.get("files") else "file"
+            offered = bool(record.get("offered"))
+            advice = "install the package that offers it" if offered else f"give --plugin {name}"
+            raise RunError(
+                f"{folder} needs the plug-in {name} for the {' and the '.join(lacking)}: {advice}. "
+                f"The {what} as it was when the run began is {copy}"
+            )
+
+
+def changes(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each plug-in of a run whose files are others now."""
+    now = {plugin.sources.name: plugin.sources for plugin in _loaded.values()}
+    lines = []
+    for record in records:
+        sources = now.get(Path(str(record.get("copy"))).name)
+        if sources is not None and sources.sha256() != record.get("sha256"):
+            differing = _differing(record.get("files"), sources)
+            lines.append(f"plug-in {record.get('name')}: {differing} changed since")
+    return lines
+
+
+def _differing(files: object, sources: Sources) -> str:
+    """Return "its file has", or which files of a package have, in words."""
+    if not isinstance(files, Mapping):
+        return "its file has"
+    hashes = sources.hashes()
+    names = sorted(n for n in {*files, *hashes} if files.get(n) != hashes.get(n))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} ha{'s' if len(names) == 1 else 've'}"
+
+
+INIT = "__init__.py"
+MOST_FILES = 1000
+MOST_BYTES = 16 * 2**20
+LARGE_BYTES = 2**20  # a file of this size that is no Python is data; a run says that it was there
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files of a plug-in as they were when it was imported, by their paths inside code/.
+
+    `name`: the file or folder of it there. `left_out`: large files that are no Python.
+    """
+
+    name: str
+    files: dict[str, bytes]
+    left_out: tuple[str, ...] = ()
+
+    def hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of each file."""
+        return {path: sha256(content) for path, content in self.files.items()}
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the file; of a package, that of the list of its files' hashes."""
+        if list(self.files) == [self.name]:
+            return sha256(self.files[self.name])
+        return sha256("".join(f"{h}  {path}\n" for path, h in self.hashes().items()).encode())
+
+    def record(self) -> dict[str, Any]:
+        """Return what environment.json says of the files."""
+        found: dict[str, Any] = {"sha256": self.sha256()}
+        if list(self.files) != [self.name]:
+            found["files"] = self.hashes()
+        return {**found, "left_out": list(self.left_out)} if self.left_out else found
+
+    def write(self, folder: Path) -> None:
+        """Write the files below `folder`. Raises RunError."""
+        for path, content in self.files.items():
+            make_folder((folder / path).parent)
+            write_whole(folder / path, content)
+
+
+def package_of(file: Path) -> Path | None:
+    """Return the outermost folder of the package that a file is in, None for a file by itself."""
+    outermost = None
+    for folder in file.parents:
+        if not is_file(folder / INIT):
+            break
+        outermost = folder
+    return outermost
+
+
+def dotted(file: Path) -> str:
+    """Return the name by which a file is imported from beside its package: mypackage.methods.mine.
+
+    That of a package itself is its folder's.
+    """
+    package = package_of(file)
+    within = file.relative_to(package.parent if package else file.parent).with_suffix("")
+    return ".".join(within.parts[:-1] if within.name == "__init__" else within.parts)
+
+
+def read_sources(file: Path, module: str, alone: bool = False) -> Sources:
+    """Return the files of a plug-in whose module is in `file`: its package's, unless `alone`.
+
+    Raises ConfigError for a package of too many files, or too large ones.
+    """
+    package = None if alone else package_of(file)
+    if package is None:
+        return Sources(f"{module}.py", {f"{module}.py": file.read_bytes()})
+    files: dict[str, bytes] = {}
+    left_out, size = [], 0
+    for path in _files_below(package):
+        name = path.relative_to(package.parent).as_posix()
+        if path.suffix != ".py" and path.stat().st_size > LARGE_BYTES:
+            left_out.append(name)
+            continue
+        size += path.stat().st_size
+        if len(files) == MOST_FILES or size > MOST_BYTES:
+            raise ConfigError(
+                f"{package} holds more than {MOST_FILES:,} files or {MOST_BYTES // 2**20} MiB, and "
+                "a run keeps a copy of its plug-ins: move what is no code out of it"
+            )
+        files[name] = path.read_bytes()
+    return Sources(package.name, files, tuple(left_out))
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Return the regular files of a package, without caches and hidden ones, in order of name."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "." and name != "__pycache__"]
+        found += [Path(place, name) for name in names if name[0] != "."]
+    return sorted(path for path in found if path.suffix != ".pyc" and is_file(path))

@@ -1,0 +1,287 @@
+"""Recipes and the other sources of settings, merged into one Config.
+
+Precedence: defaults < recipe < `TSER_*` variables < flags. All errors of all sources are
+collected and told at once, each with its source, its key and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tser_cli.base.errors import ConfigError, Problems, cut, nearest
+from tser_cli.base.files import read_regular
+from tser_cli.settings import config as settings
+from tser_cli.settings import plugins, registry
+from tser_cli.settings.config import METHOD, Config
+from tser_cli.settings.fields import flatten, split
+from tser_cli.settings.old_settings import of_today
+
+ENV_PREFIX = "TSER_"
+ABLATION = "ablation"
+ENV_OTHER = {"TSER_RUNS_DIR", plugins.VARIABLE}
+# tomllib also raises ValueError for a number, RecursionError for a nesting beyond Python's limits.
+BAD_TOML = (ValueError, RecursionError)
+SHOWN = 80
+MOST_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one source: `source` names it for messages, `values` has dotted keys.
+
+    The weights in a recipe (`is_recipe`) belong to its method: another method goes without them.
+    """
+
+    source: str
+    values: dict[str, Any]
+    is_recipe: bool = False
+
+    @property
+    def method(self) -> str:
+        """Return the method that the weights in this layer are for."""
+        return str(self.values.get(METHOD, registry.DEFAULT_METHOD))
+
+    def weights(self) -> dict[str, Any]:
+        """Return what it says of the method besides its name."""
+        return {k: v for k, v in self.values.items() if k.startswith("method.") and k != METHOD}
+
+    def without(self, keys: Iterable[str]) -> Layer:
+        """Return the same without these keys."""
+        left_out = set(keys)
+        return replace(self, values={k: v for k, v in self.values.items() if k not in left_out})
+
+
+def recipes_dir() -> Path:
+    """Return the folder of packaged recipes: inside the wheel, or beside the package in a
+    checkout.
+    """
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def available() -> list[str]:
+    """Return the names of the packaged recipes, such as `cifar100/resnet18_tser`."""
+    root = recipes_dir()
+    return sorted(
+        path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.toml")
+    )
+
+
+def find(name: str) -> Path:
+    """Return the file of a recipe given by path or by packaged name. Raises ConfigError."""
+    given = _given_file(name)
+    if given is not None:
+        return given
+    names = available()
+    packaged = name.removesuffix(".toml")
+    if packaged in names:
+        return recipes_dir() / f"{packaged}.toml"
+    raise ConfigError(
+        f'no recipe "{name}"{nearest(name, names)}: it is neither a file nor a packaged recipe. '
+        f"Packaged: {', '.join(names)}"
+    )
+
+
+def _given_file(name: str) -> Path | None:
+    # A name too long, a folder that is closed or a ~user that is unknown is no file.
+    with suppress(OSError, RuntimeError):
+        path = Path(name).expanduser()
+        for candidate in (path, path / "config.toml"):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def read(name: str) -> Layer:
+    """Return the settings in a recipe file. Raises ConfigError where it is not TOML of sections.
+
+    Its [ablation] section, if any, is no setting of a run: see `read_ablation`.
+    """
+    path, document = _document(name)
+    stated = flatten({k: v for k, v in document.items() if k != ABLATION})
+    return Layer(f"recipe {path}", of_today(stated), is_recipe=True)
+
+
+def read_ablation(name: str) -> dict[str, Any]:
+    """Return what a recipe says `tser ablate` shall vary; {} without that section. Raises
+    ConfigError.
+    """
+    path, document = _document(name)
+    section = document.get(ABLATION, {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"recipe {path}: {ABLATION} must be a section, [{ABLATION}]")
+    return section
+
+
+def _document(name: str) -> tuple[Path, dict[str, Any]]:
+    path = find(name)
+    try:
+        return path, tomllib.loads(read_regular(path, MOST_BYTES).decode())
+    except (*BAD_TOML, OSError) as error:
+        raise ConfigError(f"recipe {path} can't be read: {error}") from error
+
+
+def parse_value(text: str) -> Any:
+    """`text` as a TOML value where it is one, else as the string itself."""
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except BAD_TOML:
+        return text
+    return document["value"] if len(document) == 1 else text
+
+
+def _typed(key: str, text: str) -> Any:
+    # A key that holds text takes it as it was typed: a folder may be called 2024 or 2024-05-01.
+    value = parse_value(text)
+    holds_text = isinstance(settings.keys().get(key), str)
+    return text if holds_text and not isinstance(value, str) else value
+
+
+def from_environment(environment: Mapping[str, str]) -> Layer:
+    """TSER_OPTIMIZER_LR=0.05 -> optimizer.lr. Unknown names are found by `resolve`."""
+    values = {}
+    for name, text in environment.items():
+        if not name.startswith(ENV_PREFIX) or name in ENV_OTHER:
+            continue
+        section, _, rest = name.removeprefix(ENV_PREFIX).lower().partition("_")
+        key = f"{section}.{rest}" if rest else section
+        values[key] = _typed(key, text)
+    return Layer("environment variables TSER_*", values)
+
+
+def from_assignments(assignments: Iterable[str]) -> Layer:
+    """`--set key=value` pairs. Raises ConfigError for a pair without "="."""
+    values = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment}: write --set section.key=value")
+        values[key.strip()] = _typed(key.strip(), text.strip())
+    return Layer("--set", values)
+
+
+def from_flags(flags: Mapping[str, Any]) -> Layer:
+    """Flags by dotted key; None means that the flag was not given."""
+    return Layer("command line", {key: value for key, value in flags.items() if value is not None})
+
+
+def chosen_method(layers: Iterable[Layer]) -> str:
+    """Return the method that the uppermost layer names."""
+    named = [layer.method for layer in layers if METHOD in layer.values]
+    return named[-1] if named else registry.DEFAULT_METHOD
+
+
+def for_method(layers: Iterable[Layer]) -> list[Layer]:
+    """Return the layers without the weights that recipes state for another method than the chosen
+    one.
+    """
+    layers = list(layers)
+    method = chosen_method(layers)
+    return [
+        layer.without(layer.weights()) if layer.is_recipe and layer.method != method else layer
+        for layer in layers
+    ]
+
+
+def left_out(layers: Iterable[Layer]) -> list[str]:
+    """Return a line for each recipe whose weights the chosen method goes without, for people to
+    read.
+    """
+    layers = list(layers)
+    method = chosen_method(layers)
+    foreign = [layer for layer in layers if layer.is_recipe and layer.method != method]
+    return [
+        f"{layer.source}: {', '.join(listed)}: {layer.method}'s, left out for {method}"
+        for layer in foreign
+        if (listed := _worth_telling(layer))
+    ]
+
+
+def _worth_telling(layer: Layer) -> list[str]:
+    # A run's config.toml states every weight: only those that are not the default are news.
+    entry, stated = registry.METHODS.get(layer.method), layer.weights()
+    own = flatten({"method": entry.settings.weights()}) if entry else {}
+    known = own if own.keys() == stated.keys() else {}
+    return [f"{k} = {_shown(v)}" for k, v in stated.items() if k not in known or known[k] != v]
+
+
+def resolve(layers: Iterable[Layer]) -> Config:
+    """Return the Config of all layers, the later winning. Raises ConfigError with every problem.
+
+    A recipe's weights are left out where another method is chosen: see `left_out`.
+    """
+    layers = for_method(layers)
+    valid, method = settings.keys(), chosen_method(layers)
+    read = settings.keys(method) if method in registry.METHODS else valid
+    problems = Problems()
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for layer in layers:
+        for key, value in layer.values.items():
+            if key not in valid:
+                problems.add(partial(_unknown_key, layer.source, key))
+            elif key not in read:
+                problems.add(partial(_unread_key, layer.source, key, method))
+            elif not _is_text(value):
+                problems.add(
+                    partial("{}: {} = {}: it is not UTF-8".format, layer.source, key, _shown(value))
+                )
+            else:
+                merged[key], origin[key] = value, layer.source
+    try:
+        config = Config.model_validate(split(merged))
+    except ValidationError as error:
+        for detail in error.errors():
+            problems.add(partial(_problem, detail, origin))
+    problems.tell()
+    return config
+
+
+def _unknown_key(source: str, key: str) -> str:
+    hint = settings.nearest_key(key, dotted=True) if len(key) <= SHOWN else ""
+    return f'{source}: unknown key "{cut(key, SHOWN)}"{hint}'
+
+
+def _unread_key(source: str, key: str, method: str) -> str:
+    return f"{source}: {settings.unread(key, method)}"
+
+
+def _is_text(value: Any) -> bool:
+    # bytes of the command line that are no UTF-8 come as lone surrogates, which no file can hold
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return False
+    except ValueError:  # a number of thousands of digits is refused later
+        return True
+    return True
+
+
+def _problem(detail: Any, origin: Mapping[str, str]) -> str:
+    key = ".".join(str(part) for part in detail["loc"][:2])
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    # A rule over a whole section has no key: the last source that wrote to the section is at fault.
+    of_section = [source for set_key, source in origin.items() if set_key.startswith(f"{key}.")]
+    source = origin.get(key, of_section[-1] if of_section else "settings")
+    if message.startswith("unknown "):
+        return f"{source}: {key}: {message}"
+    if key not in origin:
+        return f"{source}: {message}"
+    return f"{source}: {key} = {_shown(detail['input'])}: {message}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write a number of thousands of digits
+        return "a number too long to show"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
