@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks [--rounds 7] [--only GROUP] [--scaling] [--gpu]
 
-Groups: step, bf16, beside, memory, evaluate, job, start, telling. What is compared alternates in
-one process; shown are the median of the ratios of neighbours and their range. `--scaling` adds step
-time and memory against T and against the batch size. `--gpu`: the rows for a GPU, see gpu.py.
+Groups: step, bf16, beside, memory, evaluate, counting, job, start, telling. What is compared
+alternates in one process; shown are the median of the ratios of neighbours and their range.
+`--scaling` adds step time and memory against T and against the batch size. `--gpu`: the rows for
+a GPU, see gpu.py.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ def show(console: Console, table_rows: list[Row], rounds: int) -> None:
     table = Table("what", "aim", "measured", "reached", title=machine())
     for row in table_rows:
         print(row.what, file=sys.stderr, flush=True)
-        if row.gpu and not torch.cuda.is_available():
+        if row.group == "gpu" and not torch.cuda.is_available():
             row.measure(1)
-            table.add_row(row.what, row.aimed(), "not measured: needs a GPU (it runs)", "")
+            table.add_row(row.what, row.aim, "not measured: needs a GPU (it runs)", "")
             continue
         found = row.measure(rounds)
         reached = {True: "yes", False: "no", None: ""}[row.reached(found)]
-        table.add_row(row.what, row.aimed(), found.text(), reached)
+        table.add_row(row.what, row.aim, found.text(), reached)
     console.print(table)
 
 

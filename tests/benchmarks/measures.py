@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
 from rich.console import Console
 
-from tests.benchmarks.evaluating import evaluation_over_forward, exits_over_share
+from tests.benchmarks.evaluating import (
+    counting_added,
+    evaluation_over_forward,
+    exits_over_share,
+)
 from tests.benchmarks.memory import peak_megabytes
 from tests.benchmarks.side_by_side import rates
 from tests.benchmarks.starting import EMPTY_APP, first_step_over_torch, help_over, main_job
-from tests.benchmarks.subjects import (
-    CLASSES,
-    PLAIN,
-    SIDE,
-    SPEC,
-    Size,
-    floor_step,
-    training_step,
-)
+from tests.benchmarks.subjects import CLASSES, PLAIN, SIDE, SPEC, Size, floor_step, training_step
 from tests.benchmarks.timing import Ratio, alternate, ratio, seconds
 from tser_cli.cli.progress import make_progress
 from tser_cli.cli.surroundings import wait_briefly
@@ -35,24 +31,19 @@ from tser_cli.settings.config import AugmentConfig
 
 @dataclass(frozen=True)
 class Row:
-    """What is measured, what we aim at, and how to measure it. `at_least` turns the aim round."""
+    """What is measured, what we aim at (">= 2", or "" without an aim), and how to measure it."""
 
+    group: str
     what: str
-    aim: float | None
+    aim: str
     measure: Callable[[int], Ratio]
-    gpu: bool = False
-    at_least: bool = False
-    group: str = field(default="step")
 
     def reached(self, found: Ratio) -> bool | None:
         """Whether the median is where we aim; None without an aim."""
-        if self.aim is None:
+        if not self.aim:
             return None
-        return found.median >= self.aim if self.at_least else found.median <= self.aim
-
-    def aimed(self) -> str:
-        """The aim as a text."""
-        return "" if self.aim is None else f"{'>=' if self.at_least else '<='} {self.aim:g}"
+        sign, number = self.aim.split()
+        return found.median >= float(number) if sign == ">=" else found.median <= float(number)
 
 
 def step_over_floor(size: Size, rounds: int) -> Ratio:
@@ -65,7 +56,7 @@ def plain_over_step(size: Size, rounds: int) -> Ratio:
     """The same network in plain spikingjelly, NCHW, its stem T times, against our step."""
     single = Size(size.timesteps, size.batch)
     works = {"plain": training_step(single, PLAIN), "step": training_step(size)}
-    spent = alternate(works, rounds)
+    spent = alternate(works, max(1, rounds // 2))
     return ratio(spent["plain"], spent["step"])
 
 
@@ -74,23 +65,6 @@ def precisions_over(size: Size, rounds: int) -> Ratio:
     works = {"step": training_step(size), "fp32": training_step(replace(size, precision="fp32"))}
     spent = alternate(works, rounds)
     return ratio(spent["step"], spent["fp32"])
-
-
-def beside_rows() -> list[Row]:
-    """Training beside other work against alone, as OpenMP waits by itself and as tser has it."""
-    waiting: dict[str, str] = {}
-    wait_briefly(waiting)
-    return [
-        Row(
-            f"CPU: {what} / one alone, {how}",
-            aim,
-            partial(beside, mode, env),
-            at_least=True,
-            group="beside",
-        )
-        for how, env, aim in (("OpenMP as it is", {}, None), ("as tser", waiting, 0.45))
-        for mode, what in (("two", "each of two at once"), ("beside", "one beside a busy core"))
-    ]
 
 
 def beside(mode: str, environment: dict[str, str], rounds: int) -> Ratio:
@@ -104,17 +78,15 @@ def _rates(environment: tuple[tuple[str, str], ...], rounds: int) -> dict[str, l
     return rates(dict(environment), rounds)  # four rows show parts of two measurements
 
 
-def memory_over_floor(kind: str, below: str, size: Size, rounds: int) -> Ratio:
+def peak_over(kind: str, below: str, size: Size, rounds: int) -> Ratio:
     """Peak memory of processes of their own."""
+    times = max(1, rounds // 3)
     return Ratio.of(
-        [
-            peak_megabytes(kind, size) / peak_megabytes(below, size)
-            for _ in range(max(1, rounds // 3))
-        ]
+        [peak_megabytes(kind, size) / peak_megabytes(below, size) for _ in range(times)]
     )
 
 
-def telling_over_step(size: Size, rounds: int) -> Ratio:
+def telling_over(size: Size, rounds: int) -> Ratio:
     """Progress bar and metrics of a step, in per cent of the step."""
     step = training_step(size)
     values = step()
@@ -151,12 +123,7 @@ def pipeline_over_training(size: Size, rounds: int) -> Ratio:
             pipeline(0, batch)
 
     spent = alternate({"step": step, "load": load}, rounds)
-    return Ratio.of(
-        [
-            (1024 / load_s) / (size.batch / step_s)
-            for step_s, load_s in zip(spent["step"], spent["load"], strict=True)
-        ]
-    )
+    return ratio([1024 * s for s in spent["step"]], [size.batch * s for s in spent["load"]])
 
 
 def images_per_second(size: Size, rounds: int) -> Ratio:
@@ -168,111 +135,66 @@ def images_per_second(size: Size, rounds: int) -> Ratio:
 
 def rows() -> list[Row]:
     """The table, in its order."""
-    table = [
-        Row(
-            f"CPU: distillation step / floor, T = {steps}, batch 32",
-            1.10,
-            partial(step_over_floor, Size(steps, 32)),
-        )
-        for steps in (2, 4)
-    ]
-    table.append(
-        Row(
-            "CPU: plain spikingjelly / step, T = 2, batch 32",
-            None,
-            lambda rounds: plain_over_step(Size(2, 32), max(1, rounds // 2)),
-        )
-    )
-    bf16 = Size(2, 32, precision="bf16")
-    table += [
-        Row(
-            "CPU: step / floor in bf16, T = 2, batch 32",
-            1.10,
-            partial(step_over_floor, bf16),
-            group="bf16",
+    small, four, six = Size(2, 32), Size(4, 32), Size(6, 32)
+    bf16, six_bf16 = replace(small, precision="bf16"), replace(six, precision="bf16")
+    forward = partial(evaluation_over_forward, four)
+    briefly: dict[str, str] = {}
+    wait_briefly(briefly)
+    return [
+        *(
+            Row(
+                "step",
+                f"CPU: distillation step / floor, T = {size.timesteps}, batch 32",
+                "<= 1.1",
+                partial(step_over_floor, size),
+            )
+            for size in (small, four)
+        ),
+        Row("step", "CPU: plain spikingjelly / step, T = 2", "", partial(plain_over_step, small)),
+        Row("bf16", "CPU: step / floor in bf16, T = 2", "<= 1.1", partial(step_over_floor, bf16)),
+        Row("bf16", "CPU: step in bf16 / in fp32", "<= 0.7", partial(precisions_over, bf16)),
+        *(
+            Row("beside", f"CPU: {what} / one alone, {how}", aim, partial(beside, mode, waiting))
+            for how, waiting, aim in (("OpenMP as it is", {}, ""), ("as tser", briefly, ">= 0.45"))
+            for mode, what in (("two", "each of two at once"), ("beside", "one beside a busy core"))
+        ),
+        Row("step", "CPU: input pipeline / training", "", partial(pipeline_over_training, small)),
+        *(
+            Row("memory", f"CPU: peak memory / floor{what}", aim, partial(peak_over, *measured))
+            for what, aim, measured in (
+                (", T = 6, batch 32", "<= 1.1", ("step", "floor", six)),
+                (" with performance.save_memory", "<= 1", ("saving", "floor", six)),
+                (" in bf16", "", ("step", "floor", six_bf16)),
+            )
+        ),
+        *(
+            Row("evaluate", f"evaluate{how} / plain forward in fp32, images/s, T = 4", aim, measure)
+            for how, aim, measure in (
+                (" all steps", ">= 2", forward),
+                (" in bf16", ">= 2", partial(evaluation_over_forward, replace(bf16, timesteps=4))),
+                (" with 8-bit weights", ">= 3", partial(forward, bits=8)),
+            )
         ),
         Row(
-            "CPU: step in bf16 / in fp32, T = 2, batch 32",
-            0.7,
-            partial(precisions_over, bf16),
-            group="bf16",
-        ),
-        *beside_rows(),
-        Row(
-            "CPU: input pipeline / training rate, T = 2, batch 32",
-            None,
-            partial(pipeline_over_training, Size(2, 32)),
-            at_least=True,
-        ),
-        Row(
-            "CPU: peak memory / floor, T = 6, batch 32",
-            1.1,
-            partial(memory_over_floor, "step", "floor", Size(6, 32)),
-            group="memory",
-        ),
-        Row(
-            "CPU: the same with performance.save_memory",
-            1.0,
-            partial(memory_over_floor, "saving", "floor", Size(6, 32)),
-            group="memory",
-        ),
-        Row(
-            "CPU: peak memory / floor in bf16, T = 6, batch 32",
-            None,
-            partial(memory_over_floor, "step", "floor", replace(bf16, timesteps=6)),
-            group="memory",
-        ),
-        Row(
-            "evaluate, all steps / plain eager forward, images/s, T = 4",
-            2,
-            partial(evaluation_over_forward, Size(4, 32)),
-            at_least=True,
-            group="evaluate",
-        ),
-        Row(
-            "evaluate in bf16, all steps / plain eager forward in fp32, images/s, T = 4",
-            2,
-            partial(evaluation_over_forward, Size(4, 32, precision="bf16")),
-            at_least=True,
-            group="evaluate",
-        ),
-        Row(
-            "evaluate with 8-bit weights / plain eager forward in fp32, images/s, T = 4",
-            3,
-            partial(evaluation_over_forward, Size(4, 32), bits=8),
-            at_least=True,
-            group="evaluate",
-        ),
-        Row(
+            "evaluate",
             "early exit, half at step 1 / its mean steps' share of a full pass, T = 4",
-            1.1,
+            "<= 1.1",
             partial(exits_over_share, Size(4, 64)),
-            group="evaluate",
         ),
-        Row("main job on digits, seconds", 60, main_job, group="job"),
-        Row(
-            "tser --help / import typer, rich",
-            2,
-            partial(help_over, ("-c", "import typer, rich")),
-            group="start",
-        ),
-        Row(
-            "tser --help / --help of an app of one empty command",
-            None,
-            partial(help_over, ("-c", EMPTY_APP, "--help")),
-            group="start",
+        Row("counting", "counting, % of a plain forward pass, one thread", "<= 10", counting_added),
+        Row("job", "main job on digits, seconds", "<= 60", main_job),
+        *(
+            Row("start", f"tser --help / {what}", aim, partial(help_over, less))
+            for what, aim, less in (
+                ("import typer, rich", "<= 2", ("-c", "import typer, rich")),
+                ("--help of an app of one empty command", "", ("-c", EMPTY_APP, "--help")),
+            )
         ),
         Row(
+            "start",
             "tser distill on digits, start to first step / import torch",
-            1.6,
+            "<= 1.6",
             first_step_over_torch,
-            group="start",
         ),
-        Row(
-            "progress and metrics, % of a step, T = 2, batch 32",
-            1,
-            partial(telling_over_step, Size(2, 32)),
-            group="telling",
-        ),
+        Row("telling", "progress and metrics, % of a step", "<= 1", partial(telling_over, small)),
     ]
-    return table

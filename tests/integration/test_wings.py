@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tser_cli
@@ -36,7 +37,7 @@ def call(*words):
             assert not stop.code, (words, stop.code)
     return said.getvalue()
 
-small = ("--epochs", "1", "--batch-size", "479", "--device", "cpu")
+small = ("--dataset", "npz", "--data-dir", "few.npz", "--epochs", "1", "--batch-size", "20")
 call("train-teacher", "resnet20", *small)
 call("distill", "--teacher", "resnet20", "--student", "resnet20", "-T", "1", *small)
 seen = {"evaluate": call("evaluate"), "energy": call("energy", "report.csv")}
@@ -51,6 +52,10 @@ def test_without_its_wings_the_trunk_distils_and_measures(tmp_path: Path) -> Non
     shutil.copytree(PACKAGE, tmp_path / "tser_cli", ignore=shutil.ignore_patterns("__pycache__"))
     if not (tmp_path / "tser_cli" / "recipes").is_dir():
         shutil.copytree(recipes_dir(), tmp_path / "recipes")
+    draw = np.random.default_rng(0)
+    images, labels = draw.integers(0, 256, (40, 8, 8), np.uint8), np.arange(40) % 2
+    few = {"train_images": images, "train_labels": labels}
+    np.savez(tmp_path / "few.npz", **few, test_images=images[:20], test_labels=labels[:20])
     for wing in WINGS:
         path = tmp_path / "tser_cli" / wing
         shutil.rmtree(path) if path.is_dir() else path.unlink()
