@@ -19,7 +19,6 @@ from tser_cli.report.csv_files import (
     read_summary,
     read_table,
 )
-from tser_cli.report.style import save_figure
 from tser_cli.settings.config import short_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,15 +33,15 @@ def main() -> None:
         axes = axes_of(summary)
         names = {axis: short_name(axis) for axis in axes}
         runs = read_ablation(RESULTS / f"{name}.csv", axes)
-        figures = draw_tables(runs, summary, names)
+        drawn = draw_tables(runs, summary, names)
         points = RESULTS / f"{name}_frontier.csv"
         if points.is_file():
             table = read_table(points, FRONTIER, others=TEXT)
-            figures["frontier"] = draw_frontier(table, cells_of(runs, names), axes)
+            drawn["frontier"] = draw_frontier(table, cells_of(runs, names), axes)
         if summary["measure"].iloc[0] != "accuracy":  # a search on validation images
-            figures = {"accuracy": figures["accuracy"]}
-        for kind, figure in figures.items():
-            save_figure(figure, FIGURES / f"{name}_{kind}")
+            drawn = {"accuracy": drawn["accuracy"]}
+        for kind, drawing in drawn.items():
+            drawing.save(FIGURES / f"{name}_{kind}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from tser_cli.report.style import (
     METHODS,
     PALETTE,
     STYLE_FILE,
+    Drawing,
     drawn_boxes,
     label_points,
     look_of,
@@ -99,12 +100,12 @@ def test_every_method_has_a_look_of_its_own() -> None:
 
 def test_the_style_is_read_and_the_reader_s_own_is_left_alone() -> None:
     @styled
-    def draw() -> Figure:
+    def draw() -> Drawing:
         assert matplotlib.rcParams["axes.spines.top"] is False
-        return Figure()
+        return Drawing(Figure())
 
     with matplotlib.rc_context({"font.size": 30, "axes.spines.top": True}):
-        figure = draw()
+        figure = draw().figure
         assert matplotlib.rcParams["axes.spines.top"] is True
     assert figure.get_facecolor() == (0.0, 0.0, 0.0, 0.0)
     assert f"text.color: {GREY.removeprefix('#')}" in STYLE_FILE.read_text()

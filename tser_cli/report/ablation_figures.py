@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tser_cli.base.errors import drawable
-from tser_cli.report import style
+from tser_cli.report import figures, style
 from tser_cli.report.csv_files import (
     ALL_STEPS,
     ANN,
@@ -30,21 +30,12 @@ from tser_cli.report.csv_files import (
     read_table,
 )
 from tser_cli.report.statistics import interval
-from tser_cli.report.style import (
-    LABEL_SIZE,
-    PALETTE,
-    Look,
-    Place,
-    label_points,
-    look_of,
-    save_figure,
-    styled,
-)
+from tser_cli.report.style import PALETTE, Drawing, Look, label_points, look_of, styled
+from tser_cli.settings.fields import unit_of
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 Names = Mapping[str, str]
@@ -56,7 +47,7 @@ MOST_CLASSES = 20  # more can't be labelled
 
 
 @dataclass(frozen=True)
-class Cell:
+class CellRuns:
     """The finished runs of one cell, by seed; `key` holds its varied settings as texts."""
 
     key: tuple[str, ...]
@@ -68,6 +59,11 @@ class Cell:
         """Return the values of a column in percent, without empty ones."""
         return [100 * float(value) for value in self.runs[column].dropna()]
 
+    @property
+    def energies_pj(self) -> list[float]:
+        """Return what an image costs in each run."""
+        return [float(value) for value in self.runs["energy_pj"].dropna()]
+
 
 def draw_all(folder: Path, names: Names) -> list[Path]:
     """Draw what the tables in `folder` allow, into its figures/; return the files.
@@ -76,34 +72,32 @@ def draw_all(folder: Path, names: Names) -> list[Path]:
     """
     runs = read_ablation(folder / "ablation.csv", list(names))
     summary = read_summary(folder / "summary.csv")
-    figures = draw_tables(runs, summary, names)
+    drawn = draw_tables(runs, summary, names)
     points = folder / "tsne.csv"
-    if figures and points.is_file():
-        figures["tsne"] = draw_tsne(read_table(points, TSNE))
+    if drawn and points.is_file():
+        drawn["tsne"] = draw_tsne(read_table(points, TSNE))
     exits = folder / "frontier.csv"
-    if figures and exits.is_file():
+    if drawn and exits.is_file():
         table = read_table(exits, FRONTIER, others=TEXT)
-        figures["frontier"] = draw_frontier(table, cells_of(runs, names), list(names))
-    drawn = [save_figure(figures[name], folder / "figures" / name) for name in figures]
-    return [path for paths in drawn for path in paths]
+        drawn["frontier"] = draw_frontier(table, cells_of(runs, names), list(names))
+    return [path for name in drawn for path in drawn[name].save(folder / "figures" / name)]
 
 
-def draw_tables(runs: pd.DataFrame, summary: pd.DataFrame, names: Names) -> dict[str, Figure]:
+def draw_tables(runs: pd.DataFrame, summary: pd.DataFrame, names: Names) -> dict[str, Drawing]:
     """Return the figures of ablation.csv and summary.csv by name; none where nothing finished."""
     cells = cells_of(runs, names)
     if not cells:
         return {}
-    axis = ", ".join(names.values())
-    return {
+    axis, measure = ", ".join(names.values()), str(summary["measure"].iloc[0])
+    drawn = {
         "per_timestep": draw_per_timestep(cells, axis),
-        "accuracy": draw_differences(
-            cells, axis, str(summary["measure"].iloc[0]), baseline_of(summary)
-        ),
-        "energy": draw_energy(cells),
+        "accuracy": draw_differences(cells, axis, measure, baseline_of(summary)),
     }
+    counted = [cell for cell in cells if cell.energies_pj and cell.percent("accuracy")]
+    return {**drawn, "energy": draw_energy(counted)} if counted else drawn
 
 
-def cells_of(runs: pd.DataFrame, names: Names) -> list[Cell]:
+def cells_of(runs: pd.DataFrame, names: Names) -> list[CellRuns]:
     """Return the cells that have a finished run, in the table's order.
 
     A cell of one varied setting is called by its value, `kd`; else `method=kd, timesteps=2`.
@@ -115,7 +109,7 @@ def cells_of(runs: pd.DataFrame, names: Names) -> list[Cell]:
         named = dict(zip(names, values, strict=True))
         several = ", ".join(f"{names[axis]}={value}" for axis, value in named.items())
         look = look_of(named[METHOD]) if METHOD in named else Look()
-        cells.append(Cell(values, several if len(named) > 1 else values[0], look, members))
+        cells.append(CellRuns(values, several if len(named) > 1 else values[0], look, members))
     return cells
 
 
@@ -132,7 +126,9 @@ def baseline_of(summary: pd.DataFrame) -> dict[int, str]:
     }
 
 
-def differences(cells: Sequence[Cell], measure: str, baseline: Mapping[int, str]) -> list[Points]:
+def differences(
+    cells: Sequence[CellRuns], measure: str, baseline: Mapping[int, str]
+) -> list[Points]:
     """Return each cell's differences to its baseline, a seed a number, in points of percent.
 
     Empty for a baseline itself, and for a cell whose baseline has no finished run.
@@ -150,77 +146,77 @@ def differences(cells: Sequence[Cell], measure: str, baseline: Mapping[int, str]
 
 
 @styled
-def draw_per_timestep(cells: Sequence[Cell], axis: str) -> Figure:
+def draw_per_timestep(cells: Sequence[CellRuns], axis: str) -> Drawing:
     """Draw accuracy at each t and of the average, a panel each, a line a cell (paper's Fig. 2)."""
     steps = sum(str(name).startswith(AT_T) for name in cells[0].runs)
     panels = {f"at t = {t}": f"{AT_T}{t}" for t in range(1, steps + 1)}
     panels["averaged over time"] = "accuracy"
-    figure, plots = lines_of_cells(cells, len(panels), axis)
+    drawing, plots = lines_of_cells(cells, len(panels), axis)
     for plot, (title, column) in zip(plots, panels.items(), strict=True):
-        draw_cells(plot, cells, [cell.percent(column) for cell in cells])
+        draw_cells(drawing, plot, cells, [cell.percent(column) for cell in cells], "%")
         plot.set_title(title)
-        plot.set_xlabel("accuracy (%)")
+        plot.set_xlabel(figures.ACCURACY)
     low = min(plot.get_xlim()[0] for plot in plots)
     high = max(plot.get_xlim()[1] for plot in plots)
     for plot in plots:  # one scale, so that the steps can be compared
         plot.set_xlim(low, high)
-    figure.supxlabel(told_of_teacher(cells), fontsize=8)
-    return figure
+    drawing.figure.supxlabel(told_of_teacher(cells), fontsize=style.LABEL_SIZE)
+    return drawing
 
 
 @styled
 def draw_differences(
-    cells: Sequence[Cell], axis: str, measure: str, baseline: Mapping[int, str]
-) -> Figure:
+    cells: Sequence[CellRuns], axis: str, measure: str, baseline: Mapping[int, str]
+) -> Drawing:
     """Draw `measure` of each cell, and beside it the paired differences to its baseline."""
-    figure, (left, right) = lines_of_cells(cells, 2, axis)
-    draw_cells(left, cells, [cell.percent(measure) for cell in cells])
+    drawing, (left, right) = lines_of_cells(cells, 2, axis)
+    draw_cells(drawing, left, cells, [cell.percent(measure) for cell in cells], "%")
     left.set_xlabel(f"{measure.replace('_', ' ')} (%)")
     paired = differences(cells, measure, baseline)
-    draw_cells(right, cells, paired)
-    right.axvline(0.0, color=right.spines["left"].get_edgecolor(), linewidth=1)
+    draw_cells(drawing, right, cells, paired, "points")
+    right.axvline(0.0, color=style.PALE, linewidth=1)
     for line, (cell, values) in enumerate(zip(cells, paired, strict=True)):
         if not values:
             is_base = all(cell.key[place] == value for place, value in baseline.items())
             text = "baseline" if is_base else "no pairs"
             right.annotate(text, (0.0, line), (4, 0), textcoords="offset points", va="center")
-    right.set_xlabel("difference to the baseline (points)")
+    right.set_xlabel("to the baseline (points)")
     right.set_title("paired by seed")
-    return figure
+    return drawing
 
 
 @styled
-def draw_energy(cells: Sequence[Cell]) -> Figure:
+def draw_energy(cells: Sequence[CellRuns]) -> Drawing:
     """Draw accuracy against energy: a cell's mean with both intervals, every run faint."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.0, 4.0))
-    plot = figure.subplots()
+    drawing, plot = style.blank(figures.WIDTH, 3.6)
+    scale, unit = unit_of(max(energy for cell in cells for energy in cell.energies_pj))
     middles = []
     for cell in cells:
-        spent = [float(value) / 1e6 for value in cell.runs["energy_pj"].dropna()]
+        spent = [energy / scale for energy in cell.energies_pj]
         heights = cell.percent("accuracy")
         plot.plot(spent, heights, **cell.look.faint)
         middle = (mean(spent), mean(heights))
         across, up = reach_of(spent), reach_of(heights)
-        plot.errorbar(*middle, xerr=across, yerr=up, markersize=6, elinewidth=1, **cell.look.marks)
+        bars = plot.errorbar(*middle, xerr=across, yerr=up, elinewidth=1, **cell.look.marks)
+        text = f"{cell.label}: {middle[0]:.4g} {unit}, {middle[1]:.2f} %, n = {len(heights)}"
+        drawing.tell(bars[0], [text])
         middles.append(middle)
     plot.margins(0.12)
-    plot.set_xlabel("energy per image (µJ, arithmetic alone)")
-    plot.set_ylabel("accuracy (%)")
+    plot.set_xlabel(f"energy an image ({unit}, arithmetic alone)")
+    plot.set_ylabel(figures.ACCURACY)
     colours = [cell.look.colour for cell in cells]
     label_points(plot, middles, [drawable(cell.label) for cell in cells], colours)
-    return figure
+    return drawing
 
 
 @styled
-def draw_tsne(points: pd.DataFrame) -> Figure:
+def draw_tsne(points: pd.DataFrame) -> Drawing:
     """Draw t-SNE of the penultimate features, a panel a network (paper's Fig. 5).
 
     The number of each class stands at the median of its points.
     """
     names = list(dict.fromkeys(points["network"]))
-    figure, panels = grid(len(names), (2.5, 2.6))
+    drawing, panels = grid(len(names), (2.5, 2.6))
     labelled = points["label"].nunique() <= MOST_CLASSES
     for panel, name in zip(panels, names, strict=True):
         for label, members in points[points["network"] == name].groupby("label"):
@@ -232,47 +228,53 @@ def draw_tsne(points: pd.DataFrame) -> Figure:
         panel.set_title(drawable(name))
         panel.set_xticks([])
         panel.set_yticks([])
-    return figure
+    return drawing
 
 
-def lines_of_cells(cells: Sequence[Cell], panels: int, axis: str) -> tuple[Figure, list[Axes]]:
-    """Return a figure of panels side by side in which each cell has a line, named at the left."""
+def lines_of_cells(cells: Sequence[CellRuns], panels: int, axis: str) -> tuple[Drawing, list[Axes]]:
+    """Return a drawing of panels side by side in which each cell has a line, named at the left."""
     columns = min(PANELS_A_LINE, panels)
     names = [drawable(cell.label) for cell in cells]
     widest = max(map(len, names))
-    size = (2.4 + (0.07 * widest + 0.6) / columns, 0.27 * len(cells) + 1.0)
-    figure, plots = grid(panels, size, sharey=True)
+    size = (2.2 + (0.07 * widest + 0.6) / columns, 0.3 * len(cells) + 1.0)
+    drawing, plots = grid(panels, size, sharey=True)
     plots[0].set_yticks(range(len(cells)), names)
     plots[0].set_ylim(len(cells) - 0.5, -0.5)
     for plot in plots:
         plot.grid(visible=False, axis="y")
         plot.tick_params(axis="y", length=0)
+        plot.locator_params(axis="x", nbins=5)
     for plot in plots[::columns]:
         plot.set_ylabel(axis)
-    return figure, plots
+    return drawing, plots
 
 
-def grid(panels: int, size: tuple[float, float], sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    """Return a figure of `panels` panels of `size` inches each, at most four in a line."""
-    from matplotlib.figure import Figure
-
+def grid(
+    panels: int, size: tuple[float, float], sharey: bool = False
+) -> tuple[Drawing, list[Axes]]:
+    """Return a drawing of `panels` panels of `size` inches each, at most four in a line."""
     columns = min(PANELS_A_LINE, panels)
     lines = math.ceil(panels / columns)
-    figure = Figure(figsize=(size[0] * columns, size[1] * lines))
-    made = list(figure.subplots(lines, columns, squeeze=False, sharey=sharey).flatten())
-    for unused in made[panels:]:
+    shape = {"nrows": lines, "ncols": columns, "squeeze": False, "sharey": sharey}
+    drawing, made = style.blank(size[0] * columns, size[1] * lines, **shape)
+    for unused in made.flat[panels:]:
         unused.set_axis_off()
-    return figure, made[:panels]
+    return drawing, list(made.flat[:panels])
 
 
-def draw_cells(plot: Axes, cells: Sequence[Cell], values: Sequence[Points]) -> None:
+def draw_cells(
+    drawing: Drawing, plot: Axes, cells: Sequence[CellRuns], values: Sequence[Points], unit: str
+) -> None:
     """Draw a line a cell: its values faint, their mean with its interval."""
     for line, (cell, found) in enumerate(zip(cells, values, strict=True)):
         below = [line + 0.28] * len(found)  # not hidden by the interval
         plot.plot(found, below, **cell.look.faint)
         if found:
-            middle = mean(found)
-            plot.errorbar(middle, line, xerr=reach_of(found), markersize=6, **cell.look.marks)
+            middle, reach = mean(found), interval(found)
+            bars = plot.errorbar(middle, line, xerr=reach_of(found), **cell.look.marks)
+            ends = f" ({reach[0]:.2f} to {reach[1]:.2f})" if reach else ""
+            text = f"{cell.label}: {middle:.2f} {unit}{ends}, n = {len(found)}"
+            drawing.tell(bars[0], [text])
 
 
 def mean(values: Sequence[float]) -> float:
@@ -288,7 +290,7 @@ def reach_of(values: Sequence[float]) -> list[list[float]] | None:
     return [[mean(values) - found[0]], [found[1] - mean(values)]]
 
 
-def told_of_teacher(cells: Sequence[Cell]) -> str:
+def told_of_teacher(cells: Sequence[CellRuns]) -> str:
     """Return the teachers' accuracies in words, "" where no method had one."""
     found = {f"{value:.2f}" for cell in cells for value in cell.percent("teacher_accuracy")}
     return f"teacher: {', '.join(sorted(found))} %" if found else ""
@@ -296,59 +298,51 @@ def told_of_teacher(cells: Sequence[Cell]) -> str:
 
 # Their accuracy was not measured: they stand as a line at their energy.
 LINES = {ANN: "ANN of the same shape", ANN_INT8: "that ANN, 8-bit integers"}
-TICKS = (1.0, 2.0, 5.0)  # of a decade
 
 
 @styled
-def draw_frontier(points: pd.DataFrame, cells: Sequence[Cell], axes: Sequence[str]) -> Figure:
+def draw_frontier(points: pd.DataFrame, cells: Sequence[CellRuns], axes: Sequence[str]) -> Drawing:
     """Draw the cells by themselves, and beside that all of them with the ANN and the teacher.
 
     `points` are those of frontier.csv, `axes` the varied settings; `cells` give label and look.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.4, 3.8))
-    near, far = figure.subplots(1, 2, width_ratios=[1.9, 1.0])
-    drawn = [(cell, of_cell(points, cell, axes)) for cell in cells]
-    drawn = [(cell, rows) for cell, rows in drawn if (rows["point"] == ALL_STEPS).any()]
+    drawing, (near, far) = style.blank(8.4, 3.8, ncols=2, width_ratios=[1.9, 1.0])
+    every = [(cell, points[(points[list(axes)] == list(cell.key)).all(axis=1)]) for cell in cells]
+    drawn = [(cell, rows) for cell, rows in every if (rows["point"] == ALL_STEPS).any()]
+    draw_others(far, points)
     for plot in (near, far):
         for cell, rows in drawn:
-            draw_cell(plot, rows, cell, intervals=plot is near)
-    figure.supxlabel("energy per image (µJ, arithmetic alone)", fontsize="medium")
-    near.set_ylabel("accuracy (%)")
+            curve, ends = (rows[rows["point"] == kind] for kind in (EARLY_EXIT, ALL_STEPS))
+            if len(curve):
+                energies = curve["energy_pj"] / 1e6
+                plot.plot(energies, 100 * curve["accuracy"], color=cell.look.colour)
+                draw_point(drawing, plot, curve.iloc[0], cell, plot is near, hollow=True)
+            draw_point(drawing, plot, ends.iloc[0], cell, plot is near)
+    drawing.figure.supxlabel("energy an image (µJ, arithmetic alone)", fontsize="medium")
+    near.set_ylabel(figures.ACCURACY)
     near.margins(0.1, 0.08)
     exits = bool((points["point"] == EARLY_EXIT).any())
     near.set_title(
         "first step alone (hollow), early exit (line), all steps (filled)" if exits else ""
     )
-    ends = [place_of(rows[rows["point"] == ALL_STEPS].iloc[0]) for _, rows in drawn]
+    places = [place_of(rows[rows["point"] == ALL_STEPS].iloc[0]) for _, rows in drawn]
     names = [drawable(cell.label) for cell, _ in drawn]
-    label_points(near, ends, names, [cell.look.colour for cell, _ in drawn])
-    draw_others(far, points)
-    return figure
+    label_points(near, places, names, [cell.look.colour for cell, _ in drawn])
+    return drawing
 
 
-def of_cell(points: pd.DataFrame, cell: Cell, axes: Sequence[str]) -> pd.DataFrame:
-    """Return the points of one cell."""
-    return points[(points[list(axes)] == list(cell.key)).all(axis=1)]
-
-
-def place_of(point: pd.Series) -> Place:
+def place_of(point: pd.Series) -> style.Place:
     """Return where a point stands, in uJ and percent."""
     return point["energy_pj"] / 1e6, 100 * point["accuracy"]
 
 
-def draw_cell(plot: Axes, rows: pd.DataFrame, cell: Cell, intervals: bool) -> None:
-    """Draw a cell's mean, and its curve of early exit from the first step alone."""
-    curve, ends = (rows[rows["point"] == kind] for kind in (EARLY_EXIT, ALL_STEPS))
-    if len(curve):
-        plot.plot(curve["energy_pj"] / 1e6, 100 * curve["accuracy"], color=cell.look.colour)
-        draw_point(plot, curve.iloc[0], cell, intervals, hollow=True)
-    draw_point(plot, ends.iloc[0], cell, intervals)
-
-
 def draw_point(
-    plot: Axes, point: pd.Series, cell: Cell, intervals: bool, hollow: bool = False
+    drawing: Drawing,
+    plot: Axes,
+    point: pd.Series,
+    cell: CellRuns,
+    intervals: bool,
+    hollow: bool = False,
 ) -> None:
     """Draw a mean, with its intervals in both directions where there are any."""
     across, up = None, None
@@ -357,7 +351,10 @@ def draw_point(
         up = reach(point, "accuracy", "accuracy_low", "accuracy_high", 100.0)
     look = {**cell.look.marks, **({"markerfacecolor": "none"} if hollow else {})}
     size = 6 if intervals else 4
-    plot.errorbar(*place_of(point), xerr=across, yerr=up, markersize=size, elinewidth=1, **look)
+    place = place_of(point)
+    bars = plot.errorbar(*place, xerr=across, yerr=up, markersize=size, elinewidth=1, **look)
+    which = "first step alone" if hollow else "all steps"
+    drawing.tell(bars[0], [f"{cell.label}, {which}: {place[0]:.4g} µJ, {place[1]:.2f} %"])
 
 
 def reach(point: pd.Series, name: str, low: str, high: str, scale: float) -> list[list[float]]:
@@ -367,35 +364,16 @@ def reach(point: pd.Series, name: str, low: str, high: str, scale: float) -> lis
 
 def draw_others(plot: Axes, points: pd.DataFrame) -> None:
     """Draw the teacher, and a line at each energy whose accuracy nobody measured."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    plot.set_xscale("log")
-    plot.xaxis.set_major_locator(LogLocator(subs=TICKS))
-    plot.xaxis.set_minor_locator(NullLocator())
-    plot.xaxis.set_major_formatter("{x:g}")
+    energies = [float(energy) for energy in points["energy_pj"].dropna()]
+    figures.energy_axis(plot, energies, 1e6)
+    plot.set_xlabel("")
+    plot.set_ylabel("")
     taught = points[points["point"] == TEACHER].drop_duplicates(["energy_pj", "accuracy"])
-    places = [place_of(point) for _, point in taught.iterrows()]
-    for place in places:
-        plot.plot(*place, marker=style.TEACHER.marker, color=style.TEACHER.colour)
+    for place in [place_of(point) for _, point in taught.iterrows()]:
+        plot.plot(*place, **style.TEACHER.marks)
         plot.annotate("teacher", place, (4, 6), textcoords="offset points", ha="right")
     for point, text in LINES.items():
         for energy in points.loc[points["point"] == point, "energy_pj"].unique():
-            draw_line(plot, energy / 1e6, text)
-    plot.margins(0.12, 0.12)
+            style.name_line(plot, energy / 1e6, text)
+    plot.margins(y=0.12)
     plot.set_title("beside what does not spike")
-
-
-def draw_line(plot: Axes, energy: float, text: str) -> None:
-    """Draw a line at an energy, in uJ, and its name along it."""
-    plot.axvline(energy, color=style.GREY, linestyle=":", linewidth=1)
-    plot.annotate(
-        text,
-        (energy, 0.02),
-        xycoords=("data", "axes fraction"),
-        xytext=(-2, 0),
-        textcoords="offset points",
-        rotation=90,
-        ha="right",
-        va="bottom",
-        fontsize=LABEL_SIZE,
-    )

@@ -1,5 +1,8 @@
 """How figures look: one palette, a look for each method, labels that do not overlap.
 
+A drawing becomes a PNG and an SVG in a run's folder; a report page takes the same SVG. Its texts
+stay texts, and each mark tells its values in a `<title>`, which browsers show on hovering.
+
 The palette is that of Okabe and Ito (Color Universal Design, 2008; Wong, Nature Methods 8, 441,
 2011) without yellow and black, which a light or a dark page would swallow. Six colours tell six
 methods apart for colour-blind readers too; beyond six, the marker does.
@@ -8,17 +11,22 @@ methods apart for colour-blind readers too; beyond six, the marker does.
 from __future__ import annotations
 
 import io
+import itertools
 import math
+import re
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
+from xml.etree import ElementTree
 
+from tser_cli.base.errors import one_line
 from tser_cli.base.files import make_folder, write_whole
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -26,9 +34,12 @@ Arguments = ParamSpec("Arguments")
 Place = tuple[float, float]
 Box = tuple[float, float, float, float]
 STYLE_FILE = Path(__file__).with_name("tser.mplstyle")
-GREY = "#7c7c7c"
+GREY = "#7c7c7c"  # as much contrast with white as with black
+PALE = "#999999"  # axes and grids
+SVG = "http://www.w3.org/2000/svg"
+FONTS = "'DejaVu Sans', Verdana, Arial, sans-serif"  # the first is what the layout is measured with
 FORMATS = (".png", ".svg")
-LABEL_SIZE = 8  # points
+LABEL_SIZE = 9  # points
 LABEL_NEAR = 14  # points; a label further away gets a line to its point
 # Where a label is tried, nearest first, in points: obliquely before straight to the side.
 LABEL_PLACES = tuple(
@@ -85,38 +96,97 @@ def look_of(method: str) -> Look:
     return Look(PALETTE[zlib.crc32(method.encode()) % len(PALETTE)], "v")
 
 
-def styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
+@dataclass
+class Drawing:
+    """A figure, and what its marks tell: by the gid of an artist, a text for each of its marks."""
+
+    figure: Figure
+    told: dict[str, list[str]] = field(default_factory=dict)
+
+    def tell(self, artist: Artist, texts: Sequence[str]) -> None:
+        """Let each mark of `artist` (points of a line, a bar) tell a text on hovering."""
+        gid = f"told{len(self.told)}"
+        artist.set_gid(gid)
+        self.told[gid] = [one_line(text) for text in texts]
+
+    def svg(self) -> str:
+        """Return the drawing as SVG; the same drawing gives the same bytes."""
+        import matplotlib
+
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(fname=STYLE_FILE):
+            self.figure.savefig(buffer, format="svg", metadata={"Date": None})
+        root = ElementTree.fromstring(buffer.getvalue())
+        for element in root.iter():
+            for child in [one for one in element if one.tag.endswith(("}metadata", "}clipPath"))]:
+                element.remove(child)
+            marks = list(element.iter(f"{{{SVG}}}use")) or list(element.iter(f"{{{SVG}}}path"))
+            for mark, text in zip(marks, self.told.get(element.get("id", ""), ()), strict=False):
+                ElementTree.SubElement(mark, f"{{{SVG}}}title").text = text
+            _lighten(element)
+        root.set("style", f"font-family: {FONTS}")
+        ElementTree.register_namespace("", SVG)
+        ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+        return ElementTree.tostring(root, encoding="unicode")
+
+    def save(self, path: Path) -> list[Path]:
+        """Write PNG and SVG, named as `path` without .png or .svg; return the files.
+
+        Raises RunError.
+        """
+        import matplotlib
+
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(fname=STYLE_FILE):
+            self.figure.savefig(buffer, format="png")
+        make_folder(path.parent)
+        stem = path.stem if path.suffix in FORMATS else path.name
+        written = []
+        for suffix, content in zip(FORMATS, (buffer.getvalue(), self.svg().encode()), strict=True):
+            written.append(path.with_name(f"{stem}{suffix}"))
+            write_whole(written[-1], content)
+        return written
+
+
+def _lighten(element: ElementTree.Element) -> None:
+    """Leave out most of what matplotlib writes: fonts at each text, digits that nobody sees."""
+    if element.tag.endswith("}g"):
+        element.attrib.pop("id", None)  # nothing refers to a group
+    element.attrib.pop("clip-path", None)  # nothing is drawn outside its axes
+    if element.get("transform", "").startswith("rotate(-0 "):
+        del element.attrib["transform"]
+    for name, value in element.attrib.items():
+        plain = re.sub(r"(\.\d\d)\d+", r"\1", value)
+        element.set(name, re.sub(r" ?font-family: [^;]*(; |$)", "", " ".join(plain.split())))
+
+
+def styled(draw: Callable[Arguments, Drawing]) -> Callable[Arguments, Drawing]:
     """Let `draw` make its figure in the style of this project."""
 
     @wraps(draw)
-    def drawn(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
+    def drawn(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Drawing:
         import matplotlib  # a training would begin later by the time that this takes
 
         with matplotlib.rc_context(fname=STYLE_FILE):
-            return draw(*args, **kwargs)
+            drawing = draw(*args, **kwargs)
+            _settle(drawing.figure)
+        return drawing
 
     return drawn
 
 
-def save_figure(figure: Figure, path: Path) -> list[Path]:
-    """Write `figure` as PNG and as SVG, named as `path` without .png or .svg; return the files.
+def _settle(figure: Figure) -> None:
+    """Lay the figure out, once: each further time would move things by a hair."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
 
-    Raises RunError.
-    """
-    import matplotlib
 
-    make_folder(path.parent)
-    stem = path.stem if path.suffix in FORMATS else path.name
-    written = []
-    for suffix in FORMATS:
-        buffer = io.BytesIO()
-        with matplotlib.rc_context(fname=STYLE_FILE):
-            # without a date, the same tables give the same bytes
-            metadata = {"Date": None} if suffix == ".svg" else {}
-            figure.savefig(buffer, format=suffix.removeprefix("."), metadata=metadata)
-        written.append(path.with_name(f"{stem}{suffix}"))
-        write_whole(written[-1], buffer.getvalue())
-    return written
+def blank(width: float, height: float, **panels: Any) -> tuple[Drawing, Any]:
+    """Return an empty drawing of a size in inches, and what `Figure.subplots` makes in it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    return Drawing(figure), figure.subplots(**panels)
 
 
 def label_points(
@@ -124,23 +194,29 @@ def label_points(
 ) -> None:
     """Write each text beside its point, on the first place round it that is free.
 
-    A place is free where it covers no point, no line of an error bar and no other label. A label
-    far from its point gets a line to it, in the point's colour.
+    A place is free where it covers no point, no line of an error bar and no other label, and ends
+    within the figure. A label far from its point gets a line to it, in the point's colour.
     """
     figure = plot.get_figure(root=True)
     assert figure is not None, "the plot is part of a figure"
-    figure.draw_without_rendering()  # settles the layout, and so the scale in pixels
+    _settle(figure)  # and so the scale in pixels
     pixels = figure.dpi / 72  # a point
     taken = drawn_boxes(plot, 3 * pixels)
+    width, height = figure.get_size_inches() * figure.dpi
     for place, text, colour in zip(places, texts, colours or [GREY] * len(texts), strict=True):
         x, y = map(float, plot.transData.transform(place))
         size = (0.65 * LABEL_SIZE * pixels * len(text), 1.2 * LABEL_SIZE * pixels)
         tried = [(offset, label_box((x, y), offset, size, pixels)) for offset in LABEL_PLACES]
-        free = [(o, box) for o, box in tried if not any(overlap(box, other) for other in taken)]
-        offset, box = (free or tried)[0]
+        inside = [
+            (o, box)
+            for o, box in tried
+            if box[0] > 0 and box[1] > 0 and box[2] < width and box[3] < height
+        ]
+        free = [(o, box) for o, box in inside if not any(overlap(box, other) for other in taken)]
+        offset, box = (free or inside or tried)[0]
         taken.append(box)
         line = {"arrowstyle": "-", "color": colour, "lw": 0.8, "shrinkA": 0, "shrinkB": 3}
-        plot.annotate(
+        label = plot.annotate(
             text,
             place,
             xytext=offset,
@@ -150,18 +226,37 @@ def label_points(
             fontsize=LABEL_SIZE,
             arrowprops=line if math.hypot(*offset) > LABEL_NEAR else None,
         )
+        label.set_in_layout(False)  # the place was found for the layout as it is
+
+
+def name_line(plot: Axes, energy: float, text: str) -> None:
+    """Draw a line at an energy whose accuracy nobody measured, and its name along it."""
+    plot.axvline(energy, color=GREY, linestyle=":", linewidth=1)
+    plot.annotate(
+        text,
+        (energy, 0.02),
+        xycoords=("data", "axes fraction"),
+        xytext=(-2, 0),
+        textcoords="offset points",
+        rotation=90,
+        rotation_mode="anchor",  # else an SVG's text would begin elsewhere in another font
+        ha="left",
+        va="bottom",
+        fontsize=LABEL_SIZE,
+    )
 
 
 def drawn_boxes(plot: Axes, margin: float) -> list[Box]:
-    """Return a box in pixels round each point and each line of an error bar in `plot`."""
+    """Return boxes in pixels round the points, the lines and the error bars in `plot`."""
     boxes = []
     for line in plot.lines:
         if line.get_transform() is not plot.transData:
             continue  # a line across the whole plot
-        x, y = plot.transData.transform(line.get_xydata()).T
-        boxes += [
-            (a - margin, b - margin, a + margin, b + margin) for a, b in zip(x, y, strict=True)
-        ]
+        points = list(plot.transData.transform(line.get_xydata()))
+        if line.get_linestyle() != "None":  # nor does a label cover the line between two points
+            parts = list(itertools.pairwise(points))
+            points += [a + (b - a) * n / 9 for a, b in parts for n in range(1, 9)]
+        boxes += [(x - margin, y - margin, x + margin, y + margin) for x, y in points]
     for bars in plot.collections:
         for path in bars.get_paths():
             x, y = plot.transData.transform(path.vertices).T

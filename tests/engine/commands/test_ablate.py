@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ from tser_cli.engine.runs.opened import Context, Options
 from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.engine.training.state import Row
 from tser_cli.engine.training.task import Task
-from tser_cli.report import ablation_figures, plots
+from tser_cli.report import ablation_figures, figures
 from tser_cli.report.csv_files import PROVENANCE, read_csv
 from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, read_predictions, write_predictions
 from tser_cli.settings.config import Config
@@ -69,7 +70,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch, make_context: MakeContext) -> None:
     monkeypatch.setattr(ablate, "Launcher", InProcess)
     monkeypatch.setattr(tsne, "coordinates", lambda x: [[0.0, 1.0] for _ in x])
     monkeypatch.setattr(ablation_figures, "draw_all", lambda folder, names: [])
-    monkeypatch.setattr(plots, "plot_per_timestep", lambda *args: None)
+    unseen = SimpleNamespace(save=lambda path: [])
+    monkeypatch.setattr(figures, "accuracy", lambda *args: unseen)
     monkeypatch.setattr(InProcess, "log", [], raising=False)
     monkeypatch.setattr(InProcess, "broken", (), raising=False)
 

@@ -46,7 +46,7 @@ from tser_cli.engine.runs.record import recorded
 from tser_cli.engine.runs.runtime import make_runtime
 from tser_cli.engine.runs.teachers import teacher_to_count
 from tser_cli.engine.training.budget import profile_of
-from tser_cli.report import plots
+from tser_cli.report import figures
 from tser_cli.report.csv_files import ALL, PER_IMAGE, SUMS, TOTAL, write_csv, write_energy_csv
 from tser_cli.report.style import FORMATS
 from tser_cli.settings import recipe
@@ -220,11 +220,21 @@ def draw(opened: FinishedRun, output: Path, report: EnergyReport, full: Evaluati
     known = recorded(run)
     accuracy = known.get("teacher_accuracy") if known.get("images") == full.images else None
     spent_T = itertools.accumulate(row["energy_pj"] for row in steps)
-    points = list(zip(spent_T, accuracy_T, strict=True))
-    of_teacher = None if teacher is None or accuracy is None else (teacher, accuracy)
+    points = [
+        figures.EnergyPoint(f"t = {t}", spent_pj, reached)
+        for t, (spent_pj, reached) in enumerate(zip(spent_T, accuracy_T, strict=True), 1)
+    ]
+    taught = None
+    if teacher is not None and accuracy is not None:
+        taught = figures.EnergyPoint("teacher (ANN)", teacher, accuracy)
+    layers = [
+        figures.LayerEnergy.of_row(row)
+        for row in report.rows
+        if row["layer"] != TOTAL and row["t"] != ALL
+    ]
     return [
-        *plots.plot_by_layer(by_layer, report.rows, run.name),
-        *plots.plot_accuracy(against, points, of_teacher, run.name, method),
+        *figures.by_layer(layers, run.name).save(by_layer),
+        *figures.tradeoff(points, taught, method=method, title=run.name).save(against),
     ]
 
 

@@ -22,7 +22,7 @@ from tser_cli.engine.runs.record import recorded
 from tser_cli.engine.runs.teachers import read_run_teacher, teacher_name
 from tser_cli.engine.training.budget import profile_of
 from tser_cli.engine.training.run import row_labels
-from tser_cli.report import plots
+from tser_cli.report import figures
 from tser_cli.report.csv_files import per_timestep_csv
 from tser_cli.settings.fields import Budget, parse_budget
 
@@ -224,7 +224,9 @@ def _write(
         per_timestep_csv(table, rows, labels)
     figure = run.folder / "figures" / f"{stem}.png" if request.plot and can_write else None
     if figure is not None:
-        plots.plot_per_timestep(figure, rows, run.name, str(labels["method"]))
+        steps_of_run = [figures.StepAccuracy.of_row(row) for row in rows]
+        taught, method = rows[-1]["teacher_accuracy"], str(labels["method"])
+        figures.accuracy(steps_of_run, taught, method, run.name).save(figure)
     exits, exits_table = Rows(), None
     if rules:
         exits_table = _early_exit_path(run.folder, request) if table is not None else None

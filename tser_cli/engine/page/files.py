@@ -37,7 +37,14 @@ from tser_cli.engine.page.values import (
 from tser_cli.engine.runs import record
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.record import recorded
-from tser_cli.report.ablation_figures import AT_T, Cell, baseline_of, cells_of, differences, mean
+from tser_cli.report.ablation_figures import (
+    AT_T,
+    CellRuns,
+    baseline_of,
+    cells_of,
+    differences,
+    mean,
+)
 from tser_cli.report.csv_files import (
     ALL,
     ENERGY,
@@ -486,7 +493,9 @@ def _cells(
     )
 
 
-def _cell(row: Mapping[str, Any], cell: Cell, paired: Sequence[float], measure: str) -> CellReport:
+def _cell(
+    row: Mapping[str, Any], cell: CellRuns, paired: Sequence[float], measure: str
+) -> CellReport:
     values = {
         "accuracy": cell.percent(measure),
         "difference": list(paired),
@@ -504,7 +513,7 @@ def _cell(row: Mapping[str, Any], cell: Cell, paired: Sequence[float], measure: 
     )
 
 
-def _at_t(cell: Cell, t: int) -> dict[str, Any]:
+def _at_t(cell: CellRuns, t: int) -> dict[str, Any]:
     found = cell.percent(f"{AT_T}{t}")
     reach = interval(found) or (None, None)
     return {"t": t, "mean": mean(found), "low": reach[0], "high": reach[1]}

@@ -41,7 +41,7 @@ from tser_cli.engine.training.optimizer import share_gradients, share_statistics
 from tser_cli.engine.training.settle import compile_networks, largest_batch
 from tser_cli.engine.training.state import Row, TrainingJob
 from tser_cli.engine.training.task import Task, classification, distillation, teach
-from tser_cli.report import plots
+from tser_cli.report import figures
 from tser_cli.report.csv_files import per_timestep_csv
 from tser_cli.settings.config import Config, method_label
 
@@ -223,8 +223,9 @@ def _write_results(
     labels = row_labels(run, config, "test", name, teacher.name if teacher else None)
     rows = evaluation.rows()
     per_timestep_csv(run.folder / "per_timestep.csv", rows, labels)
-    figure = run.folder / "figures" / "per_timestep"
-    plots.plot_per_timestep(figure, rows, run.name, str(labels["method"]))
+    steps = [figures.StepAccuracy.of_row(row) for row in rows]
+    drawn = figures.accuracy(steps, rows[-1]["teacher_accuracy"], str(labels["method"]), run.name)
+    drawn.save(run.folder / "figures" / "per_timestep")
     energy = None
     if evaluation.counts is not None:
         of_run = Labels(run.name, config.data.name, digest, config.training.precision)

@@ -1,4 +1,4 @@
-"""Figures of an ablation: where the points stand, and that CSVs are all they need."""
+"""Figures of an ablation: where their points stand, and that CSVs are all they need."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
 from tser_cli.report.ablation_figures import (
-    Cell,
+    CellRuns,
     baseline_of,
     cells_of,
     differences,
     draw_all,
     draw_differences,
     draw_energy,
+    draw_frontier,
     draw_per_timestep,
     draw_tsne,
 )
 from tser_cli.report.csv_files import (
+    FRONTIER,
     TSNE,
     ablation_schema,
     read_ablation,
     summary_schema,
     write_csv,
 )
-from tser_cli.report.style import METHODS
+from tser_cli.report.style import METHODS, TEACHER
 
 METHOD, WEIGHT, STEPS = "method.name", "method.entropy_weight", "model.timesteps"
 NAMES = {METHOD: "method"}
@@ -76,7 +78,7 @@ def points() -> Rows:
     ]
 
 
-def cells(of: Rows | None = None, names: dict[str, str] = NAMES) -> list[Cell]:
+def cells(of: Rows | None = None, names: dict[str, str] = NAMES) -> list[CellRuns]:
     return cells_of(pd.DataFrame(of or rows()).astype(dict.fromkeys(names, str)), names)
 
 
@@ -165,17 +167,17 @@ def test_cells_are_named_by_what_is_varied() -> None:
 
 def test_a_method_has_its_look_in_every_figure() -> None:
     assert [cell.look for cell in cells()] == [METHODS["kd"], METHODS["ts"]]
-    figures = [draw_per_timestep(cells(), "method"), draw_energy(cells())]
-    figures.append(draw_differences(cells(), "method", "accuracy", {0: "kd"}))
-    for figure in figures:
-        shown = [to_hex(line.get_color()) for line in figure.axes[0].lines]
+    drawn = [draw_per_timestep(cells(), "method"), draw_energy(cells())]
+    drawn.append(draw_differences(cells(), "method", "accuracy", {0: "kd"}))
+    for drawing in drawn:
+        shown = [to_hex(line.get_color()) for line in drawing.figure.axes[0].lines]
         wanted = [METHODS["kd"].colour] * 2 + [METHODS["ts"].colour] * 2
         assert shown[:4] == wanted
 
 
 def test_a_panel_a_step_with_every_seed_and_the_mean() -> None:
-    figure = draw_per_timestep(cells(), "method")
-    assert [plot.get_title() for plot in figure.axes] == [
+    figure = draw_per_timestep(cells(), "method").figure
+    assert [plot.get_title("left") for plot in figure.axes] == [
         *("at t = 1", "at t = 2", "averaged over time")
     ]
     at_1, at_2, averaged = figure.axes
@@ -190,7 +192,7 @@ def test_a_panel_a_step_with_every_seed_and_the_mean() -> None:
 
 
 def test_the_interval_is_student_s() -> None:
-    plot = draw_per_timestep(cells(), "method").axes[0]
+    plot = draw_per_timestep(cells(), "method").figure.axes[0]
     (bar,) = plot.collections[0].get_paths()
     # 81 -+ t(0.975, 1) sqrt(2) / sqrt(2), t = 12.7062
     assert bar.vertices[:, 0] == pytest.approx([81 - 12.7062, 81 + 12.7062], abs=1e-3)
@@ -198,12 +200,12 @@ def test_the_interval_is_student_s() -> None:
 
 def test_cells_of_fewer_steps_have_fewer_points() -> None:
     short_one = row(0, 0.8, accuracy_at_2=None, **{METHOD: "ce"})
-    figure = draw_per_timestep(cells([*rows(), short_one]), "method")
+    figure = draw_per_timestep(cells([*rows(), short_one]), "method").figure
     assert [len(means(plot)) for plot in figure.axes] == [3, 2, 3]
 
 
 def test_differences_are_paired_by_seed() -> None:
-    figure = draw_differences(cells(), "method", "accuracy", {0: "kd"})
+    figure = draw_differences(cells(), "method", "accuracy", {0: "kd"}).figure
     left, right = figure.axes
     assert means(left) == pytest.approx([91.0, 94.5])
     assert faint(right)[1] == pytest.approx([4.0, 3.0])
@@ -215,7 +217,7 @@ def test_differences_are_paired_by_seed() -> None:
 
 def test_another_measure() -> None:
     measure = "best_validation_accuracy"
-    left, _ = draw_differences(cells(), "method", measure, {0: "kd"}).axes
+    left, _ = draw_differences(cells(), "method", measure, {0: "kd"}).figure.axes
     assert faint(left)[0] == pytest.approx([50.0, 51.0])
     assert left.get_xlabel() == "best validation accuracy (%)"
 
@@ -239,12 +241,12 @@ def test_a_partial_baseline_is_compared_within_the_rest() -> None:
 
 
 def test_a_baseline_without_a_finished_run() -> None:
-    figure = draw_differences(cells(), "method", "accuracy", {0: "ce"})
+    figure = draw_differences(cells(), "method", "accuracy", {0: "ce"}).figure
     assert [text.get_text() for text in figure.axes[1].texts] == ["no pairs", "no pairs"]
 
 
 def test_energy_in_microjoules() -> None:
-    plot = draw_energy(cells()).axes[0]
+    plot = draw_energy(cells()).figure.axes[0]
     assert faint(plot) == [pytest.approx([1.0, 2.0])] * 2
     assert means(plot) == pytest.approx([1.5, 1.5])
     assert [text.get_text() for text in plot.texts] == ["kd", "ts"]
@@ -255,8 +257,8 @@ def test_energy_in_microjoules() -> None:
 
 
 def test_a_panel_a_network_and_a_number_a_class() -> None:
-    figure = draw_tsne(pd.DataFrame(points()))
-    assert [panel.get_title() for panel in figure.axes] == [
+    figure = draw_tsne(pd.DataFrame(points())).figure
+    assert [panel.get_title("left") for panel in figure.axes] == [
         *("teacher", "kd", "ts", "tser", "ce", "", "", "")
     ]
     panel = figure.axes[1]
@@ -265,3 +267,80 @@ def test_a_panel_a_network_and_a_number_a_class() -> None:
     assert [(text.get_text(), text.xy) for text in panel.texts] == [
         (str(i), (i + 2.0, -i - 1.5)) for i in range(3)
     ]
+
+
+def point(kind: str, energy: float, accuracy: float | None, **changes: Any) -> dict[str, Any]:
+    reach: dict[str, Any] = {}
+    if accuracy is not None:
+        reach = {"accuracy_low": accuracy - 0.01, "accuracy_high": accuracy + 0.01}
+    row = {METHOD: "", "point": kind, "energy_pj": energy, "accuracy": accuracy}
+    between = {"energy_low_pj": energy - 1e5, "energy_high_pj": energy + 1e5}
+    return {**dict.fromkeys(FRONTIER), **row, **between, **reach, **changes}
+
+
+def frontier(exits: bool = True) -> pd.DataFrame:
+    made = []
+    for method, accuracy in (("kd", 0.91), ("ts", 0.92)):
+        made.append(point("all_steps", 4e6, accuracy, **{METHOD: method}))
+        for energy in (2e6, 3e6, 4e6) if exits else ():
+            below = accuracy - (4e6 - energy) / 2e8
+            made.append(point("early_exit", energy, below, **{METHOD: method}))
+    made.append(point("ann", 3e7, None))
+    made.append(point("ann_int8", 1.5e6, None))
+    made.append(point("teacher", 6e7, 0.95))
+    kinds = {name: kind for name, kind in FRONTIER.items() if kind == "float64"}
+    return pd.DataFrame(made).astype(kinds)
+
+
+def test_cells_stand_with_their_curves_and_both_intervals() -> None:
+    near = draw_frontier(frontier(), cells(), [METHOD]).figure.axes[0]
+    curve = near.lines[0]
+    assert curve.get_xdata() == pytest.approx([2.0, 3.0, 4.0])
+    assert curve.get_ydata() == pytest.approx([90.0, 90.5, 91.0])
+    assert to_hex(curve.get_color()) == METHODS["kd"].colour
+    ends = [line for line in near.lines if line.get_marker() == "o"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in ends] == [
+        pytest.approx((2.0, 90.0)),
+        pytest.approx((4.0, 91.0)),
+        pytest.approx((2.0, 91.0)),
+        pytest.approx((4.0, 92.0)),
+    ]
+    assert [line.get_markerfacecolor() for line in ends[::2]] == ["none", "none"]
+    bars = [bar.get_paths()[0].vertices for bar in near.collections]
+    assert [3.9, 4.1] in [pytest.approx(v[:, 0].tolist()) for v in bars]
+    assert [90.0, 92.0] in [pytest.approx(v[:, 1].tolist()) for v in bars]
+    assert [text.get_text() for text in near.texts] == ["kd", "ts"]
+
+
+def test_the_ann_is_a_line_and_the_teacher_a_point() -> None:
+    far = draw_frontier(frontier(), cells(), [METHOD]).figure.axes[1]
+    assert far.get_xscale() == "log"
+    assert [text.get_text() for text in far.texts] == [
+        *("teacher", "ANN of the same shape", "that ANN, 8-bit integers")
+    ]
+    (teacher,) = [line for line in far.lines if line.get_marker() == TEACHER.marker]
+    assert (teacher.get_xdata()[0], teacher.get_ydata()[0]) == (60.0, 95.0)
+    lines = [line.get_xdata()[0] for line in far.lines if line.get_linestyle() == ":"]
+    assert lines == pytest.approx([30.0, 1.5])
+    assert far.get_xlim()[0] < 1.5 < 60.0 < far.get_xlim()[1]
+    assert len(far.collections) == 0  # intervals are drawn once
+
+
+def test_cells_without_early_exit_are_frontier() -> None:
+    near = draw_frontier(frontier(exits=False), cells(), [METHOD]).figure.axes[0]
+    assert len(near.lines) == 2
+    assert near.get_title("left") == ""
+
+
+def test_one_seed_has_no_interval() -> None:
+    alone = frontier()
+    for name in FRONTIER:
+        if name.endswith(("_low", "_high", "_low_pj", "_high_pj")):
+            alone[name] = float("nan")
+    assert len(draw_frontier(alone, cells(), [METHOD]).figure.axes[0].collections) == 0
+
+
+def test_a_cell_without_a_point_is_left_out() -> None:
+    table = frontier()
+    some = draw_frontier(table[table[METHOD] != "ts"], cells(), [METHOD])
+    assert [text.get_text() for text in some.figure.axes[0].texts] == ["kd"]
