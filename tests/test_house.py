@@ -133,7 +133,7 @@ STILL_IMPORT_WINGS = (
 )
 STILL_TOO_LONG = {"energy/any_network/watch.py"}
 STILL_TWICE = {
-    *("Stream", "Batch", "Operation", "Trace", "Compared", "Duel", "Layer", "Entry", "Record"),
+    *("Batch", "Trace", "Compared", "Duel", "Layer", "Entry", "Record"),
     *("Cell", "Comparison", "Check", "Measured", "Predictions"),
 }
 

@@ -1,28 +1,40 @@
+"""Transforms against plain computation, and draws that depend on nothing but their key."""
+
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tser_cli.base.errors import ConfigError
 from tser_cli.data.base import Dataset, ImageSource, TensorSource
+from tser_cli.data.loaders import LocalFeed
 from tser_cli.data.transforms import (
-    BOUNDS,
-    AutoAugment,
-    Stream,
+    CPU,
+    Draw,
     check_augmentation,
     crop_flip,
     cutout_,
+    device_of,
     evaluation_pipeline,
+    image_seed,
     is_costly,
     is_deterministic,
+    isolated,
     normalise,
+    permutation,
+    placed,
+    sent,
     table,
     training_pipeline,
 )
@@ -142,7 +154,7 @@ def test_training_shows_a_crop_flip_and_square_of_each_image(make_dataset: Make)
     "augment",
     [
         AugmentConfig(crop_padding=2, flip=True, cutout=4),
-        AugmentConfig(autoaugment="cifar10"),
+        AugmentConfig(crop_padding=2, flip=True, autoaugment="cifar10", cutout=3),
         AugmentConfig(random_resized_crop=True, flip=True, autoaugment="cifar10", cutout=3),
     ],
 )
@@ -168,9 +180,9 @@ def test_an_image_depends_on_seed_epoch_and_index_alone(
     # it makes a new data set at each call
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(channels=st.sampled_from([1, 3]), data=st.data())
-def test_an_image_does_not_depend_on_its_batch(
-    make_dataset: Make, channels: int, data: st.DataObject
+@given(channels=st.sampled_from([1, 3]), threads=st.integers(1, 3), data=st.data())
+def test_an_image_depends_neither_on_its_batch_nor_on_threads(
+    make_dataset: Make, channels: int, threads: int, data: st.DataObject
 ) -> None:
     dataset = make_dataset(channels=channels)
     augment = AugmentConfig(crop_padding=2, flip=True, autoaugment="cifar10", cutout=3)
@@ -178,55 +190,38 @@ def test_an_image_does_not_depend_on_its_batch(
     order = data.draw(st.permutations(range(50)))
     cuts = sorted(data.draw(st.sets(st.integers(1, 49))))
     parts = [order[start:end] for start, end in pairwise([0, *cuts, 50])]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     split = torch.cat([pipeline(1, part) for part in parts])
+    torch.set_num_threads(before)
     assert torch.equal(split, pipeline(1, range(50))[list(order)])
 
 
-def test_an_image_does_not_depend_on_the_number_of_threads(make_dataset: Make) -> None:
-    dataset = make_dataset(train=600)
-    augment = AugmentConfig(crop_padding=2, flip=True, autoaugment="cifar10", cutout=3)
-    pipeline = training_pipeline(dataset.train, dataset.spec, augment, seed=4)
-    before, found = torch.get_num_threads(), []
-    for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
-        found.append(pipeline(0, range(600)))
-    torch.set_num_threads(before)
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_autoaugment_is_torchvisions_between_flip_and_cutout(
+    make_dataset: Make, channels: int
+) -> None:
+    from torchvision.transforms import v2
 
-
-def test_autoaugment_comes_between_flip_and_cutout(make_dataset: Make) -> None:
-    dataset = make_dataset()
-    steps: dict[str, dict[str, Any]] = {
-        "before": {"crop_padding": 2, "flip": True},
-        "all": {"crop_padding": 2, "flip": True, "autoaugment": "cifar10", "cutout": 4},
-        "no cutout": {"crop_padding": 2, "flip": True, "autoaugment": "cifar10"},
-    }
-    pipelines = {
-        name: training_pipeline(dataset.train, dataset.spec, AugmentConfig(**step), seed=3)
-        for name, step in steps.items()
-    }
+    dataset = make_dataset(channels=channels)
+    before: dict[str, Any] = {"crop_padding": 2, "flip": True}
+    pipelines = [
+        training_pipeline(dataset.train, dataset.spec, AugmentConfig(**before, **more), seed=3)
+        for more in ({}, {"autoaugment": "cifar10"}, {"autoaugment": "cifar10", "cutout": 4})
+    ]
+    plain, changed, cut = (pipeline(5, range(50)) for pipeline in pipelines)
     # levels of grey again: the inverse of normalise
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (dataset.spec.mean, dataset.spec.std))
-    levels = ((pipelines["before"](5, range(50)) * std + mean) * 255).round().to(torch.uint8)
-    choices = table(Stream.AUTOAUGMENT, 3, 5, 50, BOUNDS).long()
-    changed = AutoAugment(12, 10)(levels, choices)
-    expected = normalise(changed, dataset.spec.mean, dataset.spec.std)
-    assert torch.equal(pipelines["no cutout"](5, range(50)), expected)
-    cut = pipelines["all"](5, range(50))
-    assert torch.equal(cut[cut != 0], expected[cut != 0])
+    levels = ((plain * std + mean) * 255).round().to(torch.uint8)
+    theirs, expected = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), []
+    for index, image in enumerate(levels):
+        with isolated():
+            torch.manual_seed(image_seed(Draw.AUTOAUGMENT, 3, 5, index))
+            expected.append(theirs(image))
+    made = normalise(torch.stack(expected), dataset.spec.mean, dataset.spec.std)
+    assert torch.equal(changed, made) and not torch.equal(changed, plain)
+    assert torch.equal(cut[cut != 0], made[cut != 0])
     assert ((cut == 0).all(dim=1).flatten(1).sum(dim=1) >= 16).all()
-
-
-def test_autoaugment_works_on_grey_images() -> None:
-    from tser_cli.data.builtin import load
-    from tser_cli.settings.config import DataConfig
-
-    dataset = load(DataConfig())
-    augment = AugmentConfig(autoaugment="cifar10")
-    images = training_pipeline(dataset.train, dataset.spec, augment, seed=0)(0, range(40))
-    plain = evaluation_pipeline(dataset.train, dataset.spec)(0, range(40))
-    assert images.shape == (40, 1, 8, 8)
-    assert not torch.equal(images, plain)
 
 
 def test_random_resized_crop_replaces_the_padded_crop(make_dataset: Make) -> None:
@@ -266,7 +261,7 @@ def test_workers_pay_where_training_would_wait(make_dataset: Make) -> None:
     files = Files()
     none, automatic, resized = (
         AugmentConfig(crop_padding=2, flip=True),
-        AugmentConfig(autoaugment="cifar10"),
+        AugmentConfig(crop_padding=2, flip=True, autoaugment="cifar10", cutout=3),
         AugmentConfig(random_resized_crop=True),
     )
     cases: list[tuple[ImageSource, AugmentConfig, torch.device, bool]] = [
@@ -284,6 +279,8 @@ def test_workers_pay_where_training_would_wait(make_dataset: Make) -> None:
 
 
 class Files:
+    """A source that reads its images one by one."""
+
     labels = torch.zeros(2, dtype=torch.int64)
 
     def __len__(self) -> int:
@@ -291,3 +288,139 @@ class Files:
 
     def image(self, index: int) -> torch.Tensor:
         raise NotImplementedError
+
+
+CUDA = torch.device("cuda")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def test_images_that_do_not_fit_stay_where_they_are(
+    make_dataset: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_dataset(train=50).train
+    # 50 images of 3 x 12 x 10 bytes
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (4 * 18_000 - 1, 10**9))
+    assert placed(source, CUDA) is source
+    moves: list[torch.device] = []
+
+    def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        moves.append(device)
+        return tensor
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (4 * 18_000, 10**9))
+    monkeypatch.setattr(torch.Tensor, "to", move)
+    copy = placed(source, CUDA)
+    assert isinstance(copy, TensorSource) and copy is not source
+    assert moves == [CUDA, CUDA]
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps", "xpu"])
+def test_images_move_to_cuda_alone(make_dataset: Make, device: str) -> None:
+    source = make_dataset().train
+    assert placed(source, torch.device(device)) is source
+
+
+def test_files_stay_files() -> None:
+    source = Files()
+    assert placed(source, CUDA) is source
+    assert device_of(source) == CPU
+
+
+def test_what_is_sent_arrives() -> None:
+    tensor = torch.arange(5)
+    assert torch.equal(sent(tensor, CPU), tensor)
+    assert sent(tensor, torch.device("meta")).device.type == "meta"
+
+
+class OneDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses operations on tensors of several devices: the meta device itself lets some pass."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        # one number may come from anywhere
+        assert len({tensor.device for tensor in tensors if tensor.ndim}) < 2, func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_all_that_meets_the_images_is_on_their_device(make_dataset: Make, channels: int) -> None:
+    dataset = make_dataset()
+    spec = make_dataset(channels=channels).spec
+    meta = torch.device("meta")
+    source = TensorSource(
+        torch.zeros(50, channels, 12, 10, dtype=torch.uint8, device=meta),
+        dataset.train.labels.to(meta),
+    )
+    augment = AugmentConfig(crop_padding=2, flip=True, cutout=4)
+    pipeline = training_pipeline(source, spec, augment, seed=0)
+    assert device_of(source) == meta
+    with OneDevice():  # type: ignore[no-untyped-call]
+        (batch,) = LocalFeed(pipeline, pin=False).batches([(0, list(range(50)) * 4)])
+    assert {tensor.device for tensor in batch} == {meta}
+    assert batch.images_NCHW.shape == (200, channels, 12, 10)
+    assert batch.labels_N.shape == batch.indices_N.shape == (200,)
+
+
+@needs_gpu
+def test_a_gpus_images_depend_on_seed_epoch_and_index_alone(make_dataset: Make) -> None:
+    dataset = make_dataset()
+    augment = AugmentConfig(crop_padding=2, flip=True, cutout=4)
+    there = training_pipeline(placed(dataset.train, CUDA), dataset.spec, augment, seed=0)
+    together = there(1, range(50))
+    assert together.device.type == "cuda"
+    one_by_one = torch.cat([there(1, [index]) for index in range(50)])
+    assert torch.equal(together, one_by_one)
+    here = training_pipeline(dataset.train, dataset.spec, augment, seed=0)(1, range(50))
+    torch.testing.assert_close(together.cpu(), here, atol=1e-5, rtol=0)
+
+
+def test_permutation_is_a_function_of_seed_and_epoch() -> None:
+    orders = {
+        (seed, epoch): tuple(permutation(seed, epoch, 30).tolist())
+        for seed, epoch in product(range(4), repeat=2)
+    }
+    assert all(sorted(order) == list(range(30)) for order in orders.values())
+    assert len(set(orders.values())) == 16
+    assert orders[2, 3] == tuple(permutation(2, 3, 30).tolist())
+
+
+def test_seeds_differ_between_images_epochs_seeds_and_draws() -> None:
+    draws = (Draw.RESIZE, Draw.AUTOAUGMENT)
+    seeds = {image_seed(*key) for key in product(draws, range(5), range(5), range(20))}
+    assert len(seeds) == 2 * 5 * 5 * 20
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert image_seed(Draw.RESIZE, 2**32 - 1, 10**9, 10**9) >= 0
+
+
+def test_table_draws_every_value_about_equally_often() -> None:
+    draws = table(Draw.CROP, 0, 0, 9000, (3, 2))
+    assert draws.shape == (9000, 2)
+    for column, bound in enumerate((3, 2)):
+        counts = torch.bincount(draws[:, column])
+        assert len(counts) == bound
+        # within five standard deviations of a binomial
+        assert (counts - 9000 / bound).abs().max() < 5 * (9000 * 0.25) ** 0.5
+    assert not torch.equal(draws, table(Draw.CROP, 0, 1, 9000, (3, 2)))
+    assert not torch.equal(draws, table(Draw.CROP, 1, 0, 9000, (3, 2)))
+    assert not torch.equal(draws, table(Draw.CUTOUT, 0, 0, 9000, (3, 2)))
+
+
+def test_a_table_is_the_same_wherever_it_lies() -> None:
+    # as drawn before there were devices: no image may change its look
+    assert table(Draw.CROP, 3, 5, 4, (9, 9)).tolist() == [[8, 6], [4, 7], [5, 2], [8, 0]]
+    there = table(Draw.CROP, 3, 5, 4, (9, 9), torch.device("meta"))
+    assert there.device.type == "meta" and there.shape == (4, 2)
+
+
+def test_isolated_puts_the_generator_and_the_threads_back() -> None:
+    torch_state, threads = torch.get_rng_state(), torch.get_num_threads()
+    others = random.getstate(), repr(np.random.get_state())
+    with isolated():
+        assert torch.get_num_threads() == 1
+        torch.default_generator.manual_seed(5)
+        torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert torch.get_num_threads() == threads
+    assert others == (random.getstate(), repr(np.random.get_state()))

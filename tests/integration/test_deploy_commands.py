@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.command import Invoke, call
-from tser_cli.data.builtin import load
+from tser_cli.data.builtin import digits
 from tser_cli.export import formats, verify
 from tser_cli.settings.config import DataConfig
 
@@ -49,7 +49,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four test images of digits as files, one of them in a subfolder."""
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "sub").mkdir()
-    test = load(DataConfig()).test
+    test = digits(DataConfig()).test
     for index, name in enumerate(("a.png", "b.png", "c.png", "sub/d.png")):
         Image.fromarray(test.image(index)[0].numpy()).save(folder / name)
     return folder
@@ -204,7 +204,7 @@ def test_predict_names_what_it_can_t_read_and_goes_on(
 def test_an_image_s_operations_are_those_of_the_whole_test_set_in_the_mean(
     tser: Invoke, runs: Path, tmp_path: Path
 ) -> None:
-    test = load(DataConfig()).test
+    test = digits(DataConfig()).test
     for index in range(len(test)):
         Image.fromarray(test.image(index)[0].numpy()).save(tmp_path / f"{index:03}.png")
     answers = json.loads(tser("predict", tmp_path, "--runs-dir", runs, "--json")[1])

@@ -1,6 +1,6 @@
-"""What a data set is: a description, a training source and a test source of raw images.
+"""What a data set is: a description, and raw images to train and to test on, found by name.
 
-Holding a validation or a test split out of the training images.
+A validation split is held out of the training images, as is a test split where there is none.
 """
 
 from __future__ import annotations
@@ -116,6 +116,56 @@ class Dataset:
     test_images: tuple[str, ...] = ()
 
 
+def load_dataset(config: DataConfig) -> Dataset:
+    """Return the data set that `config` names. Raises DataError where it is missing or damaged.
+
+    One of a plug-in is checked: labels in range, and the first image of each part.
+    """
+    entry = registry.lookup("data set", registry.DATASETS, config.name)
+    made: Any
+    if registry.is_built_in(entry.target):
+        made = registry.load(entry.target)(config)
+        assert isinstance(made, Dataset)
+        return made
+    try:
+        made = registry.load(entry.target)(config)
+        if not isinstance(made, Dataset):
+            raise DataError(f"its function returns {type(made).__name__}, not a Dataset")
+        for name, source in (("training", made.train), ("test", made.test)):
+            if problem := _problem(source, made.spec):
+                raise DataError(f"its {name} images: {problem}")
+        return made
+    except TserError as error:
+        raise DataError(f"data set {config.name}: {error}") from error
+    # a plug-in's code may fail in any way
+    except Exception as error:
+        raise DataError(f"data set {config.name} can't be loaded: {last_line(error)}") from error
+
+
+def _problem(source: ImageSource, spec: DataSpec) -> str:
+    """Return in words what is wrong with a plug-in's labels or first image; "" for nothing."""
+    labels, count = source.labels, len(source)
+    if count == 0:
+        return "there are none"
+    if labels.dtype != torch.int64 or tuple(labels.shape) != (count,):
+        return f"labels must be int64 [{count}], not {labels.dtype} {list(labels.shape)}"
+    least, largest = int(labels.min()), int(labels.max())
+    if least < 0 or largest >= spec.num_classes:
+        return (
+            f"labels go from {least} to {largest}; there are {spec.num_classes} classes, so that "
+            f"they must lie in 0..{spec.num_classes - 1}"
+        )
+    image = source.image(0)
+    # images in memory are not scaled to the network's input, those that are read one by one are
+    sizes = spec.image_shape if isinstance(source, TensorSource) else spec.image_shape[:1]
+    if image.dtype == torch.uint8 and image.ndim == 3 and image.shape[: len(sizes)] == sizes:
+        return ""
+    return (
+        f"the first is {image.dtype} {list(image.shape)}; they must be uint8 [C, H, W], here "
+        f"{list(spec.image_shape)}"
+    )
+
+
 def given_path(config: DataConfig) -> Path | None:
     """Return `config.dir` as a path, ~ expanded; None where it is "". Raises DataError."""
     if not config.dir:
@@ -128,74 +178,12 @@ def given_path(config: DataConfig) -> Path | None:
         raise DataError(f"data.dir = {config.dir!r} is no path: {error}. Write it out") from error
 
 
-def load_dataset(config: DataConfig) -> Dataset:
-    """Return the data set that `config` names. Raises DataError where it is missing or damaged.
-
-    One of a plug-in is checked: labels in range, and the first image of each part.
-    """
-    entry = registry.lookup("data set", registry.DATASETS, config.name)
-    if registry.is_built_in(entry.target):
-        dataset: Dataset = registry.load(entry.target)(config)
-        return dataset
-    try:
-        made = registry.load(entry.target)(config)
-        return _checked(made)
-    except TserError as error:
-        raise DataError(f"data set {config.name}: {error}") from error
-    except Exception as error:
-        raise DataError(f"data set {config.name} can't be loaded: {last_line(error)}") from error
-
-
-def _checked(made: Any) -> Dataset:
-    """Return what a plug-in's loader made. Raises DataError where it is no data set."""
-    if not isinstance(made, Dataset):
-        raise DataError(f"its function returns {type(made).__name__}, not a Dataset")
-    for name, source in (("training", made.train), ("test", made.test)):
-        problem = _labels_problem(source, made.spec) or _image_problem(source, made.spec)
-        if problem:
-            raise DataError(f"its {name} images: {problem}")
-    return made
-
-
-def _labels_problem(source: ImageSource, spec: DataSpec) -> str:
-    """Return in words what is wrong with the labels; "" where nothing is."""
-    labels, count = source.labels, len(source)
-    if count == 0:
-        return "there are none"
-    if labels.dtype != torch.int64 or tuple(labels.shape) != (count,):
-        return f"labels must be int64 [{count}], not {labels.dtype} {list(labels.shape)}"
-    least, largest = int(labels.min()), int(labels.max())
-    if least < 0 or largest >= spec.num_classes:
-        return (
-            f"labels go from {least} to {largest}; there are {spec.num_classes} classes, so that "
-            f"they must lie in 0..{spec.num_classes - 1}"
-        )
-    return ""
-
-
-def _image_problem(source: ImageSource, spec: DataSpec) -> str:
-    image = source.image(0)
-    # those in memory are not scaled to the network's input
-    sizes = spec.image_shape if isinstance(source, TensorSource) else spec.image_shape[:1]
-    if image.dtype == torch.uint8 and image.ndim == 3 and image.shape[: len(sizes)] == sizes:
-        return ""
-    return (
-        f"the first is {image.dtype} {list(image.shape)}; they must be uint8 [C, H, W], here "
-        f"{list(spec.image_shape)}"
-    )
-
-
 # not training.seed: runs that differ in their seed must be comparable on the same images
 SPLIT_SEED = 0
 
 
-def train_validation(labels_M: torch.Tensor, fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ascending indices, int64, of the training and of the validation images; see `split_off`."""
-    return split_off(labels_M, fraction, "validation")
-
-
 def split_off(
-    labels_M: torch.Tensor, fraction: float, part: str
+    labels_M: torch.Tensor, fraction: float, part: str = "validation"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ascending indices, int64, of the training images and of the `part` held out.
 
@@ -206,37 +194,27 @@ def split_off(
     indices_M = torch.arange(len(labels_M))
     if fraction == 0.0:
         return indices_M, indices_M[:0]
-    held_out = _stratified(labels_M, fraction, part)
-    is_held_out_M = torch.zeros(len(labels_M), dtype=torch.bool)
-    is_held_out_M[held_out] = True
-    training, held = indices_M[~is_held_out_M], indices_M[is_held_out_M]
-    classes = set(labels_M.tolist())
-    for name, chosen in (("training", training), (part, held)):
-        missing = sorted(classes - set(labels_M[chosen].tolist()))
-        if missing:
-            raise DataError(_too_small(fraction, part, f"class {missing[0]} has no {name} image"))
-    return training, held
-
-
-def _stratified(labels_M: torch.Tensor, fraction: float, part: str) -> torch.Tensor:
     from sklearn.model_selection import train_test_split
 
-    count = math.ceil(fraction * len(labels_M))
     try:
         _, held_out = train_test_split(
             range(len(labels_M)),
-            test_size=count,
+            test_size=math.ceil(fraction * len(labels_M)),
             stratify=labels_M.numpy(),
             random_state=SPLIT_SEED,
         )
+        is_held_out_M = torch.zeros(len(labels_M), dtype=torch.bool)
+        is_held_out_M[torch.tensor(held_out)] = True
+        training, held = indices_M[~is_held_out_M], indices_M[is_held_out_M]
+        # scikit-learn may leave a rare class out of one of the two
+        for name, chosen in (("training", training), (part, held)):
+            missing = sorted(set(labels_M.tolist()) - set(labels_M[chosen].tolist()))
+            if missing:
+                raise ValueError(f"class {missing[0]} has no {name} image")
     except ValueError as error:
-        raise DataError(_too_small(fraction, part, str(error))) from error
-    return torch.tensor(held_out)
-
-
-def _too_small(fraction: float, part: str, why: str) -> str:
-    instead = "or 0 for no validation split" if part == "validation" else "or add images"
-    return (
-        f"data.{part}_fraction = {fraction} does not split the training images: {why}. "
-        f"Choose another fraction, {instead}"
-    )
+        instead = "or 0 for no validation split" if part == "validation" else "or add images"
+        raise DataError(
+            f"data.{part}_fraction = {fraction} does not split the training images: {error}. "
+            f"Choose another fraction, {instead}"
+        ) from error
+    return training, held

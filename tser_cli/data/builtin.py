@@ -1,14 +1,10 @@
-"""`digits`: scikit-learn's 1,797 images of hand-written digits, 8 x 8; comes with scikit-learn.
+"""The data sets with a name: digits, which is always there; MNIST, Fashion-MNIST and CIFAR.
 
-Source: UCI, Optical Recognition of Handwritten Digits (E. Alpaydin and C. Kaynak, 1998).
-
-MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100: found on disk, else downloaded once.
-
-torchvision's classes download, check and read them, and the files lie as it lays them out, so
-that an existing download serves. Packed files serve as they are, from folders that can't be
-written to as well.
-
-torchvision's data set classes made safe: whole downloads, and errors that say what to do.
+`digits` are scikit-learn's 1,797 images of hand-written digits, 8 x 8 (UCI, Optical Recognition of
+Handwritten Digits, E. Alpaydin and C. Kaynak, 1998). The others are downloaded once. torchvision's
+classes download, check and read them, and the files lie as it lays them out: an existing download
+serves, packed or not, also from a folder that can't be written to. What torchvision lacks is added
+here: whole downloads, a time limit, and errors that say what to do.
 """
 
 from __future__ import annotations
@@ -21,10 +17,9 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import platformdirs
@@ -46,21 +41,10 @@ TEST_IMAGES = (
     "&xMk0XU=;00"
 )
 
-SPEC = DataSpec(
-    name="digits",
-    channels=1,
-    height=8,
-    width=8,
-    classes=tuple("0123456789"),
-    # of the 1,437 training images
-    mean=(0.305434,),
-    std=(0.375957,),
-)
 
-
-def load(config: DataConfig) -> Dataset:
+def digits(config: DataConfig) -> Dataset:
     """1,437 training and 360 test images, a fixed stratified split. Grey 0..16 becomes 0..255."""
-    table_M65 = _table()
+    table_M65 = _digits_table()
     images_MHW = np.round(table_M65[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
     bits = np.frombuffer(base64.b85decode(TEST_IMAGES), dtype=np.uint8)
     is_test_M = np.unpackbits(bits, count=len(table_M65)).astype(bool)
@@ -71,10 +55,12 @@ def load(config: DataConfig) -> Dataset:
             torch.from_numpy(table_M65[chosen_M, 64].astype(np.int64)),
         )
 
-    return Dataset(SPEC, source(~is_test_M), source(is_test_M))
+    # mean and std of the 1,437 training images
+    spec = DataSpec("digits", 1, 8, 8, tuple("0123456789"), (0.305434,), (0.375957,))
+    return Dataset(spec, source(~is_test_M), source(is_test_M))
 
 
-def _table() -> np.ndarray:
+def _digits_table() -> np.ndarray:
     """scikit-learn's table: 64 pixels and the label of each image, [1797, 65]."""
     found = importlib.util.find_spec("sklearn")
     assert found is not None and found.origin is not None, "it is a dependency"
@@ -88,16 +74,40 @@ def _table() -> np.ndarray:
     return np.column_stack([bunch.data, bunch.target])
 
 
-# Debian's package dataset-fashion-mnist
-DEBIAN = Path("/usr/share/datasets")
-CIFAR_SIDE = 32
+# Mean and std of the training pixels, by channel; MNIST's as in pytorch/examples.
 
-# mean and std of the training pixels; MNIST's as in pytorch/examples
-MNIST_MEAN_STD = ((0.1307,), (0.3081,))
-FASHION_MNIST_MEAN_STD = ((0.2860,), (0.3530,))
-# mean and std of the 50,000 training images' pixels, by channel
-CIFAR10_MEAN_STD = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-CIFAR100_MEAN_STD = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+
+def mnist(config: DataConfig) -> Dataset:
+    """Load MNIST: 60,000 training and 10,000 test images, 28 x 28 grey, 10 digits."""
+    spec = DataSpec("mnist", 1, 28, 28, tuple("0123456789"), (0.1307,), (0.3081,))
+    return _idx_dataset(config, spec)
+
+
+def fashion_mnist(config: DataConfig) -> Dataset:
+    """Load Fashion-MNIST: 60,000 training and 10,000 test images, 28 x 28 grey, 10 classes."""
+    classes = tuple(_torchvision("fashion-mnist").classes)
+    return _idx_dataset(config, DataSpec("fashion-mnist", 1, 28, 28, classes, (0.2860,), (0.3530,)))
+
+
+def cifar10(config: DataConfig) -> Dataset:
+    """Load CIFAR-10: 50,000 training and 10,000 test images, 32 x 32 colour, 10 classes."""
+    return _cifar_dataset(config, "cifar10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+
+
+def cifar100(config: DataConfig) -> Dataset:
+    """Load CIFAR-100: 50,000 training and 10,000 test images, 32 x 32 colour, 100 classes."""
+    return _cifar_dataset(config, "cifar100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+
+
+def _torchvision(name: str) -> Any:
+    """Return torchvision's class of a data set."""
+    from torchvision import datasets
+
+    classes = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
+    return getattr(datasets, classes.get(name, name.upper()))
+
+
+DEBIAN = Path("/usr/share/datasets")  # of Debian's package dataset-fashion-mnist
 
 
 def root(config: DataConfig) -> Path:
@@ -108,59 +118,26 @@ def root(config: DataConfig) -> Path:
 def find_downloaded(name: str, config: DataConfig) -> Path | None:
     """Return where the files of `name` lie whole, None where they would be downloaded.
 
-    `name`: mnist, fashion-mnist, cifar10 or cifar100. Nothing is opened.
+    `name`: mnist, fashion-mnist, cifar10 or cifar100; of these two the archive serves where the
+    folder is not whole. Nothing is opened.
     """
-    from torchvision import datasets
-
-    idx = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}
-    cifar = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
-    return _find_idx(config, name, idx[name]) if name in idx else _find_cifar(config, cifar[name])
-
-
-def mnist(config: DataConfig) -> Dataset:
-    """Load MNIST: 60,000 training and 10,000 test images, 28 x 28 grey, 10 digits."""
-    from torchvision import datasets
-
-    spec = DataSpec("mnist", 1, 28, 28, tuple("0123456789"), *MNIST_MEAN_STD)
-    return _idx_dataset(config, spec, datasets.MNIST)
+    home, kind = root(config), _torchvision(name)
+    if name.startswith("cifar"):
+        whole = all(is_file(home / file) for file in _cifar_files(kind))
+        packed = home / kind.filename
+        return home if whole else packed if is_file(packed) else None
+    # never the root itself: the files of MNIST and of Fashion-MNIST have the same names
+    folders = (home / kind.__name__ / "raw", home / name, DEBIAN / name)
+    files = [Path(packed).stem for packed, _ in kind.resources]
+    return next((folder for folder in folders if all(_idx_file(folder, f) for f in files)), None)
 
 
-def fashion_mnist(config: DataConfig) -> Dataset:
-    """Load Fashion-MNIST: 60,000 training and 10,000 test images, 28 x 28 grey, 10 classes."""
-    from torchvision import datasets
-
-    classes = tuple(datasets.FashionMNIST.classes)
-    spec = DataSpec("fashion-mnist", 1, 28, 28, classes, *FASHION_MNIST_MEAN_STD)
-    return _idx_dataset(config, spec, datasets.FashionMNIST)
-
-
-def cifar10(config: DataConfig) -> Dataset:
-    """Load CIFAR-10: 50,000 training and 10,000 test images, 32 x 32 colour, 10 classes."""
-    from torchvision import datasets
-
-    return _cifar_dataset(config, "cifar10", datasets.CIFAR10, *CIFAR10_MEAN_STD)
-
-
-def cifar100(config: DataConfig) -> Dataset:
-    """Load CIFAR-100: 50,000 training and 10,000 test images, 32 x 32 colour, 100 classes."""
-    from torchvision import datasets
-
-    return _cifar_dataset(config, "cifar100", datasets.CIFAR100, *CIFAR100_MEAN_STD)
-
-
-def _idx_dataset(config: DataConfig, spec: DataSpec, kind: Any) -> Dataset:
+def _idx_dataset(config: DataConfig, spec: DataSpec) -> Dataset:
+    kind = _torchvision(spec.name)
     raw = Path(kind.__name__, "raw")
     files = {str(raw / name): f"{kind.mirrors[0]}{name}" for name, _ in kind.resources}
-    present = partial(_find_idx, config, spec.name, kind)
-    folder = provide(spec.name, kind, root(config), files, present)
+    folder = _provided(spec.name, config, files)
     return Dataset(spec, _idx_source(folder, "train", spec), _idx_source(folder, "t10k", spec))
-
-
-def _find_idx(config: DataConfig, name: str, kind: Any) -> Path | None:
-    # never the root itself: the two data sets' files have the same names
-    folders = (root(config) / kind.__name__ / "raw", root(config) / name, DEBIAN / name)
-    packed = [Path(file).stem for file, _ in kind.resources]
-    return next((f for f in folders if all(_idx_file(f, file) for file in packed)), None)
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:
@@ -193,35 +170,42 @@ def _idx_source(folder: Path, part: str, spec: DataSpec) -> TensorSource:
 
 def _read_idx(path: Path, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
     if path.suffix == ".gz":
-        with unpacked(path) as folder, naming(path):
+        with _unpacked(path) as folder, _naming(path):
             return read(str(folder / path.stem))
-    with naming(path):
+    with _naming(path):
         return read(str(path))
 
 
 def _cifar_dataset(
-    config: DataConfig, name: str, kind: Any, mean: tuple[float, ...], std: tuple[float, ...]
+    config: DataConfig, name: str, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Dataset:
     from torchvision.datasets.utils import check_integrity
 
-    home, packed = root(config), root(config) / kind.filename
-    present = partial(_find_cifar, config, kind)
-    place = provide(name, kind, home, {kind.filename: kind.url}, present)
-    if place == home:
-        return _read_cifar(home, name, kind, mean, std)
-    with naming(packed):
-        if not check_integrity(str(packed), kind.tgz_md5):
+    def read(folder: Path) -> Dataset:
+        # the files are pickles, which can run code: none is opened unless its MD5 sum is right
+        for file, md5 in _cifar_files(kind).items():
+            with _naming(folder / file):
+                if not check_integrity(str(folder / file), md5):
+                    raise ValueError("its MD5 sum is not that of the published file")
+        with _naming(folder / kind.base_folder):
+            train, test = (kind(folder, train=is_train) for is_train in (True, False))
+        spec = DataSpec(name, 3, 32, 32, tuple(train.classes), mean, std)
+        # channels first, as the pixels lie in the file
+        sources = [
+            TensorSource(torch.from_numpy(of.data.transpose(0, 3, 1, 2)), torch.tensor(of.targets))
+            for of in (train, test)
+        ]
+        return Dataset(spec, sources[0], sources[1])
+
+    kind = _torchvision(name)
+    found = _provided(name, config, {kind.filename: kind.url})
+    if found == root(config):
+        return read(found)
+    with _naming(found):
+        if not check_integrity(str(found), kind.tgz_md5):
             raise ValueError("its MD5 sum is not that of the published archive")
-    with unpacked(packed) as folder:
-        return _read_cifar(folder, name, kind, mean, std)
-
-
-def _find_cifar(config: DataConfig, kind: Any) -> Path | None:
-    """Return the folder of the unpacked files, else the archive."""
-    home, packed = root(config), root(config) / kind.filename
-    if all(is_file(home / file) for file in _cifar_files(kind)):
-        return home
-    return packed if is_file(packed) else None
+    with _unpacked(found) as folder:
+        return read(folder)
 
 
 def _cifar_files(kind: Any) -> dict[str, str]:
@@ -230,54 +214,37 @@ def _cifar_files(kind: Any) -> dict[str, str]:
     return {f"{kind.base_folder}/{file}": md5 for file, md5 in entries}
 
 
-def _read_cifar(
-    folder: Path, name: str, kind: Any, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Dataset:
-    """Read the unpacked files: pickles, none of which is opened unless its MD5 sum is right."""
-    from torchvision.datasets.utils import check_integrity
-
-    for file, md5 in _cifar_files(kind).items():
-        with naming(folder / file):
-            if not check_integrity(str(folder / file), md5):
-                raise ValueError("its MD5 sum is not that of the published file")
-    with naming(folder / kind.base_folder):
-        train, test = (kind(folder, train=is_train) for is_train in (True, False))
-    spec = DataSpec(name, 3, CIFAR_SIDE, CIFAR_SIDE, tuple(train.classes), mean, std)
-    return Dataset(spec, _cifar_source(train), _cifar_source(test))
-
-
-def _cifar_source(read: Any) -> TensorSource:
-    images_MCHW = read.data.transpose(0, 3, 1, 2)  # as it lies in the file
-    return TensorSource(torch.from_numpy(images_MCHW), torch.tensor(read.targets))
-
-
 NETWORK_TIMEOUT_SECONDS = 30.0
 
-Found = TypeVar("Found")
 
+def _provided(name: str, config: DataConfig, files: dict[str, str]) -> Path:
+    """Return where a data set lies, after a download where it is nowhere.
 
-def provide(
-    name: str, kind: Any, home: Path, files: dict[str, str], present: Callable[[], Found | None]
-) -> Found:
-    """Return what `present` finds, after a download by the class `kind` where it finds nothing.
-
-    `files` are the paths below `home` that a user could put there instead, each with its address.
+    `files` are the paths below the root that a user could put there instead, each with its address.
     Processes that ask at the same time wait for one of them. Raises DataError, which says what to
     put where, if the download fails.
     """
+    home = root(config)
     try:
-        found = present()
+        found = find_downloaded(name, config)
         if found is not None:
             return found
         home.mkdir(parents=True, exist_ok=True)
         with FileLock(home / f".{name}.lock"):
-            found = present()
+            # another process may have finished meanwhile
+            found = find_downloaded(name, config)
             if found is None:
-                _download(kind, home / f".{name}.part", home)
-                found = present()
+                _download(_torchvision(name), home / f".{name}.part", home)
+                found = find_downloaded(name, config)
     # torchvision raises RuntimeError for a wrong MD5 sum, and reads all that it downloaded
     except (OSError, RuntimeError, ValueError, HTTPException) as error:
-        raise DataError(_advice(name, home, files, error)) from error
+        listing = "\n".join(f"  {home / file}  from {url}" for file, url in files.items())
+        raise DataError(
+            f"{name} is not on this machine, and the download failed: {error}\n"
+            f"Run again to resume the download, or put these files here:\n{listing}\n"
+            "or name the folder where they lie in this layout: --data-dir, TSER_DATA_DIR or "
+            "data.dir"
+        ) from error
     assert found is not None, "the files downloaded are not those looked for"
     return found
 
@@ -285,25 +252,31 @@ def provide(
 def _download(kind: Any, staging: Path, home: Path) -> None:
     """Let torchvision download into `staging`, then move what it unpacked to `home`.
 
-    Archives stay in `staging` until all is done, so that an interrupted download goes on.
+    Archives stay in `staging` until all is done, so that an interrupted download can be resumed.
     """
-    for path in _unpacked_files(staging):
+
+    def unpacked_files() -> list[Path]:
+        return [path for path in staging.rglob("*") if path.is_file() and path.suffix != ".gz"]
+
+    for path in unpacked_files():
         path.unlink()  # torchvision would take it for whole, though its unpacking was interrupted
-    with _timeout(), _quiet_tarfile():
-        kind(staging, download=True)
-    for path in _unpacked_files(staging):
+    # torchvision sets no time limit, and a network that swallows packets would hang us for ever
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NETWORK_TIMEOUT_SECONDS)
+    try:
+        with _quiet_tarfile():
+            kind(staging, download=True)
+    finally:
+        socket.setdefaulttimeout(before)
+    for path in unpacked_files():
         target = home / path.relative_to(staging)
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
     shutil.rmtree(staging)
 
 
-def _unpacked_files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".gz"]
-
-
 @contextmanager
-def unpacked(path: Path) -> Iterator[Path]:
+def _unpacked(path: Path) -> Iterator[Path]:
     """Unpack a .gz or .tar.gz file into a temporary folder, which is given and then removed.
 
     It need not be writable where the archive lies. Verify a tar first: its members may land
@@ -312,13 +285,13 @@ def unpacked(path: Path) -> Iterator[Path]:
     from torchvision.datasets.utils import extract_archive
 
     with tempfile.TemporaryDirectory(prefix="tser-") as folder:
-        with naming(path), _quiet_tarfile():
+        with _naming(path), _quiet_tarfile():
             extract_archive(str(path), folder)
         yield Path(folder)
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
     """Inside, any error becomes a DataError that names `path` and says what to do."""
     try:
         yield
@@ -332,28 +305,8 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _timeout() -> Iterator[None]:
-    # torchvision sets no timeout, and a network that swallows packets would hang us for ever
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_TIMEOUT_SECONDS)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-@contextmanager
 def _quiet_tarfile() -> Iterator[None]:
     # Python 3.12 and 3.13 tell torchvision that it should name a filter
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
-
-
-def _advice(name: str, home: Path, files: dict[str, str], error: Exception) -> str:
-    listing = "\n".join(f"  {home / file}  from {url}" for file, url in files.items())
-    return (
-        f"{name} is not on this machine, and the download failed: {error}\n"
-        f"Run again to go on with the download, or put these files here:\n{listing}\n"
-        "or name the folder where they lie in this layout: --data-dir, TSER_DATA_DIR or data.dir"
-    )

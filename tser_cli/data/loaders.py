@@ -1,6 +1,8 @@
 """Batches of a data set for training and for evaluation, shared out over processes.
 
-Computing batches in worker processes, or in this one, always with the same result.
+Batches are made in worker processes, or in this one, always with the same result. Workers are
+forked, as torch does on Linux: a data set in memory then costs nothing more. So they have this
+process's signal handlers, which they must lose, and could outlive it, which they must not.
 """
 
 from __future__ import annotations
@@ -25,35 +27,26 @@ from torch.utils.data import Dataset as TorchDataset
 
 from tser_cli.base.errors import ConfigError, DataError, TrainingError
 from tser_cli.base.system import cores, end_with_parent
-from tser_cli.data.base import Dataset, ImageSource, TensorSource, train_validation
-from tser_cli.data.transforms import (
-    CPU,
-    Pipeline,
-    device_of,
-    evaluation_pipeline,
-    is_costly,
-    is_deterministic,
-    permutation,
-    placed,
-    sent,
-    training_pipeline,
-)
+from tser_cli.data import transforms
+from tser_cli.data.base import Dataset, TensorSource, split_off
+from tser_cli.data.transforms import CPU, Pipeline, device_of, placed, sent
 from tser_cli.settings.config import Config
 
-__all__ = [
-    "Batch",
-    "EvalLoader",
-    "Split",
-    "TrainLoader",
-    "build_eval_loader",
-    "build_train_loader",
-    "evenly_spread",
-]
-
 Split: TypeAlias = Literal["train", "validation", "test"]
+# an epoch and the indices of one batch; plain integers, since tensors would travel by file handle
+Key: TypeAlias = tuple[int, list[int]]
 
-# pixel values that a GPU makes at a time: 64 MiB as float32, 5,461 images of CIFAR
-BLOCK = 2**24
+
+class Batch(NamedTuple):
+    """`images_NCHW` float32, normalised; `labels_N` and `indices_N` int64.
+
+    The indices are those of the split's source: the training source for train and validation.
+    All three lie on one device: the CPU or the one that trains.
+    """
+
+    images_NCHW: torch.Tensor
+    labels_N: torch.Tensor
+    indices_N: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -99,7 +92,7 @@ class TrainLoader:
         DataError for an image that can't be read, TrainingError if a worker dies.
         """
         assert 0 <= start_step <= self.steps_per_epoch
-        order_M = self._indices_M[permutation(self._seed, epoch, self.images)]
+        order_M = self._indices_M[transforms.permutation(self._seed, epoch, self.images)]
         steps = range(start_step, self.steps_per_epoch)
         return self._feed.batches([(epoch, self._share.of(order_M, step)) for step in steps])
 
@@ -138,40 +131,32 @@ def build_train_loader(
 
     training.batch_size is the global one. `device` is the one that trains (default: the CPU).
     Where data.workers is -1 and performance.data_on_device is set, images in memory move there,
-    if it has room for them, and are augmented there. Raises ConfigError for a Cutout or padding
-    too large and for a batch with fewer images than processes, DataError for an impossible split.
+    if it has room for them and they are augmented in batches. Raises ConfigError for a Cutout or
+    padding too large and for a batch with fewer images than processes, DataError for an impossible
+    split.
     """
-    training, _ = train_validation(dataset.train.labels, config.data.validation_fraction)
+    source, augment, seed = dataset.train, config.augment, config.training.seed
+    training, _ = split_off(source.labels, config.data.validation_fraction)
     batch_size = min(config.training.batch_size, len(training))
     if batch_size < world:
         raise ConfigError(
             f"a batch of {batch_size} images can't be shared by {world} processes; raise "
             "training.batch_size or start fewer"
         )
+    device, workers = device or CPU, config.data.workers
+    if workers < 0:
+        # what acts on single images would start a GPU's kernels for each: workers do it instead
+        if config.performance.data_on_device and not transforms.acts_one_by_one(augment):
+            source = placed(source, device)
+        workers = automatic_workers() if transforms.is_costly(source, augment, device) else 0
+    pipeline = transforms.training_pipeline(source, dataset.spec, augment, seed)
     return TrainLoader(
-        _train_feed(dataset, config, device or CPU),
+        _feed(pipeline, config, workers, persistent=True),
         training,
         Share(batch_size, rank, world),
-        config.training.seed,
-        is_deterministic(config.augment),
+        seed,
+        transforms.is_deterministic(augment),
     )
-
-
-def _train_feed(dataset: Dataset, config: Config, device: torch.device) -> Feed:
-    source, workers, augment = dataset.train, config.data.workers, config.augment
-    if workers < 0:
-        # resizing acts on the CPU
-        if config.performance.data_on_device and not augment.random_resized_crop:
-            source = placed(source, device)
-        workers = automatic_workers() if is_costly(source, augment, device) else 0
-    pipeline = training_pipeline(source, dataset.spec, augment, config.training.seed)
-    return _feed(pipeline, config, workers, persistent=True)
-
-
-def evenly_spread(total: int, wanted: int) -> torch.Tensor:
-    """Return the places of `wanted` of `total` images, evenly spread; all where there are fewer."""
-    count = min(wanted, total)
-    return torch.arange(count) * total // count
 
 
 def build_eval_loader(
@@ -183,68 +168,62 @@ def build_eval_loader(
     world: int = 1,
     images: int = 0,
 ) -> EvalLoader:
-    """Return a split with the deterministic transforms, in global batches of
-    training.eval_batch_size.
+    """Return a split, transformed the same way each time, in batches of training.eval_batch_size.
 
     `images`: take only so many, evenly spread over the split, since the images of a folder are
     sorted by class; 0 takes all. Raises DataError for a validation split that was not asked for,
     or is impossible.
     """
-    source, indices_M = _split(dataset, split, config.data.validation_fraction)
+    source, fraction = dataset.train, config.data.validation_fraction
+    if split == "validation" and fraction == 0.0:
+        raise DataError(
+            "there is no validation split: set data.validation_fraction, for example to 0.1, to "
+            "hold one out of the training images"
+        )
+    if split == "test":
+        source = dataset.test
+        indices_M = torch.arange(len(source))
+    else:
+        training, validation = split_off(source.labels, fraction)
+        indices_M = training if split == "train" else validation
     if images:
         indices_M = indices_M[evenly_spread(len(indices_M), images)]
     share = Share(config.training.eval_batch_size or config.training.batch_size, rank, world)
     workers = automatic_workers() if config.data.workers < 0 else config.data.workers
     if isinstance(source, TensorSource):
         workers = 0
-    pipeline = evaluation_pipeline(source, dataset.spec)
+    pipeline = transforms.evaluation_pipeline(source, dataset.spec)
     return EvalLoader(_feed(pipeline, config, workers, persistent=False), indices_M, share)
 
 
-def _feed(pipeline: Pipeline, config: Config, workers: int, *, persistent: bool) -> Feed:
-    if workers:
-        return WorkerFeed(pipeline, workers=workers, pin=_pins(config), persistent=persistent)
-    if device_of(pipeline.source) == CPU:
-        return LocalFeed(pipeline, pin=_pins(config))
-    return LocalFeed(pipeline, pin=False, ahead=BLOCK // prod(pipeline.spec.image_shape))
-
-
-def _split(dataset: Dataset, split: Split, fraction: float) -> tuple[ImageSource, torch.Tensor]:
-    if split == "test":
-        return dataset.test, torch.arange(len(dataset.test))
-    if split == "validation" and fraction == 0.0:
-        raise DataError(
-            "there is no validation split: set data.validation_fraction, for example to 0.1, to "
-            "hold one out of the training images"
-        )
-    training, validation = train_validation(dataset.train.labels, fraction)
-    return dataset.train, training if split == "train" else validation
-
-
-def _pins(config: Config) -> bool:
-    device = config.training.device
-    return torch.cuda.is_available() and (device == "auto" or device.startswith("cuda"))
+def evenly_spread(total: int, wanted: int) -> torch.Tensor:
+    """Return the places of `wanted` of `total` images, evenly spread; all where there are fewer."""
+    count = min(wanted, total)
+    return torch.arange(count) * total // count
 
 
 MAX_WORKERS = 8
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
-
-# an epoch and the indices of one batch; plain integers, since tensors would travel by file handle
-Key: TypeAlias = tuple[int, list[int]]
 
 
-class Batch(NamedTuple):
-    """`images_NCHW` float32, normalised; `labels_N` and `indices_N` int64.
+def automatic_workers() -> int:
+    """Workers that pay for costly images: the cores of this process, at most 8."""
+    # torchrun's count of processes on this machine
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(MAX_WORKERS, cores() // local_processes))
 
-    The indices are those of the split's source: the training source for train and validation.
-    All three lie on one device: the CPU or the one that trains.
-    """
 
-    images_NCHW: torch.Tensor
-    labels_N: torch.Tensor
-    indices_N: torch.Tensor
+# pixel values that a GPU makes at a time: 64 MiB as float32, 5,461 images of CIFAR
+BLOCK = 2**24
+
+
+def _feed(pipeline: Pipeline, config: Config, workers: int, *, persistent: bool) -> Feed:
+    asked = config.training.device
+    pin = torch.cuda.is_available() and (asked == "auto" or asked.startswith("cuda"))
+    if workers:
+        return WorkerFeed(pipeline, workers=workers, pin=pin, persistent=persistent)
+    if device_of(pipeline.source) == CPU:
+        return LocalFeed(pipeline, pin=pin)
+    return LocalFeed(pipeline, pin=False, ahead=BLOCK // prod(pipeline.spec.image_shape))
 
 
 class Feed(Protocol):
@@ -269,17 +248,14 @@ class LocalFeed:
 
     def batches(self, keys: Sequence[Key]) -> Generator[Batch, None, None]:
         """As Feed's."""
+        labels = self._pipeline.source.labels
         for block in _blocks(keys, self._ahead):
-            yield from self._made(block)
-
-    def _made(self, block: Sequence[Key]) -> Iterator[Batch]:
-        epoch, labels = block[0][0], self._pipeline.source.labels
-        indices = [index for _, part in block for index in part]
-        indices_B = sent(torch.tensor(indices), labels.device)
-        made = (self._pipeline(epoch, indices), labels[indices_B], indices_B)
-        sizes = [len(part) for _, part in block]
-        for parts in zip(*(torch.split(all_B, sizes) for all_B in made), strict=True):
-            yield Batch(*(part.pin_memory() if self._pin else part for part in parts))
+            indices = [index for _, part in block for index in part]
+            indices_B = sent(torch.tensor(indices), labels.device)
+            made = (self._pipeline(block[0][0], indices), labels[indices_B], indices_B)
+            sizes = [len(part) for _, part in block]
+            for parts in zip(*(torch.split(all_B, sizes) for all_B in made), strict=True):
+                yield Batch(*(part.pin_memory() if self._pin else part for part in parts))
 
 
 def _blocks(keys: Sequence[Key], images: int) -> Iterator[list[Key]]:
@@ -294,6 +270,11 @@ def _blocks(keys: Sequence[Key], images: int) -> Iterator[list[Key]]:
         held += len(indices)
     if block:
         yield block
+
+
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class WorkerFeed:
@@ -328,7 +309,10 @@ class WorkerFeed:
         turn = self._turn
         if not keys:
             return
-        batches = self._start(keys)
+        self._keys.current = keys
+        with _signals_held(), _workers_as_asked():
+            batches: Any = iter(self._loader)
+        _alive.update(batches._workers)
         try:
             for _ in keys:
                 assert turn == self._turn, "a newer iteration has taken over this feed"
@@ -337,13 +321,6 @@ class WorkerFeed:
             # not left to the garbage collector, which would stall for ten seconds in a cycle
             if not self._loader.persistent_workers:
                 batches._shutdown_workers()
-
-    def _start(self, keys: Sequence[Key]) -> Any:
-        self._keys.current = keys
-        with _signals_held(), _workers_as_asked():
-            batches: Any = iter(self._loader)
-        _alive.update(batches._workers)
-        return batches
 
 
 class _Keys(Sampler[Key]):
@@ -386,8 +363,7 @@ def _next(batches: Iterator[Batch | DataError]) -> Batch:
 
 
 def is_loss_of_worker(error: RuntimeError) -> bool:
-    """Return whether `error` tells of a worker that was killed, as by the system for lack of
-    memory.
+    """Return whether `error` says that a worker was killed, as the system does for lack of memory.
 
     torch raises it from a signal handler too, and so at any point of the main process.
     """
@@ -441,10 +417,3 @@ def _kill_workers() -> None:
     for worker in _alive:
         if worker.is_alive():
             worker.kill()
-
-
-def automatic_workers() -> int:
-    """Workers that pay for costly images: the cores of this process, at most 8."""
-    # torchrun's count of processes on this machine
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(MAX_WORKERS, cores() // local_processes))

@@ -1,15 +1,9 @@
-"""The network's input for images of one's own: its size, channels, mean and std, measured once.
+"""Images of your own: folders of image files, as ImageNet's, and NumPy's npz files.
 
-Data sets that lie as one image file each: ImageNet, and any folders of images.
-
-DIR/train/CLASS/*.jpg
-DIR/val/CLASS/*.jpg
-
-or, for images of one's own, DIR/CLASS/*.jpg, of which a part is split off for testing.
-
-Images of one's own in one NumPy file: train_images, train_labels, test_images, test_labels.
-
-Tell whether two data sets of one's own hold the same images, whatever their files are called.
+A folder is DIR/train/CLASS/*.jpg with DIR/val/CLASS/*.jpg, or DIR/CLASS/*.jpg, of which a part is
+split off for testing. What the network is shown (size, channels, mean and std) is measured on the
+training images where settings say "auto"; the run keeps what came out. The fingerprint tells
+whether two data sets hold the same images, wherever their files lie.
 """
 
 from __future__ import annotations
@@ -18,7 +12,7 @@ import hashlib
 import os
 import statistics
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,17 +22,268 @@ import psutil
 import torch
 
 from tser_cli.base.errors import ConfigError, DataError
-from tser_cli.data.base import Dataset, DataSpec, ImageSource, TensorSource, given_path, split_off
+from tser_cli.data.base import Dataset, DataSpec, TensorSource, given_path, split_off
 from tser_cli.data.image_files import SUFFIXES, image_files, read_image
 from tser_cli.data.transforms import fixed_resize
 from tser_cli.settings import registry
 from tser_cli.settings.config import DataConfig
 from tser_cli.settings.sections import AUTO
 
-# Of more training images so many are looked at, evenly spaced: enough for four digits.
-SAMPLE = 2_000
-# A measured size is no larger than what networks for photographs take.
-LARGEST = 224
+# Two folders of such names would become two classes, which a network tells apart at random.
+SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+IMAGENET_CLASSES = 1000
+# of ImageNet's training images, as torchvision's pretrained models take them
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+FOLDER_LAYOUT = (
+    "It must hold train/CLASS/ and val/CLASS/, a folder for each class with its images "
+    f"({', '.join(SUFFIXES)}) in it, or the class folders alone"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class FolderSource:
+    """An ImageSource of image files below `folder`; `files` holds their relative paths.
+
+    The paths are one array of bytes: as Python strings, ImageNet's would be copied into every
+    worker's memory by counting their references.
+    """
+
+    folder: Path
+    files: np.ndarray
+    labels: torch.Tensor
+    channels: int = 3
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def image(self, index: int) -> torch.Tensor:
+        """Return the image as uint8 [channels, H, W].
+
+        Raises DataError, which names the file, where it can't be read.
+        """
+        return self.image_as(index, self.channels)
+
+    def image_as(self, index: int, channels: int) -> torch.Tensor:
+        """Return the image with so many channels: 1 (grey) or 3 (RGB)."""
+        return read_image(self.folder / self.name(index), channels)
+
+    def name(self, index: int) -> str:
+        """Return the path of an image below the folder."""
+        return os.fsdecode(bytes(self.files[index]))
+
+    def part(self, indices_P: torch.Tensor) -> FolderSource:
+        """Return the images at these indices."""
+        return replace(self, files=self.files[indices_P.numpy()], labels=self.labels[indices_P])
+
+
+def imagefolder(config: DataConfig) -> Dataset:
+    """Load images of your own, a subfolder a class, from train/ and val/ or without the two.
+
+    Any sizes; 224 x 224 RGB for the network unless `config` says otherwise. Opens no image unless
+    something is to be measured. Raises DataError where no folder is given, a class is empty, or
+    train/ and val/ have different classes.
+    """
+    folder = given_path(config)
+    if folder is None:
+        raise DataError(
+            f"{config.name} needs a folder; name it with --data-dir (or TSER_DATA_DIR, or data.dir "
+            f"in a recipe). {FOLDER_LAYOUT}"
+        )
+    is_split = any(os.path.isdir(folder / part) for part in ("train", "val"))  # noqa: PTH112  (ENAMETOOLONG)
+    if is_split:
+        classes, held_classes = (_class_folders(folder / part) for part in ("train", "val"))
+        if classes != held_classes:
+            raise DataError(_difference(folder, set(classes), set(held_classes)))
+        train, test = (_folder_source(folder / part, classes) for part in ("train", "val"))
+    else:
+        classes = _class_folders(folder)
+        whole = _folder_source(folder, classes)
+        if config.test_fraction == 0.0:
+            raise DataError(
+                f"{folder} has no train/ and val/, and data.test_fraction = 0 leaves no image to "
+                "test on: choose a fraction, as 0.2"
+            )
+        train, test = map(whole.part, split_off(whole.labels, config.test_fraction, "test"))
+    own = DataSpec(config.name, 3, 224, 224, classes, IMAGENET_MEAN, IMAGENET_STD)
+    spec, measured = _settled(config, own, train)
+    names = () if is_split else tuple(map(test.name, range(len(test))))
+    train, test = (replace(source, channels=spec.channels) for source in (train, test))
+    return Dataset(spec, train, test, measured, names)
+
+
+def imagenet(config: DataConfig) -> Dataset:
+    """ImageNet-1k: 1,000 classes, in the alphabetical order of their WordNet folders.
+
+    Raises DataError as `imagefolder` does, and for another number of classes.
+    """
+    dataset = imagefolder(config)
+    if dataset.spec.num_classes != IMAGENET_CLASSES:
+        raise DataError(
+            f"{config.dir} has {dataset.spec.num_classes} class folders, ImageNet has "
+            f"{IMAGENET_CLASSES}. For other images use --dataset imagefolder"
+        )
+    return dataset
+
+
+def _class_folders(folder: Path) -> tuple[str, ...]:
+    try:
+        names = sorted(
+            entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."
+        )
+    except OSError as error:
+        raise DataError(f"{folder} can't be listed: {error.strerror}. {FOLDER_LAYOUT}") from error
+    if not names:
+        raise DataError(f"{folder} has no class folders. {FOLDER_LAYOUT}")
+    if len(names) == 1:
+        raise DataError(
+            f"{folder} has one class folder alone ({names[0]}): there is nothing to tell apart. If "
+            f"the classes are folders inside that one, name it: --data-dir {folder / names[0]}"
+        )
+    if {name.lower() for name in names} <= SPLIT_WORDS:
+        raise DataError(
+            f"the folders in {folder} are called {' and '.join(names)}, which are no classes: call "
+            "the one with training images train, the one with test images val"
+        )
+    return tuple(names)
+
+
+def _difference(folder: Path, train: set[str], val: set[str]) -> str:
+    parts = []
+    for present, absent, names in (("train", "val", train - val), ("val", "train", val - train)):
+        if names:
+            shown = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+            parts.append(f"{len(names)} of {present}/ are not in {absent}/ ({shown})")
+    return f"the class folders of {folder} differ: {'; '.join(parts)}. Both must have the same"
+
+
+def _folder_source(folder: Path, classes: tuple[str, ...]) -> FolderSource:
+    files: list[bytes] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = image_files(folder, name)
+        if not found:
+            raise DataError(f"{folder / name} has no images ({', '.join(SUFFIXES)})")
+        files += found
+        labels += [label] * len(found)
+    return FolderSource(folder, np.array(files), torch.tensor(labels))
+
+
+NPZ_LAYOUT = (
+    "It must hold train_images, train_labels, test_images and test_labels: images as uint8, or as "
+    "floats in 0..1, [M, H, W], [M, H, W, C] or [M, C, H, W] with 1 or 3 channels; labels as "
+    "integers from 0 on, [M]"
+)
+
+
+def npz(config: DataConfig) -> Dataset:
+    """Load the file `config.dir`; classes are called by their numbers.
+
+    Images stay as they are; floats are rounded to 8 bits. Mean and std are measured on the
+    training images unless `config` states them. Raises DataError, or ConfigError where mean and
+    std do not go with the channels.
+    """
+    path = given_path(config)
+    if path is None:
+        raise DataError(f"npz needs a file; name it with --data-dir FILE.npz. {NPZ_LAYOUT}")
+    arrays = _arrays(path)
+    train, test = (_npz_source(path, arrays, part) for part in ("train", "test"))
+    classes = _npz_classes(path, train, test)
+    channels, height, width = train.image(0).shape
+    found: dict[str, Any] = mean_and_std(torch.split(train.images_MCHW, 1000))
+    measured = {key: found[key] for key in found if getattr(config, key) in ((), AUTO)}
+    none, one = (0.0,) * channels, (1.0,) * channels
+    spec = DataSpec("npz", channels, height, width, classes, none, one)
+    kept = {f"data.{key}": value for key, value in measured.items()}
+    return Dataset(_normalised_by(spec, config, measured), train, test, kept)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    names = [f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "labels")]
+    if not os.path.isfile(path):  # noqa: PTH113  (Path's own raises for a name too long)
+        raise DataError(f"{path} is no regular file; --data-dir names the npz file. {NPZ_LAYOUT}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {Path(info.filename).stem: info.file_size for info in archive.infolist()}
+        missing = [name for name in names if name not in sizes]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        # asked first: a system short of memory would kill the process without a word
+        needed, free = sum(sizes[name] for name in names), psutil.virtual_memory().available
+        if needed > free:
+            raise ValueError(f"it unpacks to {needed:,} bytes, and {free:,} are free in memory")
+        # pickled objects would run code
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in names}
+    # a damaged file can make the parsers fail in any way
+    except Exception as error:
+        raise DataError(f"{path} can't be read: {error}. {NPZ_LAYOUT}") from error
+
+
+def _npz_source(path: Path, arrays: dict[str, np.ndarray], part: str) -> TensorSource:
+    images, labels_M = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[-1] in (1, 3):
+        images = images.transpose(0, 3, 1, 2)
+    try:
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
+            raise ValueError(f"has shape {list(images.shape)}")
+        images_MCHW = np.ascontiguousarray(_eight_bits(images))
+    except ValueError as error:
+        raise DataError(f"{path}: {part}_images {error}. {NPZ_LAYOUT}") from error
+    if labels_M.ndim == 2 and labels_M.shape[1] == 1:
+        labels_M = labels_M[:, 0]
+    if labels_M.dtype.kind not in "iu" or labels_M.shape != images_MCHW.shape[:1]:
+        raise DataError(
+            f"{path}: {part}_labels has shape {list(labels_M.shape)} and type {labels_M.dtype}, "
+            f"for {len(images_MCHW)} images. {NPZ_LAYOUT}"
+        )
+    return TensorSource(torch.from_numpy(images_MCHW), torch.from_numpy(labels_M.astype(np.int64)))
+
+
+def _eight_bits(images: np.ndarray) -> np.ndarray:
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind != "f":
+        raise ValueError(f"has type {images.dtype}")
+    least, most = images.min(), images.max()
+    # not (a or b): a NaN compares as false with everything
+    if not (least >= 0 and most <= 1):
+        raise ValueError(f"has values from {least} to {most}; floats must lie in 0..1")
+    # floats that were divided by 255 twice reach 1 of 255
+    if 0 < most * 255 < 2:
+        raise ValueError(
+            f"has values from {least} to {most}, of which 8 bits keep nothing: scale them to 0..1"
+        )
+    rounded: np.ndarray = np.rint(images * 255).astype(np.uint8)
+    return rounded
+
+
+def _npz_classes(path: Path, train: TensorSource, test: TensorSource) -> tuple[str, ...]:
+    if train.image(0).shape != test.image(0).shape:
+        raise DataError(
+            f"{path}: its training images have the shape {list(train.image(0).shape)}, its test "
+            f"images {list(test.image(0).shape)}; they must be alike"
+        )
+    present = sorted(set(train.labels.tolist()))
+    if present != list(range(len(present))):
+        raise DataError(
+            f"{path}: train_labels holds {len(present)} classes, from {present[0]} to "
+            f"{present[-1]}; number them from 0 on, with images of each"
+        )
+    if len(present) == 1:
+        raise DataError(
+            f"{path}: train_labels holds one class alone: there is nothing to tell apart"
+        )
+    unknown = sorted(set(test.labels.tolist()) - set(present))
+    if unknown:
+        raise DataError(f"{path}: test_labels holds {unknown[0]}, which train_labels does not")
+    return tuple(str(label) for label in present)
+
+
+SAMPLE = 2_000  # training images that are looked at: enough for four digits
+LARGEST = 224  # a measured size is no larger than what networks for photographs take
 DIGITS = 6
 
 
@@ -47,52 +292,50 @@ def sample(images: int) -> list[int]:
     return [index * images // min(images, SAMPLE) for index in range(min(images, SAMPLE))]
 
 
-def settle(
-    config: DataConfig, own: DataSpec, images: int, read: Callable[[int, int], torch.Tensor]
+def _settled(
+    config: DataConfig, own: DataSpec, train: FolderSource
 ) -> tuple[DataSpec, dict[str, Any]]:
     """Return `own` with the size, channels, mean and std of `config`, and what was measured.
 
-    `own` holds where `config` says nothing. `read(index, channels)` is a training image, uint8
-    [C, H, W]. What was "auto" comes back by dotted key, for the run to keep. Raises ConfigError
-    where mean or std have another number of values than there are channels.
+    `own` holds where `config` says nothing. What was "auto" comes back by dotted key, for the run
+    to keep. Raises ConfigError where mean or std have another number of values than there are
+    channels.
     """
-    chosen = sample(images)
     found: dict[str, Any] = {}
     if AUTO in (config.size, config.channels):
-        found |= _size_and_channels(read(index, 3) for index in chosen)
+        found |= _size_and_channels(train.image_as(index, 3) for index in sample(len(train)))
     size = found["size"] if config.size == AUTO else int(config.size)
     channels = found["channels"] if config.channels == AUTO else int(config.channels)
-    channels = channels or own.channels
-    spec = _with_input(own, size, channels)
+    spec = own
+    if channels and channels != own.channels:
+        # one channel of grey: the mean of the colours' constants
+        mean, std = ((statistics.fmean(values),) * channels for values in (own.mean, own.std))
+        spec = replace(spec, channels=channels, mean=mean, std=std)
+    if size:
+        # all of a small image counts: its shorter side becomes the input's, and only what is
+        # left of the longer one is cropped
+        spec = replace(spec, height=size, width=size, shorter=size)
     if AUTO in (config.mean, config.std):
         resize = fixed_resize(spec)
-        found |= mean_and_std(resize(read(index, channels))[None] for index in chosen)
+        images = (train.image_as(index, spec.channels) for index in sample(len(train)))
+        found |= mean_and_std(resize(image)[None] for image in images)
     measured = {key: found[key] for key in found if getattr(config, key) == AUTO}
-    values = {key: measured.get(key, getattr(config, key)) for key in ("mean", "std")}
-    return with_mean_and_std(spec, **values), {f"data.{key}": measured[key] for key in measured}
+    kept = {f"data.{key}": measured[key] for key in measured}
+    return _normalised_by(spec, config, measured), kept
 
 
-def with_mean_and_std(spec: DataSpec, mean: Any, std: Any) -> DataSpec:
-    """Return `spec` with these; () leaves its own. Raises ConfigError."""
-    for key, values in (("mean", mean), ("std", std)):
+def _normalised_by(spec: DataSpec, config: DataConfig, measured: dict[str, Any]) -> DataSpec:
+    """Return `spec` with mean and std: measured, of `config`, or its own. Raises ConfigError."""
+    chosen = {}
+    for key in ("mean", "std"):
+        values = measured.get(key, getattr(config, key))
         if values and len(values) != spec.channels:
             raise ConfigError(
                 f"data.{key} has {len(values)} values for {spec.channels} channels: write one for "
                 "each, or auto"
             )
-    return replace(spec, mean=tuple(mean or spec.mean), std=tuple(std or spec.std))
-
-
-def _with_input(own: DataSpec, size: int, channels: int) -> DataSpec:
-    """`own` at another size and with other channels; its mean and std hold if nothing else does."""
-    if channels != own.channels:
-        # one channel of grey: the mean of the colours' constants
-        mean, std = ((statistics.fmean(values),) * channels for values in (own.mean, own.std))
-        own = replace(own, channels=channels, mean=mean, std=std)
-    if not size:
-        return own
-    # all of a small image counts: its shorter side becomes the input's, and only a rest is cropped
-    return replace(own, height=size, width=size, shorter=size)
+        chosen[key] = tuple(values or getattr(spec, key))
+    return replace(spec, mean=chosen["mean"], std=chosen["std"])
 
 
 def _size_and_channels(images: Iterable[torch.Tensor]) -> dict[str, int]:
@@ -135,276 +378,6 @@ def mean_and_std(batches: Iterable[torch.Tensor]) -> dict[str, list[float]]:
     }
 
 
-FOLDER_PARTS = ("train", "val")
-# Two folders of such names would become two classes, which a network tells apart at random.
-SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "testing"}
-SIDE = 224
-IMAGENET_CLASSES = 1000
-# of ImageNet's training images, as torchvision's pretrained models take them
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True, eq=False)
-class FolderSource:
-    """An ImageSource of image files below `folder`; `files` holds their relative paths.
-
-    The paths are one array of bytes: as Python strings, ImageNet's would be copied into every
-    worker's memory by counting their references.
-    """
-
-    folder: Path
-    files: np.ndarray
-    labels: torch.Tensor
-    channels: int = 3
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def image(self, index: int) -> torch.Tensor:
-        """Return the image as uint8 [channels, H, W]. Raises DataError that names a file it can't
-        read.
-        """
-        return self.image_as(index, self.channels)
-
-    def image_as(self, index: int, channels: int) -> torch.Tensor:
-        """Return the image with so many channels: 1 (grey) or 3 (RGB)."""
-        return read_image(self.folder / os.fsdecode(bytes(self.files[index])), channels)
-
-    def part(self, indices_P: torch.Tensor) -> FolderSource:
-        """Return the images at these indices."""
-        return replace(self, files=self.files[indices_P.numpy()], labels=self.labels[indices_P])
-
-
-def imagenet(config: DataConfig) -> Dataset:
-    """ImageNet-1k: 1,000 classes, in the alphabetical order of their WordNet folders.
-
-    Raises DataError as `imagefolder` does, and for another number of classes.
-    """
-    dataset = imagefolder(config)
-    if dataset.spec.num_classes != IMAGENET_CLASSES:
-        raise DataError(
-            f"{config.dir} has {dataset.spec.num_classes} class folders, ImageNet has "
-            f"{IMAGENET_CLASSES}. For other images use --dataset imagefolder"
-        )
-    return dataset
-
-
-def imagefolder(config: DataConfig) -> Dataset:
-    """Load images of one's own, a subfolder a class, from train/ and val/ or without the two.
-
-    Any sizes; 224 x 224 RGB for the network unless `config` says otherwise. Opens no image unless
-    something is to be measured. Raises DataError where no folder is given, a class is empty, or
-    train/ and val/ have different classes.
-    """
-    folder = given_path(config)
-    if folder is None:
-        raise DataError(
-            f"{config.name} needs a folder; name it with --data-dir (or TSER_DATA_DIR, or data.dir "
-            f"in a recipe). {_layout()}"
-        )
-    is_split = any(os.path.isdir(folder / part) for part in FOLDER_PARTS)  # noqa: PTH112  (ENAMETOOLONG)
-    classes, train, test = _parts(folder) if is_split else _whole(folder, config.test_fraction)
-    own = DataSpec(config.name, 3, SIDE, SIDE, classes, IMAGENET_MEAN, IMAGENET_STD)
-    spec, measured = settle(config, own, len(train), train.image_as)
-    names = () if is_split else tuple(os.fsdecode(bytes(name)) for name in test.files)
-    train, test = (replace(source, channels=spec.channels) for source in (train, test))
-    return Dataset(spec, train, test, measured, names)
-
-
-def _parts(folder: Path) -> tuple[tuple[str, ...], FolderSource, FolderSource]:
-    classes, held_classes = (_class_folders(folder / part) for part in FOLDER_PARTS)
-    if classes != held_classes:
-        raise DataError(_difference(folder, set(classes), set(held_classes)))
-    return (
-        classes,
-        _folder_source(folder / "train", classes),
-        _folder_source(folder / "val", classes),
-    )
-
-
-def _whole(folder: Path, fraction: float) -> tuple[tuple[str, ...], FolderSource, FolderSource]:
-    classes = _class_folders(folder)
-    source = _folder_source(folder, classes)
-    if fraction == 0.0:
-        raise DataError(
-            f"{folder} has no train/ and val/, and data.test_fraction = 0 leaves no image to test "
-            "on: choose a fraction, as 0.2"
-        )
-    train_P, test_P = split_off(source.labels, fraction, "test")
-    return classes, source.part(train_P), source.part(test_P)
-
-
-def _layout() -> str:
-    return (
-        "It must hold train/CLASS/ and val/CLASS/, a folder for each class with its images "
-        f"({', '.join(SUFFIXES)}) in it, or the class folders alone"
-    )
-
-
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    try:
-        names = sorted(
-            entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."
-        )
-    except OSError as error:
-        raise DataError(f"{folder} can't be listed: {error.strerror}. {_layout()}") from error
-    if not names:
-        raise DataError(f"{folder} has no class folders. {_layout()}")
-    if len(names) == 1:
-        raise DataError(
-            f"{folder} has one class folder alone ({names[0]}): there is nothing to tell apart. If "
-            f"the classes are folders inside that one, name it: --data-dir {folder / names[0]}"
-        )
-    if {name.lower() for name in names} <= SPLIT_WORDS:
-        raise DataError(
-            f"the folders in {folder} are called {' and '.join(names)}, which are no classes: call "
-            "the one with training images train, the one with test images val"
-        )
-    return tuple(names)
-
-
-def _difference(folder: Path, train: set[str], val: set[str]) -> str:
-    parts = []
-    for present, absent, names in (("train", "val", train - val), ("val", "train", val - train)):
-        if names:
-            shown = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
-            parts.append(f"{len(names)} of {present}/ are not in {absent}/ ({shown})")
-    return f"the class folders of {folder} differ: {'; '.join(parts)}. Both must have the same"
-
-
-def _folder_source(folder: Path, classes: tuple[str, ...]) -> FolderSource:
-    files: list[bytes] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = image_files(folder, name)
-        if not found:
-            raise DataError(f"{folder / name} has no images ({', '.join(SUFFIXES)})")
-        files += found
-        labels += [label] * len(found)
-    return FolderSource(folder, np.array(files), torch.tensor(labels))
-
-
-NPZ_PARTS = ("train", "test")
-DARKEST = 2  # of 255: floats that were divided by 255 twice reach 1
-LAYOUT = (
-    "It must hold train_images, train_labels, test_images and test_labels: images as uint8, or as "
-    "floats in 0..1, [M, H, W], [M, H, W, C] or [M, C, H, W] with 1 or 3 channels; labels as "
-    "integers from 0 on, [M]"
-)
-
-
-def load(config: DataConfig) -> Dataset:
-    """Load the file `config.dir`; classes are called by their numbers.
-
-    Images stay as they are; floats are rounded to 8 bits. Mean and std are measured on the
-    training images unless `config` states them. Raises DataError, or ConfigError where mean and
-    std do not go with the channels.
-    """
-    path = given_path(config)
-    if path is None:
-        raise DataError(f"npz needs a file; name it with --data-dir FILE.npz. {LAYOUT}")
-    arrays = _arrays(path)
-    train, test = (_npz_source(path, arrays, part) for part in NPZ_PARTS)
-    classes = _npz_classes(path, train, test)
-    channels, height, width = train.image(0).shape
-    found: dict[str, Any] = mean_and_std(torch.split(train.images_MCHW, 1000))
-    measured = {key: found[key] for key in found if getattr(config, key) in ((), AUTO)}
-    values = {key: measured.get(key, getattr(config, key)) for key in found}
-    none, one = (0.0,) * channels, (1.0,) * channels
-    spec = DataSpec("npz", channels, height, width, classes, none, one)
-    kept = {f"data.{key}": value for key, value in measured.items()}
-    return Dataset(with_mean_and_std(spec, **values), train, test, kept)
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    names = [f"{part}_{kind}" for part in NPZ_PARTS for kind in ("images", "labels")]
-    if not os.path.isfile(path):  # noqa: PTH113  (Path's own raises for a name too long)
-        raise DataError(f"{path} is no regular file; --data-dir names the npz file. {LAYOUT}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            sizes = {Path(info.filename).stem: info.file_size for info in archive.infolist()}
-        missing = [name for name in names if name not in sizes]
-        if missing:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-        needed, free = sum(sizes[name] for name in names), psutil.virtual_memory().available
-        if needed > free:
-            raise ValueError(f"it unpacks to {needed:,} bytes, and {free:,} are free in memory")
-        # pickled objects would run code
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in names}
-    # a damaged file can make the parsers fail in any way
-    except Exception as error:
-        raise DataError(f"{path} can't be read: {error}. {LAYOUT}") from error
-
-
-def _npz_source(path: Path, arrays: dict[str, np.ndarray], part: str) -> TensorSource:
-    images_name, labels_name = f"{part}_images", f"{part}_labels"
-    try:
-        images_MCHW = _eight_bits(_channels_first(arrays[images_name]))
-    except ValueError as error:
-        raise DataError(f"{path}: {images_name} {error}. {LAYOUT}") from error
-    labels_M = arrays[labels_name]
-    if labels_M.ndim == 2 and labels_M.shape[1] == 1:
-        labels_M = labels_M[:, 0]
-    if labels_M.dtype.kind not in "iu" or labels_M.shape != images_MCHW.shape[:1]:
-        raise DataError(
-            f"{path}: {labels_name} has shape {list(labels_M.shape)} and type {labels_M.dtype}, "
-            f"for {len(images_MCHW)} images. {LAYOUT}"
-        )
-    images_MCHW = np.ascontiguousarray(images_MCHW)
-    return TensorSource(torch.from_numpy(images_MCHW), torch.from_numpy(labels_M.astype(np.int64)))
-
-
-def _channels_first(images: np.ndarray) -> np.ndarray:
-    if images.ndim == 3:
-        images = images[:, None]
-    elif images.ndim == 4 and images.shape[-1] in (1, 3):
-        images = images.transpose(0, 3, 1, 2)
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
-        raise ValueError(f"has shape {list(images.shape)}")
-    return images
-
-
-def _eight_bits(images: np.ndarray) -> np.ndarray:
-    if images.dtype == np.uint8:
-        return images
-    if images.dtype.kind != "f":
-        raise ValueError(f"has type {images.dtype}")
-    least, most = images.min(), images.max()
-    # not (a or b): a NaN compares as false with everything
-    if not (least >= 0 and most <= 1):
-        raise ValueError(f"has values from {least} to {most}; floats must lie in 0..1")
-    if 0 < most * 255 < DARKEST:
-        raise ValueError(
-            f"has values from {least} to {most}, of which 8 bits keep nothing: scale them to 0..1"
-        )
-    rounded: np.ndarray = np.rint(images * 255).astype(np.uint8)
-    return rounded
-
-
-def _npz_classes(path: Path, train: TensorSource, test: TensorSource) -> tuple[str, ...]:
-    if train.image(0).shape != test.image(0).shape:
-        raise DataError(
-            f"{path}: its training images have the shape {list(train.image(0).shape)}, its test "
-            f"images {list(test.image(0).shape)}; they must be alike"
-        )
-    present = sorted(set(train.labels.tolist()))
-    if present != list(range(len(present))):
-        raise DataError(
-            f"{path}: train_labels holds {len(present)} classes, from {present[0]} to "
-            f"{present[-1]}; number them from 0 on, with images of each"
-        )
-    if len(present) == 1:
-        raise DataError(
-            f"{path}: train_labels holds one class alone: there is nothing to tell apart"
-        )
-    unknown = sorted(set(test.labels.tolist()) - set(present))
-    if unknown:
-        raise DataError(f"{path}: test_labels holds {unknown[0]}, which train_labels does not")
-    return tuple(str(label) for label in present)
-
-
 def fingerprint(dataset: Dataset) -> str:
     """Return a SHA-256 of the training and test images; "" for a data set that is always the same.
 
@@ -419,14 +392,9 @@ def fingerprint(dataset: Dataset) -> str:
     made = hashlib.sha256("\0".join(spec.classes).encode(errors="surrogateescape"))
     made.update(repr((spec.image_shape, spec.shorter, spec.mean, spec.std)).encode())
     for source in (dataset.train, dataset.test):
-        for part in _bytes_of(source):
-            made.update(part)
+        made.update(source.labels.cpu().numpy().tobytes())
+        if isinstance(source, TensorSource):
+            made.update(source.images_MCHW.cpu().contiguous().numpy().tobytes())
+        elif isinstance(source, FolderSource):
+            made.update(b"\0".join(source.files.tolist()))
     return made.hexdigest()
-
-
-def _bytes_of(source: ImageSource) -> Iterator[bytes]:
-    yield source.labels.cpu().numpy().tobytes()
-    if isinstance(source, TensorSource):
-        yield source.images_MCHW.cpu().contiguous().numpy().tobytes()
-    elif isinstance(source, FolderSource):
-        yield b"\0".join(source.files.tolist())

@@ -80,7 +80,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DATASETS: dict[str, DatasetEntry] = {
     "digits": DatasetEntry(
-        "tser_cli.data.builtin:load", "digits/resnet34_teacher", "digits/resnet18_tser"
+        "tser_cli.data.builtin:digits", "digits/resnet34_teacher", "digits/resnet18_tser"
     ),
     "mnist": DatasetEntry(
         "tser_cli.data.builtin:mnist",
@@ -104,7 +104,7 @@ DATASETS: dict[str, DatasetEntry] = {
         "imagenet/sew_resnet18_tser",
     ),
     "imagefolder": DatasetEntry("tser_cli.data.own:imagefolder", own_images=True),
-    "npz": DatasetEntry("tser_cli.data.own:load", own_images=True),
+    "npz": DatasetEntry("tser_cli.data.own:npz", own_images=True),
 }
 
 MODELS: dict[str, ModelEntry] = {

@@ -1,3 +1,5 @@
+"""What a data set is, by name, and how a part is split off."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -5,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tser_cli.base.errors import ConfigError, DataError
-from tser_cli.data.base import Dataset, DataSpec, TensorSource, load_dataset
+from tser_cli.data.base import Dataset, DataSpec, TensorSource, load_dataset, split_off
 from tser_cli.settings import registry
 from tser_cli.settings.config import DataConfig
 
@@ -74,7 +78,7 @@ def fails() -> object:
     ("make", "said"),
     [
         (lambda: 3, "its function returns int, not a Dataset"),
-        (fails, r"can't be loaded: OSError: disk on fire \(.*test_data_base\.py, line \d+\)"),
+        (fails, r"can't be loaded: OSError: disk on fire \(.*test_base\.py, line \d+\)"),
         (lambda: of(TensorSource(torch.rand(6, 1, 8, 8), torch.arange(6))), "must be uint8"),
         (
             lambda: of(TensorSource(pixels(6, 1, 8, 8), torch.arange(5))),
@@ -114,3 +118,47 @@ def test_images_that_are_read_one_by_one_may_have_any_size(
     monkeypatch.setitem(registry.DATASETS, "own_data", registry.DatasetEntry("elsewhere:load"))
     monkeypatch.setattr(registry, "load", lambda target: lambda config: of(OneByOne(image)))
     assert load_dataset(DataConfig(name="own_data")).spec == SPEC
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    counts=st.lists(st.integers(10, 40), min_size=2, max_size=6),
+    fraction=st.floats(0.2, 0.8),
+)
+def test_parts_are_disjoint_whole_and_stratified(counts: list[int], fraction: float) -> None:
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    training, validation = split_off(labels, fraction)
+    assert sorted(training.tolist() + validation.tolist()) == list(range(len(labels)))
+    assert training.tolist() == sorted(training.tolist())
+    assert abs(len(validation) - fraction * len(labels)) <= 1
+    held = torch.bincount(labels[validation], minlength=len(counts)).tolist()
+    assert all(abs(h - fraction * c) <= 2 for h, c in zip(held, counts, strict=True))
+
+
+def test_no_fraction_holds_nothing_out() -> None:
+    training, validation = split_off(torch.tensor([0, 0, 1]), 0.0)
+    assert training.tolist() == [0, 1, 2]
+    assert validation.tolist() == []
+
+
+def test_the_same_labels_give_the_same_split_whatever_the_random_state() -> None:
+    labels = torch.arange(200) % 5
+    torch.manual_seed(1)
+    first = split_off(labels, 0.25)[1]
+    torch.manual_seed(2)
+    assert torch.equal(first, split_off(labels, 0.25)[1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "fraction"),
+    [
+        ([0, 1] * 50, 1e-9),  # one validation image, two classes
+        ([0, 1] * 50, 0.999),  # no training image left
+        ([0] * 99 + [1], 0.5),  # a single image of a class
+        ([0] * 98 + [1] * 2, 0.1),  # a rare class gets no validation image
+    ],
+)
+def test_a_split_without_all_classes_is_refused(labels: list[int], fraction: float) -> None:
+    with pytest.raises(DataError, match=f"validation_fraction = {fraction} does not split"):
+        split_off(torch.tensor(labels), fraction)
