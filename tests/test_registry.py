@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-from types import ModuleType
 
 import pytest
 
@@ -36,14 +35,10 @@ def test_data_sets_and_models_load(kind: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(registry.METHODS))
 def test_methods_load(name: str) -> None:
-    module = registry.load(registry.METHODS[name].target)
-    assert isinstance(module, ModuleType)
-    assert callable(module.loss)
-    settings = registry.METHODS[name].settings
-    assert settings is module.Settings
-    assert settings().name == name
-    assert settings.summary and settings.source
-    assert settings.earlier.keys() <= settings.weights().keys()
+    entry = registry.METHODS[name]
+    assert callable(entry.loss)
+    assert entry.settings().name == name
+    assert entry.settings.summary and entry.settings.source
 
 
 @pytest.mark.parametrize("name", sorted(registry.DATASETS))

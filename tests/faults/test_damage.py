@@ -85,7 +85,7 @@ def test_no_flipped_bit_is_overlooked(
             load_latest(killed.checkpoints, told.append)
         assert f"{NEWEST} is damaged" in told[0], position
         readable += opens(newest)
-    assert readable > FLIPS // 2  # what would have been gone on with
+    assert readable > FLIPS // 2  # what would have been resumed from
     assert step_of(load_latest(killed.checkpoints, pytest.fail)) == 6
     record_property(f"of {FLIPS} flipped bits, noticed", FLIPS)
     record_property(f"of {FLIPS} flipped bits, noticed by torch.load alone", FLIPS - readable)
@@ -128,7 +128,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_goes_on(
     job = killed.run("train-teacher")
     assert f"{NEWEST}" in job.messages
     assert "trying the one before" in job.messages
-    assert "going on from epoch 1, step 4" in job.messages
+    assert "resumed at epoch 1, step 4" in job.messages
     reference = undisturbed("train-teacher").result
     assert type(reference).of(killed.the_run()) == reference
 

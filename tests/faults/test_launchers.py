@@ -107,7 +107,7 @@ def test_a_rank_that_is_killed_ends_torchrun(
     assert f"rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: {ranks[1]})" in culprit
     epoch = bench.status()["epoch"] + 1
     resumed = bench.run("train-teacher", "--resume", "must", "--epochs", str(epoch))
-    assert "going on from epoch" in resumed.messages
+    assert "resumed at epoch" in resumed.messages
     assert bench.is_finished()
 
 
@@ -130,7 +130,7 @@ def test_torchrun_that_is_asked_to_stop(
     assert "the state is saved. Repeat the command and it goes on" in first.messages
     assert bench.status()["state"] == "stopped"
     second = torchrun(*argv, "--resume", "must")
-    second.until("going on from epoch")
+    second.until("resumed at epoch")
 
 
 def elapsed(began: float) -> float:

@@ -119,7 +119,7 @@ def test_a_second_process_is_refused(
     first.kill()
     first.wait()
     third = bench.start("train-teacher", faults=[{"sleep": 600.0}])
-    third.until("going on with")  # a killed holder's lock is free
+    third.until("resuming")  # a killed holder's lock is free
 
 
 def test_two_that_start_together(bench: Any, undisturbed: Callable[..., Any]) -> None:

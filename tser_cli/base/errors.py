@@ -1,6 +1,4 @@
-"""Text from outside, made fit to be shown: on a terminal, in a figure.
-
-The errors that a user can cause or must hear of.
+"""What can go wrong, in words for the user; and text from outside, made fit to be shown.
 
 Every message says what is wrong, where, and what to do about it. The command line prints it in
 one piece and exits with `exit_code`; no other exception is expected to reach a user.
@@ -13,48 +11,6 @@ import functools
 import logging
 from collections.abc import Callable, Iterable
 
-KEPT = "\n\t\u00a0"
-LINE = 4200  # characters; a path may have 4096
-LABEL = 120
-
-
-def visible(text: str) -> str:
-    r"""Return `text` with what can't be seen written as an escape: `\x1b`, `\u202e`, `\udcff`.
-
-    Line breaks, tabs and fixed spaces stay. A line of more than 4200 characters is cut.
-    """
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() or c in KEPT else _escape(c) for c in text)
-    if len(text) <= LINE:
-        return text
-    return "\n".join(cut(line, LINE) for line in text.split("\n"))
-
-
-def cut(text: str, length: int) -> str:
-    """Return `text`, or its first `length` characters and how many are left out."""
-    if len(text) <= length:
-        return text
-    return f"{text[:length]}... ({len(text) - length:,} more characters)"
-
-
-def one_line(text: str, length: int = LABEL) -> str:
-    r"""Return `text` on one line of about `length`: line breaks and tabs are escapes, too."""
-    shown = visible(text[:length].replace("\n", "\\n").replace("\t", "\\t"))
-    if len(text) > length:
-        return f"{shown[:length]}... ({len(text) - length:,} more characters)"
-    return shown if len(shown) <= length else f"{shown[:length]}..."
-
-
-def drawable(text: str) -> str:
-    r"""Return `text` as matplotlib shall draw it: on one line, cut, and no `$` opens a formula."""
-    return one_line(text).replace("$", r"\$")
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
-
-
-MOST_TOLD = 20
 # The exit code of a command that did its work and found that a check, or a bound that was asked
 # for, does not hold: no error, but scripts should notice.
 NOT_HELD = 4
@@ -109,13 +65,13 @@ class ExportError(TserError):
 
 
 class TrainingError(TserError):
-    """Training can't go on: a loss that is not finite, a full disk, a lost worker."""
+    """Training can't continue: a loss that is not finite, a full disk, a lost worker."""
 
     exit_code = 1
 
 
 class NonFiniteError(TrainingError):
-    """A loss or gradient is NaN or infinite; going on from the last checkpoint would repeat it."""
+    """A loss or gradient is NaN or infinite; resuming from the last checkpoint would repeat it."""
 
 
 class Interrupted(Exception):  # noqa: N818  (a request to stop, not a fault)
@@ -126,25 +82,29 @@ class Interrupted(Exception):  # noqa: N818  (a request to stop, not a fault)
         self.exit_code = 128 + signal_number
 
 
+MOST_REPORTED = 20  # problems of settings: more of them help nobody
+
+
 class Problems:
     """Problems of settings: the first 20 are put into words, the rest are only counted."""
 
     def __init__(self) -> None:
-        self._told: list[str] = []
+        self._reported: list[str] = []
         self._more = 0
 
     def add(self, words: Callable[[], str]) -> None:
-        """Add a problem; `words` is called if there is room to tell it."""
-        if len(self._told) < MOST_TOLD:
-            self._told.append(words())
+        """Add a problem; `words` is called only for those that are reported."""
+        # the hint for a mistyped key compares it with all keys: too slow for thousands of them
+        if len(self._reported) < MOST_REPORTED:
+            self._reported.append(words())
         else:
             self._more += 1
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Raise ConfigError where there are problems."""
         more = [f"and {self._more:,} more problems"] if self._more else []
-        if self._told:
-            raise ConfigError("\n".join([*self._told, *more]))
+        if self._reported:
+            raise ConfigError("\n".join([*self._reported, *more]))
 
 
 @functools.cache
@@ -153,10 +113,16 @@ def warn_once(message: str) -> None:
     logging.getLogger("tser_cli").warning("%s", message)
 
 
+def unknown(kind: str, name: str, choices: Iterable[str]) -> str:
+    """Return the message for a `name` that is not among the `choices` of its `kind`."""
+    known = sorted(choices)
+    return f'unknown {kind} "{name}"{nearest(name, known)}. Known: {", ".join(known)}'
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return a hint such as ` (did you mean "tser"?)`, or "" where nothing is near `word`."""
     close = closest(word, choices)
-    return did_you_mean(close) if close else ""
+    return f' (did you mean "{close}"?)' if close else ""
 
 
 def closest(word: str, choices: Iterable[str]) -> str | None:
@@ -164,12 +130,43 @@ def closest(word: str, choices: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)), None)
 
 
-def did_you_mean(name: str) -> str:
-    """Return the hint itself."""
-    return f' (did you mean "{name}"?)'
+KEPT = "\n\t\u00a0"
+LINE = 4200  # characters; a path may have 4096
+LABEL = 120
 
 
-def unknown(kind: str, name: str, choices: Iterable[str]) -> str:
-    """Return the message for a `name` that is not among the `choices` of its `kind`."""
-    known = sorted(choices)
-    return f'unknown {kind} "{name}"{nearest(name, known)}. Known: {", ".join(known)}'
+def visible(text: str) -> str:
+    r"""Return `text` with what can't be seen written as an escape: `\x1b`, `\u202e`, `\udcff`.
+
+    Line breaks, tabs and fixed spaces stay. A line of more than 4200 characters is cut.
+    """
+    # Names of files and classes come from anywhere: an escape sequence in one could rewrite what
+    # the terminal shows, and half a surrogate pair can't be printed at all.
+    if not text.isprintable():
+        text = "".join(
+            c if c.isprintable() or c in KEPT else c.encode("unicode_escape").decode("ascii")
+            for c in text
+        )
+    if len(text) <= LINE:
+        return text
+    return "\n".join(cut(line, LINE) for line in text.split("\n"))
+
+
+def cut(text: str, length: int) -> str:
+    """Return `text`, or its first `length` characters and how many are left out."""
+    if len(text) <= length:
+        return text
+    return f"{text[:length]}... ({len(text) - length:,} more characters)"
+
+
+def one_line(text: str, length: int = LABEL) -> str:
+    r"""Return `text` on one line of about `length`: line breaks and tabs are escapes, too."""
+    shown = visible(text[:length].replace("\n", "\\n").replace("\t", "\\t"))
+    if len(text) > length:
+        return f"{shown[:length]}... ({len(text) - length:,} more characters)"
+    return shown if len(shown) <= length else f"{shown[:length]}..."
+
+
+def drawable(text: str) -> str:
+    r"""Return `text` as matplotlib shall draw it: on one line, cut, and no `$` opens a formula."""
+    return one_line(text).replace("$", r"\$")

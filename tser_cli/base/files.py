@@ -13,14 +13,15 @@ import os
 import shutil
 import stat
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 from tser_cli.base.errors import DamagedFileError, DiskFullError, RunError
 
 NAME_MAX = 255  # bytes, on the usual file systems
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# What read_json takes at most. Our own files are far below that, and anybody may have changed one
+# into what would fill the memory or end Python's stack.
 JSON_BYTES = 2**24
 JSON_DEPTH = 64
 JSON_INTEGER_MAX = 2**63
@@ -37,24 +38,21 @@ def write_whole(path: Path, content: bytes) -> None:
         if is_device(path):
             path.write_bytes(content)
             return
-        _replace(path, content)
+        partial = _beside(path, "part")
+        try:
+            partial.unlink(missing_ok=True)
+            with partial.open("xb") as stream:  # x: never through a link that somebody put there
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(path)
+            _sync_folder(path.parent)
+        except OSError:
+            with suppress(OSError):  # the error to report is the one that brought us here
+                partial.unlink(missing_ok=True)
+            raise
     except (OSError, ValueError) as error:
         raise write_error(path, error) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = _beside(path, "part")
-    try:
-        partial.unlink(missing_ok=True)
-        with partial.open("xb") as stream:  # x: never through a link that somebody put there
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-        _sync_folder(path.parent)
-    except OSError:
-        _remove_quietly(partial)
-        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -141,16 +139,19 @@ def write_error(path: Path, error: OSError | ValueError) -> RunError:
     """Return the error for a failed write: the path, the reason, and what helps against it."""
     code = getattr(error, "errno", None)
     reason = getattr(error, "strerror", None) or error
-    told = f"{path} can't be written: {reason}."
-    if code in NO_SPACE:
-        return DiskFullError(
-            f"{told} {_free_space(path)}. Free some space, or choose another place"
-        )
+    what = f"{path} can't be written: {reason}."
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        free = "Free space is not known"
+        for folder in (path, *path.parents):
+            if folder.is_dir():
+                free = f"{shutil.disk_usage(folder).free / 2**20:,.0f} MiB are free there"
+                break
+        return DiskFullError(f"{what} {free}. Free some space, or choose another place")
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return RunError(f"{told} Mend the folder's permissions, or choose another place")
+        return RunError(f"{what} Mend the folder's permissions, or choose another place")
     if code == errno.ENAMETOOLONG:
-        return RunError(f"{told} Choose a shorter one")
-    return RunError(f"{told} Choose another place")
+        return RunError(f"{what} Choose a shorter one")
+    return RunError(f"{what} Choose another place")
 
 
 def read_json(
@@ -195,6 +196,7 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 
 def _check_values(document: Any) -> None:
+    # a list of what waits, not a call for each level: those would end Python's stack first
     waiting = [(document, 1)]
     while waiting:
         value, depth = waiting.pop()
@@ -204,20 +206,23 @@ def _check_values(document: Any) -> None:
             inside = [*value, *value.values()] if isinstance(value, dict) else value
             waiting += [(part, depth + 1) for part in inside]
         elif isinstance(value, str):
-            _check_text(value)
+            if "\0" in value:
+                raise ValueError("it holds a NUL character")
+            if not is_unicode(value):
+                raise ValueError("it holds half a surrogate pair")
         elif isinstance(value, float) and not math.isfinite(value):
             raise ValueError("it holds a number that is not finite")
         elif isinstance(value, int) and abs(value) >= JSON_INTEGER_MAX:
             raise ValueError("it holds an integer of more than 63 bits")
 
 
-def _check_text(text: str) -> None:
-    if "\0" in text:
-        raise ValueError("it holds a NUL character")
+def is_unicode(text: str) -> bool:
+    """Return whether UTF-8 can hold `text`: bytes that are none come as lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("it holds half a surrogate pair") from None
+        return False
+    return True
 
 
 def _check_types(document: Mapping[str, Any], types: Mapping[str, type | tuple[type, ...]]) -> None:
@@ -237,9 +242,7 @@ def sha256(content: bytes) -> str:
 
 
 def _beside(path: Path, suffix: str) -> Path:
-    """Return a hidden name beside `path`, this process's own; shortened where `path` has a long
-    one.
-    """
+    """Return a hidden name beside `path`, this process's own; a long one is shortened."""
     name = f".{path.name}.{os.getpid()}.{suffix}"
     if len(os.fsencode(name)) > NAME_MAX:
         name = f".{sha256(os.fsencode(path.name))}.{os.getpid()}.{suffix}"
@@ -255,18 +258,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _remove_quietly(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return  # the error worth telling is the one that brought us here
-
-
-def _free_space(path: Path) -> str:
-    for folder in (path, *path.parents):
-        if folder.is_dir():
-            free = shutil.disk_usage(folder).free
-            return f"{free / 2**20:,.0f} MiB are free there"
-    return "Free space is not known"

@@ -1,4 +1,4 @@
-"""What a command tells while it works. Nothing is printed here: see `tser_cli.cli.progress`."""
+"""What a command reports while it works. Nothing is printed here: see `tser_cli.cli.progress`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 
 class Progress(Protocol):
-    """Hear what the training loop and the commands tell.
+    """Hear what the training loop and the commands report.
 
-    No call waits for the device, except where it prints.
+    No call waits for the device, except where it prints: the loop queues steps on a GPU and would
+    wait for each of them otherwise.
     """
 
     def begin(self, epochs: int, steps: int, done_epochs: int) -> None:
@@ -33,20 +34,7 @@ class Progress(Protocol):
 class Silent:
     """Say nothing: for processes other than rank 0, and for use as a library."""
 
-    def begin(self, epochs: int, steps: int, done_epochs: int) -> None:
-        """Nothing."""
+    def begin(self, *_: Any, **__: Any) -> None:
+        """Do nothing, whatever is reported."""
 
-    def step(self, images: int, values: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def end(self) -> None:
-        """Nothing."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-    def warn(self, text: str) -> None:
-        """Nothing."""
+    step = epoch = end = say = warn = begin

@@ -1,6 +1,4 @@
-"""What the operating system offers that Python's library does not: cores, and ends of processes;
-and what code of others may not change in this one.
-"""
+"""What Python's library lacks: cores, ends of processes, and what other code may not change."""
 
 from __future__ import annotations
 
@@ -48,7 +46,7 @@ def end_with_parent(parent: int | None = None) -> None:
 
 @contextmanager
 def process_unchanged() -> Iterator[None]:
-    """Raise ConfigError where the block changes what all of this process goes by.
+    """Raise ConfigError where the block changes what all of this process relies on.
 
     That is the current folder, from which all paths are found, and torch's default type, in which
     all networks are made.

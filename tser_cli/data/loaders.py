@@ -167,8 +167,11 @@ def build_eval_loader(
     rank: int = 0,
     world: int = 1,
     images: int = 0,
+    batch_size: int = 0,
 ) -> EvalLoader:
-    """Return a split, transformed the same way each time, in batches of training.eval_batch_size.
+    """Return a split, transformed the same way each time, in global batches of `batch_size`.
+
+    0 means training.eval_batch_size, and else training.batch_size.
 
     `images`: take only so many, evenly spread over the split, since the images of a folder are
     sorted by class; 0 takes all. Raises DataError for a validation split that was not asked for,
@@ -188,7 +191,8 @@ def build_eval_loader(
         indices_M = training if split == "train" else validation
     if images:
         indices_M = indices_M[evenly_spread(len(indices_M), images)]
-    share = Share(config.training.eval_batch_size or config.training.batch_size, rank, world)
+    size = batch_size or config.training.eval_batch_size or config.training.batch_size
+    share = Share(size, rank, world)
     workers = automatic_workers() if config.data.workers < 0 else config.data.workers
     if isinstance(source, TensorSource):
         workers = 0

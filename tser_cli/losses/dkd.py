@@ -13,8 +13,7 @@ ImageNet, ResNet-34 to ResNet-18, it is 0.5 with tau 1 and one epoch of warm-up.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tser_cli.losses.base import (
     Distilling,
@@ -41,7 +40,6 @@ class Settings(Distilling):
     summary: ClassVar[str] = "target and other classes distilled apart, at every step"
     source: ClassVar[str] = "Zhao et al., CVPR 2022, arXiv 2203.08679"
     deviations: ClassVar[str] = "taken at every time step (theirs is for networks without time)"
-    earlier: ClassVar[Mapping[str, Any]] = {"kd_warmup_epochs": 0.0}
 
     name: str = "dkd"
     temperature: Positive = 4.0

@@ -14,8 +14,7 @@ on CIFAR and 1 on ImageNet; alpha 0.2 and beta 0.5 are those of the commands in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tser_cli.losses.base import (
     Outputs,
@@ -40,7 +39,6 @@ class Settings(Supervised):
 
     summary: ClassVar[str] = "ts, with the mean of the right steps as a second teacher"
     source: ClassVar[str] = "temporal decoupling, ICML 2025, arXiv 2501.15925"
-    earlier: ClassVar[Mapping[str, Any]] = {"no_right_step": "skip"}
 
     name: str = "tsd"
     temperature: Positive = 3.0

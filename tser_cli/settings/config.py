@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, SerializeAsAny, field_validator
 
-from tser_cli.base.errors import ConfigError, closest, did_you_mean
+from tser_cli.base.errors import ConfigError, closest
 from tser_cli.settings import registry
 from tser_cli.settings.fields import NO_BUDGET, Policy, Section, flatten, split
 from tser_cli.settings.sections import (
@@ -32,11 +32,10 @@ from tser_cli.settings.sections import (
     TrainingConfig,
 )
 
+# The sections are imported from here by all other rooms.
 __all__ = [
     "CHECKPOINT_EVERY",
-    "EPOCHS",
     "FLOAT_BITS",
-    "METHOD",
     "AugmentConfig",
     "Config",
     "DataConfig",
@@ -48,27 +47,13 @@ __all__ = [
     "PerformanceConfig",
     "ScheduleConfig",
     "TrainingConfig",
-    "full_key",
-    "keys",
-    "keys_where",
-    "method_label",
-    "nearest_key",
-    "policies",
-    "readers",
-    "short_name",
-    "unread",
 ]
-
 
 METHOD = "method.name"
 EPOCHS = "training.epochs"
-# What a weight adds to a method that would go without it, as its name then tells.
+# What a weight adds to a method that would go without it, as results then name the method.
 ADDED = {"entropy": "entropy_weight", "rate": "rate_weight"}
 ENDLESS = ("constant", "step")  # schedules in which no learning rate depends on the last epoch
-
-
-def _default_method() -> MethodSettings:
-    return registry.METHODS[registry.DEFAULT_METHOD].settings()
 
 
 class Config(Section):
@@ -82,7 +67,9 @@ class Config(Section):
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     neuron: NeuronConfig = NeuronConfig()
-    method: SerializeAsAny[MethodSettings] = Field(default_factory=_default_method)
+    method: SerializeAsAny[MethodSettings] = Field(
+        default_factory=lambda: registry.METHODS[registry.DEFAULT_METHOD].settings()
+    )
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig = TrainingConfig()
@@ -96,7 +83,7 @@ class Config(Section):
             return values
         stated = {"name": registry.DEFAULT_METHOD, **values}
         entry = registry.METHODS.get(str(stated["name"]))
-        # the base class tells of a name that is none
+        # a name that is none is an error of the base class, which all methods share
         chosen = entry.settings if entry else MethodSettings
         return chosen.model_validate(stated if entry else {"name": stated["name"]})
 
@@ -115,23 +102,18 @@ class Config(Section):
         return Config.model_validate(split({**kept, **changes}))
 
     def policy(self, key: str) -> Policy:
-        """Return the policy of a dotted key. `data.dir` counts where it says which images there
-        are.
-
-        More epochs only make a run longer where nothing before its end knows of them.
-        """
+        """Return the policy of a dotted key under these settings; two keys depend on others."""
         policy = policies().get(key, Policy())
         if key == "data.dir" and registry.DATASETS[self.data.name].own_images:
+            # here the folder says which images there are
             return replace(policy, results=True, resume=False)
         if key == EPOCHS:
-            return replace(policy, resume=self._has_no_end())
+            # More epochs only make a run longer where nothing before its end depends on them. A
+            # method of a plug-in may read what part of the training is done.
+            endless = self.schedule.name in ENDLESS and not self.has_energy_budget
+            built_in = registry.is_built_in(registry.METHODS[self.method.name].target)
+            return replace(policy, resume=endless and built_in)
         return policy
-
-    def _has_no_end(self) -> bool:
-        # a method of a plug-in may read what part of the training is done
-        method = registry.METHODS[self.method.name]
-        endless = self.schedule.name in ENDLESS and not self.has_energy_budget
-        return endless and registry.is_built_in(method.target)
 
     @property
     def has_energy_budget(self) -> bool:
@@ -151,7 +133,7 @@ def keys(method: str | None = None) -> dict[str, Any]:
     return dict(_keys((method,) if method else tuple(registry.METHODS)))
 
 
-@cache
+@cache  # by the methods that there are: a plug-in may add one
 def _keys(methods: tuple[str, ...]) -> dict[str, Any]:
     found = {key: of for key, of in Config().flat().items() if not key.startswith("method.")}
     for settings in (registry.METHODS[name].settings for name in methods):
@@ -174,7 +156,7 @@ def unread(key: str, method: str) -> str:
 def method_label(config: Config, varied: Container[str] = ()) -> str:
     """Return the method as results name it: `kd`, or `kd+entropy` where entropy was added to it.
 
-    A weight among the `varied` keys is told elsewhere.
+    A weight among the `varied` keys is named elsewhere.
     """
     now, usual = config.method.model_dump(), config.method.weights()
     words = [
@@ -224,7 +206,7 @@ def short_name(key: str) -> str:
 def full_key(name: str) -> str:
     """Return the dotted key of a dotted or short name. Raises ConfigError, naming the nearest.
 
-    A short name that may mean several settings is refused with all of them.
+    A short name that may mean several settings is an error that lists all of them.
     """
     valid = keys()
     if name in valid:
@@ -240,16 +222,17 @@ def full_key(name: str) -> str:
 def nearest_key(name: str, dotted: bool = False) -> str:
     """Return a hint such as ` (did you mean "lr"?)`, among dotted and short names; "" without one.
 
-    `dotted`: where short names will not do, the key behind the nearest is told, "optimizer.lr".
+    `dotted`: where short names will not do, the hint is the key behind the nearest, "optimizer.lr".
     """
-    told = {key: key for key in keys()}
-    found = _meanings(name, told)
+    shown = {key: key for key in keys()}
+    found = _meanings(name, shown)
     if len(found) > 1:
         return f": it may mean {' or '.join(found)}"
     if "." not in name:
-        words = {_last_word(key): key for key in told} | FLAGS
-        told |= words if dotted else {word: word for word in words}
-    return did_you_mean(told[word]) if (word := closest(name, told)) else ""
+        words = {_last_word(key): key for key in shown} | FLAGS
+        shown |= words if dotted else {word: word for word in words}
+    word = closest(name, shown)
+    return f' (did you mean "{shown[word]}"?)' if word else ""
 
 
 def _last_word(key: str) -> str:

@@ -1,11 +1,9 @@
-"""Plug-ins: methods, networks and data sets of one's own beside the built-in ones.
+"""Plug-ins: your own methods, networks and data sets beside the built-in ones.
 
 A plug-in is a module that adds to the registries when it is imported (`add_method`, `add_model` and
 `add_dataset` of `tser_cli.settings.registry`). It is named by `--plugin`, `TSER_PLUGIN` or a
 recipe's `plugins`. Installed packages add by entry points, and are not imported before they are
-used.
-
-What a run keeps of a plug-in: its file, or its whole package, with a hash of each file.
+used. A run keeps a plug-in's file, or its whole package, with a hash of each file.
 """
 
 from __future__ import annotations
@@ -20,16 +18,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tser_cli.base.errors import ConfigError, RunError, nearest
 from tser_cli.base.files import is_file, make_folder, sha256, write_whole
 from tser_cli.base.system import process_unchanged
 from tser_cli.settings import registry
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
 
 VARIABLE = "TSER_PLUGIN"
 GROUPS: dict[str, tuple[str, Callable[[str], registry.Entry]]] = {
@@ -37,7 +31,12 @@ GROUPS: dict[str, tuple[str, Callable[[str], registry.Entry]]] = {
     "tser.models": ("model", registry.ModelEntry),
     "tser.datasets": ("data set", registry.DatasetEntry),
 }
+INIT = "__init__.py"
+# What a run keeps of plug-ins: the folder in the run, and how much of a package goes into it.
 CODE = "code"
+MOST_FILES = 1000
+MOST_BYTES = 16 * 2**20
+LARGE_BYTES = 2**20  # a file of this size that is no Python is data; a run says that it was there
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def load(names: Iterable[str]) -> None:
 
 def _described(name: str, module: ModuleType, adds: tuple[str, ...]) -> Plugin:
     file = Path(str(module.__file__)).resolve()
-    installed = _is_installed(file)
+    installed = Path(sysconfig.get_paths()["purelib"]).resolve() in file.parents
     try:
         sources = read_sources(file, module.__name__, alone=installed)
     except ConfigError as error:
@@ -103,10 +102,6 @@ def _described(name: str, module: ModuleType, adds: tuple[str, ...]) -> Plugin:
     found_by_name = installed or dotted(file) != module.__name__
     stated = file.parent if file.name == INIT else file
     return Plugin(name if found_by_name else str(stated), module.__name__, file, sources, adds)
-
-
-def _is_installed(file: Path) -> bool:
-    return Path(sysconfig.get_paths()["purelib"]).resolve() in file.parents
 
 
 def _is_path(name: str) -> bool:
@@ -211,21 +206,16 @@ def add_entry_points() -> None:
     """Add what installed packages offer; nothing of them is imported. Raises ConfigError."""
     from importlib.metadata import entry_points  # too slow for --help
 
-    for group in GROUPS:
+    for group, (kind, make) in GROUPS.items():
         for point in entry_points(group=group):
-            _add_entry_point(point)
-
-
-def _add_entry_point(point: EntryPoint) -> None:
-    kind, make = GROUPS[point.group]
-    known = registry.TABLES[kind].get(point.name)
-    if known is not None and known.target == point.value:
-        return
-    package = point.dist.name if point.dist is not None else point.value
-    try:
-        registry.add(kind, point.name, make(point.value))
-    except ConfigError as error:
-        raise ConfigError(f"the installed package {package}: {error}") from error
+            known = registry.TABLES[kind].get(point.name)
+            if known is not None and known.target == point.value:
+                continue  # added before
+            package = point.dist.name if point.dist is not None else point.value
+            try:
+                registry.add(kind, point.name, make(point.value))
+            except ConfigError as error:
+                raise ConfigError(f"the installed package {package}: {error}") from error
 
 
 def keep(folder: Path, targets: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -234,29 +224,25 @@ def keep(folder: Path, targets: Mapping[str, str]) -> list[dict[str, Any]]:
     `targets`: what the run uses, by name (`registry.targets_of`); modules that are not the
     package's own are kept, however they were imported. Raises RunError.
     """
+    # what the run uses that no plug-in on the command line added: an installed package offers it
+    added = {name for plugin in _loaded.values() for name in plugin.adds}
+    modules = {name: target.partition(":")[0] for name, target in targets.items()}
+    foreign = {
+        m for name, m in modules.items() if not registry.is_built_in(m) and name not in added
+    }
+    installed = []
+    for module in sorted(foreign - _loaded.keys()):
+        adds = tuple(name for name, target in modules.items() if target == module)
+        made = _described(module, importlib.import_module(module), adds)
+        installed.append(replace(made, stated=module, offered=True))
     records = []
-    for plugin in [*_loaded.values(), *_installed(targets)]:
+    for plugin in [*_loaded.values(), *installed]:
         plugin.sources.write(folder / CODE)
         place = {"name": plugin.stated, "module": plugin.module, "file": str(plugin.file)}
         copy = {**plugin.sources.record(), "copy": f"{CODE}/{plugin.sources.name}"}
         offered = {"offered": True} if plugin.offered else {}
         records.append({**place, **copy, **offered, "adds": list(plugin.adds)})
     return records
-
-
-def _installed(targets: Mapping[str, str]) -> list[Plugin]:
-    """Return what a run uses that no plug-in on the command line added."""
-    added = {name for plugin in _loaded.values() for name in plugin.adds}
-    modules = {name: target.partition(":")[0] for name, target in targets.items()}
-    foreign = {
-        m for name, m in modules.items() if not registry.is_built_in(m) and name not in added
-    }
-    found = []
-    for module in sorted(foreign - _loaded.keys()):
-        adds = tuple(name for name, target in modules.items() if target == module)
-        made = _described(module, importlib.import_module(module), adds)
-        found.append(replace(made, stated=module, offered=True))
-    return found
 
 
 def check_loaded(records: Iterable[Mapping[str, Any]], used: Iterable[str], folder: Path) -> None:
@@ -280,31 +266,19 @@ def check_loaded(records: Iterable[Mapping[str, Any]], used: Iterable[str], fold
 
 
 def changes(records: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each plug-in of a run whose files are others now."""
+    """Return a line for each plug-in of a run whose files are different now."""
     now = {plugin.sources.name: plugin.sources for plugin in _loaded.values()}
     lines = []
     for record in records:
         sources = now.get(Path(str(record.get("copy"))).name)
         if sources is not None and sources.sha256() != record.get("sha256"):
-            differing = _differing(record.get("files"), sources)
+            files, hashes, differing = record.get("files"), sources.hashes(), "its file has"
+            if isinstance(files, Mapping):  # a package's
+                names = sorted(n for n in {*files, *hashes} if files.get(n) != hashes.get(n))
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                differing = f"{', '.join(names[:3])}{more} ha{'s' if len(names) == 1 else 've'}"
             lines.append(f"plug-in {record.get('name')}: {differing} changed since")
     return lines
-
-
-def _differing(files: object, sources: Sources) -> str:
-    """Return "its file has", or which files of a package have, in words."""
-    if not isinstance(files, Mapping):
-        return "its file has"
-    hashes = sources.hashes()
-    names = sorted(n for n in {*files, *hashes} if files.get(n) != hashes.get(n))
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more} ha{'s' if len(names) == 1 else 've'}"
-
-
-INIT = "__init__.py"
-MOST_FILES = 1000
-MOST_BYTES = 16 * 2**20
-LARGE_BYTES = 2**20  # a file of this size that is no Python is data; a run says that it was there
 
 
 @dataclass(frozen=True)
@@ -372,7 +346,12 @@ def read_sources(file: Path, module: str, alone: bool = False) -> Sources:
         return Sources(f"{module}.py", {f"{module}.py": file.read_bytes()})
     files: dict[str, bytes] = {}
     left_out, size = [], 0
-    for path in _files_below(package):
+    found = []
+    for place, folders, names in os.walk(package):
+        # neither caches nor hidden files
+        folders[:] = [name for name in folders if name[0] != "." and name != "__pycache__"]
+        found += [Path(place, name) for name in names if name[0] != "."]
+    for path in sorted(path for path in found if path.suffix != ".pyc" and is_file(path)):
         name = path.relative_to(package.parent).as_posix()
         if path.suffix != ".py" and path.stat().st_size > LARGE_BYTES:
             left_out.append(name)
@@ -385,12 +364,3 @@ def read_sources(file: Path, module: str, alone: bool = False) -> Sources:
             )
         files[name] = path.read_bytes()
     return Sources(package.name, files, tuple(left_out))
-
-
-def _files_below(folder: Path) -> list[Path]:
-    """Return the regular files of a package, without caches and hidden ones, in order of name."""
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name[0] != "." and name != "__pycache__"]
-        found += [Path(place, name) for name in names if name[0] != "."]
-    return sorted(path for path in found if path.suffix != ".pyc" and is_file(path))

@@ -1,7 +1,7 @@
 """Recipes and the other sources of settings, merged into one Config.
 
 Precedence: defaults < recipe < `TSER_*` variables < flags. All errors of all sources are
-collected and told at once, each with its source, its key and the nearest valid key.
+collected and reported at once, each with its source, its key and the nearest valid key.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from tser_cli.base.errors import ConfigError, Problems, cut, nearest
-from tser_cli.base.files import read_regular
+from tser_cli.base.files import is_unicode, read_regular
 from tser_cli.settings import config as settings
 from tser_cli.settings import plugins, registry
 from tser_cli.settings.config import METHOD, Config
 from tser_cli.settings.fields import flatten, split
-from tser_cli.settings.old_settings import of_today
 
 ENV_PREFIX = "TSER_"
-ABLATION = "ablation"
 ENV_OTHER = {"TSER_RUNS_DIR", plugins.VARIABLE}
+ABLATION = "ablation"
 # tomllib also raises ValueError for a number, RecursionError for a nesting beyond Python's limits.
 BAD_TOML = (ValueError, RecursionError)
 SHOWN = 80
@@ -59,46 +58,56 @@ class Layer:
         return replace(self, values={k: v for k, v in self.values.items() if k not in left_out})
 
 
-def recipes_dir() -> Path:
-    """Return the folder of packaged recipes: inside the wheel, or beside the package in a
-    checkout.
+def resolve(layers: Iterable[Layer]) -> Config:
+    """Return the Config of all layers, the later winning. Raises ConfigError with every problem.
+
+    A recipe's weights are left out where another method is chosen: see `left_out`.
     """
-    package = Path(__file__).resolve().parent.parent
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
+    layers = list(layers)
+    method, valid = chosen_method(layers), settings.keys()
+    read = settings.keys(method) if method in registry.METHODS else valid
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}  # of each key: the source that set it, for messages
+    problems = Problems()
+    for layer in layers:
+        if layer.is_recipe and layer.method != method:
+            layer = layer.without(layer.weights())
+        for key, value in layer.values.items():
+            if key not in valid or key not in read or not _is_text(value):
+                problems.add(partial(_unusable, layer.source, key, value, method))
+            else:
+                merged[key], origin[key] = value, layer.source
+    try:
+        config = Config.model_validate(split(merged))
+    except ValidationError as error:
+        for detail in error.errors():
+            problems.add(partial(_invalid, detail, origin))
+    problems.report()
+    return config
 
 
-def available() -> list[str]:
-    """Return the names of the packaged recipes, such as `cifar100/resnet18_tser`."""
-    root = recipes_dir()
-    return sorted(
-        path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.toml")
-    )
+def chosen_method(layers: Iterable[Layer]) -> str:
+    """Return the method that the uppermost layer names."""
+    named = [layer.method for layer in layers if METHOD in layer.values]
+    return named[-1] if named else registry.DEFAULT_METHOD
 
 
-def find(name: str) -> Path:
-    """Return the file of a recipe given by path or by packaged name. Raises ConfigError."""
-    given = _given_file(name)
-    if given is not None:
-        return given
-    names = available()
-    packaged = name.removesuffix(".toml")
-    if packaged in names:
-        return recipes_dir() / f"{packaged}.toml"
-    raise ConfigError(
-        f'no recipe "{name}"{nearest(name, names)}: it is neither a file nor a packaged recipe. '
-        f"Packaged: {', '.join(names)}"
-    )
-
-
-def _given_file(name: str) -> Path | None:
-    # A name too long, a folder that is closed or a ~user that is unknown is no file.
-    with suppress(OSError, RuntimeError):
-        path = Path(name).expanduser()
-        for candidate in (path, path / "config.toml"):
-            if candidate.is_file():
-                return candidate
-    return None
+def left_out(layers: Iterable[Layer]) -> list[str]:
+    """Return a line for each recipe whose weights the chosen method goes without, for people."""
+    layers, lines = list(layers), []
+    method = chosen_method(layers)
+    for layer in layers:
+        if not layer.is_recipe or layer.method == method:
+            continue
+        # A run's config.toml states every weight: only those that are not the default are news.
+        entry, stated = registry.METHODS.get(layer.method), layer.weights()
+        own = flatten({"method": entry.settings.weights()}) if entry else {}
+        known = own if own.keys() == stated.keys() else {}
+        news = {k: v for k, v in stated.items() if k not in known or known[k] != v}
+        listed = ", ".join(f"{key} = {_shown(value)}" for key, value in news.items())
+        if listed:
+            lines.append(f"{layer.source}: {listed}: {layer.method}'s, left out for {method}")
+    return lines
 
 
 def read(name: str) -> Layer:
@@ -108,12 +117,13 @@ def read(name: str) -> Layer:
     """
     path, document = _document(name)
     stated = flatten({k: v for k, v in document.items() if k != ABLATION})
-    return Layer(f"recipe {path}", of_today(stated), is_recipe=True)
+    return Layer(f"recipe {path}", stated, is_recipe=True)
 
 
 def read_ablation(name: str) -> dict[str, Any]:
-    """Return what a recipe says `tser ablate` shall vary; {} without that section. Raises
-    ConfigError.
+    """Return what a recipe says `tser ablate` shall vary; {} without that section.
+
+    Raises ConfigError.
     """
     path, document = _document(name)
     section = document.get(ABLATION, {})
@@ -130,20 +140,36 @@ def _document(name: str) -> tuple[Path, dict[str, Any]]:
         raise ConfigError(f"recipe {path} can't be read: {error}") from error
 
 
-def parse_value(text: str) -> Any:
-    """`text` as a TOML value where it is one, else as the string itself."""
-    try:
-        document = tomllib.loads(f"value = {text}")
-    except BAD_TOML:
-        return text
-    return document["value"] if len(document) == 1 else text
+def find(name: str) -> Path:
+    """Return the file of a recipe given by path or by packaged name. Raises ConfigError."""
+    # A name too long, a folder that is closed or a ~user that is unknown is no file.
+    with suppress(OSError, RuntimeError):
+        path = Path(name).expanduser()
+        for candidate in (path, path / "config.toml"):
+            if candidate.is_file():
+                return candidate
+    names, packaged = available(), name.removesuffix(".toml")
+    if packaged in names:
+        return recipes_dir() / f"{packaged}.toml"
+    raise ConfigError(
+        f'no recipe "{name}"{nearest(name, names)}: it is neither a file nor a packaged recipe. '
+        f"Packaged: {', '.join(names)}"
+    )
 
 
-def _typed(key: str, text: str) -> Any:
-    # A key that holds text takes it as it was typed: a folder may be called 2024 or 2024-05-01.
-    value = parse_value(text)
-    holds_text = isinstance(settings.keys().get(key), str)
-    return text if holds_text and not isinstance(value, str) else value
+def available() -> list[str]:
+    """Return the names of the packaged recipes, such as `cifar100/resnet18_tser`."""
+    root = recipes_dir()
+    return sorted(
+        path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.toml")
+    )
+
+
+def recipes_dir() -> Path:
+    """Return the folder of packaged recipes: in the wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def from_environment(environment: Mapping[str, str]) -> Layer:
@@ -174,99 +200,43 @@ def from_flags(flags: Mapping[str, Any]) -> Layer:
     return Layer("command line", {key: value for key, value in flags.items() if value is not None})
 
 
-def chosen_method(layers: Iterable[Layer]) -> str:
-    """Return the method that the uppermost layer names."""
-    named = [layer.method for layer in layers if METHOD in layer.values]
-    return named[-1] if named else registry.DEFAULT_METHOD
-
-
-def for_method(layers: Iterable[Layer]) -> list[Layer]:
-    """Return the layers without the weights that recipes state for another method than the chosen
-    one.
-    """
-    layers = list(layers)
-    method = chosen_method(layers)
-    return [
-        layer.without(layer.weights()) if layer.is_recipe and layer.method != method else layer
-        for layer in layers
-    ]
-
-
-def left_out(layers: Iterable[Layer]) -> list[str]:
-    """Return a line for each recipe whose weights the chosen method goes without, for people to
-    read.
-    """
-    layers = list(layers)
-    method = chosen_method(layers)
-    foreign = [layer for layer in layers if layer.is_recipe and layer.method != method]
-    return [
-        f"{layer.source}: {', '.join(listed)}: {layer.method}'s, left out for {method}"
-        for layer in foreign
-        if (listed := _worth_telling(layer))
-    ]
-
-
-def _worth_telling(layer: Layer) -> list[str]:
-    # A run's config.toml states every weight: only those that are not the default are news.
-    entry, stated = registry.METHODS.get(layer.method), layer.weights()
-    own = flatten({"method": entry.settings.weights()}) if entry else {}
-    known = own if own.keys() == stated.keys() else {}
-    return [f"{k} = {_shown(v)}" for k, v in stated.items() if k not in known or known[k] != v]
-
-
-def resolve(layers: Iterable[Layer]) -> Config:
-    """Return the Config of all layers, the later winning. Raises ConfigError with every problem.
-
-    A recipe's weights are left out where another method is chosen: see `left_out`.
-    """
-    layers = for_method(layers)
-    valid, method = settings.keys(), chosen_method(layers)
-    read = settings.keys(method) if method in registry.METHODS else valid
-    problems = Problems()
-    merged: dict[str, Any] = {}
-    origin: dict[str, str] = {}
-    for layer in layers:
-        for key, value in layer.values.items():
-            if key not in valid:
-                problems.add(partial(_unknown_key, layer.source, key))
-            elif key not in read:
-                problems.add(partial(_unread_key, layer.source, key, method))
-            elif not _is_text(value):
-                problems.add(
-                    partial("{}: {} = {}: it is not UTF-8".format, layer.source, key, _shown(value))
-                )
-            else:
-                merged[key], origin[key] = value, layer.source
+def parse_value(text: str) -> Any:
+    """`text` as a TOML value where it is one, else as the string itself."""
     try:
-        config = Config.model_validate(split(merged))
-    except ValidationError as error:
-        for detail in error.errors():
-            problems.add(partial(_problem, detail, origin))
-    problems.tell()
-    return config
+        document = tomllib.loads(f"value = {text}")
+    except BAD_TOML:
+        return text
+    return document["value"] if len(document) == 1 else text
 
 
-def _unknown_key(source: str, key: str) -> str:
-    hint = settings.nearest_key(key, dotted=True) if len(key) <= SHOWN else ""
-    return f'{source}: unknown key "{cut(key, SHOWN)}"{hint}'
+def _typed(key: str, text: str) -> Any:
+    # A key that holds text takes it as it was typed: a folder may be called 2024 or 2024-05-01.
+    value = parse_value(text)
+    holds_text = isinstance(settings.keys().get(key), str)
+    return text if holds_text and not isinstance(value, str) else value
 
 
-def _unread_key(source: str, key: str, method: str) -> str:
-    return f"{source}: {settings.unread(key, method)}"
+def _unusable(source: str, key: str, value: Any, method: str) -> str:
+    """Return the message for a key that `resolve` can't take."""
+    valid = settings.keys()
+    if key not in valid:
+        hint = settings.nearest_key(key, dotted=True) if len(key) <= SHOWN else ""
+        return f'{source}: unknown key "{cut(key, SHOWN)}"{hint}'
+    if _is_text(value):
+        return f"{source}: {settings.unread(key, method)}"
+    return f"{source}: {key} = {_shown(value)}: it is not UTF-8"
 
 
 def _is_text(value: Any) -> bool:
     # bytes of the command line that are no UTF-8 come as lone surrogates, which no file can hold
     try:
-        str(value).encode()
-    except UnicodeEncodeError:
-        return False
-    except ValueError:  # a number of thousands of digits is refused later
+        return is_unicode(str(value))
+    except ValueError:  # a number of thousands of digits is an error later
         return True
-    return True
 
 
-def _problem(detail: Any, origin: Mapping[str, str]) -> str:
+def _invalid(detail: Any, origin: Mapping[str, str]) -> str:
+    """Return the message for what pydantic found."""
     key = ".".join(str(part) for part in detail["loc"][:2])
     message = str(detail["msg"]).removeprefix("Value error, ")
     # A rule over a whole section has no key: the last source that wrote to the section is at fault.
@@ -282,6 +252,6 @@ def _problem(detail: Any, origin: Mapping[str, str]) -> str:
 def _shown(value: Any) -> str:
     try:
         text = repr(value)
-    except ValueError:  # Python refuses to write a number of thousands of digits
+    except ValueError:  # Python does not write a number of thousands of digits
         return "a number too long to show"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -1,7 +1,7 @@
 """Names a user can type, and where the code behind them lives.
 
 A new data set, model or method is one file and one entry here. This module imports nothing
-heavy: `tser --help` and `tser methods` read it without torch.
+heavy: `tser --help` and `tser list` read it without torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class DatasetEntry:
     """A data set: `target` is a loader `(DataConfig) -> Dataset`; the recipes are its defaults.
 
-    Those for small images are taken where it names none.
+    Without any it has those for small images.
     `own_images`: its images are whatever lies in `data.dir`, so that another folder is other data.
     """
 
@@ -30,6 +30,10 @@ class DatasetEntry:
     teacher_recipe: str = "imagefolder/resnet34_teacher"
     student_recipe: str = "imagefolder/resnet18_tser"
     own_images: bool = False
+
+
+def _own_recipes(target: str, folder: str, student: str = "resnet18_tser") -> DatasetEntry:
+    return DatasetEntry(target, f"{folder}/resnet34_teacher", f"{folder}/{student}")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class MethodEntry:
 
     @property
     def settings(self) -> type[MethodSettings]:
-        """Return the class of its settings, which describes it; found without torch."""
+        """The class of its settings, which describes it; found without torch."""
         found: type[MethodSettings] = load(f"{self.target}:{self.settings_name}")
         return found
 
@@ -70,7 +74,7 @@ class MethodEntry:
 
     @property
     def needs_teacher(self) -> bool:
-        """Return whether it learns from a teacher."""
+        """Whether it learns from a teacher."""
         return self.settings.needs_teacher
 
 
@@ -79,62 +83,39 @@ E = TypeVar("E")
 F = TypeVar("F", bound=Callable[..., Any])
 
 DATASETS: dict[str, DatasetEntry] = {
-    "digits": DatasetEntry(
-        "tser_cli.data.builtin:digits", "digits/resnet34_teacher", "digits/resnet18_tser"
-    ),
-    "mnist": DatasetEntry(
-        "tser_cli.data.builtin:mnist",
-        "fashion-mnist/resnet34_teacher",
-        "fashion-mnist/resnet18_tser",
-    ),
-    "fashion-mnist": DatasetEntry(
-        "tser_cli.data.builtin:fashion_mnist",
-        "fashion-mnist/resnet34_teacher",
-        "fashion-mnist/resnet18_tser",
-    ),
-    "cifar10": DatasetEntry(
-        "tser_cli.data.builtin:cifar10", "cifar10/resnet34_teacher", "cifar10/resnet18_tser"
-    ),
-    "cifar100": DatasetEntry(
-        "tser_cli.data.builtin:cifar100", "cifar100/resnet34_teacher", "cifar100/resnet18_tser"
-    ),
-    "imagenet": DatasetEntry(
-        "tser_cli.data.own:imagenet",
-        "imagenet/resnet34_teacher",
-        "imagenet/sew_resnet18_tser",
-    ),
+    "digits": _own_recipes("tser_cli.data.builtin:digits", "digits"),
+    "mnist": _own_recipes("tser_cli.data.builtin:mnist", "fashion-mnist"),
+    "fashion-mnist": _own_recipes("tser_cli.data.builtin:fashion_mnist", "fashion-mnist"),
+    "cifar10": _own_recipes("tser_cli.data.builtin:cifar10", "cifar10"),
+    "cifar100": _own_recipes("tser_cli.data.builtin:cifar100", "cifar100"),
+    "imagenet": _own_recipes("tser_cli.data.own:imagenet", "imagenet", "sew_resnet18_tser"),
     "imagefolder": DatasetEntry("tser_cli.data.own:imagefolder", own_images=True),
     "npz": DatasetEntry("tser_cli.data.own:npz", own_images=True),
 }
 
 MODELS: dict[str, ModelEntry] = {
-    "resnet18": ModelEntry("tser_cli.models.resnet:resnet18"),
-    "resnet19": ModelEntry("tser_cli.models.resnet:resnet19"),
-    "resnet20": ModelEntry("tser_cli.models.resnet:resnet20"),
-    "resnet34": ModelEntry("tser_cli.models.resnet:resnet34"),
-    "resnet50": ModelEntry("tser_cli.models.resnet:resnet50"),
-    "sew_resnet18": ModelEntry("tser_cli.models.resnet:sew_resnet18", spiking_only=True),
-    "sew_resnet20": ModelEntry("tser_cli.models.resnet:sew_resnet20", spiking_only=True),
-    "sew_resnet34": ModelEntry("tser_cli.models.resnet:sew_resnet34", spiking_only=True),
-    "vgg11": ModelEntry("tser_cli.models.vgg:vgg11"),
-    "vgg16": ModelEntry("tser_cli.models.vgg:vgg16"),
+    **{
+        name: ModelEntry(f"tser_cli.models.resnet:{name}")
+        for name in ("resnet18", "resnet19", "resnet20", "resnet34", "resnet50")
+    },
+    **{
+        name: ModelEntry(f"tser_cli.models.resnet:{name}", spiking_only=True)
+        for name in ("sew_resnet18", "sew_resnet20", "sew_resnet34")
+    },
+    **{name: ModelEntry(f"tser_cli.models.vgg:{name}") for name in ("vgg11", "vgg16")},
 }
 
 LADDER = "tser_cli.losses.ladder"
 METHODS: dict[str, MethodEntry] = {
-    "ce": MethodEntry(LADDER, "CeSettings", "ce"),
-    "kd": MethodEntry(LADDER, "KdSettings", "kd"),
-    "tskl": MethodEntry(LADDER, "TsklSettings", "tskl"),
-    "tsce": MethodEntry(LADDER, "TsceSettings", "tsce"),
-    "ts": MethodEntry(LADDER, "TsSettings", "ts"),
-    "tser": MethodEntry(LADDER, "TserSettings", "tser"),
-    "feature": MethodEntry("tser_cli.losses.feature"),
-    "kd_feature": MethodEntry("tser_cli.losses.kd_feature"),
-    "bkd": MethodEntry("tser_cli.losses.bkd"),
-    "tsd": MethodEntry("tser_cli.losses.tsd"),
-    "seal": MethodEntry("tser_cli.losses.seal"),
-    "tet": MethodEntry("tser_cli.losses.tet"),
-    "dkd": MethodEntry("tser_cli.losses.dkd"),
+    # the ladder of the paper's ablation: one file, since each differs from the last in one thing
+    **{
+        name: MethodEntry(LADDER, f"{name.capitalize()}Settings", name)
+        for name in ("ce", "kd", "tskl", "tsce", "ts", "tser")
+    },
+    **{
+        name: MethodEntry(f"tser_cli.losses.{name}")
+        for name in ("feature", "kd_feature", "bkd", "tsd", "seal", "tet", "dkd")
+    },
 }
 DEFAULT_METHOD = "tser"
 
@@ -220,8 +201,7 @@ def add_model(name: str, spiking_only: bool = False) -> Callable[[F], F]:
     """
 
     def register(build: F) -> F:
-        target = f"{build.__module__}:{build.__qualname__}"
-        add("model", name, ModelEntry(target, spiking_only))
+        add("model", name, ModelEntry(_place_of(build), spiking_only))
         return build
 
     return register
@@ -235,8 +215,11 @@ def add_dataset(name: str, **of_entry: Any) -> Callable[[F], F]:
     """
 
     def register(loader: F) -> F:
-        target = f"{loader.__module__}:{loader.__qualname__}"
-        add("data set", name, DatasetEntry(target, **of_entry))
+        add("data set", name, DatasetEntry(_place_of(loader), **of_entry))
         return loader
 
     return register
+
+
+def _place_of(made: Callable[..., Any]) -> str:
+    return f"{made.__module__}:{made.__qualname__}"

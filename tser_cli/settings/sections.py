@@ -1,17 +1,16 @@
-"""The section [energy] of a run's settings.
+"""The sections of a run's settings, one validated model each; `settings/config.py` joins them.
 
-The sections of a run's settings, one validated model each; `tser_cli.settings.config` joins them.
-
-A field says its policy itself: whether it changes results, and so on (`fields.Policy`).
+A recipe, a variable or a flag sets a field by its dotted key: `optimizer.lr` is the field `lr` of
+[optimizer]. A field says its policy itself: whether it changes results, and so on
+(`fields.Policy`); without one it changes results and nothing else.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, StrictInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, StrictInt, field_validator, model_validator
 
 from tser_cli.base.errors import ConfigError, unknown
 from tser_cli.settings import registry
@@ -29,30 +28,7 @@ from tser_cli.settings.fields import (
     parse_budget,
 )
 
-
-class EnergyConfig(Section):
-    """What an image may cost, and by which cost profile energy is told.
-
-    `budget`: a student is trained until it costs at most so much: an energy, as "4uJ", a share of
-    the ANN of the same shape, as "25%", or "none". `profile`: a name or a TOML file; "" goes by the
-    bits of the weights.
-    """
-
-    budget: str = NO_BUDGET
-    profile: str = ""
-
-    @field_validator("budget")
-    @classmethod
-    def _budget(cls, text: str) -> str:
-        if text == NO_BUDGET:
-            return text
-        try:
-            parse_budget(text)
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-        return text
-
-
+# What a teacher that is trained for a student has in common with it.
 TEACHER_S = Policy(teacher=True)
 # How the work is done, at training and at measuring, for teacher and student alike.
 HOW = Policy(results=False, resume=True, measuring=True, teacher=True)
@@ -62,18 +38,23 @@ NOTES = Policy(results=False, resume=True, teacher=True)
 AUTO = "auto"
 Auto = Literal["auto"]
 Side = Annotated[StrictInt, Field(ge=0, le=4096)]  # pixels; a larger input fits no memory
-# The keys of [data] that only images of one's own have a use for.
+# The keys of [data] that only your own images have a use for.
 OWN_INPUT = ("size", "channels", "mean", "std", "test_fraction")
 FLOAT_BITS = 32  # of weights that are no integers
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-PRECISION: Precision = "fp32"  # of a training where none is stated
+PRECISION: Precision = "fp32"  # the default of a training
 CHECKPOINT_EVERY = re.compile(r"([0-9]{1,9})(min|epochs?|steps?)")
 
 
-def _known(kind: str, table: Any, name: str) -> str:
-    if name not in table:
-        raise ValueError(unknown(kind, name, table))
-    return name
+def _known(kind: str, table: dict[str, Any]) -> AfterValidator:
+    """Let a field hold the names in `table`: those of plug-ins too, which come later."""
+
+    def check(name: str) -> str:
+        if name not in table:
+            raise ValueError(unknown(kind, name, table))
+        return name
+
+    return AfterValidator(check)
 
 
 class DataConfig(Section):
@@ -85,7 +66,7 @@ class DataConfig(Section):
     `imagefolder`. `test_fraction` is split off where a folder has no train/ and val/.
     """
 
-    name: Annotated[str, TEACHER_S] = "digits"
+    name: Annotated[str, _known("data set", registry.DATASETS), TEACHER_S] = "digits"
     dir: Annotated[str, HOW] = ""
     validation_fraction: Annotated[Fraction, TEACHER_S] = 0.0
     test_fraction: Annotated[Fraction, TEACHER_S] = 0.2
@@ -94,11 +75,6 @@ class DataConfig(Section):
     mean: Annotated[tuple[Real, ...] | Auto, TEACHER_S] = ()
     std: Annotated[tuple[Positive, ...] | Auto, TEACHER_S] = ()
     workers: Annotated[int, Field(ge=-1, le=256), HOW] = -1
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, name: str) -> str:
-        return _known("data set", registry.DATASETS, name)
 
     @field_validator("channels")
     @classmethod
@@ -150,15 +126,10 @@ class ModelConfig(Section):
     teacher_mean: tuple[Real, ...] = ()
     teacher_std: tuple[Positive, ...] = ()
     teacher_recipe: str = ""
-    student: str = "resnet18"
+    student: Annotated[str, _known("model", registry.MODELS)] = "resnet18"
     timesteps: Annotated[int, Field(ge=1, le=1024)] = 2
     stem: Annotated[Literal["auto", "small", "medium", "large"], TEACHER_S] = "auto"
     weight_bits: Literal[4, 8, 32] = 32
-
-    @field_validator("student")
-    @classmethod
-    def _student(cls, name: str) -> str:
-        return _known("model", registry.MODELS, name)
 
     @model_validator(mode="after")
     def _teacher_sees(self) -> ModelConfig:
@@ -190,8 +161,7 @@ class MethodSettings(Section):
 
     The class variables describe the method: `summary` and `source` for people, `deviations` from
     the code that its authors released, `needs_teacher`, and `separated` where it compares every
-    time step by itself. `reads_firing_rates`: it is given those of the student. `earlier`: what
-    runs of version 0.1 did by settings that are newer.
+    time step by itself. `reads_firing_rates`: it is given those of the student.
 
     `entropy_weight` rewards the mean entropy of every step's prediction, on top of any method;
     `rate_weight` charges for the mean firing rate of the student's neurons in the same way.
@@ -203,16 +173,10 @@ class MethodSettings(Section):
     needs_teacher: ClassVar[bool] = True
     separated: ClassVar[bool] = True
     reads_firing_rates: ClassVar[bool] = False
-    earlier: ClassVar[Mapping[str, Any]] = {}
 
-    name: str = ""
+    name: Annotated[str, _known("method", registry.METHODS)] = ""
     entropy_weight: Real = 0.0
     rate_weight: NonNegative = 0.0
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, name: str) -> str:
-        return _known("method", registry.METHODS, name)
 
     @classmethod
     def weights(cls) -> dict[str, Any]:
@@ -275,6 +239,7 @@ class TrainingConfig(Section):
     @field_validator("batch_size", mode="before")
     @classmethod
     def _batch_size(cls, size: Any) -> Any:
+        # "auto" is kept as 0, so that the field stays a number for all who read it
         if isinstance(size, str) and size != "auto" and not size.strip().isdecimal():
             raise ValueError(f'"{size}" is not a batch size; write a number from 1 on, or auto')
         return 0 if size == "auto" else size
@@ -295,6 +260,28 @@ class TrainingConfig(Section):
         return every
 
 
+class EnergyConfig(Section):
+    """What an image may cost, and which cost profile energy is computed with.
+
+    `budget`: a student is trained until it costs at most so much: an energy, as "4uJ", a share of
+    the ANN of the same shape, as "25%", or "none". `profile`: a name or a TOML file; "" chooses by
+    the bits of the weights.
+    """
+
+    budget: str = NO_BUDGET
+    profile: str = ""
+
+    @field_validator("budget")
+    @classmethod
+    def _budget(cls, text: str) -> str:
+        try:
+            if text != NO_BUDGET:
+                parse_budget(text)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return text
+
+
 class PerformanceConfig(Section):
     """How the work is done: the results are equal up to rounding, and each part can be turned off.
 
@@ -304,8 +291,9 @@ class PerformanceConfig(Section):
     in every epoch. `data_on_device`: images that fit live, and are augmented, on the device.
     `fused_optimizer`: one pass over the weights a step. `save_memory`: residual blocks are computed
     again for backward instead of being kept. `integer_kernels`: integer weights are measured with
-    integer arithmetic on a CPU. `spikes_in_bytes`: backward keeps spikes in a byte each. `compile`:
-    torch.compile. `pixel_products`: `models.single_pixel`. (And `neuron.backend`.)
+    integer arithmetic on a CPU. `spikes_in_bytes`: backward keeps spikes in a byte each.
+    `pixel_products`: layers on a single pixel are one product. `compile`: torch.compile. (And
+    `neuron.backend`.)
     """
 
     channels_last: bool = True
@@ -318,7 +306,7 @@ class PerformanceConfig(Section):
     integer_kernels: bool = True
     spikes_in_bytes: Annotated[bool, HOW] = True
     pixel_products: bool = True
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["on", "off"] = "off"
 
     @model_validator(mode="after")
     def _compile(self) -> PerformanceConfig:

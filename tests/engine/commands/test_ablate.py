@@ -22,7 +22,7 @@ from tser_cli.data.loaders import build_train_loader
 from tser_cli.engine.ablation import tsne
 from tser_cli.engine.ablation.folder import AblationFolder, cell_folder, find_cell, hold, result_row
 from tser_cli.engine.ablation.grid import Cell, Request
-from tser_cli.engine.commands import ablate, dry_run, train
+from tser_cli.engine.commands import ablate, train
 from tser_cli.engine.commands.ablate import AblationResult
 from tser_cli.engine.commands.dry_run import plan_ablation
 from tser_cli.engine.runs import networks, opened
@@ -30,6 +30,7 @@ from tser_cli.engine.runs.find import all_runs
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.opened import Context, Options
 from tser_cli.engine.runs.stop import StopRequest
+from tser_cli.engine.training import settle
 from tser_cli.engine.training.state import Row
 from tser_cli.engine.training.task import Task
 from tser_cli.report import ablation_figures, figures
@@ -65,7 +66,7 @@ class InProcess:
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch, make_context: MakeContext) -> None:
     """Tiny data everywhere, cells in this process, no t-SNE, no figures."""
-    for module in (ablate, train, dry_run, opened, train):
+    for module in (ablate, settle, opened):
         monkeypatch.setattr(module, "prepare", make_context)
     monkeypatch.setattr(ablate, "Launcher", InProcess)
     monkeypatch.setattr(tsne, "coordinates", lambda x: [[0.0, 1.0] for _ in x])

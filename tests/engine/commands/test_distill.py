@@ -23,6 +23,7 @@ from tser_cli.engine.runs.opened import Context, Options
 from tser_cli.engine.runs.record import RunResult, read_result
 from tser_cli.engine.runs.runtime import PATIENCE, Runtime
 from tser_cli.engine.runs.weights import load_model
+from tser_cli.engine.training import settle
 from tser_cli.engine.training.run import student_task, teacher_task
 from tser_cli.models.base import Build
 from tser_cli.report.csv_files import read_csv
@@ -37,7 +38,7 @@ Distil = Callable[..., RunResult]
 @pytest.fixture
 def distil(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> Distil:
     """`distil(config, options)`: the command on the tiny data."""
-    monkeypatch.setattr(train, "prepare", make_context)
+    monkeypatch.setattr(settle, "prepare", make_context)
     return train.distill
 
 

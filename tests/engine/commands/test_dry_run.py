@@ -27,6 +27,7 @@ from tser_cli.engine.commands.dry_run import (
 )
 from tser_cli.engine.runs import folder, networks
 from tser_cli.engine.runs.opened import Context, Options
+from tser_cli.engine.training import settle
 from tser_cli.engine.training.task import Task
 from tser_cli.settings.config import Config
 
@@ -38,7 +39,7 @@ Ask = Callable[..., Request]
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch, make_context: MakeContext) -> None:
     """Plans are made for the tiny data set."""
-    monkeypatch.setattr(dry_run, "prepare", make_context)
+    monkeypatch.setattr(settle, "prepare", make_context)
 
 
 def planned(request: Request, place: AblationFolder) -> AblationPlan:

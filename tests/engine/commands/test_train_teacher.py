@@ -24,7 +24,7 @@ from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.opened import Context, Options
 from tser_cli.engine.runs.record import read_result
 from tser_cli.engine.runs.weights import load_model
-from tser_cli.engine.training import checkpointing, task
+from tser_cli.engine.training import checkpointing, settle, task
 from tser_cli.losses.base import Outputs
 from tser_cli.report.csv_files import PER_TIMESTEP, read_csv
 from tser_cli.settings.config import Config
@@ -119,7 +119,7 @@ def test_without_a_validation_split_there_is_no_best(
 def test_an_unknown_architecture_is_refused_before_the_data_is_loaded(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "prepare", lambda *rest: pytest.fail("it was prepared"))
+    monkeypatch.setattr(settle, "prepare", lambda *rest: pytest.fail("it was prepared"))
     with pytest.raises(ConfigError, match='did you mean "resnet34"'):
         train.train_teacher(make_config({"model.teacher": "resnet43"}), Options(tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
@@ -162,7 +162,7 @@ def test_a_signal_stops_a_run_and_the_same_command_goes_on(
     progress = Signalled()
     made = trained(make_context(config, progress), Options(tmp_path / "parts", "must"))
     assert made == stopped
-    assert progress.said[0] == f"going on with {made.folder}"
+    assert progress.said[0] == f"resuming {made.folder}"
     assert (made.status()["state"], made.status()["why"]) == ("finished", "")
     assert made.status()["sha256"] == whole.status()["sha256"]
     assert [row["epoch"] for row in read_csv(made.folder / "metrics.csv")] == ["1", "2"]

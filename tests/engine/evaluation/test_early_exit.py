@@ -270,7 +270,7 @@ def test_the_message_names_the_flag() -> None:
 
 
 def test_too_many_thresholds_are_refused_at_once() -> None:
-    with pytest.raises(ConfigError, match="20,000 thresholds; at most 1,000 are taken"):
+    with pytest.raises(ConfigError, match="20,000 thresholds; at most 1,000 are allowed"):
         parse_thresholds(",".join(["0.5"] * 20_000), "confidence", "--early-exit")
 
 

@@ -11,24 +11,12 @@ from tser_cli.base.errors import ConfigError
 from tser_cli.engine.runs.opened import Context
 from tser_cli.engine.training.settle import (
     bytes_an_image,
-    images_that_fit,
     kept_bytes,
     largest_batch,
-    power_of_two,
 )
 from tser_cli.engine.training.task import Task
 
 Prepared = Callable[..., tuple[Task, Context]]
-
-
-@pytest.mark.parametrize(("count", "power"), [(0, 0), (1, 1), (2, 2), (3, 2), (1437, 1024)])
-def test_power_of_two(count: int, power: int) -> None:
-    assert power_of_two(count) == power
-
-
-def test_how_many_images_fit() -> None:
-    assert images_that_fit(free=1000.0, one=8.0) == 100
-    assert images_that_fit(free=-5.0, one=8.0) == 0
 
 
 def test_kept_bytes_grow_with_the_batch_and_change_nothing(

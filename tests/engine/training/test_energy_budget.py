@@ -21,7 +21,6 @@ from tser_cli.engine.training.budget import (
     MARGIN,
     BudgetController,
     EnergyControl,
-    make_control,
     profile_of,
 )
 from tser_cli.engine.training.loop import fit
@@ -85,7 +84,8 @@ def train(make_fit: MakeFit, make_context: MakeContext) -> Train:
         work = make_fit("student", config, folder, progress, **({"task": task} if task else {}))
         steps = work.loader.steps_per_epoch * config.training.epochs
         measure = measure_eval_energy(work.task, make_context(config))
-        work.control = make_control(work.task.budget, measure, steps)
+        assert work.task.budget is not None
+        work.control = EnergyControl(BudgetController(work.task.budget.pj, steps), measure)
         return work, fit(work)
 
     return run

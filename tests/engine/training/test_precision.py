@@ -145,7 +145,7 @@ def test_a_try_gives_a_share(
 )
 def test_how_many_images_a_try_has(share: float, most: int, images: int) -> None:
     of_two = share * settle.TRY_SECONDS / (2 * (settle.ROUNDS + 1))
-    assert settle._images_for(lambda number: of_two * number / 2, most) == images
+    assert settle.images_to_try(lambda number: of_two * number / 2, most) == images
 
 
 def test_the_hardware_is_what_the_system_says(monkeypatch: pytest.MonkeyPatch) -> None:

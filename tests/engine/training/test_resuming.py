@@ -68,7 +68,7 @@ def test_other_epochs_are_told(tmp_path: Path, make_config: MakeConfig) -> None:
     told = other_schedule(run, make_config({"training.epochs": 8}))
     assert "12 epochs become 8" in told
     # 0.1 (1 + cos(pi 6/8)) / 2 and 0.1 (1 + cos(pi 6/12)) / 2
-    assert "the cosine learning rate goes on at 0.01464 instead of 0.05" in told
+    assert "the cosine learning rate continues at 0.01464 instead of 0.05" in told
     assert other_schedule(run, make_config({"training.epochs": 12})) == ""
 
 

@@ -21,6 +21,7 @@ from tser_cli.engine.runs.opened import Context, Options
 from tser_cli.engine.runs.runtime import seed_everything
 from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.engine.runs.weights import load_model
+from tser_cli.engine.training import settle
 from tser_cli.engine.training.loop import fit
 from tser_cli.engine.training.state import TrainingJob
 from tser_cli.engine.training.task import Task, distillation
@@ -173,7 +174,7 @@ def test_adapters_stay_out_of_the_saved_model(
     monkeypatch: pytest.MonkeyPatch,
     method: str,
 ) -> None:
-    monkeypatch.setattr(train, "prepare", make_context)
+    monkeypatch.setattr(settle, "prepare", make_context)
     spec, file = make_context(make_config()).dataset.spec, tmp_path / "teacher.safetensors"
     teacher = networks.build("resnet20", spec, make_config(), spiking=False)
     networks.write(file, teacher, networks.describe("resnet20", spec, make_config(), False))

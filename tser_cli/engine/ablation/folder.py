@@ -38,7 +38,6 @@ from tser_cli.engine.runs.teachers import check_architecture
 from tser_cli.report.csv_files import ALL, ENERGY, INTEGER, PER_TIMESTEP, TOTAL, read_table
 from tser_cli.settings import registry
 from tser_cli.settings.config import Config, keys
-from tser_cli.settings.old_settings import of_today
 
 SETTINGS = "cell.toml"
 LOG = "cell.log"
@@ -271,7 +270,7 @@ def checked_plan(request: Request, place: AblationFolder) -> dict[str, Any]:
         now = settings_of(cell)
         # A setting that is newer than the plan was at its default then.
         usual = {key: of for key, of in keys(cell.config.method.name).items() if key in now}
-        before = usual | of_today(document["cells"].setdefault(cell.label, now))
+        before = usual | document["cells"].setdefault(cell.label, now)
         if before != now:
             changed = [key for key in {**now, **before} if before.get(key) != now.get(key)]
             listed = [f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:SHOWN]]

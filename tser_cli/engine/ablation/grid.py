@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tser_cli.base.errors import MOST_TOLD, ConfigError, nearest
+from tser_cli.base.errors import MOST_REPORTED, ConfigError, nearest
 from tser_cli.report.csv_files import RENAMED
 from tser_cli.settings import config as settings
 from tser_cli.settings import recipe, registry
@@ -214,7 +214,7 @@ def expand(layers: list[recipe.Layer], axes: Mapping[str, list[Any]], seeds: int
     problems: list[str] = []
     for seed in range(seeds):
         for values in itertools.product(*axes.values()):
-            if len(problems) >= MOST_TOLD:
+            if len(problems) >= MOST_REPORTED:
                 break
             varied = dict(zip(axes, values, strict=True))
             top = recipe.Layer("--vary", {**varied, SEED: seed})

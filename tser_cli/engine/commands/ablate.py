@@ -40,7 +40,7 @@ from tser_cli.engine.ablation.summary import write_tables
 from tser_cli.engine.commands.train import provide_teacher
 from tser_cli.engine.runs.opened import Options, prepare
 from tser_cli.engine.runs.stop import StopRequest
-from tser_cli.engine.training.settle import AUTO, choose_precision
+from tser_cli.engine.training.settle import AUTO, choose_precision, settle
 from tser_cli.report import ablation_figures
 from tser_cli.settings.config import Config
 
@@ -173,7 +173,7 @@ def choose_teacher(
     """
     folder = find_folder(config, place) or place.runs_dir
     options = Options(folder, progress=progress)
-    loaded = provide_teacher(prepare(config, progress), options)
+    loaded = provide_teacher(settle("student", config, options), options)
     assert loaded is not None, "asked only for methods with a teacher"
     path = Path(loaded.source)
     if not path.is_file():

@@ -26,12 +26,12 @@ from tser_cli.engine.ablation.local_launcher import default_jobs, threads_of
 from tser_cli.engine.commands.ablate import with_one_precision
 from tser_cli.engine.runs import find, networks
 from tser_cli.engine.runs.networks import Loaded
-from tser_cli.engine.runs.opened import Context, Options, prepare
+from tser_cli.engine.runs.opened import Context, Options
 from tser_cli.engine.runs.runtime import seed_everything
 from tser_cli.engine.runs.teachers import check_architecture, find_fitting, teacher_config
 from tser_cli.engine.training.checkpointing import other_schedule
-from tser_cli.engine.training.run import settle_batch_size, student_task, teacher_task
-from tser_cli.engine.training.settle import settle_precision
+from tser_cli.engine.training.run import student_task, teacher_task
+from tser_cli.engine.training.settle import settle, settle_batch_size
 from tser_cli.engine.training.task import Task
 from tser_cli.models.base import parameter_count
 from tser_cli.settings import registry
@@ -68,14 +68,14 @@ class TrainingPlan:
 def plan_teacher(config: Config, options: Options) -> TrainingPlan:
     """Return the plan of `train_teacher`. Raises what that would raise before it trains."""
     check_architecture(config.model.teacher)
-    context = settle_precision("teacher", prepare(config, options.progress), options)
+    context = settle("teacher", config, options)
     check_resumable("teacher", context, options)
     return _plan("teacher", config.model.teacher, teacher_task(context), context, options)
 
 
 def plan_student(config: Config, options: Options) -> TrainingPlan:
     """Return the plan of `distill`; a teacher that is not there yet is measured untrained."""
-    context = settle_precision("student", prepare(config, options.progress), options)
+    context = settle("student", config, options)
     check_resumable("student", context, options)
     teacher, source = _teacher(context, options)
     task = student_task(context, teacher)

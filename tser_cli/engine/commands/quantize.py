@@ -15,6 +15,7 @@ from tser_cli.base.errors import CheckpointError, ConfigError
 from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.loaders import evenly_spread
 from tser_cli.data.transforms import evaluation_pipeline
+from tser_cli.engine.runs.find import with_whole_paths
 from tser_cli.engine.runs.networks import Loaded, freeze
 from tser_cli.engine.runs.opened import Context, FinishedRun, Options, open_finished, select_run
 from tser_cli.engine.runs.record import RunResult, recorded
@@ -74,7 +75,7 @@ def quantize(request: QuantizeRequest) -> QuantizeResult:
     _check(opened)
     # The parent's budget and its profile are for weights of floating point.
     changes = {"model.weight_bits": request.bits, "energy.budget": NO_BUDGET, "energy.profile": ""}
-    config = opened.config.updated(changes)
+    config = with_whole_paths(opened.config.updated(changes))
     context = replace(opened.context, config=config)
     model = rounded(opened, context, request)
     result = _record(model, opened, context, request)

@@ -1,16 +1,15 @@
 """Run a network once over the images of a split: accuracy at every time step, and operations.
 
-The same pass gives what the tables show (sums over images), what a single image was answered at
-each step, and, if asked, the operations that were counted on the way.
-
-What a run keeps of each image's answers: predictions.npz, and the same of held-out images.
+The same pass gives what the tables show (sums over images), and, if asked, what each image was
+answered at each step and the operations that were counted on the way. Accuracies are quotients of
+integer counts: they do not depend on the size of batches or the number of processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from operator import length_hint
 from typing import Any
 
@@ -30,42 +29,6 @@ from tser_cli.losses.base import entropy
 from tser_cli.models.base import Classifier
 from tser_cli.models.integers import batch_size, has_integer_layers, integer
 from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, Predictions, Steps, write_predictions
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a network answered for each of I images at each of T time steps.
-
-    `index_I`: the images' places in the split. `prediction_TI`, `correct_TI`, `loss_TI` (nats),
-    `entropy_TI` (nats) and `confidence_TI` (the largest probability) are of the logits of step t
-    alone; the fields called cumulative are of the mean of the logits of steps 1..t.
-    """
-
-    index_I: Tensor
-    labels_I: Tensor
-    prediction_TI: Tensor
-    correct_TI: Tensor
-    loss_TI: Tensor
-    entropy_TI: Tensor
-    confidence_TI: Tensor
-    prediction_cumulative_TI: Tensor
-    correct_cumulative_TI: Tensor
-    entropy_cumulative_TI: Tensor
-    confidence_cumulative_TI: Tensor
-
-    def on_cpu(self) -> Answers:
-        """Return the same answers in the memory of the host."""
-        return Answers(*(getattr(self, field.name).cpu() for field in fields(self)))
-
-    @classmethod
-    def joined(cls, parts: Iterable[Answers]) -> Answers:
-        """Return the answers of all parts together, in the order of their images' places."""
-        columns = zip(
-            *([getattr(part, f.name) for f in fields(cls)] for part in parts), strict=True
-        )
-        joined = [torch.cat(column, dim=-1) for column in columns]
-        order = joined[0].argsort()
-        return cls(*(column[..., order] for column in joined))
 
 
 @dataclass(frozen=True)
@@ -120,40 +83,89 @@ class Evaluation:
         ]
 
 
-def cumulative_mean(logits_TNK: Tensor) -> Tensor:
-    """Return the mean of the logits of steps 1..t, for every t: [T, N, K] -> [T, N, K]."""
-    steps = torch.arange(1, logits_TNK.shape[0] + 1, device=logits_TNK.device)
-    return logits_TNK.cumsum(0) / steps.view(-1, 1, 1)
+@dataclass(frozen=True)
+class Answers:
+    """What a network answered for each of I images at each of T time steps.
+
+    `index_I`: the images' places in the split. `prediction_TI`, `correct_TI`, `loss_TI` (nats),
+    `entropy_TI` (nats) and `confidence_TI` (the largest probability) are of the logits of step t
+    alone; the fields called cumulative are of the mean of the logits of steps 1..t.
+    """
+
+    index_I: Tensor
+    labels_I: Tensor
+    prediction_TI: Tensor
+    correct_TI: Tensor
+    loss_TI: Tensor
+    entropy_TI: Tensor
+    confidence_TI: Tensor
+    prediction_cumulative_TI: Tensor
+    correct_cumulative_TI: Tensor
+    entropy_cumulative_TI: Tensor
+    confidence_cumulative_TI: Tensor
+
+    def on_cpu(self) -> Answers:
+        """Return the same answers in the memory of the host."""
+        return Answers(*(of_images.cpu() for of_images in vars(self).values()))
+
+    @classmethod
+    def joined(cls, parts: Iterable[Answers]) -> Answers:
+        """Return the answers of all parts together, in the order of their images' places."""
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        joined = [torch.cat(column, dim=-1) for column in columns]
+        order = joined[0].argsort()
+        return cls(*(column[..., order] for column in joined))
 
 
-def answers_of(logits_TNK: Tensor, labels_N: Tensor, index_N: Tensor) -> Answers:
-    """Return the answers to one batch, computed in float64."""
-    logits_TNK = logits_TNK.double()
-    mean_TNK = cumulative_mean(logits_TNK)
-    steps = logits_TNK.shape[0]
-    losses = F.cross_entropy(
-        logits_TNK.flatten(0, 1), labels_N.repeat(steps), reduction="none"
-    ).view(steps, -1)
-    predicted_TN, predicted_mean_TN = logits_TNK.argmax(-1), mean_TNK.argmax(-1)
-    return Answers(
-        index_I=index_N,
-        labels_I=labels_N,
-        prediction_TI=predicted_TN,
-        correct_TI=predicted_TN == labels_N,
-        loss_TI=losses,
-        entropy_TI=entropy(logits_TNK),
-        confidence_TI=logits_TNK.softmax(-1).amax(-1),
-        prediction_cumulative_TI=predicted_mean_TN,
-        correct_cumulative_TI=predicted_mean_TN == labels_N,
-        entropy_cumulative_TI=entropy(mean_TNK),
-        confidence_cumulative_TI=mean_TNK.softmax(-1).amax(-1),
+@torch.inference_mode()
+def evaluate(
+    model: Classifier,
+    loader: Iterable[Batch],
+    runtime: Runtime,
+    timesteps: int,
+    teacher: Classifier | None = None,
+    check_stop: Callable[[], None] | None = None,
+    count: bool = False,
+) -> Evaluation:
+    """Evaluate all time steps of `model` in one pass over `loader`.
+
+    Every image counts once over all processes. `count`: also count the operations, and keep what
+    each image was answered. `check_stop` is called after each batch and may raise; it is called
+    equally often in every process. The model's mode is put back afterwards.
+    """
+    was_training = model.training
+    model.eval()
+    steps = timesteps if model.spiking else 1
+    sums, kept = _Sums(steps, runtime.device), list[Answers]()
+    with counting_of(model, steps) if count else nullcontext() as counter:
+        for batch in loader:
+            images, labels = runtime.images(batch.images_NCHW), batch.labels_N.to(runtime.device)
+            with runtime.autocast():
+                logits_TNK = logits_of(model, images, steps)
+                taught = None if teacher is None else teacher(images)
+            teacher_right = None if taught is None else (taught.argmax(-1) == labels).sum()
+            answers = answers_of(logits_TNK, labels, batch.indices_N.to(runtime.device))
+            sums.add(answers, teacher_right)
+            if count:
+                kept.append(answers.on_cpu())
+            if check_stop:
+                check_stop()
+    # Another process may have more batches: all must come together equally often.
+    for _ in range(runtime.largest(length_hint(loader)) - length_hint(loader)):
+        if check_stop:
+            check_stop()
+    model.train(was_training)
+    evaluation = sums.over_processes(runtime, teacher is not None)
+    if counter is None:
+        return evaluation
+    mine = (Answers.joined(kept), counter.counts()) if kept else None
+    parts = [part for part in runtime.gather(mine) if part]  # none of a process without images
+    order = torch.cat([answers.index_I for answers, _ in parts]).argsort().numpy()
+    return replace(
+        evaluation,
+        answers=Answers.joined(answers for answers, _ in parts),
+        counts=joined([counts for _, counts in parts], order),
     )
-
-
-def logits_of(model: Classifier, images_NCHW: Tensor, timesteps: int) -> Tensor:
-    """Return an SNN's logits [T, N, K]; an ANN's logits count as one time step."""
-    logits: Tensor = model(images_NCHW, timesteps)
-    return logits if model.spiking else logits.unsqueeze(0)
 
 
 class _Sums:
@@ -187,73 +199,43 @@ class _Sums:
         )
 
 
-@torch.inference_mode()
-def evaluate(
-    model: Classifier,
-    loader: Iterable[Batch],
-    runtime: Runtime,
-    timesteps: int,
-    teacher: Classifier | None = None,
-    check_stop: Callable[[], None] | None = None,
-    count: bool = False,
-) -> Evaluation:
-    """Evaluate all time steps of `model` in one pass over `loader`.
+def answers_of(logits_TNK: Tensor, labels_N: Tensor, index_N: Tensor) -> Answers:
+    """Return the answers to one batch, computed in float64.
 
-    Every image counts once over all processes. `count`: also count the operations, and keep what
-    each image was answered. `check_stop` is called after each batch and may raise; it is called
-    equally often in every process. The model's mode is put back afterwards.
+    In float32 the last bits of a batch's losses depend on its size, and so would the tables.
     """
-    was_training = model.training
-    model.eval()
-    steps = timesteps if model.spiking else 1
-    sums, kept = _Sums(steps, runtime.device), list[Answers]()
-    with counting_of(model, steps) if count else nullcontext() as counter:
-        for batch in loader:
-            answers, teacher_right = _answer(model, batch, runtime, steps, teacher)
-            sums.add(answers, teacher_right)
-            if count:
-                kept.append(answers.on_cpu())
-            if check_stop:
-                check_stop()
-    # Another process may have more batches: all must come together equally often.
-    for _ in range(runtime.largest(length_hint(loader)) - length_hint(loader)):
-        if check_stop:
-            check_stop()
-    model.train(was_training)
-    evaluation = sums.over_processes(runtime, teacher is not None)
-    if counter is None:
-        return evaluation
-    mine = (Answers.joined(kept), counter.counts()) if kept else None
-    return _with_answers(evaluation, [part for part in runtime.gather(mine) if part])
+    logits_TNK = logits_TNK.double()
+    mean_TNK = cumulative_mean(logits_TNK)
+    steps = logits_TNK.shape[0]
+    losses = F.cross_entropy(
+        logits_TNK.flatten(0, 1), labels_N.repeat(steps), reduction="none"
+    ).view(steps, -1)
+    predicted_TN, predicted_mean_TN = logits_TNK.argmax(-1), mean_TNK.argmax(-1)
+    return Answers(
+        index_I=index_N,
+        labels_I=labels_N,
+        prediction_TI=predicted_TN,
+        correct_TI=predicted_TN == labels_N,
+        loss_TI=losses,
+        entropy_TI=entropy(logits_TNK),
+        confidence_TI=logits_TNK.softmax(-1).amax(-1),
+        prediction_cumulative_TI=predicted_mean_TN,
+        correct_cumulative_TI=predicted_mean_TN == labels_N,
+        entropy_cumulative_TI=entropy(mean_TNK),
+        confidence_cumulative_TI=mean_TNK.softmax(-1).amax(-1),
+    )
 
 
-def _answer(
-    model: Classifier, batch: Batch, runtime: Runtime, timesteps: int, teacher: Classifier | None
-) -> tuple[Answers, Tensor | None]:
-    images, labels = runtime.images(batch.images_NCHW), batch.labels_N.to(runtime.device)
-    with runtime.autocast():
-        logits_TNK = logits_of(model, images, timesteps)
-        taught = None if teacher is None else teacher(images)
-    right = None if taught is None else (taught.argmax(-1) == labels).sum()
-    return answers_of(logits_TNK, labels, batch.indices_N.to(runtime.device)), right
+def cumulative_mean(logits_TNK: Tensor) -> Tensor:
+    """Return the mean of the logits of steps 1..t, for every t: [T, N, K] -> [T, N, K]."""
+    steps = torch.arange(1, logits_TNK.shape[0] + 1, device=logits_TNK.device)
+    return logits_TNK.cumsum(0) / steps.view(-1, 1, 1)
 
 
-def _with_answers(evaluation: Evaluation, parts: list[tuple[Answers, Counts]]) -> Evaluation:
-    """Add the answers and counts of all processes, in the order of the images' places."""
-    order = torch.cat([answers.index_I for answers, _ in parts]).argsort().numpy()
-    known = {f.name: getattr(evaluation, f.name) for f in fields(evaluation)}
-    known["answers"] = Answers.joined(answers for answers, _ in parts)
-    known["counts"] = joined([counts for _, counts in parts], order)
-    return Evaluation(**known)
-
-
-def as_measured(model: Classifier, context: Context) -> Classifier:
-    """Return `model`, or on a CPU, where its weights are integers, a copy that computes with them.
-
-    Their spikes differ by rounding at most.
-    """
-    on_cpu = context.runtime.device.type == "cpu"
-    return integer(model) if on_cpu and context.config.performance.integer_kernels else model
+def logits_of(model: Classifier, images_NCHW: Tensor, timesteps: int) -> Tensor:
+    """Return an SNN's logits [T, N, K]; an ANN's logits count as one time step."""
+    logits: Tensor = model(images_NCHW, timesteps)
+    return logits if model.spiking else logits.unsqueeze(0)
 
 
 def evaluate_split(
@@ -273,32 +255,29 @@ def evaluate_split(
     sorted by class; 0 takes all. Raises Interrupted between batches once `stop` is requested.
     """
     runtime, config, model = context.runtime, context.config, as_measured(model, context)
+    fitting, spec = 0, context.dataset.spec
     if has_integer_layers(model) and not config.training.eval_batch_size:
-        spec = context.dataset.spec
-        config = config.updated({"training.eval_batch_size": batch_size(spec.height, spec.width)})
+        fitting = batch_size(spec.height, spec.width)
     loader = build_eval_loader(
-        context.dataset, split, config, rank=runtime.rank, world=runtime.world, images=images
+        context.dataset,
+        split,
+        config,
+        rank=runtime.rank,
+        world=runtime.world,
+        images=images,
+        batch_size=fitting,
     )
     check_stop = make_check_stop(stop, runtime) if stop else None
     return evaluate(model, loader, runtime, timesteps, teacher, check_stop, count)
 
 
-def answered(evaluation: Evaluation, can_stop: bool) -> Predictions:
-    """Return the predictions of a counted pass; what early exit needs only where it is possible."""
-    answers, counts = evaluation.answers, evaluation.counts
-    assert answers is not None and counts is not None, "a counted pass"
-    macs_T, acs_TI = operations(counts)
-    steps = Steps(
-        answers.confidence_cumulative_TI.float().numpy().T,
-        macs_T.cumsum(),
-        acs_TI.cumsum(axis=0).T,
-    )
-    return Predictions(
-        answers.labels_I.numpy(),
-        answers.prediction_TI.T.numpy(),
-        answers.prediction_cumulative_TI.T.numpy(),
-        steps if can_stop else None,
-    )
+def as_measured(model: Classifier, context: Context) -> Classifier:
+    """Return `model`, or on a CPU, where its weights are integers, a copy that computes with them.
+
+    Their spikes differ by rounding at most.
+    """
+    on_cpu = context.runtime.device.type == "cpu"
+    return integer(model) if on_cpu and context.config.performance.integer_kernels else model
 
 
 def keep_answers(
@@ -325,3 +304,21 @@ def keep_answers(
             write_predictions(run.folder / name, **vars(found))
 
     context.runtime.on_main(write)
+
+
+def answered(evaluation: Evaluation, can_stop: bool) -> Predictions:
+    """Return the predictions of a counted pass; what early exit needs only where it is possible."""
+    answers, counts = evaluation.answers, evaluation.counts
+    assert answers is not None and counts is not None, "a counted pass"
+    macs_T, acs_TI = operations(counts)
+    steps = Steps(
+        answers.confidence_cumulative_TI.float().numpy().T,
+        macs_T.cumsum(),
+        acs_TI.cumsum(axis=0).T,
+    )
+    return Predictions(
+        answers.labels_I.numpy(),
+        answers.prediction_TI.T.numpy(),
+        answers.prediction_cumulative_TI.T.numpy(),
+        steps if can_stop else None,
+    )

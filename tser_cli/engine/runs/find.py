@@ -205,9 +205,7 @@ def differences(run: Run, config: Config, must: bool = False) -> list[str]:
     """
     allowed = (EPOCHS,) if must else ()
     try:
-        # runs of before kept paths as they were given
-        before = with_whole_paths(run.config()).flat()
-        records = run.plugin_records()
+        before, records = run.config().flat(), run.plugin_records()
     except (ConfigError, RunError) as error:
         return [str(error)]
     return plugins.changes(records) + [

@@ -20,7 +20,6 @@ from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.base import Dataset, load_dataset
 from tser_cli.data.own import fingerprint
 from tser_cli.engine.runs import find, networks
-from tser_cli.engine.runs.find import with_whole_paths
 from tser_cli.engine.runs.folder import IMAGES, Run
 from tser_cli.engine.runs.networks import Loaded, check_network, freeze
 from tser_cli.engine.runs.runtime import Runtime, make_runtime
@@ -57,16 +56,10 @@ class Context:
 
 def prepare(config: Config, progress: Progress) -> Context:
     """Load the data and take the device. Raises DataError or ConfigError."""
-    config = with_whole_paths(config)
     runtime = make_runtime(config.training, config.performance.channels_last)
     # Rank 0 downloads what is missing; the others then find it.
     dataset = runtime.main_first(lambda: load_dataset(config.data))
-    heard = progress if runtime.is_main else Silent()
-    if dataset.measured:
-        found = ", ".join(f"{key} = {value}" for key, value in dataset.measured.items())
-        heard.say(f"measured on the training images: {found}")
-        config = config.updated(dict(dataset.measured))
-    return Context(config, dataset, runtime, heard)
+    return Context(config, dataset, runtime, progress if runtime.is_main else Silent())
 
 
 def make_check_stop(stop: StopRequest, runtime: Runtime) -> CheckStop:

@@ -1,4 +1,4 @@
-"""How much energy weighs in the loss, so that a training ends at its energy budget.
+"""Train to an energy budget: what it is in pJ, and how much energy weighs in the loss.
 
 The loss is the method's + multiplier x energy / budget, and the multiplier is found on the way, by
 dual ascent with a proportional part, as the gradient of an augmented Lagrangian has it (Nocedal and
@@ -9,14 +9,12 @@ Wright, Numerical Optimization, 2006, chapter 17): with the excess e = energy / 
 
 `energy` is a running mean; `loss`, the method's before the first pressure, makes the constants fit
 methods whose losses differ in size. Pure arithmetic on Python floats: equal steps give equal bits.
-
-Train to an energy budget: what it is in pJ, whether it can be kept, and how a run follows it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +22,7 @@ from torch import Tensor
 
 from tser_cli.base.errors import ConfigError
 from tser_cli.energy.counts import Counts
-from tser_cli.energy.joules import ann_macs, operations, priced, stem_energy
+from tser_cli.energy.joules import ann_macs, operations, stem_energy
 from tser_cli.energy.prices import (
     DEFAULT_PROFILE,
     INT8_PROFILE,
@@ -47,6 +45,76 @@ LARGEST_EXCESS = 1.0
 MARGIN = 0.015  # aimed below the budget, for images that were not seen
 # When the energy in eval mode is compared with that in training.
 CALIBRATIONS = (0.5, 0.65, 0.75, 0.8, 0.85, 0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class EnergyBudget:
+    """What an image may cost; `macs`: what it costs in any case, multiply-accumulates an image."""
+
+    pj: float
+    macs: int
+    profile: Profile
+
+
+def settle_budget(
+    config: Config, model: Classifier, image_shape: tuple[int, int, int]
+) -> EnergyBudget:
+    """Return the budget of `config.energy`.
+
+    Raises ConfigError where `model` can't be held to it: for a budget below what costs energy
+    without a spike, or above the ANN, among others.
+    """
+    if model.input_kinds() is None:
+        raise ConfigError(
+            f"energy.budget: the network {config.model.student} does not say what feeds its "
+            "layers; give it a method input_kinds(), which the training of energy rests on"
+        )
+    if config.performance.compile == "on":
+        raise ConfigError("energy.budget does not go with performance.compile = on; leave it off")
+    profile, text = profile_of(config), config.energy.budget
+    counts = count_silence(model, image_shape, config.model.timesteps)
+    macs, most = int(operations(counts)[0].sum()), ann_macs(counts) * profile.mac_pj
+    least, pj = macs * profile.mac_pj, parse_budget(text, "energy.budget").in_pj(most)
+    if pj <= least:
+        stem = stem_energy(counts, profile)["once" if counts.stem_once else "per_step"]
+        raise ConfigError(
+            f"energy.budget = {text}: {joules(pj)} is not more than the {joules(least)} "
+            f"that an image costs without a single spike ({joules(stem)} of it in the stem, "
+            f"profile {profile.name}); allow more, or choose another model.stem"
+        )
+    if pj > most:
+        raise ConfigError(
+            f"energy.budget = {text}: {joules(pj)} is more than the {joules(most)} of the "
+            f"ANN of the same shape (profile {profile.name}); allow less, or set no budget"
+        )
+    return EnergyBudget(pj, macs, profile)
+
+
+@torch.no_grad()
+def count_silence(model: Classifier, image_shape: tuple[int, int, int], timesteps: int) -> Counts:
+    """Count one black image in eval mode, for what does not depend on the data."""
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    with counting_of(model, timesteps) as counter:
+        model(torch.zeros(1, *image_shape, device=device), timesteps)
+    model.train(was_training)
+    return counter.counts()
+
+
+def profile_of(config: Config, asked: str = "") -> Profile:
+    """Return the profile that charges a student: by its settings, or by the bits of its weights.
+
+    `asked`: one that was named for this measurement, which is used as it is. Raises ConfigError
+    for a profile that is unknown or damaged, and for one of the settings that is for narrower
+    weights.
+    """
+    if asked:
+        return load_profile(asked)
+    bits = config.model.weight_bits
+    by_bits = DEFAULT_PROFILE if bits == FLOAT_BITS else INT8_PROFILE
+    profile = load_profile(config.energy.profile or by_bits)
+    check_precision(profile, bits, assume_int8=False)
+    return profile
 
 
 @dataclass
@@ -119,21 +187,7 @@ class BudgetController:
 
     def state(self) -> dict[str, Any]:
         """Return plain values for a checkpoint."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class EnergyBudget:
-    """What an image may cost; `macs`: what it costs in any case, multiply-accumulates an image."""
-
-    pj: float
-    macs: int
-    profile: Profile
-
-    def energy(self, accumulates: Tensor) -> Tensor:
-        """Price the accumulates of an image: pJ."""
-        energy: Tensor = priced(self.macs, accumulates, self.profile)
-        return energy
+        return dict(vars(self))
 
 
 @dataclass
@@ -161,82 +215,3 @@ class EnergyControl:
             "energy_budget_pj": self.controller.target_pj,
             "energy_multiplier": self.controller.multiplier,
         }
-
-
-def make_control(
-    budget: EnergyBudget | None, measure: Callable[[], float], steps: int
-) -> EnergyControl | None:
-    """Return what holds a training of so many steps to `budget`; None where there is none."""
-    return None if budget is None else EnergyControl(BudgetController(budget.pj, steps), measure)
-
-
-def profile_of(config: Config, asked: str = "") -> Profile:
-    """Return the profile that charges a student: by its settings, or by the bits of its weights.
-
-    `asked`: one that was named for this measurement, which is taken as it is. Raises ConfigError
-    for a profile that is unknown or damaged, and for one of the settings that is for narrower
-    weights.
-    """
-    if asked:
-        return load_profile(asked)
-    bits = config.model.weight_bits
-    by_bits = DEFAULT_PROFILE if bits == FLOAT_BITS else INT8_PROFILE
-    profile = load_profile(config.energy.profile or by_bits)
-    check_precision(profile, bits, assume_int8=False)
-    return profile
-
-
-def settle_budget(
-    config: Config, model: Classifier, image_shape: tuple[int, int, int]
-) -> EnergyBudget:
-    """Return the budget of `config.energy`.
-
-    Raises ConfigError where `model` can't be held to it.
-    """
-    if model.input_kinds() is None:
-        raise ConfigError(
-            f"energy.budget: the network {config.model.student} does not say what feeds its "
-            "layers; give it a method input_kinds(), which the training of energy rests on"
-        )
-    if config.performance.compile == "on":
-        raise ConfigError("energy.budget does not go with performance.compile = on; leave it auto")
-    profile = profile_of(config)
-    counts = count_silence(model, image_shape, config.model.timesteps)
-    budget = EnergyBudget(
-        parse_budget(config.energy.budget, "energy.budget").in_pj(
-            ann_macs(counts) * profile.mac_pj
-        ),
-        int(operations(counts)[0].sum()),
-        profile,
-    )
-    check_reach(config.energy.budget, budget, counts)
-    return budget
-
-
-@torch.no_grad()
-def count_silence(model: Classifier, image_shape: tuple[int, int, int], timesteps: int) -> Counts:
-    """Count one black image in eval mode, for what does not depend on the data."""
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    with counting_of(model, timesteps) as counter:
-        model(torch.zeros(1, *image_shape, device=device), timesteps)
-    model.train(was_training)
-    return counter.counts()
-
-
-def check_reach(text: str, budget: EnergyBudget, counts: Counts) -> None:
-    """Raise ConfigError for a budget below what costs energy without a spike, or above the ANN."""
-    profile = budget.profile
-    least, most = budget.macs * profile.mac_pj, ann_macs(counts) * profile.mac_pj
-    if budget.pj <= least:
-        stem = stem_energy(counts, profile)["once" if counts.stem_once else "per_step"]
-        raise ConfigError(
-            f"energy.budget = {text}: {joules(budget.pj)} is not more than the {joules(least)} "
-            f"that an image costs without a single spike ({joules(stem)} of it in the stem, "
-            f"profile {profile.name}); allow more, or choose another model.stem"
-        )
-    if budget.pj > most:
-        raise ConfigError(
-            f"energy.budget = {text}: {joules(budget.pj)} is more than the {joules(most)} of the "
-            f"ANN of the same shape (profile {profile.name}); allow less, or set no budget"
-        )

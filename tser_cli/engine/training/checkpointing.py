@@ -1,7 +1,4 @@
-"""Save the state of a training, and take it up again.
-
-Begin a run, or take one up again, and say where that makes it another one.
-"""
+"""Save the state of a training, restore it, and open the run folder to train in."""
 
 from __future__ import annotations
 
@@ -24,44 +21,42 @@ from tser_cli.engine.training.budget import BudgetController
 from tser_cli.engine.training.optimizer import lr_factor
 from tser_cli.engine.training.state import EpochSums, Position, TrainingJob
 from tser_cli.report.csv_files import metrics_csv
-from tser_cli.settings.config import Config
+from tser_cli.settings.config import EPOCHS, Config
 
 # What reading a state of another shape can raise, at whatever depth it differs.
 NOT_OF_THIS_RUN = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 def save(job: TrainingJob, optimizer: Any, position: Position) -> None:
-    """Write a checkpoint. Rank 0 writes it, with the sums of all processes in it."""
+    """Write a checkpoint, as tensors and plain values: reading one runs no code.
+
+    Rank 0 writes it, with the sums of all processes in it. The weights are the same in each, the
+    sums are not.
+    """
     sums = job.runtime.gather(position.sums.state())
     number = position.epoch * job.loader.steps_per_epoch + position.step
 
     def write() -> None:
-        save_checkpoint(job.run.checkpoints, number, state_of(job, optimizer, position, sums))
+        scaler = job.runtime.accelerator.scaler
+        state = {
+            "model": job.task.model.state_dict(),
+            "adapters": job.task.adapters.state_dict() if job.task.adapters else None,
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "random": random_state(),
+            "epoch": position.epoch,
+            "step": position.step,
+            "meter": sums[0],
+            "other_meters": sums[1:],
+            "rows": position.rows,
+            "seconds": position.seconds,
+            "best_accuracy": position.best_accuracy,
+            "best_state": position.best_state,
+            "energy_control": job.control.controller.state() if job.control else None,
+        }
+        save_checkpoint(job.run.checkpoints, number, state)
 
     job.runtime.on_main(write)
-
-
-def state_of(
-    job: TrainingJob, optimizer: Any, position: Position, sums: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Return everything that a checkpoint holds, as tensors and plain values."""
-    scaler = job.runtime.accelerator.scaler
-    return {
-        "model": job.task.model.state_dict(),
-        "adapters": job.task.adapters.state_dict() if job.task.adapters else None,
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict() if scaler else None,
-        "random": random_state(),
-        "epoch": position.epoch,
-        "step": position.step,
-        "meter": sums[0],
-        "other_meters": sums[1:],
-        "rows": position.rows,
-        "seconds": position.seconds,
-        "best_accuracy": position.best_accuracy,
-        "best_state": position.best_state,
-        "energy_control": job.control.controller.state() if job.control else None,
-    }
 
 
 def restore(job: TrainingJob, optimizer: Any) -> Position:
@@ -82,7 +77,7 @@ def restore(job: TrainingJob, optimizer: Any) -> Position:
             f"the checkpoint in {job.run.checkpoints} holds no state of this run ({error}). Start "
             "afresh with --resume never, or restore the folder from a copy"
         ) from error
-    job.progress.say(f"going on from epoch {position.epoch + 1}, step {position.step + 1}")
+    job.progress.say(f"resumed at epoch {position.epoch + 1}, step {position.step + 1}")
     return position
 
 
@@ -108,6 +103,7 @@ def _take_up(job: TrainingJob, optimizer: Any, state: dict[str, Any]) -> Positio
     if min(position.epoch, position.step, position.seconds) < 0:
         raise ValueError("it is at a step before the first")
     if job.runtime.is_main:
+        # The file may have a row more: of an epoch that ended after this state was saved.
         metrics_csv(job.run.folder / "metrics.csv", position.rows)
     return position
 
@@ -115,7 +111,7 @@ def _take_up(job: TrainingJob, optimizer: Any, state: dict[str, Any]) -> Positio
 def take_run(kind: str, context: Context, options: Options, held: ExitStack) -> tuple[Run, bool]:
     """Return the run to work on, locked until `held` closes, and whether it was begun before.
 
-    Raises ConfigError or RunError where `--resume must` has nothing to go on with.
+    Raises ConfigError or RunError where `--resume must` has nothing to resume.
     """
     found, must = None, options.resume == "must"
     if options.resume != "never":
@@ -128,15 +124,10 @@ def take_run(kind: str, context: Context, options: Options, held: ExitStack) -> 
         warning = other_schedule(run, context.config)
         if warning:
             context.progress.warn(warning)
+        # It may have other workers, say, than it began with: the file says what holds.
+        document = context.config.model_dump(mode="json")
+        write_text(run.folder / "config.toml", tomli_w.dumps(document))
     run.update_status(state="running", why="")
-    # A resumed run may have other workers, say, than it began with: the file says what holds.
-    write_text(run.folder / "config.toml", tomli_w.dumps(context.config.model_dump(mode="json")))
-    _record_command(run, context)
-    return run, found is not None
-
-
-def _record_command(run: Run, context: Context) -> None:
-    """Add this command to those that have worked on the run, oldest first."""
     now = {
         "command": sys.argv,
         "device": str(context.runtime.device),
@@ -144,19 +135,20 @@ def _record_command(run: Run, context: Context) -> None:
         "threads": torch.get_num_threads(),  # the order of sums, and so their last bits
     }
     at = datetime.now().astimezone().isoformat(timespec="seconds")
-    before = run.environment().get("commands")
+    before = run.environment().get("commands")  # that have worked on the run, oldest first
     commands = [*(before if isinstance(before, list) else []), {"at": at, **now}]
     run.update_environment(**now, commands=commands)
+    return run, found is not None
 
 
 def other_schedule(run: Run, after: Config) -> str:
-    """Say what differs where `run` goes on with another number of epochs; "" where nothing does.
+    """Say what differs where `run` is resumed with another number of epochs; "" where nothing does.
 
-    Only `--resume must` goes on with such a run, unless its learning rate knows no end.
+    Only `--resume must` resumes such a run, unless its learning rate knows no end.
     """
     before, epoch = run.config(), int(run.status().get("epoch", 0))
     old, new = before.training.epochs, after.training.epochs
-    if old == new or after.policy("training.epochs").resume:
+    if old == new or after.policy(EPOCHS).resume:
         return ""
     # The factor at the beginning of an epoch does not depend on the steps that it has.
     lrs = [
@@ -166,6 +158,6 @@ def other_schedule(run: Run, after: Config) -> str:
     ]
     return (
         f"--resume must: {old} epochs become {new}, so that this is another run than either. After "
-        f"{epoch} epochs the {after.schedule.name} learning rate goes on at {lrs[1]:.4g} instead "
+        f"{epoch} epochs the {after.schedule.name} learning rate continues at {lrs[1]:.4g} instead "
         f"of {lrs[0]:.4g}, and ends with epoch {new}"
     )

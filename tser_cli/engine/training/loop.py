@@ -1,6 +1,8 @@
-"""Stop a training whose loss or gradients are no longer finite.
+"""fit(): the only training loop. It serves teacher and student, from any position in an epoch.
 
-fit(): the only training loop. It serves teacher and student, from any position in an epoch.
+A training can be stopped after any step and resumed to the same bits. So all that a step depends
+on is either a function of the settings and the step's number (the images, the learning rate) or is
+saved (weights, momenta, random state, sums of the epoch so far, the controller of the energy).
 """
 
 from __future__ import annotations
@@ -16,10 +18,186 @@ from torch import Tensor
 from tser_cli.base.errors import Interrupted, NonFiniteError
 from tser_cli.data.loaders import Batch
 from tser_cli.engine.training.checkpointing import restore, save
-from tser_cli.engine.training.optimizer import lr_factor, make_optimizer, set_lr, share_statistics
+from tser_cli.engine.training.optimizer import lr_factor, make_optimizer, share_statistics
 from tser_cli.engine.training.state import CheckpointClock, EpochSums, Position, Row, TrainingJob
 from tser_cli.models.savings import keeping
 from tser_cli.report.csv_files import metrics_csv
+
+
+def fit(job: TrainingJob) -> list[Row]:
+    """Train `job.task` to the end of its last epoch and return the rows of metrics.csv.
+
+    Resume from the run's newest sound checkpoint, if there is one. The model is left with the last
+    epoch's weights, or with the best on validation images where a split was asked for. Raises
+    Interrupted (the state is saved), NonFiniteError (the last good checkpoint is kept) or RunError.
+    """
+    config, steps = job.config, job.loader.steps_per_epoch
+    fused = config.performance.fused_optimizer and config.training.precision != "fp16"
+    optimizer: Any = make_optimizer(job.task.trainable(), config.optimizer, fused)
+    optimizer = job.runtime.accelerator.prepare_optimizer(optimizer)
+    position = restore(job, optimizer)
+    clock = CheckpointClock(config.training.checkpoint_every, steps)
+    job.progress.begin(config.training.epochs, steps, position.epoch)
+    writer = None
+    if config.training.tensorboard and job.runtime.is_main:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and optional
+
+        writer = SummaryWriter(str(job.run.folder))
+    while position.epoch < config.training.epochs:
+        # for images/s: the sums of a resumed epoch begin with images of an earlier command
+        images_before = position.sums.images
+        stopped, seconds = train_epoch(job, optimizer, position, clock)
+        if position.step < steps:
+            save(job, optimizer, position)
+        else:
+            images = position.sums.images - images_before
+            speed = images / max(seconds, 1e-9)
+            stopped = end_epoch(job, optimizer, position, clock, stopped, speed)
+            if writer is not None:
+                for name, value in position.rows[-1].items():
+                    if name != "epoch" and value is not None:
+                        writer.add_scalar(name, value, position.epoch)
+                writer.flush()
+        if stopped:
+            raise Interrupted(stopped)
+    if position.best_state is not None:
+        job.task.model.load_state_dict(position.best_state)
+    job.progress.end()
+    return position.rows
+
+
+def train_epoch(
+    job: TrainingJob, optimizer: Any, position: Position, clock: CheckpointClock
+) -> tuple[int, float]:
+    """Train from `position` to the end of its epoch, or until a signal asks to stop.
+
+    Return the signal's number (0 for none) and the seconds spent.
+    """
+    runtime, config, steps = job.runtime, job.config, job.loader.steps_per_epoch
+    job.task.network.train()
+    began, stopped = time.monotonic(), 0
+    for batch in job.loader.epoch(position.epoch, position.step):
+        number = position.epoch * steps + position.step
+        factor = lr_factor(number, steps, config.training.epochs, config.schedule)
+        for group in optimizer.param_groups:
+            group["lr"] = config.optimizer.lr * factor
+        values = train_step(job, optimizer, batch, position)
+        position.step += 1
+        position.sums.add(len(batch.labels_N), values)
+        if job.control is not None:
+            job.control.follow(values, len(batch.labels_N), runtime)
+        job.progress.step(len(batch.labels_N) * runtime.world, values)
+        # A signal may reach one process alone: the largest number makes all of them stop here.
+        if stopped := runtime.largest(job.stop.signal or 0):
+            break
+        # Each process has a clock of its own: that of rank 0 counts, so that all save together.
+        if position.step < steps and runtime.any(runtime.is_main and clock.now(number + 1)):
+            save(job, optimizer, position)
+    seconds = time.monotonic() - began
+    position.seconds += seconds
+    return stopped, seconds
+
+
+def train_step(
+    job: TrainingJob, optimizer: Any, batch: Batch, position: Position
+) -> dict[str, Tensor]:
+    """Take one optimizer step on one global batch; return the terms and the count "correct"."""
+    runtime, accumulate = job.runtime, job.config.training.accumulate
+    images = runtime.images(batch.images_NCHW)
+    labels = batch.labels_N.to(runtime.device, non_blocking=True)
+    values: dict[str, Tensor] = {}
+    progress = position.progress(job.loader.steps_per_epoch, job.config.training.epochs)
+    multiplier = job.control.controller.multiplier if job.control else 0.0
+    optimizer.zero_grad(set_to_none=True)
+    parts = [of_N.chunk(accumulate) for of_N in (images, labels, batch.indices_N)]
+    chunks = list(zip(*parts, strict=True))
+    for index, (part, part_labels, part_indices) in enumerate(chunks):
+        # Parts may differ in size: weighted by their images they sum to the loss of the batch.
+        share = len(part_labels) / len(labels)
+        # The processes exchange gradients once a step, with the last part.
+        last = index == len(chunks) - 1
+        quiet = contextlib.nullcontext() if last else runtime.accelerator.no_sync(job.task.network)
+        with quiet:
+            with runtime.autocast(), keeping(job.config.performance):
+                result = job.task.step(part, part_labels, part_indices, progress, multiplier)
+            runtime.accelerator.backward(result.terms["loss"] * share)
+        for name, term in result.terms.items():
+            values[name] = values.get(name, torch.zeros_like(term.detach())) + term.detach() * share
+        values["correct"] = values.get("correct", torch.zeros_like(result.correct)) + result.correct
+    check_finite(job, values, position)
+    if job.config.training.clip_norm:
+        moved = [parameter for _, parameter in job.task.named_parameters()]
+        runtime.accelerator.unscale_gradients()
+        # accelerate's own function is for sharded tensors too, and imports half a second of torch
+        torch.nn.utils.clip_grad_norm_(moved, job.config.training.clip_norm)
+    optimizer.step()
+    return values
+
+
+def end_epoch(
+    job: TrainingJob,
+    optimizer: Any,
+    position: Position,
+    clock: CheckpointClock,
+    stopped: int,
+    images_per_second: float,
+) -> int:
+    """Finish the epoch and save where that is due; return the signal that asked to stop, or 0."""
+    runtime = job.runtime
+    try:
+        finish_epoch(job, position, optimizer, images_per_second)
+    except Interrupted:
+        # Validation was stopped: the epoch's end is computed again when the run is resumed.
+        save(job, optimizer, position)
+        raise
+    stopped = stopped or runtime.largest(job.stop.signal or 0)
+    last = position.epoch == job.config.training.epochs
+    due = runtime.any(runtime.is_main and clock.now(position.epoch * job.loader.steps_per_epoch))
+    if stopped or last or due:
+        save(job, optimizer, position)
+    return stopped
+
+
+def finish_epoch(
+    job: TrainingJob, position: Position, optimizer: Any, images_per_second: float
+) -> None:
+    """Validate, add the epoch's row, and move to the next epoch.
+
+    Raises Interrupted, with `position` as it was, where validation hears a request to stop.
+    """
+    # first, so that what is validated is what is saved
+    share_statistics(job.task.network, job.runtime)
+    means = position.sums.means(job.runtime)
+    accuracy = job.validate() if job.validate else None
+    better = accuracy is not None and accuracy > position.best_accuracy
+    # An epoch that is over the budget is no candidate: the last one then counts.
+    if accuracy is not None and better and (not job.control or job.control.keeps_budget()):
+        position.best_accuracy = accuracy
+        position.best_state = {
+            name: value.detach().clone() for name, value in job.task.model.state_dict().items()
+        }
+    row: Row = {
+        "epoch": position.epoch + 1,
+        "lr": optimizer.param_groups[0]["lr"],
+        **{name: mean for name, mean in means.items() if name != "correct"},
+        **(job.control.columns() if job.control else {}),
+        "train_accuracy": means["correct"],
+        "validation_accuracy": accuracy,
+        "images_per_second": images_per_second * job.runtime.world,
+        "seconds": position.seconds,
+    }
+    position.rows.append(row)
+    position.epoch, position.step = position.epoch + 1, 0
+    position.sums, position.seconds = EpochSums(), 0.0
+
+    # metrics.csv comes before the checkpoint: a kill between the two leaves a row too many, which
+    # resuming takes away again, and never one too few.
+    def record() -> None:
+        metrics_csv(job.run.folder / "metrics.csv", position.rows)
+        job.run.update_status(epoch=position.epoch)
+
+    job.runtime.on_main(record)
+    job.progress.epoch(row)
 
 
 def check_finite(job: TrainingJob, values: dict[str, Tensor], position: Position) -> None:
@@ -57,190 +235,3 @@ def describe_terms(job: TrainingJob, values: dict[str, Tensor], culprit: bool) -
     where = f"gradients of {', '.join(layers[:3])}{' ...' if len(layers) > 3 else ''}"
     process = f"{job.runtime.process_description} has " if culprit and job.runtime.world > 1 else ""
     return f"{process}{named}; {where if layers else 'the gradients here are finite'}"
-
-
-def fit(job: TrainingJob) -> list[Row]:
-    """Train `job.task` to the end of its last epoch and return the rows of metrics.csv.
-
-    Go on from the run's newest sound checkpoint, if there is one. The model is left with the last
-    epoch's weights, or with the best on validation images where a split was asked for. Raises
-    Interrupted (the state is saved), NonFiniteError (the last good checkpoint is kept) or RunError.
-    """
-    training, steps = job.config.training, job.loader.steps_per_epoch
-    optimizer = _prepare_optimizer(job)
-    position = restore(job, optimizer)
-    clock = CheckpointClock(training.checkpoint_every, steps)
-    job.progress.begin(training.epochs, steps, position.epoch)
-    writer = make_writer(job)
-    while position.epoch < training.epochs:
-        images_before = position.sums.images
-        stopped, seconds = train_epoch(job, optimizer, position, clock)
-        if position.step < steps:
-            save(job, optimizer, position)
-        else:
-            images = position.sums.images - images_before
-            stopped = _end_epoch(job, optimizer, position, clock, stopped, (images, seconds))
-            write_scalars(writer, position.rows[-1])
-        if stopped:
-            raise Interrupted(stopped)
-    if position.best_state is not None:
-        job.task.model.load_state_dict(position.best_state)
-    job.progress.end()
-    return position.rows
-
-
-def _prepare_optimizer(job: TrainingJob) -> Any:
-    fused = job.config.performance.fused_optimizer and job.config.training.precision != "fp16"
-    optimizer = make_optimizer(job.task.trainable(), job.config.optimizer, fused)
-    return job.runtime.accelerator.prepare_optimizer(optimizer)
-
-
-def train_epoch(
-    job: TrainingJob, optimizer: Any, position: Position, clock: CheckpointClock
-) -> tuple[int, float]:
-    """Train from `position` to the end of its epoch, or until a signal asks to stop.
-
-    Return the signal's number (0 for none) and the seconds spent.
-    """
-    runtime, config, steps = job.runtime, job.config, job.loader.steps_per_epoch
-    job.task.network.train()
-    began, stopped = time.monotonic(), 0
-    for batch in job.loader.epoch(position.epoch, position.step):
-        number = position.epoch * steps + position.step
-        factor = lr_factor(number, steps, config.training.epochs, config.schedule)
-        set_lr(optimizer, config.optimizer.lr * factor)
-        values = train_step(job, optimizer, batch, position)
-        position.step += 1
-        position.sums.add(len(batch.labels_N), values)
-        if job.control is not None:
-            job.control.follow(values, len(batch.labels_N), runtime)
-        job.progress.step(len(batch.labels_N) * runtime.world, values)
-        if stopped := runtime.largest(job.stop.signal or 0):
-            break
-        # Each process has a clock of its own: that of rank 0 counts, so that all save together.
-        if position.step < steps and runtime.any(runtime.is_main and clock.now(number + 1)):
-            save(job, optimizer, position)
-    seconds = time.monotonic() - began
-    position.seconds += seconds
-    return stopped, seconds
-
-
-def _end_epoch(
-    job: TrainingJob,
-    optimizer: Any,
-    position: Position,
-    clock: CheckpointClock,
-    stopped: int,
-    spent: tuple[int, float],
-) -> int:
-    """Finish the epoch and save where that is due; return the signal that asked to stop, or 0."""
-    runtime = job.runtime
-    try:
-        finish_epoch(job, position, optimizer, *spent)
-    except Interrupted:
-        # Validation was stopped: the epoch's end is computed again when the run goes on.
-        save(job, optimizer, position)
-        raise
-    stopped = stopped or runtime.largest(job.stop.signal or 0)
-    last = position.epoch == job.config.training.epochs
-    due = runtime.any(runtime.is_main and clock.now(position.epoch * job.loader.steps_per_epoch))
-    if stopped or last or due:
-        save(job, optimizer, position)
-    return stopped
-
-
-def train_step(
-    job: TrainingJob, optimizer: Any, batch: Batch, position: Position
-) -> dict[str, Tensor]:
-    """Take one optimizer step on one global batch; return the terms and the count "correct"."""
-    runtime, accumulate = job.runtime, job.config.training.accumulate
-    images = runtime.images(batch.images_NCHW)
-    labels = batch.labels_N.to(runtime.device, non_blocking=True)
-    values: dict[str, Tensor] = {}
-    progress = position.progress(job.loader.steps_per_epoch, job.config.training.epochs)
-    multiplier = job.control.controller.multiplier if job.control else 0.0
-    optimizer.zero_grad(set_to_none=True)
-    parts = [values.chunk(accumulate) for values in (images, labels, batch.indices_N)]
-    chunks = list(zip(*parts, strict=True))
-    for index, (part, part_labels, part_indices) in enumerate(chunks):
-        share = len(part_labels) / len(labels)
-        last = index == len(chunks) - 1
-        quiet = contextlib.nullcontext() if last else runtime.accelerator.no_sync(job.task.network)
-        with quiet:
-            with runtime.autocast(), keeping(job.config.performance):
-                result = job.task.step(part, part_labels, part_indices, progress, multiplier)
-            runtime.accelerator.backward(result.terms["loss"] * share)
-        for name, term in result.terms.items():
-            values[name] = values.get(name, torch.zeros_like(term.detach())) + term.detach() * share
-        values["correct"] = values.get("correct", torch.zeros_like(result.correct)) + result.correct
-    check_finite(job, values, position)
-    if job.config.training.clip_norm:
-        moved = [parameter for _, parameter in job.task.named_parameters()]
-        runtime.accelerator.unscale_gradients()
-        # accelerate's own function is for sharded tensors too, and imports half a second of torch
-        torch.nn.utils.clip_grad_norm_(moved, job.config.training.clip_norm)
-    optimizer.step()
-    return values
-
-
-def finish_epoch(
-    job: TrainingJob, position: Position, optimizer: Any, images: int, seconds: float
-) -> None:
-    """Validate, add the epoch's row, and move to the next epoch.
-
-    Raises Interrupted, with `position` as it was, where validation hears a request to stop.
-    """
-    share_statistics(job.task.network, job.runtime)
-    means = position.sums.means(job.runtime)
-    accuracy = job.validate() if job.validate else None
-    better = accuracy is not None and accuracy > position.best_accuracy
-    # An epoch that is over the budget is no candidate: the last one then counts.
-    if accuracy is not None and better and (not job.control or job.control.keeps_budget()):
-        position.best_accuracy = accuracy
-        position.best_state = {
-            name: value.detach().clone() for name, value in job.task.model.state_dict().items()
-        }
-    row: Row = {
-        "epoch": position.epoch + 1,
-        "lr": optimizer.param_groups[0]["lr"],
-        **{name: mean for name, mean in means.items() if name != "correct"},
-        **(job.control.columns() if job.control else {}),
-        "train_accuracy": means["correct"],
-        "validation_accuracy": accuracy,
-        "images_per_second": images * job.runtime.world / max(seconds, 1e-9),
-        "seconds": position.seconds,
-    }
-    position.rows.append(row)
-    position.epoch, position.step, position.sums, position.seconds = (
-        position.epoch + 1,
-        0,
-        EpochSums(),
-        0.0,
-    )
-    job.runtime.on_main(lambda: record_epoch(job, position))
-    job.progress.epoch(row)
-
-
-def record_epoch(job: TrainingJob, position: Position) -> None:
-    """Write metrics.csv so far and the number of finished epochs."""
-    metrics_csv(job.run.folder / "metrics.csv", position.rows)
-    job.run.update_status(epoch=position.epoch)
-
-
-def make_writer(job: TrainingJob) -> Any:
-    """Return a TensorBoard writer in the run folder, or None where it is turned off."""
-    if not job.config.training.tensorboard or not job.runtime.is_main:
-        return None
-    from torch.utils.tensorboard import SummaryWriter  # slow to import, and optional
-
-    return SummaryWriter(str(job.run.folder))
-
-
-def write_scalars(writer: Any, row: Row) -> None:
-    """Add one point to every curve for this epoch."""
-    if writer is None:
-        return
-    for name, value in row.items():
-        if name != "epoch" and value is not None:
-            writer.add_scalar(name, value, row["epoch"])
-    writer.flush()

@@ -1,7 +1,4 @@
-"""Optimizers, and the learning rate as a pure function of the step.
-
-What several processes share of a network in training: its gradients and running statistics.
-"""
+"""The optimizer, the learning rate, and what processes share: gradients and running statistics."""
 
 from __future__ import annotations
 
@@ -14,6 +11,68 @@ from torch import Tensor, nn
 
 from tser_cli.engine.runs.runtime import Runtime
 from tser_cli.settings.config import OptimizerConfig, ScheduleConfig
+
+
+def lr_factor(step: int, steps_per_epoch: int, epochs: int, settings: ScheduleConfig) -> float:
+    """Return what the learning rate is multiplied by at `step`, counted from 0 over the whole run.
+
+    A pure function: torch's schedulers keep a state, which a resumed run would have to restore.
+    Warm-up is linear from the first step's share to 1; `onecycle` warms up along a cosine.
+    """
+    warmup = round(settings.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        share = (step + 1) / warmup
+        onecycle = settings.name == "onecycle"
+        return (1 - math.cos(math.pi * share)) / 2 if onecycle else share
+    if settings.name == "constant":
+        return 1.0
+    if settings.name == "step":
+        passed = sum(step >= round(m * steps_per_epoch) for m in settings.milestones)
+        return settings.gamma**passed
+    total = max(epochs * steps_per_epoch - warmup, 1)
+    cosine = (1 + math.cos(math.pi * min((step - warmup) / total, 1.0))) / 2
+    return settings.final_factor + (1 - settings.final_factor) * cosine
+
+
+def make_optimizer(
+    modules: list[nn.Module], settings: OptimizerConfig, fused: bool = True
+) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW, over all trainable parameters of `modules`.
+
+    `fused`: one pass over all weights a step. Not for fp16: where its first step overflows, torch's
+    fused SGD skips the step, but keeps a momentum that was never set.
+    """
+    groups = parameter_groups(modules, settings.weight_decay)
+    if settings.name == "adamw":
+        betas = (settings.beta1, settings.beta2)
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=betas, fused=fused)
+    # QuickSGD stands in for a function that another version of torch may have changed
+    expected = ["self", "group", "params", "grads", "momentum_buffer_list"]
+    found = getattr(torch.optim.SGD, "_init_group", None)
+    known = found is not None and list(inspect.signature(found).parameters) == expected
+    sgd = QuickSGD if fused and known else torch.optim.SGD
+    return sgd(
+        groups,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        fused=fused,
+    )
+
+
+def parameter_groups(modules: list[nn.Module], weight_decay: float) -> list[dict[str, object]]:
+    """Two groups: convolution and linear weights, which decay, and all else, which does not."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for module in modules:
+        for layer in module.modules():
+            for name, parameter in layer.named_parameters(recurse=False):
+                decays = isinstance(layer, nn.Conv2d | nn.Linear) and name == "weight"
+                (decayed if decays else plain).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
 
 
 class QuickSGD(torch.optim.SGD):
@@ -50,86 +109,11 @@ class QuickSGD(torch.optim.SGD):
         for place, (weight, grad) in enumerate(zip(params, grads, strict=True)):
             beside = [weight, *momentum_buffer_list[place : place + 1]]
             # at the first step there is no momentum yet: it is made like the gradient
-            if all(_lie_alike(grad, other) for other in beside):
+            alike = all(of is not None and of.stride() == grad.stride() for of in beside)
+            image_like = grad.device.type == "cpu" and grad.dim() == 4
+            if image_like and alike and grad.is_contiguous(memory_format=torch.channels_last):
                 grads[place] = grad.permute(0, 2, 3, 1)
         return sparse
-
-
-def _lie_alike(grad: Tensor, other: Tensor | None) -> bool:
-    if grad.device.type != "cpu" or grad.dim() != 4 or other is None:
-        return False
-    last = grad.is_contiguous(memory_format=torch.channels_last)
-    return last and grad.stride() == other.stride()
-
-
-def _torch_is_known() -> bool:
-    # QuickSGD stands in a function that another version of torch may have changed
-    expected = ["self", "group", "params", "grads", "momentum_buffer_list"]
-    found = getattr(torch.optim.SGD, "_init_group", None)
-    return found is not None and list(inspect.signature(found).parameters) == expected
-
-
-def parameter_groups(modules: list[nn.Module], weight_decay: float) -> list[dict[str, object]]:
-    """Two groups: convolution and linear weights, which decay, and all else, which does not."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for module in modules:
-        for layer in module.modules():
-            for name, parameter in layer.named_parameters(recurse=False):
-                decays = isinstance(layer, nn.Conv2d | nn.Linear) and name == "weight"
-                (decayed if decays else plain).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-
-
-def make_optimizer(
-    modules: list[nn.Module], settings: OptimizerConfig, fused: bool = True
-) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW, over all trainable parameters of `modules`.
-
-    `fused`: one pass over all weights a step. Not for fp16: where its first step overflows, torch's
-    fused SGD skips the step, but keeps a momentum that was never set.
-    """
-    groups = parameter_groups(modules, settings.weight_decay)
-    if settings.name == "adamw":
-        betas = (settings.beta1, settings.beta2)
-        return torch.optim.AdamW(groups, lr=settings.lr, betas=betas, fused=fused)
-    sgd = QuickSGD if fused and _torch_is_known() else torch.optim.SGD
-    return sgd(
-        groups,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        fused=fused,
-    )
-
-
-def lr_factor(step: int, steps_per_epoch: int, epochs: int, settings: ScheduleConfig) -> float:
-    """Return what the learning rate is multiplied by at `step`, counted from 0 over the whole run.
-
-    Warm-up is linear from the first step's share to 1; `onecycle` warms up along a cosine.
-    """
-    warmup = round(settings.warmup_epochs * steps_per_epoch)
-    if step < warmup:
-        share = (step + 1) / warmup
-        onecycle = settings.name == "onecycle"
-        return (1 - math.cos(math.pi * share)) / 2 if onecycle else share
-    if settings.name == "constant":
-        return 1.0
-    if settings.name == "step":
-        passed = sum(step >= round(m * steps_per_epoch) for m in settings.milestones)
-        return settings.gamma**passed
-    total = max(epochs * steps_per_epoch - warmup, 1)
-    cosine = (1 + math.cos(math.pi * min((step - warmup) / total, 1.0))) / 2
-    return settings.final_factor + (1 - settings.final_factor) * cosine
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group the same learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
 
 
 def share_gradients(
@@ -159,18 +143,13 @@ def synchronised(network: nn.Module) -> nn.Module:
     return converted
 
 
-def share_statistics(network: nn.Module, runtime: Runtime) -> None:
-    """Give all processes the first one's running statistics, which are what is saved."""
-    if runtime.world > 1:
-        for buffer in network.buffers():
-            torch.distributed.broadcast(buffer, src=0)
-
-
 def stabilise_ddp_buckets(
     network: nn.Module, runtime: Runtime, images_NCHW: Tensor, timesteps: int
 ) -> None:
-    # DDP fills its buckets anew after a first step, and so changes the order in which three or
-    # more processes add up: a run that was resumed would differ from one that was not.
+    """Let DDP find its final buckets before the training begins; the network stays as it was."""
+    # DDP puts gradients into buckets, and sorts them anew after the first step, by the order in
+    # which they came. That changes the order in which three or more processes add up: a resumed
+    # run, whose first step is a later one, would have other last bits than one that was not.
     before = {name: value.clone() for name, value in network.state_dict().items()}
     network.train()
     for _ in range(2):
@@ -180,3 +159,13 @@ def stabilise_ddp_buckets(
         runtime.accelerator.backward(total)
     network.zero_grad(set_to_none=True)
     network.load_state_dict(before)
+
+
+def share_statistics(network: nn.Module, runtime: Runtime) -> None:
+    """Give all processes the first one's running statistics, which are what is saved.
+
+    Each process has its own, of its part of every batch, and DDP shares gradients alone.
+    """
+    if runtime.world > 1:
+        for buffer in network.buffers():
+            torch.distributed.broadcast(buffer, src=0)

@@ -1,10 +1,7 @@
 """One training as a run: its folder is opened, the network trained, measured, and recorded.
 
-The line before a training: what will happen.
-
-Compute a teacher's logits once for the whole training, where its images never change.
-
-The energy of a student in training when in eval mode, on images other than the test's.
+`commands/train.py` calls these steps in their order: a task, `open_for_training`, `train`,
+`finish`. All processes take part in each; rank 0 alone writes.
 """
 
 from __future__ import annotations
@@ -12,38 +9,39 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from datetime import datetime
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from tser_cli.base.errors import Interrupted, NonFiniteError
 from tser_cli.base.progress import Progress
-from tser_cli.data.loaders import Split, build_eval_loader, build_train_loader
+from tser_cli.data.loaders import Split, TrainLoader, build_eval_loader, build_train_loader
 from tser_cli.data.transforms import check_augmentation
 from tser_cli.energy.joules import mean_energy
 from tser_cli.energy.table import Labels
-from tser_cli.engine.evaluation.energy import EnergyReport, Price, write_energy
+from tser_cli.engine.evaluation.energy import Price, write_energy
 from tser_cli.engine.evaluation.evaluate import Evaluation, evaluate_split, keep_answers
-from tser_cli.engine.runs import find, networks
+from tser_cli.engine.runs import networks
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.networks import Loaded
 from tser_cli.engine.runs.opened import CheckStop, Context, Options, make_check_stop
 from tser_cli.engine.runs.record import RESULT, RunResult
 from tser_cli.engine.runs.runtime import Runtime, seed_everything, teacher_seed
 from tser_cli.engine.runs.stop import StopRequest
-from tser_cli.engine.training.budget import EnergyBudget, make_control, profile_of
+from tser_cli.engine.training.budget import BudgetController, EnergyControl, profile_of
 from tser_cli.engine.training.checkpointing import take_run
 from tser_cli.engine.training.loop import fit
 from tser_cli.engine.training.optimizer import share_gradients, share_statistics
-from tser_cli.engine.training.settle import compile_networks, largest_batch
+from tser_cli.engine.training.settle import compile_networks
 from tser_cli.engine.training.state import Row, TrainingJob
 from tser_cli.engine.training.task import Task, classification, distillation, teach
 from tser_cli.report import figures
 from tser_cli.report.csv_files import per_timestep_csv
 from tser_cli.settings.config import Config, method_label
+
+BATCH = 256  # of the pass that computes the teacher's logits
+IMAGES = 512  # whose energy in eval mode is compared with that in training
 
 
 def teacher_task(context: Context) -> Task:
@@ -75,39 +73,18 @@ def student_task(context: Context, teacher: Loaded | None) -> Task:
     return distillation(model, teacher.model if teacher else None, config, spec.image_shape)
 
 
-def settle_batch_size(task: Task, kind: str, context: Context, options: Options) -> Context:
-    """Return `context` with a batch size: its own, an unfinished run's, or the largest that fits.
-
-    The task is left as it was: measuring what fits does not change its weights.
-    """
-    config = context.config
-    if config.training.batch_size:
-        return context
-
-    def begun() -> int:
-        if options.resume == "never":
-            return 0
-        must = options.resume == "must"
-        like = find.begun_like(options.runs_dir, kind, config, must)
-        return like.training.batch_size if like else 0
-
-    size = context.runtime.on_main(begun) or largest_batch(task, context)
-    context.progress.say(f"batch size: {size} images over all processes; lr stays as it is")
-    return replace(context, config=config.updated({"training.batch_size": size}))
-
-
 @contextmanager
 def open_for_training(
     kind: str, context: Context, options: Options
 ) -> Iterator[tuple[Run, StopRequest]]:
-    """Hold a locked run folder, new or taken up again, and record how the block ended.
+    """Hold a locked run folder, new or resumed, and record how the block ended.
 
-    Rank 0 chooses, locks and writes; the other processes are told.
+    Rank 0 chooses, locks and writes; the other processes learn of it.
     """
     runtime = context.runtime
     with ExitStack() as held:
         run, resumed = runtime.on_main(lambda: take_run(kind, context, options, held))
-        context.progress.say(f"{'going on with' if resumed else 'run folder:'} {run.folder}")
+        context.progress.say(f"{'resuming' if resumed else 'run folder:'} {run.folder}")
         with recording_end(run, runtime, context.progress) as stop:
             yield run, stop
 
@@ -121,20 +98,17 @@ def recording_end(run: Run, runtime: Runtime, progress: Progress) -> Iterator[St
             with runtime.naming_failed_process():
                 yield stop
                 if runtime.is_main:
-                    _record_end(run, began)
+                    before = float(run.environment().get("wall_seconds", 0.0))
+                    run.update_environment(wall_seconds=before + time.monotonic() - began)
+                    # "finished" comes last: nobody resumes such a run, to clear away what a kill
+                    # between the two would leave
+                    now = datetime.now().astimezone().isoformat(timespec="microseconds")
+                    run.update_status(state="finished", finished=now)
         except BaseException as error:
             progress.end()
             if runtime.is_main:
                 _record_failure(run, error)
             raise
-
-
-def _record_end(run: Run, began: float) -> None:
-    # "finished" comes last: nobody takes such a run up again, to clear away what a kill left
-    before = float(run.environment().get("wall_seconds", 0.0))
-    run.update_environment(wall_seconds=before + time.monotonic() - began)
-    now = datetime.now().astimezone().isoformat(timespec="microseconds")
-    run.update_status(state="finished", finished=now)
 
 
 def _record_failure(run: Run, error: BaseException) -> None:
@@ -146,7 +120,7 @@ def _record_failure(run: Run, error: BaseException) -> None:
             resumable=not isinstance(error, NonFiniteError),
         )
     except Exception as second:
-        # The first error is the one to tell; the disk that refuses this note is often its cause.
+        # The first error is the one to report; a full disk, say, is the cause of both.
         error.add_note(f"status.json could not be written either: {second}")
 
 
@@ -158,25 +132,23 @@ def train(task: Task, context: Context, run: Run, stop: StopRequest) -> list[Row
         context.dataset, config, rank=runtime.rank, world=runtime.world, device=runtime.device
     )
     if keeps_logits(task, config, loader.deterministic_train, runtime.world):
-        check_stop = make_check_stop(stop, runtime)
-        task.teacher_logits_MK = compute_teacher_logits(task, context, check_stop)
-    compile_networks(task, config, runtime.device, loader.images)
+        task.teacher_logits_MK = compute_teacher_logits(
+            task, context, make_check_stop(stop, runtime)
+        )
+    compile_networks(task, config, runtime.device)
     shape = context.dataset.spec.image_shape
     task.network = share_gradients(network, runtime, shape, task.timesteps)
     context.progress.say(announcement(config, task.model.spiking, loader))
-    validate = make_validation(task, context, stop) if config.data.validation_fraction else None
-    steps = loader.steps_per_epoch * config.training.epochs
-    control = make_control(task.budget, measure_eval_energy(task, context), steps)
-    return fit(
-        TrainingJob(task, loader, config, run, runtime, context.progress, stop, validate, control)
-    )
-
-
-def make_validation(task: Task, context: Context, stop: StopRequest) -> Callable[[], float]:
-    """Return a function that measures the accuracy on the held-out training images."""
-    return lambda: (
-        evaluate_split(task.model, context, "validation", task.timesteps, stop=stop).accuracy
-    )
+    job = TrainingJob(task, loader, config, run, runtime, context.progress, stop)
+    if config.data.validation_fraction:
+        job.validate = lambda: (
+            evaluate_split(task.model, context, "validation", task.timesteps, stop=stop).accuracy
+        )
+    if task.budget is not None:
+        steps = loader.steps_per_epoch * config.training.epochs
+        controller = BudgetController(task.budget.pj, steps)
+        job.control = EnergyControl(controller, measure_eval_energy(task, context))
+    return fit(job)
 
 
 def finish(
@@ -231,38 +203,18 @@ def _write_results(
         of_run = Labels(run.name, config.data.name, digest, config.training.precision)
         price = Price(profile_of(config), teacher)
         energy = write_energy(run.folder / "energy.csv", evaluation, of_run, price, context)
-    result = _result(run, config, labels, evaluation, epochs, energy, task.budget)
-    run.update_status(
-        model=name,
-        dataset=config.data.name,
-        validation_fraction=config.data.validation_fraction,
-        sha256=digest,
-        **{RESULT: result.to_json()},
-    )
-    return result
-
-
-def _result(
-    run: Run,
-    config: Config,
-    labels: dict[str, str | None],
-    evaluation: Evaluation,
-    epochs: list[Row],
-    energy: EnergyReport | None,
-    budget: EnergyBudget | None,
-) -> RunResult:
     held_out = [row["validation_accuracy"] for row in epochs]
-    student = labels["student"] is not None
-    return RunResult(
+    budget = task.budget
+    result = RunResult(
         folder=run.folder,
         kind=run.kind,
-        model=str(labels["student"] if student else labels["teacher"]),
+        model=name,
         dataset=config.data.name,
         method=str(labels["method"]),
         timesteps=evaluation.timesteps,
         images=evaluation.images,
         accuracy=evaluation.accuracy,
-        teacher=labels["teacher"] if student else None,
+        teacher=labels["teacher"] if spiking else None,
         teacher_accuracy=evaluation.teacher_accuracy,
         best_validation_accuracy=max((x for x in held_out if x is not None), default=None),
         energy_pj=energy.energy_pj if energy else None,
@@ -273,6 +225,14 @@ def _result(
         per_timestep=tuple(evaluation.rows()),
         against_ann=energy.document["against_ann"] if energy else None,
     )
+    run.update_status(
+        model=name,
+        dataset=config.data.name,
+        validation_fraction=config.data.validation_fraction,
+        sha256=digest,
+        **{RESULT: result.to_json()},
+    )
+    return result
 
 
 def row_labels(
@@ -290,19 +250,7 @@ def row_labels(
     }
 
 
-class Sized(Protocol):
-    """What a loader of training images says of its size."""
-
-    @property
-    def images(self) -> int:
-        """Images of an epoch."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps of an epoch."""
-
-
-def announcement(config: Config, spiking: bool, loader: Sized) -> str:
+def announcement(config: Config, spiking: bool, loader: TrainLoader) -> str:
     """Return what is trained, by what, for how long, and how to stop."""
     model, training = config.model, config.training
     what = f"{model.teacher}, an ANN to teach from"
@@ -312,11 +260,8 @@ def announcement(config: Config, spiking: bool, loader: Sized) -> str:
     return (
         f"training {what}: {training.epochs} epochs of {loader.steps_per_epoch:,} steps on "
         f"{loader.images:,} images of {config.data.name}, then a test on images kept apart. "
-        "Ctrl-C stops it, and the same command goes on"
+        "Ctrl-C stops it, and the same command resumes it"
     )
-
-
-BATCH = 256
 
 
 def keeps_logits(task: Task, config: Config, deterministic: bool, world: int) -> bool:
@@ -342,19 +287,15 @@ def compute_teacher_logits(task: Task, context: Context, check_stop: CheckStop) 
     """
     assert task.teacher is not None
     runtime, dataset = context.runtime, context.dataset
-    config = context.config.updated({"training.eval_batch_size": BATCH})
     teacher_logits_MK = torch.zeros(
         len(dataset.train), dataset.spec.num_classes, device=runtime.device
     )
-    for batch in build_eval_loader(dataset, "train", config):
+    for batch in build_eval_loader(dataset, "train", context.config, batch_size=BATCH):
         with runtime.autocast():
             logits_NK = teach(task.teacher, runtime.images(batch.images_NCHW))
         teacher_logits_MK[batch.indices_N.to(runtime.device)] = logits_NK
         check_stop()
     return teacher_logits_MK
-
-
-IMAGES = 512
 
 
 def measure_eval_energy(task: Task, context: Context) -> Callable[[], float]:

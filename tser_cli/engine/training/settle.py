@@ -1,10 +1,8 @@
-"""`--precision auto`: bf16 where this machine's CPU is faster with it, else fp32.
+"""Settle, once and before a run begins, what its settings leave to the data and the machine.
 
-What is chosen is the run's from then on: a run that goes on keeps it, on any machine.
-
-`--batch-size auto`: the largest batch that fits into memory, from what two small ones keep.
-
-Compile networks with torch.compile where that was asked for or pays.
+`settle`: paths that hold from any folder, the input's size where it is to be measured, the
+precision. `settle_batch_size`: how many images fit into memory, once the networks are there. What
+is settled is the run's from then on: a resumed run keeps it, on any machine.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,16 +24,75 @@ from torch.nn import functional as F
 from tser_cli.base.errors import ConfigError
 from tser_cli.base.system import cpu_has_bf16
 from tser_cli.engine.runs import find, networks
-from tser_cli.engine.runs.opened import Context, Options
+from tser_cli.engine.runs.opened import Context, Options, prepare
 from tser_cli.engine.runs.runtime import make_runtime
 from tser_cli.engine.runs.teachers import teacher_config
 from tser_cli.engine.training.task import Task
-from tser_cli.models.base import Classifier
 from tser_cli.models.savings import keeping
 from tser_cli.settings import registry
 from tser_cli.settings.config import FLOAT_BITS, Config
 
 AUTO, FP32, BF16 = "auto", "fp32", "bf16"
+
+
+def settle(kind: str, config: Config, options: Options) -> Context:
+    """Load the data, take the device, and settle paths, measured inputs and precision.
+
+    Raises DataError or ConfigError.
+    """
+    context = prepare(find.with_whole_paths(config), options.progress)
+    if measured := dict(context.dataset.measured):
+        found = ", ".join(f"{key} = {value}" for key, value in measured.items())
+        context.progress.say(f"measured on the training images: {found}")
+        context = replace(context, config=context.config.updated(measured))
+    return settle_precision(kind, context, options)
+
+
+def settle_precision(kind: str, context: Context, options: Options) -> Context:
+    """Return `context` with a precision: its own, an unfinished run's, or the faster one."""
+    config = context.config
+    if config.training.precision != AUTO:
+        return context
+
+    def choose() -> str:
+        begun = _begun(kind, config, options)
+        needs_teacher = registry.METHODS[config.method.name].needs_teacher
+        if begun is None and kind == "student" and needs_teacher and options.resume != "never":
+            # it may be the teacher that was interrupted: then the student is computed like it
+            begun = find.begun_like(options.runs_dir, "teacher", teacher_config(config))
+        return begun.training.precision if begun else choose_precision(kind, context)
+
+    # Rank 0 chooses for all: each would measure something else.
+    config = config.updated({"training.precision": context.runtime.on_main(choose)})
+    runtime = make_runtime(config.training, config.performance.channels_last)
+    return replace(context, config=config, runtime=runtime)
+
+
+def settle_batch_size(task: Task, kind: str, context: Context, options: Options) -> Context:
+    """Return `context` with a batch size: its own, an unfinished run's, or the largest that fits.
+
+    The task is left as it was: measuring what fits does not change its weights.
+    """
+    config = context.config
+    if config.training.batch_size:
+        return context
+
+    def begun() -> int:
+        like = _begun(kind, config, options)
+        return like.training.batch_size if like else 0
+
+    size = context.runtime.on_main(begun) or largest_batch(task, context)
+    context.progress.say(f"batch size: {size} images over all processes; lr stays as it is")
+    return replace(context, config=config.updated({"training.batch_size": size}))
+
+
+def _begun(kind: str, config: Config, options: Options) -> Config | None:
+    """Return the settings of the unfinished run that would be resumed."""
+    if options.resume == "never":
+        return None
+    return find.begun_like(options.runs_dir, kind, config, options.resume == "must")
+
+
 # Below so many image passes of a run there is too little to gain: about two epochs of CIFAR.
 WORTH_TRYING = 100_000
 # Of fp32's time a step: what is gained must be worth numbers of fewer digits.
@@ -43,46 +101,17 @@ WORTH_TAKING = 0.9
 TRY_SECONDS, ROUNDS, SMALLEST, GROWTH = 1.6, 3, 2, 4
 
 
-def settle_precision(kind: str, context: Context, options: Options) -> Context:
-    """Return `context` with a precision: its own, an unfinished run's, or the faster one."""
-    if context.config.training.precision != AUTO:
-        return context
-
-    def choose() -> str:
-        return _begun(kind, context, options) or choose_precision(kind, context)
-
-    return with_precision(context, context.runtime.on_main(choose))
-
-
-def with_precision(context: Context, precision: str) -> Context:
-    """Return the same with another precision."""
-    config = context.config.updated({"training.precision": precision})
-    runtime = make_runtime(config.training, config.performance.channels_last)
-    return replace(context, config=config, runtime=runtime)
-
-
-def _begun(kind: str, context: Context, options: Options) -> str | None:
-    """Return the precision of the unfinished run that would be gone on with, or its teacher's."""
-    config = context.config
-    if options.resume == "never":
-        return None
-    like = find.begun_like(options.runs_dir, kind, config, options.resume == "must")
-    if like is None and kind == "student" and registry.METHODS[config.method.name].needs_teacher:
-        like = find.begun_like(options.runs_dir, "teacher", teacher_config(config))
-    return like.training.precision if like else None
-
-
 def choose_precision(kind: str, context: Context) -> str:
     """Return the precision for a new run, and say why where it was measured."""
     config = context.config
     passes = len(context.dataset.train) * config.training.epochs
-    tried = (
+    worth_trying = (
         context.runtime.device.type == "cpu"
         and cpu_has_bf16()
         and passes >= WORTH_TRYING
         and config.model.weight_bits == FLOAT_BITS
     )
-    if not tried:
+    if not worth_trying:
         return FP32
     share = bf16_over_fp32(kind, context)
     chosen = BF16 if share <= WORTH_TAKING else FP32
@@ -98,41 +127,35 @@ def bf16_over_fp32(kind: str, context: Context) -> float:
     A part of a batch will do: with more images bf16 gains more. What counts is the CPU's time, and
     the least of a few rounds, which other work on the machine disturbs least.
     """
-    config, spec = context.config, context.dataset.spec
-    spiking = kind == "student"
-    name = config.model.student if spiking else config.model.teacher
-    model = networks.build(name, spec, config, spiking=spiking)
-    context.runtime.place(model).train()
+    config, spec, runtime = context.config, context.dataset.spec, context.runtime
+    name = config.model.student if kind == "student" else config.model.teacher
+    model = networks.build(name, spec, config, spiking=kind == "student")
+    runtime.place(model).train()
 
     def step(images: int, precision: str) -> float:
         began = time.process_time()
-        _step(model, context, images, precision)
+        images_NCHW = runtime.images(torch.zeros(images, *spec.image_shape))
+        labels = torch.zeros(images, dtype=torch.int64, device=runtime.device)
+        with torch.autocast(runtime.device.type, torch.bfloat16, enabled=precision == BF16):
+            logits = model(images_NCHW, config.model.timesteps).float()
+        logits_NK = logits.mean(0) if model.spiking else logits
+        F.cross_entropy(logits_NK, labels).backward()  # type: ignore[no-untyped-call]
         return time.process_time() - began
 
-    images = _images_for(lambda number: step(number, FP32), config.training.batch_size)
-    step(images, FP32), step(images, BF16)
+    images = images_to_try(lambda number: step(number, FP32), config.training.batch_size)
+    step(images, FP32), step(images, BF16)  # the first of a size takes longer
     spent = [(step(images, FP32), step(images, BF16)) for _ in range(ROUNDS)]
     least_fp32, least_bf16 = (min(column) for column in zip(*spent, strict=True))
     return float(least_bf16 / least_fp32)
 
 
-def _images_for(seconds: Callable[[int], float], most: int) -> int:
+def images_to_try(seconds: Callable[[int], float], most: int) -> int:
     """Return how many images of a batch of `most` to try with: as many as TRY_SECONDS allow."""
     images, each = SMALLEST, TRY_SECONDS / (2 * (ROUNDS + 1))
     seconds(images)  # the first step of all takes longer than others
     while GROWTH * images <= most and GROWTH * seconds(images) <= each:
         images *= GROWTH
     return images
-
-
-def _step(model: Classifier, context: Context, images: int, precision: str) -> None:
-    shape, runtime = context.dataset.spec.image_shape, context.runtime
-    images_NCHW = runtime.images(torch.zeros(images, *shape))
-    labels = torch.zeros(images, dtype=torch.int64, device=runtime.device)
-    with torch.autocast(runtime.device.type, torch.bfloat16, enabled=precision == BF16):
-        logits = model(images_NCHW, context.config.model.timesteps).float()
-    logits_NK = logits.mean(0) if model.spiking else logits
-    F.cross_entropy(logits_NK, labels).backward()  # type: ignore[no-untyped-call]
 
 
 # Of the free memory; and what backward needs beside the kept tensors: the gradients of the layers
@@ -144,27 +167,27 @@ STATE = {"sgd": 2, "adamw": 3}
 
 
 def largest_batch(task: Task, context: Context) -> int:
-    """Return the largest power of two of images a process and part of a batch that fits, over all
-    of them.
+    """Return the largest batch that fits into memory, over all processes and parts of a batch.
 
-    At most the training images. Raises ConfigError where not even one image a process fits.
+    Each of these gets the same power of two of images; together they are at most the training
+    images. Raises ConfigError where not even one image a process fits.
     """
     runtime, training = context.runtime, context.config.training
     network = runtime.place(task.network)
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
-    free = free_bytes(runtime.device) / _processes_here(runtime.world, runtime.device)
-    free -= STATE[context.config.optimizer.name] * weights
-    one = TRANSIENT * bytes_an_image(task, context)
-    share = runtime.world * training.accumulate
-    fitting = -runtime.largest(-images_that_fit(free, one))
-    # every process, and every part of a batch, gets as many images as the others
-    size = share * power_of_two(min(fitting, len(context.dataset.train) // share))
-    if not size:
+    # a GPU each; a CPU machine's memory is shared
+    sharing = runtime.world if runtime.device.type == "cpu" else 1
+    free = free_bytes(runtime.device) / sharing - STATE[context.config.optimizer.name] * weights
+    fitting = max(int(SHARE * free / (TRANSIENT * bytes_an_image(task, context))), 0)
+    parts = runtime.world * training.accumulate
+    # the least of all processes: each must hold what the others do
+    count = min(-runtime.largest(-fitting), len(context.dataset.train) // parts)
+    if not count:
         raise ConfigError(
             f"not even one image fits into the memory of {runtime.device} ({free / 1e9:.1f} GB "
             "free); try performance.save_memory, or a smaller network"
         )
-    return size
+    return parts * (1 << (count.bit_length() - 1))
 
 
 def bytes_an_image(task: Task, context: Context) -> float:
@@ -184,16 +207,6 @@ def bytes_an_image(task: Task, context: Context) -> float:
     return kept + plain / 2
 
 
-def images_that_fit(free: float, one: float) -> int:
-    """Return how many images of `one` byte each fit into a share of `free` bytes."""
-    return max(int(SHARE * free / one), 0)
-
-
-def power_of_two(count: int) -> int:
-    """Return the largest power of two up to `count`; 0 for none."""
-    return 1 << (count.bit_length() - 1) if count > 0 else 0
-
-
 def kept_bytes(task: Task, context: Context, images: int) -> int:
     """Bytes that a training step on `images` keeps for backward; the network stays as it was."""
     runtime, spec = context.runtime, context.dataset.spec
@@ -204,7 +217,7 @@ def kept_bytes(task: Task, context: Context, images: int) -> int:
 
     def note(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
+        sizes[storage.data_ptr()] = storage.nbytes()  # views of one storage count once
 
     task.network.train()
     with keeping(context.config.performance, note), runtime.autocast():
@@ -215,56 +228,35 @@ def kept_bytes(task: Task, context: Context, images: int) -> int:
     return total
 
 
-def _processes_here(world: int, device: torch.device) -> int:
-    # a GPU each; a CPU machine's memory is shared
-    return world if device.type == "cpu" else 1
-
-
 def free_bytes(device: torch.device) -> int:
     """Free memory of a GPU; of a CPU what the machine, or the container's limit, leaves."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = int(psutil.virtual_memory().available)
-    limit, used = (
-        _number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current")
-    )
-    return free if limit is None or used is None else min(free, limit - used)
+    with suppress(OSError, ValueError):  # no cgroup of version 2, or "max"
+        group = Path("/sys/fs/cgroup")
+        used = int((group / "memory.current").read_text())
+        free = min(free, int((group / "memory.max").read_text()) - used)
+    return free
 
 
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # no cgroup of version 2, or "max"
-        return None
-
-
-# Below so many image passes of a run compiling costs more than it gives: about two epochs of
-# CIFAR. A choice, not a measurement.
-WORTH_COMPILING = 100_000
 OLDEST_GPU = (7, 0)  # Triton's
 
 
-def compile_networks(task: Task, config: Config, device: torch.device, images: int) -> None:
-    """torch.compile what `performance.compile` says; `images`: how many a training epoch has.
+def compile_networks(task: Task, config: Config, device: torch.device) -> None:
+    """torch.compile the networks where `performance.compile` says so.
 
-    "auto" compiles a teacher on a GPU that can, where the run is long enough: on a CPU the step is
-    at the cost of its convolutions already, which compiling leaves as they are. Raises ConfigError
-    for "on" where that can't be done.
+    Raises ConfigError where that can't be done.
     """
-    mode = config.performance.compile
-    passes = images * config.training.epochs
-    long = device.type == "cuda" and passes >= WORTH_COMPILING
-    if mode != "off" and (mode == "on" or long):
-        missing = what_compiling_lacks(device)
-        if missing and mode == "on":
-            raise ConfigError(
-                f"performance.compile = on needs {missing}; install it, or leave it at auto"
-            )
-        long = not missing
-    if task.teacher is not None and (mode == "on" or (mode == "auto" and long)):
+    if config.performance.compile == "off":
+        return
+    if missing := what_compiling_lacks(device):
+        raise ConfigError(
+            f"performance.compile = on needs {missing}; install it, or leave it at off"
+        )
+    if task.teacher is not None:
         task.teacher.compile()
-    if mode == "on":
-        task.network.compile()
+    task.network.compile()
 
 
 def what_compiling_lacks(device: torch.device) -> str:

@@ -1,8 +1,7 @@
-"""How far a training has come, and when to save it.
+"""What the training loop works with, and how far it has come.
 
-Sums over the images of one epoch, and how several processes share them.
-
-What the training loop works with, as one object.
+Sums over an epoch stay on the device until its end, one set a process: reading one would wait for
+the device at each step.
 """
 
 from __future__ import annotations
@@ -27,6 +26,25 @@ from tser_cli.losses.base import TrainingProgress
 from tser_cli.settings.config import CHECKPOINT_EVERY, Config
 
 Row = dict[str, Any]
+
+
+@dataclass
+class TrainingJob:
+    """Everything that the training loop works with.
+
+    `validate` returns the accuracy on held-out images; None where none are held out. `control`
+    holds the student to an energy budget, if there is one.
+    """
+
+    task: Task
+    loader: TrainLoader
+    config: Config
+    run: Run
+    runtime: Runtime
+    progress: Progress
+    stop: StopRequest
+    validate: Callable[[], float] | None = None
+    control: EnergyControl | None = None
 
 
 @dataclass
@@ -69,23 +87,16 @@ class EpochSums:
         With as many processes as saved them, each takes up its own: so no sum changes its order of
         additions. With another number, rank 0 takes up all of them.
         """
-        sums_of_all = [cls.restore(state, runtime.device) for state in states]
-        if len(sums_of_all) == runtime.world:
-            return sums_of_all[runtime.rank]
-        total = _together(sums_of_all)
-        return total if runtime.is_main else total.emptied()
-
-    def emptied(self) -> EpochSums:
-        """Return sums of the same names that have seen no image."""
-        return EpochSums(0, {name: torch.zeros_like(total) for name, total in self.sums.items()})
-
-
-def _together(sums_of_all: list[EpochSums]) -> EpochSums:
-    sums = {
-        name: torch.stack([sums.sums[name] for sums in sums_of_all]).sum(0)
-        for name in sums_of_all[0].sums
-    }
-    return EpochSums(sum(sums.images for sums in sums_of_all), sums)
+        parts = [cls.restore(state, runtime.device) for state in states]
+        if len(parts) == runtime.world:
+            return parts[runtime.rank]
+        total = {
+            name: torch.stack([part.sums[name] for part in parts]).sum(0) for name in parts[0].sums
+        }
+        if runtime.is_main:
+            return cls(sum(part.images for part in parts), total)
+        # the same names, so that all processes add up the same number of sums
+        return cls(0, {name: torch.zeros_like(value) for name, value in total.items()})
 
 
 @dataclass
@@ -101,7 +112,7 @@ class Position:
     best_state: dict[str, Tensor] | None = None
 
     def progress(self, steps_per_epoch: int, epochs: int) -> TrainingProgress:
-        """Return what methods are told of it."""
+        """Return what methods may know of it."""
         done = self.epoch * steps_per_epoch + self.step
         return TrainingProgress(self.epoch, done / (steps_per_epoch * epochs))
 
@@ -120,28 +131,9 @@ class CheckpointClock:
 
     def now(self, steps_done: int) -> bool:
         """Return whether a checkpoint is due after `steps_done` steps; if so, restart the clock."""
-        if self._by_time:
-            due = time.monotonic() - self._last >= self._seconds
-            if due:
-                self._last = time.monotonic()
-            return due
-        return steps_done % self._steps == 0
-
-
-@dataclass
-class TrainingJob:
-    """Everything that the training loop works with.
-
-    `validate` returns the accuracy on held-out images; None where none are held out. `control`
-    holds the student to an energy budget, if there is one.
-    """
-
-    task: Task
-    loader: TrainLoader
-    config: Config
-    run: Run
-    runtime: Runtime
-    progress: Progress
-    stop: StopRequest
-    validate: Callable[[], float] | None = None
-    control: EnergyControl | None = None
+        if not self._by_time:
+            return steps_done % self._steps == 0
+        due = time.monotonic() - self._last >= self._seconds
+        if due:
+            self._last = time.monotonic()
+        return due

@@ -1,4 +1,8 @@
-"""What is trained: a classifier (the teacher), or a student that learns from one."""
+"""What is trained: a classifier (the teacher), or a student that learns from one.
+
+A `Task` turns a batch of images into the named terms of its loss; the loop (`loop.fit`) does the
+rest. Time is never averaged before the loss: that is what the methods are about.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +15,13 @@ from torch import Tensor, nn
 
 from tser_cli.base.errors import ConfigError
 from tser_cli.energy.counter import EnergyMeter
+from tser_cli.energy.joules import priced
 from tser_cli.engine.runs.networks import freeze
 from tser_cli.engine.training.budget import EnergyBudget, settle_budget
-from tser_cli.losses.base import (
-    Features,
-    Method,
-    Outputs,
-    Terms,
-    TrainingProgress,
-    charge_firing,
-    check_terms,
-    load_adapters,
-    load_method,
-    reward_entropy,
-)
-from tser_cli.models.base import (
-    Classifier,
-    FeatureTap,
-    firing_rates,
-    neuron_names,
-    over_time,
-    stage_shapes,
-)
+from tser_cli.losses import base as losses
+from tser_cli.losses.base import Features, Method, Outputs, Terms, TrainingProgress
+from tser_cli.models import base as models
+from tser_cli.models.base import Classifier, FeatureTap
 from tser_cli.models.savings import folded, use_products
 from tser_cli.settings import registry
 from tser_cli.settings.config import Config, MethodSettings
@@ -41,7 +30,6 @@ from tser_cli.settings.plugins import last_line
 NOT_BEGUN = TrainingProgress()
 Stages = tuple[Tensor, ...]
 Rates = tuple[Tensor, Tensor]
-Trained = tuple[Tensor, Stages, Rates | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -51,40 +39,6 @@ class StepResult:
     terms: Terms
     correct: Tensor
     logits_TNK: Tensor
-
-
-class Trainee(nn.Module):
-    """A network in training with the adapters of its method, if any: what the processes share.
-
-    images [N, C, H, W], T -> logits as the network gives them, the adapted features of each stage,
-    averaged over time, the firing rates of the neurons, where the method reads them, and
-    the accumulates of an image, where there is an energy budget.
-    """
-
-    def __init__(
-        self,
-        model: Classifier,
-        adapters: nn.Module | None = None,
-        tap: FeatureTap | None = None,
-        neurons: FeatureTap | None = None,
-        meter: EnergyMeter | None = None,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.adapters = adapters
-        self._tap = tap
-        self._neurons = neurons
-        self._meter = meter
-
-    def forward(self, images_NCHW: Tensor, timesteps: int) -> Trained:
-        with self._meter or nullcontext():
-            logits = self.model(images_NCHW, timesteps)
-        rates = None if self._neurons is None else firing_rates(self._neurons.take())
-        accumulates = None if self._meter is None else self._meter.take() / len(images_NCHW)
-        if self.adapters is None or self._tap is None:
-            return logits, (), rates, accumulates
-        averaged = tuple(over_time(features, timesteps) for features in self._tap.take())
-        return logits, self.adapters(averaged), rates, accumulates
 
 
 @dataclass
@@ -105,6 +59,45 @@ class Task:
     teacher_logits_MK: Tensor | None = None
     budget: EnergyBudget | None = None
 
+    def step(
+        self,
+        images_NCHW: Tensor,
+        labels_N: Tensor,
+        indices_N: Tensor | None = None,
+        progress: TrainingProgress = NOT_BEGUN,
+        multiplier: float = 0.0,
+    ) -> StepResult:
+        """Forward pass and loss of a batch.
+
+        `indices_N`: the images' places in the training data, for `teacher_logits_MK`. `progress`:
+        how far the training has come, for methods that depend on it. `multiplier`: what energy /
+        budget weighs in the loss; 0 leaves loss and gradients as they are without a budget.
+        """
+        logits, student, rates, accumulates = self.network(images_NCHW, self.timesteps)
+        # losses in float32, whatever the network was computed in
+        logits_TNK = logits.float() if self.model.spiking else logits.float().unsqueeze(0)
+        teacher_NK = self._teacher_logits(images_NCHW, indices_N)
+        features = None
+        if self.teacher_tap is not None:
+            features = Features(_full(student), _full(self.teacher_tap.take()))
+        outputs = Outputs(logits_TNK, labels_N, teacher_NK, features, progress, *(rates or ()))
+        terms = self.method(outputs, self.settings)
+        terms = losses.reward_entropy(terms, outputs, self.settings)
+        terms = losses.charge_firing(terms, outputs, self.settings)
+        if self.budget is not None and accumulates is not None:
+            energy_pj = priced(self.budget.macs, accumulates, self.budget.profile)
+            terms = {**terms, "energy_pj": energy_pj}
+            if multiplier:
+                pressure = multiplier / self.budget.pj * energy_pj
+                terms["loss"] = terms["loss"] + pressure.to(terms["loss"].dtype)
+        correct = (logits_TNK.detach().mean(0).argmax(-1) == labels_N).sum()
+        return StepResult(terms, correct, logits_TNK)
+
+    def _teacher_logits(self, images_NCHW: Tensor, indices_N: Tensor | None) -> Tensor | None:
+        if self.teacher_logits_MK is not None and indices_N is not None:
+            return self.teacher_logits_MK[indices_N.to(self.teacher_logits_MK.device)]
+        return None if self.teacher is None else teach(self.teacher, images_NCHW)
+
     def trainable(self) -> list[nn.Module]:
         """Return the modules whose parameters the optimizer moves."""
         return [self.model] + ([] if self.adapters is None else [self.adapters])
@@ -115,58 +108,53 @@ class Task:
         if self.adapters is not None:
             yield from self.adapters.named_parameters(prefix="adapters")
 
-    def step(
-        self,
-        images_NCHW: Tensor,
-        labels_N: Tensor,
-        indices_N: Tensor | None = None,
-        progress: TrainingProgress = NOT_BEGUN,
-        multiplier: float = 0.0,
-    ) -> StepResult:
-        """Forward pass and loss of a batch. Time is never averaged before the loss.
-
-        `indices_N`: the images' places in the training data, for `teacher_logits_MK`. `progress`:
-        how far the training has come, for methods that depend on it. `multiplier`: what energy /
-        budget weighs in the loss; 0 leaves loss and gradients as they are without a budget.
-        """
-        logits, student, rates, accumulates = self.network(images_NCHW, self.timesteps)
-        logits = logits.float()
-        logits_TNK = logits if self.model.spiking else logits.unsqueeze(0)
-        teacher_NK = self._teacher_logits(images_NCHW, indices_N)
-        features = None
-        if self.teacher_tap is not None:
-            features = Features(_full(student), _full(self.teacher_tap.take()))
-        outputs = Outputs(logits_TNK, labels_N, teacher_NK, features, progress, *(rates or ()))
-        terms = reward_entropy(self.method(outputs, self.settings), outputs, self.settings)
-        terms = charge_firing(terms, outputs, self.settings)
-        if self.budget is not None and accumulates is not None:
-            terms = charge(terms, self.budget.energy(accumulates), multiplier / self.budget.pj)
-        correct = (logits_TNK.detach().mean(0).argmax(-1) == labels_N).sum()
-        return StepResult(terms, correct, logits_TNK)
-
-    def _teacher_logits(self, images_NCHW: Tensor, indices_N: Tensor | None) -> Tensor | None:
-        if self.teacher_logits_MK is not None and indices_N is not None:
-            return self.teacher_logits_MK[indices_N.to(self.teacher_logits_MK.device)]
-        return None if self.teacher is None else teach(self.teacher, images_NCHW)
-
-
-def charge(found: Terms, energy_pj: Tensor, weight: float) -> Terms:
-    """`found` with weight x energy added to the loss."""
-    found = {**found, "energy_pj": energy_pj}
-    if weight:
-        found["loss"] = found["loss"] + (weight * energy_pj).to(found["loss"].dtype)
-    return found
-
-
-def _full(features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    # sums of squares over a map leave the range of half precision
-    return tuple(stage.float() for stage in features)
-
 
 @torch.no_grad()
 def teach(teacher: Classifier, images_NCHW: Tensor) -> Tensor:
     """Return the teacher's logits in single precision: [N, C, H, W] -> [N, K]."""
     return teacher(images_NCHW).float()  # type: ignore[no-any-return]
+
+
+def _full(features: Stages) -> Stages:
+    # sums of squares over a map leave the range of half precision
+    return tuple(stage.float() for stage in features)
+
+
+class Trainee(nn.Module):
+    """A network in training with the adapters of its method, if any: what the processes share.
+
+    DDP sees only what passes through the forward of the module that it wraps. So whatever takes
+    part in the gradient is computed here: images [N, C, H, W], T -> logits as the network gives
+    them, the adapted features of each stage, averaged over time, the firing rates of the neurons,
+    where the method reads them, and the accumulates of an image, where there is an energy budget.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        adapters: nn.Module | None = None,
+        tap: FeatureTap | None = None,
+        neurons: FeatureTap | None = None,
+        meter: EnergyMeter | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.adapters = adapters
+        self._tap = tap
+        self._neurons = neurons
+        self._meter = meter
+
+    def forward(
+        self, images_NCHW: Tensor, timesteps: int
+    ) -> tuple[Tensor, Stages, Rates | None, Tensor | None]:
+        with self._meter or nullcontext():
+            logits = self.model(images_NCHW, timesteps)
+        rates = None if self._neurons is None else models.firing_rates(self._neurons.take())
+        accumulates = None if self._meter is None else self._meter.take() / len(images_NCHW)
+        if self.adapters is None or self._tap is None:
+            return logits, (), rates, accumulates
+        averaged = tuple(models.over_time(stage, timesteps) for stage in self._tap.take())
+        return logits, self.adapters(averaged), rates, accumulates
 
 
 def prepared(network: Trainee, config: Config) -> Trainee:
@@ -181,7 +169,7 @@ def classification(model: Classifier, config: Config) -> Task:
     network = prepared(Trainee(model), config)
     smoothing = getattr(config.method, "label_smoothing", 0.0)
     settings = registry.METHODS["ce"].settings.model_validate({"label_smoothing": smoothing})
-    return Task(model, network, load_method("ce"), settings, 1)
+    return Task(model, network, losses.load_method("ce"), settings, 1)
 
 
 def distillation(
@@ -202,14 +190,15 @@ def distillation(
     task = Task(
         student,
         Trainee(student),
-        load_method(name),
+        losses.load_method(name),
         config.method,
         config.model.timesteps,
         freeze(teacher) if teacher is not None and needs_teacher else None,
     )
-    make_adapters, tap, neurons = load_adapters(name), None, None
+    tap = neurons = meter = None
     if config.method.reads_firing_rates or config.method.rate_weight:
-        neurons = FeatureTap(student, neuron_names(student))
+        neurons = FeatureTap(student, models.neuron_names(student))
+    make_adapters = losses.load_adapters(name)
     if make_adapters is not None and task.teacher is not None:
         for role, network in (("student", student), ("teacher", task.teacher)):
             if not network.stage_names():
@@ -219,10 +208,9 @@ def distillation(
                 )
         tap, task.teacher_tap = FeatureTap(student), FeatureTap(task.teacher)
         task.adapters = make_adapters(
-            stage_shapes(student, tap, image_shape),
-            stage_shapes(task.teacher, task.teacher_tap, image_shape),
+            models.stage_shapes(student, tap, image_shape),
+            models.stage_shapes(task.teacher, task.teacher_tap, image_shape),
         )
-    meter = None
     if config.has_energy_budget:
         task.budget = settle_budget(config, student, image_shape)
         meter = EnergyMeter(student, student.input_kinds() or {})
@@ -236,7 +224,7 @@ def check_method(task: Task, image_shape: tuple[int, int, int]) -> None:
     """Raise ConfigError where the method of a plug-in fails on two images, before any training."""
     name, training = task.settings.name, task.network.training
     device = next(task.network.parameters()).device
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # what follows draws the same numbers as without
         images = torch.zeros(2, *image_shape, device=device)
         logits_TNK, student, rates, _ = task.network.eval()(images, task.timesteps)
         task.network.train(training)
@@ -249,4 +237,4 @@ def check_method(task: Task, image_shape: tuple[int, int, int]) -> None:
             found = task.method(tried, task.settings)
         except Exception as error:
             raise ConfigError(f"method {name} fails on two images: {last_line(error)}") from error
-    check_terms(name, found)
+    losses.check_terms(name, found)
