@@ -46,12 +46,12 @@ PRECISION: Precision = "fp32"  # the default of a training
 CHECKPOINT_EVERY = re.compile(r"([0-9]{1,9})(min|epochs?|steps?)")
 
 
-def _known(kind: str, table: dict[str, Any]) -> AfterValidator:
-    """Let a field hold the names in `table`: those of plug-ins too, which come later."""
+def _known(kind: str) -> AfterValidator:
+    """Let a field hold the names that are registered: those of plug-ins too, which come later."""
 
     def check(name: str) -> str:
-        if name not in table:
-            raise ValueError(unknown(kind, name, table))
+        if name not in registry.TABLES[kind]:
+            raise ValueError(unknown(kind, name, registry.TABLES[kind]))
         return name
 
     return AfterValidator(check)
@@ -66,7 +66,7 @@ class DataConfig(Section):
     `imagefolder`. `test_fraction` is split off where a folder has no train/ and val/.
     """
 
-    name: Annotated[str, _known("data set", registry.DATASETS), TEACHER_S] = "digits"
+    name: Annotated[str, _known("data set"), TEACHER_S] = "digits"
     dir: Annotated[str, HOW] = ""
     validation_fraction: Annotated[Fraction, TEACHER_S] = 0.0
     test_fraction: Annotated[Fraction, TEACHER_S] = 0.2
@@ -126,7 +126,7 @@ class ModelConfig(Section):
     teacher_mean: tuple[Real, ...] = ()
     teacher_std: tuple[Positive, ...] = ()
     teacher_recipe: str = ""
-    student: Annotated[str, _known("model", registry.MODELS)] = "resnet18"
+    student: Annotated[str, _known("model")] = "resnet18"
     timesteps: Annotated[int, Field(ge=1, le=1024)] = 2
     stem: Annotated[Literal["auto", "small", "medium", "large"], TEACHER_S] = "auto"
     weight_bits: Literal[4, 8, 32] = 32
@@ -174,7 +174,7 @@ class MethodSettings(Section):
     separated: ClassVar[bool] = True
     reads_firing_rates: ClassVar[bool] = False
 
-    name: Annotated[str, _known("method", registry.METHODS)] = ""
+    name: Annotated[str, _known("method")] = ""
     entropy_weight: Real = 0.0
     rate_weight: NonNegative = 0.0
 
