@@ -8,18 +8,16 @@ What the page says of an option is said in its help alone: change it there.
 
 from __future__ import annotations
 
-import inspect
 import sys
-import types
 from collections.abc import Iterator, Sequence
-from inspect import Parameter
+from dataclasses import MISSING
+from inspect import cleandoc
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
 
-from typer.models import ArgumentInfo
-
-from tser_cli.cli.app import COMMANDS, EXAMPLES
-from tser_cli.cli.grouped import grouped
+from tser_cli.cli.app import EXAMPLES
+from tser_cli.cli.options import offered
+from tser_cli.cli.verbs import VERBS, Verb
+from tser_cli.settings.options import Stated
 
 PAGE = Path(__file__).resolve().parent / "command-line.md"
 HEAD = """# The command line
@@ -36,88 +34,60 @@ run that finished last. The exit codes are in
 the names of runs. `NO_COLOR=1` leaves the colours out.
 
 """
-WORDS = {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH"}
+WORDS = (("int", "INTEGER"), ("float", "NUMBER"), ("Path", "PATH"), ("str", "TEXT"))
 OTHERS = "Options"
 
 
 def page() -> str:
     """Return the whole page, in Markdown."""
-    return HEAD + overview() + "".join(section(*entry) for entry in COMMANDS)
+    shown = [verb for verb in VERBS if not verb.hidden]
+    return HEAD + overview(shown) + "".join(map(section, shown))
 
 
-def overview() -> str:
+def overview(verbs: Sequence[Verb]) -> str:
     """Return the commands, by panel."""
     lines = ["| | command | what it does |", "| --- | --- | --- |"]
-    panels: list[str] = []
-    for name, function, panel, _ in COMMANDS:
-        shown = "" if panel in panels else panel
-        panels.append(panel)
-        lines.append(f"| {shown} | [`{name}`](#tser-{name}) | {summary(function)} |")
+    panel = ""
+    for verb in verbs:
+        summary = paragraphs(verb)[0]
+        title = "" if verb.panel == panel else verb.panel
+        lines.append(f"| {title} | [`{verb.name}`](#tser-{verb.name}) | {summary} |")
+        panel = verb.panel
     return "\n".join([*lines, "", "For a start:", "", *_indented(EXAMPLES), ""])
 
 
-def summary(function: Any) -> str:
-    """Return the first sentence of a command's help."""
-    return " ".join(str(inspect.getdoc(function)).split("\n\n")[0].split())
+def paragraphs(verb: Verb) -> list[str]:
+    """Return the help of a command, a line a paragraph."""
+    return [" ".join(part.split()) for part in cleandoc(str(verb.request.__doc__)).split("\n\n")]
 
 
-def section(name: str, function: Any, panel: str, examples: Sequence[str]) -> str:
+def section(verb: Verb) -> str:
     """Return what the page says of one command."""
-    text = "\n\n".join(
-        " ".join(part.split()) for part in str(inspect.getdoc(function)).split("\n\n")
-    )
-    lines = [f"\n## tser {name}\n", text, "", *_indented(examples), ""]
-    parameters = list(inspect.signature(grouped(function)).parameters.values())
+    text = "\n\n".join(paragraphs(verb))
+    lines = [f"\n## tser {verb.name}\n", text, "", *_indented(verb.examples), ""]
     panels: dict[str, list[str]] = {}
-    for parameter in parameters:
-        stated = parameter.annotation.__metadata__[0]
-        if isinstance(stated, ArgumentInfo):
-            panels.setdefault("Arguments", []).append(argument(parameter, stated))
-        else:
-            panels.setdefault(stated.rich_help_panel or OTHERS, []).append(
-                option(parameter, stated)
-            )
+    for one in offered(verb.request, verb.document is not None):
+        title = (one.option.panel or OTHERS) if one.option.flags else "Arguments"
+        panels.setdefault(title, []).append(row(one))
     for title, rows in panels.items():
         lines += [f"| {title} | | default |", "| --- | --- | --- |", *rows, ""]
     return "\n".join(lines)
 
 
-def argument(parameter: Parameter, stated: Any) -> str:
-    """Return the row of an argument."""
-    word = stated.metavar or parameter.name.upper()
-    optional = "" if parameter.default is Parameter.empty else " (may be left out)"
-    return row(f"`{word}`{optional}", stated, parameter.default)
-
-
-def option(parameter: Parameter, stated: Any) -> str:
-    """Return the row of an option."""
-    # typer keeps the first name of an Annotated option where defaults would be
-    names = [name for name in (stated.default, *(stated.param_decls or ())) if name is not ...]
-    word = stated.metavar or word_of(parameter.annotation)
-    shown = ", ".join(f"`{name}`" for name in sorted(names, key=len, reverse=True))
-    return row(f"{shown} {word}".strip(), stated, parameter.default)
-
-
-def word_of(annotation: Any) -> str:
-    """Return what stands for the value of an option: INTEGER; "" for a flag."""
-    hint = get_args(annotation)[0]
-    if get_origin(hint) in (Union, types.UnionType):
-        (hint,) = (one for one in get_args(hint) if one is not type(None))
-    hint = get_args(hint)[0] if get_origin(hint) is list else hint
-    return WORDS.get(hint, "")
-
-
-def row(name: str, stated: Any, default: Any) -> str:
-    """Return a row: the name, the help, the default."""
-    shown = stated.show_default
-    if isinstance(shown, str):
-        told = shown
-    elif shown is False or default in (None, Parameter.empty, False, ""):
-        told = ""
+def row(one: Stated) -> str:
+    """Return the row of an option or argument: its name, its help, its default."""
+    option, default = one.option, one.default
+    if option.flags:
+        words = [word for kind, word in WORDS if kind in str(one.hint)]
+        flags = sorted(option.flags.split(), key=len, reverse=True)
+        word = option.metavar or (words[0] if words else "")
+        name = f"{', '.join(f'`{flag}`' for flag in flags)} {word}".strip()
     else:
-        told = f"`{default}`"
-    variable = f" Variable: `{stated.envvar}`." if stated.envvar else ""
-    cells = (name, f"{stated.help}{variable}", told)
+        optional = "" if default is MISSING else " (may be left out)"
+        name = f"`{option.metavar or one.name.upper()}`{optional}"
+    stated = f"`{default}`" if default is not MISSING and default else ""
+    variable = f" Variable: `{option.variable}`." if option.variable else ""
+    cells = (name, f"{option.help}{variable}", option.shown or stated)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 

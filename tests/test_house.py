@@ -133,8 +133,8 @@ STILL_IMPORT_WINGS = (
 )
 STILL_TOO_LONG = {"energy/any_network/watch.py"}
 STILL_TWICE = {
-    *("Batch", "Trace", "Compared", "Duel", "Layer", "Entry", "Record"),
-    *("Cell", "Comparison", "Check", "Measured", "Predictions"),
+    *("Batch", "Trace", "Compared", "Duel", "Layer", "Entry"),
+    *("Cell", "Comparison", "Measured", "Predictions"),
 }
 
 

@@ -12,8 +12,10 @@ import pytest
 
 from tser_cli.base.errors import ConfigError, RunError
 from tser_cli.base.files import sha256
-from tser_cli.cli import completion, layers
+from tser_cli.cli import commands
+from tser_cli.cli.options import names_in
 from tser_cli.settings import config, plugins, recipe, registry
+from tser_cli.settings.options import TrainingRequest
 
 METHOD = """
 from tser_cli.settings.fields import NonNegative
@@ -248,14 +250,14 @@ def test_names_come_from_the_variable_and_the_flags(monkeypatch: pytest.MonkeyPa
 def test_a_recipe_names_its_plug_ins(write: Callable[..., Path]) -> None:
     file = write()
     write('plugins = ["example_plugin"]\n[method]\nname = "mine"\n', "mine.toml")
-    made = layers.training_config("student", {}, "mine.toml", None)
+    made = commands.training_config("student", TrainingRequest(recipe="mine.toml"))
     assert (made.method.name, made.plugins) == ("mine", (str(file),))
     # what was written is read back, and a flag may say that the file is elsewhere now
     moved = write(METHOD, "moved/example_plugin.py")
     plugins._loaded.clear()
     del registry.METHODS["mine"], sys.modules["example_plugin"]
     plugins.load([str(moved)])
-    again = layers.training_config("student", {}, "mine.toml", None)
+    again = commands.training_config("student", TrainingRequest(recipe="mine.toml"))
     assert again.plugins == (str(moved),)
 
 
@@ -274,7 +276,7 @@ def test_an_installed_package_is_not_imported_before_it_is_used(
     plugins.add_entry_points()
     plugins.add_entry_points()
     assert {"method theirs", "model net", "data set pictures"} <= set(registry.names())
-    complete = completion.names_in(registry.METHODS)
+    complete = names_in(registry.METHODS)
     assert complete(type("Context", (), {"params": {}})(), "th") == ["theirs"]
     points.append(metadata.EntryPoint("kd", "example_installed", "tser.methods"))
     with pytest.raises(ConfigError, match="package example_installed: it registers the method"):

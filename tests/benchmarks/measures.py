@@ -20,8 +20,8 @@ from tests.benchmarks.side_by_side import rates
 from tests.benchmarks.starting import EMPTY_APP, first_step_over_torch, help_over, main_job
 from tests.benchmarks.subjects import CLASSES, PLAIN, SIDE, SPEC, Size, floor_step, training_step
 from tests.benchmarks.timing import Ratio, alternate, ratio, seconds
+from tser_cli.cli.app import wait_briefly
 from tser_cli.cli.progress import make_progress
-from tser_cli.cli.surroundings import wait_briefly
 from tser_cli.data.base import TensorSource
 from tser_cli.data.transforms import training_pipeline
 from tser_cli.engine.runs.runtime import make_runtime

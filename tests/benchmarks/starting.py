@@ -8,7 +8,7 @@ from tests.benchmarks.timing import Ratio, alternate, command, ratio, seconds
 
 FIRST_STEP = """
 import os, sys
-from tser_cli.cli.surroundings import wait_briefly
+from tser_cli.cli.app import wait_briefly
 wait_briefly(os.environ)
 import tser_cli.cli.app as app
 import tser_cli.engine.training.loop as train

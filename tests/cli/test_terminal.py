@@ -15,7 +15,7 @@ import pytest
 from rich.table import Table
 
 from tser_cli.base.errors import OutputError
-from tser_cli.cli import app, present, terminal
+from tser_cli.cli import app, show, terminal
 from tser_cli.cli.progress import Lines, make_progress
 from tser_cli.cli.terminal import Terminal
 
@@ -27,9 +27,9 @@ def test_every_text_is_shown_as_it_stands(capsys: pytest.CaptureFixture[str], na
     table = Table(title=f"{name}: accuracy", caption=name)
     table.add_column(name, no_wrap=True)
     table.add_row(name)
-    present.output().print(table)
-    present.output().print(f"run folder: {name}", soft_wrap=True)
-    Lines(present.messages()).say(name)
+    terminal.output().print(table)
+    terminal.output().print(f"run folder: {name}", soft_wrap=True)
+    Lines(terminal.messages()).say(name)
     terminal.tell(name)
     out, err = capsys.readouterr()
     shown = name.encode("unicode_escape").decode() if not name.isprintable() else name
@@ -46,7 +46,7 @@ def test_narrow_terminals_still_show_the_table(
     for name in ("at t", "cumulative", "confidence"):
         table.add_column(name, no_wrap=True)
     table.add_row("99.17 %", "98.33 %", "0.913")
-    present.output().print(table)
+    terminal.output().print(table)
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("cumulative", "99.17 %", "98.33 %", "0.913"))
 
@@ -85,20 +85,20 @@ def replaced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_messages_that_nobody_reads_are_dropped(replaced: Any, number: int) -> None:
     replaced(io.StringIO(), broken(number))
     with terminal.guarded():
-        Lines(present.messages()).say("an epoch")
+        Lines(terminal.messages()).say("an epoch")
         terminal.tell("a message")
 
 
 def test_results_that_nobody_reads_are_dropped(replaced: Any) -> None:
     replaced(broken(32), io.StringIO())
     with terminal.guarded():
-        present.output().print("accuracy")
+        terminal.output().print("accuracy")
 
 
 def test_results_that_can_t_be_written_are_an_error(replaced: Any) -> None:
     replaced(broken(28), io.StringIO())
     with terminal.guarded(), pytest.raises(OutputError, match="No space left") as told:
-        present.output().print("accuracy")
+        terminal.output().print("accuracy")
     assert told.value.exit_code == 1
 
 
@@ -107,7 +107,7 @@ def test_characters_that_the_encoding_lacks_are_replaced(replaced: Any, encoding
     raw = io.BytesIO()
     replaced(io.TextIOWrapper(raw, encoding=encoding), io.StringIO())
     with terminal.guarded():
-        present.output().print("accuracy █ 日本")
+        terminal.output().print("accuracy █ 日本")
         sys.stdout.flush()
     assert raw.getvalue().decode(encoding) == "accuracy ? ??\n"
 
@@ -141,8 +141,8 @@ def test_ctrl_c_before_training_is_one_line(
 ) -> None:
     # whoever started the tests in the background may have had it ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(sys, "argv", ["tser", "methods"])
-    monkeypatch.setattr(present, "show_methods", lambda methods: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(sys, "argv", ["tser", "list", "methods"])
+    monkeypatch.setattr(show, "show_list", lambda *given: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit) as stop:
         app.main()
     assert stop.value.code == 130

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from tser_cli.base.errors import ConfigError
 from tser_cli.cli import app
-from tser_cli.cli.layers import training_config
+from tser_cli.cli.commands import training_config
 from tser_cli.engine.commands import dry_run, train
 from tser_cli.engine.runs.opened import Options
 from tser_cli.settings import config as settings
 from tser_cli.settings.config import Config
+from tser_cli.settings.options import TrainingRequest
 from tser_cli.settings.registry import METHODS
 
 # For runs that are really begun: small enough for memory and patience.
@@ -78,8 +79,9 @@ CONTENT = st.one_of(
 
 @given(st.sampled_from(["teacher", "student"]), ASSIGNMENTS)
 def test_any_assignments(kind: str, assignments: list[str]) -> None:
+    request = TrainingRequest(assignments=tuple(assignments))
     try:
-        assert isinstance(training_config(kind, {}, None, assignments), Config)
+        assert isinstance(training_config(kind, request), Config)
     except ConfigError as error:
         assert str(error)
 
@@ -89,7 +91,7 @@ def test_any_recipe(tmp_path_factory: pytest.TempPathFactory, content: bytes) ->
     path = tmp_path_factory.getbasetemp() / "fuzz.toml"
     path.write_bytes(content)
     try:
-        assert isinstance(training_config("student", {}, str(path), []), Config)
+        assert isinstance(training_config("student", TrainingRequest(recipe=str(path))), Config)
     except ConfigError as error:
         assert str(error)
 

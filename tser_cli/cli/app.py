@@ -1,57 +1,44 @@
-"""The `tser` command: its subcommands, and what happens to errors."""
+"""The `tser` command: its subcommands, what it is started with, and what happens to errors."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import fields, replace
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from tser_cli.base.errors import Interrupted, TserError
+from tser_cli.base.errors import ConfigError, Interrupted, TserError
 from tser_cli.base.version import __version__
-from tser_cli.cli import (
-    ablate,
-    audit,
-    compare,
-    distill,
-    doctor,
-    energy,
-    evaluate,
-    export,
-    listing,
-    predict,
-    quantize,
-    report,
-    runs,
-    train_teacher,
-    verbosity,
-)
-from tser_cli.cli.grouped import grouped
-from tser_cli.cli.help_text import with_examples
-from tser_cli.cli.surroundings import (
-    check_arguments,
-    check_environment,
-    forget_odd_width,
-    wait_briefly,
-)
-from tser_cli.cli.terminal import guarded, tell
+from tser_cli.cli import terminal
+from tser_cli.cli.options import is_there, offered, spread, with_examples
+from tser_cli.cli.verbs import VERBS, Verb, load
+from tser_cli.settings.options import options_of
 
-TRAIN, MEASURE, USE, ABOUT = "Train", "Measure", "Use", "About"
 EXAMPLES = (
     "tser distill --teacher resnet34 --student resnet18 -T 2",
     "tser evaluate --per-timestep",
     "tser energy report.csv",
 )
-
+LONGEST = 2**13  # characters of an argument
+# What torchrun gives each process. https://docs.pytorch.org/docs/stable/elastic/run.html
+RANKS = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+# How long an idle thread of OpenMP keeps its core while it waits for the others. By default GNU's
+# runtime turns 300,000 times (some milliseconds) and Intel's waits 200 ms: on cores that other work
+# wants too each part of a computation then takes as long. See docs/performance.md for the figures.
+# https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html
+SPINS, BLOCK_MS = "1000", "1"
+SET_BY = "torchrun sets it for each process of a run; unset it, or start with torchrun"
 
 app = typer.Typer(
     name="tser",
@@ -80,67 +67,75 @@ def root(
     """Distil a trained ANN into a spiking network (SNN) and measure what came out."""
 
 
-# name, function, panel of tser --help, examples
-COMMANDS: tuple[tuple[str, Callable[..., None], str, Sequence[str]], ...] = (
-    ("distill", distill.distill, TRAIN, distill.EXAMPLES),
-    ("train-teacher", train_teacher.train_teacher, TRAIN, train_teacher.EXAMPLES),
-    ("ablate", ablate.ablate, TRAIN, ablate.EXAMPLES),
-    ("evaluate", evaluate.evaluate, MEASURE, evaluate.EXAMPLES),
-    ("energy", energy.energy, MEASURE, energy.EXAMPLES),
-    ("audit", audit.audit, MEASURE, audit.EXAMPLES),
-    ("compare", compare.compare, MEASURE, compare.EXAMPLES),
-    ("report", report.report, MEASURE, report.EXAMPLES),
-    ("predict", predict.predict, USE, predict.EXAMPLES),
-    ("quantize", quantize.quantize, USE, quantize.EXAMPLES),
-    ("export", export.export, USE, export.EXAMPLES),
-    ("runs", runs.runs, ABOUT, runs.EXAMPLES),
-    ("list", listing.listing, ABOUT, listing.EXAMPLES),
-    ("doctor", doctor.doctor, ABOUT, doctor.EXAMPLES),
-    ("methods", listing.methods, ABOUT, listing.METHODS_EXAMPLES),
-)
-for name, function, panel, lines in COMMANDS:
-    shown = with_examples(TyperCommand, lines)
-    app.command(name, cls=shown, rich_help_panel=panel)(grouped(function))
+def call(verb: Verb, request: Any, as_json: bool) -> None:
+    """Run a command with its request, and show the result."""
+    if any(field.name == "progress" for field in fields(request)):
+        request = replace(request, progress=terminal.progress())
+    result = load(verb.run)(request)
+    if result is None:
+        return
+    if as_json and verb.document is not None:
+        load("cli.show:show_json")(verb.document(result))
+    else:
+        load(verb.show)(result, request)
+    code = verb.code(result)
+    if code:
+        raise typer.Exit(code)
+
+
+def add(verb: Verb) -> None:
+    """Offer a command, with the examples of what it takes."""
+    json = verb.document is not None
+    function = spread(verb.request, lambda request, as_json: call(verb, request, as_json), json)
+    taken = {flag for one in offered(verb.request, json) for flag in one.option.flags.split()}
+    gone = {flag for one in options_of(verb.request) for flag in one.option.flags.split()} - taken
+    examples = [line for line in verb.examples if not gone & set(line.split())]
+    shown = with_examples(TyperCommand, examples)
+    app.command(verb.name, cls=shown, rich_help_panel=verb.panel, hidden=verb.hidden)(function)
+
+
+for _verb in VERBS:
+    if is_there(*_verb.needs):
+        add(_verb)
 
 
 def main() -> None:
     """Run the command line; one clear message and an exit code for every foreseen error."""
-    with guarded(), _warnings_told(), _one_line_for_ctrl_c():
+    with terminal.guarded(), _warnings_shown(), _one_line_for_ctrl_c():
         try:
-            forget_odd_width(os.environ)
-            wait_briefly(os.environ)
+            prepare_environment(os.environ)
             check_environment(os.environ)
             check_arguments(sys.argv)
             app()
         except TserError as error:
-            if verbosity.is_verbose():
-                tell(traceback.format_exc())
-            tell(f"error: {error}")
+            if terminal.is_verbose():
+                terminal.tell(traceback.format_exc())
+            terminal.tell(f"error: {error}")
             sys.exit(error.exit_code)
         except Interrupted as stop:
-            tell(f"{stop}; the state is saved. Repeat the command and it goes on")
+            terminal.tell(f"{stop}; the state is saved. Repeat the command to resume it")
             sys.exit(stop.exit_code)
         except KeyboardInterrupt:
-            tell("interrupted")
+            terminal.tell("interrupted")
             sys.exit(130)
 
 
-class _Told(logging.Handler):
+class _Shown(logging.Handler):
     """Write the package's warnings, and with --verbose more, as tser's other messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
         warns = record.levelno >= logging.WARNING
-        tell(f"{'warning: ' if warns else ''}{record.getMessage()}")
+        terminal.tell(f"{'warning: ' if warns else ''}{record.getMessage()}")
 
 
 @contextmanager
-def _warnings_told() -> Iterator[None]:
-    log, handler = logging.getLogger("tser_cli"), _Told()
-    log.addHandler(handler)
+def _warnings_shown() -> Iterator[None]:
+    handler = _Shown()
+    terminal.LOG.addHandler(handler)
     try:
         yield
     finally:
-        log.removeHandler(handler)
+        terminal.LOG.removeHandler(handler)
 
 
 @contextmanager
@@ -160,5 +155,58 @@ def _one_line_for_ctrl_c() -> Iterator[None]:
 
 def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
     with suppress(OSError, RuntimeError):  # it may have come in the middle of another message
-        tell("interrupted")
+        terminal.tell("interrupted")
     raise SystemExit(128 + number)
+
+
+def prepare_environment(environment: MutableMapping[str, str]) -> None:
+    """Drop variables that would only disturb, and let threads that wait leave their core soon.
+
+    It must be done before torch or matplotlib is imported.
+    """
+    # a width that no text fits, or that is none: the terminal itself is asked then
+    columns = environment.get("COLUMNS", "")
+    fits = re.fullmatch("[0-9]{2,4}", columns) and int(columns) >= terminal.NARROWEST
+    if columns and not fits:
+        del environment["COLUMNS"]
+    # figures are drawn into files, which takes no backend; an unknown one ends in a traceback
+    environment.pop("MPLBACKEND", None)
+    wait_briefly(environment)
+
+
+def wait_briefly(environment: MutableMapping[str, str]) -> None:
+    """Let threads that wait for others leave their core soon; what the user has set stands."""
+    if "OMP_WAIT_POLICY" in environment:
+        return
+    environment.setdefault("GOMP_SPINCOUNT", SPINS)
+    if not any(name.startswith("KMP_") for name in environment):
+        environment["KMP_BLOCKTIME"] = BLOCK_MS
+
+
+def check_environment(environment: Mapping[str, str]) -> None:
+    """Raise ConfigError for variables that torch would end in a traceback over."""
+    numbers = {name: environment[name] for name in RANKS if environment.get(name)}
+    for name, text in numbers.items():
+        if not re.fullmatch("[0-9]{1,6}", text):
+            raise ConfigError(f"{name}={text}: it must be a whole number. {SET_BY}")
+    ranked = "RANK" in numbers or "LOCAL_RANK" in numbers
+    if ranked and len(numbers) < len(RANKS):
+        missing = ", ".join(name for name in RANKS if name not in numbers)
+        raise ConfigError(f"{', '.join(numbers)} is set without {missing}. {SET_BY}")
+    if ranked and int(numbers["RANK"]) >= int(numbers["WORLD_SIZE"]):
+        raise ConfigError(
+            f"RANK={numbers['RANK']} is not below WORLD_SIZE={numbers['WORLD_SIZE']}. {SET_BY}"
+        )
+    width = environment.get("TERMINAL_WIDTH", "")
+    if width and not re.fullmatch("[0-9]{2,4}", width):
+        raise ConfigError(f"TERMINAL_WIDTH={width}: it must be a number of columns. Unset it")
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for an argument that nothing takes: one too long to be a value."""
+    for place, argument in enumerate(arguments[1:], 1):
+        if len(argument) > LONGEST:
+            raise ConfigError(
+                f'argument {place} ("{argument[:40]}...") has {len(argument):,} characters; at '
+                f"most {LONGEST:,} are taken. Put long settings into a recipe"
+            )

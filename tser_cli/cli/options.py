@@ -1,146 +1,169 @@
-"""Options that several subcommands share, in the panels of their help."""
+"""The options of a request as typer takes them, what a shell offers for them, and help texts."""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import MISSING
+from inspect import Parameter, Signature, cleandoc
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from tser_cli.cli.completion import complete_recipe, complete_run, load_plugins, names_in
-from tser_cli.cli.grouped import DATA, MACHINE, NETWORKS, OUTPUT, PLACES, SETTINGS, TRAINING
+import tser_cli
+from tser_cli.base.errors import TserError
+from tser_cli.cli import terminal
 from tser_cli.settings import registry
+from tser_cli.settings.options import (
+    LISTS,
+    OUTPUT,
+    OWN_NETWORK,
+    PANELS,
+    Option,
+    Stated,
+    options_of,
+)
+
+Kind = TypeVar("Kind", bound=type[TyperCommand] | type[TyperGroup])
+PACKAGE = Path(tser_cli.__file__).parent
+JSON = Option("--json", "One JSON document on standard output instead of text.", OUTPUT)
+QUIET = Option("--quiet -q", "Only results, warnings and errors.", OUTPUT)
+VERBOSE = Option(
+    "--verbose -v", "Also where settings come from, and the traceback of an error.", OUTPUT
+)
 
 
-def option(panel: str, *names: str, help: str, **more: Any) -> Any:
-    """Return an option in a panel of the help; its default, if it has one, is not shown."""
-    more = {"show_default": False, **more}
-    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+def is_there(*needs: str) -> bool:
+    """Return whether the package holds these files and folders: a wing may be taken off."""
+    return all((PACKAGE / path).exists() for path in needs)
 
 
-Plugin = Annotated[
-    list[str] | None,
-    option(
-        SETTINGS,
-        "--plugin",
-        help="A module or file that adds methods, models or data sets. Repeatable; TSER_PLUGIN.",
-        callback=load_plugins,
-        is_eager=True,
-    ),
-]
-Dataset = Annotated[
-    str | None,
-    option(
-        DATA,
-        "--dataset",
-        help=f"One of {', '.join(registry.DATASETS)}.",
-        autocompletion=names_in(registry.DATASETS),
-    ),
-]
-DataDir = Annotated[
-    str | None, option(DATA, "--data-dir", help="Where data sets lie or are put (a cache folder).")
-]
-Timesteps = Annotated[
-    int | None, option(NETWORKS, "-T", "--timesteps", help="Time steps of the student.")
-]
-Method = Annotated[
-    str | None,
-    option(
-        NETWORKS,
-        "--method",
-        help=f"One of {', '.join(registry.METHODS)}.",
-        autocompletion=names_in(registry.METHODS),
-    ),
-]
-Temperature = Annotated[
-    float | None, option(NETWORKS, "--temperature", help="Softens the distillation terms.")
-]
-Epochs = Annotated[
-    int | None, option(TRAINING, "--epochs", help="Passes over the training images.")
-]
-BatchSize = Annotated[
-    str | None,
-    option(
-        TRAINING,
-        "--batch-size",
-        help="Images a step, over all processes; auto: the largest power of two that fits.",
-        metavar="INTEGER|auto",
-    ),
-]
-Accumulate = Annotated[
-    int | None,
-    option(
-        TRAINING, "--accumulate", help="Compute a batch in so many parts; it takes less memory."
-    ),
-]
-Lr = Annotated[float | None, option(TRAINING, "--lr", help="Peak learning rate.")]
-Seed = Annotated[
-    int | None, option(TRAINING, "--seed", help="Seeds weights, order and augmentation.")
-]
-CheckpointEvery = Annotated[
-    str | None, option(TRAINING, "--checkpoint-every", help="5min, 1epoch or 200steps.")
-]
-Resume = Annotated[
-    str,
-    option(
-        TRAINING,
-        "--resume",
-        help="auto, must or never go on with an unfinished run.",
-        show_default=True,
-    ),
-]
-Device = Annotated[str | None, option(MACHINE, "--device", help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[str | None, option(MACHINE, "--precision", help="auto, fp32, bf16 or fp16.")]
-ForwardBatch = Annotated[
-    int | None, option(MACHINE, "--batch-size", help="Images a forward pass.", min=1)
-]
-Deterministic = Annotated[
-    bool | None,
-    option(
-        MACHINE,
-        "--deterministic/--no-deterministic",
-        help="Only kernels that give the same bits every time.",
-    ),
-]
-Recipe = Annotated[
-    str | None,
-    option(
-        SETTINGS,
-        "--recipe",
-        help="A TOML file, a run, or a packaged recipe, as cifar100/resnet18_tser.",
-        autocompletion=complete_recipe,
-    ),
-]
-Assignments = Annotated[
-    list[str] | None,
-    option(SETTINGS, "--set", help="Any setting: --set optimizer.lr=0.05. Repeatable."),
-]
-DryRun = Annotated[
-    bool,
-    option(SETTINGS, "--dry-run", help="Show settings, size and time; write nothing."),
-]
-RunsDir = Annotated[
-    Path,
-    option(
-        PLACES,
-        "--runs-dir",
-        help="Where run folders are.",
-        envvar="TSER_RUNS_DIR",
-        show_default=True,
-    ),
-]
-RunFolder = Annotated[
-    Path | None,
-    option(
-        PLACES,
-        "--run",
-        help="A run: its folder, name, an unambiguous beginning of it, or latest. Default: the "
-        "newest finished student.",
-        metavar="RUN",
-        autocompletion=complete_run,
-    ),
-]
-Json = Annotated[
-    bool,
-    option(OUTPUT, "--json", help="One JSON document on standard output instead of text."),
-]
+def offered(request: type[Any], json: bool) -> list[Stated]:
+    """Return the options of a command: arguments, then by panel; those without one come first."""
+    ways = [("as_json", JSON)] if json else []
+    ways += [("quiet", QUIET), ("verbose", VERBOSE)]
+    own = [
+        one
+        for one in options_of(request)
+        if is_there(one.option.needs)
+        and (one.option.panel != OWN_NETWORK or is_there("energy/any_network"))
+    ]
+    every = [*own, *(Stated(name, bool, False, option) for name, option in ways)]
+    places = ("", *PANELS)
+    return sorted(every, key=lambda one: (one.option.flags != "", places.index(one.option.panel)))
+
+
+def spread(request: type[Any], run: Callable[[Any, bool], None], json: bool) -> Callable[..., None]:
+    """Return a function of the options of `request`, as typer takes one, that calls `run` with it.
+
+    `run` is given the request, and whether JSON was asked for.
+    """
+
+    def call(*, quiet: bool, verbose: bool, as_json: bool = False, **given: Any) -> None:
+        terminal.choose(quiet, verbose)
+        # what was not given has the default of the request, which is said there alone
+        own = {name: value for name, value in given.items() if value is not None}
+        run(request(**{k: tuple(v) if isinstance(v, list) else v for k, v in own.items()}), as_json)
+
+    parameters = [parameter_of(one) for one in offered(request, json)]
+    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    call.__doc__ = cleandoc(str(request.__doc__))
+    return call
+
+
+def parameter_of(one: Stated) -> Parameter:
+    """Return an option as a parameter: by keyword, so that required ones may follow others."""
+    option, default = one.option, one.default
+    common: dict[str, Any] = {
+        "help": option.help,
+        "metavar": option.metavar,
+        "show_default": option.shown or (default is not MISSING and bool(default)),
+        "min": option.least,
+        "autocompletion": COMPLETIONS.get(option.complete),
+    }
+    if option.complete == "plugin":
+        # eager: the other options may name what a plug-in adds
+        common |= {"callback": load_plugins, "is_eager": True}
+    if option.flags:
+        common |= {"envvar": option.variable, "rich_help_panel": option.panel or None}
+        said = typer.Option(*option.flags.split(), **common)
+    else:
+        said = typer.Argument(**common)
+    hint = list[get_args(one.hint)[0]] if get_origin(one.hint) is tuple else one.hint  # type: ignore[misc]
+    if default is MISSING:
+        default = Parameter.empty
+    elif hint is not bool:
+        default = default or None
+    return Parameter(
+        one.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, said]
+    )
+
+
+def with_examples(kind: Kind, lines: Sequence[str]) -> Kind:
+    """Return a class of commands whose help ends with these command lines, whole, to be copied."""
+
+    class WithExamples(kind):  # type: ignore[valid-type, misc]
+        def format_help(self, ctx: typer.Context, formatter: Any) -> None:
+            super().format_help(ctx, formatter)
+            out = terminal.Terminal()
+            out.print(" Examples", style="bold")
+            for line in lines:
+                out.print(f"   {line}", soft_wrap=True)
+            out.print()
+
+    return WithExamples  # type: ignore[return-value]
+
+
+def load_plugins(value: list[str] | None) -> list[str] | None:
+    """Import the plug-ins that are named on the line or installed."""
+    from tser_cli.settings import plugins
+
+    plugins.add_entry_points()
+    plugins.load(plugins.asked_for(value))
+    return value
+
+
+# What a shell may be given to put into the user's command line: nothing that it would act on.
+PLAIN = re.compile(r"[\w.+=-]+", re.ASCII)
+
+
+def complete_run(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of runs that begin so, and `latest`."""
+    from tser_cli.engine.runs import find
+
+    runs_dir = Path(context.params.get("runs_dir") or os.environ.get("TSER_RUNS_DIR") or "runs")
+    names = [find.LATEST, *(run.name for run in find.run_folders(runs_dir))]
+    return [name for name in names if name.startswith(incomplete) and PLAIN.fullmatch(name)]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Return the packaged recipes that begin so."""
+    from tser_cli.settings import recipe
+
+    return [name for name in recipe.available() if name.startswith(incomplete)]
+
+
+def names_in(table: Any) -> Callable[[typer.Context, str], list[str]]:
+    """Return a completion of the names in a registry, those of plug-ins on the line among them."""
+
+    def complete(context: typer.Context, incomplete: str) -> list[str]:
+        with suppress(TserError):
+            load_plugins(context.params.get("plugin"))
+        return [name for name in table if name.startswith(incomplete)]
+
+    return complete
+
+
+COMPLETIONS: dict[str, Callable[..., list[str]]] = {
+    "run": complete_run,
+    "recipe": complete_recipe,
+    "model": names_in(registry.MODELS),
+    "method": names_in(registry.METHODS),
+    "dataset": names_in(registry.DATASETS),
+    "list": lambda incomplete: [name for name in LISTS if name.startswith(incomplete)],
+}

@@ -10,11 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichBars
 
 from tser_cli.base.progress import Progress, Silent
-from tser_cli.cli.estimate import Estimate
 from tser_cli.report.words import duration
 from tser_cli.settings.fields import joules
 
 REFRESH_SECONDS = 0.25
+WARM_UP = 2  # steps: the first ones plan convolutions and ask for memory
+FEWEST_STEPS, FEWEST_SECONDS = 3, 2.0  # on a GPU a call returns before its work is done
+WORTH_TELLING = 20.0  # seconds
 ENERGY = ("energy_pj", "energy_budget_pj", "energy_multiplier")
 
 
@@ -35,6 +37,32 @@ def describe(row: dict[str, Any], epochs: int) -> str:
 
 def _term(name: str, value: float) -> str:
     return f"energy {joules(value)}" if name == "energy_pj" else f"{name} {value:.3f}"
+
+
+class Estimate:
+    """Measure the steps of a training until the rest of it can be estimated."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+        self._seen = 0
+        self._began = 0.0
+        self._said = False
+
+    def step(self) -> float | None:
+        """Count a step; return the seconds that are left the first time they are known."""
+        self._seen += 1
+        if self._said or self._seen < WARM_UP:
+            return None
+        now = time.monotonic()
+        if self._seen == WARM_UP:
+            self._began = now
+            return None
+        steps, seconds = self._seen - WARM_UP, now - self._began
+        if steps < FEWEST_STEPS or seconds < FEWEST_SECONDS:
+            return None
+        self._said = True
+        left = seconds / steps * (self._left - self._seen)
+        return left if left >= WORTH_TELLING else None
 
 
 class Lines(Silent):
@@ -136,10 +164,7 @@ class Warnings(Lines):
 
 
 def make_progress(console: Console, quiet: bool = False) -> Progress:
-    """Return bars where `console` is a terminal that can redraw a line, lines elsewhere.
-
-    `quiet`: what shows warnings alone.
-    """
+    """Return bars where `console` is a terminal that can redraw a line, lines elsewhere."""
     if quiet:
         return Warnings(console)
     redraws = console.is_terminal and not console.is_dumb_terminal

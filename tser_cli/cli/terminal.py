@@ -1,15 +1,16 @@
-"""The one place where text reaches the terminal.
+"""The one place where text reaches the terminal, and how much of it.
 
 What is shown may hold names from anywhere. So nothing in it is markup, control characters are shown
 as such, characters that the terminal's encoding lacks are replaced, and a reader that goes away
-ends no work.
+ends no work. Results go to standard output; progress, messages and errors to standard error.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
@@ -17,9 +18,70 @@ from rich.console import Console
 from rich.text import Text
 
 from tser_cli.base.errors import OutputError, visible
+from tser_cli.base.progress import Progress
 
 NARROWEST = 40  # columns; tables are cut to nothing below
 USUAL = 80
+LOG = logging.getLogger("tser_cli")
+_asked = {"quiet": False, "verbose": False}
+
+
+def choose(quiet: bool, verbose: bool) -> None:
+    """Set how much the command that begins writes to standard error."""
+    _asked.update(quiet=quiet, verbose=verbose)
+    LOG.setLevel(logging.INFO if verbose else logging.NOTSET)
+
+
+def is_quiet() -> bool:
+    """Return whether only results, warnings and errors are shown."""
+    return _asked["quiet"]
+
+
+def is_verbose() -> bool:
+    """Return whether the sources of settings are shown too, and the traceback of errors."""
+    return _asked["verbose"]
+
+
+def is_first() -> bool:
+    """Return whether this is the process that speaks: torchrun numbers them in RANK."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def output() -> Console:
+    """Return the console of results, which is silent in all processes but the first."""
+    return Terminal(quiet=not is_first())
+
+
+def messages() -> Console:
+    """Return the console of progress, messages and errors."""
+    return Terminal(stderr=True)
+
+
+def progress() -> Progress:
+    """Return what shows the progress of a training on standard error; warnings alone if quiet."""
+    from tser_cli.cli.progress import make_progress
+
+    return make_progress(messages(), is_quiet())
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Write lines to standard output, each in one piece."""
+    out = output()
+    for line in lines:
+        out.print(line, soft_wrap=True)
+
+
+def tell(message: str) -> None:
+    """Write a message to standard error in one piece: no wrapping, so that paths can be copied."""
+    sys.stderr.write(f"{visible(message)}\n")
+    sys.stderr.flush()
+
+
+def note(lines: Iterable[str]) -> None:
+    """Write messages that --quiet leaves out; under torchrun the first process alone does."""
+    if is_first() and not is_quiet():
+        for line in lines:
+            tell(line)
 
 
 class Terminal(Console):
@@ -92,9 +154,3 @@ def guarded() -> Iterator[None]:
 
 def _guard(stream: TextIO | None, must_arrive: bool) -> Any:
     return Stream(stream or open(os.devnull, "w", encoding="utf-8"), must_arrive)  # noqa: PTH123
-
-
-def tell(message: str) -> None:
-    """Write a message to standard error in one piece: no wrapping, so that paths can be copied."""
-    sys.stderr.write(f"{visible(message)}\n")
-    sys.stderr.flush()

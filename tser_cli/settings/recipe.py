@@ -26,6 +26,7 @@ from tser_cli.settings.fields import flatten, split
 ENV_PREFIX = "TSER_"
 ENV_OTHER = {"TSER_RUNS_DIR", plugins.VARIABLE}
 ABLATION = "ablation"
+DATASET = "digits"  # where none is named
 # tomllib also raises ValueError for a number, RecursionError for a nesting beyond Python's limits.
 BAD_TOML = (ValueError, RecursionError)
 SHOWN = 80
@@ -198,6 +199,28 @@ def from_assignments(assignments: Iterable[str]) -> Layer:
 def from_flags(flags: Mapping[str, Any]) -> Layer:
     """Flags by dotted key; None means that the flag was not given."""
     return Layer("command line", {key: value for key, value in flags.items() if value is not None})
+
+
+def default(kind: str, upper: Iterable[Layer]) -> str:
+    """Return the recipe for a teacher or a student of the data set that the layers name.
+
+    Raises ConfigError for an unknown data set.
+    """
+    named = [name for layer in upper if (name := layer.values.get("data.name"))]
+    entry = registry.lookup("data set", registry.DATASETS, str(named[-1] if named else DATASET))
+    return entry.teacher_recipe if kind == "teacher" else entry.student_recipe
+
+
+def with_plugins(layers: list[Layer]) -> list[Layer]:
+    """Import the plug-ins that the layers name; return them with one more, which names them all.
+
+    Raises ConfigError.
+    """
+    for layer in layers:
+        named = layer.values.get("plugins", [])
+        if isinstance(named, list):
+            plugins.load(name for name in map(str, named) if not plugins.is_loaded(name))
+    return [*layers, Layer("plug-ins", {"plugins": plugins.stated()})]
 
 
 def parse_value(text: str) -> Any:

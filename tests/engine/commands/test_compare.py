@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 
 from tser_cli.base.errors import ConfigError, RunError
-from tser_cli.engine.commands.compare import compare_runs, differing
+from tser_cli.engine.commands import compare
+from tser_cli.engine.commands.compare import Comparison, differing
 from tser_cli.engine.runs import folder
 from tser_cli.engine.runs.folder import Run
 from tser_cli.report.predictions import PREDICTIONS, write_predictions
 from tser_cli.settings.config import Config
+from tser_cli.settings.wing_options import CompareRequest
 
 MakeConfig = Callable[..., Config]
+
+
+def compare_runs(runs: list[Path], runs_dir: Path) -> Comparison:
+    return compare.compare_runs(CompareRequest(tuple(runs), runs_dir))
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_the_result_is_what_the_files_say(
     student: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "report.csv"
-    result = measure_energy(EnergyRequest(output, run=student.folder))
+    result = measure_energy(EnergyRequest(output=output, run=student.folder))
     assert result.name == student.name
     assert result.written == tuple(
         tmp_path / name
@@ -73,7 +73,7 @@ def test_the_result_is_what_the_files_say(
 def test_images_are_spread_over_the_test_set(student: Run, tmp_path: Path) -> None:
     per_image = tmp_path / "images.csv"
     request = EnergyRequest(
-        tmp_path / "report.csv", run=student.folder, images=4, per_image=per_image
+        output=tmp_path / "report.csv", run=student.folder, images=4, per_image=per_image
     )
     result = measure_energy(request)
     assert per_image in result.written
@@ -90,7 +90,9 @@ def test_images_are_spread_over_the_test_set(student: Run, tmp_path: Path) -> No
 
 def test_each_image_is_right_as_often_as_evaluation_says(student: Run, tmp_path: Path) -> None:
     per_image = tmp_path / "images.csv"
-    measure_energy(EnergyRequest(tmp_path / "report.csv", run=student.folder, per_image=per_image))
+    measure_energy(
+        EnergyRequest(output=tmp_path / "report.csv", run=student.folder, per_image=per_image)
+    )
     rows = read_csv(per_image)
     for step in evaluate_run(EvaluateRequest(run=student.folder)).rows:
         of_step = [row for row in rows if row["t"] == str(step["t"])]
@@ -104,7 +106,7 @@ def test_a_teacher_that_is_gone_costs_what_it_cost(
     student: Run, tmp_path: Path, teacher_file: Path, told: Any
 ) -> None:
     def teacher(name: str) -> dict[str, Any]:
-        request = EnergyRequest(tmp_path / name, run=student.folder, progress=told)
+        request = EnergyRequest(output=tmp_path / name, run=student.folder, progress=told)
         return measure_energy(request).document["teacher"]
 
     before = teacher("before.csv")
@@ -127,7 +129,7 @@ def test_names_that_do_not_fit_are_refused_before_the_work(
 ) -> None:
     monkeypatch.setattr(opened, "prepare", lambda *rest: pytest.fail("it was opened"))
     request = EnergyRequest(
-        tmp_path / output, run=student.folder, per_image=tmp_path / "images.csv"
+        output=tmp_path / output, run=student.folder, per_image=tmp_path / "images.csv"
     )
     with pytest.raises(ConfigError, match=said):
         measure_energy(request)

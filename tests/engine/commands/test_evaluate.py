@@ -169,7 +169,7 @@ def test_measured_otherwise_the_run_s_own_table_stays(
     finished: Finished, changes: dict[str, str]
 ) -> None:
     run = finished("student")
-    result = evaluate_run(EvaluateRequest(run=run.folder, changes=changes))
+    result = evaluate_run(EvaluateRequest(run=run.folder, settings=changes))
     assert result.table == run.folder / "per_timestep_test_T2.csv"
     assert not (run.folder / "per_timestep.csv").exists()
 
@@ -270,7 +270,7 @@ def test_a_run_that_held_nothing_out_chooses_on_training_images(
     request = EvaluateRequest(
         run=run.folder,
         energy_budget="1J",
-        changes={"data.validation_fraction": 0.0},
+        settings={"data.validation_fraction": 0.0},
         progress=told,
     )
     (row,) = evaluate_run(request).early_exit_rows
@@ -423,10 +423,10 @@ def test_another_precision_says_what_it_changes(finished: Finished, told: Told) 
     known = {"t": 2, "correct_cumulative": 5}
     run = finished("student", result={"per_timestep": [known]})
     for changes in ({}, {"training.precision": "fp32"}):
-        evaluate_run(EvaluateRequest(run=run.folder, changes=changes, progress=told))
+        evaluate_run(EvaluateRequest(run=run.folder, settings=changes, progress=told))
     assert not told.said
     changes = {"training.precision": "bf16"}
-    result = evaluate_run(EvaluateRequest(run=run.folder, changes=changes, progress=told))
+    result = evaluate_run(EvaluateRequest(run=run.folder, settings=changes, progress=told))
     right = result.rows[-1]["correct_cumulative"]
     assert told.said == [
         f"in bf16 {right} of 11 images are right, {right - 5:+d} against fp32, in which the run "

@@ -15,16 +15,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tser_cli.base.errors import TserError
-from tser_cli.engine.commands.audit import AuditRequest, run_audit
+from tser_cli.engine.commands.audit import run_audit
 from tser_cli.engine.commands.energy import (
-    NetworkEnergyRequest,
-    NetworkRequest,
     build_network,
     measure_network,
     open_network,
 )
-from tser_cli.engine.evaluation.energy import Wanted
 from tser_cli.report.words import network_sentences
+from tser_cli.settings.options import EnergyRequest, NetworkRequest
+from tser_cli.settings.wing_options import AuditRequest
 
 MODULE = """
 import torch
@@ -84,10 +83,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def measured(here: Path, wanted: Wanted | None = None, **changes: Any) -> Any:
-    given = {"input_shape": "1,8,8", "timesteps": 4, "images": 5, "batch_size": 2, **changes}
-    subject = NetworkRequest("mine:build", **given)
-    return measure_network(NetworkEnergyRequest(here / "r.csv", subject, wanted=wanted or Wanted()))
+def measured(here: Path, **changes: Any) -> Any:
+    given = {"network": "mine:build", "timesteps": 4, "images": 5, "batch_size": 2}
+    fed = {} if "data" in changes else {"input_shape": "1,8,8"}
+    return measure_network(EnergyRequest(output=here / "r.csv", **{**given, **fed, **changes}))
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -117,8 +116,8 @@ def test_both_layouts_of_one_network_cost_the_same(here: Path) -> None:
 
 def test_conventions_a_match_memory_and_the_rival(here: Path) -> None:
     plain = measured(here).document["totals"]["energy_formula_pj"]
-    wanted = Wanted(conventions=True, match=f"{plain / 1e3}nJ", fair_rival=True)
-    result = measured(here, wanted)
+    match = f"{plain / 1e3}nJ"
+    result = measured(here, conventions=True, match=match, fair_rival=True)
     table = rows_of(here / "r_conventions.csv")
     assert [row["convention"] for row in table] == [
         *("exact", "formula", "spikingjelly", "neurobench", "syops")
@@ -143,7 +142,7 @@ def test_weights_come_from_safetensors_or_a_state_dict(here: Path) -> None:
     save_file(doubled, here / "w.safetensors")
     torch.save({"epoch": 3, "model": doubled}, here / "w.pt")
     for name in ("w.safetensors", "w.pt"):
-        request = NetworkRequest("mine:build", weights=here / name, input_shape="1,8,8")
+        request = NetworkRequest(network="mine:build", weights=here / name, input_shape="1,8,8")
         network, _ = open_network(request)
         assert torch.equal(network.state_dict()["0.weight"], doubled["0.weight"])
 
@@ -160,7 +159,9 @@ def test_pickles_with_code_are_not_run(here: Path, capsys: pytest.CaptureFixture
     with pytest.raises(
         TserError, match=r"a pickled object, made of print\. Code in a file is never"
     ):
-        open_network(NetworkRequest("mine:build", weights=here / "evil.pt", input_shape="1,8,8"))
+        open_network(
+            NetworkRequest(network="mine:build", weights=here / "evil.pt", input_shape="1,8,8")
+        )
     assert capsys.readouterr().out == ""
 
 
@@ -186,7 +187,7 @@ def test_what_is_no_network_is_refused(spec: str, arguments: tuple[str, ...], me
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"input_shape": ""}, "say what the network is fed with"),
+        ({"input_shape": ""}, "say what it is fed with"),
         ({"input_shape": "1,x"}, "write 3,32,32"),
         ({"input_shape": "1,0"}, "at least 1"),
         ({"input_shape": "3,8,8"}, "to have 1 channels"),
@@ -206,9 +207,11 @@ def test_inputs_that_do_not_fit_are_refused(
 
 
 def test_a_network_that_gives_no_logits_is_refused(here: Path) -> None:
-    subject = NetworkRequest("mine:Text", input_shape="4", timesteps=1)
+    request = EnergyRequest(
+        output=here / "r.csv", network="mine:Text", input_shape="4", timesteps=1
+    )
     with pytest.raises(TserError, match="gives no tensor of logits, but str"):
-        measure_network(NetworkEnergyRequest(here / "r.csv", subject))
+        measure_network(request)
 
 
 def test_weights_of_another_network_are_refused(here: Path) -> None:
@@ -218,8 +221,8 @@ def test_weights_of_another_network_are_refused(here: Path) -> None:
 
 
 def test_a_network_whose_fault_hides_its_layout_is_audited() -> None:
-    subject = NetworkRequest("mine:over_batch", input_shape="1,8,8", timesteps=4, images=6)
-    result = run_audit(AuditRequest(subject=subject))
+    given = {"input_shape": "1,8,8", "timesteps": 4, "images": 6}
+    result = run_audit(AuditRequest(network="mine:over_batch", **given))
     assert "batch independence" in {f.check for f in result.found.findings}
 
 
@@ -232,8 +235,8 @@ def test_whole_numbers_are_taken_for_sums_and_this_is_told(here: Path) -> None:
 
 
 def test_a_network_is_audited() -> None:
-    subject = NetworkRequest("mine:build", input_shape="1,8,8", timesteps=4, images=6)
-    result = run_audit(AuditRequest(subject=subject))
+    given = {"input_shape": "1,8,8", "timesteps": 4, "images": 6}
+    result = run_audit(AuditRequest(network="mine:build", **given))
     assert result.name == "mine:build"
     assert result.found.clean
     assert ("order of axes", "there are no labels") in result.found.skipped

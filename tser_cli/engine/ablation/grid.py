@@ -119,18 +119,26 @@ def make_request(
     seeds: int | None = None,
     baseline: str | None = None,
     margin: float | None = None,
+    seed: int | None = None,
+    flags: Mapping[str, str] | None = None,
 ) -> Request:
-    """Return the request of flags over the recipe's [ablation] section. Raises ConfigError."""
+    """Return the request of flags over the recipe's [ablation] section. Raises ConfigError.
+
+    `seed`: the only one, in the place of several. `flags`: those given of settings, by key.
+    """
     check_section(section)
-    if vary:
-        axes, chosen = parse_vary(vary), baseline or ""
-    else:
-        axes = parse_vary(section.get("vary", []), "[ablation] vary")
-        chosen = baseline or section.get("baseline", "")
+    source = "--vary" if vary else "[ablation] vary"
+    axes = parse_vary(vary or section.get("vary", []), source)
+    chosen = baseline or ("" if vary else section.get("baseline", ""))
     if not axes:
         raise ConfigError("nothing is varied: give --vary key=value,value or an [ablation] section")
+    both = [
+        f"{flag} and {source} {short_name(k)}" for k, flag in (flags or {}).items() if k in axes
+    ]
+    if both:
+        raise ConfigError(f"{'; '.join(both)}: a setting is varied or the same for all, not both")
     count = section.get("seeds", DEFAULT_SEEDS) if seeds is None else seeds
-    cells = expand(layers, axes, count)
+    cells = expand(layers, axes, 1 if seed is not None else count, seed or 0)
     check_alike(layers, axes, cells)
     measure = measure_of(section)
     if measure == MEASURES[1] and any(c.config.data.validation_fraction == 0.0 for c in cells):
@@ -202,8 +210,10 @@ def parse_value(key: str, word: str) -> Any:
     return int(value) if is_whole else value
 
 
-def expand(layers: list[recipe.Layer], axes: Mapping[str, list[Any]], seeds: int) -> list[Cell]:
-    """Return every combination of the axes' values with seeds 0 .. seeds - 1, seed by seed.
+def expand(
+    layers: list[recipe.Layer], axes: Mapping[str, list[Any]], seeds: int, first: int = 0
+) -> list[Cell]:
+    """Return every combination of the axes' values with so many seeds from `first` on.
 
     Raises ConfigError with all problems of all combinations, and for no seed at all.
     """
@@ -212,7 +222,7 @@ def expand(layers: list[recipe.Layer], axes: Mapping[str, list[Any]], seeds: int
     _check_number(seeds * math.prod(map(len, axes.values())))
     cells: list[Cell] = []
     problems: list[str] = []
-    for seed in range(seeds):
+    for seed in range(first, first + seeds):
         for values in itertools.product(*axes.values()):
             if len(problems) >= MOST_REPORTED:
                 break

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-from tser_cli.base.progress import Progress, Silent
 from tser_cli.energy.any_network.layouts import INSIDE
 from tser_cli.energy.audit import Audit, audit
 from tser_cli.engine.commands.energy import (
-    NetworkRequest,
     find_audit_layout,
     open_network,
     presented,
     test_images,
 )
 from tser_cli.engine.runs.opened import open_finished, select_run
-
-AUDIT_IMAGES = 16
-
-
-@dataclass(frozen=True)
-class AuditRequest:
-    """What to audit: `subject`, a network from elsewhere, or a run, by default the newest."""
-
-    run: Path | None = None
-    runs_dir: Path = Path("runs")
-    subject: NetworkRequest | None = None
-    images: int = AUDIT_IMAGES
-    changes: dict[str, Any] = field(default_factory=dict)
-    progress: Progress = field(default_factory=Silent)
+from tser_cli.settings.wing_options import AuditRequest
 
 
 @dataclass(frozen=True)
@@ -43,8 +26,8 @@ class AuditResult:
 
 def run_audit(request: AuditRequest) -> AuditResult:
     """Audit a run or a network. Raises TserError where it can't be opened, run or counted."""
-    if request.subject is not None:
-        return _audit_network(request.subject, request.images)
+    if request.network:
+        return _audit_network(request)
     opened = open_finished(
         select_run(request.run, request.runs_dir), request.changes, request.progress
     )
@@ -56,9 +39,9 @@ def run_audit(request: AuditRequest) -> AuditResult:
     return AuditResult(opened.run.name, found)
 
 
-def _audit_network(subject: NetworkRequest, count: int) -> AuditResult:
-    network, inputs = open_network(subject)
-    images, labels_N = inputs.some(count)
-    layout, timesteps = find_audit_layout(network, images, subject)
+def _audit_network(request: AuditRequest) -> AuditResult:
+    network, inputs = open_network(request)
+    images, labels_N = inputs.some(request.images)
+    layout, timesteps = find_audit_layout(network, images, request)
     shown = presented(layout, images, timesteps, network)
-    return AuditResult(subject.network, audit(network, shown, timesteps, labels_N))
+    return AuditResult(request.network, audit(network, shown, timesteps, labels_N))

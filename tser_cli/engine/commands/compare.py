@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from tser_cli.base.errors import ConfigError, RunError
@@ -15,6 +14,7 @@ from tser_cli.engine.runs.record import FINISHED, RunEntry, entry_of, recorded
 from tser_cli.report.predictions import PREDICTIONS, read_predictions
 from tser_cli.report.statistics import mcnemar, proportion_interval
 from tser_cli.settings.config import Config, policies
+from tser_cli.settings.wing_options import CompareRequest
 
 SEED, TEACHER = "training.seed", "model.teacher"
 MOST_IMAGES = 10**9
@@ -65,9 +65,10 @@ class Comparison:
         }
 
 
-def compare_runs(names: Sequence[Path], runs_dir: Path) -> Comparison:
+def compare_runs(request: CompareRequest) -> Comparison:
     """Compare runs of any state: what is not there is None. Raises ConfigError, RunError."""
-    runs = {run.folder.resolve(): run for run in (find_run(name, runs_dir) for name in names)}
+    named = (find_run(name, request.runs_dir) for name in request.runs)
+    runs = {run.folder.resolve(): run for run in named}
     if len(runs) < 2:
         raise ConfigError("name at least two different runs; tser runs lists them")
     entries = [entry_of(run) for run in runs.values()]

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from tser_cli.base.errors import ConfigError, DataError, TserError, unknown
 from tser_cli.base.files import check_folder, write_text
-from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.loaders import build_eval_loader
 from tser_cli.energy.any_network.find_layout import choose
 from tser_cli.energy.any_network.layouts import AUTO, INSIDE, LAYOUTS, Presentation, present
@@ -35,7 +34,6 @@ from tser_cli.engine.evaluation.energy import (
     Beyond,
     EnergyReport,
     Price,
-    Wanted,
     go_beyond,
     write_energy,
 )
@@ -47,30 +45,11 @@ from tser_cli.engine.runs.runtime import make_runtime
 from tser_cli.engine.runs.teachers import teacher_to_count
 from tser_cli.engine.training.budget import profile_of
 from tser_cli.report import figures
-from tser_cli.report.csv_files import ALL, PER_IMAGE, SUMS, TOTAL, write_csv, write_energy_csv
+from tser_cli.report.csv_files import ALL, PER_IMAGE, TOTAL, write_csv, write_energy_csv
 from tser_cli.report.style import FORMATS
 from tser_cli.settings import recipe
 from tser_cli.settings.config import Config, method_label
-
-
-@dataclass(frozen=True)
-class EnergyRequest:
-    """What to count and where to write it; `images` 0 means the whole test set.
-
-    `profile` "" is that of the weights' bits; `form`: see `energy_forms.in_form`.
-    """
-
-    output: Path
-    run: Path | None = None
-    runs_dir: Path = Path("runs")
-    images: int = 0
-    profile: str = ""
-    per_image: Path | None = None
-    memory: bool = False
-    form: str = SUMS
-    wanted: Wanted = field(default_factory=Wanted)
-    changes: dict[str, Any] = field(default_factory=dict)
-    progress: Progress = field(default_factory=Silent)
+from tser_cli.settings.options import EnergyRequest, NetworkRequest
 
 
 @dataclass(frozen=True)
@@ -84,11 +63,13 @@ class EnergyResult:
     beyond: Beyond = field(default_factory=Beyond)
 
 
-def measure_energy(request: EnergyRequest) -> EnergyResult:
-    """Count the operations of a finished run, price them, and write the tables and figures.
+def measure_energy(request: EnergyRequest) -> EnergyResult | NetworkEnergyResult:
+    """Count the operations of a run or a network, price them, and write tables and figures.
 
     Raises RunError, CheckpointError or ConfigError before anything is written.
     """
+    if request.network:
+        return measure_network(request)
     if request.profile:
         load_profile(request.profile)  # a mistyped one is told before any work
     check_paths(request)
@@ -97,7 +78,7 @@ def measure_energy(request: EnergyRequest) -> EnergyResult:
     )
     model = opened.loaded.model
     profile = profile_of(opened.config, request.profile)
-    check_precision(profile, weight_bits(model), request.wanted.assume_int8)
+    check_precision(profile, weight_bits(model), request.assume_int8)
     full = evaluate_split(
         opened.loaded.model,
         opened.context,
@@ -131,10 +112,10 @@ def _write(
 
 def _beyond(opened: FinishedRun, request: EnergyRequest, profile: Profile) -> Beyond:
     """Return what was asked for beyond the table, which takes a second, more detailed count."""
-    if not request.wanted.any and not profile.model:
+    if not request.any and not profile.model:
         return Beyond()
     counts, others = detailed_counts(opened, request.images)
-    return go_beyond(request.output, counts, others, profile, request.wanted)
+    return go_beyond(request.output, counts, others, profile, request)
 
 
 def detailed_counts(opened: FinishedRun, images: int) -> tuple[Counts, Auxiliary]:
@@ -143,7 +124,7 @@ def detailed_counts(opened: FinishedRun, images: int) -> tuple[Counts, Auxiliary
     Raises TserError where the network's layers can't be told apart so.
     """
     model, context, timesteps = opened.loaded.model, opened.context, opened.config.model.timesteps
-    subject = NetworkRequest(opened.run.name, timesteps=timesteps, layout=INSIDE)
+    subject = NetworkRequest(network=opened.run.name, timesteps=timesteps, layout=INSIDE)
     inputs = test_images(context, images)
     _, counter = count(model, inputs, subject, True, model.input_kinds())
     return counter.counts(), counter.others
@@ -242,18 +223,6 @@ IMAGES_OF_TRIAL = 2
 
 
 @dataclass(frozen=True)
-class NetworkEnergyRequest:
-    """Which network to count, where the table goes, how it is priced, and what else is wanted."""
-
-    output: Path
-    subject: NetworkRequest
-    profile: str = ""
-    wanted: Wanted = field(default_factory=Wanted)
-    memory: bool = False
-    form: str = SUMS
-
-
-@dataclass(frozen=True)
 class NetworkEnergyResult:
     """What was counted and priced; `uncounted`: operations left out, with their share of the FLOP.
 
@@ -272,7 +241,7 @@ class NetworkEnergyResult:
     written: tuple[Path, ...]
 
 
-def measure_network(request: NetworkEnergyRequest) -> NetworkEnergyResult:
+def measure_network(request: EnergyRequest) -> NetworkEnergyResult:
     """Build, count and price a network, and write the table and its sidecar.
 
     Raises ConfigError, DataError, CheckpointError or TserError before anything is written.
@@ -282,23 +251,23 @@ def measure_network(request: NetworkEnergyRequest) -> NetworkEnergyResult:
         stem = request.output.stem
         raise ConfigError(f"{request.output}: the table is a CSV file; call it {stem}.csv")
     check_folder(request.output)
-    network, inputs = open_network(request.subject)
-    check_precision(profile, weight_bits(network), request.wanted.assume_int8)
-    detailed = request.wanted.any or profile.model != ""
-    plan, counter = count(network, inputs, request.subject, detailed)
+    network, inputs = open_network(request)
+    check_precision(profile, weight_bits(network), request.assume_int8)
+    detailed = request.any or profile.model != ""
+    plan, counter = count(network, inputs, request, detailed)
     counts = counter.counts()
-    labels = Labels(request.subject.network, inputs.name, digest(network), dtype_of(network))
+    labels = Labels(request.network, inputs.name, digest(network), dtype_of(network))
     rows = energy_rows(counts, profile, labels)
     document = sidecar(counts, profile, labels, memory=request.memory)
     uncounted = uncounted_shares(plan, counts)
-    beyond = go_beyond(request.output, counts, counter.others, profile, request.wanted)
+    beyond = go_beyond(request.output, counts, counter.others, profile, request)
     document["network"] = describe(plan, counter, uncounted)
     document.update(beyond.document())
     write_energy_csv(request.output, rows, request.form)
     aside = request.output.with_suffix(".json")
     write_text(aside, json.dumps(document, indent=2) + "\n")
     return NetworkEnergyResult(
-        name=request.subject.network,
+        name=request.network,
         layout=f"{plan.layout}, T = {plan.timesteps}",
         inputs=inputs.name,
         rows=rows,
@@ -434,29 +403,8 @@ def dtype_of(network: nn.Module) -> str:
 
 
 RANDOM_IMAGES = 8
+NETWORK_BATCH = 32
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor | None]]]
-
-
-@dataclass(frozen=True)
-class NetworkRequest:
-    """Which network, and what it is fed with: `dataset`, `data` (a .npy file) or `input_shape`.
-
-    `network`: MODULE:FUNCTION, found from the current folder; `arguments`: key=value each. `images`
-    0: all. `timesteps` 0: as many as the network makes. `changes`: settings by dotted key.
-    """
-
-    network: str
-    arguments: tuple[str, ...] = ()
-    weights: Path | None = None
-    dataset: str = ""
-    data: Path | None = None
-    input_shape: str = ""
-    images: int = 0
-    batch_size: int = 32
-    timesteps: int = 0
-    layout: str = "auto"
-    changes: dict[str, Any] = field(default_factory=dict)
-    progress: Progress = field(default_factory=Silent)
 
 
 @dataclass(frozen=True)
@@ -494,15 +442,14 @@ def open_network(request: NetworkRequest) -> tuple[nn.Module, Inputs]:
     network = build_network(request.network, request.arguments)
     if request.weights is not None:
         load_weights(network, request.weights)
-    layers = [recipe.Layer("flags", {k: v for k, v in request.changes.items() if v is not None})]
-    config = recipe.resolve(layers)
+    config = recipe.resolve([recipe.Layer("flags", request.changes)])
     if request.dataset:
         return network.eval(), _from_dataset(request, network, config)
     runtime = make_runtime(config.training, channels_last=False)
     images = _images(request)
     images = images[: request.images or len(images)].to(runtime.device)
     network.eval().to(runtime.device)
-    parts = torch.split(images, request.batch_size)
+    parts = torch.split(images, request.batch_size or NETWORK_BATCH)
     name = str(request.data) if request.data else f"random numbers of {request.input_shape}"
     return network, Inputs(lambda: ((part, None) for part in parts), name)
 

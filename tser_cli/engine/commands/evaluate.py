@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tser_cli.base.errors import ConfigError, DiskFullError, RunError, TserError
 from tser_cli.base.files import check_folder
-from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.loaders import Split
 from tser_cli.energy.joules import ann_macs
 from tser_cli.energy.prices import Profile, load_profile
@@ -25,33 +24,11 @@ from tser_cli.engine.training.run import row_labels
 from tser_cli.report import figures
 from tser_cli.report.csv_files import per_timestep_csv
 from tser_cli.settings.fields import Budget, parse_budget
+from tser_cli.settings.options import EvaluateRequest
 
 MAX_TIMESTEPS = 1024
 SPLITS: dict[str, Split] = {"test": "test", "validation": "validation", "train": "train"}
 Rows = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class EvaluateRequest:
-    """What to measure; None and "" mean the run's own.
-
-    `timesteps`: "4" is 1..4, "1-6" a range, "1,2,4" those. `early_exit` and `early_exit_entropy`:
-    thresholds, as "0.8,0.9". `energy_budget`: "3uJ" or "25%" of the ANN; early exit is to keep it.
-    `changes`: settings such as training.device, by dotted key.
-    """
-
-    run: Path | None = None
-    runs_dir: Path = Path("runs")
-    timesteps: str = ""
-    split: str = "test"
-    output: Path | None = None
-    plot: bool = False
-    early_exit: str = ""
-    early_exit_entropy: str = ""
-    energy_budget: str = ""
-    profile: str = ""
-    changes: dict[str, Any] = field(default_factory=dict)
-    progress: Progress = field(default_factory=Silent)
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from tser_cli.base.errors import ConfigError, ExportError
 from tser_cli.base.files import check_folder, sha256, write_text, write_whole
-from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.loaders import evenly_spread
 from tser_cli.data.transforms import evaluation_pipeline
 from tser_cli.energy.table import float_energy
@@ -32,25 +30,7 @@ from tser_cli.export.graph import Facts, Graph, pip_line, trace
 from tser_cli.export.verify import Check, Trace, record
 from tser_cli.report.csv_files import read_csv
 from tser_cli.settings import registry
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """What `tser export` was asked. `images`: how many test images the check takes.
-
-    `potentials`: float, or integer for membranes of 32-bit integers.
-    """
-
-    output: Path
-    format_name: str
-    run: Path | None = None
-    runs_dir: Path = Path("runs")
-    stateful: bool = False
-    potentials: str = formats.FLOAT
-    verify: bool = True
-    images: int = 16
-    changes: dict[str, Any] = field(default_factory=dict)
-    progress: Progress = field(default_factory=Silent)
+from tser_cli.settings.wing_options import ExportRequest
 
 
 @dataclass(frozen=True)

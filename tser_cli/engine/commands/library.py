@@ -17,7 +17,7 @@ from tser_cli.base.errors import ConfigError
 from tser_cli.base.files import write_text
 from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.loaders import Batch
-from tser_cli.engine.commands.evaluate import EvaluateRequest, EvaluateResult, evaluate_run
+from tser_cli.engine.commands.evaluate import EvaluateResult, evaluate_run
 from tser_cli.engine.commands.train import distill as distill_run
 from tser_cli.engine.evaluation.evaluate import Evaluation
 from tser_cli.engine.evaluation.evaluate import evaluate as evaluate_steps
@@ -33,8 +33,9 @@ from tser_cli.engine.training.state import TrainingJob
 from tser_cli.engine.training.task import distillation
 from tser_cli.models.base import OwnNetwork
 from tser_cli.report.csv_files import per_timestep_csv
-from tser_cli.settings import recipe, registry
+from tser_cli.settings import plugins, recipe
 from tser_cli.settings.config import Config, method_label
+from tser_cli.settings.options import DistillRequest, EvaluateRequest, options_of
 
 PAIRS = "a data loader must give pairs (images [N, ...], labels [N])"
 
@@ -42,8 +43,8 @@ PAIRS = "a data loader must give pairs (images [N, ...], labels [N])"
 class OwnLoader:
     """A user's data loader with the face of our TrainLoader and EvalLoader.
 
-    Its order is its own: a training that is interrupted goes on with the next epoch's images as
-    the loader gives them then, not with the same bits.
+    Its order is its own: a training that is interrupted is resumed with the next epoch's images
+    as the loader gives them then, not with the same bits.
     """
 
     deterministic_train = False
@@ -83,42 +84,39 @@ NOT_OWN = {"data", "augment", "model", "neuron", "energy"}
 
 
 def distill(
-    teacher: str | Path = "resnet34",
-    student: str = "resnet18",
-    *,
-    timesteps: int = 2,
-    dataset: str = "digits",
-    method: str = "tser",
-    settings: Settings | None = None,
-    recipe_name: str | None = None,
-    runs_dir: str | Path = "runs",
-    resume: str = "auto",
-    progress: Progress | None = None,
+    teacher: str | Path = "resnet34", student: str = "resnet18", **options: Any
 ) -> RunResult:
     """Distil a spiking student by name, as `tser distill` does, and return what it measured.
 
     `teacher`: an architecture, a run folder or a model file; it is trained first where there is
-    none. `settings`: any others by dotted key, such as {"training.epochs": 5}. `recipe_name`: a
-    packaged recipe or a TOML file; the data set's own by default. `progress`: hears messages and
-    losses; silent by default. Raises TserError: ConfigError, DataError, CheckpointError, RunError
-    or TrainingError; Interrupted where a signal stopped it (the state is saved).
+    none. `options`: the others of `DistillRequest`, such as timesteps=4, dataset="cifar10",
+    recipe="mine.toml" or settings={"training.epochs": 5}, which reaches any setting by its dotted
+    key; progress hears messages and losses. Without them it is `tser` on digits with two time
+    steps. Raises TserError: ConfigError, DataError, CheckpointError, RunError or TrainingError;
+    Interrupted where a signal stopped it (the state is saved).
     """
-    entry = registry.lookup("data set", registry.DATASETS, dataset)
-    named = {
-        "model.teacher": str(teacher),
-        "model.student": student,
-        "model.timesteps": timesteps,
-        "data.name": dataset,
-        "method.name": method,
-    }
+    usual = {"timesteps": 2, "dataset": "digits", "method": "tser"}
+    named = {"teacher": str(teacher), "student": student}
+    request = _request(DistillRequest, {**usual, **named, **options})
+    plugins.load(request.plugin)
+    given = recipe.Layer("arguments", request.changes)
+    base = recipe.read(request.recipe or recipe.default("student", [given]))
     config = recipe.resolve(
-        [
-            recipe.read(recipe_name or entry.student_recipe),
-            recipe.Layer("arguments", named),
-            recipe.Layer("settings", dict(settings or {})),
-        ]
+        recipe.with_plugins([base, recipe.from_assignments(request.assignments), given])
     )
-    return distill_run(config, Options(Path(runs_dir), resume, progress or Silent()))
+    return distill_run(config, Options(request.runs_dir, request.resume, request.progress))
+
+
+def _request(kind: type[Any], options: Mapping[str, Any]) -> Any:
+    # in Python a path may be written as a text, and a text of digits as a number
+    given = dict(options)
+    for one in options_of(kind):
+        value = given.get(one.name)
+        if one.hint in (Path, Path | None) and isinstance(value, str):
+            given[one.name] = Path(value)
+        elif one.hint in (str, str | None) and isinstance(value, int):
+            given[one.name] = str(value)
+    return kind(**{name: value for name, value in given.items() if value is not None})
 
 
 def distill_networks(
@@ -225,36 +223,15 @@ def _record(
     return result
 
 
-def evaluate(
-    run: str | Path | RunResult | None = None,
-    *,
-    timesteps: int | None = None,
-    split: str = "test",
-    runs_dir: str | Path = "runs",
-    early_exit: str = "",
-    energy_budget: str = "",
-    settings: Settings | None = None,
-    progress: Progress | None = None,
-) -> EvaluateResult:
+def evaluate(run: str | Path | RunResult | None = None, **options: Any) -> EvaluateResult:
     """Measure a finished run at every time step, as `tser evaluate` does.
 
     `run`: a folder, a run's name or the beginning of it, "latest", or a result; None is the newest
-    finished student. `timesteps`: any number, not only the trained one. `early_exit`: thresholds of
-    confidence, as "0.8,0.9". `energy_budget`: what early exit is to keep, as "3uJ" or "25%" of the
-    ANN; the result says whether it is `kept`. Its `rows` are those of per_timestep.csv. Raises
-    TserError.
+    finished student. `options`: the others of `EvaluateRequest`, such as timesteps=4 (any number,
+    not only the trained one), split="train", early_exit="0.8,0.9" or energy_budget="3uJ"; the
+    result says whether that is `kept`. Its `rows` are those of per_timestep.csv. Raises TserError.
     """
-    request = EvaluateRequest(
-        run=_folder(run),
-        runs_dir=Path(runs_dir),
-        timesteps="" if timesteps is None else str(timesteps),
-        split=split,
-        early_exit=early_exit,
-        energy_budget=energy_budget,
-        changes=dict(settings or {}),
-        progress=progress or Silent(),
-    )
-    return evaluate_run(request)
+    return evaluate_run(_request(EvaluateRequest, {**options, "run": _folder(run)}))
 
 
 def evaluate_network(network: nn.Module, loader: Iterable[Any], timesteps: int) -> Evaluation:

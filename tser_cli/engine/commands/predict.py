@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from tser_cli.base.errors import ConfigError, DataError
 from tser_cli.base.files import check_folder
-from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.image_files import fitted_picture, picture_files
 from tser_cli.data.transforms import normalise
 from tser_cli.energy.counts import Counts
@@ -24,22 +23,9 @@ from tser_cli.engine.runs.opened import open_finished, select_run
 from tser_cli.export.consumers import one_by_one
 from tser_cli.export.graph import needs
 from tser_cli.report.csv_files import prediction_schema, write_csv
+from tser_cli.settings.wing_options import PredictRequest
 
 BATCH = 32
-
-
-@dataclass(frozen=True)
-class PredictRequest:
-    """What `tser predict` was asked. `model`: an exported ONNX file instead of a run."""
-
-    images: Sequence[str]
-    run: Path | None = None
-    model: Path | None = None
-    runs_dir: Path = Path("runs")
-    threshold: float = 0.9
-    output: Path | None = None
-    changes: dict[str, Any] = field(default_factory=dict)
-    progress: Progress = field(default_factory=Silent)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from tser_cli.base.errors import CheckpointError, ConfigError
-from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.loaders import evenly_spread
 from tser_cli.data.transforms import evaluation_pipeline
 from tser_cli.engine.runs.find import with_whole_paths
@@ -28,21 +27,10 @@ from tser_cli.models.base import Classifier
 from tser_cli.models.integers import quantise, round_weights_
 from tser_cli.settings.config import FLOAT_BITS
 from tser_cli.settings.fields import NO_BUDGET
+from tser_cli.settings.wing_options import QuantizeRequest
 
 BITS = (8, 4)
 BATCH = 128
-
-
-@dataclass(frozen=True)
-class QuantizeRequest:
-    """What `tser quantize` was asked. `images`: how many training images calibrate the norms."""
-
-    bits: int = 8
-    run: Path | None = None
-    runs_dir: Path = Path("runs")
-    images: int = 1024
-    changes: dict[str, Any] = field(default_factory=dict)
-    progress: Progress = field(default_factory=Silent)
 
 
 @dataclass(frozen=True)

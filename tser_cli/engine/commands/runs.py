@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,6 +17,7 @@ from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.record import RUNNING, RunEntry, entry_of, is_elsewhere
 from tser_cli.settings.config import full_key
 from tser_cli.settings.recipe import parse_value
+from tser_cli.settings.wing_options import RunsRequest
 
 # What can be filtered and sorted by, beside settings.
 COLUMNS: Mapping[str, Callable[[RunEntry], Any]] = {
@@ -36,16 +37,6 @@ COLUMNS: Mapping[str, Callable[[RunEntry], Any]] = {
 }
 NO_FILTER = ("accuracy", "energy", "age", "size")  # to be sorted by, too fine to be equal
 Filter = Callable[[RunEntry], bool]
-
-
-@dataclass(frozen=True)
-class RunsRequest:
-    """What to list. `filters`: KEY=VALUE, VALUE may be a,b or have * and ?. `sort`: a column."""
-
-    runs_dir: Path = Path("runs")
-    filters: Sequence[str] = ()
-    sort: str = "age"
-    reverse: bool = False
 
 
 def list_runs(request: RunsRequest) -> list[RunEntry]:

@@ -30,6 +30,7 @@ from tser_cli.engine.runs.opened import Context
 from tser_cli.models.base import Classifier
 from tser_cli.report.csv_files import CONVENTIONS, SUMS, write_csv, write_energy_csv
 from tser_cli.settings.fields import parse_energy
+from tser_cli.settings.options import Wanted
 
 IMAGES_OF_ZEROS = 16  # they differ little from image to image
 
@@ -109,21 +110,6 @@ def write_energy(
     write_energy_csv(path, rows, price.form)
     write_text(path.with_suffix(".json"), json.dumps(document, indent=2) + "\n")
     return EnergyReport(rows, document)
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What was asked for: the table of conventions, a figure to match, the fair rival."""
-
-    conventions: bool = False
-    match: str = ""
-    fair_rival: bool = False
-    assume_int8: bool = False
-
-    @property
-    def any(self) -> bool:
-        """Return whether anything of it takes more than the plain counts."""
-        return self.conventions or bool(self.match) or self.fair_rival
 
 
 @dataclass(frozen=True)

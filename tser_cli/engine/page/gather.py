@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ from torch import Tensor
 
 from tser_cli.base.errors import ConfigError, DataError, RunError, TserError, nearest
 from tser_cli.base.files import check_folder, is_file, is_folder, write_whole
-from tser_cli.base.progress import Progress, Silent
+from tser_cli.base.progress import Progress
 from tser_cli.base.version import __version__
 from tser_cli.data.image_files import thumbnail
 from tser_cli.energy.joules import INT8, MEMORY, SAME, SKIPPING, against_ann, energy_up_to
 from tser_cli.energy.prices import INT8_PROFILE, PROFILES, Profile
 from tser_cli.engine.commands.energy import detailed_counts
 from tser_cli.engine.evaluation.early_exit import CONFIDENCE, Rule, offline_exits, row
-from tser_cli.engine.evaluation.energy import Wanted, go_beyond
+from tser_cli.engine.evaluation.energy import go_beyond
 from tser_cli.engine.evaluation.evaluate import Answers, Evaluation, answered, evaluate_split
 from tser_cli.engine.page import files
 from tser_cli.engine.page.files import (
@@ -67,29 +67,13 @@ from tser_cli.engine.training.budget import profile_of
 from tser_cli.report.predictions import Predictions
 from tser_cli.report.statistics import mcnemar
 from tser_cli.report.words import headline
+from tser_cli.settings.options import Wanted
+from tser_cli.settings.wing_options import ReportRequest
 
 MOST_SUBJECTS = 12
 MOST_PICTURES = 40  # on a page
 FEWEST_PICTURES = 8  # of a run
 MOST_BYTES = 5_000_000
-
-
-@dataclass(frozen=True)
-class ReportRequest:
-    """What to report, and where the page goes.
-
-    `subjects`: runs, by folder or name, and folders of ablations; () is the newest finished
-    student. `measure`: run the networks over their test images, of which `images` are taken (0:
-    all). `changes`: settings such as training.device, by dotted key.
-    """
-
-    subjects: tuple[Path, ...] = ()
-    runs_dir: Path = Path("runs")
-    output: Path = Path("report.html")
-    measure: bool = True
-    images: int = 0
-    changes: dict[str, Any] = field(default_factory=dict)
-    progress: Progress = field(default_factory=Silent)
 
 
 @dataclass(frozen=True)

@@ -1,44 +1,31 @@
-"""What is shown of the results of commands."""
+"""What is shown of the results of the trunk's commands, as text and as JSON."""
 
 from __future__ import annotations
 
+import json
 import shlex
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 
-from tser_cli.cli import present, verbosity
+from tser_cli.cli import show, terminal
 from tser_cli.cli.app import app
-from tser_cli.engine.ablation.grid import make_request
-from tser_cli.engine.commands.ablate import AblationResult
-from tser_cli.engine.commands.dry_run import AblationPlan, TrainingPlan
+from tser_cli.engine.commands.dry_run import TrainingPlan
 from tser_cli.engine.commands.energy import EnergyResult
 from tser_cli.engine.commands.evaluate import EvaluateResult
 from tser_cli.engine.runs.record import RunResult
-from tser_cli.report.csv_files import EXIT_STATISTICS
 from tser_cli.report.words import duration
 from tser_cli.settings import plugins, registry
 from tser_cli.settings.config import Config
-from tser_cli.settings.recipe import Layer
+from tser_cli.settings.options import EnergyRequest, EvaluateRequest, ListRequest
 
 Shown = Callable[[], list[str]]
-
-
-@pytest.fixture
-def shown(capsys: pytest.CaptureFixture[str]) -> Shown:
-    """The lines that were shown on standard output; none on standard error."""
-
-    def lines() -> list[str]:
-        captured = capsys.readouterr()
-        assert captured.err == ""
-        return captured.out.splitlines()
-
-    return lines
 
 
 def rows(teacher: float | None = 0.9) -> list[dict[str, Any]]:
@@ -92,14 +79,6 @@ TRAINING = TrainingPlan(
     step_seconds=0.25,
     device="cpu",
 )
-ABLATION = AblationPlan(
-    cells=(("method=ce, seed 0", True), ("method=[kd], seed 0", False)),
-    teachers=("a resnet20 is trained first, 10 epochs",),
-    seconds=1800.0,
-    jobs=1,
-    jobs_given=False,
-    address=None,
-)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +99,7 @@ def test_a_duration_in_words(seconds: float, text: str) -> None:
 
 
 def test_a_training_s_result(shown: Shown) -> None:
-    present.show_run(RUN, ["tser evaluate --per-timestep", "tser energy report.csv"])
+    show.show_run(RUN, ["tser evaluate --per-timestep", "tser energy report.csv"])
     lines = shown()
     table = [line.split() for line in lines if line.strip()[:1] in ("1", "2")]
     assert [cells[:5] for cells in table] == [
@@ -149,12 +128,12 @@ def test_a_training_s_result(shown: Shown) -> None:
     ],
 )
 def test_whether_an_energy_budget_was_kept(shown: Shown, energy_pj: float, verdict: str) -> None:
-    present.show_run(replace(RUN, energy_pj=energy_pj, energy_budget_pj=3e6), [])
+    show.show_run(replace(RUN, energy_pj=energy_pj, energy_budget_pj=3e6), [])
     assert verdict in shown()
 
 
 def test_a_student_s_energy_in_the_result(shown: Shown) -> None:
-    present.show_run(replace(RUN, against_ann=AGAINST), [])
+    show.show_run(replace(RUN, against_ann=AGAINST), [])
     lines = shown()
     place = lines.index("One image costs 9.2 µJ: 5.0 times less than the ANN of the same shape.")
     assert lines[place - 1].startswith("It is right about 4 of 11")
@@ -167,20 +146,20 @@ def test_a_student_s_energy_in_the_result(shown: Shown) -> None:
 @pytest.fixture
 def quiet() -> Iterator[None]:
     """As with --quiet."""
-    verbosity.choose(quiet=True, verbose=False)
+    terminal.choose(quiet=True, verbose=False)
     yield
-    verbosity.choose(quiet=False, verbose=False)
+    terminal.choose(quiet=False, verbose=False)
 
 
 def test_a_training_s_result_in_quiet(shown: Shown, quiet: None) -> None:
-    present.show_run(RUN, ["tser evaluate --per-timestep"])
+    show.show_run(RUN, ["tser evaluate --per-timestep"])
     lines = shown()
     assert lines[-2].startswith("accuracy 40.00 % of 11 test images")
     assert lines[-1] == f"run folder: {RUN.folder}"
 
 
 def test_progress_in_quiet_is_warnings(capsys: pytest.CaptureFixture[str], quiet: None) -> None:
-    progress = present.progress()
+    progress = terminal.progress()
     progress.begin(epochs=1, steps=1, done_epochs=0)
     progress.say("a message")
     progress.epoch({})
@@ -191,24 +170,24 @@ def test_progress_in_quiet_is_warnings(capsys: pytest.CaptureFixture[str], quiet
 
 def test_what_to_type_next() -> None:
     folder = Path("runs/teacher/digits/resnet34_s0")
-    first, second, _ = present.next_after_teacher(folder, "imagenet", "/my data")
+    first, second, _ = show.next_after_teacher(folder, "imagenet", "/my data")
     assert first.split("  #")[0].strip() == (
         f"tser distill --teacher {folder} --dataset imagenet --data-dir '/my data' -T 2"
     )
     assert second.startswith(f"tser evaluate --run {folder} ")
-    assert "--data-dir" not in present.next_after_teacher(folder, "digits", "")[0]
-    here = present.next_after_student(Path("runs"))
+    assert "--data-dir" not in show.next_after_teacher(folder, "digits", "")[0]
+    here = show.next_after_student(Path("runs"))
     assert [line.split()[1] for line in here] == ["report", "energy", "evaluate"]
     assert len({line.index("#") for line in here}) == 1
-    elsewhere = present.next_after_student(Path("my runs"))
+    elsewhere = show.next_after_student(Path("my runs"))
     assert all("--runs-dir 'my runs'  " in line for line in elsewhere)
 
 
 def test_what_to_type_next_names_the_plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "stated", lambda: ["/my code/net.py", "theirs"])
     monkeypatch.setattr(plugins, "load", lambda names: None)
-    lines = present.next_after_teacher(Path("x"), "digits", "")
-    for line in [*lines, *present.next_after_student(Path("runs"))]:
+    lines = show.next_after_teacher(Path("x"), "digits", "")
+    for line in [*lines, *show.next_after_student(Path("runs"))]:
         assert " --plugin '/my code/net.py' --plugin theirs" in line
         test_what_to_type_next_can_be_typed(line)
 
@@ -216,8 +195,8 @@ def test_what_to_type_next_names_the_plug_ins(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     "line",
     [
-        *present.next_after_teacher(Path("runs/x"), "digits", "data"),
-        *present.next_after_student(Path("elsewhere")),
+        *show.next_after_teacher(Path("runs/x"), "digits", "data"),
+        *show.next_after_student(Path("elsewhere")),
     ],
 )
 def test_what_to_type_next_can_be_typed(line: str) -> None:
@@ -228,7 +207,7 @@ def test_what_to_type_next_can_be_typed(line: str) -> None:
 
 
 def test_a_training_s_plan(shown: Shown) -> None:
-    present.show_training_plan(TRAINING)
+    show.show_training_plan(TRAINING)
     recipe, lines = "\n".join(shown()).split("network: ")
     assert Config.model_validate(tomllib.loads(recipe)) == TRAINING.config
     assert lines.splitlines() == [
@@ -241,7 +220,7 @@ def test_a_training_s_plan(shown: Shown) -> None:
 
 def test_a_student_s_plan_names_its_teacher(shown: Shown) -> None:
     source = "resnet20 from a/[path]/longer/than/eighty/columns/of/a/terminal/model.safetensors"
-    present.show_training_plan(replace(TRAINING, teacher=source))
+    show.show_training_plan(replace(TRAINING, teacher=source))
     assert f"teacher: {source}" in shown()
 
 
@@ -259,7 +238,7 @@ def evaluation(**changes: Any) -> EvaluateResult:
 
 
 def test_an_evaluation_is_one_line_and_the_file(shown: Shown) -> None:
-    present.show_evaluation(evaluation(), per_timestep=False)
+    show.show_evaluation(evaluation(), EvaluateRequest())
     assert shown() == [
         "accuracy 40.00 % of 11 validation images after 2 time steps",
         "table: elsewhere.csv",
@@ -284,7 +263,7 @@ def test_an_evaluation_with_all_that_can_be_asked_for(shown: Shown) -> None:
         early_exit_rows=[exits],
         early_exit_table=Path("early_exit.csv"),
     )
-    present.show_evaluation(result, per_timestep=True)
+    show.show_evaluation(result, EvaluateRequest(per_timestep=True))
     lines = shown()
     assert "a_run: accuracy" in lines[0]
     assert any("confidence" in line for line in lines)
@@ -318,7 +297,7 @@ def test_an_energy_budget(shown: Shown, energy_pj: float, kept: int, said: str) 
     }
     result = evaluation(early_exit_rows=[chosen])
     assert result.kept is bool(kept)
-    present.show_evaluation(result, per_timestep=False)
+    show.show_evaluation(result, EvaluateRequest())
     lines = shown()
     assert any(line.strip().startswith("never ") for line in lines)
     assert lines[-1] == (
@@ -354,7 +333,8 @@ def test_the_energy_of_a_run(shown: Shown) -> None:
     }
     rows = [{**row, "layer": "conv1", "t": 1}, {**row, "layer": "conv1", "t": "all"}, total]
     files = (Path("report.csv"), Path("report.json"))
-    present.show_energy(EnergyResult("a_run", rows, document, files))
+    result = EnergyResult("a_run", rows, document, files)
+    show.show_energy(result, EnergyRequest(output=Path("report.csv")))
     lines = shown()
     assert lines[0].startswith("a_run: means per image")
     (layer,) = [line.split() for line in lines if line.strip().startswith("conv1")]
@@ -366,115 +346,15 @@ def test_the_energy_of_a_run(shown: Shown) -> None:
     assert lines[-2:] == ["written: report.csv", "written: report.json"]
 
 
-def ablation(tmp_path: Path, **changes: Any) -> AblationResult:
-    base = [Layer("tests", {"data.name": "digits"})]
-    request = make_request(base, {"vary": ["method=ce,kd"], "seeds": 2})
-    row = {
-        "n": 2,
-        "accuracy_mean": 0.9,
-        "accuracy_std": 0.01,
-        "difference_mean": None,
-        "difference_low": None,
-        "difference_high": None,
-        "resolved": None,
-        "resolved_holm": None,
-    }
-    better = {"difference_mean": 0.02, "difference_low": 0.01, "difference_high": 0.03}
-    summary = [
-        {**row, "method.name": "ce", "baseline": 1},
-        {**row, **better, "method.name": "kd", "baseline": 0, "resolved": 1, "resolved_holm": 1},
-    ]
-    plain = AblationResult(tmp_path / "ablation", request, summary, (), ())
-    return replace(plain, **changes)
-
-
-def test_an_ablation_s_table(shown: Shown, tmp_path: Path) -> None:
-    result = ablation(tmp_path, figures=(tmp_path / "a.png",))
-    present.show_ablation(result)
-    lines = shown()
-    assert lines[0].strip() == "ablation: accuracy"
-    (kd,) = [line.split() for line in lines if line.strip().startswith("kd")]
-    assert kd == ["kd", "2", "90.00", "±", "1.00", "+2.00", "+1.00", "..", "+3.00"]
-    assert any(line.split()[-1:] == ["baseline"] for line in lines)
-    assert lines[-3:] == [
-        f"written: {result.folder / name}" for name in ("ablation.csv", "summary.csv", "figures")
-    ]
-
-
-def test_an_ablation_with_early_exit(shown: Shown, tmp_path: Path) -> None:
-    row = {
-        **dict.fromkeys(EXIT_STATISTICS),
-        **{"method.name": "ce", "n": 2, "missed": 0, "baseline": 1},
-        **{"energy_mean_pj": 2e6, "energy_std_pj": 1e5, "accuracy_mean": 0.9},
-    }
-    other = {
-        **row,
-        **{"method.name": "kd", "n": 1, "missed": 1, "baseline": 0, "energy_std_pj": None},
-        **{"energy_difference_pj": -5e4, "energy_difference_low_pj": -1e5},
-        "energy_difference_high_pj": 0.0,
-    }
-    result = ablation(tmp_path, exits=(row, other), figures=(tmp_path / "frontier.png",))
-    present.show_ablation(result)
-    lines = shown()
-    assert "early exit at the accuracy of the baseline less 0.5 points" in map(str.strip, lines)
-    found = [line.split() for line in lines if line.split()[:1] in (["ce"], ["kd"])][-2:]
-    assert found == [
-        ["ce", "2", "2.00", "±", "0.10", "90.00", "baseline"],
-        ["kd", "1", "of", "2", "2.00", "90.00", "-0.05", "-0.10", "..", "+0.00"],
-    ]
-    names = [line.rpartition("/")[2] for line in lines if line.startswith("written")]
-    assert names == [
-        *("ablation.csv", "summary.csv", "early_exit.csv", "early_exit_summary.csv"),
-        *("frontier.csv", "figures"),
-    ]
-
-
-def test_an_ablation_without_figures_names_none(shown: Shown, tmp_path: Path) -> None:
-    present.show_ablation(ablation(tmp_path))
-    assert not any("figures" in line for line in shown())
-
-
-def test_an_ablation_s_plan(shown: Shown) -> None:
-    present.show_ablation_plan(ABLATION)
-    assert shown() == [
-        "method=ce, seed 0: finished",
-        "method=[kd], seed 0",
-        "a resnet20 is trained first, 10 epochs",
-        "2 runs, 1 finished; about 30 min of training, one after the other, "
-        "measured on a few real steps",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("jobs", "given", "address", "said"),
-    [
-        (1, False, None, "one after the other"),
-        (2, True, None, "2 side by side"),
-        (2, True, "auto", "2 at a time on machines like this one"),
-        (
-            *(1, False, "auto"),
-            "1 at a time on machines like this one, less by as many as the cluster has room for",
-        ),
-    ],
-)
-def test_how_many_cells_run_at_once(
-    shown: Shown, jobs: int, given: bool, address: str | None, said: str
-) -> None:
-    plan = replace(ABLATION, jobs=jobs, jobs_given=given, address=address)
-    present.show_ablation_plan(plan)
-    before, after = "2 runs, 1 finished; about 30 min of training, ", ", measured on a few real"
-    assert shown()[-1] == f"{before}{said}{after} steps"
-
-
 def test_every_method_is_listed(shown: Shown) -> None:
-    present.show_methods(registry.METHODS)
+    show.show_list([], ListRequest("methods"))
     names = {line.split()[0] for line in shown() if line.split()}
     assert registry.METHODS.keys() <= names
 
 
 def test_results_and_messages_go_to_different_streams(capsys: pytest.CaptureFixture[str]) -> None:
-    present.output().print("result")
-    present.messages().print("message")
+    terminal.output().print("result")
+    terminal.messages().print("message")
     captured = capsys.readouterr()
     assert captured.out == "result\n"
     assert captured.err == "message\n"
@@ -485,11 +365,44 @@ def test_of_several_processes_only_rank_0_shows_results(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, out: str
 ) -> None:
     monkeypatch.setenv("RANK", rank)
-    present.output().print("result")
+    terminal.output().print("result")
     assert capsys.readouterr().out == out
 
 
 def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    present.progress().say("a message")
+    terminal.progress().say("a message")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "a message\n")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result with everything that results have."""
+
+    folder: Path
+    rows: tuple[Any, ...]
+    config: Config
+
+
+def test_a_result_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ({"t": np.int64(1), "loss": np.float64("nan")}, [float("inf"), None, True, "\x1b[2J"])
+    show.show_json(Result(Path("a/b"), rows, Config()))
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    found = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found["folder"] == "a/b"
+    assert found["rows"] == [{"t": 1, "loss": None}, [None, None, True, "\x1b[2J"]]
+    assert found["config"]["data"]["name"] == "digits"
+
+
+def test_long_texts_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    show.show_json(["x" * 100_000])
+    assert json.loads(capsys.readouterr().out) == ["x" * 100_000]
+
+
+def test_rank_0_alone_shows_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    show.show_json([])
+    assert capsys.readouterr().out == ""

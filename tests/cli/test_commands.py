@@ -1,4 +1,4 @@
-"""`tser runs` and `tser compare` at the command line, on runs from anybody too."""
+"""Settings from flags and recipes, ablations, runs from anybody, and networks from elsewhere."""
 
 from __future__ import annotations
 
@@ -12,8 +12,131 @@ from typing import Any
 
 import pytest
 
-from tests.command import Invoke
-from tser_cli.cli import completion, layers
+from tests.command import Invoke, call
+from tser_cli.cli import commands, options
+from tser_cli.engine.ablation.folder import AblationFolder
+from tser_cli.engine.ablation.grid import Request
+from tser_cli.engine.commands import ablate as ablate_command
+from tser_cli.engine.commands import dry_run
+from tser_cli.engine.commands.ablate import AblationResult
+from tser_cli.settings import registry
+from tser_cli.settings.options import DistillRequest
+
+RECIPE = '[method]\nname = "tser"\nentropy_weight = 0.1\n'
+
+
+def test_weights_that_are_left_out_are_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(RECIPE)
+    expected = f"recipe {file}: method.entropy_weight = 0.1: tser's, left out for ce\n"
+    for rank, said in (("", expected), ("0", expected), ("1", "")):
+        monkeypatch.delenv("RANK", raising=False)
+        if rank:
+            monkeypatch.setenv("RANK", rank)
+        config = commands.training_config("student", DistillRequest(method="ce", recipe=str(file)))
+        assert config.method.entropy_weight == 0.0
+        assert capsys.readouterr() == ("", said)
+
+
+def test_a_teacher_s_method_is_nobody_s_business(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(RECIPE)
+    commands.training_config("teacher", DistillRequest(method="ce", recipe=str(file)))
+    assert capsys.readouterr() == ("", "")
+
+
+ROW = {
+    "method.name": "ce",
+    "n": 1,
+    "accuracy_mean": 0.5,
+    "accuracy_std": None,
+    "baseline": 1,
+    "difference_mean": None,
+    "difference_low": None,
+    "difference_high": None,
+    "resolved": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("failures", "code"), [((), 0), (("method=ce, seed 1: exit code 1: it broke",), 1)]
+)
+def test_failed_cells_are_an_error_after_the_table(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    failures: tuple[str, ...],
+    code: int,
+) -> None:
+    def run(request: Request, place: AblationFolder, progress: Any) -> AblationResult:
+        return AblationResult(place.folder, request, [ROW], (), failures)
+
+    monkeypatch.setattr(ablate_command, "ablate", run)
+    words = ["--vary", "method=ce,kd", "--seeds", "2", "--output", tmp_path / "ablation"]
+    assert call("ablate", *words) == code
+    captured = capsys.readouterr()
+    assert "ablation: accuracy" in captured.out
+    assert "written: " in captured.out
+    told = "1 of 4 runs failed; the same command tries them again:\nmethod=ce, seed 1: exit code 1"
+    assert (told in captured.err) == bool(failures)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What `tser ablate --dry-run` would have planned."""
+    found: list[Any] = []
+
+    def plan(request: Request, place: AblationFolder, options: Any) -> Any:
+        found.append(request)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(dry_run, "plan_ablation", plan)
+    return found
+
+
+def test_every_option_of_a_training_reaches_the_cells(tser: Invoke, asked: list[Any]) -> None:
+    line = (
+        "ablate --dry-run --vary ce_weight=1,2 --seeds 2 -T 3 --student resnet20 --method kd --lr "
+        "0.5 --temperature 3 --batch-size 8 --accumulate 2 --precision fp32 --energy-budget 50% "
+        "--checkpoint-every 1epoch --deterministic --recipe digits/resnet18_tser --device cpu"
+    )
+    assert tser(*line.split())[0] == 0
+    (request,) = asked
+    assert [cell.seed for cell in request.cells] == [0, 0, 1, 1]
+    assert [cell.config.method.ce_weight for cell in request.cells] == [1, 2, 1, 2]
+    for cell in request.cells:
+        flat = cell.config.flat()
+        assert (flat["model.timesteps"], flat["model.student"]) == (3, "resnet20")
+        assert (flat["method.name"], flat["method.temperature"]) == ("kd", 3)
+        assert (flat["optimizer.lr"], flat["training.batch_size"]) == (0.5, 8)
+        assert (flat["training.accumulate"], flat["training.precision"]) == (2, "fp32")
+        assert (flat["energy.budget"], flat["training.deterministic"]) == ("50%", True)
+
+
+def test_one_seed_of_an_ablation(tser: Invoke, asked: list[Any]) -> None:
+    assert tser("ablate", "--dry-run", "--vary", "method=ce,kd", "--seed", "7")[0] == 0
+    assert [cell.seed for cell in asked[0].cells] == [7, 7]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--vary temperature=1,2 --temperature 3", "--temperature and --vary temperature: "),
+        ("--vary T=1,2 -T 3", "-T and --vary timesteps: "),
+        ("ablations/digits_rivals --method kd", "--method and [ablation] vary method: "),
+        ("--vary method=ce,kd --seed 1 --seeds 2", "--seed and --seeds: give one of them"),
+        ("x --recipe y --vary method=ce,kd", "the recipe before the options and --recipe: "),
+        ("--vary method=ce,kd --resume must", "--resume must: in runs/ablations/digits_"),
+    ],
+)
+def test_what_is_varied_is_not_given_too(tser: Invoke, line: str, said: str) -> None:
+    code, out, err = tser("ablate", "--dry-run", *line.split())
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {said}")
 
 
 def make(name: str, config: str = "[training]\nseed = 0\n", **status: Any) -> Path:
@@ -159,7 +282,11 @@ def test_a_run_is_meant_by_its_beginning_everywhere(tser: Invoke) -> None:
 
 def completions(incomplete: str, **values: Any) -> list[str]:
     context = SimpleNamespace(params=values)
-    return completion.complete_run(context, incomplete)  # type: ignore[arg-type]
+    return options.complete_run(context, incomplete)  # type: ignore[arg-type]
+
+
+def meant(name: str) -> str | None:
+    return commands.meant(name, Path("runs"), registry.MODELS, "teacher")
 
 
 def test_a_teacher_is_meant_by_its_beginning(tser: Invoke) -> None:
@@ -174,10 +301,10 @@ def test_a_teacher_is_meant_by_its_beginning(tser: Invoke) -> None:
         assert f"run {folder.resolve()} is stopped, not finished" in err
     code, _, err = tser("distill", "--teacher", "latest")
     assert code == 2 and "there is no finished teacher under runs" in err
-    assert layers.teacher_meant("vgg11", Path("runs")) == "vgg11"  # an architecture
-    assert layers.teacher_meant("vgg11_:x", Path("runs")) == "vgg11_:x"  # a function
+    assert meant("vgg11") == "vgg11"  # an architecture
+    assert meant("vgg11_:x") == "vgg11_:x"  # a function
     Path("vgg11_").write_text("")
-    assert layers.teacher_meant("vgg11_", Path("runs")) == "vgg11_"  # a file
+    assert meant("vgg11_") == "vgg11_"  # a file
 
 
 def test_names_of_runs_are_completed(tser: Invoke) -> None:
@@ -186,7 +313,7 @@ def test_names_of_runs_are_completed(tser: Invoke) -> None:
     assert completions("") == ["latest", "resnet18_a", "vgg11"]
     assert completions("res") == ["resnet18_a"]
     assert completions("", runs_dir="elsewhere") == ["latest"]
-    assert completion.complete_recipe("digits/resnet34") == ["digits/resnet34_teacher"]
+    assert options.complete_recipe("digits/resnet34") == ["digits/resnet34_teacher"]
 
 
 @pytest.mark.parametrize(
@@ -264,3 +391,87 @@ def test_a_hostile_run_is_measured_by_no_code_of_its_own(tser: Invoke, stranger:
         assert code == 2
         assert "Traceback" not in err
     assert not Path("ran").exists()
+
+
+MODULE = """
+from torch import nn
+from spikingjelly.activation_based import layer, neuron
+
+class Net(nn.Module):
+    def __init__(self, pool):
+        super().__init__()
+        self.conv1 = layer.Conv2d(1, 4, 3, step_mode="m")
+        self.act1 = neuron.IFNode(0.1, step_mode="m")
+        self.pool = layer.AvgPool2d(2, step_mode="m") if pool else nn.Identity()
+        self.conv2 = layer.Conv2d(4, 4, 3, step_mode="m")
+        self.act2 = neuron.IFNode(0.01, step_mode="m")
+        self.fc = layer.Linear(4 if pool else 64, 3, step_mode="m")
+
+    def forward(self, x):
+        return self.fc(self.act2(self.conv2(self.pool(self.act1(self.conv1(x))))).flatten(2))
+
+def build(pool=False):
+    import torch
+    torch.manual_seed(0)
+    return Net(pool)
+"""
+
+
+@pytest.fixture
+def theirs(tser: Invoke, tmp_path: Path, nothing_added: None) -> Invoke:
+    """Call the command line in a folder with a module: (exit code, output, messages)."""
+    (tmp_path / "theirs.py").write_text(MODULE)
+    return tser
+
+
+NETWORK = ("--network", "theirs:build", "--input", "1,8,8", "-T", "3")
+
+
+def test_energy_tells_what_feeds_what_and_what_is_not_counted(
+    theirs: Invoke, tmp_path: Path
+) -> None:
+    arguments = ("--conventions", "--fair-rival", "--arg", "pool=True", "--match", "1mJ")
+    code, out, _ = theirs("energy", "r.csv", *NETWORK, *arguments)
+    assert code == 0
+    assert "layout: time-first, T = 3; fed with random numbers of 1,8,8" in out
+    assert "fed with real: conv1, conv2" in out
+    assert "fed with spikes: fc" in out
+    assert "not counted, of the dense FLOP: avg_pool2d" in out
+    assert "spikingjelly" in out
+    assert "1mJ: no convention comes within 5 % of it" in out
+    assert "arithmetic alone: " in out and "with memory (Lemaire et al. 2022): " in out
+    assert "activations of 2 bits" in out
+    assert {path.name for path in tmp_path.glob("r*")} == {"r.csv", "r.json", "r_conventions.csv"}
+
+
+def test_audit_ends_with_4_where_something_is_wrong(theirs: Invoke) -> None:
+    code, out, _ = theirs("audit", *NETWORK, "--arg", "pool=True")
+    assert code == 4
+    assert "finding: spike-driven inputs: conv2: 1 of its calls met real values" in out
+    code, out, _ = theirs("audit", *NETWORK)
+    assert code == 0
+    assert "theirs:build: clean" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("energy", "r.csv", "--layout", "folded"), "--layout: only with --network"),
+        (("audit", "-T", "4"), "-T: only with --network"),
+        (("energy", "r.csv", "--network", "theirs:build"), "say what it is fed with"),
+        (("energy", "r.csv", *NETWORK, "--data", "x.npy"), "with one of them"),
+        (("energy", "r.csv", *NETWORK, "--per-image", "i.csv"), "--per-image: not with --network"),
+        (("energy", "r.txt", *NETWORK), "call it r.csv"),
+        (("energy", "r.csv", *NETWORK, "--match", "many"), "is no energy"),
+        (("energy", "r.csv", *NETWORK, "--profile", "horowitz-45nm-int8"), "--assume-int8"),
+    ],
+)
+def test_what_does_not_fit_is_one_message(
+    theirs: Invoke, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    code, out, err = theirs(*arguments)
+    assert code == 2
+    assert message in err
+    assert out == ""
+    assert "Traceback" not in err
+    assert not list(tmp_path.glob("r.*"))

@@ -1,0 +1,139 @@
+"""What is shown of the results of the wings' commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tser_cli.cli import show_wings, terminal
+from tser_cli.engine.ablation.grid import make_request
+from tser_cli.engine.commands.ablate import AblationResult
+from tser_cli.engine.commands.dry_run import AblationPlan
+from tser_cli.report.csv_files import EXIT_STATISTICS
+from tser_cli.settings.recipe import Layer
+from tser_cli.settings.wing_options import AblateRequest, ReportRequest
+
+Shown = Callable[[], list[str]]
+ABLATION = AblationPlan(
+    cells=(("method=ce, seed 0", True), ("method=[kd], seed 0", False)),
+    teachers=("a resnet20 is trained first, 10 epochs",),
+    seconds=1800.0,
+    jobs=1,
+    jobs_given=False,
+    address=None,
+)
+
+
+def ablation(tmp_path: Path, **changes: Any) -> AblationResult:
+    base = [Layer("tests", {"data.name": "digits"})]
+    request = make_request(base, {"vary": ["method=ce,kd"], "seeds": 2})
+    row = {
+        "n": 2,
+        "accuracy_mean": 0.9,
+        "accuracy_std": 0.01,
+        "difference_mean": None,
+        "difference_low": None,
+        "difference_high": None,
+        "resolved": None,
+        "resolved_holm": None,
+    }
+    better = {"difference_mean": 0.02, "difference_low": 0.01, "difference_high": 0.03}
+    summary = [
+        {**row, "method.name": "ce", "baseline": 1},
+        {**row, **better, "method.name": "kd", "baseline": 0, "resolved": 1, "resolved_holm": 1},
+    ]
+    plain = AblationResult(tmp_path / "ablation", request, summary, (), ())
+    return replace(plain, **changes)
+
+
+def test_an_ablation_s_table(shown: Shown, tmp_path: Path) -> None:
+    result = ablation(tmp_path, figures=(tmp_path / "a.png",))
+    show_wings.show_ablation(result, AblateRequest())
+    lines = shown()
+    assert lines[0].strip() == "ablation: accuracy"
+    (kd,) = [line.split() for line in lines if line.strip().startswith("kd")]
+    assert kd == ["kd", "2", "90.00", "±", "1.00", "+2.00", "+1.00", "..", "+3.00"]
+    assert any(line.split()[-1:] == ["baseline"] for line in lines)
+    assert lines[-3:] == [
+        f"written: {result.folder / name}" for name in ("ablation.csv", "summary.csv", "figures")
+    ]
+
+
+def test_an_ablation_with_early_exit(shown: Shown, tmp_path: Path) -> None:
+    row = {
+        **dict.fromkeys(EXIT_STATISTICS),
+        **{"method.name": "ce", "n": 2, "missed": 0, "baseline": 1},
+        **{"energy_mean_pj": 2e6, "energy_std_pj": 1e5, "accuracy_mean": 0.9},
+    }
+    other = {
+        **row,
+        **{"method.name": "kd", "n": 1, "missed": 1, "baseline": 0, "energy_std_pj": None},
+        **{"energy_difference_pj": -5e4, "energy_difference_low_pj": -1e5},
+        "energy_difference_high_pj": 0.0,
+    }
+    result = ablation(tmp_path, exits=(row, other), figures=(tmp_path / "frontier.png",))
+    show_wings.show_ablation(result, AblateRequest())
+    lines = shown()
+    assert "early exit at the accuracy of the baseline less 0.5 points" in map(str.strip, lines)
+    found = [line.split() for line in lines if line.split()[:1] in (["ce"], ["kd"])][-2:]
+    assert found == [
+        ["ce", "2", "2.00", "±", "0.10", "90.00", "baseline"],
+        ["kd", "1", "of", "2", "2.00", "90.00", "-0.05", "-0.10", "..", "+0.00"],
+    ]
+    names = [line.rpartition("/")[2] for line in lines if line.startswith("written")]
+    assert names == [
+        *("ablation.csv", "summary.csv", "early_exit.csv", "early_exit_summary.csv"),
+        *("frontier.csv", "figures"),
+    ]
+
+
+def test_an_ablation_without_figures_names_none(shown: Shown, tmp_path: Path) -> None:
+    show_wings.show_ablation(ablation(tmp_path), AblateRequest())
+    assert not any("figures" in line for line in shown())
+
+
+def test_an_ablation_s_plan(shown: Shown) -> None:
+    show_wings.show_ablation_plan(ABLATION)
+    assert shown() == [
+        "method=ce, seed 0: finished",
+        "method=[kd], seed 0",
+        "a resnet20 is trained first, 10 epochs",
+        "2 runs, 1 finished; about 30 min of training, one after the other, "
+        "measured on a few real steps",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "given", "address", "said"),
+    [
+        (1, False, None, "one after the other"),
+        (2, True, None, "2 side by side"),
+        (2, True, "auto", "2 at a time on machines like this one"),
+        (
+            *(1, False, "auto"),
+            "1 at a time on machines like this one, less by as many as the cluster has room for",
+        ),
+    ],
+)
+def test_how_many_cells_run_at_once(
+    shown: Shown, jobs: int, given: bool, address: str | None, said: str
+) -> None:
+    plan = replace(ABLATION, jobs=jobs, jobs_given=given, address=address)
+    show_wings.show_ablation_plan(plan)
+    before, after = "2 runs, 1 finished; about 30 min of training, ", ", measured on a few real"
+    assert shown()[-1] == f"{before}{said}{after} steps"
+
+
+def test_the_place_of_a_page_and_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ("run: gallery: no images",)
+    result = SimpleNamespace(output=Path("page.html"), bytes=1_234_567, missing=lines)
+    request = ReportRequest(progress=terminal.progress())
+    show_wings.show_report(result, request)  # type: ignore[arg-type]
+    said = capsys.readouterr()
+    assert said.out == "written: page.html (1.2 MB)\n"
+    assert "not on the page: run: gallery: no images" in said.err

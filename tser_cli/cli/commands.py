@@ -1,0 +1,190 @@
+"""Commands for which the command line does more than to call one function with their request."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from tser_cli.base.errors import ConfigError, unknown
+from tser_cli.cli import terminal
+from tser_cli.settings import options, registry
+
+if TYPE_CHECKING:
+    from tser_cli.engine.commands.ablate import AblationResult
+    from tser_cli.engine.commands.dry_run import AblationPlan, TrainingPlan
+    from tser_cli.engine.commands.predict import Predictions
+    from tser_cli.engine.runs.opened import Options
+    from tser_cli.engine.runs.record import RunEntry, RunResult
+    from tser_cli.settings.config import Config
+    from tser_cli.settings.options import DistillRequest, ListRequest, TrainingRequest
+    from tser_cli.settings.recipe import Layer
+    from tser_cli.settings.wing_options import AblateRequest, PredictRequest, RunsRequest
+
+REMOVE = "remove"
+
+
+def distill(request: DistillRequest) -> RunResult | TrainingPlan:
+    """Train a student; with --dry-run say what that would be."""
+    config, how = training_config("student", request), _how(request)
+    if request.dry_run:
+        from tser_cli.engine.commands.dry_run import plan_student
+
+        return plan_student(config, how)
+    from tser_cli.engine.commands import train
+
+    return train.distill(config, how)
+
+
+def train_teacher(request: TrainingRequest) -> RunResult | TrainingPlan:
+    """Train a teacher; with --dry-run say what that would be."""
+    config, how = training_config("teacher", request), _how(request)
+    if request.dry_run:
+        from tser_cli.engine.commands.dry_run import plan_teacher
+
+        return plan_teacher(config, how)
+    from tser_cli.engine.commands import train
+
+    return train.train_teacher(config, how)
+
+
+def training_config(kind: str, request: TrainingRequest) -> Config:
+    """Return the settings of a teacher's or a student's training. Raises ConfigError, RunError."""
+    from tser_cli.settings import recipe
+
+    layers, _ = _layers(kind, request, request.recipe)
+    config = recipe.resolve(layers)
+    if kind == "student":
+        terminal.note(recipe.left_out(layers))
+    return config
+
+
+def _layers(kind: str, request: TrainingRequest, named: str | None) -> tuple[list[Layer], str]:
+    """Return what settings come from: recipe < TSER_* < --set < flags; and the recipe's name."""
+    from tser_cli.settings import recipe
+
+    flags = request.changes
+    if kind == "student" and "model.teacher" in flags:
+        teacher = flags["model.teacher"]
+        flags["model.teacher"] = meant(teacher, request.runs_dir, registry.MODELS, "teacher")
+    upper = [
+        recipe.from_environment(os.environ),
+        recipe.from_assignments(request.assignments),
+        recipe.from_flags(flags),
+    ]
+    name = meant(named, request.runs_dir, recipe.available()) or recipe.default(kind, upper)
+    layers = recipe.with_plugins([recipe.read(name), *upper])
+    for layer in layers:
+        terminal.LOG.info("settings from %s: %s", layer.source, layer.values)
+    return layers, name
+
+
+def meant(name: str | None, runs_dir: Path, others: Iterable[str], kind: str = "*") -> str | None:
+    """Return the folder of the run that `name` means, or `name` where it is something else.
+
+    What is among the `others`, or is a file, a folder or MODULE:FUNCTION, is no name of a run.
+    """
+    from tser_cli.engine.runs import find
+
+    if name is None or name in others or ":" in name or os.path.lexists(name):
+        return name
+    return find.run_or_name(name, runs_dir, kind)
+
+
+def _how(request: TrainingRequest) -> Options:
+    from tser_cli.engine.runs.opened import Options
+
+    return Options(request.runs_dir, request.resume, request.progress)
+
+
+def ablate(request: AblateRequest) -> AblationResult | AblationPlan:
+    """Train the cells of an ablation; with --dry-run say what that would be."""
+    from tser_cli.engine.ablation import folder, grid
+    from tser_cli.engine.commands import ablate as command
+    from tser_cli.settings import recipe
+
+    stated = request.recipe or request.ablation
+    layers, named = _layers("student", request, stated)
+    asked = grid.make_request(
+        layers,
+        recipe.read_ablation(named),
+        request.vary,
+        request.seeds,
+        request.baseline,
+        request.accuracy_margin,
+        request.seed,
+        request.flags_by_setting,
+    )
+    terminal.note(asked.notes)
+    title = Path(named).stem if stated else named
+    name = grid.ablation_name(asked, "" if request.vary else title)
+    output = request.output or request.runs_dir / "ablations" / name
+    place = folder.AblationFolder(output, request.runs_dir, request.jobs, request.address)
+    begun = place.plan.exists()
+    if request.resume == ("never" if begun else "must"):
+        found = "an ablation already; name another folder with --output" if begun else "none"
+        raise ConfigError(f"--resume {request.resume}: in {output} there is {found}")
+    if request.dry_run:
+        from tser_cli.engine.commands.dry_run import plan_ablation
+
+        return plan_ablation(asked, place, _how(request))
+    return command.ablate(asked, place, request.progress)
+
+
+def predict(request: PredictRequest) -> Predictions:
+    """Classify image files; - stands for a list of them on standard input."""
+    from tser_cli.engine.commands import predict as command
+
+    images: list[str] = []
+    for name in request.images:
+        images += [name] if name != "-" else filter(None, sys.stdin.read().splitlines())
+    predictions = command.predict(replace(request, images=tuple(images)))
+    for unread in predictions.unread:
+        terminal.tell(f"error: {unread.error}")
+    return predictions
+
+
+def runs(request: RunsRequest) -> list[RunEntry] | None:
+    """List runs, or remove some; then there is nothing to list. Raises ConfigError, RunError."""
+    from tser_cli.cli import show_wings
+    from tser_cli.engine.commands import runs as command
+
+    if request.filters[:1] != (REMOVE,):
+        return command.list_runs(request)
+    names = [Path(name) for name in request.filters[1:]]
+    if not names:
+        raise ConfigError("remove: name the runs to delete; tser runs lists them")
+    removable = command.find_removable(names, request.runs_dir)
+    question = show_wings.removal_question(removable)
+    if not request.yes and not _agreed(question):
+        terminal.tell("nothing was removed")
+        raise typer.Exit(1)
+    for run in removable:
+        command.remove(run)
+        terminal.tell(f"removed: {run.entry.folder}")
+    return None
+
+
+def _agreed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise ConfigError(f"{question} There is nobody to ask; say --yes beforehand")
+    terminal.tell(f"{question} [y/N]")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def listing(request: ListRequest) -> list[dict[str, Any]]:
+    """Return a row for each thing that can be named. Raises ConfigError."""
+    from tser_cli.report import lists
+
+    if request.what not in options.LISTS:
+        raise ConfigError(unknown("list", request.what, options.LISTS))
+    if request.what != "profiles":
+        return lists.ROWS[request.what]()
+    from tser_cli.energy.prices import PROFILES
+
+    return lists.profiles(PROFILES.values())

@@ -1,0 +1,199 @@
+"""Show the results of the trunk's commands, as text or as JSON.
+
+A function takes the result and the request of its command; see the table of verbs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any, cast
+
+from tser_cli.cli.terminal import is_quiet, output, show_lines
+from tser_cli.report import lists, words
+from tser_cli.report.words import duration
+from tser_cli.settings import plugins, registry
+
+if TYPE_CHECKING:
+    from tser_cli.engine.commands.dry_run import TrainingPlan
+    from tser_cli.engine.commands.energy import EnergyResult, NetworkEnergyResult
+    from tser_cli.engine.commands.evaluate import EvaluateResult
+    from tser_cli.engine.runs.record import RunResult
+    from tser_cli.settings.options import (
+        DistillRequest,
+        EnergyRequest,
+        EvaluateRequest,
+        ListRequest,
+        TeacherRequest,
+    )
+
+
+def show_json(document: Any) -> None:
+    """Show one JSON document; a number that is not finite, which JSON has not, becomes null."""
+    text = json.dumps(plain(document), indent=2, allow_nan=False)
+    # as it stands, for programs: neither wrapped nor cut
+    if not output().quiet:
+        sys.stdout.write(f"{text}\n")
+
+
+def plain(value: Any) -> Any:
+    """Return what JSON has a form for: of numbers, texts, paths, lists, dicts and dataclasses."""
+    if hasattr(value, "model_dump"):  # settings
+        return plain(value.model_dump(mode="json"))
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(of) for key, of in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if hasattr(value, "item"):  # numpy's numbers
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, int | str | None) else str(value)
+
+
+def show_teacher(result: RunResult | TrainingPlan, request: TeacherRequest) -> None:
+    """Show a teacher's training and what to type next, or what it would be."""
+    if request.dry_run:
+        show_training_plan(cast("TrainingPlan", result))
+    else:
+        run = cast("RunResult", result)
+        data_dir = str(request.changes.get("data.dir", ""))
+        show_run(run, next_after_teacher(run.folder, run.dataset, data_dir))
+
+
+def show_student(result: RunResult | TrainingPlan, request: DistillRequest) -> None:
+    """Show a student's training and what to type next, or what it would be."""
+    if request.dry_run:
+        show_training_plan(cast("TrainingPlan", result))
+    else:
+        show_run(cast("RunResult", result), next_after_student(request.runs_dir))
+
+
+def show_run(result: RunResult, next_commands: Sequence[str]) -> None:
+    """Show a finished training: its table, what it means, its folder, and what to type next.
+
+    `next_commands`: command lines, with what for behind a #. With --quiet only what was measured
+    and the folder are shown.
+    """
+    output().print(words.per_timestep_table(result.name, result.per_timestep))
+    show_lines([words.summary(result.per_timestep, "test")])
+    if result.energy_pj is not None and result.energy_budget_pj is not None:
+        verdict = words.budget_verdict(result.energy_pj, result.energy_budget_pj)
+        show_lines([f"energy: {verdict}"])
+    if is_quiet():
+        show_lines([f"run folder: {result.folder}"])
+        return
+    show_lines(words.meaning_sentences(result.kind, result.per_timestep))
+    if result.against_ann is not None:
+        show_lines(words.headline(result.against_ann))
+    show_lines([words.next_steps(result.folder, next_commands)])
+
+
+def show_training_plan(plan: TrainingPlan) -> None:
+    """Show the resolved recipe, the network's size, the steps and the estimated time."""
+    import tomli_w
+
+    output().print(tomli_w.dumps(plan.config.model_dump(mode="json")))
+    teacher = [f"teacher: {plan.teacher}"] if plan.teacher else []
+    show_lines(
+        [
+            f"network: {plan.network}, {plan.parameters:,} parameters",
+            *teacher,
+            f"images: {plan.train_images:,} to train on, {plan.test_images:,} to test on",
+            f"steps: {plan.steps_per_epoch:,} an epoch, {plan.steps:,} in all",
+            f"time: about {duration(plan.seconds)} of training on {plan.device} "
+            f"({1000 * plan.step_seconds:.0f} ms a step, measured)",
+        ]
+    )
+
+
+def show_evaluation(result: EvaluateResult, request: EvaluateRequest) -> None:
+    """Show the final accuracy, the table if asked for, early exit, and where the files are."""
+    if request.per_timestep:
+        output().print(words.per_timestep_table(result.name, result.rows))
+    show_lines([words.summary(result.rows, result.split)])
+    files = {"table": result.table, "figure": result.figure}
+    show_lines(f"{what}: {path}" for what, path in files.items() if path is not None)
+    if result.early_exit_rows:
+        output().print(words.early_exit_table(result.early_exit_rows))
+        chosen = [row for row in result.early_exit_rows if row["chosen_on"]]
+        show_lines([words.budget_sentence(row) for row in chosen])
+        if result.early_exit_table is not None:
+            show_lines([f"table: {result.early_exit_table}"])
+
+
+def show_energy(result: EnergyResult | NetworkEnergyResult, request: EnergyRequest) -> None:
+    """Show the operations and energy of each layer, what they mean in words, and the files.
+
+    Of a network from elsewhere also what feeds it, and what is not counted.
+    """
+    output().print(words.table(result.name, result.rows))
+    show_lines(words.energy_sentences(result.document))
+    if request.network:
+        of = cast("NetworkEnergyResult", result)
+        show_lines(
+            words.network_sentences(of.layout, of.inputs, of.kinds, of.differing, of.uncounted)
+        )
+    beyond, document = result.beyond, result.document
+    if beyond.conventions:
+        output().print(words.conventions_table([one.row() for one in beyond.conventions]))
+    if beyond.matched is not None:
+        names = [one.convention for one in beyond.matched]
+        show_lines([words.match_sentence(beyond.match, names)])
+    if "lemaire" in document:
+        show_lines([words.memory_sentence(document)])
+    if "fair_rival" in document:
+        show_lines(words.rival_sentences(document["fair_rival"]))
+    show_lines(f"written: {path}" for path in result.written)
+
+
+def show_list(rows: Sequence[Mapping[str, Any]], request: ListRequest) -> None:
+    """Show what there is to choose from; methods with what differs from their authors' code."""
+    if request.what == "methods":
+        output().print(words.methods_table(registry.METHODS))
+        show_lines([words.deviations(registry.METHODS)])
+    else:
+        output().print(lists.choices_table(rows))
+
+
+def next_after_teacher(folder: Path, dataset: str, data_dir: str) -> list[str]:
+    """Return three commands for after a teacher's training, with what for."""
+    given, more = f" --data-dir {quote(data_dir)}" if data_dir else "", plugin_flags()
+    run, data = quote(str(folder)), f"--dataset {dataset}{given}"
+    return _explained(
+        {
+            f"tser distill --teacher {run} {data} -T 2{more}": "a student of it",
+            f"tser evaluate --run {run} --split train{more}": "is it surer of images it has seen?",
+            f"tser list methods{more}": "the ways to learn from it",
+        }
+    )
+
+
+def next_after_student(runs_dir: Path, default: Path = Path("runs")) -> list[str]:
+    """Return three commands for after a student's training, with what for."""
+    given = f" --runs-dir {quote(str(runs_dir))}" if runs_dir != default else ""
+    given += plugin_flags()
+    return _explained(
+        {
+            f"tser report{given}": "all of it on one page, to look at and to send",
+            f"tser energy report.csv{given}": "operations and energy of each layer",
+            f"tser evaluate --early-exit 0.8,0.9,0.99{given}": "stop each image once it is decided",
+        }
+    )
+
+
+def plugin_flags() -> str:
+    """Return the plug-ins that were imported, as flags: the commands to come need them too."""
+    return "".join(f" --plugin {quote(name)}" for name in plugins.stated())
+
+
+def _explained(commands: Mapping[str, str]) -> list[str]:
+    width = max(map(len, commands))
+    return [f"{command:{width}}  # {why}" for command, why in commands.items()]

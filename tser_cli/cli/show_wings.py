@@ -1,0 +1,262 @@
+"""Show the results of the wings' commands; see `show`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, cast
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from tser_cli.cli import show
+from tser_cli.cli.terminal import output, show_lines, tell
+from tser_cli.report import lists, words
+
+if TYPE_CHECKING:
+    from tser_cli.engine.commands.ablate import AblationResult
+    from tser_cli.engine.commands.audit import AuditResult
+    from tser_cli.engine.commands.compare import Comparison
+    from tser_cli.engine.commands.doctor import Checkup
+    from tser_cli.engine.commands.dry_run import AblationPlan
+    from tser_cli.engine.commands.export import Exported
+    from tser_cli.engine.commands.predict import Prediction, Predictions
+    from tser_cli.engine.commands.quantize import QuantizeResult
+    from tser_cli.engine.commands.runs import Removable
+    from tser_cli.engine.page.gather import ReportResult
+    from tser_cli.engine.runs.record import RunEntry
+    from tser_cli.export.verify import Check
+    from tser_cli.settings.wing_options import (
+        AblateRequest,
+        AuditRequest,
+        CompareRequest,
+        DoctorRequest,
+        ExportRequest,
+        PredictRequest,
+        QuantizeRequest,
+        ReportRequest,
+        RunsRequest,
+    )
+
+
+def show_ablation(found: AblationResult | AblationPlan, request: AblateRequest) -> None:
+    """Show the table of an ablation and where the files are, or what it would be."""
+    if request.dry_run:
+        show_ablation_plan(cast("AblationPlan", found))
+        return
+    result = cast("AblationResult", found)
+    asked = result.request
+    title = f"{result.folder.name}: {asked.measure.replace('_', ' ')}"
+    output().print(lists.ablation_table(title, result.summary, asked.axes, asked.names))
+    if result.exits:
+        margin = asked.accuracy_margin
+        output().print(lists.exits_table(result.exits, asked.axes, asked.names, margin))
+    exits = ["early_exit.csv", "early_exit_summary.csv"] if result.exits else []
+    frontier = ["frontier.csv"] if any(p.stem == "frontier" for p in result.figures) else []
+    figures = ["figures"] if result.figures else []
+    names = ["ablation.csv", "summary.csv", *exits, *frontier, *figures]
+    show_lines([f"written: {result.folder / name}" for name in names])
+
+
+def show_ablation_plan(plan: AblationPlan) -> None:
+    """Show the cells, which are finished, what is trained first, and the time of the rest."""
+    show_lines([f"{title}{': finished' if finished else ''}" for title, finished in plan.cells])
+    show_lines(plan.teachers)
+    finished = sum(done for _, done in plan.cells)
+    how = "one after the other" if plan.jobs == 1 else f"{plan.jobs} side by side"
+    if plan.address:
+        fewer = "" if plan.jobs_given else ", less by as many as the cluster has room for"
+        how = f"{plan.jobs} at a time on machines like this one{fewer}"
+    show_lines(
+        [
+            f"{len(plan.cells)} runs, {finished} finished; about {words.duration(plan.seconds)} of "
+            f"training, {how}, measured on a few real steps"
+        ]
+    )
+
+
+def show_audit(result: AuditResult, request: AuditRequest) -> None:
+    """Show what an audit found, what it could not look at, and the verdict."""
+    found = result.found
+    show_lines([words.finding_sentence(asdict(one)) for one in found.findings])
+    show_lines([f"not checked: {name}: {why}" for name, why in found.skipped])
+    wrong = sum(one.severity == "finding" for one in found.findings)
+    show_lines([f"{result.name}: {'clean' if found.clean else f'{wrong} findings'}"])
+
+
+def show_report(result: ReportResult, request: ReportRequest) -> None:
+    """Show where the page of a report is, and on standard error what it lacks."""
+    for line in result.missing:
+        request.progress.say(f"not on the page: {line}")
+    show_lines([f"written: {result.output} ({result.bytes / 1e6:.1f} MB)"])
+
+
+INTERVALS = (
+    "95 % interval: how far other test images may lead, not another training. p: both err equally "
+    "often on these images (McNemar)"
+)
+ONE_EACH = (
+    "One run each says little of the settings: the seed alone moves accuracy. Compare several "
+    "seeds (tser ablate), or name more runs here"
+)
+WIDEST = 1000  # columns
+
+
+def show_runs(entries: Sequence[RunEntry], request: RunsRequest) -> None:
+    """Show a line a run; what is wrong with one goes to standard error."""
+    out = output()
+    # into a pipe or a file nothing is left out
+    width = out.width if out.is_terminal or "COLUMNS" in os.environ else None
+    table = lists.listing([entry.to_json() for entry in entries], time.time(), width)
+    if width is None:
+        out.width = WIDEST
+    if entries:
+        out.print(table)
+    else:
+        out.print(f"no such run under {request.runs_dir}", soft_wrap=True)
+    for entry in entries:
+        if entry.trouble:
+            tell(f"warning: {entry.name} is damaged: {entry.trouble}")
+
+
+def removal_question(runs: Sequence[Removable]) -> str:
+    """Return what would be removed, and the question whether to."""
+    lines = []
+    for run in runs:
+        state, size = run.entry.state, lists.size(run.entry.size)
+        taught = f"; {run.students} students here learned from it" if run.students else ""
+        lines.append(f"  {run.entry.folder} ({state}, {size}{taught})")
+    what = "this run" if len(runs) == 1 else f"these {len(runs)} runs"
+    return "\n".join([*lines, f"Remove {what} with all files?"])
+
+
+def show_comparison(comparison: Comparison, request: CompareRequest) -> None:
+    """Show which runs there are, the settings that differ, and what came out."""
+    out, document = output(), comparison.to_json()
+    entries = [one.entry for one in comparison.figures]
+    for letter, entry in zip(lists.letters(len(entries)), entries, strict=True):
+        out.print(f"{letter}  {entry.folder}", soft_wrap=True)
+    titles = {"settings that differ": comparison.settings, "made with": comparison.surroundings}
+    for title, pairs in titles.items():
+        if pairs:
+            out.print(lists.side_by_side(title, pairs))
+    if not comparison.settings:
+        out.print("the settings are the same")
+    out.print(lists.figures(document["runs"]))
+    if comparison.cells:
+        axes = comparison.axes or ("group",)
+        out.print(lists.ablation_table("over seeds", comparison.cells, axes, axes))
+    out.print("\n".join([INTERVALS, *([] if comparison.cells else [ONE_EACH])]), soft_wrap=True)
+    for one in comparison.figures:
+        if one.entry.trouble or one.trouble:
+            tell(f"warning: {one.entry.name}: {one.entry.trouble or one.trouble}")
+
+
+def show_export(exported: Exported, request: ExportRequest) -> None:
+    """The table of checks, and what was written."""
+    out = output()
+    if exported.checks:
+        out.print(checks_table(exported.checks))
+        _warn_of_silent(exported.checks[0], request)
+    if exported.checks is None:
+        out.print("not verified: --no-verify")
+    if exported.change is not None:
+        out.print(f"integer potentials: {exported.change.sentence()}", soft_wrap=True)
+    if not exported.holds:
+        out.print(f"the check does not hold; {exported.path} was not written", soft_wrap=True)
+        return
+    out.print(f"file: {exported.path} ({exported.size / 2**20:.1f} MiB)", soft_wrap=True)
+    out.print(f"checks: {exported.path}.verified.json", soft_wrap=True)
+    out.print(f"model card: {exported.card}", soft_wrap=True)
+
+
+def checks_table(checks: tuple[Check, ...]) -> Table:
+    """Return a row a program: what was compared, and whether it agrees."""
+    images = checks[0].comparison.images
+    title = f"the same spikes in other programs, {images} test images"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("program", overflow="fold")
+    for column in ("compared", "differing", "ties", "logits", "holds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for check in checks:
+        c, library = check.comparison, check.target.library
+        table.add_row(
+            f"{library} {check.versions[check.target.packages[0]]}, {check.target.precision}",
+            *(f"{number:,}" for number in (c.values, c.differing)),
+            f"{c.ties:,}" + (f" ({c.parted} images part)" if c.parted else ""),
+            f"{max(c.logits_difference):.0e}",
+            "yes" if check.holds else "NO",
+        )
+    return table
+
+
+def _warn_of_silent(check: Check, request: ExportRequest) -> None:
+    # what a layer that never spiked feeds was given nothing to compare
+    silent, layers = check.comparison.silent, check.comparison.layers
+    if silent:
+        shown = ", ".join(silent[:3]) + (", ..." if len(silent) > 3 else "")
+        request.progress.warn(
+            f"{len(silent)} of {len(layers)} layers never spiked on these images ({shown}): the "
+            "check says nothing of the weights behind them. Take more (--images), or train longer"
+        )
+
+
+def show_predictions(predictions: Predictions, request: PredictRequest) -> None:
+    """Show a line an image, those that can't be read aside."""
+    for answer in predictions.answers:
+        if not hasattr(answer, "error"):
+            show_lines([prediction_line(answer)])
+    if predictions.table is not None:
+        show_lines([f"table: {predictions.table}"])
+
+
+def prediction_line(answer: Prediction) -> str:
+    """`image.png: 7, confidence 0.61 0.88 0.97, stops after 3 steps, 1,234 SOP, 576 MAC`."""
+    confidences = " ".join(f"{value:.2f}" for value in answer.confidence)
+    steps = f"{answer.stop_t} step{'' if answer.stop_t == 1 else 's'}"
+    counted = ""
+    if answer.sop_value is not None:
+        counted = f", {answer.sop_value:,} SOP, {answer.macs:,} MAC"
+    return f"{answer.image}: {answer.name}, confidence {confidences}, stops after {steps}{counted}"
+
+
+def show_quantized(quantized: QuantizeResult, request: QuantizeRequest) -> None:
+    """Show the new run, and what it changed against its parent."""
+    result = quantized.result
+    exporting = f"tser export --run {result.folder} --format onnx --output FILE"
+    show.show_run(result, [exporting + show.plugin_flags()])
+    out = output()
+    if quantized.parent_accuracy is not None:
+        change = 100 * (result.accuracy - quantized.parent_accuracy)
+        out.print(
+            f"before: {quantized.parent_accuracy:.2%} ({change:+.2f} points now)", soft_wrap=True
+        )
+    if result.energy_pj is not None:
+        out.print(
+            f"energy an image: {result.energy_pj / 1e6:.4g} uJ ({quantized.profile}); the same "
+            f"operations in fp32: {quantized.float_energy_pj / 1e6:.4g} uJ",
+            soft_wrap=True,
+        )
+    out.print(f"parent: {quantized.parent}", soft_wrap=True)
+
+
+STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
+
+
+def show_checks(checks: Sequence[Checkup], request: DoctorRequest) -> None:
+    """Show a line a thing, what to do about it below, and how many are wrong."""
+    table = Table(box=SIMPLE_HEAD, show_header=False)
+    for column in ("state", "name", "found"):
+        table.add_column(column, no_wrap=column != "found", overflow="fold")
+    for check in checks:
+        todo = f"\nto do: {check.advice}" if check.advice else ""
+        state = Text(check.state, style=STYLES[check.state])
+        table.add_row(state, check.name, f"{check.found}{todo}")
+    out = output()
+    out.print(table)
+    states = Counter(check.state for check in checks)
+    out.print(f"{states['wrong']} wrong, {states['note']} to know, {states['ok']} well")

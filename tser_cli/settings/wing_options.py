@@ -1,0 +1,214 @@
+"""What the commands of the wings take; a request goes with its wing. See `options`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tser_cli.base.errors import ConfigError
+from tser_cli.settings.options import (
+    DATA_DIR,
+    DEVICE,
+    GRID,
+    HOW,
+    PLACES,
+    REQUIRED,
+    RUNS_DIR,
+    CommonRequest,
+    DataRequest,
+    DeviceRequest,
+    DistillRequest,
+    NetworkRequest,
+    RunRequest,
+    option,
+    stated,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateRequest(DistillRequest):
+    """Compare settings over seeds: paired differences with 95 % intervals, CSVs and figures.
+
+    All options of a training hold for every cell; what is varied can't be one of them too.
+    """
+
+    ablation: str | None = option(
+        help="A recipe, as ablations/digits_rivals; it may say what to vary.",
+        metavar="RECIPE",
+        shown="the data set's own",
+        complete="recipe",
+    )
+    vary: tuple[str, ...] = option(
+        "--vary", "key=value,value: method=ce,kd,ts,tser. Repeatable.", GRID, default=()
+    )
+    seeds: int | None = option("--seeds", "Seeds 0..N-1 of each cell.", GRID, shown="3")
+    baseline: str | None = option(
+        "--baseline", "The cell to compare with: method=kd.", GRID, shown="the first"
+    )
+    accuracy_margin: float | None = option(
+        "--accuracy-margin",
+        "Compare energies with early exit at the baseline's accuracy less so many points.",
+        GRID,
+        shown="0.5",
+    )
+    jobs: int | None = option(
+        "--jobs", "Cells side by side.", HOW, shown="as many as GPUs", least=1
+    )
+    address: str | None = option(
+        "--address",
+        "Run the cells on this Ray cluster: auto or HOST:PORT.",
+        HOW,
+        shown="this machine",
+    )
+    output: Path | None = option(
+        "--output", "The ablation's folder.", PLACES, shown="ablations/NAME in the runs"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for one, other in (("ablation", "recipe"), ("seed", "seeds")):
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                name = "the recipe before the options" if one == "ablation" else f"--{one}"
+                raise ConfigError(f"{name} and --{other}: give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRequest(DeviceRequest, NetworkRequest):
+    """Find what is wrong with a spiking network: resets, mixed images, real inputs, dead neurons.
+
+    Exit code 0: clean; 4: something was found.
+    """
+
+    images: int = option("--images", "Images to look at.", least=2, default=16)
+
+    def __post_init__(self) -> None:
+        self.check_fit("run")
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """Set runs side by side: the settings that differ, and results with their intervals.
+
+    Runs that differ in the seed alone are taken together: mean, standard deviation, and the paired
+    difference to the group of the first run.
+    """
+
+    runs: tuple[Path, ...] = option(
+        help="Two or more runs: paths, names, unambiguous beginnings, or latest.",
+        metavar="RUN RUN ...",
+        complete="run",
+        default=REQUIRED,
+    )
+    runs_dir: Path = stated(RUNS_DIR, Path("runs"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportRequest(DataRequest):
+    """Make one web page of finished runs and ablations, to look at and to send.
+
+    The page is one file that needs no network: accuracy at each time step, energy beside other
+    networks, layers, mistakes with their images, training, settings, the command. Several runs
+    stand side by side. What a run lacks, the page says.
+    """
+
+    subjects: tuple[Path, ...] = option(
+        help="Runs: paths, names, unambiguous beginnings, or latest; folders of ablations.",
+        metavar="[RUN|ABLATION]...",
+        shown="the newest finished student",
+        complete="run",
+        default=(),
+    )
+    output: Path = option("--output", "Where the page goes.", default=Path("report.html"))
+    measure: bool = option(
+        "--measure/--no-measure",
+        "Run the networks over the test images, for early exit and pictures.",
+        default=True,
+    )
+    images: int = option("--images", "Of how many test images; 0: all.", least=0, default=0)
+    device: str | None = stated(DEVICE)
+
+
+@dataclass(frozen=True)
+class PredictRequest(DeviceRequest):
+    """Classify image files with a finished student: class, confidence at each t, operations.
+
+    Images of other sizes are resized to the shorter side and cropped to their middle; colours
+    become grey, or grey becomes RGB, as the network takes it. Exit code 1 where one can't be read.
+    """
+
+    images: tuple[str, ...] = option(
+        help="Image files, folders of them, or - for a list on standard input.", default=REQUIRED
+    )
+    model: Path | None = option("--model", "An ONNX file of tser export, instead of a run.")
+    threshold: float = option(
+        "--threshold", "The confidence at which an image would have stopped.", default=0.9
+    )
+    output: Path | None = option("--output", "A CSV file for the answers.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeRequest(DeviceRequest):
+    """Round the weights of a finished student to integers; a new run, which names its parent.
+
+    No training: for that, distil with --set model.weight_bits=8.
+    """
+
+    bits: int = option("--bits", "8 or 4 bits a weight.", default=8)
+    images: int = option("--images", "Training images that calibrate the norms.", default=1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest(RunRequest):
+    """Write a finished student as a file for other programs, and prove that they agree.
+
+    Beside the file: FILE.verified.json and a model card. Exit code 4, and no file, where a program
+    gives other spikes.
+    """
+
+    format_name: str = option("--format", "nir, onnx or safetensors.", default=REQUIRED)
+    output: Path = option("--output", "Where the file goes.", default=REQUIRED)
+    stateful: bool = option(
+        "--stateful",
+        "ONNX: one time step, membrane potentials as inputs and outputs.",
+        default=False,
+    )
+    potentials: str = option(
+        "--potentials",
+        "float, or integer: ONNX with membranes of 32-bit integers, for integer weights.",
+        default="float",
+    )
+    verify: bool = option(
+        "--verify/--no-verify",
+        "Load the file in other programs and compare every spike.",
+        default=True,
+    )
+    images: int = option("--images", "Test images that the check takes.", default=16)
+
+
+@dataclass(frozen=True)
+class RunsRequest:
+    """List the runs, or remove some."""
+
+    runs_dir: Path = stated(RUNS_DIR, Path("runs"))
+    filters: tuple[str, ...] = option(
+        help="Filters, as method=tser T=1,2 student='resnet*': columns and any settings. Or: "
+        "remove, and the runs to delete.",
+        metavar="KEY=VALUE | remove RUN",
+        complete="run",
+        default=(),
+    )
+    sort: str = option(
+        "--sort", "A column, as accuracy or energy; the newest come first.", default="age"
+    )
+    reverse: bool = option("--reverse", "The largest first.", default=False)
+    yes: bool = option("--yes", "remove: don't ask.", default=False)
+
+
+@dataclass(frozen=True)
+class DoctorRequest(CommonRequest):
+    """Look at this machine: versions, devices, load, data, room; what to do about faults.
+
+    Exit code 0: all is well, notes aside; 4: something is wrong.
+    """
+
+    runs_dir: Path = stated(RUNS_DIR, Path("runs"))
+    data_dir: str | None = stated(DATA_DIR)
+    quick: bool = option("--quick", "Compile nothing.", default=False)
