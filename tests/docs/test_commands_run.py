@@ -46,17 +46,16 @@ def build():
 """
 METHOD = """
 from typing import ClassVar
-from tser_cli.losses.base import separated_cross_entropy
+from tser_cli.losses.base import Supervised, step_cross_entropy
 from tser_cli.settings.registry import add_method
-from tser_cli.settings.sections import MethodSettings
 
-class Settings(MethodSettings):
+class Settings(Supervised):
     needs_teacher: ClassVar[bool] = False
     name: str = "mymethod"
 
 @add_method(Settings)
 def loss(outputs, settings):
-    return {"loss": separated_cross_entropy(outputs.logits_TNK, outputs.labels_N)}
+    return {"loss": step_cross_entropy(outputs, settings)}
 """
 
 

@@ -1,4 +1,15 @@
-"""The rivals of the paper's ladder: by hand in plain Python, and at their limits."""
+"""The rivals of the ladder: by hand in plain Python, at their limits, against authors' code.
+
+The authors' numbers are what their functions gave in float64 on the tensors below, from these
+commits:
+
+- DKD: megvii-research/mdistiller a08d46f, mdistiller/distillers/DKD.py, `dkd_loss`
+- tsd: Intelli-Chip-Lab/snn_temporal_decoupling_distillation e3f5fd4, model/layer.py,
+  `make_teacher`, `kd_loss`, `cal_loss`, joined as in experiment/cifar/main.py
+- TET: Gus-Lab/temporal_efficient_training f9bde41, functions.py, `TET_loss`
+- BKD: Intelligent-Computing-Research-Group/BKDSNN dd6bd53, Spike-Element-Wise-ResNet:
+  imagenet/train_distillation.py, `get_logits_loss`; cifar10dvs/loss.py, `BRDLoss`
+"""
 
 from __future__ import annotations
 
@@ -11,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tser_cli.losses import bkd, dkd, seal, tsd
+from tser_cli.losses.adapters import Blur
 from tser_cli.losses.base import (
     Features,
     Outputs,
@@ -26,7 +38,6 @@ Logits = list[float]
 RIVALS = ["feature", "kd_feature", "bkd", "tsd", "seal", "tet", "dkd"]
 OF_LOGITS = ["tsd", "seal", "tet", "dkd"]
 OF_FEATURES = ["feature", "kd_feature", "bkd"]
-
 # Three steps, two images, three classes. Image 0 (label 0) is right at steps 1 and 3; image 1
 # (label 2) never.
 STUDENT = [
@@ -53,6 +64,10 @@ def outputs(
     return Outputs(
         tensor(student), torch.tensor(labels), tensor(teacher), features=features or some_features()
     )
+
+
+def student() -> Tensor:
+    return torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
 
 
 def some_features(leaf: bool = False) -> Features:
@@ -297,11 +312,11 @@ def test_no_right_step_leaves_tsd_s_own_term_out() -> None:
 
 
 def test_no_right_step_gives_no_nan_gradient() -> None:
-    student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
-    never = outputs(student, labels=[2, 2])
+    leaf = student()
+    never = outputs(leaf, labels=[2, 2])
     tsd.self_distillation(never, settings_for("tsd", no_right_step="skip")).backward()
-    assert student.grad is not None
-    assert torch.equal(student.grad, torch.zeros_like(student))
+    assert leaf.grad is not None
+    assert torch.equal(leaf.grad, torch.zeros_like(leaf))
 
 
 @pytest.mark.parametrize("method", ["tsd", "seal"])
@@ -438,40 +453,40 @@ def gradient_of_kl(targets: list[list[Logits]], tau: float, weight: float) -> Te
 
 
 def test_the_targets_of_tsd_carry_no_gradient() -> None:
-    student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
-    tsd.self_distillation(outputs(student), settings_for("tsd", target="all")).backward()
+    leaf = student()
+    tsd.self_distillation(outputs(leaf), settings_for("tsd", target="all")).backward()
     expected = gradient_of_kl([AVERAGED] * STEPS, 3.0, 1 / (STEPS * IMAGES))
-    torch.testing.assert_close(student.grad, expected)
+    torch.testing.assert_close(leaf.grad, expected)
 
 
 def test_the_targets_of_seal_carry_no_gradient() -> None:
-    student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
-    seal.step_alignment(outputs(student), 3.0).backward()
+    leaf = student()
+    seal.step_alignment(outputs(leaf), 3.0).backward()
     targets = seal.step_targets(torch.tensor(STUDENT, dtype=torch.float64)).tolist()
     expected = gradient_of_kl(targets, 3.0, 1 / (STEPS * IMAGES))
-    torch.testing.assert_close(student.grad, expected)
+    torch.testing.assert_close(leaf.grad, expected)
 
 
 def test_the_weights_of_bkd_carry_no_gradient() -> None:
-    student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
+    leaf = student()
     settings = settings_for("bkd", ce_weight=0.0, feature_weight=0.0)
-    load_method("bkd")(outputs(student), settings)["loss"].backward()
-    assert student.grad is not None
+    load_method("bkd")(outputs(leaf), settings)["loss"].backward()
+    assert leaf.grad is not None
     for n in range(IMAGES):
         pairs = zip(softmax(AVERAGED[n], 2.0), softmax(TEACHER[n], 2.0), strict=True)
         expected = [bkd_weight(n) * 2.0 * (q - p) / (STEPS * IMAGES) for q, p in pairs]
         for step in range(STEPS):
-            assert student.grad[step, n].tolist() == pytest.approx(expected, abs=1e-12)
+            assert leaf.grad[step, n].tolist() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("method", RIVALS)
 def test_the_teacher_gets_no_gradient(method: str) -> None:
-    student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
+    leaf = student()
     teacher = torch.tensor(TEACHER, dtype=torch.float64, requires_grad=True)
     settings = settings_for(method)
-    load_method(method)(outputs(student, teacher), settings)["loss"].backward()
+    load_method(method)(outputs(leaf, teacher), settings)["loss"].backward()
     assert teacher.grad is None
-    assert student.grad is not None and student.grad.abs().sum() > 0
+    assert leaf.grad is not None and leaf.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize(
@@ -488,14 +503,14 @@ def test_the_teacher_gets_no_gradient(method: str) -> None:
 )
 def test_gradients_agree_with_finite_differences(method: str, changes: dict[str, float]) -> None:
     settings = settings_for(method, **changes)
-    student = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
+    leaf = student()
     teacher = some_features().teacher
 
     def loss(logits: Tensor, *features: Tensor) -> Tensor:
         of = outputs(logits, features=Features(features, teacher))
         return load_method(method)(of, settings)["loss"]
 
-    assert torch.autograd.gradcheck(loss, (student, *some_features(leaf=True).student))
+    assert torch.autograd.gradcheck(loss, (leaf, *some_features(leaf=True).student))
 
 
 def test_a_descent_on_each_method_lowers_its_loss() -> None:
@@ -515,3 +530,120 @@ def test_a_descent_on_each_method_lowers_its_loss() -> None:
 def test_missing_features_are_our_own_mistake() -> None:
     with pytest.raises(AssertionError, match="needs features"):
         stage_features(Outputs(torch.zeros(1, 1, 2), torch.tensor([0])))
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "gradient", "epoch", "weights"),
+    [
+        (
+            "dkd",
+            5.173728347214758,
+            [
+                *(-0.020788466374627917, 0.012320629684509456, 0.008467836690117294),
+                *(0.9631375405714464, -0.9394881893251265, -0.02364935124631965),
+            ],
+            0,
+            {"ce_weight": 0.0, "kd_warmup_epochs": 0.0},
+        ),
+        (
+            "dkd",  # as on ImageNet
+            0.44556887686609126,
+            [
+                *(-0.012063296003196894, 0.009862642910982584, 0.0022006530922143207),
+                *(0.057162245529283576, -0.04447224885871945, -0.012689996670564115),
+            ],
+            0,
+            {"ce_weight": 0.0, "kd_warmup_epochs": 1.0, "temperature": 1.0, "beta": 0.5},
+        ),
+        (
+            "dkd",
+            2.3425305924010678,
+            [
+                *(-0.040930944162110995, 0.03229522277780014, 0.008635721384310565),
+                *(0.32419526556291123, -0.19739312283603527, -0.12680214272687593),
+            ],
+            4,  # theirs count from 1
+            {},
+        ),
+        (
+            "tsd",
+            1.3272468024503066,
+            [
+                *(-0.02979848810678796, 0.03908589497091388, -0.009287406864125904),
+                *(0.11429810831536996, 0.015184196338809445, -0.12948230465417945),
+            ],
+            0,
+            {},
+        ),
+        (
+            "tet",
+            1.0490632959806696,
+            [
+                *(-0.03558698262977446, 0.029130294735760554, 0.006290021227347238),
+                *(0.08332746953962962, 0.037352556681862215, -0.1208355817770474),
+            ],
+            0,
+            {},
+        ),
+    ],
+)
+def test_losses_and_gradients_are_the_authors(
+    method: str, value: float, gradient: list[float], epoch: int, weights: dict[str, float]
+) -> None:
+    leaf = student()
+    of = replace(outputs(leaf), progress=TrainingProgress(epoch))
+    loss = load_method(method)(of, settings_for(method, **weights))["loss"]
+    loss.backward()
+    # their make_teacher divides by the count + 1e-8
+    assert loss.item() == pytest.approx(value, rel=1e-7)
+    assert leaf.grad is not None
+    # of step 1, both images
+    assert leaf.grad[0].flatten().tolist() == pytest.approx(gradient, rel=1e-6)
+
+
+def test_the_targets_of_tsd() -> None:
+    target_NK, _ = tsd.ensemble(student(), torch.tensor(LABELS), "correct")
+    expected = [[1.599999992, 0.04999999974999999, -0.199999999], [0.0, 0.0, 0.0]]
+    assert target_NK.flatten().tolist() == pytest.approx([*expected[0], *expected[1]], rel=1e-7)
+
+
+def sines(shape: tuple[int, ...], pace: float, start: float = 0.0) -> Tensor:
+    size = torch.Size(shape).numel()
+    return torch.sin(torch.arange(size, dtype=torch.float64) * pace + start).reshape(shape)
+
+
+def test_the_logits_of_bkd() -> None:
+    same = sines((2, 3, 2, 2), 0.5)
+    leaf = student()
+    settings = registry.METHODS["bkd"].settings(ce_weight=0.0)
+    found = load_method("bkd")(outputs(leaf, features=Features((same,), (same,))), settings)
+    found["loss"].backward()
+    assert leaf.grad is not None
+    expected = [
+        *(-0.06666047267125637, 0.02776098416078236, 0.03889948851047401),
+        *(0.03512310973967319, -0.03024397018869499, -0.004879139550978196),
+    ]
+    assert leaf.grad[0].flatten().tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_features_of_bkd() -> None:
+    blur = Blur(4, 3).double().eval()  # theirs with no channel masked
+    with torch.no_grad():
+        for number, weight in enumerate(blur.parameters()):
+            weight.copy_(0.3 * sines(tuple(weight.shape), 0.7 + 0.1 * number, 1.0))
+    leaf = torch.cos(torch.arange(32, dtype=torch.float64) * 0.37).reshape(2, 4, 2, 2)
+    leaf.requires_grad_()
+    features = Features(blur((leaf,)), (sines((2, 3, 2, 2), 0.53),))
+    error = load_method("bkd")(
+        outputs(student(), features=features), registry.METHODS["bkd"].settings()
+    )
+    # their weight multiplies the sum over the 3 x 2 x 2 values of a map
+    loss = 2e-3 * 3 * 2 * 2 * error["feature"]
+    loss.backward()
+    assert loss.item() == pytest.approx(0.008962449558847257, rel=1e-9)
+    assert leaf.grad is not None
+    expected = [
+        *(0.00022885441344813571, 0.00014904204136599472, -0.00020319965598957466),
+        *(-0.0002090594871854659, 0.0002847954849799101, 0.00028880997876212225),
+    ]
+    assert leaf.grad.flatten()[:6].tolist() == pytest.approx(expected, rel=1e-9)

@@ -1,16 +1,19 @@
-"""One layer of spiking neurons against equations written out again in plain torch."""
+"""Layers of spiking neurons against their equations, spikingjelly's, and finite differences."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tser_cli.models.neurons import Relu, SpikingNeuron, activation_factory
+from tser_cli.models import neurons
+from tser_cli.models.base import Classifier
+from tser_cli.models.neurons import Relu, SpikingNeuron, activation_factory, make_node
 from tser_cli.settings.config import NeuronConfig
 
 SETTINGS: list[dict[str, Any]] = [
@@ -66,9 +69,13 @@ def reference(x_TN: Tensor, settings: NeuronConfig) -> Tensor:
     return torch.stack(spikes)
 
 
-def membrane_input(steps: int = 6, neurons: int = 40) -> Tensor:
-    generator = torch.Generator().manual_seed(7)
-    return 0.8 + 1.2 * torch.randn(steps, neurons, generator=generator, dtype=torch.float64)
+def membrane_input(steps: int = 6, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return 0.6 + 1.2 * torch.randn(steps, *(shape or (5000,)), generator=generator)
+
+
+def double_input(steps: int = 6, neurons: int = 40) -> Tensor:
+    return membrane_input(steps, neurons).double()
 
 
 def layer(settings: NeuronConfig) -> SpikingNeuron:
@@ -77,7 +84,7 @@ def layer(settings: NeuronConfig) -> SpikingNeuron:
 
 @pytest.mark.parametrize("changes", SETTINGS, ids=str)
 def test_spikes_follow_the_equations(changes: dict[str, Any]) -> None:
-    settings, x_TN = NeuronConfig(**changes), membrane_input()
+    settings, x_TN = NeuronConfig(**changes), double_input()
     spikes_TN = layer(settings)(x_TN.flatten(), timesteps=6).reshape(6, -1)
     expected = reference(x_TN, settings)
     assert 0.05 < expected.mean() < 0.95
@@ -105,13 +112,13 @@ def test_gradients_follow_the_surrogate(surrogate: str, reset: str, detach_reset
         reset=reset,
         detach_reset=detach_reset,
     )
-    weights_TN = membrane_input().cos()
+    weights_TN = double_input().cos()
     gradients = []
     for run in (
         lambda x: layer(settings)(x.flatten(), timesteps=6).reshape(6, -1),
         lambda x: reference(x, settings),
     ):
-        x_TN = membrane_input().requires_grad_()
+        x_TN = double_input().requires_grad_()
         (run(x_TN) * weights_TN).sum().backward()
         assert x_TN.grad is not None
         gradients.append(x_TN.grad)
@@ -128,14 +135,14 @@ def test_the_paper_s_surrogate_is_the_default() -> None:
 
 def test_no_state_is_left_between_calls() -> None:
     neurons = layer(NeuronConfig())
-    x_TN = membrane_input()
+    x_TN = double_input()
     first = neurons(x_TN.flatten(), timesteps=6)
-    neurons(membrane_input(3, 11).flatten(), timesteps=3)
+    neurons(double_input(3, 11).flatten(), timesteps=3)
     assert torch.equal(neurons(x_TN.flatten(), timesteps=6), first)
 
 
 def test_what_a_broken_off_call_left_behind_is_forgotten() -> None:
-    neurons, x_TN = layer(NeuronConfig()), membrane_input()
+    neurons, x_TN = layer(NeuronConfig()), double_input()
     first = neurons(x_TN.flatten(), timesteps=6)
     neurons.node(0.5 * torch.ones_like(x_TN))
     assert torch.equal(neurons(x_TN.flatten(), timesteps=6), first)
@@ -148,7 +155,7 @@ def test_plif_learns_its_time_constant() -> None:
     (constant,) = parameters.values()
     # Fang et al., ICCV 2021: 1 / tau = sigmoid(w).
     assert 1 / torch.sigmoid(constant).item() == pytest.approx(3.0)
-    neurons(membrane_input().flatten(), timesteps=6).sum().backward()
+    neurons(double_input().flatten(), timesteps=6).sum().backward()
     assert constant.grad is not None and constant.grad.abs().item() > 0
 
 
@@ -166,3 +173,228 @@ def test_the_activation_of_an_ann_is_relu() -> None:
 def test_every_activation_is_a_module_of_its_own() -> None:
     make = activation_factory(NeuronConfig())
     assert make() is not make()
+
+
+Build = Callable[..., Classifier]
+SERVED: list[dict[str, Any]] = [
+    {},
+    {"reset": "soft"},
+    {"threshold": 0.7, "surrogate_alpha": 2.0},
+    {"detach_reset": True},
+    {"detach_reset": True, "reset": "soft", "threshold": 0.7},
+    {"name": "if"},
+    {"name": "if", "reset": "soft"},
+    {"name": "if", "tau": 3.0, "decay_input": True},
+]
+LEFT: list[dict[str, Any]] = [
+    {"backend": "spikingjelly"},
+    {"name": "plif"},
+    {"tau": 3.0},
+    {"tau": 4.0},
+    {"decay_input": True},
+    {"reset_value": -0.1},
+    {"surrogate": "atan"},
+]
+
+
+def constants(settings: NeuronConfig) -> neurons.Constants:
+    served = neurons.constants(settings)
+    assert served is not None
+    return served
+
+
+@pytest.mark.parametrize("changes", LEFT, ids=str)
+def test_what_is_left_to_spikingjelly(changes: dict[str, Any]) -> None:
+    assert neurons.constants(NeuronConfig(**changes)) is None
+
+
+def test_only_fp32_and_bf16_on_a_cpu_are_served() -> None:
+    assert neurons.serves(torch.zeros(1))
+    assert neurons.serves(torch.zeros(1, dtype=torch.bfloat16))
+    assert not neurons.serves(torch.zeros(1, dtype=torch.float64))
+    assert not neurons.serves(torch.zeros(1, dtype=torch.float16))
+    assert not neurons.serves(torch.zeros(1, device="meta"))
+
+
+@pytest.mark.parametrize("changes", SERVED, ids=str)
+@pytest.mark.parametrize("grad", [False, True])
+def test_potentials_and_spikes_are_spikingjelly_s(changes: dict[str, Any], grad: bool) -> None:
+    settings = NeuronConfig(**changes)
+    node = make_node(settings)
+    node.store_v_seq = True
+    x_TN = membrane_input().requires_grad_(grad)
+    expected_TN = node(x_TN)
+    assert torch.equal(neurons.spikes_of(x_TN, constants(settings)), expected_TN)
+    with torch.no_grad():
+        spikes_TN = torch.empty_like(x_TN)
+        charged_TN = torch.stack(neurons._charge(x_TN, constants(settings), spikes_TN))
+        assert torch.equal(spikes_TN, expected_TN)
+        # The potential after a step without a spike is the one before the reset.
+        quiet = expected_TN == 0
+        assert torch.equal(charged_TN[quiet], node.v_seq[quiet])
+        assert 0.1 < expected_TN.mean() < 0.9
+
+
+@pytest.mark.parametrize("changes", SERVED, ids=str)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_gradients_are_spikingjelly_s(changes: dict[str, Any], steps: int) -> None:
+    weights_TN = membrane_input(steps).sin()
+    gradients = []
+    for backend in ("auto", "spikingjelly"):
+        neurons = SpikingNeuron(NeuronConfig(**{**changes, "backend": backend}))
+        x_TN = membrane_input(steps).requires_grad_()
+        (neurons(x_TN.flatten(), timesteps=steps).reshape(steps, -1) * weights_TN).sum().backward()
+        assert x_TN.grad is not None
+        gradients.append(x_TN.grad)
+    assert gradients[1].abs().max() > 0.1
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", SERVED, ids=str)
+def test_bf16_input_gives_what_the_same_numbers_give_in_fp32(changes: dict[str, Any]) -> None:
+    served, weights_TN = constants(NeuronConfig(**changes)), membrane_input().sin().bfloat16()
+    half_TN = membrane_input().bfloat16().requires_grad_()
+    full_TN = half_TN.detach().float().requires_grad_()
+    spikes = [neurons.spikes_of(x_TN, served) for x_TN in (half_TN, full_TN)]
+    assert spikes[0].dtype == torch.bfloat16
+    assert torch.equal(spikes[0].float(), spikes[1])
+    for spikes_TN in spikes:
+        (spikes_TN * weights_TN).sum().backward()
+    assert half_TN.grad is not None and full_TN.grad is not None
+    assert half_TN.grad.dtype == torch.bfloat16
+    # computed in fp32 and rounded once
+    assert torch.equal(half_TN.grad, full_TN.grad.bfloat16())
+
+
+@pytest.mark.parametrize("changes", [{}, *LEFT], ids=str)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_potentials_are_fp32_where_the_input_is_bf16(
+    changes: dict[str, Any], streaming: bool
+) -> None:
+    neurons = SpikingNeuron(NeuronConfig(**changes))
+    neurons.set_streaming(streaming)
+    half_N = membrane_input().bfloat16().flatten()
+    with torch.no_grad():
+        expected_N = neurons(half_N.float(), timesteps=6)
+        neurons.set_streaming(streaming)
+        spikes_N = neurons(half_N, timesteps=6)
+    assert spikes_N.dtype == torch.bfloat16
+    assert torch.equal(spikes_N.float(), expected_N)
+
+
+def test_pieces_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    served, results = constants(NeuronConfig()), []
+    for piece in (2**18, 1024):
+        monkeypatch.setattr(neurons, "PIECE", piece)
+        x_TN = membrane_input(3, 4096).requires_grad_()
+        spikes_TN = neurons.spikes_of(x_TN, served)
+        (spikes_TN * membrane_input(3, 4096).sin()).sum().backward()
+        results.append((spikes_TN, x_TN.grad))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+def test_a_gradient_by_hand() -> None:
+    # Two steps, LIF, hard reset: h1 = x1, h2 = x1 (1 - s1) / 2 + x2, loss = s2; no spike at 1.
+    x = torch.tensor([0.5, 0.9], requires_grad=True)
+    spikes = neurons.spikes_of(x[:, None], constants(NeuronConfig()))
+    spikes[1].sum().backward()
+
+    def slope(h: float) -> float:
+        sigma = 1 / (1 + math.exp(-4 * (h - 1)))
+        return 4 * sigma * (1 - sigma)
+
+    second = slope(0.25 + 0.9)
+    first = second * 0.5 * (1 - 0.5 * slope(0.5))
+    assert spikes.flatten().tolist() == [0.0, 1.0]
+    assert x.grad is not None and x.grad.tolist() == pytest.approx([first, second], rel=1e-5)
+
+
+def test_the_input_is_left_as_it_was() -> None:
+    x_TN = membrane_input().requires_grad_()
+    before = x_TN.detach().clone()
+    neurons.spikes_of(x_TN, constants(NeuronConfig())).sum().backward()
+    assert torch.equal(x_TN.detach(), before)
+
+
+def test_the_layout_of_the_memory_does_not_matter() -> None:
+    x_TNCHW = membrane_input(3, 2, 4, 8, 8)
+    strided = x_TNCHW.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    served, weights = constants(NeuronConfig()), membrane_input(3, 2, 4, 8, 8).sin()
+    with_gaps = torch.stack([x_TNCHW, x_TNCHW], dim=-1)[..., 0]
+    inputs = [x.detach().requires_grad_() for x in (x_TNCHW, strided, with_gaps)]
+    spikes = [neurons.spikes_of(x, served) for x in inputs]
+    for of in spikes:
+        (of * weights).sum().backward()
+    for x, of in zip(inputs[1:], spikes[1:], strict=True):
+        assert torch.equal(of, spikes[0])
+        assert x.grad is not None and inputs[0].grad is not None
+        assert torch.equal(x.grad, inputs[0].grad)
+    assert spikes[1].stride() == strided.stride()
+
+
+@pytest.mark.parametrize("name", ["resnet20", "sew_resnet18", "vgg11"])
+@torch.no_grad()
+def test_a_network_gives_the_same_bits_with_either(build_lively: Build, name: str) -> None:
+    ours = build_lively(name)
+    theirs = build_lively(name, neuron=NeuronConfig(backend="spikingjelly"))
+    theirs.load_state_dict(ours.state_dict())
+    images_NCHW = torch.randn(4, 1, 8, 8)
+    logits_TNK = ours(images_NCHW, timesteps=4)
+    assert torch.equal(logits_TNK, theirs(images_NCHW, timesteps=4))
+    assert not torch.equal(logits_TNK[0], logits_TNK[-1])
+
+
+def test_training_a_network_is_the_same_with_either(build: Build) -> None:
+    gradients = []
+    images_NCHW = torch.randn(8, 1, 8, 8)
+    for backend in ("auto", "spikingjelly"):
+        torch.manual_seed(1)
+        model = build(neuron=NeuronConfig(backend=backend))
+        logits_TNK = model(images_NCHW, timesteps=3)
+        torch.nn.functional.cross_entropy(logits_TNK.mean(0), torch.arange(8)).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert all(grad is not None for grad in gradients[0].values())
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-6)
+
+
+@contextmanager
+def seen(
+    model: nn.Module, kind: type[nn.Module]
+) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
+    """Note (module, input, output) of every layer of `kind`."""
+    found: list[tuple[nn.Module, Tensor, Tensor]] = []
+    layers = [module for module in model.modules() if isinstance(module, kind)]
+    hooks = [
+        layer.register_forward_hook(lambda of, args, out: found.append((of, args[0], out)))
+        for layer in layers
+    ]
+    yield found
+    for hook in hooks:
+        hook.remove()
+
+
+def test_spikes_are_zeros_and_ones_in_bf16(build_lively: Build) -> None:
+    model = build_lively("resnet20").train()
+    with seen(model, SpikingNeuron) as found, torch.autocast("cpu", torch.bfloat16):
+        model(torch.randn(4, 1, 8, 8), timesteps=3)
+    assert len(found) > 15
+    for _, _, spikes in found:
+        assert spikes.dtype == torch.bfloat16
+        assert ((spikes == 0) | (spikes == 1)).all()
+    assert any(0 < spikes.mean() < 1 for _, _, spikes in found)
+
+
+def test_norms_keep_statistics_in_fp32(build_lively: Build) -> None:
+    model = build_lively("resnet20").train()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 1.0  # the running mean is then the batch's
+    with seen(model, nn.BatchNorm2d) as found, torch.autocast("cpu", torch.bfloat16):
+        model(torch.randn(4, 1, 8, 8), timesteps=3)
+    assert len(found) > 15
+    for norm, x_NCHW, _ in found:
+        assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
+        assert x_NCHW.dtype == torch.bfloat16
+        assert norm.running_mean.dtype == torch.float32
+        mean_C = x_NCHW.double().mean((0, 2, 3))
+        torch.testing.assert_close(norm.running_mean.double(), mean_C, rtol=1e-4, atol=1e-5)

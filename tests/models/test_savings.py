@@ -1,15 +1,25 @@
-"""Doing less gives the same: the stem once, blocks computed again, norms folded away."""
+"""Doing less gives the same: the stem once, blocks computed again, norms folded, products."""
 
 from __future__ import annotations
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tser_cli.models import savings
 from tser_cli.models.base import Classifier, build_model
-from tser_cli.models.savings import SMALL, as_of_copies, folded, keeping, whole_numbers
+from tser_cli.models.integers import quantise
+from tser_cli.models.savings import (
+    SMALL,
+    as_of_copies,
+    folded,
+    keeping,
+    use_products,
+    whole_numbers,
+)
 from tser_cli.settings import registry
 from tser_cli.settings.config import NeuronConfig, PerformanceConfig
 
@@ -77,20 +87,21 @@ def test_blocks_computed_again_change_no_bit(name: str) -> None:
     assert all(torch.equal(left[name], same_left[name]) for name in left)
 
 
-def kept_bytes(model: Classifier) -> int:
-    """Bytes of the distinct tensors that autograd keeps between forward and backward."""
+def kept_by_a_step(model: Classifier, **performance: bool) -> tuple[int, dict[str, Tensor]]:
+    """Bytes that backward needs; the gradients and running statistics of a training pass."""
     sizes: dict[int, int] = {}
 
-    def note(tensor: Tensor) -> Tensor:
+    def note(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        logits = model.train()(torch.randn(SHAPE), timesteps=6)
-    total = sum(sizes.values())
-    logits.sum().backward()
-    return total
+    with keeping(PerformanceConfig(**performance), note):
+        images = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+        logits = model.train()(images, timesteps=4)
+        kept = sum(sizes.values())
+    logits.square().mean().backward()
+    left = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return kept, {**left, **dict(model.named_buffers())}
 
 
 @pytest.mark.parametrize("name", ["resnet20", "vgg11"])
@@ -98,7 +109,8 @@ def test_blocks_computed_again_are_not_kept(name: str) -> None:
     plain, saving = make(name), make(name)
     saving.save_memory = True
     weights = sum(p.numel() * p.element_size() for p in plain.parameters())
-    assert kept_bytes(saving) - weights < 0.5 * (kept_bytes(plain) - weights)
+    kept, all_kept = (kept_by_a_step(m, spikes_in_bytes=False)[0] for m in (saving, plain))
+    assert kept - weights < 0.5 * (all_kept - weights)
 
 
 @pytest.mark.parametrize("name", [n for n, e in registry.MODELS.items() if not e.spiking_only])
@@ -120,27 +132,10 @@ def test_a_folded_network_computes_the_same(name: str) -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-def kept_by_a_step(name: str, performance: PerformanceConfig) -> tuple[int, dict[str, Tensor]]:
-    """Bytes that backward needs; the gradients and running statistics of a training pass."""
-    sizes: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
-
-    model = make(name).train()
-    with keeping(performance, note):
-        logits = model(torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)), timesteps=4)
-        kept = sum(sizes.values())
-    logits.square().mean().backward()
-    left = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return kept, {**left, **dict(model.named_buffers())}
-
-
 @pytest.mark.parametrize("name", [*STUDENTS, "sew_resnet20"])
 def test_spikes_kept_in_bytes_give_the_same_bits(name: str) -> None:
-    small, left = kept_by_a_step(name, PerformanceConfig())
-    plain, expected = kept_by_a_step(name, PerformanceConfig(spikes_in_bytes=False))
+    small, left = kept_by_a_step(make(name))
+    plain, expected = kept_by_a_step(make(name), spikes_in_bytes=False)
     assert left.keys() == expected.keys()
     for key, value in left.items():
         assert torch.equal(value, expected[key]), key
@@ -160,3 +155,113 @@ def test_what_is_kept_of_marked_tensors(compile: str, dtype: torch.dtype) -> Non
     small = [tensor for tensor in kept if tensor.dtype == torch.int8]
     assert len(small) == (2 if compile == "auto" else 0)
     assert all(tensor is getattr(spikes, SMALL) for tensor in small)
+
+
+# kernel, stride, padding, rows, columns, and whether the output is one pixel
+MAPS = [
+    (3, 1, 1, 1, 1, True),
+    (3, 2, 1, 2, 2, True),
+    (3, 2, 1, 1, 2, True),
+    (1, 2, 0, 2, 2, True),
+    (3, 1, 0, 3, 3, True),
+    (7, 2, 3, 2, 1, True),
+    (3, 4, 1, 4, 3, True),
+    (3, 1, 1, 2, 2, False),
+    (3, 1, 1, 1, 2, False),
+    (3, 2, 1, 3, 3, False),
+]
+
+
+def pair(layer: nn.Conv2d) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """`layer` with products, and as it was."""
+    plain = copy.deepcopy(layer)
+    use_products(layer)
+    return layer, plain
+
+
+def results(layer: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """Output, and gradients of the input and of the parameters."""
+    x = x.clone().requires_grad_()
+    y: Tensor = layer(x)
+    weights = torch.linspace(-1.0, 2.0, y.numel(), dtype=y.dtype).view(y.shape)
+    (y * weights).sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    return (y.detach(), x.grad, *(p.grad for p in layer.parameters() if p.grad is not None))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("kernel", "stride", "padding", "rows", "columns", "single"), MAPS)
+def test_a_product_gives_what_the_convolution_gives(
+    kernel: int, stride: int, padding: int, rows: int, columns: int, single: bool, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 4, kernel, stride, padding, bias=bias).double()
+    product, plain = pair(layer)
+    x = torch.randn(5, 3, rows, columns, dtype=torch.float64)
+    with mock.patch.object(savings, "_product", wraps=savings._product) as made:
+        found = results(product, x)
+    assert made.called == single
+    expected = results(plain, x)
+    assert len(found) == len(expected) == (4 if bias else 3)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_lie_in_memory_as_their_weights_do() -> None:
+    layer = nn.Conv2d(8, 4, 3, padding=1).to(memory_format=torch.channels_last)
+    use_products(layer)
+    results(layer, torch.randn(2, 8, 1, 1))
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.stride() == layer.weight.stride()
+
+
+@pytest.mark.parametrize("case", ["eval", "no_grad", "frozen", "groups", "dilation", "circular"])
+def test_only_plain_convolutions_in_training_are_products(case: str) -> None:
+    groups, dilation = (2 if case == "groups" else 1), (2 if case == "dilation" else 1)
+    layer = nn.Conv2d(4, 4, 3, 2, dilation, dilation, groups)
+    layer.padding_mode = "circular" if case == "circular" else "zeros"
+    layer.train(case != "eval").requires_grad_(case != "frozen")
+    product, plain = pair(layer)
+    x = torch.randn(2, 4, 2, 2)
+    with (
+        mock.patch.object(savings, "_product") as made,
+        torch.set_grad_enabled(case != "no_grad"),
+    ):
+        assert torch.equal(product(x), plain(x))
+    assert not made.called
+
+
+def test_an_image_without_a_batch_is_convolved() -> None:
+    product, plain = pair(nn.Conv2d(4, 4, 3, padding=1))
+    x = torch.randn(4, 1, 1)
+    assert torch.equal(product(x), plain(x))
+
+
+def test_a_copy_computes_with_weights_of_its_own() -> None:
+    layer, plain = pair(nn.Conv2d(2, 2, 3, padding=1))
+    copied, x = copy.deepcopy(layer), torch.ones(1, 2, 1, 1)
+    nn.init.zeros_(layer.weight)
+    torch.testing.assert_close(results(copied, x)[0], plain(x).detach())
+    assert copied.weight.grad is not None and layer.weight.grad is None
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_a_student_learns_the_same(bits: int) -> None:
+    torch.manual_seed(3)
+    model = build_model(
+        "resnet18", channels=1, height=8, width=8, num_classes=4, neuron=NeuronConfig()
+    )
+    model = quantise(model, bits)
+    plain = copy.deepcopy(model)
+    use_products(model)
+    images = torch.randn(6, 1, 8, 8)
+    with mock.patch.object(savings, "_product", wraps=savings._product) as made:
+        logits = model.train()(images, timesteps=2)
+        logits.square().mean().backward()
+    assert made.call_count == 5
+    expected = plain.train()(images, timesteps=2)
+    expected.square().mean().backward()
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    for (name, one), other in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5, msg=name)

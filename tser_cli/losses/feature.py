@@ -1,9 +1,12 @@
-"""`feature`: the teacher's features as targets (after FitNets, Romero et al., ICLR 2015).
+"""`feature`: the teacher's features as targets, and `kd_feature`: the same with `kd`.
 
-L = ce_weight CE(mean_t z_t, y) + feature_weight mean_i MSE(A_i(mean_t f_i,t), F_i), with f_i,t the
+After FitNets (Romero et al., ICLR 2015):
+L = ce_weight CE(zbar, y) + feature_weight mean_i MSE(A_i(mean_t f_i,t), F_i), with f_i,t the
 student's features [N, C, H, W] of stage i at step t, F_i the teacher's, and A_i a 3 x 3 convolution
 with batch norm. The weight, 100, is FEAT_WEIGHT of FitNet in github.com/megvii-research/mdistiller,
 where it multiplies the mean squared error of one stage; here it multiplies the stages' mean.
+`kd_feature`, the combination that the ladder's paper compares with, adds
+kd_weight tau^2 KL_tau(z_A, zbar).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from tser_cli.losses.base import (
     mean_cross_entropy,
     stage_features,
 )
+from tser_cli.losses.ladder import KdSettings, kd
 from tser_cli.settings.fields import NonNegative
 
 if TYPE_CHECKING:
@@ -62,3 +66,20 @@ def loss(outputs: Outputs, settings: Settings) -> Terms:
     ce, error = mean_cross_entropy(outputs, settings), feature_error(outputs)
     total = settings.ce_weight * ce + settings.feature_weight * error
     return {"loss": total, "ce": ce, "feature": error}
+
+
+class KdFeatureSettings(KdSettings, Settings):
+    """The settings of `kd_feature`: those of `kd` and of `feature`."""
+
+    summary: ClassVar[str] = "kd and feature together"
+    source: ClassVar[str] = "the combination that Yu et al., CVPR 2025, compare with"
+    deviations: ClassVar[str] = "those of feature"
+
+    name: str = "kd_feature"
+
+
+def kd_feature(outputs: Outputs, settings: KdFeatureSettings) -> Terms:
+    """Return the terms of `kd`, and the features' error."""
+    found, error = kd(outputs, settings), feature_error(outputs)
+    total = found["loss"] + settings.feature_weight * error
+    return {**found, "loss": total, "feature": error}

@@ -1,6 +1,6 @@
 """The paper's ladder: six objectives, each of which differs from another in one thing.
 
-With student logits z_t (t = 1..T), their mean zbar, teacher logits z_A, labels y, and
+With student logits z_t (t = 1..T), their mean zbar, teacher logits z_A, labels y, entropy H, and
 KL_tau(a, b) = KL(softmax(a / tau) || softmax(b / tau)) in nats:
 
 | name | L |
@@ -66,9 +66,8 @@ class KdSettings(Distilling):
 
 def kd(outputs: Outputs, settings: KdSettings) -> Terms:
     """Average over time before both terms: classical distillation."""
-    return distillation(
-        mean_cross_entropy(outputs, settings), mean_kl(outputs, settings.temperature), settings
-    )
+    ce, kl = mean_cross_entropy(outputs, settings), mean_kl(outputs, settings.temperature)
+    return distillation(ce, kl, settings)
 
 
 class TsklSettings(Distilling):
@@ -82,9 +81,8 @@ class TsklSettings(Distilling):
 
 def tskl(outputs: Outputs, settings: TsklSettings) -> Terms:
     """Separate only the KL term over time."""
-    return distillation(
-        mean_cross_entropy(outputs, settings), step_kl(outputs, settings.temperature), settings
-    )
+    ce, kl = mean_cross_entropy(outputs, settings), step_kl(outputs, settings.temperature)
+    return distillation(ce, kl, settings)
 
 
 class TsceSettings(Distilling):
@@ -98,9 +96,8 @@ class TsceSettings(Distilling):
 
 def tsce(outputs: Outputs, settings: TsceSettings) -> Terms:
     """Separate only the cross entropy over time."""
-    return distillation(
-        step_cross_entropy(outputs, settings), mean_kl(outputs, settings.temperature), settings
-    )
+    ce, kl = step_cross_entropy(outputs, settings), mean_kl(outputs, settings.temperature)
+    return distillation(ce, kl, settings)
 
 
 class TsSettings(Distilling):
@@ -114,9 +111,8 @@ class TsSettings(Distilling):
 
 def ts(outputs: Outputs, settings: TsSettings) -> Terms:
     """Separate both terms: cross entropy and KL at every time step."""
-    return distillation(
-        step_cross_entropy(outputs, settings), step_kl(outputs, settings.temperature), settings
-    )
+    ce, kl = step_cross_entropy(outputs, settings), step_kl(outputs, settings.temperature)
+    return distillation(ce, kl, settings)
 
 
 class TserSettings(TsSettings):

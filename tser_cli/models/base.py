@@ -1,8 +1,7 @@
 """What every network has in common, and how one is built by name.
 
-A module from elsewhere, with the face of our networks.
-
-Outputs of a network's stages, for methods that compare features.
+A network is an ANN or an SNN by its activations alone. Time is folded into the batch: every layer
+but the neurons sees [T * N, ...], time outermost, as if it were a larger batch of images.
 """
 
 from __future__ import annotations
@@ -21,8 +20,77 @@ from tser_cli.settings import registry
 from tser_cli.settings.config import NeuronConfig
 from tser_cli.settings.plugins import last_line
 
-SMALL_IMAGE = 64
-SHOWN = 3  # differences that a message names
+
+class Classifier(nn.Module):
+    """A network that maps images to logits, in one call for all time steps.
+
+    ANN: `model(images_NCHW)` -> logits [N, K]. SNN: `model(images_NCHW, timesteps=T)` ->
+    logits [T, N, K], for any T: a model is not bound to a number of steps. Ours implement `stem`
+    (what is computed once an image, up to the first activation) and `body`; a network that has a
+    `forward` of its own needs neither, and can then do without what rests on them.
+
+    `stem_once` False computes the stem T times, as a plain SNN does. `save_memory` computes
+    residual blocks (ResNet) or layers between pools (VGG) again for the backward pass.
+    `norms_follow`: each norm is named right after the convolution whose output it reads.
+    """
+
+    spiking: bool
+    norms_follow = False
+    stem_once = True
+    save_memory = False
+
+    def forward(self, images_NCHW: Tensor, timesteps: int = 1) -> Tensor:
+        if not self.spiking:
+            return self.body(self.stem(images_NCHW), 1)
+        # Direct encoding shows the same image at every step, so that the stem gives the same too:
+        # it is computed once, and its norm is told to count the images T times.
+        if self.stem_once:
+            with as_of_copies(self.stem_norm(), timesteps if self.training else 1):
+                folded = repeated(self.stem(images_NCHW), timesteps)
+        else:
+            folded = self.stem(repeated(images_NCHW, timesteps))
+        logits = self.body(folded, timesteps)
+        return logits.reshape(timesteps, -1, logits.shape[-1])
+
+    def stem(self, images_NCHW: Tensor) -> Tensor:
+        """Membrane input of the first activation, [N, C, H, W]."""
+        raise NotImplementedError
+
+    def body(self, x: Tensor, timesteps: int) -> Tensor:
+        """From the first activation on, time folded into the batch -> logits [T * N, K]."""
+        raise NotImplementedError
+
+    def stem_norm(self) -> nn.Module:
+        """Return the norm inside `stem`."""
+        raise NotImplementedError
+
+    def input_kinds(self) -> dict[str, str] | None:
+        """Return what feeds each Conv2d and Linear: "real", "spikes" or "sums" (sums of spikes).
+
+        None where the network does not say; it is then found from the data.
+        """
+        return None
+
+    def stage_names(self) -> tuple[str, ...]:
+        """Return the submodules whose outputs feature methods compare; () where there are none."""
+        return ()
+
+    @property
+    def steps_alone(self) -> bool:
+        """Return whether single time steps can be computed, by `stem` and `body`."""
+        return type(self).stem is not Classifier.stem and type(self).body is not Classifier.body
+
+    def remembered(self, block: nn.Module, x: Tensor, timesteps: int) -> Tensor:
+        """`block(x, timesteps)`; with `save_memory`, in training, its insides are not kept."""
+        if self.save_memory and self.training and torch.is_grad_enabled():
+            return computed_again(block, x, timesteps)
+        result: Tensor = block(x, timesteps)
+        return result
+
+
+def repeated(x: Tensor, timesteps: int) -> Tensor:
+    """[N, ...] -> [T * N, ...], the same at every time step."""
+    return x.repeat(timesteps, *(1 for _ in x.shape[1:]))
 
 
 @dataclass(frozen=True)
@@ -41,75 +109,7 @@ class Build:
     stem: str
 
 
-class Classifier(nn.Module):
-    """A network that is an ANN or an SNN by its activations alone.
-
-    ANN: `model(images_NCHW)` -> logits [N, K]. SNN: `model(images_NCHW, timesteps=T)` ->
-    logits [T, N, K], for any T: a model is not bound to a number of steps. Ours implement `stem`
-    (what is computed once an image, up to the first activation) and `body`; a network that has a
-    `forward` of its own needs neither, and can then do without what rests on them.
-
-    `stem_once` False computes the stem T times, as a plain SNN does. `save_memory` computes
-    residual blocks (ResNet) or layers between pools (VGG) again for the backward pass.
-    `norms_follow`: each norm is named right after the convolution whose output it reads.
-    """
-
-    spiking: bool
-    norms_follow = False
-    stem_once = True
-    save_memory = False
-
-    def stem(self, images_NCHW: Tensor) -> Tensor:
-        """Membrane input of the first activation, [N, C, H, W]."""
-        raise NotImplementedError
-
-    def body(self, x: Tensor, timesteps: int) -> Tensor:
-        """From the first activation on, time folded into the batch -> logits [T*N, K]."""
-        raise NotImplementedError
-
-    def input_kinds(self) -> dict[str, str] | None:
-        """Return what feeds each Conv2d and Linear: "real", "spikes" or "sums" (sums of spikes).
-
-        None where the network does not say; it is then found from the data.
-        """
-        return None
-
-    def stage_names(self) -> tuple[str, ...]:
-        """Return the submodules whose outputs feature methods compare; () where there are none."""
-        return ()
-
-    def forward(self, images_NCHW: Tensor, timesteps: int = 1) -> Tensor:
-        # Direct encoding shows the same image at every step, so that the stem is the same too.
-        if not self.spiking:
-            return self.body(self.stem(images_NCHW), 1)
-        if self.stem_once:
-            with as_of_copies(self.stem_norm(), timesteps if self.training else 1):
-                folded = repeated(self.stem(images_NCHW), timesteps)
-        else:
-            folded = self.stem(repeated(images_NCHW, timesteps))
-        logits = self.body(folded, timesteps)
-        return logits.reshape(timesteps, -1, logits.shape[-1])
-
-    @property
-    def steps_alone(self) -> bool:
-        """Return whether single time steps can be computed, by `stem` and `body`."""
-        return type(self).stem is not Classifier.stem and type(self).body is not Classifier.body
-
-    def stem_norm(self) -> nn.Module:
-        """Return the norm inside `stem`."""
-        raise NotImplementedError
-
-    def remembered(self, block: nn.Module, x: Tensor, timesteps: int) -> Tensor:
-        """`block(x, timesteps)`; with `save_memory`, in training, its insides are not kept."""
-        if not (self.save_memory and self.training and torch.is_grad_enabled()):
-            result: Tensor = block(x, timesteps)
-            return result
-        return computed_again(block, x, timesteps)
-
-
-def repeated(x: Tensor, timesteps: int) -> Tensor:
-    """[N, ...] -> [T * N, ...], the same at every time step."""
-    return x.repeat(timesteps, *(1 for _ in x.shape[1:]))
+SMALL_IMAGE = 64
 
 
 def build_model(
@@ -122,29 +122,23 @@ def build_model(
     neuron: NeuronConfig | None = None,
     stem: str = "auto",
 ) -> Classifier:
-    """Return the network `name` for images [channels, height, width]; an SNN where `neuron` is
-    given.
+    """Return the network `name` for images [channels, height, width]; an SNN if `neuron` is given.
 
     `stem`: "small" is 3 x 3 without max-pool, "medium" the same at stride 2, "large" torchvision's
-    7 x 7 with max-pool, "auto" small up to 64 pixels. Raises ConfigError for an unknown name or an
-    ANN of a spiking-only one.
+    7 x 7 with max-pool, "auto" small up to 64 pixels. A plain module of a plug-in gets the face of
+    a Classifier. Raises ConfigError for an unknown name, an ANN of a spiking-only one, or a plug-in
+    that builds no network.
     """
     entry = registry.lookup("model", registry.MODELS, name)
-    if neuron is None and entry.spiking_only:
+    spiking = neuron is not None
+    if entry.spiking_only and not spiking:
         raise ConfigError(
             f"{name} adds spikes and has no ANN form; use {name.removeprefix('sew_')} as a teacher"
         )
     if stem == "auto":
         stem = "large" if max(height, width) > SMALL_IMAGE else "small"
-    build = Build(
-        channels, height, width, num_classes, activation_factory(neuron), neuron is not None, stem
-    )
-    return _built(name, entry, build)
-
-
-def _built(name: str, entry: registry.ModelEntry, build: Build) -> Classifier:
-    """Build; a plain module of a plug-in gets the face of a Classifier. Raises ConfigError."""
-
+    activation = activation_factory(neuron)
+    build = Build(channels, height, width, num_classes, activation, spiking, stem)
     if registry.is_built_in(entry.target):
         model = registry.load(entry.target)(build)
         assert isinstance(model, Classifier)
@@ -158,61 +152,13 @@ def _built(name: str, entry: registry.ModelEntry, build: Build) -> Classifier:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"network {name} is a {type(model).__name__}, not an nn.Module")
     if not isinstance(model, Classifier):
-        return OwnNetwork(model, build.spiking)
-    model.spiking = build.spiking
+        return OwnNetwork(model, spiking)
+    model.spiking = spiking
     return model
 
 
-def initialise(model: nn.Module) -> None:
-    """Kaiming-normal (fan out) convolutions, unit norms, as torchvision's ResNet and VGG do."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-
-
-def check_fits(model: Classifier, state: dict[str, Tensor], source: str) -> None:
-    """Raise CheckpointError, naming what differs, where `state` is not of `model`."""
-    problems = differences(model.state_dict(), state)
-    if problems:
-        raise CheckpointError(
-            f"{source} holds another network than the one asked for: {problems}. Check the model's "
-            "name, its stem, the number of classes and the input channels"
-        )
-
-
-def differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """Return in words how a state dict differs from the expected one; "" where it does not."""
-    missing = sorted(expected.keys() - state.keys())
-    surplus = sorted(state.keys() - expected.keys())
-    shapes = sorted(
-        f"{key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
-        for key in expected.keys() & state.keys()
-        if state[key].shape != expected[key].shape
-    )
-    problems = [f"missing {key}" for key in missing] + [f"unexpected {key}" for key in surplus]
-    problems += shapes
-    more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    return "; ".join(problems[:SHOWN]) + more
-
-
-def load_weights(model: Classifier, state: dict[str, Tensor], source: str) -> None:
-    """Copy `state` into `model`. Raises CheckpointError where it does not fit."""
-    check_fits(model, state, source)
-    model.load_state_dict(state)
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Return the number of trainable values."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
 class OwnNetwork(Classifier):
-    """A user's module with the face of our networks.
+    """A module of your own with the face of our networks.
 
     A spiking one is called as `module(images, timesteps)` and returns logits [T, N, K]; an ANN is
     called as `module(images)` and returns [N, K]. Methods that compare features need a method
@@ -252,10 +198,60 @@ class OwnNetwork(Classifier):
         return logits
 
 
+def load_weights(model: Classifier, state: dict[str, Tensor], source: str) -> None:
+    """Copy `state` into `model`. Raises CheckpointError where it does not fit."""
+    check_fits(model, state, source)
+    model.load_state_dict(state)
+
+
+def check_fits(model: Classifier, state: dict[str, Tensor], source: str) -> None:
+    """Raise CheckpointError, naming what differs, where `state` is not of `model`."""
+    problems = differences(model.state_dict(), state)
+    if problems:
+        raise CheckpointError(
+            f"{source} holds another network than the one asked for: {problems}. Check the model's "
+            "name, its stem, the number of classes and the input channels"
+        )
+
+
+SHOWN = 3  # differences that a message names
+
+
+def differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """Return in words how a state dict differs from the expected one; "" where it does not."""
+    problems = [f"missing {key}" for key in sorted(expected.keys() - state.keys())]
+    problems += [f"unexpected {key}" for key in sorted(state.keys() - expected.keys())]
+    problems += sorted(
+        f"{key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
+        for key in expected.keys() & state.keys()
+        if state[key].shape != expected[key].shape
+    )
+    more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    return "; ".join(problems[:SHOWN]) + more
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return the number of trainable values."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def initialise(model: nn.Module) -> None:
+    """Kaiming-normal (fan out) convolutions, unit norms, as torchvision's ResNet and VGG do."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
 class FeatureTap:
     """Keep the output of each stage of `model` in its latest forward pass, or of other modules.
 
-    Time stays folded into the batch, as the stages give it: [T * N, C, H, W].
+    Time stays folded into the batch, as the stages give it: [T * N, C, H, W]. Hooks keep them, not
+    the networks' own code: a module from elsewhere can then be tapped as well.
     """
 
     def __init__(self, model: Classifier, names: tuple[str, ...] | None = None) -> None:
@@ -264,7 +260,8 @@ class FeatureTap:
         for name in self._names:
             model.get_submodule(name).register_forward_hook(self._keeper(name))
 
-    def _keeper(self, name: str) -> Any:
+    def _keeper(self, name: str) -> Callable[..., None]:
+        # a plain function: a copy of the network must not copy the tap along with its hooks
         def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             self._kept[name] = output
 

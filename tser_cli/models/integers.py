@@ -1,16 +1,15 @@
-"""Weights as integers of a few bits: one symmetric scale per output channel.
+"""Weights as integers of a few bits: training with them, and inference that sums in int32.
 
-w = scale_o * integer, with integers from -m to m, m = 2^(bits - 1) - 1, scale_o = max |w_o| / m.
+w = scale_o * integer, with one scale per output channel, integers from -m to m,
+m = 2^(bits - 1) - 1 and scale_o = max |w_o| / m (Krishnamoorthi, 2018, arXiv 1806.08342). Gradients
+pass the rounding as if it were not there (straight-through; Bengio et al., 2013, arXiv 1308.3432).
 A norm behind a convolution multiplies the scale of each channel and leaves the integers as they
 are, so that training with quantised weights sees what inference with folded norms computes.
-Gradients pass the rounding as if it were not there (straight-through; Bengio et al., 2013, arXiv
-1308.3432). Symmetric weights per channel: Krishnamoorthi, 2018, arXiv 1806.08342.
 
-Inference with integers: uint8 spikes times int8 weights, summed in int32.
-
-On x86 CPUs oneDNN's int8 convolutions do it (VNNI instructions where the CPU has them); elsewhere
-float32 convolutions of the same integers, whose sums stay below 2^24 and are therefore exact. A sum
-times its channel's scale, plus the folded bias, is the membrane input in fp32.
+Inference multiplies uint8 spikes by int8 weights. On x86 CPUs oneDNN's int8 convolutions do it
+(VNNI instructions where the CPU has them); elsewhere float32 convolutions of the same integers,
+whose sums stay below 2^24 and are therefore exact. A sum times its channel's scale, plus the folded
+bias, is the membrane input in fp32.
 """
 
 from __future__ import annotations
@@ -28,58 +27,32 @@ from tser_cli.models.savings import convolutions_with_norm
 from tser_cli.settings.config import FLOAT_BITS
 
 EDGE_BITS = 8  # of what reads the image and of what gives the logits, whatever the rest has
-CLIPS = tuple(1.0 - 0.02 * step for step in range(26))  # of the largest weight, down to a half
 
 
-def largest_integer(bits: int) -> int:
-    """2^(bits-1) - 1: the range is symmetric, without the most negative integer."""
-    return (1 << (bits - 1)) - 1
+def quantise(model: Classifier, bits: int) -> Classifier:
+    """Turn every convolution and linear layer of `model` into its quantised kind, in place.
 
-
-def scale_of(weight: Tensor, bits: int) -> Tensor:
-    """[O, ...] -> [O]: the largest magnitude of each output channel becomes the largest integer.
-
-    In float32 whatever the weights are in, so that a float64 copy of a network has the same
-    integers. A channel of zeros has scale 1.
+    32 bits leave it as it is. Parameters and their names stay. The first convolution and the last
+    linear layer keep 8 bits where `bits` is less: what they read or give is not spikes. Raises
+    ConfigError for weights in other layers, which would stay floats and be charged as integers.
     """
-    largest_O = weight.detach().float().abs().flatten(1).amax(1)
-    return torch.where(largest_O > 0, largest_O / largest_integer(bits), torch.ones_like(largest_O))
-
-
-def integers_of(weight: Tensor, scale_O: Tensor, bits: int) -> Tensor:
-    """Return the nearest integers of `weight` in units of `scale_O`, clipped to the range, in
-    float32.
-    """
-    limit = largest_integer(bits)
-    units = weight.detach().float() / _by_channel(scale_O, weight)
-    integers: Tensor = units.round().clamp(-limit, limit)
-    return integers
-
-
-def quantised(weight: Tensor, bits: int) -> Tensor:
-    """`weight` rounded to its integers; its gradient is that of the result."""
-    scale_O = scale_of(weight, bits)
-    integers = integers_of(weight, scale_O, bits).to(weight.dtype)
-    rounded = integers * _by_channel(scale_O, weight).to(weight.dtype)
-    return weight + (rounded - weight).detach() if weight.requires_grad else rounded
-
-
-def best_scale(weight: Tensor, bits: int) -> Tensor:
-    """[O]: the scale of least squared error among those that clip up to half of the range."""
-    widest_O = scale_of(weight, bits)
-    best_O, least_O = widest_O, torch.full_like(widest_O, torch.inf)
-    for clip in CLIPS:
-        scale_O = widest_O * clip
-        rounded = integers_of(weight, scale_O, bits) * _by_channel(scale_O, weight)
-        error_O = (rounded - weight).square().flatten(1).sum(1)
-        best_O = torch.where(error_O < least_O, scale_O, best_O)
-        least_O = torch.minimum(error_O, least_O)
-    return best_O
-
-
-def _by_channel(values_O: Tensor, weight: Tensor) -> Tensor:
-    """[O] in a shape that multiplies [O, ...]."""
-    return values_O.view(-1, *(1 for _ in weight.shape[1:]))
+    if bits == FLOAT_BITS:
+        return model
+    for name, module in model.named_modules():
+        known = type(module) in (*QUANTISED, *QUANTISED.values())
+        if not known and any(weight.ndim > 1 for weight in module.parameters(recurse=False)):
+            raise ConfigError(
+                f"model.weight_bits: {name or 'the network'} ({type(module).__name__}) has weights "
+                "that can't be rounded; only those of nn.Conv2d and nn.Linear can. Use 32"
+            )
+    layers = [module for module in model.modules() if type(module) in QUANTISED]
+    for layer in layers:
+        edge = layer is layers[0] or layer is layers[-1]
+        # the class alone: parameters, hooks and the optimizer's references stay
+        layer.__class__ = QUANTISED[type(layer)]
+        assert isinstance(layer, QuantisedConv2d | QuantisedLinear)
+        layer.bits = max(bits, EDGE_BITS) if edge else bits
+    return model
 
 
 class QuantisedConv2d(nn.Conv2d):
@@ -110,37 +83,6 @@ QUANTISED: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def quantise(model: Classifier, bits: int) -> Classifier:
-    """Turn every convolution and linear layer of `model` into its quantised kind, in place.
-
-    32 bits leave it as it is. Parameters and their names stay. The first convolution and the last
-    linear layer keep 8 bits where `bits` is less: what they read or give is not spikes. Raises
-    ConfigError for weights in other layers, which would stay floats and be charged as integers.
-    """
-    if bits == FLOAT_BITS:
-        return model
-    _check_layers(model)
-    layers = [module for module in model.modules() if type(module) in QUANTISED]
-    for layer in layers:
-        edge = layer is layers[0] or layer is layers[-1]
-        # the class alone: parameters, hooks and the optimizer's references stay
-        layer.__class__ = QUANTISED[type(layer)]
-        assert isinstance(layer, QuantisedConv2d | QuantisedLinear)
-        layer.bits = max(bits, EDGE_BITS) if edge else bits
-    return model
-
-
-def _check_layers(model: Classifier) -> None:
-    for name, module in model.named_modules():
-        if type(module) in (*QUANTISED, *QUANTISED.values()):
-            continue
-        if any(weight.ndim > 1 for weight in module.parameters(recurse=False)):
-            raise ConfigError(
-                f"model.weight_bits: {name or 'the network'} ({type(module).__name__}) has weights "
-                "that can't be rounded; only those of nn.Conv2d and nn.Linear can. Use 32"
-            )
-
-
 @torch.no_grad()
 def round_weights_(model: Classifier) -> None:
     """Replace the weights of quantised layers by rounded ones, with the scale of least error.
@@ -155,8 +97,81 @@ def round_weights_(model: Classifier) -> None:
             layer.weight.copy_(rounded * _by_channel(scale_O, layer.weight))
 
 
-# 16 images of 32 x 32: with ResNet-18 and T = 4, 8 to 32 were equally fast, 64 a third slower
-PIXELS = 16 * 32 * 32
+def scale_of(weight: Tensor, bits: int) -> Tensor:
+    """[O, ...] -> [O]: the largest magnitude of each output channel becomes the largest integer.
+
+    In float32 whatever the weights are in, so that a float64 copy of a network has the same
+    integers. A channel of zeros has scale 1.
+    """
+    largest_O = weight.detach().float().abs().flatten(1).amax(1)
+    return torch.where(largest_O > 0, largest_O / _largest(bits), torch.ones_like(largest_O))
+
+
+def integers_of(weight: Tensor, scale_O: Tensor, bits: int) -> Tensor:
+    """Return the nearest integers of `weight` in units of `scale_O`, clipped, in float32."""
+    limit = _largest(bits)
+    units = weight.detach().float() / _by_channel(scale_O, weight)
+    integers: Tensor = units.round().clamp(-limit, limit)
+    return integers
+
+
+def quantised(weight: Tensor, bits: int) -> Tensor:
+    """`weight` rounded to its integers; its gradient is that of the result."""
+    scale_O = scale_of(weight, bits)
+    integers = integers_of(weight, scale_O, bits).to(weight.dtype)
+    rounded = integers * _by_channel(scale_O, weight).to(weight.dtype)
+    return weight + (rounded - weight).detach() if weight.requires_grad else rounded
+
+
+CLIPS = tuple(1.0 - 0.02 * step for step in range(26))  # of the largest weight, down to a half
+
+
+def best_scale(weight: Tensor, bits: int) -> Tensor:
+    """[O]: the scale of least squared error among those that clip up to half of the range."""
+    widest_O = scale_of(weight, bits)
+    best_O, least_O = widest_O, torch.full_like(widest_O, torch.inf)
+    for clip in CLIPS:
+        scale_O = widest_O * clip
+        rounded = integers_of(weight, scale_O, bits) * _by_channel(scale_O, weight)
+        error_O = (rounded - weight).square().flatten(1).sum(1)
+        best_O = torch.where(error_O < least_O, scale_O, best_O)
+        least_O = torch.minimum(error_O, least_O)
+    return best_O
+
+
+def _by_channel(values_O: Tensor, weight: Tensor) -> Tensor:
+    """[O] in a shape that multiplies [O, ...]."""
+    return values_O.view(-1, *(1 for _ in weight.shape[1:]))
+
+
+def _largest(bits: int) -> int:
+    """2^(bits-1) - 1: the range is symmetric, without the most negative integer."""
+    return (1 << (bits - 1)) - 1
+
+
+def integer(model: Classifier) -> Classifier:
+    """Return a copy of a network with quantised weights that computes with integers, in eval mode.
+
+    Linear layers, whose input is mostly an average, stay as they are. A network with floating-point
+    weights is returned itself, as is one that does not say what feeds its layers.
+    """
+    if not any(isinstance(module, QuantisedConv2d) for module in model.modules()):
+        return model
+    kinds = model.input_kinds()
+    if kinds is None or not model.norms_follow:
+        return model
+    result = copy.deepcopy(model).eval()
+    names = {module: name for name, module in result.named_modules()}
+    for parent, name, norm_name in convolutions_with_norm(result):
+        convolution, norm = getattr(parent, name), getattr(parent, norm_name)
+        # others keep their rounded floats
+        served = convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
+        served = served and norm.affine and norm.running_var is not None
+        if isinstance(convolution, QuantisedConv2d) and served:
+            reads_integers = kinds[names[convolution]] != "real"
+            setattr(parent, name, IntegerConv2d(convolution, norm, reads_integers))
+            setattr(parent, norm_name, nn.Identity())
+    return result
 
 
 class IntegerConv2d(nn.Conv2d):
@@ -196,7 +211,9 @@ class IntegerConv2d(nn.Conv2d):
         if not self.reads_integers:
             return super().forward(input)
         if input.device.type == "cpu" and kernels_serve():
-            return self._fast(input)
+            if self._packed is None:
+                self._packed = _packed(self.integers, self.scale_O, self)
+            return _convolved(input, self._packed, self.scale_O, self.bias, self)
         return self.accumulated(input) * self.scale_O.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
 
     def accumulated(self, spikes: Tensor) -> Tensor:
@@ -211,11 +228,6 @@ class IntegerConv2d(nn.Conv2d):
             self.groups,
         )
 
-    def _fast(self, spikes: Tensor) -> Tensor:
-        if self._packed is None:
-            self._packed = _packed(self.integers, self.scale_O, self)
-        return _convolved(spikes, self._packed, self.scale_O, self.bias, self)
-
 
 def _padding(layer: nn.Conv2d) -> tuple[int, int]:
     assert not isinstance(layer.padding, str)
@@ -229,42 +241,17 @@ def norm_constants(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return factor_O, norm.bias.detach() - norm.running_mean * factor_O
 
 
-def integer(model: Classifier) -> Classifier:
-    """Return a copy of a network with quantised weights that computes with integers, in eval mode.
-
-    Linear layers, whose input is mostly an average, stay as they are. A network with floating-point
-    weights is returned itself, as is one that does not say what feeds its layers.
-    """
-    if not any(isinstance(module, QuantisedConv2d) for module in model.modules()):
-        return model
-    kinds = model.input_kinds()
-    if kinds is None or not model.norms_follow:
-        return model
-    result = copy.deepcopy(model).eval()
-    names = {module: name for name, module in result.named_modules()}
-    for parent, name, norm_name in convolutions_with_norm(result):
-        convolution, norm = getattr(parent, name), getattr(parent, norm_name)
-        if isinstance(convolution, QuantisedConv2d) and _serves(convolution, norm):
-            reads_integers = kinds[names[convolution]] != "real"
-            setattr(parent, name, IntegerConv2d(convolution, norm, reads_integers))
-            setattr(parent, norm_name, nn.Identity())
-    return result
-
-
-def _serves(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
-    """Return whether `IntegerConv2d` can stand for the two: others keep their rounded floats."""
-    zeros_around = convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
-    return zeros_around and norm.affine and norm.running_var is not None
-
-
 def has_integer_layers(model: nn.Module) -> bool:
     """Return whether some convolution of `model` computes with integers."""
     return any(isinstance(module, IntegerConv2d) for module in model.modules())
 
 
+# 16 images of 32 x 32: with ResNet-18 and T = 4, 8 to 32 were equally fast, 64 a third slower
+PIXELS = 16 * 32 * 32
+
+
 def batch_size(height: int, width: int) -> int:
-    """Return how many images a batch should have: what lies between the layers then fits into
-    caches.
+    """Return how many images a batch should have, so that it stays in the caches between layers.
 
     int8 convolutions are so fast that beyond it the time goes into moving fp32 membrane inputs.
     """

@@ -1,15 +1,14 @@
-"""Activations: ReLU for an ANN, spikingjelly's multi-step neurons for an SNN.
+"""Activations: ReLU for an ANN, spiking neurons over all time steps for an SNN.
 
 Inside a network time is folded into the batch: convolutions, norms and linear layers are torch's
-own and see [T*N, ...] with time outermost. Only the neurons know that there is a time axis.
+own and see [T * N, ...] with time outermost. Only the neurons know that there is a time axis.
 
-LIF and IF over all time steps on a CPU in few passes, with spikingjelly's gradients.
-
-spikingjelly's CPU reference makes some twenty passes over memory a time step; on a CPU they cost
-more than the convolutions. This one works on one piece of a layer at a time, which stays in the
-cache from one operation to the next, keeps its input for backward, and gives the same spikes.
-Input and spikes may be bf16: 0 and 1 are exact in it, and membrane potentials are fp32 all the
-same. On a GPU spikingjelly's fused kernels serve.
+spikingjelly's multi-step neurons are the reference, and serve on GPUs, by fused kernels. On a CPU
+they make some twenty passes over memory a time step, which costs more than the convolutions. LIF
+and IF are therefore written again here, with spikingjelly's spikes to the last bit and its
+gradients. One piece of a layer at a time is worked on, which stays in the cache from one operation
+to the next, and only the input is kept for backward. Input and spikes may be bf16: 0 and 1 are
+exact in it, and membrane potentials are fp32 all the same.
 """
 
 from __future__ import annotations
@@ -31,6 +30,13 @@ SURROGATES = {
     "rect": surrogate.Rect,
     "piecewise_quadratic": surrogate.PiecewiseQuadratic,
 }
+
+
+def activation_factory(config: NeuronConfig | None) -> Callable[[], nn.Module]:
+    """Return what a network calls for each of its activations; None builds an ANN."""
+    if config is None:
+        return Relu
+    return lambda: SpikingNeuron(config)
 
 
 class Relu(nn.Module):
@@ -58,20 +64,19 @@ class SpikingNeuron(nn.Module):
 
     def forward(self, x: Tensor, timesteps: int) -> Tensor:
         x_T = x.reshape(timesteps, -1, *x.shape[1:])
-        served = self._fused is not None and serves(x)
+        fused = self._fused if serves(x) else None
         if self._streaming:
-            return self._streamed(x) if served else self._spikingjelly(x_T).flatten(0, 1)
-        if self._fused is not None and served:
-            return whole_numbers(spikes_of(x_T, self._fused).flatten(0, 1))
+            if fused is None:
+                return self._spikingjelly(x_T).flatten(0, 1)
+            spikes, self._voltage = one_step(x, self._voltage, fused)
+            return spikes
+        if fused is not None:
+            return whole_numbers(spikes_of(x_T, fused).flatten(0, 1))
+        # before as well: a call that was broken off has left its potentials
         functional.reset_net(self.node)
-        spikes = self._spikingjelly(x_T)
+        spikes_T = self._spikingjelly(x_T)
         functional.reset_net(self.node)
-        return whole_numbers(spikes.flatten(0, 1))
-
-    def _streamed(self, x: Tensor) -> Tensor:
-        assert self._fused is not None
-        spikes, self._voltage = one_step(x, self._voltage, self._fused)
-        return spikes
+        return whole_numbers(spikes_T.flatten(0, 1))
 
     def _spikingjelly(self, x_T: Tensor) -> Tensor:
         # Membrane potentials of bf16 would round away what a step adds. On a GPU spikingjelly's
@@ -100,6 +105,16 @@ class SpikingNeuron(nn.Module):
         self.node.v = voltage[chosen]
 
 
+class Timed(nn.ModuleList):
+    """Layers in a row, of which the activations alone take the number of time steps."""
+
+    def forward(self, x: Tensor, timesteps: int) -> Tensor:
+        for layer in self:
+            timed = isinstance(layer, Relu | SpikingNeuron)
+            x = layer(x, timesteps) if timed else layer(x)
+        return x
+
+
 def make_node(config: NeuronConfig) -> nn.Module:
     """spikingjelly's multi-step LIF, IF or PLIF node with the recipe's constants.
 
@@ -123,13 +138,6 @@ def make_node(config: NeuronConfig) -> nn.Module:
         node = neuron.LIFNode(tau=config.tau, decay_input=config.decay_input, **common)
     assert isinstance(node, nn.Module)
     return node
-
-
-def activation_factory(config: NeuronConfig | None) -> Callable[[], nn.Module]:
-    """Return what a network calls for each of its activations; None builds an ANN."""
-    if config is None:
-        return Relu
-    return lambda: SpikingNeuron(config)
 
 
 SERVED = (torch.float32, torch.bfloat16)
@@ -198,63 +206,6 @@ def _forward(x_T: Tensor, neuron: Constants) -> Tensor:
     return _shaped_as(x_T, spikes_TM)
 
 
-def _memory_order(x_T: Tensor) -> list[int]:
-    """Return the axes behind the first, the one with the largest steps in memory first."""
-    return sorted(range(1, x_T.ndim), key=x_T.stride, reverse=True)
-
-
-def _in_order(tensor_T: Tensor, x_T: Tensor) -> Tensor:
-    """Flatten [T, ...] to [T, M] in the order in which `x_T` lies in memory: no copy of that."""
-    return tensor_T.permute(0, *_memory_order(x_T)).reshape(len(x_T), -1)
-
-
-def _shaped_as(x_T: Tensor, flat_TM: Tensor) -> Tensor:
-    """Undo `_in_order`."""
-    order = _memory_order(x_T)
-    back = [1 + order.index(axis) for axis in range(1, x_T.ndim)]
-    return flat_TM.view(len(x_T), *(x_T.shape[axis] for axis in order)).permute(0, *back)
-
-
-def _pieces(*flat_TM: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(torch.split(tensor_TM, PIECE, dim=1) for tensor_TM in flat_TM), strict=True)
-
-
-def _charge(x_TM: Tensor, neuron: Constants, spikes_TM: Tensor) -> list[Tensor]:
-    """Write the spikes of as many steps as `spikes_TM` has; return the membrane potential before
-    each reset, in fp32.
-    """
-    charged_T = [x_TM[0].float()]
-    for t in range(len(x_TM)):
-        if t < len(spikes_TM):
-            fired = _fp32(spikes_TM[t])
-            torch.ge(charged_T[t], neuron.threshold, out=fired)
-            _hand_over(fired, spikes_TM[t])
-        if t < len(x_TM) - 1:
-            voltage = _reset(charged_T[t], fired, neuron)
-            charged_T.append(
-                torch.add(x_TM[t + 1].float(), voltage, alpha=neuron.leak, out=voltage)
-            )
-    return charged_T
-
-
-def _reset(charged_M: Tensor, fired_M: Tensor, neuron: Constants) -> Tensor:
-    if neuron.hard:
-        return torch.addcmul(charged_M, charged_M, fired_M, value=-1.0)
-    return torch.add(charged_M, fired_M, alpha=-neuron.threshold)
-
-
-def _fp32(target: Tensor) -> Tensor:
-    """Return where to compute what goes to `target`: there, or in memory of its own."""
-    return (
-        target if target.dtype == torch.float32 else torch.empty_like(target, dtype=torch.float32)
-    )
-
-
-def _hand_over(result: Tensor, target: Tensor) -> None:
-    if result is not target:
-        target.copy_(result)
-
-
 class _Spikes(torch.autograd.Function):
     """The derivation, with h the potential before reset, g the gradient of the spikes s.
 
@@ -279,12 +230,41 @@ class _Spikes(torch.autograd.Function):
         return _shaped_as(x_T, grad_x_TM), None
 
 
+def _charge(x_TM: Tensor, neuron: Constants, spikes_TM: Tensor) -> list[Tensor]:
+    """Write the spikes of as many steps as `spikes_TM` has.
+
+    Returns the membrane potentials before each reset, in fp32.
+    """
+    # Compare, reset, leak, add: spikingjelly's order of operations. Another rounds otherwise, and a
+    # potential at the threshold then decides otherwise.
+    charged_T = [x_TM[0].float()]
+    for t in range(len(x_TM)):
+        if t < len(spikes_TM):
+            fired = _fp32(spikes_TM[t])
+            torch.ge(charged_T[t], neuron.threshold, out=fired)
+            _hand_over(fired, spikes_TM[t])
+        if t < len(x_TM) - 1:
+            voltage = _reset(charged_T[t], fired, neuron)
+            charged_T.append(
+                torch.add(x_TM[t + 1].float(), voltage, alpha=neuron.leak, out=voltage)
+            )
+    return charged_T
+
+
+def _reset(charged_M: Tensor, fired_M: Tensor, neuron: Constants) -> Tensor:
+    if neuron.hard:
+        return torch.addcmul(charged_M, charged_M, fired_M, value=-1.0)
+    return torch.add(charged_M, fired_M, alpha=-neuron.threshold)
+
+
 def _charge_backward(x_TM: Tensor, grad_TM: Tensor, grad_x_TM: Tensor, neuron: Constants) -> None:
-    """Write the gradient of the input. The potentials are computed again: it costs less than to
-    keep them.
+    """Write the gradient of the input.
+
+    The potentials are computed again: that costs less than to keep them.
     """
     spikes_TM = torch.empty_like(x_TM[:-1], dtype=torch.float32)
     charged_T = _charge(x_TM, neuron, spikes_TM)
+    # in place wherever a tensor is not read again: each pass over memory counts
     offset = torch.tensor(-neuron.alpha * neuron.threshold)
     carry = None
     for t in range(len(charged_T) - 1, -1, -1):
@@ -301,3 +281,36 @@ def _charge_backward(x_TM: Tensor, grad_TM: Tensor, grad_x_TM: Tensor, neuron: C
         _hand_over(out, grad_x_TM[t])
         if t:
             carry = out * neuron.leak
+
+
+def _fp32(target: Tensor) -> Tensor:
+    """Return where to compute what goes to `target`: there, or in memory of its own."""
+    return (
+        target if target.dtype == torch.float32 else torch.empty_like(target, dtype=torch.float32)
+    )
+
+
+def _hand_over(result: Tensor, target: Tensor) -> None:
+    if result is not target:
+        target.copy_(result)
+
+
+def _memory_order(x_T: Tensor) -> list[int]:
+    """Return the axes behind the first, the one with the largest steps in memory first."""
+    return sorted(range(1, x_T.ndim), key=x_T.stride, reverse=True)
+
+
+def _in_order(tensor_T: Tensor, x_T: Tensor) -> Tensor:
+    """Flatten [T, ...] to [T, M] in the order in which `x_T` lies in memory: no copy of that."""
+    return tensor_T.permute(0, *_memory_order(x_T)).reshape(len(x_T), -1)
+
+
+def _shaped_as(x_T: Tensor, flat_TM: Tensor) -> Tensor:
+    """Undo `_in_order`."""
+    order = _memory_order(x_T)
+    back = [1 + order.index(axis) for axis in range(1, x_T.ndim)]
+    return flat_TM.view(len(x_T), *(x_T.shape[axis] for axis in order)).permute(0, *back)
+
+
+def _pieces(*flat_TM: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(torch.split(tensor_TM, PIECE, dim=1) for tensor_TM in flat_TM), strict=True)

@@ -14,155 +14,22 @@ from typing import TypeAlias
 from torch import Tensor, nn
 
 from tser_cli.models.base import Build, Classifier, initialise
+from tser_cli.models.neurons import Timed
 from tser_cli.models.savings import whole_numbers
 
 Call: TypeAlias = Callable[[nn.Module, Tensor, int], Tensor]
-BlockType: TypeAlias = "type[BasicBlock] | type[Bottleneck]"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Shape of a ResNet: widths and number of blocks of each stage."""
+    """Shape of a ResNet: kind of block, widths and number of blocks of each stage."""
 
-    block: BlockType
+    block: type[Block]
     widths: tuple[int, ...]
     blocks: tuple[int, ...]
     stem_width: int
     sew: bool = False
     hidden_head: int = 0
-
-
-def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """Return a 3 x 3 convolution with padding 1 and no bias."""
-    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
-
-
-def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """Return a 1 x 1 convolution with no bias."""
-    return nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
-
-
-class Downsample(nn.ModuleList):
-    """The shortcut's convolution and norm; with SEW also a neuron, so that it adds spikes."""
-
-    def __init__(
-        self, inputs: int, outputs: int, stride: int, activation: Callable[[], nn.Module] | None
-    ) -> None:
-        layers: list[nn.Module] = [conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs)]
-        super().__init__([*layers, *([activation()] if activation else [])])
-
-    def forward(self, x: Tensor, timesteps: int = 1) -> Tensor:
-        y: Tensor = self[1](self[0](x))
-        return self[2](y, timesteps) if len(self) > 2 else y
-
-
-class Block(nn.Module):
-    """A residual block: `main` computes up to the last norm, `act_out` is the last activation."""
-
-    expansion = 1
-
-    def __init__(self, downsample: Downsample | None, sew: bool) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.sew = sew
-
-    def main(self, x: Tensor, timesteps: int) -> Tensor:
-        """Return the residual branch up to, not including, the last activation."""
-        raise NotImplementedError
-
-    def act_out(self, x: Tensor, timesteps: int) -> Tensor:
-        """Return the last activation of the block."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor, timesteps: int) -> Tensor:
-        residual = self.main(x, timesteps)
-        identity = x if self.downsample is None else self.downsample(x, timesteps)
-        if self.sew:
-            return whole_numbers(self.act_out(residual, timesteps) + identity)
-        return self.act_out(residual + identity, timesteps)
-
-
-class BasicBlock(Block):
-    """Two 3 x 3 convolutions."""
-
-    def __init__(
-        self,
-        inputs: int,
-        width: int,
-        stride: int,
-        activation: Callable[[], nn.Module],
-        downsample: Downsample | None,
-        sew: bool,
-    ) -> None:
-        super().__init__(downsample, sew)
-        self.conv1 = conv3x3(inputs, width, stride)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.act1 = activation()
-        self.conv2 = conv3x3(width, width)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.act2 = activation()
-
-    def main(self, x: Tensor, timesteps: int) -> Tensor:
-        x = self.act1(self.bn1(self.conv1(x)), timesteps)
-        y: Tensor = self.bn2(self.conv2(x))
-        return y
-
-    def act_out(self, x: Tensor, timesteps: int) -> Tensor:
-        y: Tensor = self.act2(x, timesteps)
-        return y
-
-
-class Bottleneck(Block):
-    """1 x 1, 3 x 3 (with the stride, as in torchvision), 1 x 1 to four times the width."""
-
-    expansion = 4
-
-    def __init__(
-        self,
-        inputs: int,
-        width: int,
-        stride: int,
-        activation: Callable[[], nn.Module],
-        downsample: Downsample | None,
-        sew: bool,
-    ) -> None:
-        super().__init__(downsample, sew)
-        self.conv1 = conv1x1(inputs, width)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.act1 = activation()
-        self.conv2 = conv3x3(width, width, stride)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.act2 = activation()
-        self.conv3 = conv1x1(width, width * self.expansion)
-        self.bn3 = nn.BatchNorm2d(width * self.expansion)
-        self.act3 = activation()
-
-    def main(self, x: Tensor, timesteps: int) -> Tensor:
-        x = self.act1(self.bn1(self.conv1(x)), timesteps)
-        x = self.act2(self.bn2(self.conv2(x)), timesteps)
-        y: Tensor = self.bn3(self.conv3(x))
-        return y
-
-    def act_out(self, x: Tensor, timesteps: int) -> Tensor:
-        y: Tensor = self.act3(x, timesteps)
-        return y
-
-
-class Stage(nn.ModuleList):
-    """Residual blocks in a row; `call(block, x, timesteps)` computes each, in its own way."""
-
-    def forward(self, x: Tensor, timesteps: int, call: Call | None = None) -> Tensor:
-        for block in self:
-            x = call(block, x, timesteps) if call else block(x, timesteps)
-        return x
-
-
-class HiddenHead(nn.ModuleList):
-    """Linear, activation, Linear: the head of ResNet-19."""
-
-    def forward(self, x: Tensor, timesteps: int) -> Tensor:
-        y: Tensor = self[2](self[1](self[0](x), timesteps))
-        return y
 
 
 class ResNet(Classifier):
@@ -184,8 +51,14 @@ class ResNet(Classifier):
             made, width = _make_stage(build, layout, width, position)
             self.add_module(stage, made)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self._averages = _last_side(max(build.height, build.width), build, layout) > 1
-        self.fc = _make_head(build, width, layout.hidden_head)
+        # the longer side of the last map: each stride of 2 halves it, rounded up
+        halvings = len(layout.widths) - 1 + {"small": 0, "medium": 1, "large": 2}[build.stem]
+        self._averages = -(-max(build.height, build.width) // (1 << halvings)) > 1
+        hidden = layout.hidden_head
+        last = nn.Linear(hidden or width, build.num_classes)
+        self.fc = (
+            Timed([nn.Linear(width, hidden), build.make_activation(), last]) if hidden else last
+        )
         initialise(self)
 
     def stage_names(self) -> tuple[str, ...]:
@@ -203,7 +76,7 @@ class ResNet(Classifier):
         for stage in self.stages:
             x = self.get_submodule(stage)(x, timesteps, self.remembered)
         x = self.avgpool(x).flatten(1)
-        logits: Tensor = self.fc(x, timesteps) if isinstance(self.fc, HiddenHead) else self.fc(x)
+        logits: Tensor = self.fc(x, timesteps) if isinstance(self.fc, Timed) else self.fc(x)
         return logits
 
     def input_kinds(self) -> dict[str, str]:
@@ -223,19 +96,6 @@ class ResNet(Classifier):
         return "spikes"
 
 
-def _last_side(side: int, build: Build, layout: Layout) -> int:
-    """Return the longer side of the last stage's map: each stride of 2 halves it, rounded up."""
-    halvings = len(layout.widths) - 1 + {"small": 0, "medium": 1, "large": 2}[build.stem]
-    return -(-side // (1 << halvings))
-
-
-def _make_head(build: Build, width: int, hidden: int) -> nn.Module:
-    if not hidden:
-        return nn.Linear(width, build.num_classes)
-    last = nn.Linear(hidden, build.num_classes)
-    return HiddenHead([nn.Linear(width, hidden), build.make_activation(), last])
-
-
 def _make_stage(build: Build, layout: Layout, inputs: int, position: int) -> tuple[Stage, int]:
     width, outputs = layout.widths[position], layout.widths[position] * layout.block.expansion
     blocks: list[nn.Module] = []
@@ -243,8 +103,9 @@ def _make_stage(build: Build, layout: Layout, inputs: int, position: int) -> tup
         stride = 2 if number == 0 and position > 0 else 1
         downsample = None
         if stride != 1 or inputs != outputs:
-            act = build.make_activation if layout.sew else None
-            downsample = Downsample(inputs, outputs, stride, act)
+            downsample = Timed([conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs)])
+            # in SEW a neuron as well, so that the shortcut too adds spikes
+            downsample.extend([build.make_activation()] if layout.sew else [])
         blocks.append(
             layout.block(inputs, width, stride, build.make_activation, downsample, layout.sew)
         )
@@ -252,8 +113,94 @@ def _make_stage(build: Build, layout: Layout, inputs: int, position: int) -> tup
     return Stage(blocks), inputs
 
 
+class Stage(nn.ModuleList):
+    """Residual blocks in a row; `call(block, x, timesteps)` computes each, in its own way."""
+
+    def forward(self, x: Tensor, timesteps: int, call: Call | None = None) -> Tensor:
+        for block in self:
+            x = call(block, x, timesteps) if call else block(x, timesteps)
+        return x
+
+
+class Block(nn.Module):
+    """Layers of convolution, norm and activation (`conv1`, `bn1`, `act1`, ...) beside a shortcut.
+
+    The shortcut is added before the last activation, in SEW after it.
+    """
+
+    expansion = 1
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        stride: int,
+        activation: Callable[[], nn.Module],
+        downsample: Timed | None,
+        sew: bool,
+    ) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.sew = sew
+        convolutions = self.convolutions(inputs, width, stride)
+        for number, convolution in enumerate(convolutions, start=1):
+            self.add_module(f"conv{number}", convolution)
+            self.add_module(f"bn{number}", nn.BatchNorm2d(convolution.out_channels))
+            self.add_module(f"act{number}", activation())
+        self._layers = len(convolutions)
+
+    def convolutions(self, inputs: int, width: int, stride: int) -> tuple[nn.Conv2d, ...]:
+        """Return the convolutions of the block, first to last."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, timesteps: int) -> Tensor:
+        y = x
+        for number in range(1, self._layers + 1):
+            # looked up at each call: folding and quantising put others in their place
+            convolution, norm = getattr(self, f"conv{number}"), getattr(self, f"bn{number}")
+            activation = getattr(self, f"act{number}")
+            y = norm(convolution(y))
+            if number < self._layers:
+                y = activation(y, timesteps)
+        identity = x if self.downsample is None else self.downsample(x, timesteps)
+        if self.sew:
+            return whole_numbers(activation(y, timesteps) + identity)
+        result: Tensor = activation(y + identity, timesteps)
+        return result
+
+
+class BasicBlock(Block):
+    """Two 3 x 3 convolutions."""
+
+    def convolutions(self, inputs: int, width: int, stride: int) -> tuple[nn.Conv2d, ...]:
+        return conv3x3(inputs, width, stride), conv3x3(width, width)
+
+
+class Bottleneck(Block):
+    """1 x 1, 3 x 3 (with the stride, as in torchvision), 1 x 1 to four times the width."""
+
+    expansion = 4
+
+    def convolutions(self, inputs: int, width: int, stride: int) -> tuple[nn.Conv2d, ...]:
+        return (
+            conv1x1(inputs, width),
+            conv3x3(width, width, stride),
+            conv1x1(width, width * self.expansion),
+        )
+
+
+def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    """Return a 3 x 3 convolution with padding 1 and no bias."""
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+
+
+def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    """Return a 1 x 1 convolution with no bias."""
+    return nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+
+
 def _standard(
-    build: Build, blocks: tuple[int, ...], block: BlockType = BasicBlock, sew: bool = False
+    build: Build, blocks: tuple[int, ...], block: type[Block] = BasicBlock, sew: bool = False
 ) -> ResNet:
     return ResNet(build, Layout(block, (64, 128, 256, 512), blocks, stem_width=64, sew=sew))
 

@@ -1,12 +1,10 @@
-"""Doing less: batch norm of T equal copies from one, recomputing blocks, keeping spikes in a byte
-each, folding norms away.
+"""Doing less for the same numbers: norms of equal copies, recomputed blocks, spikes in bytes.
 
-Convolutions whose output is one pixel, as the matrix products that they are.
-
-A 3 x 3 convolution of a map of one pixel multiplies it by the middle of its kernel; all else meets
-padding. Deep layers on small images are of this kind, and hold most of a network's weights. On a
-CPU a training step of such a layer takes seven times as long with a convolution as with a product
-(512 channels, 64 images of one pixel, one thread).
+Folded norms, for networks that are only asked for answers. And products in place of convolutions
+whose output is one pixel: a 3 x 3 convolution of a map of one pixel multiplies it by the middle of
+its kernel; all else meets padding. Deep layers on small images are of this kind, and hold most of a
+network's weights. On a CPU a training step of such a layer takes seven times as long with a
+convolution as with a product (512 channels, 64 images of one pixel, one thread).
 """
 
 from __future__ import annotations
@@ -44,6 +42,7 @@ def as_of_copies(norm: nn.Module, copies: int) -> Iterator[None]:
     if copies == 1 or not isinstance(norm, _BatchNorm) or norm.running_var is None:
         yield
         return
+    # a hook, since norms are torch's own: they must stay what checkpoints and SyncBatchNorm know
     before_C, counted = norm.running_var.clone(), Count()
     hook = norm.register_forward_pre_hook(counted)
     try:
@@ -125,8 +124,12 @@ def keeping(
     small = performance.spikes_in_bytes and performance.compile != "on"
 
     def pack(tensor: Tensor) -> tuple[Tensor, torch.dtype]:
-        whole = small and getattr(tensor, WHOLE, False)
-        kept = _small_copy(tensor) if whole else tensor.detach()
+        kept = tensor.detach()
+        if small and getattr(tensor, WHOLE, False):
+            # several layers may read, and keep, the same spikes
+            if not hasattr(tensor, SMALL):
+                setattr(tensor, SMALL, kept.to(torch.int8))
+            kept = getattr(tensor, SMALL)
         if note is not None:
             note(kept)
         return kept, tensor.dtype
@@ -137,14 +140,6 @@ def keeping(
         return restored
 
     return saved_tensors_hooks(pack, unpack)
-
-
-def _small_copy(tensor: Tensor) -> Tensor:
-    # several layers may read, and keep, the same spikes
-    if not hasattr(tensor, SMALL):
-        setattr(tensor, SMALL, tensor.detach().to(torch.int8))
-    copied: Tensor = getattr(tensor, SMALL)
-    return copied
 
 
 def folded(model: Network) -> Network:
@@ -178,13 +173,10 @@ def use_products(network: nn.Module) -> None:
     as it is. Losses change by rounding alone.
     """
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d) and _can_be_product(layer):
+        if not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str):
+            continue
+        if layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros":
             layer._conv_forward = partial(_convolved, layer)  # type: ignore[method-assign]
-
-
-def _can_be_product(layer: nn.Conv2d) -> bool:
-    plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
-    return plain and not isinstance(layer.padding, str)
 
 
 def _convolved(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -209,9 +201,7 @@ def _pixels_met(layer: nn.Conv2d, x: Tensor, axis: int) -> int:
 def _product(
     x: Tensor, weight: Tensor, bias: Tensor | None, first: tuple[int, int], met: list[int]
 ) -> Tensor:
-    """[N, C, H, W] -> [N, O, 1, 1]; `first`: the first row and column of the kernel that meet a
-    pixel.
-    """
+    """[N, C, H, W] -> [N, O, 1, 1]; `first`: the row and column of the kernel that meet pixel 0."""
     (row, column), (rows, columns) = first, met
     # channels last, as the weights usually lie in memory: their gradient then needs no other order
     read = x.permute(0, 2, 3, 1)[:, :rows, :columns]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tser_cli.models.base import Build, Classifier, initialise
-from tser_cli.models.neurons import Relu, SpikingNeuron
+from tser_cli.models.neurons import Timed
 
 Plan = tuple[int | str, ...]
 POOL = "pool"
@@ -19,16 +19,6 @@ VGG16: Plan = (
     *(64, 64, POOL, 128, 128, POOL, 256, 256, 256, POOL),
     *(512, 512, 512, POOL, 512, 512, 512, POOL),
 )
-
-
-class Timed(nn.ModuleList):
-    """Layers in a row, of which the activations alone are told the number of time steps."""
-
-    def forward(self, x: Tensor, timesteps: int) -> Tensor:
-        for layer in self:
-            timed = isinstance(layer, Relu | SpikingNeuron)
-            x = layer(x, timesteps) if timed else layer(x)
-        return x
 
 
 class Vgg(Classifier):
@@ -43,7 +33,13 @@ class Vgg(Classifier):
         pooled = 7 if build.stem == "large" else 1
         self.avgpool = nn.AdaptiveAvgPool2d(pooled)
         self._averages = _last_sides(build, plan) != (pooled, pooled)
-        self.classifier = _make_classifier(build, width)
+        if build.stem != "large":
+            self.classifier = Timed([nn.Linear(width, build.num_classes)])
+        else:
+            act, size = build.make_activation, width * 7 * 7
+            hidden = [nn.Linear(size, 4096), act(), nn.Dropout()]
+            hidden += [nn.Linear(4096, 4096), act(), nn.Dropout()]
+            self.classifier = Timed([*hidden, nn.Linear(4096, build.num_classes)])
         initialise(self)
 
     def stem(self, images_NCHW: Tensor) -> Tensor:
@@ -107,22 +103,6 @@ def _make_features(build: Build, plan: Plan) -> tuple[Timed, int]:
             layers.append(nn.MaxPool2d(2, 2) if side >= 2 else nn.Identity())
             side = max(side // 2, 1)
     return Timed(layers), width
-
-
-def _make_classifier(build: Build, width: int) -> Timed:
-    if build.stem != "large":
-        return Timed([nn.Linear(width, build.num_classes)])
-    return Timed(
-        [
-            nn.Linear(width * 7 * 7, 4096),
-            build.make_activation(),
-            nn.Dropout(),
-            nn.Linear(4096, 4096),
-            build.make_activation(),
-            nn.Dropout(),
-            nn.Linear(4096, build.num_classes),
-        ]
-    )
 
 
 def vgg11(build: Build) -> Vgg:

@@ -112,9 +112,11 @@ METHODS: dict[str, MethodEntry] = {
         name: MethodEntry(LADDER, f"{name.capitalize()}Settings", name)
         for name in ("ce", "kd", "tskl", "tsce", "ts", "tser")
     },
+    "feature": MethodEntry("tser_cli.losses.feature"),
+    "kd_feature": MethodEntry("tser_cli.losses.feature", "KdFeatureSettings", "kd_feature"),
     **{
         name: MethodEntry(f"tser_cli.losses.{name}")
-        for name in ("feature", "kd_feature", "bkd", "tsd", "seal", "tet", "dkd")
+        for name in ("bkd", "tsd", "seal", "tet", "dkd")
     },
 }
 DEFAULT_METHOD = "tser"
