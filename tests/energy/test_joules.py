@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tser_cli.energy.counts import Counts, Layer, LayerCounts
+from tser_cli.energy.counts import Counts, LayerFacts, LayerCounts
 from tser_cli.energy.joules import (
     ann_macs,
     energy_per_step,
@@ -22,7 +22,7 @@ CHIP = Profile(name="chip", mac_pj=4.0, ac_pj=0.5, source="x", technology="y")
 def layer(
     name: str, kind: str, executed: list[int], value: list[list[int]], nonzero: list[list[int]]
 ) -> LayerCounts:
-    facts = Layer(name, "conv", kind, 10, 8, 90, 120, weight_bytes=4, bias_bytes=0)
+    facts = LayerFacts(name, "conv", kind, 10, 8, 90, 120, weight_bytes=4, bias_bytes=0)
     zeros = np.zeros((len(executed), len(value[0])), np.int64)
     counted = np.array(value)
     events = np.minimum(counted, 7) if kind == "sums" else counted

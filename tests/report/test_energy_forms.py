@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tser_cli.energy.counts import Counts, Layer, LayerCounts
+from tser_cli.energy.counts import Counts, LayerFacts, LayerCounts
 from tser_cli.energy.prices import load_profile
 from tser_cli.energy.table import Labels, energy_rows
 from tser_cli.report.csv_files import LONG, SUMS, WIDE, write_energy_csv
@@ -16,7 +16,7 @@ from tser_cli.report.csv_files import LONG, SUMS, WIDE, write_energy_csv
 
 def layer_counts(name: str, spikes_T: list[int]) -> LayerCounts:
     """A linear layer of 6 inputs and 2 outputs that one image feeds with so many spikes."""
-    layer = Layer(
+    layer = LayerFacts(
         name, "linear", "spikes", 6, 2, macs=12, macs_formula=12, weight_bytes=4, bias_bytes=0
     )
     nonzero_TI = np.array(spikes_T)[:, None]

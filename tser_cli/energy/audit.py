@@ -29,10 +29,10 @@ from tser_cli.energy.any_network.find_layout import (
 )
 from tser_cli.energy.any_network.layouts import INSIDE, Presentation, fresh_copy, try_out
 from tser_cli.energy.any_network.network_counter import count_operations
-from tser_cli.energy.any_network.neurons import reset_states
-from tser_cli.energy.any_network.plan import Plan, make_plan
-from tser_cli.energy.any_network.watch import first_tensor
+from tser_cli.energy.any_network.plan import TrialPlan, make_plan
+from tser_cli.energy.counter import first_tensor
 from tser_cli.energy.counts import REAL, SIGNED, SUMS, Counts
+from tser_cli.energy.neurons import reset_states
 
 FINDING, NOTE = "finding", "note"
 
@@ -61,7 +61,7 @@ class Subject:
 
     network: nn.Module
     presentation: Presentation
-    plan: Plan
+    plan: TrialPlan
     declared: dict[str, str] | None = None
 
     def run(self, presentation: Presentation) -> tuple[Signature, list[Any]]:

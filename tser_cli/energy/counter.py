@@ -5,220 +5,491 @@
             model(images_NCHW, timesteps=T)
     counts = counter.counts()
 
-Hooks look at what every convolution and linear layer is fed. Totals stay on the device until
-`counts()` reads them all at once. They are integers, exact for the inputs that the layers met,
-whatever the batch split, memory layout, device or autocast; rounding can only change them by
-changing a spike. An ANN's operations do not depend on the data: one image is enough.
+A plan says where steps and images are in what a layer is fed with, and a watcher shows the counter
+every call. Here the plan is what the network declares, and hooks are the watcher: they cost least,
+and see all of a network whose operations are modules. For other networks `any_network` has a plan
+found by trial, and a watcher of functions.
 
-The energy of a network in training, with a gradient: what `counter.py` counts, as a tensor.
-
-    meter = EnergyMeter(model, model.input_kinds())
-    with meter:
-        logits = model(images_NCHW, timesteps=T)
-    accumulates = meter.take() / len(images_NCHW)
-
-The value is the counter's: inputs x fan-out, whole numbers up to 2^53 in float64. Each input of a
-layer that spikes drive has its fan-out as gradient, so that the spikes' surrogate gradient carries
-the price of a spike back to the weights. Multiply-accumulates do not depend on the data.
+Totals stay on the device until `counts()` reads them. They are integers, exact for the inputs that
+the layers met, whatever the batch split, memory layout, device or autocast; rounding can only
+change them by changing a spike. An ANN's operations do not depend on the data: one image is enough.
 """
 
 from __future__ import annotations
 
+import collections
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from tser_cli.base.errors import TserError, unknown
-from tser_cli.energy.any_network.neurons import neuron_layers
 from tser_cli.energy.counts import (
     CONV,
     INPUT_KINDS,
     LINEAR,
     REAL,
+    SIGNED,
+    SPIKES,
+    SUMS,
+    Axes,
     Counts,
-    Entry,
-    LayerCounts,
-    Record,
-    layer_counts,
+    LayerFacts,
+    LayerRecord,
+    NeuronRecord,
+    Place,
+    Tallied,
 )
-from tser_cli.energy.geometry import geometry, uncountable
-from tser_cli.energy.tally import accumulates, channel_sums, fault, fault_message, tally
+from tser_cli.energy.geometry import ConvShape, layer_geometry, shape_of, uncountable
+from tser_cli.energy.neurons import is_spiking_neuron, neuron_class, neuron_layers
+from tser_cli.energy.tally import (
+    accumulates,
+    channel_sums,
+    effective_operations,
+    fault,
+    fault_message,
+    find_kind,
+    magnitude,
+    tally,
+)
 
-# A call of a layer that time is not folded into the batch of can't be placed by its shape alone:
-# [T, N, features] is also N = T images of N vectors.
-DIMENSIONS = {nn.Conv2d: (4, "[T*N, C, H, W]"), nn.Linear: (2, "[T*N, features]")}
+NEURON = "neuron"
+RANK = {"": 0, SPIKES: 1, SIGNED: 2, SUMS: 3, REAL: 4}
+"""Kinds of inputs: each takes in those before it."""
+Key = tuple[str, str]
+Shape = tuple[int, ...]
+FindKind = Callable[[int, Tensor], str]
 
 
-@dataclass
-class Watched:
-    """A layer under watch: its module, its record, its geometry once an input was seen."""
+class Plan(Protocol):
+    """Where the steps and images of every call of a network are.
 
-    module: nn.Conv2d | nn.Linear
-    record: Record
-    shape: tuple[int, ...] = ()
-    fan_out_P: Tensor = field(default_factory=lambda: torch.empty(0))
-    faults: list[Tensor] = field(default_factory=list)
-    order: int = 0
-
-
-class SopCounter:
-    """Counts a network that declares its inputs and folds time into the batch, as tser's own do.
-
-    `counting` puts its hooks on and takes them off. Networks from elsewhere: `count_operations`.
+    `calls`: how often the network is called for a batch. `kinds`: what feeds each layer, None where
+    that is found from the data, call by call.
     """
 
-    def __init__(self, model: nn.Module, kinds: Mapping[str, str]) -> None:
-        """Raises TserError where `kinds` does not fit `model`, or a layer can't be counted."""
-        self.watched = _watched(model, kinds)
-        self.owners = neuron_owners(model)
-        self._neuron_updates: dict[str, int] = {}
-        self._images: list[int] = []
-        self._timesteps = 0
+    @property
+    def timesteps(self) -> int: ...
+    @property
+    def calls(self) -> int: ...
+    @property
+    def kinds(self) -> Mapping[str, str] | None: ...
+    @property
+    def expected(self) -> Mapping[Key, int]:
+        """Return how often each layer runs in a batch."""
 
-    def begin(self, images: int, timesteps: int) -> None:
-        """Begin a batch. A call of the model says so by itself.
+    def begin(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Return the images of the batch that a call of the network begins. Raises TserError."""
 
-        Raises TserError where `timesteps` differs from that of the batches before.
+    def place(
+        self, key: Key, ordinal: int, shapes: tuple[Shape, ...], images: int
+    ) -> tuple[int, int | None, tuple[Axes | None, ...]]:
+        """Return use, step and axes of a layer's call, by the calls before it in the batch.
+
+        Raises TserError where it can't be placed.
         """
-        if self._images and timesteps != self._timesteps:
-            raise TserError(
-                f"a batch of {timesteps} time steps follows one of {self._timesteps}; count each "
-                "number of time steps by itself"
-            )
-        self._timesteps = timesteps
-        self._images.append(images)
 
-    def watch_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pre-hook of the model, called as `model(images_NCHW, timesteps=T)`; an ANN without T."""
-        timesteps = args[1] if len(args) > 1 else kwargs.get("timesteps", 1)
-        self.begin(len(_first(args, kwargs)), int(timesteps))
+    def owners(self, ran: list[str]) -> Mapping[str, str]:
+        """Return the layer that the updates of each layer of neurons are listed with."""
 
-    def watch_layer(
-        self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        """Pre-hook of a convolution or linear layer."""
-        watched, x = self.watched[name], _first(args, kwargs).detach()
-        self._admit(name, watched, x)
-        record, steps = watched.record, self._steps(name, len(x))
-        watched.fan_out_P = watched.fan_out_P.to(x.device)
+
+class Met(Protocol):
+    """An operation as a watcher met it, just before it is computed."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    def shapes(self) -> tuple[Shape, ...]:
+        """Return the sizes of what is fed: the input's, or both factors' of a product."""
+
+    def described(self, name: str, place: Place, find: FindKind) -> LayerRecord:
+        """Return the record of a layer, with what its first call shows."""
+
+    def tallied(
+        self, record: LayerRecord, place: Place, find: FindKind, detailed: bool
+    ) -> tuple[Tallied, str]:
+        """Return the count of the call, and the kind of what it was fed with ("" for zeros)."""
+
+
+class Counter:
+    """Keeps the counts of a network, whoever watches it and wherever its plan comes from.
+
+    `kinds_met`: of each layer, in how many calls it was fed with what ("": zeros alone).
+    `declared`: what feeds layers that met nothing but zeros; spikes, where it does not say.
+    `detailed`: also keep what only conventions, an audit and the share of zeros need.
+    """
+
+    def __init__(self, plan: Plan | None, detailed: bool = False) -> None:
+        self.plan, self.detailed = plan, detailed
+        self.declared: Mapping[str, str] = {}
+        self.kinds_met: dict[str, collections.Counter[str]] = {}
+        self.images: list[int] = []
+        self.records: dict[tuple[str, str, int], LayerRecord] = {}
+        self.neuron_records: dict[str, NeuronRecord] = {}
+        self._guesses: dict[tuple[str, int], str] = {}
+        self._ordinals: collections.Counter[Key] = collections.Counter()
+        self._call = 0
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Note that the network is called; return whether a batch begins, not the next step of one.
+
+        Raises TserError where the batch before was not completed, or this one is of another kind.
+        """
+        assert self.plan is not None, "a plan is made before the first batch"
+        x = first_tensor(args or kwargs)
+        if x is None:
+            raise TserError("the network was called without a tensor")
+        if self.images and self._call < self.plan.calls - 1:
+            self._call += 1
+            return False
+        self._end_batch()
+        self._ordinals.clear()
+        self._call = 0
+        self.images.append(self.plan.begin(x, args, kwargs))
+        return True
+
+    def operation(self, met: Met) -> None:
+        """Count one operation. Raises TserError where it can't be placed."""
+        use, place = self.place((met.name, met.type), met.shapes())
+        name = met.name if use == 0 else f"{met.name}#{use + 1}"
+        find, key = partial(self._find_kind, name), (met.name, met.type, use)
         with torch.no_grad():
-            totals = tally(x, record.kind, watched.fan_out_P)
-            record.entries.append(Entry(len(self._images) - 1, totals.view(3, steps, -1)))
-            if record.kind != REAL:
-                watched.faults.append(fault(x, record.kind))
+            if key not in self.records:
+                self.records[key] = met.described(name, place, find)
+                self.kinds_met[name] = collections.Counter()
+            call, kind = met.tallied(self.records[key], place, find, self.detailed)
+        self.records[key].calls.append(call)
+        self.kinds_met[name][kind] += 1
 
-    def watch_neurons(
-        self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        """Pre-hook of a layer of spiking neurons, whose input is [T*N, ...]."""
-        x = _first(args, kwargs)
-        if self._steps(name, len(x)) != self._timesteps:
-            raise TserError(f"the neurons {name} were not run at every time step")
-        self._neuron_updates[name] = x[0].numel()
+    def neurons(self, name: str, module: nn.Module, spikes: Tensor) -> None:
+        """Count the updates, and in detail the spikes, of a layer of neurons that has just run."""
+        _, place = self.place((name, NEURON), (tuple(spikes.shape),))
+        record = self.neuron_records.setdefault(name, NeuronRecord(name, neuron_class(module)))
+        with torch.no_grad():
+            record.add(spikes, place, self.detailed)
+
+    def place(self, key: Key, shapes: tuple[Shape, ...]) -> tuple[int, Place]:
+        """Return the use and place of a call, the next one of its layer. Raises TserError."""
+        assert self.plan is not None, "a batch has a plan"
+        if not self.images:
+            raise TserError(f"layer {key[0]} ran outside a call of the network; call that itself")
+        use, step, axes = self.plan.place(key, self._ordinals[key], shapes, self.images[-1])
+        if self.plan.calls > 1 and step != self._call:
+            raise TserError(f"layer {key[0]} does not run as often in every step")
+        self._ordinals[key] += 1
+        batch = len(self.images) - 1
+        return use, Place(batch, self.images[-1], self.plan.timesteps, step, axes)
 
     def counts(self) -> Counts:
         """Return everything counted so far, read from the device.
 
-        Raises TserError where nothing ran, a layer was passed over in a batch, or a layer met data
-        of another kind than it was declared to meet.
+        Raises TserError where nothing ran, a batch was not completed, or a layer met data of
+        another kind than it was declared to meet.
         """
-        for name, watched in self.watched.items():
-            seen = len(watched.record.entries)
-            if not self._images or seen != len(self._images):
-                raise TserError(
-                    f"layer {name} was seen in {seen} of {len(self._images)} calls "
-                    "of the network; count whole calls, of layers that are called as modules"
-                )
+        if not self.images or self.plan is None:
+            raise TserError("the network was not called; there is nothing to count")
+        self._end_batch()
         self._check_data()
-        ran = sorted(self.watched, key=lambda name: self.watched[name].order)
-        layers = tuple(self._layer_counts(name) for name in ran)
-        return Counts(self._timesteps, sum(self._images), layers)
+        records = self.records.values()
+        owners = self.plan.owners([record.facts.name for record in records])
+        updates: collections.Counter[str] = collections.Counter()
+        for name, neurons in self.neuron_records.items():
+            updates[owners.get(name, "")] += neurons.updates
+        layers = [r.counts(self.kind(r.facts.name), updates[r.facts.name]) for r in records]
+        found = [neurons.counts(self.images) for neurons in self.neuron_records.values()]
+        return Counts(self.plan.timesteps, sum(self.images), tuple(layers), tuple(found))
 
-    def _admit(self, name: str, watched: Watched, x: Tensor) -> None:
-        if len(watched.record.entries) >= len(self._images):
+    def kind(self, name: str) -> str:
+        """Return what feeds a layer, all its calls together."""
+        met = max(self.kinds_met[name], key=lambda kind: RANK[kind])
+        return met or self.declared.get(name, SPIKES)
+
+    def _find_kind(self, name: str, operand: int, x: Tensor) -> str:
+        """Return what a call is fed with: a guess that still holds costs one look at the data."""
+        assert self.plan is not None
+        if self.plan.kinds is not None:
+            return self.plan.kinds[name]
+        guess = self._guesses.get((name, operand))
+        if guess == SPIKES and x.is_floating_point() and not int(fault(x, SPIKES)):
+            return SPIKES
+        kind = self._guesses[(name, operand)] = find_kind(x)
+        return kind
+
+    def _end_batch(self) -> None:
+        if not self.images or self.plan is None:
+            return
+        for key, expected in self.plan.expected.items():
+            if self._ordinals[key] != expected:
+                raise TserError(
+                    f"layer {key[0]} ran {self._ordinals[key]} times in a batch, not {expected}; "
+                    "count whole calls of the network, all time steps of each batch, and layers "
+                    "that are called as modules"
+                )
+
+    def _check_data(self) -> None:
+        checked = [record for record in self.records.values() if record.faults]
+        if not checked:
+            return
+        # One read of the device for all layers.
+        worst = torch.stack([torch.stack(record.faults).amax() for record in checked])
+        for record, code in zip(checked, worst.tolist(), strict=True):
+            if code:
+                name = record.facts.name
+                raise TserError(fault_message(name, self.kind(name), code))
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """A call of a convolution or linear layer; `weight_bytes`: of one weight, as it is stored."""
+
+    name: str
+    type: str
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    weight_bytes: int
+    conv: ConvShape | None = None
+    declared: bool = False
+
+    def shapes(self) -> tuple[Shape, ...]:
+        """Return the size of the input."""
+        return (tuple(self.x.shape),)
+
+    def described(self, name: str, place: Place, find: FindKind) -> LayerRecord:
+        """Return the record of the layer, with what this call shows of it."""
+        (axes,) = place.axes
+        assert axes is not None, "a layer is fed with something of each image"
+        x, bias = self._rows(axes), self.bias
+        found = layer_geometry(self.conv, tuple(self.weight.shape), tuple(self.x.shape), x.shape[1])
+        # A linear layer's rows have their inner vectors with them, a convolution's maps are apart.
+        times = axes.inner if self.conv is not None else 1
+        facts = LayerFacts(
+            name=name,
+            type=self.type,
+            input_kind="",
+            neurons_in=found.neurons_in * times,
+            outputs=found.outputs * times,
+            macs=found.macs * times,
+            macs_formula=found.macs_formula * times,
+            weight_bytes=self.weight_bytes,
+            bias_bytes=0 if bias is None else bias.element_size(),
+            parameters=self.weight.numel() + (0 if bias is None else bias.numel()),
+            conv=self.conv,
+        )
+        return LayerRecord(facts, found.fan_out_P.to(x.device), tuple(x.shape[1:]))
+
+    def tallied(
+        self, record: LayerRecord, place: Place, find: FindKind, detailed: bool
+    ) -> tuple[Tallied, str]:
+        """Return the count of the call, and the kind of what it was fed with ("" for zeros)."""
+        (axes,) = place.axes
+        assert axes is not None, "a layer is fed with something of each image"
+        x = self._rows(axes)
+        self.check_size(record, x)
+        kind = find(0, x)
+        if not self.declared:
+            x = magnitude(x, kind)
+        counted = tally(x, kind if kind in (SUMS, REAL) else SPIKES, record.fan_out_P)
+        if kind == SUMS or (self.declared and kind != REAL):
+            # Whether a declaration holds is looked at in the end: nothing waits for the device.
+            record.faults.append(fault(x, kind))
+        shape = (axes.steps(place.timesteps), place.images, -1)
+        call = Tallied(place, counted.view(3, *shape).sum(-1), kind in ("", SPIKES))
+        if detailed:
+            sizes, events_B = tuple(self.x.shape[2:]), None if kind == REAL else counted[1]
+            call.effective = effective_operations(
+                x, self.weight, self.conv, sizes, record.fan_out_P, events_B
+            ).view(shape).sum(-1)
+            call.total = call.tally[0]
+            if kind == SUMS:
+                total_B = x.flatten(1).sum(1, dtype=torch.float64).round().long()
+                call.total = total_B.view(shape).sum(-1)
+        return call, kind
+
+    def check_size(self, record: LayerRecord, x: Tensor) -> None:
+        """Raise TserError where a row of the input has another size than in the first call."""
+        if tuple(x.shape[1:]) != record.shape:
+            raise TserError(
+                f"layer {record.facts.name} met an input of {tuple(x.shape[1:])} after one of "
+                f"{record.shape}; count images of one size at a time"
+            )
+
+    def _rows(self, axes: Axes) -> Tensor:
+        """Return the input as `tally` takes it: [B, C, H, W], [B, C, P, 1] or [B, features]."""
+        rows = axes.rows(self.x.detach())
+        if self.conv is None:
+            return rows.reshape(len(rows), -1)
+        maps = rows.flatten(0, 1) if axes.inner > 1 else rows
+        return maps if maps.dim() == 4 else maps.flatten(2).unsqueeze(-1)
+
+
+# A call of a layer that time is not folded into the batch of can't be placed by its shape alone:
+# [T, N, features] is also N = T images of N vectors.
+DIMENSIONS = {CONV: (4, "[T*N, C, H, W]"), LINEAR: (2, "[T*N, features]")}
+FOLDED, ONCE = Axes(0, folded=True), Axes(0)
+
+
+@dataclass
+class DeclaredPlan:
+    """The plan of a network that declares its inputs and folds time into the batch, as ours do.
+
+    `names`: of each layer of neurons, the layer that its updates are listed with.
+    """
+
+    kinds: Mapping[str, str]
+    types: Mapping[str, str]
+    names: Mapping[str, str] = field(default_factory=dict)
+    timesteps: int = 0
+    calls: int = 1
+
+    @property
+    def expected(self) -> Mapping[Key, int]:
+        """Return one call of each layer; neurons without weights may be shared by two places."""
+        return {(name, of): 1 for name, of in self.types.items()}
+
+    def begin(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Take T from a call `model(images_NCHW, timesteps=T)`; an ANN is called without."""
+        timesteps = int(args[1] if len(args) > 1 else kwargs.get("timesteps", 1))
+        if self.timesteps not in (0, timesteps):
+            raise TserError(
+                f"a batch of {timesteps} time steps follows one of {self.timesteps}; count each "
+                "number of time steps by itself"
+            )
+        self.timesteps = timesteps
+        return len(x)
+
+    def place(
+        self, key: Key, ordinal: int, shapes: tuple[Shape, ...], images: int
+    ) -> tuple[int, int | None, tuple[Axes | None, ...]]:
+        """Return that a call holds all steps, or the first alone, by the size of its batch."""
+        (name, of), (shape,) = key, shapes
+        if of != NEURON and ordinal:
             raise TserError(
                 f"layer {name} ran outside a call of the network, or twice in one; call the "
                 "network itself, and give every use of a layer a module of its own"
             )
-        if not watched.shape:
-            self._describe(name, watched, x)
-        if tuple(x.shape[1:]) != watched.shape:
+        if of in DIMENSIONS and len(shape) != DIMENSIONS[of][0]:
             raise TserError(
-                f"layer {name} met an input of {tuple(x.shape[1:])} after one of "
-                f"{watched.shape}; count images of one size at a time"
-            )
-
-    def _describe(self, name: str, watched: Watched, x: Tensor) -> None:
-        expected = next(found for t, found in DIMENSIONS.items() if isinstance(watched.module, t))
-        if x.dim() != expected[0]:
-            raise TserError(
-                f"layer {name} met an input of {tuple(x.shape)}, not {expected[1]}: it can't be "
+                f"layer {name} met an input of {shape}, not {DIMENSIONS[of][1]}: it can't be "
                 "told here what is time and what are images; count such a network with "
                 'count_operations(network, layout="time-first") or another layout'
             )
-        watched.order = sum(bool(other.shape) for other in self.watched.values())
-        watched.shape = tuple(x.shape[1:])
-        found = geometry(watched.module, tuple(x.shape))
-        watched.fan_out_P, record = found.fan_out_P, watched.record
-        record.neurons_in, record.outputs = found.neurons_in, found.outputs
-        record.macs, record.macs_formula = found.macs, found.macs_formula
+        if shape[0] == self.timesteps * images:
+            return 0, None, (FOLDED,)
+        if shape[0] != images:
+            raise TserError(
+                f"{name} saw a batch of {shape[0]}, which is neither {images} images nor "
+                f"{self.timesteps} time steps of them; fold time into the batch, time outermost"
+            )
+        if of == NEURON:
+            raise TserError(f"the neurons {name} were not run at every time step")
+        return 0, None, (ONCE,)
 
-    def _steps(self, name: str, batch: int) -> int:
-        """Return the time steps folded into a batch: T, or 1 where it is computed once an image."""
-        images = self._images[-1] if self._images else 0
-        if batch == self._timesteps * images:
-            return self._timesteps
-        if batch == images:
-            return 1
-        raise TserError(
-            f"{name} saw a batch of {batch}, which is neither {images} images nor "
-            f"{self._timesteps} time steps of them; fold time into the batch, time outermost"
-        )
-
-    def _check_data(self) -> None:
-        checked = [name for name, watched in self.watched.items() if watched.faults]
-        if not checked:
-            return
-        worst = torch.stack([torch.stack(self.watched[name].faults).amax() for name in checked])
-        for name, code in zip(checked, worst.tolist(), strict=True):
-            if code:
-                raise TserError(fault_message(name, self.watched[name].record.kind, code))
-
-    def _layer_counts(self, name: str) -> LayerCounts:
-        updates = [
-            self._neuron_updates.get(n, 0) for n, owner in self.owners.items() if owner == name
-        ]
-        return layer_counts(self.watched[name].record, self._timesteps, sum(updates))
+    def owners(self, ran: list[str]) -> Mapping[str, str]:
+        """Return the layer that is defined last before each layer of neurons."""
+        return self.names
 
 
 @contextmanager
-def counting(model: nn.Module, kinds: Mapping[str, str]) -> Iterator[SopCounter]:
+def counting(
+    model: nn.Module, kinds: Mapping[str, str], detailed: bool = False
+) -> Iterator[Counter]:
     """Count what `model` does inside the `with`; the hooks are always taken off again.
 
     `kinds`: what feeds each Conv2d and Linear, by qualified name: "real", "spikes" or "sums".
-    A compiled model runs uncompiled meanwhile, since compiled code would pass the hooks by.
-    Raises TserError where `kinds` does not fit the model, or a layer can't be counted.
+    `detailed`: also count operations without those on weights of zero. A compiled model runs
+    uncompiled meanwhile, since compiled code would pass the hooks by. Raises TserError where
+    `kinds` does not fit the model, or a layer can't be counted.
     """
     plain: nn.Module = getattr(model, "_orig_mod", model)
-    counter = SopCounter(plain, kinds)
+    layers = checked_layers(plain, kinds)
+    types = {name: _type(layer) for name, layer in layers.items()}
+    counter = Counter(DeclaredPlan(kinds, types, neuron_owners(plain)), detailed)
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        watched = [(plain, counter.watch_model)]
-        watched += [(w.module, partial(counter.watch_layer, n)) for n, w in counter.watched.items()]
-        for name in counter.owners:
-            watched.append((plain.get_submodule(name), partial(counter.watch_neurons, name)))
-        for module, hook in watched:
-            handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
+        neurons = {n: m for n, m in plain.named_modules() if is_spiking_neuron(m)}
+        watch(plain, counter, layers, neurons, stack)
         yield counter
+
+
+def watch(
+    model: nn.Module,
+    counter: Counter,
+    layers: Mapping[str, nn.Conv2d | nn.Linear],
+    neurons: Mapping[str, nn.Module],
+    stack: ExitStack,
+) -> None:
+    """Show `counter` the calls of the model and of these modules by hooks, until `stack` closes."""
+
+    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        counter.begin(args, kwargs)
+
+    def ran(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        counter.neurons(name, module, output)
+
+    stack.callback(model.register_forward_pre_hook(begin, with_kwargs=True).remove)
+    for name, layer in layers.items():
+        conv = shape_of(layer) if isinstance(layer, nn.Conv2d) else None
+        hook = partial(_show, counter, name, conv)
+        stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+    for name, module in neurons.items():
+        stack.callback(module.register_forward_hook(partial(ran, name)).remove)
+
+
+def _show(
+    counter: Counter,
+    name: str,
+    conv: ConvShape | None,
+    layer: nn.Conv2d | nn.Linear,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    x = args[0] if args else next(iter(kwargs.values()))
+    stored = stored_bytes(layer)
+    met = LayerCall(name, _type(layer), x, layer.weight, layer.bias, stored, conv, declared=True)
+    counter.operation(met)
+
+
+def _type(layer: nn.Module) -> str:
+    return CONV if isinstance(layer, nn.Conv2d) else LINEAR
+
+
+def checked_layers(
+    model: nn.Module, kinds: Mapping[str, str]
+) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Return the layers of `model`. Raises TserError where one can't be counted by `kinds`."""
+    layers: dict[str, nn.Conv2d | nn.Linear] = {}
+    for name, module in model.named_modules():
+        problem = uncountable(module)
+        if problem:
+            raise TserError(f"layer {name} can't be counted: {problem}")
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            if kinds.get(name) not in INPUT_KINDS:
+                kind = kinds.get(name, "")
+                raise TserError(f"layer {name}: {unknown('kind of input', kind, INPUT_KINDS)}")
+            layers[name] = module
+    surplus = sorted(kinds.keys() - layers.keys())
+    if surplus or not layers:
+        raise TserError(
+            f"no Conv2d or Linear layer is called {', '.join(surplus)}"
+            if surplus
+            else "the network has no Conv2d or Linear layer; there is nothing to count"
+        )
+    for name, module in neuron_layers(model):
+        if not is_spiking_neuron(module):
+            raise TserError(
+                f"the neurons {name} are {type(module).__module__}.{type(module).__name__}, whose "
+                "time steps and updates are not known here; count such a network with "
+                "count_operations(network, layout=...)"
+            )
+    return layers
 
 
 def neuron_owners(model: nn.Module) -> dict[str, str]:
@@ -231,42 +502,9 @@ def neuron_owners(model: nn.Module) -> dict[str, str]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             layer = name
-        elif getattr(module, "is_spiking_neuron", False):
+        elif is_spiking_neuron(module):
             owners[name] = layer
     return owners
-
-
-def _watched(model: nn.Module, kinds: Mapping[str, str]) -> dict[str, Watched]:
-    watched: dict[str, Watched] = {}
-    for name, module in model.named_modules():
-        problem = uncountable(module)
-        if problem:
-            raise TserError(f"layer {name} can't be counted: {problem}")
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            continue
-        if kinds.get(name) not in INPUT_KINDS:
-            kind = kinds.get(name, "")
-            raise TserError(f"layer {name}: {unknown('kind of input', kind, INPUT_KINDS)}")
-        watched[name] = Watched(module, _record(name, module, kinds[name]))
-    surplus = sorted(kinds.keys() - watched.keys())
-    if surplus or not watched:
-        raise TserError(
-            f"no Conv2d or Linear layer is called {', '.join(surplus)}"
-            if surplus
-            else "the network has no Conv2d or Linear layer; there is nothing to count"
-        )
-    _refuse_neurons_of_others(model)
-    return watched
-
-
-def _refuse_neurons_of_others(model: nn.Module) -> None:
-    for name, module in neuron_layers(model):
-        if not getattr(module, "is_spiking_neuron", False):
-            raise TserError(
-                f"the neurons {name} are {type(module).__module__}.{type(module).__name__}, whose "
-                "time steps and updates are not known here; count such a network with "
-                "count_operations(network, layout=...)"
-            )
 
 
 def stored_bytes(layer: nn.Conv2d | nn.Linear) -> int:
@@ -277,52 +515,47 @@ def stored_bytes(layer: nn.Conv2d | nn.Linear) -> int:
     return int(getattr(layer, "weight_bytes", layer.weight.element_size()))
 
 
-def _record(name: str, module: nn.Conv2d | nn.Linear, kind: str) -> Record:
-    bias = module.bias
-    return Record(
-        name=name,
-        type=CONV if isinstance(module, nn.Conv2d) else LINEAR,
-        kind=kind,
-        weight_bytes=stored_bytes(module),
-        bias_bytes=0 if bias is None else bias.element_size(),
-    )
+class EnergyMeter(Counter):
+    """The counter of a network in training: its accumulates as a tensor with a gradient.
 
+        meter = EnergyMeter(model, model.input_kinds())
+        with meter:
+            logits = model(images_NCHW, timesteps=T)
+        accumulates = meter.take() / len(images_NCHW)
 
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    x = args[0] if args else next(iter(kwargs.values()))
-    assert isinstance(x, Tensor), "the first argument of a layer or model is its input"
-    return x
-
-
-class EnergyMeter:
-    """Add up the accumulates of all layers of `model` that spikes drive, inside a `with`.
-
-    `kinds`: what feeds each Conv2d and Linear, as for `counting`. The hooks are on the layers
-    inside the `with` alone.
+    The value is the counter's: inputs x fan-out, whole numbers up to 2^53 in float64. Each input of
+    a layer that spikes drive has its fan-out as gradient, so that the spikes' surrogate gradient
+    carries the price of a spike back to the weights. Multiply-accumulates do not depend on the data.
     """
 
     def __init__(self, model: nn.Module, kinds: Mapping[str, str]) -> None:
-        self._layers = {
-            name: model.get_submodule(name) for name, kind in kinds.items() if kind != REAL
-        }
-        self._fan_outs: dict[tuple[Any, ...], Tensor] = {}
+        self._model = model
+        self._layers: dict[str, nn.Conv2d | nn.Linear] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d | nn.Linear) and kinds.get(name, REAL) != REAL:
+                self._layers[name] = module
+        types = {name: _type(layer) for name, layer in self._layers.items()}
+        super().__init__(DeclaredPlan(kinds, types))
         self._found: dict[str, Tensor] = {}
         self._hooks = ExitStack()
 
     def __enter__(self) -> EnergyMeter:
-        self._found.clear()
-        for name, layer in self._layers.items():
-            hook = layer.register_forward_pre_hook(partial(self._watch, name))
-            self._hooks.callback(hook.remove)
+        self._forget()
+        watch(self._model, self, self._layers, {}, self._hooks)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._hooks.close()
+
+    def operation(self, met: Met) -> None:
+        """Price one call of a layer."""
+        assert isinstance(met, LayerCall), "hooks show layers alone"
+        key, (_, place) = (met.name, met.type, 0), self.place((met.name, met.type), met.shapes())
+        if key not in self.records:
+            self.records[key] = met.described(met.name, place, partial(self._find_kind, met.name))
+        fan_out_P = self.records[key].fan_out_P.to(met.x.device, torch.float64)
+        self.records[key].fan_out_P = fan_out_P
+        self._found[met.name] = _Accumulates.apply(met.x, fan_out_P)
 
     def take(self) -> Tensor:
         """Return the accumulates of the batch, a float64 scalar with a gradient; forget them.
@@ -336,24 +569,13 @@ class EnergyMeter:
                 "an energy budget needs a network that computes all of its layers for every image"
             )
         total = torch.stack(list(self._found.values())).sum()
-        self._found.clear()
+        self._forget()
         return total
 
-    def _watch(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if name in self._found:
-            raise TserError(
-                f"layer {name} ran twice in one pass; give every use of a layer a module of its own"
-            )
-        x: Tensor = args[0]
-        self._found[name] = _Accumulates.apply(x, self._fan_out(name, module, x))
-
-    def _fan_out(self, name: str, module: nn.Module, x: Tensor) -> Tensor:
-        key = (name, x.device, *x.shape[1:])
-        if key not in self._fan_outs:
-            assert isinstance(module, nn.Conv2d | nn.Linear)
-            found = geometry(module, tuple(x.shape)).fan_out_P
-            self._fan_outs[key] = found.to(x.device, torch.float64)
-        return self._fan_outs[key]
+    def _forget(self) -> None:
+        self._found.clear()
+        self.images.clear()
+        self._ordinals.clear()
 
 
 class _Accumulates(torch.autograd.Function):
@@ -372,3 +594,14 @@ class _Accumulates(torch.autograd.Function):
         price_P = (grad * ctx.fan_out_P).to(ctx.dtype)
         maps = ctx.shape[2:] if len(ctx.shape) == 4 else (1,)
         return price_P.view(maps).expand(ctx.shape), None
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """Return the first tensor of an output or of arguments, None without one."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        return next((x for x in map(first_tensor, value) if x is not None), None)
+    return None

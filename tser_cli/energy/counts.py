@@ -1,6 +1,6 @@
 """What was counted: plain integers on the host, per layer, time step and image.
 
-What is gathered of one layer while a network runs, and how it becomes counts.
+Below them what is gathered of a layer while a network runs, and how it becomes counts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONV, LINEAR, MATMUL = "conv", "linear", "matmul"
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerFacts:
     """The facts of a layer that do not depend on the data, for one image and one execution.
 
     `type`: conv, linear or matmul. `input_kind`: real, spikes (0 or 1), signed (-1, 0 or 1) or sums
@@ -81,7 +81,7 @@ class LayerCounts:
     `total_TI`, the sum of the inputs' magnitudes, rounded; `operands`, both factors of a product.
     """
 
-    layer: Layer
+    layer: LayerFacts
     neuron_updates: int
     executed_T: IntArray
     nonzero_TI: IntArray
@@ -124,7 +124,7 @@ class NeuronCounts:
 class Counts:
     """The counts of a network over a data set; `layers` are in the order in which they ran.
 
-    `neurons`: gathered for networks from elsewhere only.
+    `neurons`: the layers of spiking neurons, in the order in which they first ran.
     """
 
     timesteps: int
@@ -154,169 +154,240 @@ def joined(parts: Sequence[Counts], order_I: IntArray) -> Counts:
     """Return the counts of one network over the images of all parts, put into `order_I`.
 
     `order_I`: for each place of the result, its place among the images of the parts one after the
-    other. The parts have the same layers and steps: they are those of several processes.
+    other. The parts have the same layers and steps: they are those of several processes. Details
+    are kept of a single part alone.
     """
+
+    def together(layers: Sequence[LayerCounts], name: str) -> IntArray:
+        return np.concatenate([getattr(part, name) for part in layers], axis=1)[:, order_I]
+
     return replace(
         parts[0],
         images=sum(part.images for part in parts),
         layers=tuple(
-            _joined_layer(layers, order_I)
+            replace(
+                layers[0],
+                nonzero_TI=together(layers, "nonzero_TI"),
+                events_TI=together(layers, "events_TI"),
+                value_TI=together(layers, "value_TI"),
+            )
             for layers in zip(*(part.layers for part in parts), strict=True)
         ),
     )
 
 
-def _joined_layer(parts: Sequence[LayerCounts], order_I: IntArray) -> LayerCounts:
-    def together(name: str) -> IntArray:
-        return np.concatenate([getattr(part, name) for part in parts], axis=1)[:, order_I]
+@dataclass(frozen=True)
+class Axes:
+    """Where the steps and images of a tensor are.
 
-    return replace(
-        parts[0],
-        nonzero_TI=together("nonzero_TI"),
-        events_TI=together("events_TI"),
-        value_TI=together("value_TI"),
-    )
-
-
-@dataclass
-class Entry:
-    """One call of a layer: `tally` is [3, steps, images] (see `tally.tally`), on the device.
-
-    `step`: which time step the call computed, None where it computed all of them, or the first
-    alone. `binary`: whether the whole tensor of the call was 0 and 1 alone, None where not looked
-    at. `effective` and `total`: [steps, images], operations without those on weights of zero, and
-    the sum of the inputs. `operands`: the non-zero elements of both factors of a matrix product,
-    [2, steps, images].
+    `batch`: the axis of the images. `time`: an axis of the steps of its own, None without one.
+    `folded`: the batch axis holds the steps too, time outermost. `inner`: how many elements of the
+    batch axis belong to one image and step (heads, for instance).
     """
 
     batch: int
+    time: int | None = None
+    folded: bool = False
+    inner: int = 1
+
+    @property
+    def all_steps(self) -> bool:
+        """Return whether one tensor holds all time steps."""
+        return self.folded or self.time is not None
+
+    def steps(self, timesteps: int) -> int:
+        """Return the steps that a tensor holds: T or 1."""
+        return timesteps if self.all_steps else 1
+
+    def fits(self, shape: Sequence[int], timesteps: int, images: int) -> bool:
+        """Return whether a tensor of this shape holds that many images, and steps where it has
+        them.
+        """
+        per_image = self.inner * (timesteps if self.folded else 1)
+        if len(shape) <= max(self.batch, self.time or 0):
+            return False
+        right_time = self.time is None or shape[self.time] == timesteps
+        return right_time and shape[self.batch] == per_image * images
+
+    def rows(self, x: Tensor) -> Tensor:
+        """`x` with its steps and images in front, [steps * images, inner, ...]; no copy."""
+        if self.time is not None:
+            x = x.movedim((self.time, self.batch), (0, 1)).flatten(0, 1)
+        elif self.batch:
+            x = x.movedim(self.batch, 0)
+        return x.reshape(-1, self.inner, *x.shape[1:]) if self.inner > 1 else x
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a call stands: in which batch of how many images, at which step, and in which axes.
+
+    `step`: the time step that the call computes, None where it computes all of them, or the first
+    alone. `axes`: of the input, or of both factors of a product; None for a weight.
+    """
+
+    batch: int
+    images: int
+    timesteps: int
+    step: int | None
+    axes: tuple[Axes | None, ...]
+
+
+@dataclass
+class Tallied:
+    """One call of a layer: `tally` is [3, steps, images] (see `tally.tally`), on the device.
+
+    `binary`: whether the whole tensor of the call was 0 and 1 alone, None where not looked at.
+    `effective` and `total`: [steps, images], operations without those on weights of zero, and the
+    sum of the inputs. `operands`: the non-zero elements of both factors of a matrix product,
+    [2, steps, images].
+    """
+
+    place: Place
     tally: Tensor
-    step: int | None = None
     binary: bool | None = None
     effective: Tensor | None = None
     total: Tensor | None = None
     operands: Tensor | None = None
 
+    @property
+    def at(self) -> slice:
+        """Return the time steps that the call computed."""
+        start = self.place.step or 0
+        return slice(start, start + self.tally.shape[1])
+
 
 @dataclass
-class Record:
-    """The facts of a layer that its first call shows, and its calls so far."""
+class LayerRecord:
+    """A layer while it is counted: the facts that its first call shows, and its calls so far.
 
-    name: str
-    type: str
-    kind: str
-    neurons_in: int = 0
-    outputs: int = 0
-    macs: int = 0
-    macs_formula: int = 0
-    weight_bytes: int = 0
-    bias_bytes: int = 0
-    parameters: int = 0
-    conv: ConvShape | None = None
-    product: tuple[int, int, int, int] | None = None
-    operand_kinds: tuple[str, str] | None = None
-    operand_sizes: tuple[int, int] = (0, 0)
-    entries: list[Entry] = field(default_factory=list)
+    `fan_out_P`, on the device, and `shape`, of one row of its input, are there once it ran.
+    `faults`: what is wrong with the data (see `tally.fault`), looked at when all has run.
+    """
 
-    def layer(self) -> Layer:
-        """Return the facts, as a row of the table needs them."""
-        return Layer(
-            name=self.name,
-            type=self.type,
-            input_kind=self.kind,
-            neurons_in=self.neurons_in,
-            outputs=self.outputs,
-            macs=self.macs,
-            macs_formula=self.macs_formula,
-            weight_bytes=self.weight_bytes,
-            bias_bytes=self.bias_bytes,
-            parameters=self.parameters,
-            conv=self.conv,
-            product=self.product,
+    facts: LayerFacts
+    fan_out_P: Tensor = field(default_factory=lambda: torch.empty(0))
+    shape: tuple[int, ...] = ()
+    operand_kinds: tuple[str, ...] = ()
+    operand_sizes: tuple[int, ...] = ()
+    calls: list[Tallied] = field(default_factory=list)
+    faults: list[Tensor] = field(default_factory=list)
+
+    def counts(self, kind: str, neuron_updates: int) -> LayerCounts:
+        """Everything of the layer on the host: its calls put at their steps, batch after batch."""
+        batches: dict[int, list[Tallied]] = {}
+        for call in self.calls:
+            batches.setdefault(call.place.batch, []).append(call)
+        first = batches[0]
+        executed_T = np.zeros(first[0].place.timesteps, np.int64)
+        for call in first:
+            executed_T[call.at] += 1
+        parts = [_over_batch(calls) for calls in batches.values()]
+        nonzero_TI, events_TI, value_TI = torch.cat(parts, dim=-1).cpu().numpy()
+        if kind == REAL:
+            # A layer that met real values in one batch is fed with real values.
+            events_TI, value_TI = events_TI * 0, value_TI * 0
+        return LayerCounts(
+            layer=replace(self.facts, input_kind=kind),
+            neuron_updates=neuron_updates,
+            executed_T=executed_T,
+            nonzero_TI=nonzero_TI,
+            events_TI=events_TI,
+            value_TI=value_TI,
+            calls=len(first),
+            binary_TI=_gathered(batches, _binary),
+            effective_TI=_gathered(batches, lambda call: call.effective),
+            total_TI=_gathered(batches, lambda call: call.total),
+            operands=tuple(
+                Operand(of, size, nonzero)
+                for i, (of, size) in enumerate(
+                    zip(self.operand_kinds, self.operand_sizes, strict=True)
+                )
+                if (nonzero := _gathered(batches, partial(_operand, i))) is not None
+            ),
         )
 
 
-def layer_counts(record: Record, timesteps: int, neuron_updates: int) -> LayerCounts:
-    """Everything of a layer on the host: its calls put at their steps, batch after batch."""
-    batches: dict[int, list[Entry]] = {}
-    for entry in record.entries:
-        batches.setdefault(entry.batch, []).append(entry)
-    steps = [_spread(entries, timesteps) for _, entries in sorted(batches.items())]
-    counted = torch.cat([tally for tally, _ in steps], dim=-1).cpu()
-    nonzero_TI, events_TI, value_TI = counted.numpy()
-    if record.kind == REAL:
-        # A layer that met real values in one batch is fed with real values.
-        events_TI, value_TI = events_TI * 0, value_TI * 0
-    return LayerCounts(
-        layer=record.layer(),
-        neuron_updates=neuron_updates,
-        executed_T=steps[0][1].numpy(),
-        nonzero_TI=nonzero_TI,
-        events_TI=events_TI,
-        value_TI=value_TI,
-        calls=len(batches[0]),
-        binary_TI=_gathered(batches, timesteps, _binary),
-        effective_TI=_gathered(batches, timesteps, lambda entry: entry.effective),
-        total_TI=_gathered(batches, timesteps, lambda entry: entry.total),
-        operands=_operands(record, batches, timesteps),
-    )
-
-
-def _spread(entries: list[Entry], timesteps: int) -> tuple[Tensor, Tensor]:
-    """Return the sum of a batch's calls, [3, T, images], and how often each step was computed,
-    [T].
-    """
-    total = entries[0].tally.new_zeros(3, timesteps, entries[0].tally.shape[-1])
-    executed_T = torch.zeros(timesteps, dtype=torch.int64)
-    for entry in entries:
-        at = _steps(entry)
-        total[:, at] += entry.tally
-        executed_T[at] += 1
-    return total, executed_T
-
-
-def _steps(entry: Entry) -> slice:
-    start = entry.step or 0
-    return slice(start, start + entry.tally.shape[1])
-
-
-def _binary(entry: Entry) -> Tensor | None:
-    if entry.binary is None:
-        return None
-    return torch.full(entry.tally.shape[1:], int(entry.binary))
+def _over_batch(calls: list[Tallied]) -> Tensor:
+    """Return the sum of a batch's calls, [3, T, images]."""
+    place = calls[0].place
+    total = calls[0].tally.new_zeros(3, place.timesteps, place.images)
+    for call in calls:
+        total[:, call.at] += call.tally
+    return total
 
 
 def _gathered(
-    batches: dict[int, list[Entry]], timesteps: int, part: Callable[[Entry], Tensor | None]
+    batches: dict[int, list[Tallied]], part: Callable[[Tallied], Tensor | None]
 ) -> IntArray | None:
     """Return a part of all calls, [T, I], summed over the calls of a step; None where one has
     none.
     """
     gathered = []
-    for _, entries in sorted(batches.items()):
-        total = torch.zeros(timesteps, entries[0].tally.shape[-1], dtype=torch.int64)
-        for entry in entries:
-            found = part(entry)
+    for calls in batches.values():
+        place = calls[0].place
+        total = torch.zeros(place.timesteps, place.images, dtype=torch.int64)
+        for call in calls:
+            found = part(call)
             if found is None:
                 return None
-            total[_steps(entry)] += found.cpu()
+            total[call.at] += found.cpu()
         gathered.append(total)
     array: IntArray = torch.cat(gathered, dim=-1).numpy()
     return array
 
 
-def _operands(
-    record: Record, batches: dict[int, list[Entry]], timesteps: int
-) -> tuple[Operand, ...]:
-    if record.operand_kinds is None:
-        return ()
-    found = []
-    for i, kind in enumerate(record.operand_kinds):
-        nonzero_TI = _gathered(batches, timesteps, partial(_operand, i))
-        assert nonzero_TI is not None, "every call of a product has its factors"
-        found.append(Operand(kind, record.operand_sizes[i], nonzero_TI))
-    return tuple(found)
+def _binary(call: Tallied) -> Tensor | None:
+    return None if call.binary is None else torch.full(call.tally.shape[1:], int(call.binary))
 
 
-def _operand(i: int, entry: Entry) -> Tensor | None:
-    return None if entry.operands is None else entry.operands[i]
+def _operand(i: int, call: Tallied) -> Tensor | None:
+    return None if call.operands is None else call.operands[i]
+
+
+@dataclass
+class NeuronRecord:
+    """A layer of neurons while it is counted: its calls' spikes, and which neurons fired.
+
+    `ever` and `always`: of each neuron, whether it fired at all, and whether at every step of
+    every image. Only updates are counted where no details are kept.
+    """
+
+    name: str
+    type: str
+    updates: int = 0
+    sent: list[tuple[Place, Tensor]] = field(default_factory=list)
+    ever: Tensor | None = None
+    always: Tensor | None = None
+
+    def add(self, spikes: Tensor, place: Place, detailed: bool) -> None:
+        """Count one call, whose output may hold all steps or one."""
+        (axes,) = place.axes
+        assert axes is not None, "neurons hold something of each image"
+        steps = axes.steps(place.timesteps)
+        self.updates = spikes.numel() // (steps * place.images)
+        if not detailed:
+            return
+        fired = axes.rows(spikes.detach()).reshape(steps, place.images, -1).ne(0).float()
+        self.sent.append((place, fired.sum(-1).long()))
+        ever, always = fired.amax((0, 1)).bool(), fired.amin((0, 1)).bool()
+        self.ever = ever if self.ever is None else self.ever | ever
+        self.always = always if self.always is None else self.always & always
+
+    def counts(self, images: list[int]) -> NeuronCounts:
+        """Return the spikes of all batches, [T, I], and the neurons that never or always fired."""
+        if self.ever is None or self.always is None:
+            return NeuronCounts(self.name, self.type, self.updates)
+        timesteps = self.sent[0][0].timesteps
+        parts = [torch.zeros(timesteps, count, dtype=torch.int64) for count in images]
+        for place, fired in self.sent:
+            start = place.step or 0
+            parts[place.batch][start : start + len(fired)] += fired.cpu()
+        return NeuronCounts(
+            name=self.name,
+            type=self.type,
+            updates=self.updates,
+            spikes_TI=torch.cat(parts, dim=1).numpy(),
+            silent=int((~self.ever).sum()),
+            always=int(self.always.sum()),
+        )

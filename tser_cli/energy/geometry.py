@@ -164,11 +164,6 @@ def shape_geometry(shape: ConvShape, sizes: tuple[int, ...]) -> Geometry:
     )
 
 
-def conv_geometry(layer: nn.Conv2d, height: int, width: int) -> Geometry:
-    """Return the geometry of a convolution module on maps of [height, width]."""
-    return shape_geometry(shape_of(layer), (height, width))
-
-
 @lru_cache(maxsize=512)
 def vectors_geometry(features: int, outputs: int, rows: int = 1) -> Geometry:
     """Return the geometry of a linear layer that is applied to `rows` vectors an image."""
@@ -182,13 +177,13 @@ def vectors_geometry(features: int, outputs: int, rows: int = 1) -> Geometry:
     )
 
 
-def linear_geometry(layer: nn.Linear, rows: int = 1) -> Geometry:
-    """Return the geometry of a linear module that is applied to `rows` vectors an image."""
-    return vectors_geometry(layer.in_features, layer.out_features, rows)
+def layer_geometry(
+    conv: ConvShape | None, weight: tuple[int, ...], shape: tuple[int, ...], features: int
+) -> Geometry:
+    """Return the geometry of a layer for one image and step of its input of `shape`.
 
-
-def geometry(layer: nn.Conv2d | nn.Linear, input_shape: tuple[int, ...]) -> Geometry:
-    """Return the geometry of a layer for an input of shape [B, C, H, W] or [B, ..., features]."""
-    if isinstance(layer, nn.Conv2d):
-        return conv_geometry(layer, input_shape[-2], input_shape[-1])
-    return linear_geometry(layer, prod(input_shape[1:-1]))
+    `conv` None: a linear layer, whose rows of `features` may hold several vectors.
+    """
+    if conv is not None:
+        return shape_geometry(conv, shape[2:])
+    return vectors_geometry(weight[1], weight[0], features // weight[1])

@@ -11,8 +11,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tser_cli.energy.counts import REAL, SIGNED, SPIKES, SUMS
+from tser_cli.energy.geometry import ConvShape
 
 EXACT = 2**24  # below it, float32 adds whole numbers exactly
 PIECE = 2**15  # up to here torch stays on one thread, and the passes of a check in its cache
@@ -116,3 +118,49 @@ def magnitude(x: Tensor, kind: str) -> Tensor:
     if not x.is_floating_point():
         x = x.float()
     return x if kind in (SPIKES, REAL) else x.abs()
+
+
+def effective_operations(
+    x: Tensor,
+    weight: Tensor,
+    conv: ConvShape | None,
+    sizes: tuple[int, ...],
+    fan_out_P: Tensor,
+    events_B: Tensor | None,
+) -> Tensor:
+    """Non-zero inputs x the non-zero weights that read them, of each row of `x`, int64 [B].
+
+    That is what NeuroBench counts. `x`: [B, C, P, 1], [B, C, H, W] or [B, rows * features].
+    `sizes`: of the map that a convolution reads. `events_B`: what `tally` said, None for real
+    inputs.
+    """
+    used = weight.detach().ne(0)
+    if bool(used.all()):
+        # Each weight that is read counts: the fan-out says how many there are.
+        counted_B = tally(x.ne(0).float(), SPIKES, fan_out_P)[1] if events_B is None else events_B
+        return counted_B
+    fired = x.ne(0)
+    if conv is None:
+        readers = used.sum(0)
+        return (fired.reshape(len(x), -1, len(readers)) * readers).sum((1, 2))
+    return _convolved(fired.reshape(*fired.shape[:2], *sizes).double(), used, conv)
+
+
+def _convolved(maps: Tensor, used: Tensor, conv: ConvShape) -> Tensor:
+    # Each input channel alone, with the number of its non-zero weights at each tap as its kernel.
+    axes = len(conv.kernel) - 1
+    if conv.transposed:
+        kernel = used.sum(1).double().unsqueeze(1)
+        function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes]
+        padding, extra = tuple(before for before, _ in conv.padding), conv.output_padding
+        out = function(
+            maps, kernel, None, conv.stride, padding, extra, len(kernel), conv.dilation
+        )
+    else:
+        group = conv.out_channels // conv.groups
+        per_tap = used.reshape(conv.groups, group, *used.shape[1:]).sum(1).flatten(0, 1)
+        kernel = per_tap.double().unsqueeze(1)
+        zeros = [edge for pair in reversed(conv.padding) for edge in pair]
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[axes]
+        out = convolve(F.pad(maps, zeros), kernel, None, conv.stride, 0, conv.dilation, len(kernel))
+    return out.flatten(1).sum(1).round().to(torch.int64)

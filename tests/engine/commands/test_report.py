@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tser_cli.base.errors import ConfigError, RunError, TserError
-from tser_cli.energy.counts import Counts, Layer, LayerCounts
+from tser_cli.energy.counts import Counts, LayerFacts, LayerCounts
 from tser_cli.energy.prices import load_profile
 from tser_cli.energy.table import Labels, energy_rows
 from tser_cli.engine.ablation.summary import summarise
@@ -65,7 +65,7 @@ def write_tables(run: Run, final: np.ndarray = AT_T) -> None:
     per_timestep_csv(run.folder / "per_timestep.csv", rows, {"run": run.name})
     epoch = {"lr": 0.1, "loss": 2.0, "ce": 1.5, "train_accuracy": 0.5, "seconds": 1.0}
     metrics_csv(run.folder / "metrics.csv", [{"epoch": n, **epoch} for n in (1, 2)])
-    layer = Layer("conv1", "conv", "spikes", 6, 2, 100, 120, weight_bytes=4, bias_bytes=0)
+    layer = LayerFacts("conv1", "conv", "spikes", 6, 2, 100, 120, weight_bytes=4, bias_bytes=0)
     spikes_TI = np.array([[3], [1]])
     counted = LayerCounts(layer, 0, np.ones(2, np.int64), spikes_TI, 2 * spikes_TI, 2 * spikes_TI)
     profile = load_profile("horowitz-45nm-fp32")
@@ -194,7 +194,7 @@ def test_a_teacher_has_no_energy_of_spikes(finished: Finished) -> None:
     (run.folder / "energy.csv").unlink()
     result = reported(run.folder, measure=True)
     assert result.missing == ()
-    assert "Layer by layer" not in result.output.read_text(encoding="utf-8")
+    assert "LayerFacts by layer" not in result.output.read_text(encoding="utf-8")
 
 
 def test_the_files_alone_give_all_but_the_pictures(written: Written) -> None:

@@ -21,13 +21,15 @@ from tser_cli.energy.any_network.layouts import (
     INSIDE,
     STEPWISE,
     TIME_FIRST,
-    Axes,
     Presentation,
     fresh_copy,
     try_out,
 )
-from tser_cli.energy.any_network.plan import Plan, make_plan
-from tser_cli.energy.any_network.watch import NEURON, Operation, first_tensor, intercepted
+from tser_cli.energy.any_network.plan import TrialPlan, make_plan
+from tser_cli.energy.any_network.products import ProductCall
+from tser_cli.energy.any_network.watch import intercepted
+from tser_cli.energy.counter import NEURON, LayerCall, Met, first_tensor
+from tser_cli.energy.counts import Axes
 
 Signature = dict[tuple[str, str, int], Tensor]
 DISTURBANCES: tuple[Callable[[Tensor], Tensor], ...] = (
@@ -53,7 +55,7 @@ def find_plan(
     timesteps: int,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> Plan:
+) -> TrialPlan:
     """Return the plan of a network from its first call.
 
     Raises TserError where none can be found.
@@ -88,14 +90,14 @@ def _readings(x: Tensor, timesteps: int) -> Iterator[tuple[str, Tensor]]:
 
 def choose(
     network: nn.Module, candidates: list[Presentation], timesteps: int, certain: bool
-) -> Plan:
+) -> TrialPlan:
     """Return the plan of the one candidate that fits.
 
     Raises TserError with why not, where none does.
 
     `certain`: the layout was said; it is believed without a sign of time, but not against the data.
     """
-    fitting: list[Plan] = []
+    fitting: list[TrialPlan] = []
     reasons: list[str] = []
     for candidate in candidates:
         try:
@@ -118,7 +120,7 @@ def choose(
 
 def check(
     network: nn.Module, presentation: Presentation, timesteps: int, certain: bool = False
-) -> Plan:
+) -> TrialPlan:
     """Return the plan for one presentation, once the data have confirmed it. Raises TserError."""
     steps = timesteps if presentation.layout == INSIDE else len(presentation.x_TN)
     plan = make_plan(network, presentation, steps)
@@ -129,14 +131,14 @@ def check(
     return plan
 
 
-def _keeps_state(network: nn.Module, plan: Plan, two: Presentation) -> bool:
+def _keeps_state(network: nn.Module, plan: TrialPlan, two: Presentation) -> bool:
     """Return whether a second call differs from the first, with no reset in between."""
     made = fresh_copy(network)
     first, second = (observe(made, plan, two)[0] for _ in range(2))
     return any(bool(changes(first[key], second[key]).any()) for key in first)
 
 
-def confirm(network: nn.Module, plan: Plan, two: Presentation) -> bool:
+def confirm(network: nn.Module, plan: TrialPlan, two: Presentation) -> bool:
     """Return whether time shows in the data of 2 images.
 
     Raises TserError where they contradict it.
@@ -189,13 +191,13 @@ def disturbed(two: Presentation, step: int, change: Callable[[Tensor], Tensor]) 
     return replace(two, x_TN=x)
 
 
-def signature(network: nn.Module, plan: Plan, presentation: Presentation) -> Signature:
+def signature(network: nn.Module, plan: TrialPlan, presentation: Presentation) -> Signature:
     """Return what every call of a copy of the network is fed with, as `observe` sums it up."""
     return observe(fresh_copy(network), plan, presentation)[0]
 
 
 def observe(
-    network: nn.Module, plan: Plan, presentation: Presentation
+    network: nn.Module, plan: TrialPlan, presentation: Presentation
 ) -> tuple[Signature, list[Any]]:
     """Run a network; the sum of what every call is fed with, [T, N] or [1, N], and its outputs."""
     parts: dict[tuple[str, str, int], list[Tensor]] = {}
@@ -204,7 +206,7 @@ def observe(
 
     def note(name: str, kind: str, tensors: tuple[Tensor | None, ...]) -> None:
         key = (name, kind)
-        use, _, axes = plan.place(key, ordinals[key])
+        use, _, axes = plan.learned(key, ordinals[key])
         ordinals[key] += 1
         sums = [
             _row_sums(x, found, plan.timesteps, images)
@@ -214,9 +216,11 @@ def observe(
         if sums:
             parts.setdefault((*key, use), []).append(sums[0])
 
-    def sink(met: Operation) -> None:
-        factors = (met.x,) if met.product is None else tuple(f.tensor for f in met.product.factors)
-        note(met.layer, met.type, factors)
+    def sink(met: Met) -> None:
+        if isinstance(met, LayerCall):
+            note(met.name, met.type, (met.x,))
+        elif isinstance(met, ProductCall):
+            note(met.name, met.type, tuple(factor.tensor for factor in met.product.factors))
 
     def leaving(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if name in plan.neurons and first_tensor(output) is not None:
@@ -228,8 +232,8 @@ def observe(
 
 
 def _row_sums(x: Tensor, axes: Axes, timesteps: int, images: int) -> Tensor:
-    rows = axes.rows(x.detach(), timesteps)
-    weighted = rows.reshape(axes.steps(tuple(x.shape), timesteps), images, -1).double()
+    rows = axes.rows(x.detach())
+    weighted = rows.reshape(axes.steps(timesteps), images, -1).double()
     # Weighted, so that two values that change places are seen.
     weights = torch.linspace(1, 2, weighted.shape[-1], dtype=torch.float64, device=x.device)
     return (weighted * weights).sum(-1)

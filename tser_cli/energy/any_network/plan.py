@@ -1,36 +1,30 @@
-"""Which axis of a tensor is time and which is the batch, learned by changing T and N.
+"""What a network does with its time steps and images: found by trial runs, before it is counted.
 
 A network is run on 2 images, on 3, and where its input has a time axis for T + 1 steps: an axis
 that grows with N holds the images, one that grows with T the steps, one that grows with both has
 time folded into the batch. So T = N, heads = T or tokens = N mislead nobody.
-
-What a network does with its time steps and images: found by trial runs, before it is counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tser_cli.base.errors import TserError
 from tser_cli.energy.any_network.layouts import (
+    FOLDED,
     INSIDE,
     STEPWISE,
     TIME_FIRST,
-    Axes,
     Presentation,
-    Shape,
-    guess_time,
-    learn,
-    readings,
-    trial_images,
 )
-from tser_cli.energy.any_network.watch import NEURON, Call, Trace, first_tensor, survey, trace
-
-Key = tuple[str, str]
-
+from tser_cli.energy.any_network.watch import TrialCall, TrialRun, survey, trace
+from tser_cli.energy.counter import NEURON, Key, Shape, first_tensor
+from tser_cli.energy.counts import Axes
 
 @dataclass(frozen=True)
 class Family:
@@ -60,23 +54,60 @@ class Family:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrialPlan:
     """How to count a network: `families` by layer and type; `survey` is the first trial run,
     `order` that in which layers run."""
 
     layout: str
     timesteps: int
     families: dict[Key, Family]
-    survey: Trace = field(default_factory=Trace)
+    survey: TrialRun = field(default_factory=TrialRun)
     order: tuple[Key, ...] = ()
+    kinds: None = None  # they are found from the data
 
     @property
     def neurons(self) -> dict[str, str]:
         """Return the class of each layer of neurons, by name."""
         return self.survey.neurons
 
-    def place(self, key: Key, ordinal: int) -> tuple[int, int | None, tuple[Axes | None, ...]]:
+    @property
+    def calls(self) -> int:
+        """Return how often the network is called for a batch."""
+        return self.timesteps if self.layout == STEPWISE else 1
+
+    @cached_property
+    def expected(self) -> Mapping[Key, int]:
+        """Return how often each layer runs in a batch."""
+        return {key: family.calls(self.timesteps) for key, family in self.families.items()}
+
+    def begin(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Return the images of a batch. Raises TserError where it has another number of steps."""
+        if self.layout == TIME_FIRST and len(x) != self.timesteps:
+            raise TserError(
+                f"a batch of {len(x)} time steps follows one of {self.timesteps}; count each "
+                "number of time steps by itself"
+            )
+        if self.layout == FOLDED and len(x) % self.timesteps:
+            raise TserError(f"{len(x)} rows are no whole number of {self.timesteps} time steps")
+        if self.layout == TIME_FIRST:
+            return x.shape[1]
+        return len(x) // self.timesteps if self.layout == FOLDED else len(x)
+
+    def place(
+        self, key: Key, ordinal: int, shapes: tuple[Shape, ...], images: int
+    ) -> tuple[int, int | None, tuple[Axes | None, ...]]:
         """Use, step and axes of a call. Raises TserError for one that no trial run had."""
+        use, step, axes = self.learned(key, ordinal)
+        for found, shape in zip(axes, shapes, strict=True):
+            if found and not found.fits(shape, self.timesteps, images):
+                raise TserError(
+                    f"layer {key[0]} met an input of {shape}, which does not hold {images} images "
+                    "as it did in the trial runs; count images of one size at a time"
+                )
+        return use, step, axes
+
+    def learned(self, key: Key, ordinal: int) -> tuple[int, int | None, tuple[Axes | None, ...]]:
+        """Use, step and axes of a call, whatever its size. Raises TserError for one too many."""
         family = self.families.get(key)
         if family is None or ordinal >= family.calls(self.timesteps):
             raise TserError(
@@ -86,8 +117,19 @@ class Plan:
         use, step = family.place(ordinal, self.timesteps)
         return use, step, family.uses[use]
 
+    def owners(self, ran: list[str]) -> Mapping[str, str]:
+        """Return the layer that runs last before each layer of neurons."""
+        owners: dict[str, str] = {}
+        last = ran[0]
+        for name, kind in self.order:
+            if kind == NEURON:
+                owners.setdefault(name, last)
+            else:
+                last = name
+        return owners
 
-def make_plan(network: nn.Module, presentation: Presentation, timesteps: int) -> Plan:
+
+def make_plan(network: nn.Module, presentation: Presentation, timesteps: int) -> TrialPlan:
     """Find out by trial runs where the steps and images of every operation are.
 
     `timesteps`: T, or 0 to find it, where the network makes its own steps. Raises TserError where
@@ -107,10 +149,10 @@ def make_plan(network: nn.Module, presentation: Presentation, timesteps: int) ->
     if not any(key[1] != NEURON for key in families):
         raise TserError("the network computes no Conv, Linear or matmul; there is nothing to count")
     order = tuple(dict.fromkeys(call.key for call in runs[0].calls))
-    return Plan(presentation.layout, timesteps, families, first, order)
+    return TrialPlan(presentation.layout, timesteps, families, first, order)
 
 
-def _one_step_more(network: nn.Module, two: Presentation, names: set[str]) -> Trace | None:
+def _one_step_more(network: nn.Module, two: Presentation, names: set[str]) -> TrialRun | None:
     """Return a trial run on T + 1 steps, None where the layout or the network does not allow it."""
     if two.layout != TIME_FIRST:
         return None
@@ -121,7 +163,7 @@ def _one_step_more(network: nn.Module, two: Presentation, names: set[str]) -> Tr
 
 
 def learn_families(
-    two: Trace, three: Trace, longer: Trace | None, layout: str, timesteps: int
+    two: TrialRun, three: TrialRun, longer: TrialRun | None, layout: str, timesteps: int
 ) -> dict[Key, Family]:
     """Return how every layer's calls go on, from trial runs on 2 and 3 images and on T + 1
     steps.
@@ -144,14 +186,14 @@ def learn_families(
     return _with_order(families, two.calls, timesteps)
 
 
-def _grouped(run: Trace) -> dict[Key, list[Call]]:
-    groups: dict[Key, list[Call]] = {}
+def _grouped(run: TrialRun) -> dict[Key, list[TrialCall]]:
+    groups: dict[Key, list[TrialCall]] = {}
     for call in run.calls:
         groups.setdefault(call.key, []).append(call)
     return groups
 
 
-def _stepwise(key: Key, calls: list[Call], wider: list[Call], timesteps: int) -> Family:
+def _stepwise(key: Key, calls: list[TrialCall], wider: list[TrialCall], timesteps: int) -> Family:
     here = [call for call in calls if call.step == 0]
     if len(here) * timesteps != len(calls) or not here:
         raise TserError(
@@ -166,9 +208,9 @@ def _stepwise(key: Key, calls: list[Call], wider: list[Call], timesteps: int) ->
 
 def _family(
     key: Key,
-    calls: list[Call],
-    wider: list[Call],
-    longer: list[Call] | None,
+    calls: list[TrialCall],
+    wider: list[TrialCall],
+    longer: list[TrialCall] | None,
     timesteps: int,
     loops: bool | None,
 ) -> Family:
@@ -193,7 +235,7 @@ def _family(
 
 
 def _guessed(
-    key: Key, calls: list[Call], wider: list[Call], timesteps: int, loops: bool | None
+    key: Key, calls: list[TrialCall], wider: list[TrialCall], timesteps: int, loops: bool | None
 ) -> Family:
     found = []
     for call, more in zip(calls, wider, strict=True):
@@ -227,7 +269,7 @@ def _axes(
 
 
 def _votes(
-    by_key: dict[Key, list[Call]], wider: dict[Key, list[Call]], timesteps: int
+    by_key: dict[Key, list[TrialCall]], wider: dict[Key, list[TrialCall]], timesteps: int
 ) -> bool | None:
     """Return whether layers run a call a step, by those that can be read in one way; None if
     unclear.
@@ -246,7 +288,7 @@ def _votes(
 
 
 def _with_order(
-    families: dict[Key, Family], calls: list[Call], timesteps: int
+    families: dict[Key, Family], calls: list[TrialCall], timesteps: int
 ) -> dict[Key, Family]:
     """Settle how the calls of layers that are used several times a step follow each other."""
     order = [call.key for call in calls if families[call.key].loops]
@@ -267,7 +309,7 @@ def _with_order(
     return families
 
 
-def _own_steps(two: Trace, three: Trace, timesteps: int) -> int:
+def _own_steps(two: TrialRun, three: TrialRun, timesteps: int) -> int:
     """T of a network that makes its own steps, as its neurons show it.
 
     Raises TserError where they show another one than asked for, or nothing.
@@ -286,10 +328,96 @@ def _own_steps(two: Trace, three: Trace, timesteps: int) -> int:
     return found.pop()
 
 
-def _shown(name: str, calls: list[Call], wider: list[Call], timesteps: int) -> int:
+def _shown(name: str, calls: list[TrialCall], wider: list[TrialCall], timesteps: int) -> int:
     axes = _axes(name, calls[0].shapes, wider[0].shapes, None, timesteps or 1)[0]
     shape = calls[0].shapes[0]
     inside = shape[0] if axes is not None and axes.batch == 1 else axes.inner if axes else 1
     shown = len(calls) * inside
     # Neurons that several places of a step share.
     return timesteps if timesteps > 1 and shown % timesteps == 0 else shown
+
+
+def trial_images(timesteps: int) -> int:
+    """Return the images of a trial run on T + 1 steps: 2, but 3 where T is 2.
+
+    A network that folds time and knows T can't then divide its T + 1 steps by T, and says so.
+    """
+    return 3 if timesteps == 2 else 2
+
+
+def changed(first: Shape, second: Shape, name: str) -> list[int]:
+    """Return the axes at which two shapes differ.
+
+    Raises TserError where they have not the same axes.
+    """
+    if len(first) != len(second):
+        raise TserError(
+            f"{name} met an input of {first} and, with another number of images or steps, one of "
+            f"{second}: what is time and what are images can't be told"
+        )
+    return [axis for axis, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
+
+
+def learn(name: str, two: Shape, three: Shape, longer: Shape | None, timesteps: int) -> Axes | None:
+    """Return the axes of a tensor from its shapes with 2 images, 3 images, and at T + 1 steps.
+
+    None where nothing of it grows with the images: a weight. `longer` is of `trial_images(T)`, and
+    None where T can't be changed, so that `guess_time` has to decide. Raises TserError where no
+    axis holds the images alone.
+    """
+    grown, base = changed(two, three, name), three if trial_images(timesteps) == 3 else two
+    if not grown and (longer is None or not changed(base, longer, name)):
+        return None
+    if len(grown) != 1 or 3 * two[grown[0]] != 2 * three[grown[0]]:
+        raise TserError(
+            f"{name} met inputs of {two} for 2 images and {three} for 3: no axis of it holds the "
+            "images alone, so that its operations can't be told apart by image"
+        )
+    batch, width = grown[0], two[grown[0]] // 2
+    if longer is None:
+        return Axes(batch, inner=width)
+    stretched = changed(base, longer, name)
+    if not stretched:
+        return Axes(batch, inner=width)
+    if stretched == [batch] and longer[batch] * timesteps == base[batch] * (timesteps + 1):
+        return Axes(batch, folded=True, inner=width // timesteps)
+    if len(stretched) == 1 and two[stretched[0]] == timesteps:
+        return Axes(batch, time=stretched[0], inner=width)
+    raise TserError(
+        f"{name} met inputs of {two} for {timesteps} time steps and {longer} for "
+        f"{timesteps + 1}: no axis of it holds the steps"
+    )
+
+
+def readings(axes: Axes, shape: Shape, calls: int, timesteps: int) -> tuple[bool, bool]:
+    """Return how a layer's calls can be read where T can't be changed: (one a step, all steps in
+    one).
+    """
+    folded, leading = axes.inner % timesteps == 0, axes.batch == 1 and shape[0] == timesteps
+    return calls % timesteps == 0, folded or leading
+
+
+def guess_time(
+    name: str, axes: Axes, shape: Shape, calls: int, timesteps: int, loops: bool | None
+) -> Axes:
+    """Return the time axis of a tensor of a network that makes its own steps, whose T can't be
+    changed.
+
+    A call for each step has none. One call may have T in front of the images, or folded into them.
+    `loops`: how those layers of the network run that can be read in one way alone, None where they
+    disagree or there are none. Raises TserError where two readings are left.
+    """
+    if timesteps == 1:
+        return axes
+    looped, whole = readings(axes, shape, calls, timesteps)
+    tokens = len(shape) > axes.batch + 2 and shape[axes.batch + 1] == timesteps
+    if loops is None and ((looped and whole) or (not looped and not whole and tokens)):
+        raise TserError(
+            f"{name} ran {calls} times on {shape}, where {timesteps} may be time steps or not; "
+            "this network can't be counted as it makes its own steps: give it T from outside"
+        )
+    if not whole or (looped and loops):
+        return axes
+    if axes.inner % timesteps:
+        return Axes(axes.batch, time=0, inner=axes.inner)
+    return Axes(axes.batch, folded=True, inner=axes.inner // timesteps)

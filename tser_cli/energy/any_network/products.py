@@ -22,7 +22,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tser_cli.base.errors import TserError
-from tser_cli.energy.counts import REAL
+from tser_cli.energy.counter import RANK, FindKind
+from tser_cli.energy.counts import (
+    MATMUL,
+    REAL,
+    SIGNED,
+    SPIKES,
+    SUMS,
+    LayerFacts,
+    LayerRecord,
+    Place,
+    Tallied,
+)
 
 
 @dataclass(frozen=True)
@@ -170,9 +181,101 @@ PRODUCTS: dict[Any, Callable[..., Product | Iterator[Product]]] = {
 """The functions of torch that multiply matrices, and how their arguments are read."""
 
 
-def dense(product: Product, rows: str) -> int:
-    """Multiply-accumulates of one row, where `rows` are the letters that rows are told by."""
-    return prod(size for letter, size in product.sizes().items() if letter not in rows)
+@dataclass(frozen=True)
+class ProductCall:
+    """A call of a matrix product; `weight`: the factor that is a parameter of the network."""
+
+    name: str
+    product: Product
+    weight: Tensor | None = None
+    type: str = MATMUL
+
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Return the sizes of both factors."""
+        return tuple(part.sizes for part in self.product.factors)
+
+    def described(self, name: str, place: Place, find: FindKind) -> LayerRecord:
+        """Return the record of the product, with what this call shows of it."""
+        kinds, rows = self._driven(find), self.rows(place)
+        inner = next(axes for axes in place.axes if axes).inner
+        sizes = {c: size for c, size in self.product.sizes().items() if c not in rows}
+        per_row = [
+            inner * prod(size for c, size in zip(part.letters, part.sizes, strict=True) if c in sizes)
+            for part in self.product.factors
+        ]
+        driving = [size for size, kind in zip(per_row, kinds, strict=True) if kind != REAL]
+        macs = prod(sizes.values()) * inner
+        facts = LayerFacts(
+            name=name,
+            type=MATMUL,
+            input_kind="",
+            neurons_in=sum(driving or per_row),
+            outputs=prod(sizes[c] for c in self.product.output if c in sizes) * inner,
+            macs=macs,
+            macs_formula=macs,
+            weight_bytes=0 if self.weight is None else self.weight.element_size(),
+            bias_bytes=0,
+            parameters=0 if self.weight is None else self.weight.numel(),
+            product=self._heads(sizes, inner),
+        )
+        return LayerRecord(facts, operand_kinds=kinds, operand_sizes=tuple(per_row))
+
+    def tallied(
+        self, record: LayerRecord, place: Place, find: FindKind, detailed: bool
+    ) -> tuple[Tallied, str]:
+        """Return the count of the call, and what drives it ("" for nothing but zeros)."""
+        left, right = self._kinds(find)
+        kinds = (left or SPIKES, right or SPIKES)
+        counted, operands = tally_product(self.product, self.rows(place), kinds)
+        pairs = zip(record.operand_kinds, kinds, strict=True)
+        record.operand_kinds = tuple(max(pair, key=lambda kind: RANK[kind]) for pair in pairs)
+        leading = next(axes for axes in place.axes if axes)
+        shape = (leading.steps(place.timesteps), place.images, -1)
+        call = Tallied(
+            place,
+            counted.reshape(3, *shape).sum(-1),
+            SPIKES in kinds,
+            operands=operands.reshape(2, *shape).sum(-1),
+        )
+        # Sums drive a product where there are some, else spikes; real values where nothing does.
+        found = {kind for kind in (left, right) if kind != REAL}
+        drives = next((kind for kind in (SUMS, SIGNED, SPIKES) if kind in found), "")
+        return call, drives if found else REAL
+
+    def rows(self, place: Place) -> str:
+        """Return the letters of time and batch.
+
+        Raises TserError where the product goes over the images.
+        """
+        batches, times = set(), set()
+        for found, part in zip(place.axes, self.product.factors, strict=True):
+            if found is not None:
+                batches.add(part.letters[found.batch])
+                times |= {part.letters[found.time]} if found.time is not None else set()
+        if len(batches) > 1 or len(times) > 1 or not batches | times <= set(self.product.output):
+            raise TserError(
+                f"{self.name} multiplies images or time steps with each other, so that its "
+                "operations can't be told apart by image"
+            )
+        return "".join(times) + "".join(batches)
+
+    def _kinds(self, find: FindKind) -> tuple[str, str]:
+        left, right = (
+            REAL if part.tensor is None or part.tensor is self.weight else find(i, part.tensor)
+            for i, part in enumerate(self.product.factors)
+        )
+        return left, right
+
+    def _driven(self, find: FindKind) -> tuple[str, ...]:
+        return tuple(kind or SPIKES for kind in self._kinds(find))
+
+    def _heads(self, sizes: dict[str, int], inner: int) -> tuple[int, int, int, int]:
+        """H, M, K, P: how often [M, K] x [K, P] is computed for one image and step."""
+        left, right = (set(part.letters) for part in self.product.factors)
+        out = set(self.product.output)
+        groups = (left & right & out, left - right, (left & right) - out, right - left)
+        heads, rows, inside, columns = (prod(sizes.get(c, 1) for c in group) for group in groups)
+        return heads * inner, rows, inside, columns
 
 
 def tally_product(product: Product, rows: str, kinds: tuple[str, str]) -> tuple[Tensor, Tensor]:

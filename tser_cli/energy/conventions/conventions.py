@@ -30,7 +30,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tser_cli.energy import joules
-from tser_cli.energy.any_network.watch import first_tensor
+from tser_cli.energy.counter import first_tensor
 from tser_cli.energy.counts import (
     CONV,
     MATMUL,
@@ -384,7 +384,7 @@ NEAR = 0.05
 
 
 @dataclass(frozen=True)
-class Compared:
+class AsCounted:
     """One convention's figures of one image; `differs_by`: why they are not the exact ones."""
 
     convention: str
@@ -399,7 +399,7 @@ class Compared:
         return {**self.__dict__, "differs_by": "; ".join(self.differs_by)}
 
 
-def compare(counts: Counts, profile: Profile, others: Auxiliary | None = None) -> list[Compared]:
+def compare(counts: Counts, profile: Profile, others: Auxiliary | None = None) -> list[AsCounted]:
     """Return every convention on the same counts, those of attention only where there are products.
 
     `others`: the operations that syops alone counts, of all images together.
@@ -419,11 +419,11 @@ def compare(counts: Counts, profile: Profile, others: Auxiliary | None = None) -
         differs = found != exact
         reasons = tuple(r for r in convention.reasons if differs and APPLIES[r](counts))
         ratio = energy / base if base else None
-        compared.append(Compared(name, found.macs, found.acs, energy, ratio, reasons))
+        compared.append(AsCounted(name, found.macs, found.acs, energy, ratio, reasons))
     return compared
 
 
-def matching(compared: Sequence[Compared], energy_pj: float) -> list[Compared]:
+def matching(compared: Sequence[AsCounted], energy_pj: float) -> list[AsCounted]:
     """Return the conventions within 5 % of a figure, the nearest first."""
     near = [one for one in compared if abs(one.energy_pj - energy_pj) <= NEAR * energy_pj]
     return sorted(near, key=lambda one: abs(one.energy_pj - energy_pj))

@@ -199,7 +199,7 @@ WORD_BITS = 32
 
 
 @dataclass(frozen=True)
-class Duel:
+class RivalDuel:
     """One comparison, in pJ an image; `break_even`: the spike rate below which the SNN wins.
 
     None where no rate would do, or where the SNN has no spike to scale.
@@ -222,8 +222,8 @@ class Rival:
     timesteps: int
     bits: int
     spike_rate: float
-    arithmetic: Duel
-    with_memory: Duel
+    arithmetic: RivalDuel
+    with_memory: RivalDuel
 
 
 def bits_for(timesteps: int) -> int:
@@ -253,11 +253,11 @@ def operation_rate(counts: Counts) -> float:
     return sum(float(layer.value_TI.sum(axis=0).mean()) for layer in driven) / possible
 
 
-def _arithmetic(counts: Counts, profile: Profile, bits: int, rate: float) -> Duel:
+def _arithmetic(counts: Counts, profile: Profile, bits: int, rate: float) -> RivalDuel:
     accumulates = sum(float(x.value_TI.sum(axis=0).mean()) for x in counts.layers) * profile.ac_pj
     fixed = sum(int(layer.step_macs.sum()) for layer in counts.layers) * profile.mac_pj
     rival = sum(layer.layer.macs * _mac_pj(layer, profile, bits) for layer in counts.layers)
-    return Duel(fixed + accumulates, rival, _break_even(fixed, accumulates, rival, rate))
+    return RivalDuel(fixed + accumulates, rival, _break_even(fixed, accumulates, rival, rate))
 
 
 def _mac_pj(layer: LayerCounts, profile: Profile, bits: int) -> float:
@@ -268,7 +268,7 @@ def _mac_pj(layer: LayerCounts, profile: Profile, bits: int) -> float:
     return profile.ac_pj + (profile.mac_pj - profile.ac_pj) * min(bits / width, 1.0)
 
 
-def _with_memory(counts: Counts, bits: int, rate: float) -> Duel:
+def _with_memory(counts: Counts, bits: int, rate: float) -> RivalDuel:
     snn = snn_energy(counts)
     spikes = _of_spikes(counts)
     rival = LemaireEnergy()
@@ -277,7 +277,7 @@ def _with_memory(counts: Counts, bits: int, rate: float) -> Duel:
         rival += _narrowed(dense, layer, bits) if layer.layer.accumulates else dense
     fixed = snn.total_pj - spikes.total_pj
     even = _break_even(fixed, spikes.total_pj, rival.total_pj, rate)
-    return Duel(snn.total_pj, rival.total_pj, even)
+    return RivalDuel(snn.total_pj, rival.total_pj, even)
 
 
 def _of_spikes(counts: Counts) -> LemaireEnergy:

@@ -22,11 +22,16 @@ RESETS = ("reset_mem", "reset_state", "reset_states", "reset")
 """What the libraries, and most people, call the method that forgets a neuron's state."""
 
 
+def is_spiking_neuron(module: nn.Module) -> bool:
+    """Return whether `module` is a layer of neurons of ours, or of a plug-in that says so."""
+    return bool(getattr(module, "is_spiking_neuron", False))
+
+
 def library_of(module: nn.Module) -> str:
     """Return the library whose neuron `module` is: spikingjelly, snnTorch, norse, tser's own, or
     "".
     """
-    if getattr(module, "is_spiking_neuron", False):
+    if is_spiking_neuron(module):
         return "tser"
     for base in type(module).__mro__:
         for package, library in LIBRARIES.items():
