@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from tser_cli.cli.app import app
-from tser_cli.energy.counts import Counts, LayerFacts, LayerCounts
+from tser_cli.energy.counts import Counts, LayerCounts, LayerFacts
 from tser_cli.energy.prices import load_profile
 from tser_cli.energy.table import Labels, energy_rows
 from tser_cli.report import csv_files

@@ -7,12 +7,15 @@ steps and images are in them: "folded" [T*N, ...], "time" [T, N, ...], "steps" a
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tser_cli.energy.geometry import Geometry, layer_geometry, shape_of
 
 
 class Noting(nn.Module):
@@ -367,3 +370,10 @@ def norse_recurrent(timesteps: int) -> Noting:
 
 
 MAPS, VECTORS, VOLUMES, SERIES, TOKENS = (2, 6, 6), (5,), (1, 4, 4, 4), (2, 11), (7, 5)
+
+
+def geometry(module: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> Geometry:
+    """The geometry of a module for an input of [B, C, H, W] or [B, ..., features]."""
+    conv = shape_of(module) if isinstance(module, nn.Conv2d) else None
+    features = shape[1] if conv is not None else prod(shape[1:])
+    return layer_geometry(conv, tuple(module.weight.shape), shape, features)

@@ -10,18 +10,18 @@ import torch
 from spikingjelly.activation_based import functional, layer, neuron
 from spikingjelly.activation_based.op_counter import DispatchCounterMode, MACCounter, SynOpCounter
 from torch import Tensor, nn
-from tser_cli.energy.conventions.conventions.conventions import compare, matching
 
 from tests.energy import foreign
 from tser_cli.energy.any_network.layouts import present
-from tser_cli.energy.any_network.network_counter import NetworkCounter, count_operations
+from tser_cli.energy.any_network.network_counter import TrialCounter, count_operations
+from tser_cli.energy.conventions.conventions import compare, matching
 from tser_cli.energy.counts import Counts
 from tser_cli.energy.prices import load_profile
 
 PROFILE = load_profile("horowitz-45nm-fp32")
 
 
-def counter_of(net: Any, images: Tensor, timesteps: int) -> NetworkCounter:
+def counter_of(net: Any, images: Tensor, timesteps: int) -> TrialCounter:
     shown = present(net.layout, images, timesteps, ((), {}))
     with torch.no_grad(), count_operations(net, net.layout, timesteps, detailed=True) as counter:
         shown.call(net)

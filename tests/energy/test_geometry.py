@@ -12,14 +12,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from tser_cli.energy.geometry import conv_geometry, fan_out_1d, geometry, uncountable
+from tests.energy.foreign import geometry
+from tser_cli.energy.geometry import fan_out_1d, uncountable
 
 EVEN_SAME = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 
 def fan_out_map(layer: nn.Conv2d, height: int, width: int) -> list[list[int]]:
     maps: list[list[int]] = (
-        conv_geometry(layer, height, width).fan_out_P.view(height, width).tolist()
+        geometry(layer, (1, 1, height, width)).fan_out_P.view(height, width).tolist()
     )
     return maps
 
@@ -27,8 +28,8 @@ def fan_out_map(layer: nn.Conv2d, height: int, width: int) -> list[list[int]]:
 def test_three_by_three_with_padding_corner_four_edge_six_centre_nine() -> None:
     layer = nn.Conv2d(1, 1, 3, padding=1)
     assert fan_out_map(layer, 3, 3) == [[4, 6, 4], [6, 9, 6], [4, 6, 4]]
-    assert conv_geometry(layer, 3, 3).macs == 49
-    assert conv_geometry(layer, 3, 3).macs_formula == 81
+    assert geometry(layer, (1, 1, 3, 3)).macs == 49
+    assert geometry(layer, (1, 1, 3, 3)).macs_formula == 81
 
 
 def test_output_channels_multiply_the_fan_out() -> None:
@@ -43,12 +44,12 @@ def test_one_by_one_with_stride_two_feeds_every_other_position() -> None:
 def test_groups_divide_the_fan_out() -> None:
     layer = nn.Conv2d(4, 6, 3, groups=2)
     assert fan_out_map(layer, 3, 3) == [[3, 3, 3]] * 3
-    assert conv_geometry(layer, 3, 3).macs == 4 * 27
-    assert conv_geometry(layer, 3, 3).outputs == 6
+    assert geometry(layer, (1, 1, 3, 3)).macs == 4 * 27
+    assert geometry(layer, (1, 1, 3, 3)).outputs == 6
 
 
 def test_depthwise_convolution() -> None:
-    assert conv_geometry(nn.Conv2d(4, 4, 3, padding=1, groups=4), 3, 3).macs == 4 * 49
+    assert geometry(nn.Conv2d(4, 4, 3, padding=1, groups=4), (1, 1, 3, 3)).macs == 4 * 49
 
 
 def test_dilation_spreads_the_taps() -> None:
@@ -132,7 +133,7 @@ def test_any_fan_out_is_the_gradient_of_a_sum_through_weights_of_one(
         assume(False)
     outputs.sum().backward()
     assert x.grad is not None
-    found = conv_geometry(layer, height, width)
+    found = geometry(layer, (1, 1, height, width))
     expected = x.grad[0].flatten(1).long()
     assert (found.fan_out_P == expected).all()
     assert found.macs == int(expected.sum())
@@ -151,4 +152,4 @@ def test_the_formula_is_what_torch_calls_flop(case: tuple[nn.Conv2d, int, int]) 
             layer(x)
     except RuntimeError:
         assume(False)
-    assert 2 * conv_geometry(layer, height, width).macs_formula == counter.get_total_flops()
+    assert 2 * geometry(layer, (1, 1, height, width)).macs_formula == counter.get_total_flops()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tser_cli.energy.counts import Counts, LayerFacts, LayerCounts
+from tser_cli.energy.counts import Counts, LayerCounts, LayerFacts
 from tser_cli.energy.joules import (
     ann_macs,
     energy_per_step,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tests.energy import foreign
 from tests.energy.foreign import Noting
 from tser_cli.energy.any_network.layouts import AUTO, present
-from tser_cli.energy.any_network.network_counter import NetworkCounter, count_operations
+from tser_cli.energy.any_network.network_counter import TrialCounter, count_operations
 from tser_cli.energy.counts import Counts
 
 Make = Callable[[int], Noting]
@@ -46,7 +46,7 @@ def make(name: str, timesteps: int) -> tuple[Noting, tuple[int, ...]]:
     return maker(timesteps).eval(), shape
 
 
-def run(net: Noting, images: Tensor, timesteps: int, layout: str, **kw: Any) -> NetworkCounter:
+def run(net: Noting, images: Tensor, timesteps: int, layout: str, **kw: Any) -> TrialCounter:
     shown = present(net.layout, images, timesteps, ((), {}))
     with torch.no_grad(), count_operations(net, layout, timesteps, **kw) as counter:
         shown.call(net)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tser_cli.energy.geometry import geometry
+from tests.energy.foreign import geometry
 from tser_cli.energy.tally import NOT_OF_KIND, TOO_LARGE, fault, fault_message, pieces, tally
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tser_cli.energy.counts import Counts, LayerFacts, LayerCounts
+from tser_cli.energy.counts import Counts, LayerCounts, LayerFacts
 from tser_cli.energy.prices import load_profile
 from tser_cli.energy.table import Labels, energy_rows
 from tser_cli.report.csv_files import LONG, SUMS, WIDE, write_energy_csv

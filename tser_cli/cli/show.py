@@ -21,8 +21,9 @@ from tser_cli.settings import plugins, registry
 
 if TYPE_CHECKING:
     from tser_cli.engine.commands.dry_run import TrainingPlan
-    from tser_cli.engine.commands.energy import EnergyResult, NetworkEnergyResult
+    from tser_cli.engine.commands.energy import EnergyResult
     from tser_cli.engine.commands.evaluate import EvaluateResult
+    from tser_cli.engine.commands.network_energy import NetworkEnergyResult
     from tser_cli.engine.runs.record import RunResult
     from tser_cli.settings.options import (
         DistillRequest,

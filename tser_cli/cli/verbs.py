@@ -20,6 +20,13 @@ def load(target: str) -> Any:
     return getattr(importlib.import_module(f"tser_cli.{module}"), name)
 
 
+def measure_energy(request: trunk.EnergyRequest) -> Any:
+    """Count and price as the trunk does, or by the wing where more than its table is wanted."""
+    more = request.network or load("engine.commands.energy:goes_beyond")(request)
+    target = "network_energy:measure_more" if more else "energy:measure_energy"
+    return load(f"engine.commands.{target}")(request)
+
+
 def held(kept: Callable[[Any], bool]) -> Callable[[Any], int]:
     """Return the exit code of a result that must be `kept`."""
     return lambda result: 0 if kept(result) else NOT_HELD
@@ -139,7 +146,7 @@ VERBS = (
         name="energy",
         panel=MEASURE,
         request=trunk.EnergyRequest,
-        run="engine.commands.energy:measure_energy",
+        run="cli.verbs:measure_energy",
         show="cli.show:show_energy",
         examples=(
             "tser energy report.csv",

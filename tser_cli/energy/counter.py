@@ -21,7 +21,7 @@ import collections
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -39,6 +39,7 @@ from tser_cli.energy.counts import (
     SUMS,
     Axes,
     Counts,
+    LayerCounts,
     LayerFacts,
     LayerRecord,
     NeuronRecord,
@@ -48,8 +49,7 @@ from tser_cli.energy.counts import (
 from tser_cli.energy.geometry import ConvShape, layer_geometry, shape_of, uncountable
 from tser_cli.energy.neurons import is_spiking_neuron, neuron_class, neuron_layers
 from tser_cli.energy.tally import (
-    accumulates,
-    channel_sums,
+    NOT_OF_KIND,
     effective_operations,
     fault,
     fault_message,
@@ -303,9 +303,11 @@ class LayerCall:
         call = Tallied(place, counted.view(3, *shape).sum(-1), kind in ("", SPIKES))
         if detailed:
             sizes, events_B = tuple(self.x.shape[2:]), None if kind == REAL else counted[1]
-            call.effective = effective_operations(
-                x, self.weight, self.conv, sizes, record.fan_out_P, events_B
-            ).view(shape).sum(-1)
+            call.effective = (
+                effective_operations(x, self.weight, self.conv, sizes, record.fan_out_P, events_B)
+                .view(shape)
+                .sum(-1)
+            )
             call.total = call.tally[0]
             if kind == SUMS:
                 total_B = x.flatten(1).sum(1, dtype=torch.float64).round().long()
@@ -351,7 +353,7 @@ class DeclaredPlan:
     @property
     def expected(self) -> Mapping[Key, int]:
         """Return one call of each layer; neurons without weights may be shared by two places."""
-        return {(name, of): 1 for name, of in self.types.items()}
+        return dict.fromkeys(self.types.items(), 1)
 
     def begin(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """Take T from a call `model(images_NCHW, timesteps=T)`; an ANN is called without."""
@@ -409,7 +411,7 @@ def counting(
     """
     plain: nn.Module = getattr(model, "_orig_mod", model)
     layers = checked_layers(plain, kinds)
-    types = {name: _type(layer) for name, layer in layers.items()}
+    types = {name: layer_type(layer) for name, layer in layers.items()}
     counter = Counter(DeclaredPlan(kinds, types, neuron_owners(plain)), detailed)
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:
@@ -453,17 +455,18 @@ def _show(
 ) -> None:
     x = args[0] if args else next(iter(kwargs.values()))
     stored = stored_bytes(layer)
-    met = LayerCall(name, _type(layer), x, layer.weight, layer.bias, stored, conv, declared=True)
+    met = LayerCall(
+        name, layer_type(layer), x, layer.weight, layer.bias, stored, conv, declared=True
+    )
     counter.operation(met)
 
 
-def _type(layer: nn.Module) -> str:
+def layer_type(layer: nn.Module) -> str:
+    """Return what a table calls a layer: conv or linear."""
     return CONV if isinstance(layer, nn.Conv2d) else LINEAR
 
 
-def checked_layers(
-    model: nn.Module, kinds: Mapping[str, str]
-) -> dict[str, nn.Conv2d | nn.Linear]:
+def checked_layers(model: nn.Module, kinds: Mapping[str, str]) -> dict[str, nn.Conv2d | nn.Linear]:
     """Return the layers of `model`. Raises TserError where one can't be counted by `kinds`."""
     layers: dict[str, nn.Conv2d | nn.Linear] = {}
     for name, module in model.named_modules():
@@ -507,93 +510,46 @@ def neuron_owners(model: nn.Module) -> dict[str, str]:
     return owners
 
 
+def as_declared(counts: Counts, model: nn.Module, kinds: Mapping[str, str]) -> Counts:
+    """Return counts that were made by trial as those by what the network declares.
+
+    Products, which no declaration speaks of, and details are left out. Raises TserError where a
+    layer met data of another kind than it was declared to meet.
+    """
+    updates: collections.Counter[str] = collections.Counter()
+    owners = neuron_owners(model)
+    for neurons in counts.neurons:
+        updates[owners.get(neurons.name, "")] += neurons.updates
+    layers = []
+    for found in counts.layers:
+        name = found.layer.name
+        if name not in kinds:
+            continue
+        kind, met = kinds[name], found.layer.input_kind
+        if kind != REAL and met not in (kind, SPIKES):
+            raise TserError(fault_message(name, kind, NOT_OF_KIND))
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d | nn.Linear), "what is declared is a layer"
+        spent = 0 if kind == REAL else 1
+        layers.append(
+            LayerCounts(
+                layer=replace(found.layer, input_kind=kind, weight_bytes=stored_bytes(layer)),
+                neuron_updates=updates[name],
+                executed_T=found.executed_T,
+                nonzero_TI=found.nonzero_TI,
+                events_TI=found.events_TI * spent,
+                value_TI=found.value_TI * spent,
+            )
+        )
+    return replace(counts, layers=tuple(layers))
+
+
 def stored_bytes(layer: nn.Conv2d | nn.Linear) -> int:
     """Return the size of a stored weight: what the layer says of it, or that of its parameter.
 
     Layers that are trained with integer weights keep them as floats, and say `weight_bytes`.
     """
     return int(getattr(layer, "weight_bytes", layer.weight.element_size()))
-
-
-class EnergyMeter(Counter):
-    """The counter of a network in training: its accumulates as a tensor with a gradient.
-
-        meter = EnergyMeter(model, model.input_kinds())
-        with meter:
-            logits = model(images_NCHW, timesteps=T)
-        accumulates = meter.take() / len(images_NCHW)
-
-    The value is the counter's: inputs x fan-out, whole numbers up to 2^53 in float64. Each input of
-    a layer that spikes drive has its fan-out as gradient, so that the spikes' surrogate gradient
-    carries the price of a spike back to the weights. Multiply-accumulates do not depend on the data.
-    """
-
-    def __init__(self, model: nn.Module, kinds: Mapping[str, str]) -> None:
-        self._model = model
-        self._layers: dict[str, nn.Conv2d | nn.Linear] = {}
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Conv2d | nn.Linear) and kinds.get(name, REAL) != REAL:
-                self._layers[name] = module
-        types = {name: _type(layer) for name, layer in self._layers.items()}
-        super().__init__(DeclaredPlan(kinds, types))
-        self._found: dict[str, Tensor] = {}
-        self._hooks = ExitStack()
-
-    def __enter__(self) -> EnergyMeter:
-        self._forget()
-        watch(self._model, self, self._layers, {}, self._hooks)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._hooks.close()
-
-    def operation(self, met: Met) -> None:
-        """Price one call of a layer."""
-        assert isinstance(met, LayerCall), "hooks show layers alone"
-        key, (_, place) = (met.name, met.type, 0), self.place((met.name, met.type), met.shapes())
-        if key not in self.records:
-            self.records[key] = met.described(met.name, place, partial(self._find_kind, met.name))
-        fan_out_P = self.records[key].fan_out_P.to(met.x.device, torch.float64)
-        self.records[key].fan_out_P = fan_out_P
-        self._found[met.name] = _Accumulates.apply(met.x, fan_out_P)
-
-    def take(self) -> Tensor:
-        """Return the accumulates of the batch, a float64 scalar with a gradient; forget them.
-
-        Raises TserError where a layer did not run.
-        """
-        missing = self._layers.keys() - self._found.keys()
-        if missing:
-            raise TserError(
-                f"layer {min(missing)} did not run in this pass, so that its energy is not known; "
-                "an energy budget needs a network that computes all of its layers for every image"
-            )
-        total = torch.stack(list(self._found.values())).sum()
-        self._forget()
-        return total
-
-    def _forget(self) -> None:
-        self._found.clear()
-        self.images.clear()
-        self._ordinals.clear()
-
-
-class _Accumulates(torch.autograd.Function):
-    """Sum of inputs x fan-out over a batch, float64; the gradient of an input is its fan-out."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, fan_out_P: Tensor) -> Tensor:
-        # No tensor is saved for backward: blocks that are computed again must find as many as
-        # they had without a meter.
-        ctx.fan_out_P, ctx.shape, ctx.dtype = fan_out_P, x.shape, x.dtype
-        sums_BP = channel_sums(x, torch.promote_types(x.dtype, torch.float32))
-        return accumulates(sums_BP, fan_out_P).sum()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        price_P = (grad * ctx.fan_out_P).to(ctx.dtype)
-        maps = ctx.shape[2:] if len(ctx.shape) == 4 else (1,)
-        return price_P.view(maps).expand(ctx.shape), None
 
 
 def first_tensor(value: Any) -> Tensor | None:

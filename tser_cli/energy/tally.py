@@ -137,8 +137,7 @@ def effective_operations(
     used = weight.detach().ne(0)
     if bool(used.all()):
         # Each weight that is read counts: the fan-out says how many there are.
-        counted_B = tally(x.ne(0).float(), SPIKES, fan_out_P)[1] if events_B is None else events_B
-        return counted_B
+        return tally(x.ne(0).float(), SPIKES, fan_out_P)[1] if events_B is None else events_B
     fired = x.ne(0)
     if conv is None:
         readers = used.sum(0)
@@ -153,9 +152,7 @@ def _convolved(maps: Tensor, used: Tensor, conv: ConvShape) -> Tensor:
         kernel = used.sum(1).double().unsqueeze(1)
         function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes]
         padding, extra = tuple(before for before, _ in conv.padding), conv.output_padding
-        out = function(
-            maps, kernel, None, conv.stride, padding, extra, len(kernel), conv.dilation
-        )
+        out = function(maps, kernel, None, conv.stride, padding, extra, len(kernel), conv.dilation)
     else:
         group = conv.out_channels // conv.groups
         per_tap = used.reshape(conv.groups, group, *used.shape[1:]).sum(1).flatten(0, 1)

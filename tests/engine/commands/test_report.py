@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tser_cli.base.errors import ConfigError, RunError, TserError
-from tser_cli.energy.counts import Counts, LayerFacts, LayerCounts
+from tser_cli.energy.counts import Counts, LayerCounts, LayerFacts
 from tser_cli.energy.prices import load_profile
 from tser_cli.energy.table import Labels, energy_rows
 from tser_cli.engine.ablation.summary import summarise

@@ -26,6 +26,7 @@ from tser_cli.energy.any_network.watch import TrialCall, TrialRun, survey, trace
 from tser_cli.energy.counter import NEURON, Key, Shape, first_tensor
 from tser_cli.energy.counts import Axes
 
+
 @dataclass(frozen=True)
 class Family:
     """How the calls of one layer go on: `uses` of it at a step, each with its axes by operand.

@@ -200,7 +200,7 @@ class ProductCall:
         inner = next(axes for axes in place.axes if axes).inner
         sizes = {c: size for c, size in self.product.sizes().items() if c not in rows}
         per_row = [
-            inner * prod(size for c, size in zip(part.letters, part.sizes, strict=True) if c in sizes)
+            inner * prod(sizes[c] for c in part.letters if c in sizes)
             for part in self.product.factors
         ]
         driving = [size for size, kind in zip(per_row, kinds, strict=True) if kind != REAL]

@@ -78,7 +78,9 @@ class Interceptor(TorchFunctionMode):
         finally:
             self.claimed = False
 
-    def _operations(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Met]:
+    def _operations(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Iterator[Met]:
         if func in CONVOLUTIONS:
             yield self._convolution(*CONVOLUTIONS[func], *args, **kwargs)
         elif func is F.linear:

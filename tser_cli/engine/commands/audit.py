@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tser_cli.energy.any_network.layouts import INSIDE
 from tser_cli.energy.audit import Audit, audit
-from tser_cli.engine.commands.energy import (
+from tser_cli.engine.commands.network_energy import (
     find_audit_layout,
     open_network,
     presented,

@@ -1,25 +1,17 @@
-"""Price the operations that were counted, and write the tables of it.
-
-What `tser energy` tells beyond one table: conventions, memory, and the fair rival.
-"""
+"""Price the operations that were counted, and write the table and the sidecar of it."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tser_cli.base.errors import TserError
 from tser_cli.base.files import write_text
 from tser_cli.data.loaders import build_eval_loader
-from tser_cli.energy.any_network.layouts import INSIDE
-from tser_cli.energy.any_network.network_counter import count_operations
-from tser_cli.energy.conventions import rival
-from tser_cli.energy.conventions.conventions import Auxiliary, Compared, compare, matching
-from tser_cli.energy.conventions.rival import Rival, fair_rival
 from tser_cli.energy.counts import Counts
 from tser_cli.energy.joules import skipped_share
 from tser_cli.energy.prices import Profile
@@ -28,36 +20,39 @@ from tser_cli.engine.evaluation.evaluate import Evaluation
 from tser_cli.engine.runs.networks import Loaded, counting_of
 from tser_cli.engine.runs.opened import Context
 from tser_cli.models.base import Classifier
-from tser_cli.report.csv_files import CONVENTIONS, SUMS, write_csv, write_energy_csv
-from tser_cli.settings.fields import parse_energy
-from tser_cli.settings.options import Wanted
+from tser_cli.report.csv_files import SUMS, write_energy_csv
+
+if TYPE_CHECKING:  # wings, whose figures a result may hold
+    from tser_cli.energy.conventions.conventions import AsCounted
+    from tser_cli.energy.conventions.rival import LemaireEnergy, Rival
 
 IMAGES_OF_ZEROS = 16  # they differ little from image to image
 
 
 @torch.inference_mode()
-def count_ann(model: Classifier, context: Context) -> Counts:
-    """Return the counts of an ANN from one image: they are the same for every image."""
+def count_ann(
+    model: Classifier, context: Context, images: int = 1, detailed: bool = False
+) -> Counts:
+    """Return the counts of an ANN from one image: they are the same for every image.
+
+    Those of the zeros that it meets, `detailed`, are not.
+    """
     batch = next(iter(build_eval_loader(context.dataset, "test", context.config)))
     was_training = model.training
     model.eval()
-    with counting_of(model, 1) as counter:
-        model(context.runtime.images(batch.images_NCHW[:1]))
+    with counting_of(model, 1, detailed) as counter:
+        model(context.runtime.images(batch.images_NCHW[:images]))
     model.train(was_training)
     return counter.counts()
 
 
-@torch.inference_mode()
 def share_of_zeros(model: Classifier, context: Context) -> float | None:
     """Return the share of an ANN's multiply-accumulates that meet a zero, on some test images.
 
-    None, which is told, where the network can't be counted in detail.
+    None, which is reported, where the network can't be counted in detail.
     """
-    batch = next(iter(build_eval_loader(context.dataset, "test", context.config)))
     try:
-        with count_operations(model, INSIDE, 1, detailed=True) as counter:
-            model(context.runtime.images(batch.images_NCHW[:IMAGES_OF_ZEROS]))
-        return skipped_share(counter.counts())
+        return skipped_share(count_ann(model, context, IMAGES_OF_ZEROS, detailed=True))
     except TserError as error:
         context.progress.say(f"the teacher's zeros are not counted: {error}")
         return None
@@ -116,8 +111,8 @@ def write_energy(
 class Memory:
     """The energy of the network and of the ANN of its shape on the model of Lemaire et al."""
 
-    snn: rival.LemaireEnergy
-    ann: rival.LemaireEnergy
+    snn: LemaireEnergy
+    ann: LemaireEnergy
 
 
 @dataclass(frozen=True)
@@ -127,8 +122,8 @@ class Beyond:
     `matched`: the conventions within 5 % of the figure that was to be matched, None without one.
     """
 
-    conventions: tuple[Compared, ...] = ()
-    matched: tuple[Compared, ...] | None = None
+    conventions: tuple[AsCounted, ...] = ()
+    matched: tuple[AsCounted, ...] | None = None
     match: str = ""
     memory: Memory | None = None
     rival: Rival | None = None
@@ -147,32 +142,3 @@ class Beyond:
         if self.rival is not None:
             found["fair_rival"] = asdict(self.rival)
         return found
-
-
-def go_beyond(
-    output: Path, counts: Counts, others: Auxiliary, profile: Profile, wanted: Wanted
-) -> Beyond:
-    """Make what was asked for from counts with details; the table goes beside `output`.
-
-    Raises ConfigError for a figure that is no energy.
-    """
-    figure = parse_energy(wanted.match) if wanted.match else None
-    compared: tuple[Compared, ...] = ()
-    written: tuple[Path, ...] = ()
-    if wanted.conventions or figure is not None:
-        compared = tuple(compare(counts, profile, others))
-    if wanted.conventions:
-        table = output.with_name(f"{output.stem}_conventions.csv")
-        write_csv(table, [one.row() for one in compared], CONVENTIONS)
-        written = (table,)
-    memory = None
-    if profile.model or wanted.fair_rival:
-        memory = Memory(rival.snn_energy(counts), rival.ann_energy(counts))
-    return Beyond(
-        conventions=compared,
-        matched=None if figure is None else tuple(matching(compared, figure)),
-        match=wanted.match,
-        memory=memory,
-        rival=fair_rival(counts, profile) if wanted.fair_rival else None,
-        written=written,
-    )

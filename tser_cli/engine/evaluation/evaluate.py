@@ -8,7 +8,7 @@ integer counts: they do not depend on the size of batches or the number of proce
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from operator import length_hint
 from typing import Any
@@ -21,7 +21,7 @@ from tser_cli.data.loaders import Batch, Split, build_eval_loader
 from tser_cli.energy.counts import Counts, joined
 from tser_cli.energy.joules import operations
 from tser_cli.engine.runs.folder import Run
-from tser_cli.engine.runs.networks import counting_of
+from tser_cli.engine.runs.networks import Counting, counting_of
 from tser_cli.engine.runs.opened import Context, make_check_stop
 from tser_cli.engine.runs.runtime import Runtime
 from tser_cli.engine.runs.stop import StopRequest
@@ -29,6 +29,8 @@ from tser_cli.losses.base import entropy
 from tser_cli.models.base import Classifier
 from tser_cli.models.integers import batch_size, has_integer_layers, integer
 from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, Predictions, Steps, write_predictions
+
+StartCounting = Callable[[Classifier, int], AbstractContextManager[Counting]]
 
 
 @dataclass(frozen=True)
@@ -126,18 +128,19 @@ def evaluate(
     teacher: Classifier | None = None,
     check_stop: Callable[[], None] | None = None,
     count: bool = False,
+    counting: StartCounting = counting_of,
 ) -> Evaluation:
     """Evaluate all time steps of `model` in one pass over `loader`.
 
-    Every image counts once over all processes. `count`: also count the operations, and keep what
-    each image was answered. `check_stop` is called after each batch and may raise; it is called
-    equally often in every process. The model's mode is put back afterwards.
+    Every image counts once over all processes. `count`: also count the operations, by `counting`,
+    and keep what each image was answered. `check_stop` is called after each batch and may raise; it
+    is called equally often in every process. The model's mode is put back afterwards.
     """
     was_training = model.training
     model.eval()
     steps = timesteps if model.spiking else 1
     sums, kept = _Sums(steps, runtime.device), list[Answers]()
-    with counting_of(model, steps) if count else nullcontext() as counter:
+    with counting(model, steps) if count else nullcontext() as counter:
         for batch in loader:
             images, labels = runtime.images(batch.images_NCHW), batch.labels_N.to(runtime.device)
             with runtime.autocast():
@@ -248,6 +251,7 @@ def evaluate_split(
     *,
     count: bool = False,
     images: int = 0,
+    counting: StartCounting = counting_of,
 ) -> Evaluation:
     """Evaluate on a split of the context's data set; see `evaluate`.
 
@@ -268,7 +272,7 @@ def evaluate_split(
         batch_size=fitting,
     )
     check_stop = make_check_stop(stop, runtime) if stop else None
-    return evaluate(model, loader, runtime, timesteps, teacher, check_stop, count)
+    return evaluate(model, loader, runtime, timesteps, teacher, check_stop, count, counting)
 
 
 def as_measured(model: Classifier, context: Context) -> Classifier:

@@ -27,9 +27,8 @@ from tser_cli.base.version import __version__
 from tser_cli.data.image_files import thumbnail
 from tser_cli.energy.joules import INT8, MEMORY, SAME, SKIPPING, against_ann, energy_up_to
 from tser_cli.energy.prices import INT8_PROFILE, PROFILES, Profile
-from tser_cli.engine.commands.energy import detailed_counts
+from tser_cli.engine.commands.network_energy import detailed_counts, go_beyond
 from tser_cli.engine.evaluation.early_exit import CONFIDENCE, Rule, offline_exits, row
-from tser_cli.engine.evaluation.energy import go_beyond
 from tser_cli.engine.evaluation.evaluate import Answers, Evaluation, answered, evaluate_split
 from tser_cli.engine.page import files
 from tser_cli.engine.page.files import (
@@ -519,14 +518,14 @@ def _how(name: str, case: Mapping[str, float], found: Energy) -> str:
 def duels_beyond(opened: FinishedRun, profile: Profile) -> list[Duel]:
     """Return the comparisons that take more detailed counts: they are made on a few images."""
     try:
-        counts, others = detailed_counts(opened, DETAILED)
+        details = detailed_counts(opened, DETAILED)
     except TserError as error:  # a network whose details can't be counted has its other figures
         opened.context.progress.warn(f"the fair rival is left out: {error}")
         return []
-    found = go_beyond(Path(), counts, others, profile, Wanted(fair_rival=True))
+    found = go_beyond(Path(), details, profile, Wanted(fair_rival=True))
     assert found.memory is not None and found.rival is not None, "asked for"
     snn, ann, rival = found.memory.snn.total_pj, found.memory.ann.total_pj, found.rival
-    on = f"on {counts.images} test images"
+    on = f"on {details.counts.images} test images"
     yan, lemaire = "Yan et al., arXiv 2409.08290", "Lemaire et al., arXiv 2210.13107"
     plain, memory = rival.arithmetic, rival.with_memory
     name, addressing = f"{rival.bits}-bit ANN", "with memory and addressing"

@@ -20,8 +20,6 @@ from torch import Tensor, nn
 
 from tser_cli.base.errors import CheckpointError, ConfigError, TserError
 from tser_cli.data.base import DataSpec
-from tser_cli.energy.any_network.layouts import INSIDE
-from tser_cli.energy.any_network.network_counter import count_operations
 from tser_cli.energy.counter import counting
 from tser_cli.energy.counts import Counts
 from tser_cli.engine.runs.folder import Run
@@ -33,22 +31,35 @@ from tser_cli.settings import registry
 from tser_cli.settings.config import FLOAT_BITS, Config, ModelConfig, NeuronConfig
 from tser_cli.settings.plugins import last_line
 
+# A wing: without it only networks are counted that say what feeds their layers.
+BY_TRIAL = "tser_cli.energy.any_network.network_counter:count_operations"
 
-class AnyCounter(Protocol):
-    """What both ways of counting give."""
+
+class Counting(Protocol):
+    """What counts a network that is called inside a `with`."""
 
     def counts(self) -> Counts: ...
 
 
-def counting_of(model: Classifier, timesteps: int) -> AbstractContextManager[AnyCounter]:
+def counting_of(
+    model: Classifier, timesteps: int, detailed: bool = False
+) -> AbstractContextManager[Counting]:
     """Count what `model` does inside the `with`, called with `timesteps` (1 for an ANN).
 
     A network that does not declare its input kinds is tried on a few images at its first call.
+    `detailed`: also count operations without those on weights of zero.
     """
     kinds = model.input_kinds()
-    if kinds is None:
-        return count_operations(model, INSIDE, timesteps)
-    return counting(model, kinds)
+    if kinds is not None:
+        return counting(model, kinds, detailed)
+    try:
+        count_operations = registry.load(BY_TRIAL)
+    except ModuleNotFoundError as error:
+        raise TserError(
+            "the network does not say what feeds its layers; give it a method input_kinds()"
+        ) from error
+    found: AbstractContextManager[Counting] = count_operations(model, "inside", timesteps, detailed)
+    return found
 
 
 IMAGES = 2

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tser_cli.base.errors import ConfigError
-from tser_cli.energy.counter import EnergyMeter
 from tser_cli.energy.joules import priced
+from tser_cli.energy.meter import EnergyMeter
 from tser_cli.engine.runs.networks import freeze
 from tser_cli.engine.training.budget import EnergyBudget, settle_budget
 from tser_cli.losses import base as losses

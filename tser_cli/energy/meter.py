@@ -1,0 +1,97 @@
+"""The energy of a network in training, with a gradient: what the counter counts, as a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tser_cli.base.errors import TserError
+from tser_cli.energy.counter import Counter, DeclaredPlan, LayerCall, Met, layer_type, watch
+from tser_cli.energy.counts import REAL
+from tser_cli.energy.tally import accumulates, channel_sums
+
+
+class EnergyMeter(Counter):
+    """The counter of a network in training: its accumulates as a tensor with a gradient.
+
+        meter = EnergyMeter(model, model.input_kinds())
+        with meter:
+            logits = model(images_NCHW, timesteps=T)
+        accumulates = meter.take() / len(images_NCHW)
+
+    The value is the counter's: inputs x fan-out, whole numbers up to 2^53 in float64. Each input of
+    a layer that spikes drive has its fan-out as gradient, so that the spikes' surrogate gradient
+    carries the price of a spike back to the weights. Multiply-accumulates do not depend on data.
+    """
+
+    def __init__(self, model: nn.Module, kinds: Mapping[str, str]) -> None:
+        self._model = model
+        self._layers: dict[str, nn.Conv2d | nn.Linear] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d | nn.Linear) and kinds.get(name, REAL) != REAL:
+                self._layers[name] = module
+        types = {name: layer_type(layer) for name, layer in self._layers.items()}
+        super().__init__(DeclaredPlan(kinds, types))
+        self._found: dict[str, Tensor] = {}
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> EnergyMeter:
+        self._forget()
+        watch(self._model, self, self._layers, {}, self._hooks)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.close()
+
+    def operation(self, met: Met) -> None:
+        """Price one call of a layer."""
+        assert isinstance(met, LayerCall), "hooks show layers alone"
+        key, (_, place) = (met.name, met.type, 0), self.place((met.name, met.type), met.shapes())
+        if key not in self.records:
+            self.records[key] = met.described(met.name, place, partial(self._find_kind, met.name))
+        fan_out_P = self.records[key].fan_out_P.to(met.x.device, torch.float64)
+        self.records[key].fan_out_P = fan_out_P
+        self._found[met.name] = _Accumulates.apply(met.x, fan_out_P)
+
+    def take(self) -> Tensor:
+        """Return the accumulates of the batch, a float64 scalar with a gradient; forget them.
+
+        Raises TserError where a layer did not run.
+        """
+        missing = self._layers.keys() - self._found.keys()
+        if missing:
+            raise TserError(
+                f"layer {min(missing)} did not run in this pass, so that its energy is not known; "
+                "an energy budget needs a network that computes all of its layers for every image"
+            )
+        total = torch.stack(list(self._found.values())).sum()
+        self._forget()
+        return total
+
+    def _forget(self) -> None:
+        self._found.clear()
+        self.images.clear()
+        self._ordinals.clear()
+
+
+class _Accumulates(torch.autograd.Function):
+    """Sum of inputs x fan-out over a batch, float64; the gradient of an input is its fan-out."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, fan_out_P: Tensor) -> Tensor:
+        # No tensor is saved for backward: blocks that are computed again must find as many as
+        # they had without a meter.
+        ctx.fan_out_P, ctx.shape, ctx.dtype = fan_out_P, x.shape, x.dtype
+        sums_BP = channel_sums(x, torch.promote_types(x.dtype, torch.float32))
+        return accumulates(sums_BP, fan_out_P).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        price_P = (grad * ctx.fan_out_P).to(ctx.dtype)
+        maps = ctx.shape[2:] if len(ctx.shape) == 4 else (1,)
+        return price_P.view(maps).expand(ctx.shape), None
