@@ -14,6 +14,7 @@ from tser_cli.energy.counter import counting
 from tser_cli.energy.joules import operations
 from tser_cli.energy.meter import EnergyMeter
 from tser_cli.models.base import Classifier, build_model
+from tser_cli.models.neurons import Relu
 from tser_cli.settings.config import NeuronConfig
 
 Lively = Callable[..., Classifier]
@@ -81,12 +82,12 @@ def test_each_input_has_its_fan_out_as_gradient() -> None:
     assert torch.equal(spikes.grad, (0.5 * 3 * fan_out).expand(1, 2, 3, 3))
 
 
-class Smooth(nn.Module):
+class Smooth(Relu):
     """A neuron without steps or jumps, in the place of a spiking one."""
 
     is_spiking_neuron = True
 
-    def forward(self, x: Tensor, timesteps: int) -> Tensor:
+    def forward(self, x: Tensor, timesteps: int = 1) -> Tensor:
         return torch.sigmoid(4 * (x - 1))
 
 
