@@ -17,7 +17,6 @@ from tser_cli.cli import commands, options
 from tser_cli.engine.ablation.folder import AblationFolder
 from tser_cli.engine.ablation.grid import Request
 from tser_cli.engine.commands import ablate as ablate_command
-from tser_cli.engine.commands import dry_run
 from tser_cli.engine.commands.ablate import AblationResult
 from tser_cli.settings import registry
 from tser_cli.settings.options import DistillRequest
@@ -94,7 +93,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         found.append(request)
         raise SystemExit(0)
 
-    monkeypatch.setattr(dry_run, "plan_ablation", plan)
+    monkeypatch.setattr(ablate_command, "plan_ablation", plan)
     return found
 
 

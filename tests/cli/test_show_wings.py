@@ -12,8 +12,7 @@ import pytest
 
 from tser_cli.cli import show_wings, terminal
 from tser_cli.engine.ablation.grid import make_request
-from tser_cli.engine.commands.ablate import AblationResult
-from tser_cli.engine.commands.dry_run import AblationPlan
+from tser_cli.engine.commands.ablate import AblationPlan, AblationResult
 from tser_cli.report.csv_files import EXIT_STATISTICS
 from tser_cli.settings.recipe import Layer
 from tser_cli.settings.wing_options import AblateRequest, ReportRequest

@@ -16,8 +16,8 @@ from tser_cli.cli import terminal
 from tser_cli.settings import options, registry
 
 if TYPE_CHECKING:
-    from tser_cli.engine.commands.ablate import AblationResult
-    from tser_cli.engine.commands.dry_run import AblationPlan, TrainingPlan
+    from tser_cli.engine.commands.ablate import AblationPlan, AblationResult
+    from tser_cli.engine.commands.dry_run import TrainingPlan
     from tser_cli.engine.commands.predict import Predictions
     from tser_cli.engine.runs.opened import Options
     from tser_cli.engine.runs.record import RunEntry, RunResult
@@ -130,9 +130,7 @@ def ablate(request: AblateRequest) -> AblationResult | AblationPlan:
         found = "an ablation already; name another folder with --output" if begun else "none"
         raise ConfigError(f"--resume {request.resume}: in {output} there is {found}")
     if request.dry_run:
-        from tser_cli.engine.commands.dry_run import plan_ablation
-
-        return plan_ablation(asked, place, _how(request))
+        return command.plan_ablation(asked, place, _how(request))
     return command.ablate(asked, place, request.progress)
 
 

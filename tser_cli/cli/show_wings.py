@@ -18,11 +18,10 @@ from tser_cli.cli.terminal import output, show_lines, tell
 from tser_cli.report import lists, words
 
 if TYPE_CHECKING:
-    from tser_cli.engine.commands.ablate import AblationResult
+    from tser_cli.engine.commands.ablate import AblationPlan, AblationResult
     from tser_cli.engine.commands.audit import AuditResult
     from tser_cli.engine.commands.compare import Comparison
     from tser_cli.engine.commands.doctor import Checkup
-    from tser_cli.engine.commands.dry_run import AblationPlan
     from tser_cli.engine.commands.export import Exported
     from tser_cli.engine.commands.predict import Prediction, Predictions
     from tser_cli.engine.commands.quantize import QuantizeResult

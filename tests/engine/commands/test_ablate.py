@@ -23,8 +23,7 @@ from tser_cli.engine.ablation import tsne
 from tser_cli.engine.ablation.folder import AblationFolder, cell_folder, find_cell, hold, result_row
 from tser_cli.engine.ablation.grid import Cell, Request
 from tser_cli.engine.commands import ablate, train
-from tser_cli.engine.commands.ablate import AblationResult
-from tser_cli.engine.commands.dry_run import plan_ablation
+from tser_cli.engine.commands.ablate import AblationResult, plan_ablation
 from tser_cli.engine.runs import networks, opened
 from tser_cli.engine.runs.find import all_runs
 from tser_cli.engine.runs.folder import Run

@@ -1,6 +1,4 @@
-"""One precision for all cells of an ablation that leave it to the machine.
-
-Run many trainings that differ in the varied settings alone.
+"""Run many trainings that differ in the varied settings alone, or say what that would be.
 
 Every cell is an ordinary `tser distill` in a process of its own, so that one that fails, or is
 killed, harms no other. All share one teacher and one data split. Cells of one seed share initial
@@ -9,65 +7,36 @@ weights and data order, so that their differences are paired.
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tser_cli.base.errors import Interrupted
 from tser_cli.base.progress import Progress
-from tser_cli.engine.ablation import tsne
+from tser_cli.engine.ablation import folder, tsne
 from tser_cli.engine.ablation.exits import write_exit_tables
-from tser_cli.engine.ablation.folder import (
-    AblationFolder,
-    checked_plan,
-    find_cell,
-    find_folder,
-    hold,
-    needs_teacher,
-    read_plan,
-    shared_teacher,
-    teacher_key,
-    write_plan,
-)
-from tser_cli.engine.ablation.grid import Cell, Request
-from tser_cli.engine.ablation.local_launcher import Launcher, default_jobs
+from tser_cli.engine.ablation.folder import AblationFolder, find_cell, needs_teacher, teacher_key
+from tser_cli.engine.ablation.grid import SEED, Cell, Request
+from tser_cli.engine.ablation.local_launcher import Launcher, default_jobs, threads_of
 from tser_cli.engine.ablation.ray_launcher import Cluster, RayLauncher, connected
 from tser_cli.engine.ablation.summary import write_tables
 from tser_cli.engine.commands.train import provide_teacher
 from tser_cli.engine.runs.opened import Options, prepare
 from tser_cli.engine.runs.stop import StopRequest
+from tser_cli.engine.runs.teachers import teacher_config
 from tser_cli.engine.training.settle import AUTO, choose_precision, settle
 from tser_cli.report import ablation_figures
 from tser_cli.settings.config import Config
 
 PRECISION = "training.precision"
-
-
-def with_one_precision(request: Request, place: AblationFolder, progress: Progress) -> Request:
-    """Return the request with one precision for all cells whose settings leave it to the machine.
-
-    It is that of the cells which the folder's plan knows, or is measured on the first cell: else
-    some cells might get another one than the others.
-    """
-    left_open = [cell for cell in request.cells if cell.config.training.precision == AUTO]
-    if not left_open:
-        return request
-    known = {cell.get(PRECISION) for cell in read_plan(place)["cells"].values()} - {None}
-    if len(known) == 1:
-        (precision,) = known
-    else:
-        precision = choose_precision("student", prepare(left_open[0].config, progress))
-    settled = [
-        replace(cell, config=cell.config.updated({PRECISION: precision}))
-        if cell in left_open
-        else cell
-        for cell in request.cells
-    ]
-    return replace(request, cells=settled)
 
 
 @dataclass(frozen=True)
@@ -94,8 +63,9 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
     """
     place = place.with_jobs_for(len(request.cells))
     request = with_one_precision(request, place, progress)
-    document = checked_plan(request, place)
-    with _cluster_of(place) as cluster, hold(place):
+    document = folder.checked_plan(request, place)
+    there = connected(place.address) if place.address else nullcontext()
+    with there as cluster, folder.hold(place):
         failures = train_cells(request, place, document, cluster, progress)
         summary = write_tables(request, place.folder)
         exits = write_exit_tables(request, place, progress)
@@ -107,9 +77,27 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
     )
 
 
-def _cluster_of(place: AblationFolder) -> AbstractContextManager[Cluster | None]:
-    """Return the Ray cluster that the cells run on, None for this machine. Raises ConfigError."""
-    return connected(place.address) if place.address else nullcontext()
+def with_one_precision(request: Request, place: AblationFolder, progress: Progress) -> Request:
+    """Return the request with one precision for all cells whose settings leave it to the machine.
+
+    It is that of the cells which the folder's plan knows, or is measured on the first cell: else
+    some cells might get another one than the others.
+    """
+    left_open = [cell for cell in request.cells if cell.config.training.precision == AUTO]
+    if not left_open:
+        return request
+    known = {cell.get(PRECISION) for cell in folder.read_plan(place)["cells"].values()} - {None}
+    if len(known) == 1:
+        (precision,) = known
+    else:
+        precision = choose_precision("student", prepare(left_open[0].config, progress))
+    settled = [
+        replace(cell, config=cell.config.updated({PRECISION: precision}))
+        if cell in left_open
+        else cell
+        for cell in request.cells
+    ]
+    return replace(request, cells=settled)
 
 
 def train_cells(
@@ -125,7 +113,7 @@ def train_cells(
     """
     with StopRequest(progress.warn) as stop:
         cells = share_teachers(request.cells, place, document, progress)
-        write_plan(place, document)
+        folder.write_plan(place, document)
         waiting = [cell for cell in cells if find_cell(cell, place.folder) is None]
         progress.say(f"{len(cells)} runs, {len(cells) - len(waiting)} finished before")
         jobs = place.jobs or (len(waiting) if cluster else default_jobs(waiting))
@@ -157,7 +145,7 @@ def share_teachers(
             shared.append(cell)
             continue
         if key not in chosen:
-            chosen[key] = shared_teacher(document, key) or choose_teacher(
+            chosen[key] = folder.shared_teacher(document, key) or choose_teacher(
                 cell.config, place, document, progress
             )
         shared.append(replace(cell, config=cell.config.updated({"model.teacher": chosen[key]})))
@@ -171,8 +159,8 @@ def choose_teacher(
 
     It is trained in the runs folder, so that commands that run at once train it once.
     """
-    folder = find_folder(config, place) or place.runs_dir
-    options = Options(folder, progress=progress)
+    home = folder.find_folder(config, place) or place.runs_dir
+    options = Options(home, progress=progress)
     loaded = provide_teacher(settle("student", config, options), options)
     assert loaded is not None, "asked only for methods with a teacher"
     path = Path(loaded.source)
@@ -180,7 +168,7 @@ def choose_teacher(
         return config.model.teacher  # weights that come with a package
     file = str(path.resolve())
     document["teachers"][teacher_key(config)] = {"file": file, "sha256": loaded.sha256}
-    write_plan(place, document)
+    folder.write_plan(place, document)
     return file
 
 
@@ -214,3 +202,69 @@ def run_cells(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return failures
+
+
+@dataclass(frozen=True)
+class AblationPlan:
+    """What an ablation would do: each cell's title and whether it is finished, and the time.
+
+    `teachers`: what is trained first, in words. `seconds`: an estimate for all that is not
+    finished, `jobs` cells at a time, on the Ray cluster at `address` or on this machine.
+    """
+
+    cells: tuple[tuple[str, bool], ...]
+    teachers: tuple[str, ...]
+    seconds: float
+    jobs: int
+    jobs_given: bool
+    address: str | None
+
+
+def plan_ablation(request: Request, place: AblationFolder, options: Options) -> AblationPlan:
+    """Return the plan of `ablate`. Raises ConfigError as the ablation itself would."""
+    from tser_cli.engine.commands import dry_run
+
+    place = place.with_jobs_for(len(request.cells))
+    request = with_one_precision(request, place, options.progress)
+    document = folder.checked_plan(request, place)
+    finished = [find_cell(cell, place.folder) is not None for cell in request.cells]
+    waiting = [cell for cell, done in zip(request.cells, finished, strict=True) if not done]
+    jobs = place.jobs or (1 if place.address else default_jobs(waiting))
+    options = Options(place.runs_dir, progress=options.progress)
+    firsts = {teacher_key(cell.config): cell.config for cell in waiting if needs_teacher(cell)}
+    teachers = [
+        dry_run.plan_teacher(teacher_config(config), options)
+        for key, config in firsts.items()
+        if folder.shared_teacher(document, key) is None
+        and folder.find_folder(config, place) is None
+    ]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads_of(1 if place.address else jobs))  # as each cell will have
+    try:
+        mean = _mean_seconds(waiting, lambda config: dry_run.plan_student(config, options))
+    finally:
+        torch.set_num_threads(before)
+    rounds = math.ceil(len(waiting) / jobs)
+    return AblationPlan(
+        cells=tuple(zip((cell.title for cell in request.cells), finished, strict=True)),
+        teachers=tuple(
+            f"a {p.network} is trained first, {p.config.training.epochs} epochs" for p in teachers
+        ),
+        seconds=sum(plan.seconds for plan in teachers) + rounds * mean,
+        jobs=jobs,
+        jobs_given=place.jobs is not None,
+        address=place.address,
+    )
+
+
+def _mean_seconds(cells: list[Cell], plan: Callable[[Config], Any]) -> float:
+    known: dict[str, float] = {}
+    total = 0.0
+    for cell in cells:
+        # what a step costs depends on the method, not on its weights: equal ones are measured once
+        parts = cell.config.updated({SEED: 0}).model_dump(mode="json", exclude={"method"})
+        kind = json.dumps([parts, cell.config.method.name])
+        if kind not in known:
+            known[kind] = plan(cell.config).seconds
+        total += known[kind]
+    return total / max(1, len(cells))

@@ -1,29 +1,13 @@
-"""Say what a command would do and how long it would take, without writing anything."""
+"""Say what a training would do and how long it would take, without writing anything."""
 
 from __future__ import annotations
 
-import heapq
-import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 
 from tser_cli.data.loaders import build_train_loader
-from tser_cli.engine.ablation.folder import (
-    AblationFolder,
-    checked_plan,
-    find_cell,
-    find_folder,
-    needs_teacher,
-    shared_teacher,
-    teacher_key,
-)
-from tser_cli.engine.ablation.grid import SEED, Cell, Request
-from tser_cli.engine.ablation.local_launcher import default_jobs, threads_of
-from tser_cli.engine.commands.ablate import with_one_precision
 from tser_cli.engine.runs import find, networks
 from tser_cli.engine.runs.networks import Loaded
 from tser_cli.engine.runs.opened import Context, Options
@@ -84,9 +68,9 @@ def plan_student(config: Config, options: Options) -> TrainingPlan:
 
 
 def check_resumable(kind: str, context: Context, options: Options) -> None:
-    """Raise RunError or ConfigError where `--resume must` has nothing to go on with.
+    """Raise RunError or ConfigError where `--resume must` has nothing to resume.
 
-    Warns where what it goes on with becomes another run.
+    Warns where what is resumed becomes another run.
     """
     if options.resume != "must":
         return
@@ -147,87 +131,3 @@ def step_seconds(task: Task, context: Context) -> float:
         spent.append(time.monotonic() - began)
     measured = spent[WARM_UP_STEPS:] or spent
     return sum(measured) / len(measured)
-
-
-@dataclass(frozen=True)
-class AblationPlan:
-    """What an ablation would do: each cell's title and whether it is finished, and the time.
-
-    `teachers`: what is trained first, in words. `seconds`: an estimate for all that is not
-    finished, `jobs` cells at a time, on the Ray cluster at `address` or on this machine.
-    """
-
-    cells: tuple[tuple[str, bool], ...]
-    teachers: tuple[str, ...]
-    seconds: float
-    jobs: int
-    jobs_given: bool
-    address: str | None
-
-
-def plan_ablation(request: Request, place: AblationFolder, options: Options) -> AblationPlan:
-    """Return the plan of `ablate`. Raises ConfigError as the ablation itself would."""
-    place = place.with_jobs_for(len(request.cells))
-    request = with_one_precision(request, place, options.progress)
-    document = checked_plan(request, place)
-    finished = [find_cell(cell, place.folder) is not None for cell in request.cells]
-    waiting = [cell for cell, done in zip(request.cells, finished, strict=True) if not done]
-    jobs = place.jobs or (1 if place.address else default_jobs(waiting))
-    teachers = _missing_teachers(waiting, document, place, options)
-    plans = _cell_plans(waiting, place, jobs, options)
-    return AblationPlan(
-        cells=tuple(zip((cell.title for cell in request.cells), finished, strict=True)),
-        teachers=tuple(
-            f"a {p.network} is trained first, {p.config.training.epochs} epochs" for p in teachers
-        ),
-        seconds=sum(p.seconds for p in teachers) + makespan([p.seconds for p in plans], jobs),
-        jobs=jobs,
-        jobs_given=place.jobs is not None,
-        address=place.address,
-    )
-
-
-def makespan(durations: Sequence[float], jobs: int) -> float:
-    """Return when the last of these is done, begun in this order by `jobs` free workers."""
-    free_at = [0.0] * jobs
-    for duration in durations:
-        heapq.heappush(free_at, heapq.heappop(free_at) + duration)
-    return max(free_at)
-
-
-def _cell_plans(
-    waiting: list[Cell], place: AblationFolder, jobs: int, options: Options
-) -> list[TrainingPlan]:
-    """Return the plan of each cell, measured with the threads that it will have."""
-    known: dict[str, TrainingPlan] = {}
-    plans = []
-    for cell in waiting:
-        # What a step costs depends on the method, not on its weights: equal ones are measured once.
-        parts = cell.config.updated({SEED: 0}).model_dump(mode="json", exclude={"method"})
-        kind = json.dumps([parts, cell.config.method.name])
-        if kind not in known:
-            with _threads(1 if place.address else jobs):
-                known[kind] = plan_student(cell.config, replace(options, runs_dir=place.runs_dir))
-        plans.append(known[kind])
-    return plans
-
-
-@contextmanager
-def _threads(jobs: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads_of(jobs))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _missing_teachers(
-    waiting: list[Cell], document: dict[str, object], place: AblationFolder, options: Options
-) -> list[TrainingPlan]:
-    firsts = {teacher_key(cell.config): cell.config for cell in waiting if needs_teacher(cell)}
-    return [
-        plan_teacher(teacher_config(config), replace(options, runs_dir=place.runs_dir))
-        for key, config in firsts.items()
-        if shared_teacher(document, key) is None and find_folder(config, place) is None
-    ]
