@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         load_run,
     )
 
-
 __all__ = [
     "count_operations",
     "distill",
@@ -28,18 +27,15 @@ __all__ = [
     "evaluate_network",
     "load_run",
 ]
+COUNTER, LIBRARY = "energy.any_network.network_counter", "engine.commands.library"
 
 
 def __getattr__(name: str) -> Any:
     """Load one of the public functions."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    counter, library = (
-        "tser_cli.energy.any_network.network_counter",
-        "tser_cli.engine.commands.library",
-    )
-    home = counter if name == "count_operations" else library
-    return getattr(importlib.import_module(home), name)
+    home = COUNTER if name == "count_operations" else LIBRARY
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 
 
 def __dir__() -> list[str]:

@@ -14,7 +14,9 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, cast
 
+from tser_cli.cli.options import is_there
 from tser_cli.cli.terminal import is_quiet, output, show_lines
+from tser_cli.cli.verbs import VERBS
 from tser_cli.report import lists, words
 from tser_cli.report.words import duration
 from tser_cli.settings import plugins, registry
@@ -196,5 +198,8 @@ def plugin_flags() -> str:
 
 
 def _explained(commands: Mapping[str, str]) -> list[str]:
-    width = max(map(len, commands))
-    return [f"{command:{width}}  # {why}" for command, why in commands.items()]
+    # a wing that was taken off has nothing to type
+    there = [verb.name for verb in VERBS if is_there(*verb.needs)]
+    known = {line: why for line, why in commands.items() if line.split()[1] in there}
+    width = max(map(len, known))
+    return [f"{line:{width}}  # {why}" for line, why in known.items()]

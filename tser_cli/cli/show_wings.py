@@ -156,21 +156,31 @@ def show_comparison(comparison: Comparison, request: CompareRequest) -> None:
 
 
 def show_export(exported: Exported, request: ExportRequest) -> None:
-    """The table of checks, and what was written."""
-    out = output()
+    """Show the table of checks, and what was written."""
     if exported.checks:
-        out.print(checks_table(exported.checks))
-        _warn_of_silent(exported.checks[0], request)
+        output().print(checks_table(exported.checks))
+        silent, layers = exported.checks[0].comparison.silent, exported.checks[0].comparison.layers
+        if silent:  # what such a layer feeds was given nothing to compare
+            shown = ", ".join(silent[:3]) + (", ..." if len(silent) > 3 else "")
+            request.progress.warn(
+                f"{len(silent)} of {len(layers)} layers never spiked on these images ({shown}): "
+                "the check says nothing of the weights behind them. Take more (--images), or train "
+                "longer"
+            )
     if exported.checks is None:
-        out.print("not verified: --no-verify")
+        show_lines(["not verified: --no-verify"])
     if exported.change is not None:
-        out.print(f"integer potentials: {exported.change.sentence()}", soft_wrap=True)
+        show_lines([f"integer potentials: {exported.change.sentence()}"])
     if not exported.holds:
-        out.print(f"the check does not hold; {exported.path} was not written", soft_wrap=True)
+        show_lines([f"the check does not hold; {exported.path} was not written"])
         return
-    out.print(f"file: {exported.path} ({exported.size / 2**20:.1f} MiB)", soft_wrap=True)
-    out.print(f"checks: {exported.path}.verified.json", soft_wrap=True)
-    out.print(f"model card: {exported.card}", soft_wrap=True)
+    show_lines(
+        [
+            f"file: {exported.path} ({exported.size / 2**20:.1f} MiB)",
+            f"checks: {exported.path}.verified.json",
+            f"model card: {exported.card}",
+        ]
+    )
 
 
 def checks_table(checks: tuple[Check, ...]) -> Table:
@@ -191,17 +201,6 @@ def checks_table(checks: tuple[Check, ...]) -> Table:
             "yes" if check.holds else "NO",
         )
     return table
-
-
-def _warn_of_silent(check: Check, request: ExportRequest) -> None:
-    # what a layer that never spiked feeds was given nothing to compare
-    silent, layers = check.comparison.silent, check.comparison.layers
-    if silent:
-        shown = ", ".join(silent[:3]) + (", ..." if len(silent) > 3 else "")
-        request.progress.warn(
-            f"{len(silent)} of {len(layers)} layers never spiked on these images ({shown}): the "
-            "check says nothing of the weights behind them. Take more (--images), or train longer"
-        )
 
 
 def show_predictions(predictions: Predictions, request: PredictRequest) -> None:
@@ -228,19 +227,17 @@ def show_quantized(quantized: QuantizeResult, request: QuantizeRequest) -> None:
     result = quantized.result
     exporting = f"tser export --run {result.folder} --format onnx --output FILE"
     show.show_run(result, [exporting + show.plugin_flags()])
-    out = output()
     if quantized.parent_accuracy is not None:
         change = 100 * (result.accuracy - quantized.parent_accuracy)
-        out.print(
-            f"before: {quantized.parent_accuracy:.2%} ({change:+.2f} points now)", soft_wrap=True
-        )
+        show_lines([f"before: {quantized.parent_accuracy:.2%} ({change:+.2f} points now)"])
     if result.energy_pj is not None:
-        out.print(
-            f"energy an image: {result.energy_pj / 1e6:.4g} uJ ({quantized.profile}); the same "
-            f"operations in fp32: {quantized.float_energy_pj / 1e6:.4g} uJ",
-            soft_wrap=True,
+        show_lines(
+            [
+                f"energy an image: {result.energy_pj / 1e6:.4g} uJ ({quantized.profile}); the same "
+                f"operations in fp32: {quantized.float_energy_pj / 1e6:.4g} uJ"
+            ]
         )
-    out.print(f"parent: {quantized.parent}", soft_wrap=True)
+    show_lines([f"parent: {quantized.parent}"])
 
 
 STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
@@ -255,7 +252,6 @@ def show_checks(checks: Sequence[Checkup], request: DoctorRequest) -> None:
         todo = f"\nto do: {check.advice}" if check.advice else ""
         state = Text(check.state, style=STYLES[check.state])
         table.add_row(state, check.name, f"{check.found}{todo}")
-    out = output()
-    out.print(table)
+    output().print(table)
     states = Counter(check.state for check in checks)
-    out.print(f"{states['wrong']} wrong, {states['note']} to know, {states['ok']} well")
+    show_lines([f"{states['wrong']} wrong, {states['note']} to know, {states['ok']} well"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,37 +52,6 @@ class EvaluateResult:
         return all(row["kept"] != 0 for row in self.early_exit_rows)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """The counted pass over the split; the rules; and a pass over other images, for a budget."""
-
-    full: Evaluation
-    rules: list[early_exit.Rule]
-    budget: Budget | None = None
-    other: Evaluation | None = None
-    other_split: Split = "validation"
-
-
-def parse_timesteps(text: str, trained: int) -> list[int]:
-    """Return the steps: "" -> 1..trained, "4" -> 1..4, "1-6" -> 1..6, "1,2,4" -> those.
-
-    Raises ConfigError.
-    """
-    if not text:
-        return list(range(1, trained + 1))
-    steps: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?", part)
-        if not match:
-            raise ConfigError(f'--timesteps "{text}": write 4, 1-6 or 1,2,4')
-        first, last = int(match[1]), int(match[2] or match[1])
-        steps.update(range(first, last + 1))
-        if not 1 <= first <= last <= MAX_TIMESTEPS:
-            raise ConfigError(f'--timesteps "{text}": steps run from 1 to {MAX_TIMESTEPS}, upwards')
-    alone = "," not in text and "-" not in text
-    return list(range(1, max(steps) + 1)) if alone else sorted(steps)
-
-
 def evaluate_run(request: EvaluateRequest) -> EvaluateResult:
     """Evaluate all steps in one pass and write the tables; return what they hold.
 
@@ -98,12 +67,21 @@ def evaluate_run(request: EvaluateRequest) -> EvaluateResult:
     model, context, split = opened.loaded.model, opened.context, SPLITS[request.split]
     steps = _steps(opened, request, exits)
     full = evaluate_split(model, context, split, max(steps), count=exits)
-    found = _measure_others(opened, Measured(full, rules, budget))
+    # the threshold for a budget is chosen on other images than the test's
+    held_out: Split = "validation" if opened.config.data.validation_fraction > 0 else "train"
+    other = _measure_held_out(opened, held_out, full.timesteps) if budget else None
     accuracy = teacher_accuracy(opened, split)
     rows = [{**row, "teacher_accuracy": accuracy} for row in full.rows() if row["t"] in steps]
     if split == "test":
         _say_difference(opened, rows[-1])
-    return context.runtime.on_main(lambda: _write(opened, request, rows, steps, found))
+
+    def write() -> EvaluateResult:
+        profile = profile_of(opened.config, request.profile)
+        if budget is not None and other is not None:
+            rules.append(_rule_that_keeps(budget, full, other, held_out, profile))
+        return _write(opened, request, rows, full, rules, profile)
+
+    return context.runtime.on_main(write)
 
 
 def _say_difference(opened: FinishedRun, last: dict[str, Any]) -> None:
@@ -120,34 +98,28 @@ def _say_difference(opened: FinishedRun, last: dict[str, Any]) -> None:
     )
 
 
-def _measure_others(opened: FinishedRun, found: Measured) -> Measured:
-    """Add a pass over the images on which the threshold for a budget is chosen: not the test's."""
-    if found.budget is None:
-        return found
-    held_out = opened.config.data.validation_fraction > 0
-    split: Split = "validation" if held_out else "train"
-    if not held_out:
+def _measure_held_out(opened: FinishedRun, split: Split, steps: int) -> Evaluation:
+    if split == "train":
         opened.context.progress.warn(
             "the run held no images out: the threshold is chosen on training images, of which the "
             "network is surer than of others"
         )
-    steps = found.full.timesteps
-    other = evaluate_split(opened.loaded.model, opened.context, split, steps, count=True)
-    return replace(found, other=other, other_split=split)
+    return evaluate_split(opened.loaded.model, opened.context, split, steps, count=True)
 
 
-def _chosen(found: Measured, profile: Profile) -> early_exit.Rule:
-    """Return the rule that keeps the budget. Raises ConfigError where early exit can't."""
-    full, other = found.full, found.other
-    assert found.budget and other and full.counts, "counted passes, for a budget"
-    budget_pj = found.budget.in_pj(ann_macs(full.counts) * profile.mac_pj)
+def _rule_that_keeps(
+    budget: Budget, full: Evaluation, other: Evaluation, split: Split, profile: Profile
+) -> early_exit.Rule:
+    """Return the rule chosen on `other` images. Raises ConfigError where early exit can't."""
+    assert full.counts, "a counted pass, for a budget"
+    budget_pj = budget.in_pj(ann_macs(full.counts) * profile.mac_pj)
     stops = stops_of(answered(other, can_stop=True), profile)
     threshold = keep_budget(stops, budget_pj, full.images)
-    return early_exit.Rule(early_exit.CONFIDENCE, threshold, found.other_split, budget_pj)
+    return early_exit.Rule(early_exit.CONFIDENCE, threshold, split, budget_pj)
 
 
 def _check(request: EvaluateRequest) -> tuple[list[early_exit.Rule], Budget | None]:
-    """Refuse what is mistyped before any work; return the rules of early exit, and the budget."""
+    """Find what is mistyped before any work; return the rules of early exit, and the budget."""
     if request.split not in SPLITS:
         raise ConfigError(f'--split "{request.split}": use one of {", ".join(SPLITS)}')
     if request.output is not None:
@@ -184,16 +156,35 @@ def _steps(opened: FinishedRun, request: EvaluateRequest, exits: bool) -> list[i
     return parse_timesteps(request.timesteps, opened.config.model.timesteps if spiking else 1)
 
 
+def parse_timesteps(text: str, trained: int) -> list[int]:
+    """Return the steps: "" -> 1..trained, "4" -> 1..4, "1-6" -> 1..6, "1,2,4" -> those.
+
+    Raises ConfigError.
+    """
+    if not text:
+        return list(range(1, trained + 1))
+    steps: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?", part)
+        if not match:
+            raise ConfigError(f'--timesteps "{text}": write 4, 1-6 or 1,2,4')
+        first, last = int(match[1]), int(match[2] or match[1])
+        steps.update(range(first, last + 1))
+        if not 1 <= first <= last <= MAX_TIMESTEPS:
+            raise ConfigError(f'--timesteps "{text}": steps run from 1 to {MAX_TIMESTEPS}, upwards')
+    alone = "," not in text and "-" not in text
+    return list(range(1, max(steps) + 1)) if alone else sorted(steps)
+
+
 def _write(
     opened: FinishedRun,
     request: EvaluateRequest,
     rows: Rows,
-    steps: list[int],
-    found: Measured,
+    full: Evaluation,
+    rules: list[early_exit.Rule],
+    profile: Profile,
 ) -> EvaluateResult:
-    run, stem = opened.run, _stem(opened, request, steps)
-    profile = profile_of(opened.config, request.profile)
-    rules = [*found.rules, *([_chosen(found, profile)] if found.budget else [])]
+    run, stem = opened.run, _stem(opened, request, [row["t"] for row in rows])
     can_write = _can_write(opened, request, stem)
     table = request.output or (run.folder / f"{stem}.csv" if can_write else None)
     labels = row_labels(run, opened.config, request.split, opened.loaded.name, teacher_name(run))
@@ -206,9 +197,13 @@ def _write(
         figures.accuracy(steps_of_run, taught, method, run.name).save(figure)
     exits, exits_table = Rows(), None
     if rules:
-        exits_table = _early_exit_path(run.folder, request) if table is not None else None
-        split = SPLITS[request.split]
-        exits = early_exit.early_exit(opened, rules, found.full, split, exits_table, profile)
+        split = "" if request.split == "test" else f"_{request.split}"
+        if request.output is not None:
+            exits_table = request.output.with_name(f"{request.output.stem}_early_exit.csv")
+        elif can_write:
+            exits_table = run.folder / f"early_exit{split}.csv"
+        measured = SPLITS[request.split]
+        exits = early_exit.early_exit(opened, rules, full, measured, exits_table, profile)
     return EvaluateResult(run.name, request.split, rows, table, figure, exits, exits_table)
 
 
@@ -242,13 +237,6 @@ def written_steps(steps: list[int]) -> str:
     """Write time steps for a file's name: [1, 2, 3, 4] -> "4", [1, 2, 4] -> "1-2-4"."""
     whole = steps == list(range(1, len(steps) + 1))
     return str(len(steps)) if whole else "-".join(str(step) for step in steps)
-
-
-def _early_exit_path(folder: Path, request: EvaluateRequest) -> Path:
-    if request.output is not None:
-        return request.output.with_name(f"{request.output.stem}_early_exit.csv")
-    split = "" if request.split == "test" else f"_{request.split}"
-    return folder / f"early_exit{split}.csv"
 
 
 def teacher_accuracy(opened: FinishedRun, split: Split) -> float | None:

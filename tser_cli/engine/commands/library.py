@@ -1,6 +1,6 @@
-"""Let the training loop work on data loaders that are not the package's own.
+"""The commands as functions for Python, also on your own networks and data loaders.
 
-The commands as functions for Python: `from tser_cli import distill, evaluate, load_run`.
+`from tser_cli import distill, evaluate, load_run`; see docs/library.md.
 """
 
 from __future__ import annotations
@@ -36,45 +36,6 @@ from tser_cli.report.csv_files import per_timestep_csv
 from tser_cli.settings import plugins, recipe
 from tser_cli.settings.config import Config, method_label
 from tser_cli.settings.options import DistillRequest, EvaluateRequest, options_of
-
-PAIRS = "a data loader must give pairs (images [N, ...], labels [N])"
-
-
-class OwnLoader:
-    """A user's data loader with the face of our TrainLoader and EvalLoader.
-
-    Its order is its own: a training that is interrupted is resumed with the next epoch's images
-    as the loader gives them then, not with the same bits.
-    """
-
-    deterministic_train = False
-
-    def __init__(self, loader: Iterable[Any]) -> None:
-        if not isinstance(loader, Sized):
-            raise ConfigError("a data loader must know its number of batches: give it a __len__")
-        self.steps_per_epoch = len(loader)
-        self._loader = loader
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from `start_step` on."""
-        for step, batch in enumerate(self):
-            if step >= start_step:
-                yield batch
-
-    def __len__(self) -> int:
-        return self.steps_per_epoch
-
-    def __iter__(self) -> Iterator[Batch]:
-        place = 0
-        for pair in self._loader:
-            if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise ConfigError(f"{PAIRS}, not {type(pair).__name__}")
-            images, labels = pair
-            if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
-                raise ConfigError(f"{PAIRS} as tensors")
-            yield Batch(images, labels, torch.arange(place, place + len(labels)))
-            place += len(labels)
-
 
 Settings = Mapping[str, Any]
 OWN = "own"  # the data set's name in the folder of a run on a user's own data loader
@@ -157,7 +118,9 @@ def distill_networks(
     runtime.place(task.network)
     name = type(student).__name__
     run = folder.create(Path(runs_dir), "student", config, dataset=OWN, model=name)
-    write_text(run.folder / "config.toml", tomli_w.dumps(_own_document(config)))
+    write_text(
+        run.folder / "config.toml", tomli_w.dumps(config.model_dump(mode="json", exclude=NOT_OWN))
+    )
     told = progress or Silent()
     with run.lock(), recording_end(run, runtime, told) as stop:
         job = TrainingJob(task, batches, config, run, runtime, told, stop)  # type: ignore[arg-type]
@@ -187,10 +150,6 @@ def own_config(timesteps: int, method: str, settings: Settings | None) -> Config
     # what is tried for "auto" is a network of ours
     chosen = {"training.precision": FP32} if config.training.precision == AUTO else {}
     return config.updated(chosen)
-
-
-def _own_document(config: Config) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude=NOT_OWN)
 
 
 def _record(
@@ -264,3 +223,42 @@ def load_run(
 
 def _folder(run: str | Path | RunResult | None) -> Path | None:
     return run.folder if isinstance(run, RunResult) else None if run is None else Path(run)
+
+
+PAIRS = "a data loader must give pairs (images [N, ...], labels [N])"
+
+
+class OwnLoader:
+    """A user's data loader with the face of our TrainLoader and EvalLoader.
+
+    Its order is its own: a training that is interrupted is resumed with the next epoch's images
+    as the loader gives them then, not with the same bits.
+    """
+
+    deterministic_train = False
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        if not isinstance(loader, Sized):
+            raise ConfigError("a data loader must know its number of batches: give it a __len__")
+        self.steps_per_epoch = len(loader)
+        self._loader = loader
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from `start_step` on."""
+        for step, batch in enumerate(self):
+            if step >= start_step:
+                yield batch
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        place = 0
+        for pair in self._loader:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise ConfigError(f"{PAIRS}, not {type(pair).__name__}")
+            images, labels = pair
+            if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+                raise ConfigError(f"{PAIRS} as tensors")
+            yield Batch(images, labels, torch.arange(place, place + len(labels)))
+            place += len(labels)
