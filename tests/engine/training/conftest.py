@@ -1,7 +1,8 @@
-"""A student's task as a run prepares it."""
+"""What trainings are tested with: a stop at a step, a prepared task, equality to the bit."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,13 +13,59 @@ from tser_cli.base.progress import Silent
 from tser_cli.engine.runs.networks import Loaded
 from tser_cli.engine.runs.opened import Context
 from tser_cli.engine.runs.runtime import make_runtime
+from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.engine.training.run import compute_teacher_logits, keeps_logits, student_task
+from tser_cli.engine.training.state import TrainingJob
 from tser_cli.engine.training.task import Task
 from tser_cli.models.base import Classifier, build_model
 from tser_cli.settings.config import Config
 
+MakeConfig = Callable[..., Config]
+MakeContext = Callable[..., Context]
+MakeFit = Callable[..., TrainingJob]
+MakeTask = Callable[..., Task]
 Prepared = Callable[..., tuple[Task, Context]]
+CLOCK = ("images_per_second", "seconds")
 STILL = {"augment.crop_padding": 0, "augment.flip": False, "model.timesteps": 3}
+
+
+class StopsAt(Silent):
+    """Asks for a stop at a step, counted from 1 over the whole run."""
+
+    def __init__(self, step: int) -> None:
+        self.stop = StopRequest(lambda text: None)
+        self.left = step
+
+    def step(self, images: int, values: dict[str, Any]) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.stop.signal = 15
+
+
+def weights(work: TrainingJob) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(work.task.model.state_dict())
+
+
+def timeless(rows: list[dict[str, Any]], *more: str) -> list[dict[str, Any]]:
+    """The rows of metrics.csv without what the clock wrote."""
+    return [{k: v for k, v in row.items() if k not in (*CLOCK, *more)} for row in rows]
+
+
+def assert_same(a: Any, b: Any, path: str = "") -> None:
+    """Equal to the last bit, through dicts, lists and tuples."""
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert list(a) == list(b), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for index, (left, right) in enumerate(zip(a, b, strict=True)):
+            assert_same(left, right, f"{path}[{index}]")
+    else:
+        assert a == b, path
 
 
 @pytest.fixture

@@ -1,17 +1,19 @@
-"""The training loop: what it writes, how it steps, which weights it keeps."""
+"""The training loop: rows, steps, and a loss or gradient that is not finite."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from tests.engine.training.conftest import MakeConfig, MakeFit, assert_same, weights
+from tser_cli.base.errors import NonFiniteError
 from tser_cli.base.progress import Silent
 from tser_cli.data.loaders import Batch
 from tser_cli.engine.runs.checkpoints import load_latest
@@ -19,11 +21,9 @@ from tser_cli.engine.runs.runtime import Runtime
 from tser_cli.engine.training.loop import fit, train_step
 from tser_cli.engine.training.optimizer import make_optimizer
 from tser_cli.engine.training.state import CheckpointClock, Position, TrainingJob
+from tser_cli.losses.base import Outputs, Terms
 from tser_cli.report.csv_files import read_csv
-from tser_cli.settings.config import Config
-
-MakeFit = Callable[..., TrainingJob]
-MakeConfig = Callable[..., Config]
+from tser_cli.settings.config import Config, MethodSettings
 
 
 class Recorder(Silent):
@@ -44,21 +44,9 @@ class Recorder(Silent):
         self.ended += 1
 
 
-def weights(work: TrainingJob) -> dict[str, Tensor]:
-    return copy.deepcopy(work.task.model.state_dict())
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def grey(images: int) -> Batch:
     labels = torch.arange(images) % 3
     return Batch(torch.randn(images, 1, 8, 8), labels, torch.arange(images))
-
-
-def no_warning(text: str) -> None:
-    raise AssertionError(text)
 
 
 def test_a_row_holds_the_means_of_its_steps(
@@ -151,11 +139,11 @@ def test_without_validation_the_last_epoch_s_weights_are_kept(
 ) -> None:
     work = make_fit("teacher", make_config(), tmp_path)
     fit(work)
-    state = load_latest(work.run.checkpoints, no_warning)
+    state = load_latest(work.run.checkpoints, pytest.fail)
     assert state is not None
     assert state["best_state"] is None
     assert (state["epoch"], state["step"]) == (2, 0)
-    assert same(weights(work), state["model"])
+    assert_same(weights(work), state["model"])
 
 
 @pytest.mark.parametrize(
@@ -174,8 +162,8 @@ def test_with_validation_the_best_epoch_s_weights_are_kept(
     work = make_fit("teacher", config, tmp_path, validate=validate)
     rows = fit(work)
     assert [row["validation_accuracy"] for row in rows] == scores
-    assert same(weights(work), seen[best])
-    assert not same(seen[0], seen[1])
+    assert_same(weights(work), seen[best])
+    assert not torch.equal(*(state["conv1.weight"] for state in seen[:2]))
 
 
 def test_the_best_weights_survive_a_resume(
@@ -186,7 +174,7 @@ def test_the_best_weights_survive_a_resume(
     resumed = make_fit("teacher", make_config(), tmp_path, validate=lambda: 0.3)
     rows = fit(resumed)
     assert [row["validation_accuracy"] for row in rows] == [0.9, 0.3]
-    assert same(weights(resumed), weights(first))
+    assert_same(weights(resumed), weights(first))
 
 
 class Counting(Runtime):
@@ -224,3 +212,73 @@ def test_curves_are_written_for_tensorboard(
     assert "validation_accuracy" not in events.Tags()["scalars"]
     points = [(point.step, point.value) for point in events.Scalars("loss")]
     assert points == [(row["epoch"], pytest.approx(row["loss"], rel=1e-6)) for row in rows]
+
+
+class Poisoned:
+    """Cross entropy that is NaN from the given call on."""
+
+    def __init__(self, call: int, value: float = math.nan) -> None:
+        self.left, self.value = call, value
+
+    def __call__(self, outputs: Outputs, settings: MethodSettings) -> Terms:
+        self.left -= 1
+        loss = F.cross_entropy(outputs.logits_TNK.mean(0), outputs.labels_N)
+        bad = loss * self.value if self.left <= 0 else loss
+        return {"loss": bad, "ce": loss, "kd": bad}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_terms(
+    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path, value: float
+) -> None:
+    config = make_config({"training.checkpoint_every": "2steps"})
+    recorder = Recorder()
+    work = make_fit("student", config, tmp_path, recorder)
+    work.task.method = Poisoned(6, value)
+    with pytest.raises(NonFiniteError, match=rf"epoch 2, step 3: loss = {value}, ce = \d") as error:
+        fit(work)
+    assert f"kd = {value}" in str(error.value)
+    assert str(work.run.checkpoints) in str(error.value)
+    state = load_latest(work.run.checkpoints, pytest.fail)
+    assert state is not None
+    assert (state["epoch"], state["step"]) == (1, 1)
+    assert all(bool(torch.isfinite(value).all()) for value in state["model"].values())
+    assert len(recorder.steps) == 5
+
+
+def test_the_weights_stay_when_the_loss_is_nan(
+    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    work = make_fit("teacher", make_config(), tmp_path)
+    work.task.method = Poisoned(1)
+    before = dict(copy.deepcopy(work.task.model).named_parameters())
+    with pytest.raises(NonFiniteError, match="epoch 1, step 1"):
+        fit(work)
+    assert_same(before, dict(work.task.model.named_parameters()))
+    assert load_latest(work.run.checkpoints, pytest.fail) is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_names_its_layer(
+    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path, value: float
+) -> None:
+    work = make_fit("student", make_config(), tmp_path)
+    before = dict(copy.deepcopy(work.task.model).named_parameters())
+    parameter = work.task.model.get_parameter("layer2.0.conv1.weight")
+    parameter.register_hook(lambda gradient: gradient * value)
+    with pytest.raises(NonFiniteError, match=r"gradients of layer2\.0\.conv1\.weight\. Try"):
+        fit(work)
+    assert_same(before, dict(work.task.model.named_parameters()))
+
+
+def test_a_loss_alone_that_is_not_finite_blames_no_layer(
+    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    def method(outputs: Outputs, settings: MethodSettings) -> Terms:
+        loss = F.cross_entropy(outputs.logits_TNK.mean(0), outputs.labels_N)
+        return {"loss": loss + math.inf}
+
+    work = make_fit("teacher", make_config(), tmp_path)
+    work.task.method = method
+    with pytest.raises(NonFiniteError, match="the gradients here are finite"):
+        fit(work)

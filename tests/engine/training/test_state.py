@@ -1,8 +1,9 @@
-"""The sums of an epoch: means over images, and how processes share them."""
+"""How far a training has come: sums over an epoch, and when to save."""
 
 from __future__ import annotations
 
 import random
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,41 @@ import pytest
 import torch
 
 from tser_cli.engine.runs.runtime import Runtime
-from tser_cli.engine.training.state import EpochSums
+from tser_cli.engine.training.state import CheckpointClock, EpochSums, Position
 
-CPU = torch.device("cpu")
+
+def test_positions_do_not_share_their_sums() -> None:
+    first, second = Position(), Position()
+    first.sums.add(1, {"loss": torch.tensor(1.0)})
+    first.rows.append({"epoch": 1})
+    assert second.sums.images == 0
+    assert second.rows == []
+
+
+@pytest.mark.parametrize(
+    ("every", "due"),
+    [
+        ("1step", list(range(1, 13))),
+        ("4steps", [4, 8, 12]),
+        ("1epoch", [5, 10]),
+        ("2epochs", [10]),
+        ("200steps", []),
+    ],
+)
+def test_a_clock_of_steps_and_epochs(every: str, due: list[int]) -> None:
+    clock = CheckpointClock(every, steps_per_epoch=5)
+    assert [step for step in range(1, 13) if clock.now(step)] == due
+
+
+def test_a_clock_of_minutes_starts_again_when_it_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: times[-1])
+    clock = CheckpointClock("2min", steps_per_epoch=5)
+    due = []
+    for now in (1000.0, 1119.9, 1120.0, 1121.0, 1239.9, 1500.0, 1619.0):
+        times.append(now)
+        due += [now] * clock.now(5)
+    assert due == [1120.0, 1500.0]
 
 
 def batches() -> list[tuple[int, float, int]]:
@@ -44,15 +77,10 @@ def test_sums_restored_in_the_middle_end_the_same(runtime: Runtime) -> None:
     parts = batches()
     whole = filled(parts, EpochSums())
     kept = filled(parts[:2], EpochSums()).state()
-    resumed = filled(parts[2:], EpochSums.restore(kept, CPU))
+    assert {type(value) for value in (kept["images"], *kept["sums"].values())} == {int, float}
+    resumed = filled(parts[2:], EpochSums.restore(kept, torch.device("cpu")))
     assert resumed.state() == whole.state()
     assert resumed.means(runtime) == whole.means(runtime)
-
-
-def test_the_state_is_plain() -> None:
-    kept = filled(batches(), EpochSums()).state()
-    assert type(kept["images"]) is int
-    assert {type(value) for value in kept["sums"].values()} == {float}
 
 
 def test_sums_keep_no_graph() -> None:

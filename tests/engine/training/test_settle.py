@@ -1,4 +1,4 @@
-"""`--precision auto`: what is chosen, when it is measured, and whose it is then."""
+"""What the data and the machine decide before a run: precision, batch size, compiling."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.engine.conftest import Told
+from tests.engine.training.conftest import MakeConfig, MakeContext, Prepared
+from tser_cli.base.errors import ConfigError
 from tser_cli.base.system import cpu_has_bf16
 from tser_cli.engine.runs import folder
 from tser_cli.engine.runs.opened import Context, Options
@@ -17,12 +20,13 @@ from tser_cli.engine.training.settle import (
     WORTH_TAKING,
     WORTH_TRYING,
     bf16_over_fp32,
+    bytes_an_image,
+    compile_networks,
+    kept_bytes,
+    largest_batch,
     settle_precision,
 )
-from tser_cli.settings.config import Config
 
-MakeConfig = Callable[..., Config]
-MakeContext = Callable[..., Context]
 LONG = {"training.precision": "auto", "training.epochs": WORTH_TRYING}
 
 
@@ -102,7 +106,7 @@ def test_what_is_stated_stands(
 
 @pytest.mark.parametrize(("kept", "share"), [("bf16", 2.0), ("fp32", 0.1)])
 @pytest.mark.parametrize("resume", ["auto", "must", "never"])
-def test_a_run_that_goes_on_keeps_its_own(
+def test_a_resumed_run_keeps_its_own(
     measured: Callable[[float], None],
     make_context: MakeContext,
     make_config: MakeConfig,
@@ -158,3 +162,83 @@ def test_the_hardware_is_what_the_system_says(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(Path, "read_text", refuse)
     assert not cpu_has_bf16()
+
+
+def test_kept_bytes_grow_with_the_batch_and_change_nothing(
+    prepared: Prepared,
+) -> None:
+    task, context = prepared()
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    two, four, eight = (kept_bytes(task, context, images) for images in (2, 4, 8))
+    assert (eight - four) == pytest.approx(2 * (four - two), rel=0.01)
+    for name, value in task.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_the_largest_batch_follows_the_free_memory(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, context = prepared()
+    assert largest_batch(task, context) == 16  # of 24 training images
+    one = (kept_bytes(task, context, 8) - kept_bytes(task, context, 4)) / 4
+    weights = sum(p.numel() * p.element_size() for p in task.network.parameters())
+    enough = 2 * weights + one * 1.5 / 0.8 * 4.5
+    monkeypatch.setattr("tser_cli.engine.training.settle.free_bytes", lambda device: enough)
+    assert largest_batch(task, context) == 4
+    monkeypatch.setattr("tser_cli.engine.training.settle.free_bytes", lambda device: 2 * weights)
+    with pytest.raises(ConfigError, match="not even one image fits"):
+        largest_batch(task, context)
+
+
+def test_saving_memory_lets_more_images_in_but_not_too_many(
+    prepared: Prepared,
+) -> None:
+    plain, saving = (
+        bytes_an_image(*prepared({"performance.save_memory": saves})) for saves in (False, True)
+    )
+    assert plain / 2 < saving < plain
+    task, context = prepared({"performance.save_memory": True})
+    bytes_an_image(task, context)
+    assert task.model.save_memory
+
+
+def test_every_part_of_a_batch_gets_as_many_images(
+    prepared: Prepared,
+) -> None:
+    task, context = prepared({"training.accumulate": 3, "training.batch_size": 3})
+    assert largest_batch(task, context) == 24  # 3 parts of 8; of 24 training images
+
+
+class Compiled:
+    """Stands for a network; notes whether it was told to compile."""
+
+    def __init__(self) -> None:
+        self.compiled = False
+
+    def compile(self) -> None:
+        """As torch's."""
+        self.compiled = True
+
+
+@pytest.mark.parametrize("mode", ["on", "off"])
+def test_what_is_compiled(prepared: Prepared, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    monkeypatch.setattr(settle, "what_compiling_lacks", lambda device: "")
+    task, context = prepared({"performance.compile": mode})
+    taught, network = Compiled(), Compiled()
+    task.teacher, task.network = taught, network  # type: ignore[assignment]
+    compile_networks(task, context.config, torch.device("cpu"))
+    assert taught.compiled == network.compiled == (mode == "on")
+
+
+def test_compiling_on_a_cpu_asks_for_a_compiler(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settle.shutil, "which", lambda name: None)
+    task, context = prepared({"performance.compile": "on"})
+    with pytest.raises(ConfigError, match=r"needs a compiler \(CXX, g\+\+ or clang\+\+\)"):
+        compile_networks(task, context.config, torch.device("cpu"))
+
+
+def test_compiling_does_not_go_with_saving_memory(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match="does not go with"):
+        make_config({"performance.compile": "on", "performance.save_memory": True})

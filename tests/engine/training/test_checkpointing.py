@@ -1,49 +1,45 @@
-"""A run that was stopped or killed anywhere ends as an undisturbed one does, to the bit."""
+"""A training that is stopped and resumed ends in the same bits."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tser_cli.base.errors import DamagedError, Interrupted
+from tests.engine.training.conftest import (
+    MakeConfig,
+    MakeContext,
+    MakeFit,
+    StopsAt,
+    assert_same,
+    timeless,
+)
+from tser_cli.base.errors import DamagedError, DataError, Interrupted
 from tser_cli.base.progress import Silent
+from tser_cli.data.base import Dataset, TensorSource
+from tser_cli.engine.runs import folder
 from tser_cli.engine.runs.checkpoints import load_latest, save_checkpoint
+from tser_cli.engine.runs.opened import Context, Options
 from tser_cli.engine.runs.runtime import seed_everything
-from tser_cli.engine.runs.stop import StopRequest
+from tser_cli.engine.training.checkpointing import other_schedule, take_run
 from tser_cli.engine.training.loop import fit
 from tser_cli.engine.training.state import TrainingJob
 from tser_cli.losses.base import Outputs, Terms, TrainingProgress
 from tser_cli.report.csv_files import read_csv
-from tser_cli.settings.config import Config, MethodSettings
+from tser_cli.settings.config import MethodSettings
 
-MakeFit = Callable[..., TrainingJob]
-MakeConfig = Callable[..., Config]
 Resumed = Callable[..., "Outcome"]
-CLOCK = ("images_per_second", "seconds")
 STEPS = 6  # two epochs of three
 
 
 class Killed(BaseException):
     """Stands for kill -9: nothing is saved on the way out."""
-
-
-class StopsAt(Silent):
-    """Asks for a stop at a step, counted from 1 over the whole run."""
-
-    def __init__(self, step: int) -> None:
-        self.stop = StopRequest(lambda text: None)
-        self.left = step
-
-    def step(self, images: int, values: dict[str, Any]) -> None:
-        self.left -= 1
-        if self.left == 0:
-            self.stop.signal = 15
 
 
 class KilledAt(Silent):
@@ -72,17 +68,9 @@ class Outcome:
     table: list[dict[str, str]]
 
 
-def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
-
-
-def no_warning(text: str) -> None:
-    raise AssertionError(text)
-
-
 def run_fit(work: TrainingJob) -> Outcome:
     rows = fit(work)
-    state = load_latest(work.run.checkpoints, no_warning)
+    state = load_latest(work.run.checkpoints, pytest.fail)
     assert state is not None
     state["rows"] = timeless(state["rows"])
     weights = copy.deepcopy(work.task.model.state_dict())
@@ -90,28 +78,8 @@ def run_fit(work: TrainingJob) -> Outcome:
     return Outcome(weights, state, timeless(rows), timeless(table))
 
 
-def assert_same(a: Any, b: Any, path: str = "") -> None:
-    """Equal to the last bit, through dicts, lists and tuples."""
-    assert type(a) is type(b), path
-    if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype and torch.equal(a, b), path
-    elif isinstance(a, dict):
-        assert list(a) == list(b), path
-        for key in a:
-            assert_same(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), path
-        for index, (left, right) in enumerate(zip(a, b, strict=True)):
-            assert_same(left, right, f"{path}[{index}]")
-    else:
-        assert a == b, path
-
-
 def assert_same_outcome(a: Outcome, b: Outcome) -> None:
-    assert_same(a.weights, b.weights, "weights")
-    assert_same(a.state, b.state, "state")
-    assert_same(a.rows, b.rows, "rows")
-    assert a.table == b.table
+    assert_same(vars(a), vars(b))
 
 
 @pytest.fixture(scope="module")
@@ -135,16 +103,16 @@ def undisturbed(
 
 @pytest.fixture
 def resumed(make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path) -> Resumed:
-    """Train until `progress` ends it, then go on as a fresh process with other weights would."""
+    """Train until `progress` ends it, then resume as a fresh process with other weights would."""
 
     def outcome(kind: str, progress: Silent, changes: dict[str, Any] | None = None) -> Outcome:
         config = make_config(changes)
         seed_everything(0, False)
         with pytest.raises((Interrupted, Killed)):
-            fit(make_fit(kind, config, tmp_path, progress))
+            fit(make_fit(kind, config, tmp_path / "parts", progress))
         seed_everything(77, False)
-        work = make_fit(kind, config, tmp_path)
-        for parameter in work.task.model.parameters():
+        work = make_fit(kind, config, tmp_path / "parts")
+        for _, parameter in work.task.named_parameters():
             torch.nn.init.normal_(parameter)
         return run_fit(work)
 
@@ -155,7 +123,7 @@ def resumed(make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path) -> Resum
     ("kind", "step"),
     [*(("teacher", step) for step in range(1, STEPS + 1)), ("student", 2), ("student", 3)],
 )
-def test_a_stopped_run_goes_on_to_the_same_end(
+def test_a_stopped_run_ends_as_an_undisturbed_one(
     undisturbed: Callable[[str], Outcome], resumed: Resumed, kind: str, step: int
 ) -> None:
     assert_same_outcome(resumed(kind, StopsAt(step)), undisturbed(kind))
@@ -184,7 +152,7 @@ def test_a_valid_hash_over_another_content_is_damage(
         fit(make_fit("teacher", config, tmp_path, StopsAt(2)))
     work = make_fit("teacher", config, tmp_path)
     folder = work.run.checkpoints
-    sound = load_latest(folder, no_warning)
+    sound = load_latest(folder, pytest.fail)
     assert sound is not None
     for path in folder.iterdir():
         path.unlink()
@@ -194,7 +162,7 @@ def test_a_valid_hash_over_another_content_is_damage(
 
 
 @pytest.mark.parametrize("step", [4, 6])
-def test_a_killed_run_goes_on_to_the_same_end(
+def test_a_killed_run_ends_as_an_undisturbed_one(
     undisturbed: Callable[[str], Outcome], resumed: Resumed, step: int
 ) -> None:
     every_two = {"training.checkpoint_every": "2steps"}
@@ -249,19 +217,6 @@ def test_killed_before_the_first_checkpoint_begins_afresh(
     assert_same_outcome(outcome, undisturbed("teacher"))
 
 
-def test_the_same_end_with_adamw_and_a_schedule_of_steps(
-    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
-) -> None:
-    changes = {"optimizer.name": "adamw", "optimizer.lr": 0.01, "schedule.name": "step"}
-    config = make_config({**changes, "schedule.milestones": [1.0], "schedule.warmup_epochs": 0.5})
-    seed_everything(0, False)
-    whole = run_fit(make_fit("teacher", config, tmp_path / "whole"))
-    seed_everything(0, False)
-    with pytest.raises(Interrupted):
-        fit(make_fit("teacher", config, tmp_path / "parts", StopsAt(4)))
-    assert_same_outcome(run_fit(make_fit("teacher", config, tmp_path / "parts")), whole)
-
-
 def test_a_stop_leaves_a_checkpoint_at_the_very_step(
     make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -271,7 +226,7 @@ def test_a_stop_leaves_a_checkpoint_at_the_very_step(
     with pytest.raises(Interrupted) as stop:
         fit(work)
     assert stop.value.exit_code == 143
-    state = load_latest(work.run.checkpoints, no_warning)
+    state = load_latest(work.run.checkpoints, pytest.fail)
     assert state is not None
     assert (state["epoch"], state["step"]) == (1, 2)
     assert state["meter"]["images"] == 16
@@ -286,7 +241,7 @@ def test_a_finished_fit_is_not_trained_again(
     assert_same_outcome(run_fit(again), first)
 
 
-def test_more_epochs_go_on_from_the_last(
+def test_more_epochs_continue_from_the_last(
     make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     first = run_fit(make_fit("teacher", make_config({"training.epochs": 1}), tmp_path))
@@ -295,7 +250,7 @@ def test_more_epochs_go_on_from_the_last(
     assert [row["epoch"] for row in longer.rows] == [1, 2]
 
 
-def test_a_stop_during_validation_goes_on_to_the_same_end(
+def test_a_stop_during_validation_ends_as_an_undisturbed_one(
     make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     scores = iter([0.5, 0.25])
@@ -313,23 +268,6 @@ def test_a_stop_during_validation_goes_on_to_the_same_end(
     seed_everything(5, False)
     resumed = run_fit(make_fit("teacher", make_config(), tmp_path / "parts", **parts))
     assert_same_outcome(resumed, whole)
-
-
-def test_adapters_of_features_are_resumed_too(
-    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
-) -> None:
-    config = make_config({"method.name": "kd_feature", "training.epochs": 1})
-    seed_everything(0, False)
-    whole = run_fit(make_fit("student", config, tmp_path / "whole"))
-    seed_everything(0, False)
-    with pytest.raises(Interrupted):
-        fit(make_fit("student", config, tmp_path / "parts", StopsAt(2)))
-    work = make_fit("student", config, tmp_path / "parts")
-    for module in work.task.trainable():
-        for parameter in module.parameters():
-            torch.nn.init.normal_(parameter)
-    assert_same_outcome(run_fit(work), whole)
-    assert whole.state["adapters"]
 
 
 def test_methods_are_told_the_same_progress_after_a_resume(
@@ -359,13 +297,106 @@ def test_methods_are_told_the_same_progress_after_a_resume(
     assert told == whole
 
 
-def test_a_method_that_warms_up_ends_as_an_undisturbed_one_does(
-    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
+ADAMW = {"optimizer.name": "adamw", "optimizer.lr": 0.01, "schedule.name": "step"}
+OF_FEATURES = ("feature", "kd_feature", "bkd")
+
+
+@pytest.mark.parametrize(
+    ("kind", "step", "changes"),
+    [
+        ("teacher", 4, {**ADAMW, "schedule.milestones": [1.0], "schedule.warmup_epochs": 0.5}),
+        ("student", 4, {"method.name": "dkd", "method.kd_warmup_epochs": 3.0}),
+        *(
+            ("student", step, {"method.name": method, "model.timesteps": 1})
+            for method in OF_FEATURES
+            for step in (2, 4)
+        ),
+    ],
+)
+def test_the_same_end_with_other_settings(
+    make_fit: MakeFit,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    resumed: Resumed,
+    kind: str,
+    step: int,
+    changes: dict[str, Any],
 ) -> None:
-    config = make_config({"method.name": "dkd", "method.kd_warmup_epochs": 3.0})
     seed_everything(0, False)
-    whole = run_fit(make_fit("student", config, tmp_path / "whole"))
-    seed_everything(0, False)
-    with pytest.raises(Interrupted):
-        fit(make_fit("student", config, tmp_path / "parts", StopsAt(4)))
-    assert_same_outcome(run_fit(make_fit("student", config, tmp_path / "parts")), whole)
+    whole = run_fit(make_fit(kind, make_config(changes), tmp_path / "whole"))
+    assert_same_outcome(resumed(kind, StopsAt(step), changes), whole)
+    assert bool(whole.state["adapters"]) == (changes.get("method.name") in OF_FEATURES)
+
+
+@pytest.fixture
+def context(make_context: MakeContext, make_config: MakeConfig) -> Context:
+    return make_context(make_config())
+
+
+def test_every_command_of_a_run_is_kept(
+    tmp_path: Path, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = torch.get_num_threads()
+    for seed in ("1", "2"):
+        monkeypatch.setattr("sys.argv", ["tser", "distill", "--seed", seed])
+        with ExitStack() as held:
+            run, resumed = take_run("student", context, Options(runs_dir=tmp_path), held)
+        run.update_status(state="stopped")
+    assert resumed
+    environment = run.environment()
+    commands = environment["commands"]
+    assert [c["command"][-1] for c in commands] == ["1", "2"]
+    assert [c["threads"] for c in commands] == [threads, threads]
+    assert environment["command"] == commands[-1]["command"]
+    assert environment["threads"] == threads
+
+
+def test_a_run_is_not_resumed_on_other_images(
+    tmp_path: Path, context: Context, dataset: Dataset, make_config: MakeConfig
+) -> None:
+    assert isinstance(dataset.train, TensorSource)
+    spec, labels = replace(dataset.spec, name="npz"), dataset.train.labels
+    config = make_config({"data.name": "npz"})
+    own = replace(context, config=config, dataset=replace(dataset, spec=spec))
+    other_source = replace(dataset.train, labels=labels.flip(0))
+    other = replace(own, dataset=replace(own.dataset, train=other_source))
+    options = Options(runs_dir=tmp_path)
+    with ExitStack() as held:
+        run, _ = take_run("student", own, options, held)
+    run.update_status(state="stopped")
+    with ExitStack() as held, pytest.raises(DataError, match=f"{run.name} began with other images"):
+        take_run("student", other, options, held)
+    with ExitStack() as held:
+        assert take_run("student", own, options, held) == (run, True)
+
+
+def test_other_epochs_are_reported(tmp_path: Path, make_config: MakeConfig) -> None:
+    run = folder.create(tmp_path, "student", make_config({"training.epochs": 12}))
+    run.update_status(epoch=6)
+    told = other_schedule(run, make_config({"training.epochs": 8}))
+    assert "12 epochs become 8" in told
+    # 0.1 (1 + cos(pi 6/8)) / 2 and 0.1 (1 + cos(pi 6/12)) / 2
+    assert "the cosine learning rate continues at 0.01464 instead of 0.05" in told
+    assert other_schedule(run, make_config({"training.epochs": 12})) == ""
+
+
+def test_without_an_end_more_epochs_change_nothing(tmp_path: Path, make_config: MakeConfig) -> None:
+    constant = {"schedule.name": "constant"}
+    run = folder.create(tmp_path, "student", make_config(constant))
+    assert other_schedule(run, make_config({**constant, "training.epochs": 9})) == ""
+
+
+def test_must_resumes_and_warns(
+    tmp_path: Path, context: Context, make_config: MakeConfig, told: object
+) -> None:
+    begun = folder.create(tmp_path, "student", context.config)
+    begun.update_status(state="stopped")
+    longer = replace(context, config=context.config.updated({"training.epochs": 9}), progress=told)  # type: ignore[arg-type]
+    with ExitStack() as held:
+        run, resumed = take_run("student", longer, Options(tmp_path, "must"), held)
+    assert (run, resumed) == (begun, True)
+    assert "2 epochs become 9" in told.warnings[0]  # type: ignore[attr-defined]
+    assert run.config().training.epochs == 9
+    run.update_status(state="stopped")
+    with ExitStack() as held:
+        assert take_run("student", context, Options(tmp_path), held)[0] != begun

@@ -1,4 +1,4 @@
-"""Sources of settings: precedence, messages, recipes, and any text at all."""
+"""Sources of settings: precedence, messages, any text at all; and every recipe that ships."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import tomli_w
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tser_cli.base.errors import ConfigError
+from tser_cli.models.base import build_model
 from tser_cli.settings import config, recipe, registry
 from tser_cli.settings.config import Config
 from tser_cli.settings.fields import flatten
@@ -379,3 +381,39 @@ def test_a_short_name_of_two_meanings_is_told_with_both(key: str, meanings: str)
     with pytest.raises(ConfigError) as refused:
         recipe.resolve([recipe.Layer("x", {key: 1})])
     assert (": it may mean " + meanings in str(refused.value)) == bool(meanings)
+
+
+def settings_of(name: str) -> Config:
+    return resolve([recipe.read(name)])
+
+
+@pytest.mark.parametrize("name", recipe.available())
+def test_packaged_recipes_load(name: str) -> None:
+    assert isinstance(settings_of(name), Config)
+
+
+@pytest.mark.parametrize("name", [n for n in recipe.available() if not n.startswith("ablations/")])
+def test_packaged_recipes_are_what_their_names_say(name: str) -> None:
+    dataset, _, experiment = name.partition("/")
+    config = settings_of(name)
+    # a method's own name may hold an underscore, as kd_feature
+    of_method = experiment.endswith(f"_{config.method.name}")
+    method = config.method.name if of_method else experiment.rpartition("_")[2]
+    network = experiment.removesuffix(f"_{method}")
+    assert config.data.name == dataset
+    if method == "teacher":
+        assert config.model.teacher == network
+    else:
+        assert (config.model.student, config.method.name) == (network, method)
+
+
+@pytest.mark.parametrize("name", recipe.available())
+def test_packaged_recipes_build_their_networks(name: str) -> None:
+    settings = settings_of(name)
+    shape = {"channels": 3, "height": 32, "width": 32, "num_classes": 10}
+    with torch.device("meta"):
+        student = build_model(settings.model.student, neuron=settings.neuron, **shape)
+        assert student(torch.empty(2, 3, 32, 32), timesteps=2).shape == (2, 2, 10)
+        if settings.model.teacher in registry.MODELS:
+            teacher = build_model(settings.model.teacher, **shape)
+            assert teacher(torch.empty(2, 3, 32, 32)).shape == (2, 10)

@@ -1,24 +1,77 @@
-"""Every optimisation against the plain path: same losses, same tables, each with its own switch."""
+"""One training as a run: what is said before it, and what is computed once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from tests.engine.training.conftest import Prepared
+from tser_cli.base.errors import Interrupted
 from tser_cli.base.progress import Silent
 from tser_cli.data.loaders import build_eval_loader, build_train_loader
 from tser_cli.engine.evaluation.evaluate import evaluate
 from tser_cli.engine.runs.opened import Context
 from tser_cli.engine.training.loop import train_step
 from tser_cli.engine.training.optimizer import make_optimizer
+from tser_cli.engine.training.run import announcement, compute_teacher_logits, keeps_logits
 from tser_cli.engine.training.state import Position, TrainingJob
 from tser_cli.engine.training.task import Task
+from tser_cli.models.base import Classifier
+from tser_cli.settings.config import Config
 
-Prepared = Callable[..., tuple[Task, Context]]
+LOADER: Any = SimpleNamespace(images=1437, steps_per_epoch=23)
+
+
+def test_a_student_and_a_teacher(make_config: Callable[..., Config]) -> None:
+    config = make_config({"training.epochs": 12, "method.entropy_weight": 0.0})
+    assert announcement(config, True, LOADER).startswith(
+        "training resnet20, spiking, with 2 time steps, by tser: 12 epochs of 23 steps on 1,437 "
+        "images of digits, then a test"
+    )
+    one = make_config({"model.timesteps": 1, "method.name": "kd"})
+    assert "with 1 time step, by kd: 2 epochs" in announcement(one, True, LOADER)
+    assert announcement(config, False, LOADER).startswith("training resnet20, an ANN to teach from")
+
+
+def test_kept_logits_are_the_teacher_s(prepared: Prepared, teacher: Classifier) -> None:
+    task, context = prepared()
+    assert task.teacher_logits_MK is not None and task.teacher_logits_MK.shape == (24, 3)
+    batch = next(iter(build_eval_loader(context.dataset, "train", context.config)))
+    torch.testing.assert_close(
+        task.teacher_logits_MK[batch.indices_N], teacher(batch.images_NCHW), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_logits_are_kept_only_where_they_stay_the_same_and_it_pays(
+    prepared: Prepared,
+) -> None:
+    task, context = prepared()
+    config = context.config
+    assert keeps_logits(task, config, True, 1)
+    assert not keeps_logits(task, config, False, 1)
+    assert not keeps_logits(task, config, True, config.training.epochs)
+    for changes in ({"method.name": "ce"}, {"method.name": "feature"}):
+        other, other_context = prepared(changes)
+        assert not keeps_logits(other, other_context.config, True, 1)
+
+
+def test_a_request_to_stop_is_heard_while_the_teacher_teaches(
+    prepared: Prepared,
+) -> None:
+    task, context = prepared()
+
+    def stop() -> None:
+        raise Interrupted(15)
+
+    with pytest.raises(Interrupted):
+        compute_teacher_logits(task, context, stop)
+
+
 SWITCHES: dict[str, Any] = {
     "performance.channels_last": False,
     "performance.stem_once": False,
