@@ -45,24 +45,34 @@ from tser_cli.report.csv_files import early_exit_schema
 from tser_cli.settings.config import Config, NeuronConfig
 
 IMAGES, STEPS, CLASSES = 37, 4, 4
+PROFILE = load_profile("horowitz-45nm-fp32")
+
+
+def network(**neuron: object) -> Classifier:
+    settings = NeuronConfig.model_validate(neuron)
+    sizes = {"channels": 1, "height": 8, "width": 8, "num_classes": CLASSES}
+    return build_model("resnet20", neuron=settings, **sizes)
+
+
+def settled(network: Classifier) -> Classifier:
+    """The network with running statistics under which its neurons spike, in eval mode."""
+    network.train()
+    for _ in range(20):
+        network(torch.randn(32, 1, 8, 8), timesteps=2)
+    return network.eval()
 
 
 @pytest.fixture(scope="module")
 def model() -> Classifier:
     """A spiking network whose answers differ from image to image and step to step."""
     torch.manual_seed(1)
-    network = build_model(
-        "resnet20", channels=1, height=8, width=8, num_classes=CLASSES, neuron=NeuronConfig()
-    )
-    for module in network.modules():
+    made = network()
+    for module in made.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
         if isinstance(module, torch.nn.Linear):
             torch.nn.init.normal_(module.weight, std=4.0)
-    network.train()
-    for _ in range(20):  # running statistics under which the neurons spike
-        network(torch.randn(32, 1, 8, 8), timesteps=2)
-    return network.eval()
+    return settled(made)
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +147,10 @@ def test_offline_exits_by_hand(answers: Answers) -> None:
 
 
 def test_row_takes_energy_from_the_integers(full: Evaluation) -> None:
-    profile, rule = load_profile("horowitz-45nm-fp32"), Rule("confidence", 0.8)
+    rule = Rule("confidence", 0.8)
     assert full.answers is not None and full.counts is not None
     exits = Exits(torch.arange(IMAGES) % STEPS + 1, torch.ones(IMAGES, dtype=torch.bool))
-    row = early_exit.row(rule, exits, full, profile)
+    row = early_exit.row(rule, exits, full, PROFILE)
     spent = whole = 0.0
     for image in range(IMAGES):
         for layer in full.counts.layers:
@@ -158,13 +168,13 @@ def test_row_takes_energy_from_the_integers(full: Evaluation) -> None:
 def test_images_that_are_treated_otherwise_than_in_the_full_pass_are_counted(
     full: Evaluation, answers: Answers
 ) -> None:
-    profile, rule = load_profile("horowitz-45nm-fp32"), Rule("confidence", 0.8)
+    rule = Rule("confidence", 0.8)
     offline = offline_exits(answers, rule)
-    assert early_exit.row(rule, offline, full, profile)["differing_images"] == 0
+    assert early_exit.row(rule, offline, full, PROFILE)["differing_images"] == 0
     step_I, correct_I = offline.step_I.clone(), offline.correct_I.clone()
     step_I[3] = step_I[3] % STEPS + 1
     correct_I[[3, 5]] = ~correct_I[[3, 5]]
-    assert early_exit.row(rule, Exits(step_I, correct_I), full, profile)["differing_images"] == 2
+    assert early_exit.row(rule, Exits(step_I, correct_I), full, PROFILE)["differing_images"] == 2
 
 
 def test_images_that_left_are_not_computed(model: Classifier, context: Context) -> None:
@@ -213,8 +223,8 @@ def test_batches_shrink_by_eighths() -> None:
 def test_the_table(model: Classifier, context: Context, full: Evaluation, tmp_path: Path) -> None:
     opened = FinishedRun(Run(tmp_path), context, Loaded(model, "resnet20", "x", "0"))
     rules = [Rule("confidence", 0.5), Rule("entropy", 0.5)]
-    profile, path = load_profile("horowitz-45nm-fp32"), tmp_path / "early_exit.csv"
-    found = early_exit.early_exit(opened, rules, full, "test", path, profile)
+    path = tmp_path / "early_exit.csv"
+    found = early_exit.early_exit(opened, rules, full, "test", path, PROFILE)
     with path.open() as stream:
         rows = list(csv.DictReader(stream))
     assert rows[0].keys() == early_exit_schema(STEPS).keys()
@@ -227,14 +237,13 @@ def test_the_table(model: Classifier, context: Context, full: Evaluation, tmp_pa
 
 
 def test_a_threshold_that_was_chosen_says_for_what(full: Evaluation) -> None:
-    profile = load_profile("horowitz-45nm-fp32")
     assert full.answers is not None
     rule = Rule("confidence", 0.8, "validation", 1e3)
     exits = offline_exits(full.answers, rule)
-    row = early_exit.row(rule, exits, full, profile)
+    row = early_exit.row(rule, exits, full, PROFILE)
     assert (row["chosen_on"], row["budget_pj"], row["kept"]) == ("validation", 1e3, 0)
     just = replace(rule, budget_pj=row["energy_pj"])
-    assert early_exit.row(just, exits, full, profile)["kept"] == 1
+    assert early_exit.row(just, exits, full, PROFILE)["kept"] == 1
 
 
 def test_no_image_stops_before_the_last_step_at_an_infinite_threshold(
@@ -244,7 +253,7 @@ def test_no_image_stops_before_the_last_step_at_an_infinite_threshold(
     assert exits.step_I.unique().tolist() == [STEPS]
 
 
-def test_images_that_stop_elsewhere_are_told(
+def test_images_that_stop_elsewhere_are_reported(
     model: Classifier, context: Context, full: Evaluation, tmp_path: Path, told: Any
 ) -> None:
     opened = FinishedRun(
@@ -254,10 +263,10 @@ def test_images_that_stop_elsewhere_are_told(
     sure = replace(
         full.answers, confidence_cumulative_TI=torch.ones(STEPS, IMAGES, dtype=torch.float64)
     )
-    profile, path = load_profile("horowitz-45nm-fp32"), tmp_path / "early_exit.csv"
+    path = tmp_path / "early_exit.csv"
     changed = replace(full, answers=sure)
     (row,) = early_exit.early_exit(
-        opened, [Rule("confidence", 0.8)], changed, "test", path, profile
+        opened, [Rule("confidence", 0.8)], changed, "test", path, PROFILE
     )
     assert row["differing_images"] > 0
     (warning,) = told.warnings
@@ -393,21 +402,12 @@ def test_a_budget_below_the_first_step_is_refused_with_what_that_costs() -> None
         keep_budget(BY_HAND, 1.9, 100)
 
 
-def network(**neuron: object) -> Classifier:
-    torch.manual_seed(0)
-    settings = NeuronConfig.model_validate(neuron)
-    model = build_model("resnet20", channels=1, height=8, width=8, num_classes=4, neuron=settings)
-    for _ in range(20):  # running statistics under which the neurons spike
-        model(torch.randn(16, 1, 8, 8), timesteps=2)
-    return model.eval()
-
-
 @pytest.mark.parametrize(
     "neuron", [{}, {"name": "if"}, {"name": "plif"}, {"reset": "soft"}, {"tau": 3.0}]
 )
 @torch.inference_mode()
 def test_steps_equal_one_call(neuron: dict[str, object]) -> None:
-    model = network(**neuron)
+    model = settled(network(**neuron))
     images = torch.randn(5, 1, 8, 8)
     whole_TNK = model(images, timesteps=4)
     assert whole_TNK.std() > 0
@@ -419,8 +419,8 @@ def test_steps_equal_one_call(neuron: dict[str, object]) -> None:
 
 
 @torch.inference_mode()
-def test_images_that_stay_go_on_as_if_alone() -> None:
-    model = network()
+def test_images_that_stay_continue_as_if_alone() -> None:
+    model = settled(network())
     images = torch.randn(6, 1, 8, 8)
     whole_TNK = model(images, timesteps=3)
     mask = torch.tensor([True, False, True, True, False, False])
@@ -437,7 +437,7 @@ def test_images_that_stay_go_on_as_if_alone() -> None:
 
 @torch.inference_mode()
 def test_steps_in_bf16_equal_one_call_in_bf16() -> None:
-    model = network()
+    model = settled(network())
     images = torch.randn(5, 1, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
         whole_TNK = model(images, timesteps=4)

@@ -31,11 +31,14 @@ from tser_cli.engine.runs.runtime import Runtime, make_runtime
 from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.models.base import Classifier
 from tser_cli.report.csv_files import PER_TIMESTEP
-from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, Predictions, read_predictions
+from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, read_predictions
 from tser_cli.settings.config import Config, TrainingConfig
 
 LABELS = ("run", "dataset", "split", "method", "teacher", "student")
 STEPS, IMAGES, CLASSES = 3, 101, 5
+MakeConfig = Callable[..., Config]
+MakeContext = Callable[..., Context]
+Counted = Callable[..., Evaluation]
 
 
 class Table(Classifier):
@@ -83,9 +86,7 @@ def numbered() -> Dataset:
 
 
 @pytest.fixture
-def counted(
-    numbered: Dataset, make_config: Callable[..., Config], runtime: Runtime
-) -> Callable[..., Evaluation]:
+def counted(numbered: Dataset, make_config: MakeConfig, runtime: Runtime) -> Counted:
     """`counted(model, batch)`: the model's evaluation on the numbered images."""
 
     def count(model: Classifier, batch: int, timesteps: int = STEPS, **more: Any) -> Evaluation:
@@ -94,6 +95,14 @@ def counted(
         return evaluate(model, loader, runtime, timesteps, **more)
 
     return count
+
+
+@pytest.fixture
+def student(
+    spec: DataSpec, make_config: MakeConfig, wake: Callable[[Classifier], Classifier]
+) -> Classifier:
+    """A network whose neurons spike."""
+    return wake(networks.build("resnet20", spec, make_config(), spiking=True))
 
 
 def argmax(values: list[float]) -> int:
@@ -149,7 +158,7 @@ def assert_rows_agree(rows: list[dict[str, Any]], expected: list[dict[str, Any]]
 
 @pytest.mark.parametrize("batch", [1, 7, 50, 100, 101, 128])
 def test_a_plain_count_agrees_for_any_batch_size(
-    counted: Callable[..., Evaluation], logits_TMK: torch.Tensor, numbered: Dataset, batch: int
+    counted: Counted, logits_TMK: torch.Tensor, numbered: Dataset, batch: int
 ) -> None:
     evaluation = counted(Table(logits_TMK), batch)
     expected = by_hand(logits_TMK.double().tolist(), numbered.test.labels.tolist())
@@ -161,7 +170,7 @@ def test_a_plain_count_agrees_for_any_batch_size(
 
 
 def test_rows_have_the_columns_of_the_table_less_the_labels(
-    counted: Callable[..., Evaluation], logits_TMK: torch.Tensor
+    counted: Counted, logits_TMK: torch.Tensor
 ) -> None:
     rows = counted(Table(logits_TMK), 32).rows()
     assert [tuple(row) for row in rows] == [tuple(PER_TIMESTEP)[len(LABELS) :]] * STEPS
@@ -172,7 +181,7 @@ def test_rows_have_the_columns_of_the_table_less_the_labels(
 def test_processes_together_count_every_image_once(
     numbered: Dataset,
     logits_TMK: torch.Tensor,
-    make_config: Callable[..., Config],
+    make_config: MakeConfig,
     runtime: Runtime,
     world: int,
 ) -> None:
@@ -193,18 +202,12 @@ def test_processes_together_count_every_image_once(
 
 
 def test_a_real_network_counts_as_the_plain_loop_does(
-    dataset: Dataset,
-    spec: DataSpec,
-    make_config: Callable[..., Config],
-    runtime: Runtime,
-    wake: Callable[[Classifier], Classifier],
+    dataset: Dataset, student: Classifier, make_config: MakeConfig, runtime: Runtime
 ) -> None:
-    config = make_config({"training.eval_batch_size": 4})
-    model = wake(networks.build("resnet20", spec, config, spiking=True))
-    loader = build_eval_loader(dataset, "test", config)
-    evaluation = evaluate(model, loader, runtime, 2)
+    loader = build_eval_loader(dataset, "test", make_config({"training.eval_batch_size": 4}))
+    evaluation = evaluate(student, loader, runtime, 2)
     with torch.no_grad():
-        alone = [model(image, 2) for batch in loader for image in batch.images_NCHW.split(1)]
+        alone = [student(image, 2) for batch in loader for image in batch.images_NCHW.split(1)]
     logits = torch.cat(alone, dim=1).double().tolist()
     expected = by_hand(logits, dataset.test.labels.tolist())
     for row, other in zip(evaluation.rows(), expected, strict=True):
@@ -215,7 +218,7 @@ def test_a_real_network_counts_as_the_plain_loop_does(
 
 
 def test_an_ann_is_one_time_step(
-    counted: Callable[..., Evaluation], logits_TMK: torch.Tensor, numbered: Dataset
+    counted: Counted, logits_TMK: torch.Tensor, numbered: Dataset
 ) -> None:
     evaluation = counted(Table(logits_TMK, spiking=False), 16, timesteps=4)
     labels = numbered.test.labels.tolist()
@@ -223,7 +226,7 @@ def test_an_ann_is_one_time_step(
 
 
 def test_the_teacher_is_counted_on_the_same_images(
-    counted: Callable[..., Evaluation], logits_TMK: torch.Tensor, numbered: Dataset
+    counted: Counted, logits_TMK: torch.Tensor, numbered: Dataset
 ) -> None:
     teacher = Table(torch.randn(1, IMAGES, CLASSES), spiking=False).eval()
     evaluation = counted(Table(logits_TMK), 16, teacher=teacher)
@@ -234,23 +237,15 @@ def test_the_teacher_is_counted_on_the_same_images(
     assert {row["teacher_accuracy"] for row in evaluation.rows()} == {right / IMAGES}
 
 
-def test_without_a_teacher_its_accuracy_is_none(
-    counted: Callable[..., Evaluation], logits_TMK: torch.Tensor
-) -> None:
-    assert counted(Table(logits_TMK), 16).teacher_accuracy is None
-
-
 @pytest.mark.parametrize("training", [True, False])
-def test_the_mode_is_put_back(
-    counted: Callable[..., Evaluation], logits_TMK: torch.Tensor, training: bool
-) -> None:
+def test_the_mode_is_put_back(counted: Counted, logits_TMK: torch.Tensor, training: bool) -> None:
     model = Table(logits_TMK).train(training)
     counted(model, 64)
     assert model.training is training
 
 
 def test_one_pass_asks_for_all_steps_and_whether_to_stop_after_each_batch(
-    counted: Callable[..., Evaluation], logits_TMK: torch.Tensor
+    counted: Counted, logits_TMK: torch.Tensor
 ) -> None:
     model, asked = Table(logits_TMK), list[int]()
     counted(model, 40, check_stop=lambda: asked.append(len(model.asked)))
@@ -259,7 +254,7 @@ def test_one_pass_asks_for_all_steps_and_whether_to_stop_after_each_batch(
 
 
 def test_every_process_asks_equally_often_whether_to_stop(
-    numbered: Dataset, logits_TMK: torch.Tensor, make_config: Callable[..., Config]
+    numbered: Dataset, logits_TMK: torch.Tensor, make_config: MakeConfig
 ) -> None:
     class Longest(Runtime):
         """As if another process had five batches."""
@@ -280,9 +275,7 @@ def test_every_process_asks_equally_often_whether_to_stop(
     assert len(asked) == 5
 
 
-def test_a_request_to_stop_ends_the_pass(
-    counted: Callable[..., Evaluation], logits_TMK: torch.Tensor
-) -> None:
+def test_a_request_to_stop_ends_the_pass(counted: Counted, logits_TMK: torch.Tensor) -> None:
     def stop() -> None:
         raise Interrupted(15)
 
@@ -293,7 +286,7 @@ def test_a_request_to_stop_ends_the_pass(
 
 
 def test_answers_and_counts_are_kept_where_they_are_asked_for(
-    counted: Callable[..., Evaluation], logits_TMK: torch.Tensor, numbered: Dataset
+    counted: Counted, logits_TMK: torch.Tensor, numbered: Dataset
 ) -> None:
     plain = counted(Table(logits_TMK), 40)
     assert (plain.answers, plain.counts) == (None, None)
@@ -323,12 +316,7 @@ def test_answers_and_counts_are_kept_where_they_are_asked_for(
 
 @pytest.mark.parametrize("batch", [2, 4])  # of three processes, one has none of 2 images
 def test_answers_and_counts_of_several_processes_are_put_in_the_images_order(
-    dataset: Dataset,
-    spec: DataSpec,
-    make_config: Callable[..., Config],
-    runtime: Runtime,
-    wake: Callable[[Classifier], Classifier],
-    batch: int,
+    dataset: Dataset, student: Classifier, make_config: MakeConfig, runtime: Runtime, batch: int
 ) -> None:
     class Gathered(Runtime):
         """Keeps what this process shares, and returns what `others` shared too."""
@@ -341,13 +329,12 @@ def test_answers_and_counts_of_several_processes_are_put_in_the_images_order(
             return [*Gathered.others, value]
 
     config = make_config({"training.eval_batch_size": batch})
-    model = wake(networks.build("resnet20", spec, config, spiking=True))
-    whole = evaluate(model, build_eval_loader(dataset, "test", config), runtime, 2, count=True)
+    whole = evaluate(student, build_eval_loader(dataset, "test", config), runtime, 2, count=True)
     of_rank = Gathered(runtime.accelerator, runtime.memory_format)
     Gathered.others = []
     for rank in range(3):
         loader = build_eval_loader(dataset, "test", config, rank=rank, world=3)
-        together = evaluate(model, loader, of_rank, 2, count=True)
+        together = evaluate(student, loader, of_rank, 2, count=True)
         Gathered.others.append(Gathered.shared)
     shares = [len(part[0].index_I) if part else 0 for part in Gathered.others]
     assert shares == ([6, 5, 0] if batch == 2 else [5, 3, 3])
@@ -372,32 +359,27 @@ def test_evenly_spread_images() -> None:
 
 
 def test_some_images_of_a_split_are_evenly_spread(
-    make_context: Callable[..., Context],
-    spec: DataSpec,
-    make_config: Callable[..., Config],
+    make_context: MakeContext, student: Classifier, make_config: MakeConfig
 ) -> None:
-    config = make_config({"training.eval_batch_size": 3})
-    model = networks.build("resnet20", spec, config, spiking=True)
-    context = make_context(config)
-    some = evaluate_split(model, context, "test", 2, count=True, images=4)
+    context = make_context(make_config({"training.eval_batch_size": 3}))
+    some = evaluate_split(student, context, "test", 2, count=True, images=4)
     assert some.images == 4
     assert some.answers is not None and some.counts is not None
     assert some.answers.index_I.tolist() == [0, 2, 5, 8]
     assert some.counts.images == 4
-    whole = evaluate_split(model, context, "test", 2, count=True)
+    whole = evaluate_split(student, context, "test", 2, count=True)
     assert whole.answers is not None
     chosen = whole.answers.prediction_TI[:, [0, 2, 5, 8]]
     assert torch.equal(some.answers.prediction_TI, chosen)
 
 
 def test_a_requested_stop_reaches_the_pass_over_a_split(
-    make_context: Callable[..., Context], spec: DataSpec, make_config: Callable[..., Config]
+    make_context: MakeContext, student: Classifier, make_config: MakeConfig
 ) -> None:
     stop = StopRequest(lambda text: None)
     stop.signal = 15
-    model = networks.build("resnet20", spec, make_config(), spiking=True)
     with pytest.raises(Interrupted) as error:
-        evaluate_split(model, make_context(make_config()), "test", 1, stop=stop)
+        evaluate_split(student, make_context(make_config()), "test", 1, stop=stop)
     assert error.value.exit_code == 143
 
 
@@ -417,33 +399,20 @@ def test_cumulative_mean_of_three_steps() -> None:
     assert cumulative_mean(logits).tolist() == [[[1.0, 4.0]], [[2.0, 2.0]], [[2.0, 1.0]]]
 
 
-MakeConfig = Callable[..., Config]
 PROFILE = load_profile("horowitz-45nm-fp32")
-
-
-@pytest.fixture
-def student(
-    spec: DataSpec, make_config: MakeConfig, wake: Callable[[Classifier], Classifier]
-) -> Classifier:
-    """A network whose neurons spike."""
-    return wake(networks.build("resnet20", spec, make_config(), spiking=True))
-
-
-def kept(folder: Path, name: str) -> Predictions | None:
-    return read_predictions(folder / name)
 
 
 def test_the_file_says_what_the_pass_found(
     tmp_path: Path,
     student: Classifier,
     make_config: MakeConfig,
-    make_context: Callable[..., Context],
+    make_context: MakeContext,
 ) -> None:
     config = make_config({"data.validation_fraction": 0.25})
     context, run = make_context(config), folder.create(tmp_path, "student", config)
     full = evaluate_split(student, context, "test", 3, count=True)
     keep_answers(run, student, context, full)
-    found = kept(run.folder, PREDICTIONS)
+    found = read_predictions(run.folder / PREDICTIONS)
     assert found is not None and full.counts is not None and full.answers is not None
     stops = stops_of(found, PROFILE)
     assert stops.energy_TI == pytest.approx(energy_up_to(full.counts, PROFILE))
@@ -453,7 +422,7 @@ def test_the_file_says_what_the_pass_found(
         assert accuracy == pytest.approx(float(exits.correct_I.double().mean()))
         spent = torch.from_numpy(stops.energy_TI).gather(0, (exits.step_I - 1)[None]).mean()
         assert stops.energy(np.array([threshold]))[0] == pytest.approx(float(spent))
-    held_out = kept(run.folder, HELD_OUT)
+    held_out = read_predictions(run.folder / HELD_OUT)
     assert held_out is not None and held_out.steps is not None
     assert len(held_out.labels_I) == 6
     own = evaluate_split(student, context, "validation", 3)
@@ -464,17 +433,17 @@ def test_without_held_out_images_there_is_one_file(
     tmp_path: Path,
     student: Classifier,
     make_config: MakeConfig,
-    make_context: Callable[..., Context],
+    make_context: MakeContext,
 ) -> None:
     context = make_context(make_config())
     run = folder.create(tmp_path, "student", context.config)
     keep_answers(run, student, context, evaluate_split(student, context, "test", 2, count=True))
-    assert kept(run.folder, PREDICTIONS) is not None
-    assert kept(run.folder, HELD_OUT) is None
+    assert read_predictions(run.folder / PREDICTIONS) is not None
+    assert read_predictions(run.folder / HELD_OUT) is None
 
 
 def test_a_network_that_can_t_stop_keeps_its_classes_alone(
-    student: Classifier, make_config: MakeConfig, make_context: Callable[..., Context]
+    student: Classifier, make_config: MakeConfig, make_context: MakeContext
 ) -> None:
     full = evaluate_split(student, make_context(make_config()), "test", 2, count=True)
     assert answered(full, can_stop=False).steps is None
