@@ -238,17 +238,8 @@ def test_any_assignment_gives_a_config_or_a_config_error(key: str, text: str) ->
         return
     assert isinstance(config, Config)
     if "\udc80" not in text:
-        assert (
-            resolve(
-                [
-                    Layer(
-                        "x",
-                        flatten(tomllib.loads(tomli_w.dumps(config.model_dump(mode="json")))),
-                    )
-                ]
-            )
-            == config
-        )
+        written = tomllib.loads(tomli_w.dumps(config.model_dump(mode="json")))
+        assert resolve([Layer("x", flatten(written))]) == config
 
 
 @given(KEYS, VALUES)
@@ -286,15 +277,11 @@ def test_any_name_is_found_or_not(name: str) -> None:
         assert "no recipe" in str(error)
 
 
-def of_recipe(tmp_path: Path, text: str) -> Layer:
-    return recipe.read(write(tmp_path, text))
-
-
 WITH_ENTROPY = '[method]\nname = "tser"\nentropy_weight = 0.1\ntemperature = 4.0\n'
 
 
 def test_the_weights_of_a_recipe_belong_to_its_method(tmp_path: Path) -> None:
-    layers = [of_recipe(tmp_path, WITH_ENTROPY), from_flags({"method.name": "ce"})]
+    layers = [recipe.read(write(tmp_path, WITH_ENTROPY)), from_flags({"method.name": "ce"})]
     assert resolve(layers).method == registry.METHODS["ce"].settings()
     (line,) = left_out(layers)
     stated = "method.entropy_weight = 0.1, method.temperature = 4.0"
@@ -305,14 +292,14 @@ def test_the_weights_of_a_recipe_belong_to_its_method(tmp_path: Path) -> None:
 
 
 def test_weights_without_a_method_are_the_default_one_s(tmp_path: Path) -> None:
-    layer = of_recipe(tmp_path, "[method]\nentropy_weight = 0.1\n")
+    layer = recipe.read(write(tmp_path, "[method]\nentropy_weight = 0.1\n"))
     assert resolve([layer]).method.entropy_weight == 0.1
     assert resolve([layer, from_flags({"method.name": "ts"})]).method.entropy_weight == 0.0
 
 
 def test_what_the_user_states_holds_for_the_method_that_is_chosen(tmp_path: Path) -> None:
     layers = [
-        of_recipe(tmp_path, WITH_ENTROPY),
+        recipe.read(write(tmp_path, WITH_ENTROPY)),
         from_environment({"TSER_METHOD_NAME": "ts", "TSER_METHOD_TEMPERATURE": "3"}),
         from_assignments(["method.entropy_weight=0.2"]),
         from_flags({"method.name": "kd"}),
@@ -326,7 +313,7 @@ def test_what_the_user_states_holds_for_the_method_that_is_chosen(tmp_path: Path
 def test_a_run_s_own_defaults_are_no_news(tmp_path: Path) -> None:
     made = resolve([from_assignments(["method.name=tsd", "method.beta=0.25"])])
     layers = [
-        of_recipe(tmp_path, tomli_w.dumps(made.model_dump(mode="json"))),
+        recipe.read(write(tmp_path, tomli_w.dumps(made.model_dump(mode="json")))),
         from_flags({"method.name": "kd"}),
     ]
     assert left_out(layers) == [f"{layers[0].source}: method.beta = 0.25: tsd's, left out for kd"]
@@ -335,7 +322,7 @@ def test_a_run_s_own_defaults_are_no_news(tmp_path: Path) -> None:
 
 
 def test_a_weight_that_the_method_does_not_read(tmp_path: Path) -> None:
-    layer = of_recipe(tmp_path, '[method]\nname = "kd"\nlam = 0.1\n')
+    layer = recipe.read(write(tmp_path, '[method]\nname = "kd"\nlam = 0.1\n'))
     message = "method.lam: kd does not read it; it is read by tet"
     assert problems(layer) == [f"{layer.source}: {message}"]
     told = problems(from_flags({"method.name": "ce", "method.temperature": 4.0}))
