@@ -203,9 +203,9 @@ def train(make_fit: MakeFit, make_context: MakeContext) -> Train:
         seed_everything(0, False)
         work = make_fit("student", config, folder, progress, **({"task": task} if task else {}))
         steps = work.loader.steps_per_epoch * config.training.epochs
-        measure = measure_eval_energy(work.task, make_context(config))
-        assert work.task.budget is not None
-        work.control = EnergyControl(BudgetController(work.task.budget.pj, steps), measure)
+        if work.task.budget is not None:
+            measure = measure_eval_energy(work.task, make_context(config))
+            work.control = EnergyControl(BudgetController(work.task.budget.pj, steps), measure)
         return work, fit(work)
 
     return run
