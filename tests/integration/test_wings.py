@@ -47,7 +47,6 @@ print(json.dumps({**seen, "verbs": verbs}))
 
 
 @pytest.mark.integration
-@pytest.mark.xfail(reason="the trunk still imports wings", strict=False)
 def test_without_its_wings_the_trunk_distils_and_measures(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "tser_cli", ignore=shutil.ignore_patterns("__pycache__"))
     if not (tmp_path / "tser_cli" / "recipes").is_dir():

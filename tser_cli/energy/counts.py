@@ -26,6 +26,11 @@ INPUT_KINDS = (REAL, SPIKES, SUMS)
 CONV, LINEAR, MATMUL = "conv", "linear", "matmul"
 
 
+def mean_of(counted_TI: IntArray) -> float:
+    """Return the mean per image of what was counted, over all steps."""
+    return float(counted_TI.sum(axis=0).mean())
+
+
 @dataclass(frozen=True)
 class LayerFacts:
     """The facts of a layer that do not depend on the data, for one image and one execution.

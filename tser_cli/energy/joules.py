@@ -103,24 +103,20 @@ STATE_BYTES = 4
 def memory_traffic(counts: Counts, state_bytes: int = STATE_BYTES) -> dict[str, float]:
     """Bytes per image over all steps by purpose, and `energy_pj` of all of them together."""
     updates = counts.timesteps * sum(layer.neuron_updates for layer in counts.layers)
+    weights: float = 0
+    biases = 0
+    for layer in counts.layers:
+        # A sum of two spikes reads its weight once: events, not value.
+        events = int(layer.events_TI.sum()) / layer.events_TI.shape[1]
+        weights += (int(layer.step_macs.sum()) + events) * layer.layer.weight_bytes
+        biases += int(layer.executed_T.sum()) * layer.layer.outputs * layer.layer.bias_bytes
     traffic = {
-        "weight_read_bytes": sum(_weight_reads(layer) for layer in counts.layers),
-        "bias_read_bytes": float(sum(_bias_reads(layer) for layer in counts.layers)),
+        "weight_read_bytes": weights,
+        "bias_read_bytes": float(biases),
         "neuron_state_read_bytes": float(updates * state_bytes),
         "neuron_state_write_bytes": float(updates * state_bytes),
     }
     return {**traffic, "energy_pj": sum(traffic.values()) * MEMORY_PJ_PER_BYTE}
-
-
-def _weight_reads(layer: LayerCounts) -> float:
-    # A sum of two spikes reads its weight once: events, not value.
-    images: int = layer.events_TI.shape[1]
-    reads = int(layer.step_macs.sum()) + int(layer.events_TI.sum()) / images
-    return reads * layer.layer.weight_bytes
-
-
-def _bias_reads(layer: LayerCounts) -> int:
-    return int(layer.executed_T.sum()) * layer.layer.outputs * layer.layer.bias_bytes
 
 
 SAME, SKIPPING, MEMORY, INT8 = "same", "skipping", "memory", "int8"
@@ -135,38 +131,31 @@ def against_ann(counts: Counts, profile: Profile, skipped: float | None) -> dict
     profiles of the same source (Horowitz, 45 nm): others price memory with the operation, or have
     no figure for integers. `steps_pj`: what stopping after each step costs.
     """
+
+    def against(snn_pj: float, ann_pj: float) -> dict[str, float]:
+        return {"snn_pj": snn_pj, "ann_pj": ann_pj}
+
     snn, ann = mean_energy(counts, profile), ann_macs(counts) * profile.mac_pj
-    found = {SAME: _pair(snn, ann)}
+    found = {SAME: against(snn, ann)}
     if skipped is not None:
-        found[SKIPPING] = {**_pair(snn, ann * (1.0 - skipped)), "skipped": skipped}
+        found[SKIPPING] = {**against(snn, ann * (1.0 - skipped)), "skipped": skipped}
     if profile.source == HOROWITZ:
         moved = [memory_traffic(of)["energy_pj"] for of in (counts, as_ann(counts))]
-        found[MEMORY] = _pair(snn + moved[0], ann + moved[1])
+        found[MEMORY] = against(snn + moved[0], ann + moved[1])
         if profile.name != INT8_PROFILE:
-            found[INT8] = _pair(snn, ann_macs(counts) * PROFILES[INT8_PROFILE].mac_pj)
+            found[INT8] = against(snn, ann_macs(counts) * PROFILES[INT8_PROFILE].mac_pj)
     steps_T = energy_up_to(counts, profile).mean(axis=1)
     return {"assumptions": found, "steps_pj": [float(energy) for energy in steps_T]}
 
 
-def _pair(snn_pj: float, ann_pj: float) -> dict[str, float]:
-    return {"snn_pj": snn_pj, "ann_pj": ann_pj}
-
-
 def as_ann(counts: Counts) -> Counts:
     """Return the counts of one pass through the ANN of the same shape: every layer once, dense."""
-    return Counts(1, 1, tuple(_dense(layer) for layer in counts.layers))
-
-
-def _dense(layer: LayerCounts) -> LayerCounts:
-    none_TI = np.zeros((1, 1), np.int64)
-    return LayerCounts(
-        replace(layer.layer, input_kind=REAL),
-        neuron_updates=0,
-        executed_T=np.ones(1, np.int64),
-        nonzero_TI=np.full((1, 1), layer.layer.neurons_in, np.int64),
-        events_TI=none_TI,
-        value_TI=none_TI,
-    )
+    once_T, none_TI = np.ones(1, np.int64), np.zeros((1, 1), np.int64)
+    layers = []
+    for layer in counts.layers:
+        facts, dense_TI = replace(layer.layer, input_kind=REAL), none_TI + layer.layer.neurons_in
+        layers.append(LayerCounts(facts, 0, once_T, dense_TI, none_TI, none_TI))
+    return Counts(1, 1, tuple(layers))
 
 
 def skipped_share(counts: Counts) -> float:

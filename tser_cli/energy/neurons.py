@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from torch import nn
 
@@ -66,17 +66,11 @@ def reset_states(network: nn.Module) -> None:
     for module in network.modules():
         for name in RESETS:
             method = getattr(module, name, None)
-            if callable(method) and _takes_nothing(method):
-                method()
-                break
-
-
-def _takes_nothing(method: Callable[..., object]) -> bool:
-    """Return whether a method can be called as it is: one that asks for more is its network's to
-    call.
-    """
-    try:
-        inspect.signature(method).bind()
-    except (TypeError, ValueError):
-        return False
-    return True
+            if not callable(method):
+                continue
+            try:
+                inspect.signature(method).bind()
+            except (TypeError, ValueError):
+                continue  # one that asks for more is its network's to call
+            method()
+            break

@@ -47,7 +47,18 @@ class Labels:
 
 def energy_rows(counts: Counts, profile: Profile, labels: Labels) -> list[dict[str, Any]]:
     """Return the rows of energy.csv, layer by layer and the totals last."""
-    layers = [(_description(layer), step_means(layer, profile)) for layer in counts.layers]
+    layers = [
+        (
+            {
+                "layer": layer.layer.name,
+                "type": layer.layer.type,
+                "input_kind": layer.layer.input_kind,
+                "op": "AC" if layer.layer.accumulates else "MAC",
+            },
+            step_means(layer, profile),
+        )
+        for layer in counts.layers
+    ]
     ann = [layer.layer.macs for layer in counts.layers]
     total = {name: np.sum([means[name] for _, means in layers], axis=0) for name in layers[0][1]}
     layers.append(({"layer": TOTAL, "type": "total", "input_kind": "", "op": ""}, total))
@@ -104,6 +115,22 @@ def sidecar(
     ratio to it. `memory`: add the traffic of weights and neuron state, never part of the totals.
     `skipped`: see `against_ann`. `accuracy_T`: of the steps up to each one, where it is known.
     """
+    beside = traffic = None
+    if teacher is not None:
+        energy = joules.mean_energy(teacher, profile)
+        beside = {
+            "name": teacher_name,
+            "macs": joules.ann_macs(teacher),
+            "energy_pj": energy,
+            "ratio_snn_teacher": _ratio(joules.mean_energy(counts, profile), energy),
+        }
+    if memory:
+        traffic = {
+            "pj_per_byte": MEMORY_PJ_PER_BYTE,
+            "source": MEMORY_SOURCE,
+            "snn": memory_traffic(counts),
+            "teacher": memory_traffic(teacher) if teacher else None,
+        }
     return {
         "run": labels.run,
         "dataset": labels.dataset,
@@ -114,8 +141,8 @@ def sidecar(
         "profile": profile.model_dump(mode="json", exclude=set() if profile.model else {"model"}),
         "stem": stem_policy(counts, profile),
         "totals": totals(counts, profile),
-        "teacher": _teacher(counts, profile, teacher, teacher_name) if teacher else None,
-        "memory": _memory(counts, teacher) if memory else None,
+        "teacher": beside,
+        "memory": traffic,
         "against_ann": {**against_ann(counts, profile, skipped), "accuracy": list(accuracy_T)},
         "notes": list(NOTES),
     }
@@ -166,34 +193,6 @@ def stem_policy(counts: Counts, profile: Profile) -> dict[str, Any]:
         "stem_energy_per_step_pj": stem["per_step"],
         "total_energy_once_pj": rest + stem["once"],
         "total_energy_per_step_pj": rest + stem["per_step"],
-    }
-
-
-def _teacher(counts: Counts, profile: Profile, teacher: Counts, name: str) -> dict[str, Any]:
-    energy = joules.mean_energy(teacher, profile)
-    return {
-        "name": name,
-        "macs": joules.ann_macs(teacher),
-        "energy_pj": energy,
-        "ratio_snn_teacher": _ratio(joules.mean_energy(counts, profile), energy),
-    }
-
-
-def _memory(counts: Counts, teacher: Counts | None) -> dict[str, Any]:
-    return {
-        "pj_per_byte": MEMORY_PJ_PER_BYTE,
-        "source": MEMORY_SOURCE,
-        "snn": memory_traffic(counts),
-        "teacher": memory_traffic(teacher) if teacher else None,
-    }
-
-
-def _description(layer: LayerCounts) -> dict[str, Any]:
-    return {
-        "layer": layer.layer.name,
-        "type": layer.layer.type,
-        "input_kind": layer.layer.input_kind,
-        "op": "AC" if layer.layer.accumulates else "MAC",
     }
 
 

@@ -124,18 +124,15 @@ def check(
     """Return the plan for one presentation, once the data have confirmed it. Raises TserError."""
     steps = timesteps if presentation.layout == INSIDE else len(presentation.x_TN)
     plan = make_plan(network, presentation, steps)
-    if not steps and plan.timesteps == 1 and _keeps_state(network, plan, presentation.of(2)):
-        raise TserError(KEEPS_STATE)
+    if not steps and plan.timesteps == 1:
+        # A second call that differs, with no reset in between, is a step and no image.
+        made = fresh_copy(network)
+        first, second = (observe(made, plan, presentation.of(2))[0] for _ in range(2))
+        if any(bool(changes(first[key], second[key]).any()) for key in first):
+            raise TserError(KEEPS_STATE)
     if not confirm(network, plan, presentation.of(2)) and not certain:
         raise TserError(NO_TIME)
     return plan
-
-
-def _keeps_state(network: nn.Module, plan: TrialPlan, two: Presentation) -> bool:
-    """Return whether a second call differs from the first, with no reset in between."""
-    made = fresh_copy(network)
-    first, second = (observe(made, plan, two)[0] for _ in range(2))
-    return any(bool(changes(first[key], second[key]).any()) for key in first)
 
 
 def confirm(network: nn.Module, plan: TrialPlan, two: Presentation) -> bool:
@@ -143,36 +140,34 @@ def confirm(network: nn.Module, plan: TrialPlan, two: Presentation) -> bool:
 
     Raises TserError where they contradict it.
     """
-    before = signature(network, plan, two)
+
+    def fed(shown: Presentation) -> Signature:
+        return observe(fresh_copy(network), plan, shown)[0]
+
+    before = fed(two)
     seen = plan.timesteps == 1
     for change in DISTURBANCES:
-        after = signature(network, plan, disturbed(two, 0, change))
-        _unmixed(before, after)
+        after = fed(disturbed(two, 0, change))
+        for key in before:
+            if changes(before[key], after[key])[:, 1].any():
+                raise TserError(
+                    f"layer {key[0]}: what it is fed with for one image changes with another "
+                    "image, so that time is not outermost, or images are mixed; tser audit says "
+                    "more"
+                )
         seen = seen or any(bool(changes(before[k], after[k])[1:, 0].any()) for k in before)
     if plan.layout == INSIDE:
         return seen or any(len(rows_SN) > 1 for rows_SN in before.values())
     last = plan.timesteps - 1
-    _in_order(before, signature(network, plan, disturbed(two, last, DISTURBANCES[0])), last)
-    return seen
-
-
-def _unmixed(before: Signature, after: Signature) -> None:
-    for key in before:
-        if changes(before[key], after[key])[:, 1].any():
-            raise TserError(
-                f"layer {key[0]}: what it is fed with for one image changes with another image, so "
-                "that time is not outermost, or images are mixed; tser audit tells more"
-            )
-
-
-def _in_order(before: Signature, after: Signature, last: int) -> None:
+    after = fed(disturbed(two, last, DISTURBANCES[0]))
     for key in before:
         rows_SN = changes(before[key], after[key])
         if len(rows_SN) > 1 and rows_SN[:last].any():
             raise TserError(
                 f"layer {key[0]}: what it is fed with at a time step changes with a later one, so "
-                "that time is not outermost, or the network looks ahead; tser audit tells more"
+                "that time is not outermost, or the network looks ahead; tser audit says more"
             )
+    return seen
 
 
 def changes(before_SN: Tensor, after_SN: Tensor) -> Tensor:
@@ -189,11 +184,6 @@ def disturbed(two: Presentation, step: int, change: Callable[[Tensor], Tensor]) 
     part = x[0] if two.layout == INSIDE else x[step, 0]
     part.copy_(change(part.flatten()).view_as(part).to(part.dtype))
     return replace(two, x_TN=x)
-
-
-def signature(network: nn.Module, plan: TrialPlan, presentation: Presentation) -> Signature:
-    """Return what every call of a copy of the network is fed with, as `observe` sums it up."""
-    return observe(fresh_copy(network), plan, presentation)[0]
 
 
 def observe(

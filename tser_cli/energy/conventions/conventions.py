@@ -1,12 +1,4 @@
-"""What syops counts beside convolutions and linear layers: norms, pools, neurons, activations.
-
-The rules are those of syops 0.0.5 (`syops/ops.py`), by the class of the module: an element of a
-spike tensor costs its rate in accumulates, any other one a multiply-accumulate; a norm with weights
-costs two an element; a leaky neuron one of each.
-
-Spiking attention in a network: which matrix products belong together, and their firing rates.
-
-The operations of one network as the tools and papers of this field count them, side by side.
+"""The operations of one network as the tools and papers of this field count them, side by side.
 
 Each is what its authors' code, or the formula that they print, does with the same spikes; where
 they differ from the exact count it is said why. All figures are means per image.
@@ -16,14 +8,13 @@ Sources: spikingjelly 2 (`op_counter`: SynOpCounter and MACCounter); NeuroBench 
 appendix); Spikingformer (`energy_consumption_calculation/`, `Nspks_max` 30 and 1 for calculations 1
 and 2); SpikingResformer (`utils/utils.py`, SOPMonitor); Spike-Driven Transformer (Yao et al.,
 NeurIPS 2023, table 1, as read in its issue 24).
-
-The table of conventions, why each differs from the exact count, and which one made a figure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -41,6 +32,7 @@ from tser_cli.energy.counts import (
     Counts,
     LayerCounts,
     Operand,
+    mean_of,
 )
 from tser_cli.energy.prices import Profile
 from tser_cli.energy.tally import find_kind
@@ -57,7 +49,12 @@ IF_NAMES, LIF_NAMES = ("IFNode", "MultiStepIFNode"), ("LIFNode", "MultiStepLIFNo
 
 @dataclass
 class Auxiliary:
-    """Accumulates and multiply-accumulates of all calls together."""
+    """What syops counts beside convolutions and linear layers: accumulates and MACs of all calls.
+
+    Its rules go by the class of the module: an element of a spike tensor costs its rate in
+    accumulates, any other one a multiply-accumulate; a norm with weights costs two an element; a
+    leaky neuron one of each.
+    """
 
     acs: float = 0.0
     macs: float = 0.0
@@ -77,17 +74,17 @@ class Auxiliary:
         elif isinstance(module, ACTIVATIONS):
             self._by_kind(y, y.numel())
         elif type(module).__name__ in IF_NAMES + LIF_NAMES:
-            self.acs += x.numel() * (_mean_spikes(x) if find_kind(x) in ("", SPIKES) else 1.0)
+            self.acs += x.numel() * (_mean(x) if find_kind(x) in ("", SPIKES) else 1.0)
             self.macs += x.numel() if type(module).__name__ in LIF_NAMES else 0
 
     def _by_kind(self, x: Tensor, operations: int) -> None:
         if find_kind(x) in ("", SPIKES):
-            self.acs += operations * _mean_spikes(x)
+            self.acs += operations * _mean(x)
         else:
             self.macs += operations
 
 
-def _mean_spikes(x: Tensor) -> float:
+def _mean(x: Tensor) -> float:
     return float(x.double().mean())
 
 
@@ -151,7 +148,7 @@ def _pair(first: LayerCounts, second: LayerCounts) -> Attention | None:
 
 def _rate(operand: Operand, layer: LayerCounts) -> float:
     executed = float(layer.executed_T.sum())
-    return float(operand.nonzero_TI.sum(axis=0).mean()) / (operand.size * executed)
+    return mean_of(operand.nonzero_TI) / (operand.size * executed)
 
 
 @dataclass(frozen=True)
@@ -180,7 +177,7 @@ class Convention:
 def rate_flop(layer: LayerCounts) -> float:
     """Firing rate x FLOP, over all steps."""
     size = layer.layer.neurons_in
-    return float(layer.nonzero_TI.sum(axis=0).mean()) / size * layer.layer.macs_formula
+    return mean_of(layer.nonzero_TI) / size * layer.layer.macs_formula
 
 
 def executions(layer: LayerCounts) -> int:
@@ -190,7 +187,7 @@ def executions(layer: LayerCounts) -> int:
 
 def exact(layer: LayerCounts, counts: Counts) -> Operations:
     """Return the count of this package: by value, without the padding."""
-    return Operations(float(layer.step_macs.sum()), float(layer.value_TI.sum(axis=0).mean()))
+    return Operations(float(layer.step_macs.sum()), mean_of(layer.value_TI))
 
 
 def formula(layer: LayerCounts, counts: Counts) -> Operations:
@@ -216,8 +213,8 @@ def spikingjelly(layer: LayerCounts, counts: Counts) -> Operations:
     events_TI = layer.events_TI * layer.binary_TI
     if layer.layer.input_kind == REAL:
         events_TI = events_TI * 0
-    macs = float(dense_TI.sum(axis=0).mean()) * layer.layer.macs_formula
-    return Operations(macs, float(events_TI.sum(axis=0).mean()))
+    macs = mean_of(dense_TI) * layer.layer.macs_formula
+    return Operations(macs, mean_of(events_TI))
 
 
 def _spikingjelly_product(layer: LayerCounts) -> Operations:
@@ -225,11 +222,11 @@ def _spikingjelly_product(layer: LayerCounts) -> Operations:
     _, rows, _, columns = layer.layer.product
     left, right = layer.operands
     if left.kind == right.kind == SPIKES:
-        return Operations(acs=float(layer.value_TI.sum(axis=0).mean()))
+        return Operations(acs=mean_of(layer.value_TI))
     if left.kind == SPIKES:
-        return Operations(acs=float(left.nonzero_TI.sum(axis=0).mean()) * columns)
+        return Operations(acs=mean_of(left.nonzero_TI) * columns)
     if right.kind == SPIKES:
-        return Operations(acs=float(right.nonzero_TI.sum(axis=0).mean()) * rows)
+        return Operations(acs=mean_of(right.nonzero_TI) * rows)
     return Operations(macs=float(executions(layer) * layer.layer.macs))
 
 
@@ -239,12 +236,12 @@ def neurobench(layer: LayerCounts, counts: Counts) -> Operations:
     if layer.layer.type == MATMUL or (shape is not None and shape.transposed):
         return Operations()
     assert layer.effective_TI is not None, "counted with the details of weights"
-    effective = float(layer.effective_TI.sum(axis=0).mean())
+    effective = mean_of(layer.effective_TI)
     if layer.layer.input_kind in (SPIKES, SIGNED):
         return Operations(acs=effective)
     if layer.layer.input_kind == REAL or layer.binary_TI is None:
         return Operations(macs=effective)
-    spiking = float((layer.effective_TI * layer.binary_TI).sum(axis=0).mean())
+    spiking = mean_of(layer.effective_TI * layer.binary_TI)
     return Operations(effective - spiking, spiking)
 
 
@@ -262,27 +259,26 @@ def syops(layer: LayerCounts, counts: Counts) -> Operations:
     """Firing rate x (FLOP + biases) where a call met 0 and 1 alone, FLOP + biases else."""
     if layer.layer.type == MATMUL:
         return Operations()
-    return _by_rate(layer, once_a_call=True, sums=False)
+    return by_rate(layer, counts, once_a_call=True)
 
 
-def spikingformer_1(layer: LayerCounts, counts: Counts) -> Operations:
-    """As syops, but whole numbers up to 30 are spikes too, and their mean is the rate."""
-    return _by_rate(layer, once_a_call=False, sums=True)
+def by_rate(
+    layer: LayerCounts, counts: Counts, once_a_call: bool = False, sums: bool = False
+) -> Operations:
+    """As syops: what is not 0 and 1 alone is dense.
 
-
-def spikingformer_2(layer: LayerCounts, counts: Counts) -> Operations:
-    """As syops: what is not 0 and 1 alone is dense."""
-    return _by_rate(layer, once_a_call=False, sums=False)
-
-
-def _by_rate(layer: LayerCounts, once_a_call: bool, sums: bool) -> Operations:
+    `sums`: whole numbers up to 30 are spikes too, and their mean is the rate. A product that
+    belongs to no pair of attention counts as firing rate x FLOP.
+    """
     if layer.layer.type == MATMUL:
-        return formula_product(layer)
+        if not layer.layer.accumulates:
+            return Operations(macs=float(executions(layer) * layer.layer.macs))
+        return Operations(acs=rate_flop(layer))
     facts = layer.layer
     flop = _output_flop(layer) + biases(layer, once_a_call)
     if facts.input_kind == SPIKES or (facts.input_kind == SUMS and sums):
         fed = layer.nonzero_TI if layer.total_TI is None else layer.total_TI
-        return Operations(acs=float(fed.sum(axis=0).mean()) / facts.neurons_in * flop)
+        return Operations(acs=mean_of(fed) / facts.neurons_in * flop)
     return Operations(macs=executions(layer) * flop)
 
 
@@ -295,13 +291,6 @@ def _output_flop(layer: LayerCounts) -> float:
     return float(
         prod(shape.kernel) * shape.in_channels * (shape.out_channels // shape.groups) * positions
     )
-
-
-def formula_product(layer: LayerCounts) -> Operations:
-    """Count a product that belongs to no pair of attention: firing rate x FLOP."""
-    if not layer.layer.accumulates:
-        return Operations(macs=float(executions(layer) * layer.layer.macs))
-    return Operations(acs=rate_flop(layer))
 
 
 def spikingformer_pair(pair: Attention, counts: Counts) -> Operations:
@@ -317,9 +306,9 @@ def resformer(layer: LayerCounts, counts: Counts) -> Operations:
     _, rows, _, columns = layer.layer.product
     left, right = layer.operands
     if right.kind != REAL:
-        return Operations(acs=float(right.nonzero_TI.sum(axis=0).mean()) * rows)
+        return Operations(acs=mean_of(right.nonzero_TI) * rows)
     if left.kind != REAL:
-        return Operations(acs=float(left.nonzero_TI.sum(axis=0).mean()) * columns)
+        return Operations(acs=mean_of(left.nonzero_TI) * columns)
     return exact(layer, counts)
 
 
@@ -349,10 +338,10 @@ CONVENTIONS = {
 }
 ATTENTION = {
     "spikformer": Convention(spikformer, (PADDING, EVENTS, ONCE, RATES, REAL_BY_RATE)),
-    "spikingformer-1": Convention(spikingformer_1, (PADDING, BIASES, RATES), spikingformer_pair),
-    "spikingformer-2": Convention(
-        spikingformer_2, (PADDING, BIASES, DENSE, RATES), spikingformer_pair
+    "spikingformer-1": Convention(
+        partial(by_rate, sums=True), (PADDING, BIASES, RATES), spikingformer_pair
     ),
+    "spikingformer-2": Convention(by_rate, (PADDING, BIASES, DENSE, RATES), spikingformer_pair),
     "spikingresformer": Convention(resformer, (RIGHT_FACTOR,)),
     "spike-driven-transformer": Convention(
         spikformer, (PADDING, EVENTS, ONCE, RATES, REAL_BY_RATE), spike_driven_pair
@@ -433,10 +422,10 @@ def _any(test: Callable[[LayerCounts], bool]) -> Callable[[Counts], bool]:
     return lambda counts: any(test(layer) for layer in counts.layers)
 
 
-def _zero_weights(layer: LayerCounts) -> bool:
-    if layer.effective_TI is None or not layer.layer.accumulates:
-        return False
-    return bool((layer.effective_TI != layer.events_TI).any())
+def _dense(layer: LayerCounts) -> bool:
+    """Return whether some call met more than 0 and 1."""
+    binary_TI = layer.binary_TI
+    return binary_TI is not None and bool((binary_TI < layer.executed_T[:, None]).any())
 
 
 def _zeros(layer: LayerCounts) -> bool:
@@ -445,46 +434,33 @@ def _zeros(layer: LayerCounts) -> bool:
     return bool((layer.effective_TI < layer.step_macs[:, None]).any())
 
 
-def _dense(layer: LayerCounts) -> bool:
-    if layer.layer.input_kind != SUMS or layer.binary_TI is None or layer.operands:
+def _zero_weights(layer: LayerCounts) -> bool:
+    if layer.effective_TI is None or not layer.layer.accumulates:
         return False
-    return bool((layer.binary_TI < layer.executed_T[:, None]).any())
+    return bool((layer.effective_TI != layer.events_TI).any())
 
 
-def _padded_dense(layer: LayerCounts) -> bool:
-    dense = layer.binary_TI is not None and bool(
-        (layer.binary_TI < layer.executed_T[:, None]).any()
-    )
-    return dense and layer.layer.macs_formula != layer.layer.macs
-
-
-def _stem_again(counts: Counts) -> bool:
-    return any(executions(layer) > 1 for layer in counts.stem)
-
-
-def _real_inside(counts: Counts) -> bool:
-    stem = [id(layer) for layer in counts.stem]
-    return any(not x.layer.accumulates and id(x) not in stem for x in counts.layers)
-
-
-def _transposed(layer: LayerCounts) -> bool:
-    return layer.layer.conv is not None and layer.layer.conv.transposed
+def _padded(layer: LayerCounts) -> bool:
+    return layer.layer.macs_formula != layer.layer.macs
 
 
 APPLIES: dict[str, Callable[[Counts], bool]] = {
-    PADDING: _any(lambda x: x.layer.type == CONV and x.layer.macs_formula != x.layer.macs),
-    PADDED_MACS: _any(_padded_dense),
+    PADDING: _any(lambda x: x.layer.type == CONV and _padded(x)),
+    PADDED_MACS: _any(lambda x: _dense(x) and _padded(x)),
     ONE_FACTOR: _any(lambda x: {operand.kind for operand in x.operands} == {SPIKES, SUMS}),
     RIGHT_FACTOR: _any(lambda x: len(x.operands) == 2 and x.layer.accumulates),
     RATES: lambda counts: any(True for _ in attentions(counts)),
     EVENTS: _any(lambda x: bool((x.events_TI != x.value_TI).any())),
-    DENSE: _any(_dense),
-    ONCE: _stem_again,
+    DENSE: _any(lambda x: x.layer.input_kind == SUMS and not x.operands and _dense(x)),
+    ONCE: lambda counts: any(executions(layer) > 1 for layer in counts.stem),
     BIASES: _any(lambda x: x.layer.bias_bytes > 0),
     OTHERS: lambda counts: True,
     WEIGHTS: _any(_zero_weights),
     ZEROS: _any(_zeros),
     NO_PRODUCTS: _any(lambda x: x.layer.type == MATMUL),
-    NO_TRANSPOSED: _any(_transposed),
-    REAL_BY_RATE: _real_inside,
+    NO_TRANSPOSED: _any(lambda x: x.layer.conv is not None and x.layer.conv.transposed),
+    REAL_BY_RATE: lambda counts: any(
+        not layer.layer.accumulates and not any(layer is stem for stem in counts.stem)
+        for layer in counts.layers
+    ),
 }

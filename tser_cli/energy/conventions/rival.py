@@ -23,13 +23,12 @@ are the same in both, once an image in the rival.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil, log2, prod
 
 import numpy as np
 
-from tser_cli.energy.counts import MATMUL, SPIKES, Counts, LayerCounts, NeuronCounts
+from tser_cli.energy.counts import MATMUL, SPIKES, Counts, LayerCounts, NeuronCounts, mean_of
 from tser_cli.energy.prices import Profile
 
 NAME = "lemaire-2022"
@@ -78,16 +77,29 @@ def word_pj(memory_bytes: float) -> float:
     return float(np.interp(memory_bytes, SRAM_BYTES, SRAM_PJ_PER_WORD))
 
 
+def covered(counts: Counts) -> list[LayerCounts]:
+    """Return the layers that the model has formulas for: no products, nothing transposed."""
+    return [
+        layer
+        for layer in counts.layers
+        if layer.layer.type != MATMUL
+        and not (layer.layer.conv is not None and layer.layer.conv.transposed)
+    ]
+
+
+def omitted(counts: Counts) -> LemaireEnergy:
+    """Return an energy of nothing, with the names of the layers that have no formula."""
+    has_formula = covered(counts)
+    left_out = [x for x in counts.layers if not any(x is layer for layer in has_formula)]
+    return LemaireEnergy(omitted=tuple(layer.layer.name for layer in left_out))
+
+
 def snn_energy(counts: Counts) -> LemaireEnergy:
     """Energy of one image over all time steps, from counts with the details of calls."""
-    has_neurons = bool(counts.neurons)
-    total = LemaireEnergy()
-    for layer in counts.layers:
-        if layer.layer.type == MATMUL or _transposed(layer):
-            total += LemaireEnergy(omitted=(layer.layer.name,))
-            continue
+    total = omitted(counts)
+    for layer in covered(counts):
         total += spiking_layer(layer)
-        total += dense_layer(layer, _dense_executions(layer), writes=not has_neurons)
+        total += dense_layer(layer, _dense_executions(layer), writes=not counts.neurons)
     for neurons in counts.neurons:
         total += neuron_energy(neurons, counts.timesteps)
     return total
@@ -95,22 +107,25 @@ def snn_energy(counts: Counts) -> LemaireEnergy:
 
 def ann_energy(counts: Counts) -> LemaireEnergy:
     """Energy of one pass through the ANN of the same shape: every layer once, dense."""
-    total = LemaireEnergy()
-    for layer in counts.layers:
-        if layer.layer.type == MATMUL or _transposed(layer):
-            total += LemaireEnergy(omitted=(layer.layer.name,))
-        else:
-            total += dense_layer(layer, 1, writes=True)
+    total = omitted(counts)
+    for layer in covered(counts):
+        total += dense_layer(layer, 1, writes=True)
     return total
 
 
 def spiking_layer(layer: LayerCounts) -> LemaireEnergy:
     """Return what the spikes of a layer cost: nothing where it is real."""
-    facts, spikes = layer.layer, _spikes(layer)
+    facts, shape = layer.layer, layer.layer.conv
     if layer.binary_TI is None or not facts.accumulates:
         return LemaireEnergy()
-    binary = float(layer.binary_TI.sum(axis=0).mean())
-    reached, weights = _reach(layer)
+    spikes = mean_of(layer.nonzero_TI * layer.binary_TI)
+    binary = mean_of(layer.binary_TI)
+    # Outputs that a spike reaches, and weights that it reads, as the model has them.
+    reached = weights = facts.macs // facts.neurons_in
+    if shape is not None:
+        channels = shape.out_channels // shape.groups
+        steps = [ceil(k / s) for k, s in zip(shape.kernel, shape.stride, strict=True)]
+        reached, weights = channels * prod(steps), channels * prod(shape.kernel)
     multiplies = 0.0 if facts.conv is None else 2 * spikes
     biases = binary * facts.outputs if facts.bias_bytes else 0.0
     return LemaireEnergy(
@@ -148,7 +163,7 @@ def neuron_energy(neurons: NeuronCounts, timesteps: int) -> LemaireEnergy:
     """Reading and writing every potential at every step, leaking it, and sending the spikes."""
     assert neurons.spikes_TI is not None, "counted with the details of neurons"
     updates = neurons.updates * timesteps
-    spikes = float(neurons.spikes_TI.sum(axis=0).mean())
+    spikes = mean_of(neurons.spikes_TI)
     leaks = 0 if neurons.type.startswith("IF") else updates
     return LemaireEnergy(
         arithmetic_pj=spikes * ADD_PJ + leaks * (MULTIPLY_PJ + ADD_PJ),
@@ -157,41 +172,13 @@ def neuron_energy(neurons: NeuronCounts, timesteps: int) -> LemaireEnergy:
     )
 
 
-def _reach(layer: LayerCounts) -> tuple[int, int]:
-    """Outputs that a spike reaches, and weights that it reads, as the model has them."""
-    shape = layer.layer.conv
-    if shape is None:
-        outputs = layer.layer.macs // layer.layer.neurons_in
-        return outputs, outputs
-    channels = shape.out_channels // shape.groups
-    steps = [ceil(k / s) for k, s in zip(shape.kernel, shape.stride, strict=True)]
-    return channels * prod(steps), channels * prod(shape.kernel)
-
-
-def _spikes(layer: LayerCounts) -> float:
-    if layer.binary_TI is None:
-        return 0.0
-    return float((layer.nonzero_TI * layer.binary_TI).sum(axis=0).mean())
-
-
 def _dense_executions(layer: LayerCounts) -> float:
     executed = float(layer.executed_T.sum())
     if layer.layer.input_kind == SPIKES or layer.binary_TI is None:
         return 0.0 if layer.layer.accumulates else executed
     if not layer.layer.accumulates:
         return executed
-    return executed - float(layer.binary_TI.sum(axis=0).mean())
-
-
-def _transposed(layer: LayerCounts) -> bool:
-    return layer.layer.conv is not None and layer.layer.conv.transposed
-
-
-def layers_covered(counts: Counts) -> Iterator[LayerCounts]:
-    """Yield the layers that the model has formulas for."""
-    for layer in counts.layers:
-        if layer.layer.type != MATMUL and not _transposed(layer):
-            yield layer
+    return executed - mean_of(layer.binary_TI)
 
 
 YAN_RATE, YAN_STEPS = 0.057, 5
@@ -250,11 +237,11 @@ def operation_rate(counts: Counts) -> float:
     possible = sum(layer.layer.macs * int(layer.executed_T.sum()) for layer in driven)
     if not possible:
         return 0.0
-    return sum(float(layer.value_TI.sum(axis=0).mean()) for layer in driven) / possible
+    return sum(mean_of(layer.value_TI) for layer in driven) / possible
 
 
 def _arithmetic(counts: Counts, profile: Profile, bits: int, rate: float) -> RivalDuel:
-    accumulates = sum(float(x.value_TI.sum(axis=0).mean()) for x in counts.layers) * profile.ac_pj
+    accumulates = sum(mean_of(x.value_TI) for x in counts.layers) * profile.ac_pj
     fixed = sum(int(layer.step_macs.sum()) for layer in counts.layers) * profile.mac_pj
     rival = sum(layer.layer.macs * _mac_pj(layer, profile, bits) for layer in counts.layers)
     return RivalDuel(fixed + accumulates, rival, _break_even(fixed, accumulates, rival, rate))
@@ -272,7 +259,7 @@ def _with_memory(counts: Counts, bits: int, rate: float) -> RivalDuel:
     snn = snn_energy(counts)
     spikes = _of_spikes(counts)
     rival = LemaireEnergy()
-    for layer in layers_covered(counts):
+    for layer in covered(counts):
         dense = dense_layer(layer, 1, writes=True)
         rival += _narrowed(dense, layer, bits) if layer.layer.accumulates else dense
     fixed = snn.total_pj - spikes.total_pj
@@ -283,7 +270,7 @@ def _with_memory(counts: Counts, bits: int, rate: float) -> RivalDuel:
 def _of_spikes(counts: Counts) -> LemaireEnergy:
     """Return the part of the SNN's energy that grows with its spikes, with memory."""
     total = LemaireEnergy()
-    for layer in layers_covered(counts):
+    for layer in covered(counts):
         total += spiking_layer(layer)
     for neurons in counts.neurons:
         assert neurons.spikes_TI is not None, "counted with the details of neurons"

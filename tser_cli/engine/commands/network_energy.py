@@ -9,11 +9,12 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +39,6 @@ from tser_cli.engine.runs.runtime import make_runtime
 from tser_cli.models.base import Classifier
 from tser_cli.report.csv_files import CONVENTIONS, write_csv, write_energy_csv
 from tser_cli.settings import recipe
-from tser_cli.settings.config import Config
 from tser_cli.settings.fields import parse_energy
 from tser_cli.settings.options import EnergyRequest, NetworkRequest, Wanted
 
@@ -173,7 +173,13 @@ def measure_network(request: EnergyRequest) -> NetworkEnergyResult:
     document = sidecar(counts, profile, labels, memory=request.memory)
     uncounted = uncounted_shares(plan, counts)
     beyond = go_beyond(request.output, Details(counts, counted.others), profile, request)
-    document["network"] = describe(plan, counter, uncounted)
+    document["network"] = {
+        "layout": plan.layout,
+        "neurons": plan.neurons,
+        "kinds_met": {name: dict(kinds) for name, kinds in counter.kinds_met.items()},
+        "differing": counter.differing(),
+        "uncounted_share_of_flop": dict(uncounted),
+    }
     document.update(beyond.document())
     write_energy_csv(request.output, rows, request.form)
     aside = request.output.with_suffix(".json")
@@ -223,55 +229,48 @@ def count(
 
 def find_layout(network: nn.Module, images: Tensor, request: NetworkRequest) -> TrialPlan:
     """Return the plan of the network for the layout that was said, or for the one that fits."""
-    if request.layout not in (AUTO, *LAYOUTS):
-        raise ConfigError(f"--layout: {unknown('layout', request.layout, (AUTO, *LAYOUTS))}")
+    check_layout(request)
     layouts = LAYOUTS if request.layout == AUTO else (request.layout,)
     if not request.timesteps:
-        if request.layout not in (AUTO, INSIDE):
-            raise ConfigError(f"--layout {request.layout}: say how many time steps, with -T")
         layouts = (INSIDE,)
     candidates = [presented(name, images, request.timesteps, network) for name in layouts]
     certain = request.layout != AUTO or not request.timesteps
     return choose(network, candidates, request.timesteps, certain)
 
 
+def check_layout(request: NetworkRequest) -> None:
+    """Raise ConfigError for a layout that there is not, or that needs to be told T."""
+    layout = request.layout
+    if layout not in (AUTO, *LAYOUTS):
+        raise ConfigError(f"--layout: {unknown('layout', layout, (AUTO, *LAYOUTS))}")
+    if not request.timesteps and layout not in (AUTO, INSIDE):
+        raise ConfigError(f"--layout {layout}: say how many time steps, with -T")
+
+
 def find_audit_layout(
     network: nn.Module, images: Tensor, request: NetworkRequest
 ) -> tuple[str, int]:
-    """Return the layout and T to audit a network in; as said, it is not checked: a fault may hide
-    it.
+    """Return the layout and T to audit a network in.
+
+    One that was said is not tried out: a fault may hide it. Else it is the one that fits; where a
+    fault lets none fit, the only one that can be run.
     """
-    if request.layout == AUTO:
-        return _audited_layout(network, images, request)
-    if request.layout not in LAYOUTS:
-        raise ConfigError(f"--layout: {unknown('layout', request.layout, (AUTO, *LAYOUTS))}")
-    if not request.timesteps and request.layout != INSIDE:
-        raise ConfigError(f"--layout {request.layout}: say how many time steps, with -T")
-    return request.layout, request.timesteps
-
-
-def _audited_layout(network: nn.Module, images: Tensor, request: NetworkRequest) -> tuple[str, int]:
-    """Return the layout that fits; where a fault lets none fit, the only one that can be run."""
+    check_layout(request)
+    if request.layout != AUTO:
+        return request.layout, request.timesteps
     try:
         plan = find_layout(network, images, request)
     except TserError as error:
-        possible = [
-            name
-            for name in LAYOUTS
-            if request.timesteps and _runs(network, images, name, request.timesteps)
-        ]
+        possible = []
+        for name in LAYOUTS if request.timesteps else ():
+            with suppress(TserError):
+                shown = presented(name, images, request.timesteps, network)
+                make_plan(network, shown, request.timesteps)
+                possible.append(name)
         if len(possible) != 1:
             raise error
         return possible[0], request.timesteps
     return plan.layout, plan.timesteps
-
-
-def _runs(network: nn.Module, images: Tensor, layout: str, timesteps: int) -> bool:
-    try:
-        make_plan(network, presented(layout, images, timesteps, network), timesteps)
-    except TserError:
-        return False
-    return True
 
 
 def presented(layout: str, images: Tensor, timesteps: int, network: nn.Module) -> Presentation:
@@ -294,19 +293,6 @@ def uncounted_shares(plan: TrialPlan, counts: Counts) -> list[tuple[str, float]]
     total = 2 * macs + sum(others.values())
     shares = [(name, flop / total) for name, flop in others.items()]
     return sorted(shares, key=lambda share: -share[1])
-
-
-def describe(
-    plan: TrialPlan, counter: TrialCounter, uncounted: list[tuple[str, float]]
-) -> dict[str, Any]:
-    """Return what the sidecar says of a network from elsewhere."""
-    return {
-        "layout": plan.layout,
-        "neurons": plan.neurons,
-        "kinds_met": {name: dict(kinds) for name, kinds in counter.kinds_met.items()},
-        "differing": counter.differing(),
-        "uncounted_share_of_flop": dict(uncounted),
-    }
 
 
 def dtype_of(network: nn.Module) -> str:
@@ -358,7 +344,9 @@ def open_network(request: NetworkRequest) -> tuple[nn.Module, Inputs]:
         load_weights(network, request.weights)
     config = recipe.resolve([recipe.Layer("flags", request.changes)])
     if request.dataset:
-        return network.eval(), _from_dataset(request, network, config)
+        context = prepare(config, request.progress)
+        network.to(context.runtime.device)
+        return network.eval(), test_images(context, request.images)
     runtime = make_runtime(config.training, channels_last=False)
     images = _images(request)
     images = images[: request.images or len(images)].to(runtime.device)
@@ -369,24 +357,17 @@ def open_network(request: NetworkRequest) -> tuple[nn.Module, Inputs]:
 
 
 def _images(request: NetworkRequest) -> Tensor:
-    if request.data is None:
-        return _random(request)
-    import numpy as np
-
-    try:
-        array = np.load(request.data, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"--data {request.data} can't be read: {error_line(error)}") from error
-    if array.dtype.kind not in "fiub" or array.ndim < 2 or not len(array):
-        raise DataError(
-            f"--data {request.data} holds {array.dtype} {array.shape}, not numbers [N, ...]"
-        )
-    return torch.from_numpy(array.astype(np.float32))
-
-
-def _random(request: NetworkRequest) -> Tensor:
-    if not request.input_shape:
-        raise ConfigError("say what the network is fed with: --dataset, --data or --input 3,32,32")
+    """Return the array of a file, or random numbers. Raises ConfigError or DataError."""
+    if request.data is not None:
+        try:
+            array = np.load(request.data, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"--data {request.data} can't be read: {error_line(error)}") from error
+        if array.dtype.kind not in "fiub" or array.ndim < 2 or not len(array):
+            raise DataError(
+                f"--data {request.data} holds {array.dtype} {array.shape}, not numbers [N, ...]"
+            )
+        return torch.from_numpy(array.astype(np.float32))
     try:
         shape = [int(part) for part in request.input_shape.split(",")]
     except ValueError as error:
@@ -395,12 +376,6 @@ def _random(request: NetworkRequest) -> Tensor:
         raise ConfigError(f'--input "{request.input_shape}": sizes are at least 1')
     generator = torch.Generator().manual_seed(0)
     return torch.rand(request.images or RANDOM_IMAGES, *shape, generator=generator)
-
-
-def _from_dataset(request: NetworkRequest, network: nn.Module, config: Config) -> Inputs:
-    context = prepare(config, request.progress)
-    network.to(context.runtime.device)
-    return test_images(context, request.images)
 
 
 def test_images(context: Context, images: int) -> Inputs:
