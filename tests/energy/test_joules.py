@@ -1,20 +1,39 @@
-"""Energies worked out by hand from counts written down by hand."""
+"""Energies by hand, beside the ANN of the same shape, and memory traffic as spikingjelly has it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
+from spikingjelly.activation_based.op_counter import (
+    ModuleCounterMode,
+    NeuromorphicMemoryAccessCounter,
+    SimpleEnergyCostConfig,
+)
+from torch import Tensor, nn
 
+from tser_cli.energy.counter import counting
 from tser_cli.energy.counts import Counts, LayerCounts, LayerFacts
 from tser_cli.energy.joules import (
+    MEMORY_PJ_PER_BYTE,
+    against_ann,
     ann_macs,
+    as_ann,
     energy_per_step,
     energy_up_to,
     formula_operations,
     mean_energy,
+    memory_traffic,
+    skipped_share,
     stem_energy,
 )
-from tser_cli.energy.prices import Profile
+from tser_cli.energy.prices import Profile, load_profile
+from tser_cli.models.base import build_model
+from tser_cli.models.neurons import SpikingNeuron
+from tser_cli.settings.config import NeuronConfig
 
 CHIP = Profile(name="chip", mac_pj=4.0, ac_pj=0.5, source="x", technology="y")
 
@@ -86,3 +105,122 @@ def test_a_network_of_spikes_alone_has_no_stem() -> None:
     counts = Counts(2, 1, (only,))
     assert counts.stem == ()
     assert stem_energy(counts, CHIP) == {"once": 0.0, "per_step": 0.0}
+
+
+class Binary(nn.Module):
+    """Without padding in its real layer, where spikingjelly counts the zeros of the padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        spiking = NeuronConfig(backend="spikingjelly", threshold=0.25)
+        self.stem = nn.Conv2d(2, 4, 3)
+        self.act1 = SpikingNeuron(spiking)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1, stride=2)
+        self.act2 = SpikingNeuron(spiking)
+        self.fc = nn.Linear(4 * 3 * 3, 5)
+
+    def forward(self, x: Tensor, timesteps: int) -> Tensor:
+        x = self.act1(self.stem(x).repeat(timesteps, 1, 1, 1), timesteps)
+        x = self.act2(self.conv(x), timesteps)
+        y: Tensor = self.fc(x.flatten(1))
+        return y
+
+
+@torch.no_grad()
+def test_traffic_is_what_spikingjelly_counts() -> None:
+    model, images_NCHW = Binary(), torch.randn(3, 2, 8, 8)
+    theirs = NeuromorphicMemoryAccessCounter()
+    kinds = {"stem": "real", "conv": "spikes", "fc": "spikes"}
+    with ModuleCounterMode([theirs], model=model), counting(model, kinds) as counter:
+        model(images_NCHW, timesteps=2)
+    expected = theirs.get_counts()["Global"]
+    traffic = memory_traffic(counter.counts())
+    total = sum(expected.values())
+    assert all(expected.values()) and len(expected) == 4
+    assert {name: 3 * traffic[name] for name in expected} == pytest.approx(dict(expected))
+    assert 3 * traffic["energy_pj"] == pytest.approx(total * MEMORY_PJ_PER_BYTE)
+
+
+def test_the_cost_of_a_byte_is_spikingjelly_s() -> None:
+    assert SimpleEnergyCostConfig().e_memory_pj_per_byte == MEMORY_PJ_PER_BYTE
+
+
+@torch.no_grad()
+def test_a_sum_of_spikes_reads_its_weight_once() -> None:
+    model = nn.Linear(3, 10, bias=False)
+    wrapped = nn.Sequential(model)
+    with counting(wrapped, {"0": "sums"}) as counter:
+        wrapped(torch.tensor([[2.0, 0.0, 1.0]]))
+    assert memory_traffic(counter.counts())["weight_read_bytes"] == 2 * 10 * 4
+
+
+FP32 = load_profile("horowitz-45nm-fp32")
+
+
+def count(model: Any, images_NCHW: Tensor, timesteps: int) -> Counts:
+    with torch.no_grad(), counting(model, model.input_kinds()) as counter:
+        model(images_NCHW, timesteps)
+    return counter.counts()
+
+
+@pytest.fixture
+def sew_counts(small_sew: nn.Module, exact_images: Callable[[int], Tensor]) -> Counts:
+    """Five images at three steps."""
+    return count(small_sew, exact_images(5), 3)
+
+
+def test_the_same_arithmetic_and_an_ann_that_skips_or_has_integers(sew_counts: Counts) -> None:
+    found = against_ann(sew_counts, FP32, skipped=0.25)["assumptions"]
+    snn, macs = mean_energy(sew_counts, FP32), ann_macs(sew_counts)
+    assert found["same"] == {"snn_pj": snn, "ann_pj": 4.6 * macs}
+    assert found["skipping"] == {"snn_pj": snn, "ann_pj": 0.75 * 4.6 * macs, "skipped": 0.25}
+    assert found["int8"] == {"snn_pj": snn, "ann_pj": 0.23 * macs}
+
+
+def test_the_ann_of_the_same_shape_moves_as_much_as_one_that_was_counted() -> None:
+    shape = {"channels": 1, "height": 16, "width": 16, "num_classes": 4}
+    snn = build_model("resnet20", **shape, neuron=NeuronConfig()).eval()
+    ann = build_model("resnet20", **shape).eval()
+    images = torch.rand(2, 1, 16, 16)
+    spiking, counted = count(snn, images, 3), count(ann, images[:1], 1)
+    assert memory_traffic(as_ann(spiking)) == memory_traffic(counted)
+    found = against_ann(spiking, FP32, None)["assumptions"]["memory"]
+    snn_pj = mean_energy(spiking, FP32) + memory_traffic(spiking)["energy_pj"]
+    assert found["snn_pj"] == pytest.approx(snn_pj)
+    ann_pj = mean_energy(counted, FP32) + memory_traffic(counted)["energy_pj"]
+    assert found["ann_pj"] == pytest.approx(ann_pj)
+
+
+def test_energy_after_each_step(sew_counts: Counts) -> None:
+    steps = against_ann(sew_counts, FP32, None)["steps_pj"]
+    assert steps == pytest.approx(energy_up_to(sew_counts, FP32).mean(axis=1))
+    assert steps[-1] == pytest.approx(mean_energy(sew_counts, FP32))
+
+
+@pytest.mark.parametrize(
+    ("profile", "assumptions"),
+    [
+        ("horowitz-45nm-fp32", {"same", "memory", "int8"}),
+        ("horowitz-45nm-int8", {"same", "memory"}),
+        ("loihi", {"same"}),
+        ("lemaire-2022", {"same"}),
+    ],
+)
+def test_what_can_be_said_depends_on_the_profile(
+    counts: Counts, profile: str, assumptions: set[str]
+) -> None:
+    found = against_ann(counts, load_profile(profile), None)["assumptions"]
+    assert found.keys() == assumptions
+
+
+@torch.no_grad()
+def test_operations_on_zeros_by_hand() -> None:
+    first, second = nn.Linear(4, 3), nn.Linear(3, 2)
+    for layer in (first, second):
+        layer.weight.fill_(1.0)
+    first.bias.copy_(torch.tensor([0.0, -10.0, 0.0]))  # the second value is always 0
+    network = nn.Sequential(first, nn.ReLU(), second)
+    with counting(network, {"0": "real", "2": "real"}, detailed=True) as counter:
+        network(torch.tensor([[0.5, 0.0, 0.0, 0.25], [0.5, 0.5, 0.5, 0.5]]))
+    # first layer: 2 and 4 of 4 inputs x 3 outputs; second: 2 of 3 inputs x 2 outputs
+    assert skipped_share(counter.counts()) == pytest.approx(1 - (9 + 4) / (12 + 6))

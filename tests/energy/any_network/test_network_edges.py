@@ -16,9 +16,9 @@ from tests.energy import foreign
 from tser_cli.base.errors import TserError
 from tser_cli.energy.any_network.layouts import present
 from tser_cli.energy.any_network.network_counter import count_operations
-from tser_cli.energy.counter import counting
+from tser_cli.energy.counter import as_declared, counting
 from tser_cli.energy.counts import Counts
-from tser_cli.models.base import Classifier
+from tser_cli.models.base import Classifier, build_model
 from tser_cli.models.integers import quantise
 
 
@@ -112,6 +112,39 @@ def test_a_network_of_our_own_counts_as_it_declares(lively: Callable[..., Classi
         assert one.layer.name == other.layer.name
         assert np.array_equal(one.value_TI, other.value_TI)
         assert one.step_macs.tolist() == other.step_macs.tolist()
+
+
+@pytest.mark.parametrize("name", ["resnet20", "sew_resnet20"])
+def test_a_detailed_count_is_that_of_hooks_too(
+    lively: Callable[..., Classifier], name: str
+) -> None:
+    model, images = lively(name), torch.randn(4, 3, 8, 8)
+    kinds = model.input_kinds() or {}
+    with torch.no_grad(), counting(model, kinds) as hooks:
+        model(images, timesteps=3)
+    with torch.no_grad(), count_operations(model, "inside", 3, detailed=True) as found:
+        model(images, timesteps=3)
+    same(as_declared(found.counts(), model, kinds), hooks.counts())
+    wrong = {**kinds, "layer1.0.conv1": "spikes", "fc": "spikes"}
+    with pytest.raises(TserError, match="layer fc is declared to be fed with spikes"):
+        as_declared(found.counts(), model, wrong)
+
+
+def test_hooks_count_the_zeros_that_an_ann_meets() -> None:
+    model = build_model("resnet20", channels=1, height=8, width=8, num_classes=4).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(torch.rand_like(weight) > 0.2)
+    kinds, images = model.input_kinds() or {}, torch.randn(3, 1, 8, 8).relu()
+    with torch.no_grad(), counting(model, kinds, detailed=True) as hooks:
+        model(images)
+    with torch.no_grad(), count_operations(model, "inside", 1, detailed=True) as found:
+        model(images)
+    for one, other in zip(hooks.counts().layers, found.counts().layers, strict=True):
+        assert one.effective_TI is not None
+        assert other.effective_TI is not None
+        assert np.array_equal(one.effective_TI, other.effective_TI)
+        assert (one.effective_TI < one.layer.macs).all()
 
 
 def test_layers_in_place_and_shared_by_two_places_in_a_loop() -> None:
