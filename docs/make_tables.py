@@ -18,16 +18,21 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from tser_cli.engine.ablation.exits import summarise_exits
-from tser_cli.engine.ablation.summary import compare, describe, summarise, with_holm
 from tser_cli.report.ablation_figures import baseline_of
+from tser_cli.report.comparison import (
+    CellStatistics,
+    Key,
+    Values,
+    compare,
+    describe,
+    summarise,
+    with_holm,
+)
 from tser_cli.report.csv_files import (
-    STATISTICS,
     ablation_exit_schema,
     axes_of,
     read_ablation,
@@ -43,7 +48,6 @@ MARKED = re.compile(
     re.DOTALL,
 )
 VALIDATION = "best_validation_accuracy"
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,10 @@ class Ablation:
         """The columns of the accuracy at each step."""
         return [name for name in self.runs if re.fullmatch(r"accuracy_at_\d+", name)]
 
-    def summary(self, measure: str) -> list[Row]:
-        """Return a row of statistics a cell for a column of the runs."""
-        rows = self.runs.to_dict("records")
-        return summarise(rows, self.axes, self.baseline, measure)
+    def summary(self, measure: str) -> list[CellStatistics]:
+        """Return the statistics of each cell for a column of the runs."""
+        finished = self.runs[self.runs["state"] == "finished"]
+        return summarise(by_cell(finished, self.axes, measure), self.axes, self.baseline, measure)
 
 
 def documents() -> list[Path]:
@@ -107,6 +111,17 @@ def read(path: Path) -> Ablation:
     return Ablation(read_ablation(path, axes), axes, baseline, measure, exits, others)
 
 
+def by_cell(runs: pd.DataFrame, axes: Sequence[str], column: str) -> dict[Key, Values]:
+    """Return each cell's values of a column by seed; one whose fields are empty has none."""
+    return {
+        tuple(map(str, key)): {
+            int(seed): float(value)
+            for seed, value in cell.set_index("seed")[column].dropna().items()
+        }
+        for key, cell in runs.groupby(list(axes), sort=False)
+    }
+
+
 def means(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: accuracy by step and averaged, difference, energy.
 
@@ -118,15 +133,15 @@ def means(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
     if ablation.measure == VALIDATION:
         columns, last = {"validation, best epoch": VALIDATION, "test": "accuracy"}, []
     by_column = [ablation.summary(name) for name in columns.values()]
-    energies = [f"{row['accuracy_mean'] / 1e6:.2f} µJ" for row in ablation.summary("energy_pj")]
+    energies = [f"{(cell.mean or 0) / 1e6:.2f} µJ" for cell in ablation.summary("energy_pj")]
     rows = [
         [
-            *(f"`{row[axis]}`" for axis in ablation.axes),
+            *(f"`{value}`" for value in cell.settings.values()),
             *(mean(found[place]) for found in by_column),
-            difference(row),
+            difference(cell),
             *(energies[place] for _ in last),
         ]
-        for place, row in enumerate(ablation.summary(ablation.measure))
+        for place, cell in enumerate(ablation.summary(ablation.measure))
     ]
     against = "against the baseline, 95 % interval"
     return [*names(ablation), *columns, against, *last], rows
@@ -139,10 +154,10 @@ def differences(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
     by_column = together([ablation.summary(name) for name in columns.values()])
     rows = [
         [
-            *(f"`{row[axis]}`" for axis in ablation.axes),
+            *(f"`{value}`" for value in cell.settings.values()),
             *(difference(found[place]) for found in by_column),
         ]
-        for place, row in enumerate(by_column[0])
+        for place, cell in enumerate(by_column[0])
     ]
     return [*names(ablation), *columns], rows
 
@@ -150,50 +165,59 @@ def differences(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
 def early_exit(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: energy and accuracy at the baseline's accuracy less the margin."""
     assert ablation.exits is not None, "NAME_early_exit.csv lies beside NAME.csv"
-    runs: list[Row] = ablation.exits.to_dict("records")
+    axes, runs = ablation.axes, ablation.exits
+    energies, accuracies = (
+        summarise(by_cell(runs, axes, column), axes, ablation.baseline, column)
+        for column in ("energy_pj", "accuracy")
+    )
+    missed = runs[runs["target_accuracy"].notna() & runs["energy_pj"].isna()]
+    often = missed.groupby(axes).size().to_dict() if len(missed) else {}
     rows = [
-        [*(f"`{row[axis]}`" for axis in ablation.axes), *at_equal_accuracy(row)]
-        for row in summarise_exits(runs, ablation.axes, ablation.baseline)
+        [
+            *(f"`{value}`" for value in energy.settings.values()),
+            *at_equal_accuracy(energy, accuracy, often.get((*energy.settings.values(),), 0)),
+        ]
+        for energy, accuracy in zip(energies, accuracies, strict=True)
     ]
     header = ["energy an image", "accuracy there", "energy against the baseline, 95 % interval"]
     return [*names(ablation), *header], rows
 
 
-def at_equal_accuracy(row: Row) -> list[str]:
+def at_equal_accuracy(energy: CellStatistics, accuracy: CellStatistics, missed: int) -> list[str]:
     """Return energy, accuracy and difference of a cell, with how many runs get there at all."""
-    if not row["n"]:
+    if not energy.n:
         return ["no run gets there", "", ""]
-    energy = f"{row['energy_mean_pj'] / 1e6:.2f} ± {row['energy_std_pj'] / 1e6:.2f} µJ"
-    tried = f" ({row['n']} of {row['n'] + row['missed']} runs)" if row["missed"] else ""
-    return [energy + tried, mean(row), energy_difference(row)]
+    spent = f"{(energy.mean or 0) / 1e6:.2f} ± {(energy.std or 0) / 1e6:.2f} µJ"
+    tried = f" ({energy.n} of {energy.n + missed} runs)" if missed else ""
+    return [spent + tried, mean(accuracy), energy_difference(energy)]
 
 
 def alternatives(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: accuracy and energy of other settings, and how far they are ahead."""
     assert ablation.alternatives is not None, "NAME_alternatives.csv lies beside NAME.csv"
+    groups = dict(list(ablation.alternatives.groupby("alternative", sort=False)))
     found = with_holm(
-        [
-            against_runs(str(name), runs.set_index("seed"), ablation.runs)
-            for name, runs in ablation.alternatives.groupby("alternative", sort=False)
-        ]
+        [against_runs(runs.set_index("seed"), ablation.runs) for runs in groups.values()]
     )
-    rows = [[row["name"], mean(row), row["energy"], difference(row)] for row in found]
+    energies = [runs["energy_pj"] / 1e6 for runs in groups.values()]
+    spent = [f"{energy.mean():.2f} ± {energy.std():.2f} µJ" for energy in energies]
+    rows = [
+        [str(name), mean(cell), energy, difference(cell)]
+        for name, cell, energy in zip(groups, found, spent, strict=True)
+    ]
     against = "against the budgets at its energy, 95 % interval"
     return ["alternative", "averaged", "energy an image", against], rows
 
 
-def against_runs(name: str, runs: pd.DataFrame, others: pd.DataFrame) -> Row:
+def against_runs(runs: pd.DataFrame, others: pd.DataFrame) -> CellStatistics:
     """Return the statistics of `runs`, and of their differences to `others` of equal energy."""
-    energies = runs["energy_pj"] / 1e6
-    spent = f"{energies.mean():.2f} ± {energies.std():.2f} µJ"
-    equal = pd.Series(
-        {
-            seed: accuracy_at(energy, others[others["seed"] == seed])
-            for seed, energy in runs["energy_pj"].items()
-        }
-    )
-    row = {**dict.fromkeys(STATISTICS), "name": name, "energy": spent, "baseline": 0}
-    return {**row, **describe(runs["accuracy"]), **compare(runs["accuracy"], equal)}
+    equal = {
+        int(seed): accuracy_at(energy, others[others["seed"] == seed])
+        for seed, energy in runs["energy_pj"].items()
+    }
+    values = {int(seed): float(value) for seed, value in runs["accuracy"].items()}
+    known = {seed: value for seed, value in equal.items() if not np.isnan(value)}
+    return compare(describe(values, {}, "accuracy"), values, known)
 
 
 def accuracy_at(energy_pj: float, runs: pd.DataFrame) -> float:
@@ -203,19 +227,20 @@ def accuracy_at(energy_pj: float, runs: pd.DataFrame) -> float:
     return float(np.interp(energy_pj, line["energy_pj"], line["accuracy"], **ends))
 
 
-def energy_difference(row: Row) -> str:
+def energy_difference(cell: CellStatistics) -> str:
     """Return a difference of energies with its interval, and what may be said of it."""
-    if row["baseline"]:
+    if cell.is_baseline:
         return "baseline"
-    found, *reach = (row[f"energy_difference{part}_pj"] / 1e6 for part in ("", "_low", "_high"))
-    return f"{found:+.3f} [{reach[0]:+.3f}, {reach[1]:+.3f}] µJ{verdict(row)}"
+    assert cell.difference is not None and cell.interval is not None, "there are several seeds"
+    found, low, high = (value / 1e6 for value in (cell.difference, *cell.interval))
+    return f"{found:+.3f} [{low:+.3f}, {high:+.3f}] µJ{verdict(cell)}"
 
 
-def together(columns: list[list[Row]]) -> list[list[Row]]:
-    """Return rows of statistics with Holm's procedure over all comparisons of all columns."""
-    rows = with_holm([row for column in columns for row in column])
+def together(columns: list[list[CellStatistics]]) -> list[list[CellStatistics]]:
+    """Return statistics with Holm's procedure over all comparisons of all columns."""
+    cells = with_holm([cell for column in columns for cell in column])
     size = len(columns[0])
-    return [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+    return [cells[begin : begin + size] for begin in range(0, len(cells), size)]
 
 
 KINDS: dict[str, Callable[[Ablation], tuple[list[str], list[list[str]]]]] = {
@@ -231,30 +256,29 @@ def names(ablation: Ablation) -> list[str]:
     return [short_name(axis) for axis in ablation.axes]
 
 
-def mean(row: Row) -> str:
+def mean(cell: CellStatistics) -> str:
     """Return mean and standard deviation in percent: `76.67 ± 0.20`."""
-    spread = row["accuracy_std"]
-    deviation = "" if spread is None else f" ± {100 * spread:.2f}"
-    return f"{100 * row['accuracy_mean']:.2f}{deviation}"
+    deviation = "" if cell.std is None else f" ± {100 * cell.std:.2f}"
+    return f"{100 * (cell.mean or 0):.2f}{deviation}"
 
 
-def difference(row: Row) -> str:
+def difference(cell: CellStatistics) -> str:
     """Return a difference with its interval in points, and what may be said of it."""
-    if row["baseline"]:
+    if cell.is_baseline:
         return "baseline"
-    if row["difference_low"] is None:
-        return "no interval" if row["pairs"] else "none is there"
-    low, high = 100 * row["difference_low"], 100 * row["difference_high"]
-    return f"{100 * row['difference_mean']:+.2f} [{low:+.2f}, {high:+.2f}]{verdict(row)}"
+    if cell.difference is None or cell.interval is None:
+        return "no interval" if cell.pairs else "none is there"
+    low, high = (100 * end for end in cell.interval)
+    return f"{100 * cell.difference:+.2f} [{low:+.2f}, {high:+.2f}]{verdict(cell)}"
 
 
-def verdict(row: Row) -> str:
+def verdict(cell: CellStatistics) -> str:
     """Return what follows a difference: nothing where it is resolved, by Holm's procedure too."""
-    if row["resolved"] is None:
-        return f", n = {row['pairs']}: no verdict"
-    if not row["resolved"]:
+    if cell.resolved is None:
+        return f", n = {cell.pairs}: no verdict"
+    if not cell.resolved:
         return ", not resolved"
-    return "" if row["resolved_holm"] else ", not by Holm"
+    return "" if cell.resolved_holm else ", not by Holm"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

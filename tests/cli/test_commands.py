@@ -18,6 +18,7 @@ from tser_cli.engine.ablation.folder import AblationFolder
 from tser_cli.engine.ablation.grid import Request
 from tser_cli.engine.commands import ablate as ablate_command
 from tser_cli.engine.commands.ablate import AblationResult
+from tser_cli.report.comparison import CellStatistics
 from tser_cli.settings import registry
 from tser_cli.settings.options import DistillRequest
 
@@ -48,17 +49,7 @@ def test_a_teacher_s_method_is_nobody_s_business(
     assert capsys.readouterr() == ("", "")
 
 
-ROW = {
-    "method.name": "ce",
-    "n": 1,
-    "accuracy_mean": 0.5,
-    "accuracy_std": None,
-    "baseline": 1,
-    "difference_mean": None,
-    "difference_low": None,
-    "difference_high": None,
-    "resolved": None,
-}
+CELL = CellStatistics({"method.name": "ce"}, "accuracy", 1, 0.5, None, is_baseline=True)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +63,7 @@ def test_failed_cells_are_an_error_after_the_table(
     code: int,
 ) -> None:
     def run(request: Request, place: AblationFolder, progress: Any) -> AblationResult:
-        return AblationResult(place.folder, request, [ROW], (), failures)
+        return AblationResult(place.folder, request, [CELL], (), failures)
 
     monkeypatch.setattr(ablate_command, "ablate", run)
     words = ["--vary", "method=ce,kd", "--seeds", "2", "--output", tmp_path / "ablation"]

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from tser_cli.cli import show_wings, terminal
+from tser_cli.engine.ablation.exits import ExitStatistics
 from tser_cli.engine.ablation.grid import make_request
 from tser_cli.engine.commands.ablate import AblationPlan, AblationResult
-from tser_cli.report.csv_files import EXIT_STATISTICS
+from tser_cli.report.comparison import CellStatistics
 from tser_cli.settings.recipe import Layer
 from tser_cli.settings.wing_options import AblateRequest, ReportRequest
 
@@ -31,21 +32,10 @@ ABLATION = AblationPlan(
 def ablation(tmp_path: Path, **changes: Any) -> AblationResult:
     base = [Layer("tests", {"data.name": "digits"})]
     request = make_request(base, {"vary": ["method=ce,kd"], "seeds": 2})
-    row = {
-        "n": 2,
-        "accuracy_mean": 0.9,
-        "accuracy_std": 0.01,
-        "difference_mean": None,
-        "difference_low": None,
-        "difference_high": None,
-        "resolved": None,
-        "resolved_holm": None,
-    }
-    better = {"difference_mean": 0.02, "difference_low": 0.01, "difference_high": 0.03}
-    summary = [
-        {**row, "method.name": "ce", "baseline": 1},
-        {**row, **better, "method.name": "kd", "baseline": 0, "resolved": 1, "resolved_holm": 1},
-    ]
+    cell = CellStatistics({"method.name": "ce"}, "accuracy", 2, 0.9, 0.01, is_baseline=True)
+    better = replace(cell, settings={"method.name": "kd"}, is_baseline=False)
+    better = replace(better, difference=0.02, interval=(0.01, 0.03))
+    summary = [cell, replace(better, resolved=True, resolved_holm=True)]
     plain = AblationResult(tmp_path / "ablation", request, summary, (), ())
     return replace(plain, **changes)
 
@@ -64,17 +54,11 @@ def test_an_ablation_s_table(shown: Shown, tmp_path: Path) -> None:
 
 
 def test_an_ablation_with_early_exit(shown: Shown, tmp_path: Path) -> None:
-    row = {
-        **dict.fromkeys(EXIT_STATISTICS),
-        **{"method.name": "ce", "n": 2, "missed": 0, "baseline": 1},
-        **{"energy_mean_pj": 2e6, "energy_std_pj": 1e5, "accuracy_mean": 0.9},
-    }
-    other = {
-        **row,
-        **{"method.name": "kd", "n": 1, "missed": 1, "baseline": 0, "energy_std_pj": None},
-        **{"energy_difference_pj": -5e4, "energy_difference_low_pj": -1e5},
-        "energy_difference_high_pj": 0.0,
-    }
+    ce, kd = {"method.name": "ce"}, {"method.name": "kd"}
+    accuracy = CellStatistics(ce, "accuracy", 2, 0.9, None, is_baseline=True)
+    base = CellStatistics(ce, "energy_pj", 2, 2e6, 1e5, is_baseline=True)
+    energy = CellStatistics(kd, "energy_pj", 1, 2e6, None, False, 1, -5e4, (-1e5, 0.0))
+    row, other = ExitStatistics(base, accuracy, 0), ExitStatistics(energy, accuracy, 1)
     result = ablation(tmp_path, exits=(row, other), figures=(tmp_path / "frontier.png",))
     show_wings.show_ablation(result, AblateRequest())
     lines = shown()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tser_cli.engine.commands.dry_run import TrainingPlan
     from tser_cli.engine.commands.predict import Predictions
     from tser_cli.engine.runs.opened import Options
-    from tser_cli.engine.runs.record import RunEntry, RunResult
+    from tser_cli.engine.runs.record import RunRecord, RunResult
     from tser_cli.settings.config import Config
     from tser_cli.settings.options import DistillRequest, ListRequest, TrainingRequest
     from tser_cli.settings.recipe import Layer
@@ -147,7 +147,7 @@ def predict(request: PredictRequest) -> Predictions:
     return predictions
 
 
-def runs(request: RunsRequest) -> list[RunEntry] | None:
+def runs(request: RunsRequest) -> list[RunRecord] | None:
     """List runs, or remove some; then there is nothing to list. Raises ConfigError, RunError."""
     from tser_cli.cli import show_wings
     from tser_cli.engine.commands import runs as command
@@ -164,7 +164,7 @@ def runs(request: RunsRequest) -> list[RunEntry] | None:
         raise typer.Exit(1)
     for run in removable:
         command.remove(run)
-        terminal.tell(f"removed: {run.entry.folder}")
+        terminal.tell(f"removed: {run.record.folder}")
     return None
 
 

@@ -20,14 +20,14 @@ from tser_cli.report import lists, words
 if TYPE_CHECKING:
     from tser_cli.engine.commands.ablate import AblationPlan, AblationResult
     from tser_cli.engine.commands.audit import AuditResult
-    from tser_cli.engine.commands.compare import Comparison
+    from tser_cli.engine.commands.compare import ComparedRuns
     from tser_cli.engine.commands.doctor import Checkup
     from tser_cli.engine.commands.export import Exported
     from tser_cli.engine.commands.predict import Prediction, Predictions
     from tser_cli.engine.commands.quantize import QuantizeResult
     from tser_cli.engine.commands.runs import Removable
     from tser_cli.engine.page.gather import ReportResult
-    from tser_cli.engine.runs.record import RunEntry
+    from tser_cli.engine.runs.record import RunRecord
     from tser_cli.export.verify import Check
     from tser_cli.settings.wing_options import (
         AblateRequest,
@@ -50,10 +50,11 @@ def show_ablation(found: AblationResult | AblationPlan, request: AblateRequest) 
     result = cast("AblationResult", found)
     asked = result.request
     title = f"{result.folder.name}: {asked.measure.replace('_', ' ')}"
-    output().print(lists.ablation_table(title, result.summary, asked.axes, asked.names))
+    output().print(lists.ablation_table(title, result.summary, asked.names))
     if result.exits:
         margin = asked.accuracy_margin
-        output().print(lists.exits_table(result.exits, asked.axes, asked.names, margin))
+        cells = [(one.energy, one.accuracy, one.missed) for one in result.exits]
+        output().print(lists.exits_table(cells, asked.names, margin))
     exits = ["early_exit.csv", "early_exit_summary.csv"] if result.exits else []
     frontier = ["frontier.csv"] if any(p.stem == "frontier" for p in result.figures) else []
     figures = ["figures"] if result.figures else []
@@ -105,54 +106,58 @@ ONE_EACH = (
 WIDEST = 1000  # columns
 
 
-def show_runs(entries: Sequence[RunEntry], request: RunsRequest) -> None:
+def show_runs(records: Sequence[RunRecord], request: RunsRequest) -> None:
     """Show a line a run; what is wrong with one goes to standard error."""
+    from tser_cli.engine.commands.runs import COLUMNS
+
     out = output()
     # into a pipe or a file nothing is left out
     width = out.width if out.is_terminal or "COLUMNS" in os.environ else None
-    table = lists.listing([entry.to_json() for entry in entries], time.time(), width)
+    columns = {name: [value(record) for record in records] for name, value in COLUMNS.items()}
+    columns["age"] = [time.time() - one.when if one.when else None for one in records]
+    titles = {"dataset": "data set"}
+    table = lists.listing({titles.get(name, name): of for name, of in columns.items()}, width)
     if width is None:
         out.width = WIDEST
-    if entries:
+    if records:
         out.print(table)
     else:
         out.print(f"no such run under {request.runs_dir}", soft_wrap=True)
-    for entry in entries:
-        if entry.trouble:
-            tell(f"warning: {entry.name} is damaged: {entry.trouble}")
+    for record in records:
+        if record.trouble:
+            tell(f"warning: {record.name} is damaged: {record.trouble}")
 
 
 def removal_question(runs: Sequence[Removable]) -> str:
     """Return what would be removed, and the question whether to."""
     lines = []
     for run in runs:
-        state, size = run.entry.state, lists.size(run.entry.size)
+        state, size = run.record.state, lists.size(run.record.size)
         taught = f"; {run.students} students here learned from it" if run.students else ""
-        lines.append(f"  {run.entry.folder} ({state}, {size}{taught})")
+        lines.append(f"  {run.record.folder} ({state}, {size}{taught})")
     what = "this run" if len(runs) == 1 else f"these {len(runs)} runs"
     return "\n".join([*lines, f"Remove {what} with all files?"])
 
 
-def show_comparison(comparison: Comparison, request: CompareRequest) -> None:
+def show_comparison(comparison: ComparedRuns, request: CompareRequest) -> None:
     """Show which runs there are, the settings that differ, and what came out."""
-    out, document = output(), comparison.to_json()
-    entries = [one.entry for one in comparison.figures]
-    for letter, entry in zip(lists.letters(len(entries)), entries, strict=True):
-        out.print(f"{letter}  {entry.folder}", soft_wrap=True)
+    out, records = output(), comparison.records
+    for letter, record in zip(lists.letters(len(records)), records, strict=True):
+        out.print(f"{letter}  {record.folder}", soft_wrap=True)
     titles = {"settings that differ": comparison.settings, "made with": comparison.surroundings}
     for title, pairs in titles.items():
         if pairs:
             out.print(lists.side_by_side(title, pairs))
     if not comparison.settings:
         out.print("the settings are the same")
-    out.print(lists.figures(document["runs"]))
+    out.print(lists.figures(comparison.figures))
     if comparison.cells:
-        axes = comparison.axes or ("group",)
-        out.print(lists.ablation_table("over seeds", comparison.cells, axes, axes))
+        names = comparison.axes or ("group",)
+        out.print(lists.ablation_table("over seeds", comparison.cells, names))
     out.print("\n".join([INTERVALS, *([] if comparison.cells else [ONE_EACH])]), soft_wrap=True)
-    for one in comparison.figures:
-        if one.entry.trouble or one.trouble:
-            tell(f"warning: {one.entry.name}: {one.entry.trouble or one.trouble}")
+    for record, found in zip(records, comparison.figures, strict=True):
+        if record.trouble or found.trouble:
+            tell(f"warning: {record.name}: {record.trouble or found.trouble}")
 
 
 def show_export(exported: Exported, request: ExportRequest) -> None:

@@ -47,6 +47,7 @@ def ablation_document(result: Any) -> Any:
     if not hasattr(result, "request"):
         return result
     shown = {name: value for name, value in vars(result).items() if name != "request"}
+    shown |= {name: [cell.row() for cell in shown[name]] for name in ("summary", "exits")}
     return {**shown, "axes": result.request.axes, "measure": result.request.measure}
 
 
@@ -178,7 +179,7 @@ VERBS = (
             "tser compare latest resnet18_T2_kd_s0",
             "tser compare runs/student/digits/resnet18_T2_* --json",
         ),
-        needs=("engine/commands/compare.py", "engine/ablation"),
+        needs=("engine/commands/compare.py",),
         document=lambda result: result.to_json(),
     ),
     Verb(
@@ -245,7 +246,7 @@ VERBS = (
             "tser runs remove latest",
         ),
         needs=("engine/commands/runs.py",),
-        document=lambda entries: [entry.to_json() for entry in entries],
+        document=lambda records: [record.to_json() for record in records],
     ),
     Verb(
         name="list",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import ascii_uppercase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -23,114 +23,97 @@ from tser_cli.settings import recipe, registry
 from tser_cli.settings.fields import joules, unit_of
 from tser_cli.settings.registry import DatasetEntry
 
+if TYPE_CHECKING:
+    from tser_cli.report.comparison import CellStatistics, RunFigures
+
 STAR = "* not resolved by Holm's procedure over this table"
 
 
-def _points(value: float | None, sign: str = "") -> str:
-    return "-" if value is None else f"{100 * value:{sign}.2f}"
-
-
-def ablation_table(
-    title: str, summary: Sequence[dict[str, Any]], axes: Sequence[str], names: Sequence[str]
-) -> Table:
-    """Return a line a cell, in points of percent.
+def ablation_table(title: str, summary: Sequence[CellStatistics], names: Sequence[str]) -> Table:
+    """Return a line a cell, in points of percent; `names`: what the varied settings are called.
 
     A difference whose interval holds 0 is "not resolved"; one that is resolved by itself, but not
     among all comparisons of the table, has a star. Numbers are never cut: on a narrow terminal the
     settings are folded.
     """
+    columns = ("n", "accuracy %", "difference", "95 % interval")
+    shown = _table_of_cells(
+        title, [STAR] if any(c.starred for c in summary) else [], names, columns
+    )
+    for cell in summary:
+        shown.add_row(
+            *cell.settings.values(),
+            str(cell.n),
+            accuracy_words(cell),
+            difference_words(cell),
+            interval_words(cell.interval),
+        )
+    return shown
+
+
+def _table_of_cells(
+    title: str, captions: Sequence[str], names: Sequence[str], columns: Sequence[str]
+) -> Table:
     shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, caption_justify="left")
-    if any(starred(row) for row in summary):
-        shown.caption = STAR
+    shown.caption = "\n".join(captions) or None
     for name in names:
         shown.add_column(name, overflow="fold")
-    for name in ("n", "accuracy %", "difference", "95 % interval"):
+    for name in columns:
         shown.add_column(name, justify="right", no_wrap=True)
-    for row in summary:
-        settings = [str(row[axis]) for axis in axes]
-        shown.add_row(
-            *settings,
-            str(row["n"]),
-            accuracy_words(row),
-            difference_words(row),
-            interval_words(row),
-        )
     return shown
 
 
 def exits_table(
-    summary: Sequence[dict[str, Any]], axes: Sequence[str], names: Sequence[str], margin: float
+    summary: Sequence[tuple[CellStatistics, CellStatistics, int]],
+    names: Sequence[str],
+    margin: float,
 ) -> Table:
-    """Return a line a cell: the energy at which early exit reaches the baseline's accuracy."""
+    """Return a line a cell: the energy at which early exit reaches the baseline's accuracy.
+
+    `summary`: energy and accuracy of a cell, and how many of its runs never get there.
+    """
     title = f"early exit at the accuracy of the baseline less {100 * margin:g} points"
-    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, caption_justify="left")
-    shown.caption = "thresholds chosen on held-out images, measured on test images"
-    if any(starred(row) for row in summary):
-        shown.caption = f"{shown.caption}\n{STAR}"
-    for name in names:
-        shown.add_column(name, overflow="fold")
-    found = [row["energy_mean_pj"] for row in summary if row["energy_mean_pj"] is not None]
-    scale, unit = unit_of(max(found, default=0.0))
-    for name in ("n", f"energy {unit}", "accuracy %", "difference", "95 % interval"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    for row in summary:
-        settings = [str(row[axis]) for axis in axes]
-        tried = f" of {row['n'] + row['missed']}" if row["missed"] else ""
-        energy = _in_unit(row["energy_mean_pj"], scale)
-        if row["energy_std_pj"] is not None:
-            energy += f" ± {_in_unit(row['energy_std_pj'], scale)}"
+    captions = ["thresholds chosen on held-out images, measured on test images"]
+    captions += [STAR] if any(energy.starred for energy, _, _ in summary) else []
+    scale, unit = unit_of(max((energy.mean or 0.0 for energy, _, _ in summary), default=0.0))
+    columns = ("n", f"energy {unit}", "accuracy %", "difference", "95 % interval")
+    shown = _table_of_cells(title, captions, names, columns)
+    for energy, accuracy, missed in summary:
         shown.add_row(
-            *settings,
-            f"{row['n']}{tried}",
-            energy,
-            accuracy_words(row),
-            *_energy_difference(row, scale),
+            *energy.settings.values(),
+            f"{energy.n} of {energy.n + missed}" if missed else str(energy.n),
+            accuracy_words(energy, 1 / scale),
+            accuracy_words(accuracy),
+            difference_words(energy, 1 / scale),
+            "" if energy.is_baseline else interval_words(energy.interval, 1 / scale),
         )
     return shown
 
 
-def _in_unit(energy_pj: float | None, scale: float, sign: str = "") -> str:
-    return "-" if energy_pj is None else f"{energy_pj / scale:{sign}.2f}"
+def _scaled(value: float | None, scale: float, sign: str = "") -> str:
+    return "-" if value is None else f"{scale * value:{sign}.2f}"
 
 
-def _energy_difference(row: Mapping[str, Any], scale: float) -> tuple[str, str]:
-    if row["baseline"]:
-        return "baseline", ""
-    low, high = row["energy_difference_low_pj"], row["energy_difference_high_pj"]
-    reach = "" if low is None else f"{_in_unit(low, scale, '+')} .. {_in_unit(high, scale, '+')}"
-    if row["resolved"] == 0:
-        return "not resolved", reach
-    star = " *" if starred(row) else ""
-    return _in_unit(row["energy_difference_pj"], scale, "+") + star, reach
+def accuracy_words(cell: CellStatistics, scale: float = 100) -> str:
+    """Return mean and deviation of a cell, in percent if not told else: "91.24 ± 0.28"."""
+    spread = "" if cell.std is None else f" ± {_scaled(cell.std, scale)}"
+    return _scaled(cell.mean, scale) + spread
 
 
-def starred(row: Mapping[str, Any]) -> bool:
-    """Return whether a difference is resolved by itself, but not by Holm's procedure."""
-    return bool(row["resolved"] == 1 and row["resolved_holm"] == 0)
-
-
-def accuracy_words(row: Mapping[str, Any]) -> str:
-    """Return mean and deviation of a cell in percent: "91.24 ± 0.28"."""
-    spread = row["accuracy_std"]
-    return _points(row["accuracy_mean"]) + ("" if spread is None else f" ± {_points(spread)}")
-
-
-def difference_words(row: Mapping[str, Any]) -> str:
+def difference_words(cell: CellStatistics, scale: float = 100) -> str:
     """Return the difference to the baseline in points, or what stands in its way."""
-    if row["baseline"]:
+    if cell.is_baseline:
         return "baseline"
-    if row["resolved"] == 0:
+    if cell.resolved is False:
         return "not resolved"
-    return _points(row["difference_mean"], "+") + (" *" if starred(row) else "")
+    return _scaled(cell.difference, scale, "+") + (" *" if cell.starred else "")
 
 
-def interval_words(row: Mapping[str, Any], of: str = "difference") -> str:
-    """Return the interval of the difference in points: over seeds, or "two_way", images too."""
-    low, high = row[f"{of}_low"], row[f"{of}_high"]
-    return "" if low is None else f"{_points(low, '+')} .. {_points(high, '+')}"
+def interval_words(reach: tuple[float, float] | None, scale: float = 100) -> str:
+    """Return an interval of a difference in points."""
+    return "" if reach is None else " .. ".join(_scaled(end, scale, "+") for end in reach)
 
 
-Row = Mapping[str, Any]
 LONGEST = 60  # characters of a cell
 GAP, EDGES = 3, 1  # columns of space between two columns of the table, and besides at its edges
 AGES = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
@@ -157,23 +140,15 @@ def text(value: Any) -> str:
     return "-" if value is None else one_line(str(value) or '""', LONGEST)
 
 
-# In the order of the table. Where the terminal is narrow, columns are left out from the end of
-# `FIRST`: a name tells model, T, method and seed as well.
-COLUMNS: dict[str, Callable[[Row, float], str]] = {
-    "run": lambda row, now: text(row["name"]),
-    "kind": lambda row, now: text(row["kind"]),
-    "data set": lambda row, now: text(row["dataset"]),
-    "teacher": lambda row, now: text(row["teacher"]),
-    "student": lambda row, now: text(row["student"]),
-    "T": lambda row, now: text(row["timesteps"]),
-    "method": lambda row, now: text(row["method"]),
-    "seed": lambda row, now: text(row["seed"]),
-    "state": lambda row, now: text(row["state"]),
-    "accuracy": lambda row, now: percent(row["accuracy"]),
-    "energy": lambda row, now: "-" if row["energy_pj"] is None else joules(row["energy_pj"]),
-    "age": lambda row, now: age(now - row["when"]) if row["when"] else "-",
-    "size": lambda row, now: size(row["size"]),
+# How the columns of a list of runs that are no plain text are written.
+FORMS: dict[str, Callable[[Any], str]] = {
+    "accuracy": percent,
+    "energy": lambda value: "-" if value is None else joules(value),
+    "age": lambda value: "-" if value is None else age(value),
+    "size": size,
 }
+# Where the terminal is narrow, columns are left out from the end of this: a name tells model, T,
+# method and seed as well.
 FIRST = (
     *("run", "state", "accuracy", "energy", "age", "data set", "size", "method", "T"),
     *("teacher", "seed", "student", "kind"),
@@ -181,33 +156,33 @@ FIRST = (
 RIGHT = ("T", "seed", "accuracy", "energy", "age", "size")
 
 
-def listing(rows: Sequence[Row], now: float, width: int | None) -> Table:
-    """Return a line a run; `now` in seconds since 1970. `width` None: as wide as it gets."""
-    cells = {name: [cell(row, now) for row in rows] for name, cell in COLUMNS.items()}
+def listing(columns: Mapping[str, Sequence[Any]], width: int | None) -> Table:
+    """Return a line a run of columns of values; `width` None: as wide as it gets."""
+    cells = {name: [*map(FORMS.get(name, text), of)] for name, of in columns.items()}
     shown = fitting(cells, width)
     table = Table(box=SIMPLE_HEAD, caption_justify="left")
-    left_out = [name for name in COLUMNS if name not in shown]
+    left_out = [name for name in cells if name not in shown]
     if left_out:
         table.caption = f"no room for: {', '.join(left_out)} (a wider terminal, or --json)"
     for name in shown:
         justify, fold = ("right" if name in RIGHT else "left"), name == "run"
         table.add_column(name, justify=justify, no_wrap=not fold, overflow="fold")  # type: ignore[arg-type]
-    for place in range(len(rows)):
-        table.add_row(*(cells[name][place] for name in shown))
+    for line in zip(*(cells[name] for name in shown), strict=True):
+        table.add_row(*line)
     return table
 
 
 def fitting(cells: Mapping[str, Sequence[str]], width: int | None) -> list[str]:
     """Return the columns for which there is room, in the order of the table."""
     chosen, room = {"run"}, None if width is None else width - EDGES
-    for name in FIRST:
+    for name in [name for name in FIRST if name in cells]:
         needed = max(map(cell_len, [name, *cells[name]])) + GAP
         if room is not None:
             room -= needed
             if room < 0 and name != "run":
                 break
         chosen.add(name)
-    return [name for name in COLUMNS if name in chosen]
+    return [name for name in cells if name in chosen]
 
 
 def letters(count: int) -> list[str]:
@@ -216,27 +191,23 @@ def letters(count: int) -> list[str]:
     return [f"{letter}{turn}" for turn in rounds for letter in ascii_uppercase][:count]
 
 
-def figures(rows: Sequence[Row]) -> Table:
-    """Return a line a run: accuracy with its interval over images, energy, and against the first.
-
-    A row has `entry` (a row of the list), `low`, `high`, `difference` and `p_value`.
-    """
+def figures(runs: Sequence[RunFigures]) -> Table:
+    """Return a line a run: accuracy with its interval over images, energy, difference."""
     table = Table(title="results", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for name in ("accuracy", "95 % interval", "energy", "against A", "p"):
         table.add_column(name, justify="right", no_wrap=True)
-    for letter, row in zip(letters(len(rows)), rows, strict=True):
-        entry = row["entry"]
-        energy = entry["energy_pj"]
+    for letter, run in zip(letters(len(runs)), runs, strict=True):
+        reach = None if run.low is None or run.high is None else (100 * run.low, 100 * run.high)
         table.add_row(
             letter,
-            text(entry["state"]),
-            percent(entry["accuracy"]),
-            "-" if row["low"] is None else f"{100 * row['low']:.2f} .. {100 * row['high']:.2f}",
-            "-" if energy is None else joules(energy),
-            "" if row["difference"] is None else f"{100 * row['difference']:+.2f}",
-            "" if row["p_value"] is None else f"{row['p_value']:.2g}",
+            text(run.state),
+            percent(run.accuracy),
+            "-" if reach is None else "{:.2f} .. {:.2f}".format(*reach),
+            FORMS["energy"](run.energy_pj),
+            "" if run.difference is None else f"{100 * run.difference:+.2f}",
+            "" if run.p_value is None else f"{run.p_value:.2g}",
         )
     return table
 

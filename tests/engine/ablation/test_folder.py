@@ -1,29 +1,44 @@
-"""The folder of an ablation: its plan, its lock, and where its teachers are found."""
+"""The folder of an ablation: its plan, its lock, and its cells' folders."""
 
 from __future__ import annotations
 
 import hashlib
+import tomllib
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.engine.results import RESULT
 from tser_cli.base.errors import ConfigError, RunError
+from tser_cli.engine.ablation import folder as ablation_folder
 from tser_cli.engine.ablation.folder import (
+    SETTINGS,
     AblationFolder,
+    CellRun,
+    cell_folder,
+    cell_name,
     checked_plan,
-    find_folder,
+    find_cell,
+    has_teacher,
     hold,
+    read_cell,
     read_plan,
+    settings_in_words,
     settings_of,
     shared_teacher,
     teacher_key,
     write_plan,
+    write_settings,
 )
-from tser_cli.engine.ablation.grid import Request
-from tser_cli.engine.runs import folder
+from tser_cli.engine.ablation.grid import Cell, Request
+from tser_cli.engine.runs import record
+from tser_cli.engine.runs.find import find_unfinished
+from tser_cli.engine.runs.folder import Run, create
 from tser_cli.settings.config import Config
+from tser_cli.settings.recipe import read, resolve
 
 MakeConfig = Callable[..., Config]
 Ask = Callable[..., Request]
@@ -49,14 +64,16 @@ def test_a_plan_is_read_as_it_was_written(ask: Ask, begun: AblationFolder) -> No
     "content",
     [
         *("[" * 200_000, "[]", "\0", '{"axes": {}}', '{"axes": [1]}', '{"cells": {"a": 1}}'),
-        *('{"teachers": {"a": {}}}', '{"cells": {"a": Infinity}}', '{"axes": ["\\ud800"]}'),
+        *('{"teachers": {"a": {}}}', '{"cells": {"a": Infinity}}', '{"axes": ["\\ud800"]}', "{"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
-def test_a_damaged_plan_is_named(begun: AblationFolder, content: str) -> None:
+def test_a_damaged_plan_is_named(ask: Ask, begun: AblationFolder, content: str) -> None:
     begun.plan.write_text(content)
     with pytest.raises(ConfigError, match=f"{begun.plan}, is damaged"):
         read_plan(begun)
+    with pytest.raises(ConfigError, match=f"{begun.plan}, is damaged"):
+        checked_plan(ask(["method=ce"]), begun)
 
 
 @pytest.mark.parametrize(
@@ -130,14 +147,6 @@ def test_an_unknown_teacher_is_refused_where_a_method_needs_it(
     assert list(checked_plan(ask(["method=ce"], 1, changes), place)["cells"]) == ["method=ce"]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "\x80"])
-def test_a_plan_that_can_t_be_read(ask: Ask, place: AblationFolder, text: str) -> None:
-    place.folder.mkdir()
-    place.plan.write_bytes(text.encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"plan\.json, is damaged"):
-        checked_plan(ask(["method=ce"]), place)
-
-
 def test_a_folder_is_held_by_one_at_a_time(place: AblationFolder) -> None:
     with hold(place), pytest.raises(RunError, match="in use by another tser ablate"), hold(place):
         raise AssertionError
@@ -173,14 +182,170 @@ def test_cells_share_a_teacher_by_data_architecture_and_split(make_config: MakeC
 def test_where_a_teacher_is_found(
     make_config: MakeConfig, place: AblationFolder, teacher_file: Path
 ) -> None:
-    def finish(runs_dir: Path) -> None:
-        run = folder.create(runs_dir, "teacher", config)
-        run.update_status(state="finished", model="resnet20", validation_fraction=0.0)
-
     config = make_config()
-    assert find_folder(make_config({"model.teacher": str(teacher_file)}), place) == place.own_runs
-    assert find_folder(config, place) is None
-    finish(place.runs_dir)
-    assert find_folder(config, place) == place.runs_dir
-    finish(place.own_runs)
-    assert find_folder(config, place) == place.own_runs
+    assert has_teacher(make_config({"model.teacher": str(teacher_file)}), place)
+    assert not has_teacher(config, place)
+    run = create(place.runs_dir, "teacher", config)
+    run.update_status(state="finished", model="resnet20", validation_fraction=0.0)
+    assert has_teacher(config, place)
+
+
+@pytest.mark.parametrize(
+    ("varied", "name"),
+    [
+        ({"method.name": "kd"}, "method=kd_s3"),
+        ({"method.name": "kd", "model.timesteps": 2}, "method=kd_timesteps=2_s3"),
+        ({"method.entropy_weight": 1e-05}, "entropy_weight=1e-05_s3"),
+        ({"optimizer.weight_decay": 0.5}, "weight_decay=0.5_s3"),
+        ({"method.entropy_weight": -0.1}, "entropy_weight=-0.1_s3"),
+        ({"optimizer.lr": 1e30}, "lr=1e+30_s3"),
+        ({"training.deterministic": True}, "deterministic=True_s3"),
+        ({"model.teacher": "runs/a b"}, "teacher=runs-a-b_s3-0f733132"),
+    ],
+)
+def test_folders_are_named_by_what_is_varied(
+    make_cell: Callable[..., Cell], varied: dict[str, Any], name: str
+) -> None:
+    cell = make_cell(varied, 3)
+    assert cell_name(cell) == name
+    assert cell_folder(cell, Path("x")) == Path("x/cells") / name
+
+
+def test_no_two_cells_share_a_folder(make_cell: Callable[..., Cell]) -> None:
+    values = ["a/b", "a-b", "a b", "../a", "x" * 300, "x" * 301, "é" * 300, "[a]", "a\nb"]
+    names = [cell_name(make_cell({"model.teacher": value})) for value in values]
+    assert len(set(names)) == len(names)
+    assert all(Path(name).name == name and len(name.encode()) < 255 for name in names)
+
+
+def test_a_cell_that_was_never_run(make_cell: Callable[..., Cell], tmp_path: Path) -> None:
+    assert read_cell(make_cell({"method.name": "kd"}, 2), tmp_path) == CellRun("missing")
+
+
+@pytest.mark.parametrize("state", ["running", "failed", "stopped"])
+def test_an_unfinished_cell_says_so(
+    make_cell: Callable[..., Cell], tmp_path: Path, state: str
+) -> None:
+    cell = make_cell({"method.name": "kd"})
+    create(cell_folder(cell, tmp_path), "student", cell.config).update_status(state=state)
+    assert find_cell(cell, tmp_path) is None
+    assert read_cell(cell, tmp_path) == CellRun(state)
+
+
+def finished(cell: Cell, folder: Path, **status: Any) -> Run:
+    run = create(cell_folder(cell, folder), "student", cell.config)
+    now = datetime.now().astimezone().isoformat()
+    run.update_status(**{"state": "finished", "finished": now, "result": RESULT, **status})
+    return run
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"accuracy": None},
+        {"accuracy": 17.0},
+        {"accuracy": "high"},
+        {"per_timestep": []},
+        {"per_timestep": [{"t": 7, "accuracy_at_t": 0.5, "accuracy_cumulative": 0.5}]},
+        {"per_timestep": [{"t": 1, "accuracy_cumulative": 0.5}]},
+        {"per_timestep": [{"t": 1, "accuracy_at_t": "x", "accuracy_cumulative": 0.5}]},
+    ],
+)
+def test_a_cell_with_a_damaged_result_is_named_and_trained_again(
+    make_cell: Callable[..., Cell],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    change: dict[str, Any],
+) -> None:
+    cell = make_cell({"method.name": "kd"}, 2)
+    sound = finished(cell, tmp_path)
+    assert find_cell(cell, tmp_path) == sound
+    record = read_cell(cell, tmp_path).record
+    assert record is not None and record.accuracy == 0.5
+    sound.update_status(result={**RESULT, **change})
+    assert find_cell(cell, tmp_path) is None
+    assert "method=kd, seed 2 counts as not trained" in caplog.text
+    assert read_cell(cell, tmp_path).state == "damaged"
+
+
+@pytest.mark.parametrize("name", ["status.json", "environment.json"])
+def test_a_cell_with_a_damaged_file_is_trained_again(
+    make_cell: Callable[..., Cell], tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    cell = make_cell({"method.name": "kd"})
+    run = finished(cell, tmp_path)
+    (run.folder / name).write_text('{"accuracy": NaN}')
+    assert find_cell(cell, tmp_path) is None
+    assert str(run.folder / name) in caplog.text
+
+
+def test_a_cell_is_read_again_once_its_status_has_changed(
+    make_cell: Callable[..., Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell, read = make_cell({"method.name": "kd"}), list[str]()
+    sound = finished(cell, tmp_path)
+    before = record.read_record
+    monkeypatch.setattr(
+        ablation_folder, "read_record", lambda run: (read.append(run.name), before(run))[1]
+    )
+    first = read_cell(cell, tmp_path)
+    assert read_cell(cell, tmp_path) is first and read == [sound.name]
+    sound.update_status(result={**RESULT, "accuracy": 0.25})
+    again = read_cell(cell, tmp_path).record
+    assert again is not None and again.accuracy == 0.25
+    newer = finished(cell, tmp_path, result={**RESULT, "accuracy": 0.75})
+    assert find_cell(cell, tmp_path) == newer
+
+
+@pytest.mark.parametrize("content", [None, b"PK"])
+def test_predictions_that_are_missing_or_damaged_cost_no_more_than_themselves(
+    make_cell: Callable[..., Cell],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    content: bytes | None,
+) -> None:
+    cell = make_cell({"method.name": "kd"})
+    run = finished(cell, tmp_path)
+    if content is not None:
+        (run.folder / "predictions.npz").write_bytes(content)
+    found = read_cell(cell, tmp_path)
+    assert (found.state, found.right) == ("finished", None)
+    assert ("predictions.npz is damaged" in caplog.text) is (content is not None)
+
+
+def test_a_cell_s_paths_hold_from_anywhere(
+    make_cell: Callable[..., Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cell = make_cell({"method.name": "kd"}, **{"data.dir": "images"})
+    home = write_settings(cell, Path("out"))
+    assert home == tmp_path / "out" / "cells" / "method=kd_s0"
+    stated = tomllib.loads((home / "cell.toml").read_text())
+    assert stated["data"]["dir"] == str(tmp_path / "images")
+
+
+def test_a_cell_goes_on_where_the_images_have_moved(
+    make_cell: Callable[..., Cell], tmp_path: Path
+) -> None:
+    def settings_at(folder: str) -> tuple[Path, Config]:
+        home = write_settings(
+            make_cell({"method.name": "kd"}, **{"data.dir": str(tmp_path / folder)}), tmp_path
+        )
+        return home, resolve([read(str(home / SETTINGS))])
+
+    home, before = settings_at("images")
+    run = create(home, "student", before)
+    run.update_status(state="stopped")
+    _, moved = settings_at("moved")
+    assert moved.data.dir == str(tmp_path / "moved")
+    assert find_unfinished(home, "student", moved, must=False) == run
+
+
+def test_settings_are_those_that_differ_and_are_not_varied() -> None:
+    config = Config().updated({"optimizer.lr": 0.3, "model.timesteps": 4, "training.seed": 7})
+    words = settings_in_words(Cell({"model.timesteps": 4}, 7, config))
+    assert words["settings"] == "optimizer.lr=0.3"
+    assert words["temperature"] == 2.0
+    assert "entropy_weight=0.05" in words["weights"].split("; ")
+    assert "temperature" not in words["weights"]
+    assert settings_in_words(Cell({}, 0, Config()))["settings"] == ""

@@ -20,7 +20,7 @@ from tser_cli.base.errors import CheckpointError, ConfigError, Interrupted, RunE
 from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.loaders import build_train_loader
 from tser_cli.engine.ablation import tsne
-from tser_cli.engine.ablation.folder import AblationFolder, cell_folder, find_cell, hold, result_row
+from tser_cli.engine.ablation.folder import AblationFolder, cell_folder, find_cell, hold
 from tser_cli.engine.ablation.grid import Cell, Request
 from tser_cli.engine.commands import ablate, train
 from tser_cli.engine.commands.ablate import AblationResult, plan_ablation
@@ -34,7 +34,7 @@ from tser_cli.engine.training.state import Row
 from tser_cli.engine.training.task import Task
 from tser_cli.report import ablation_figures, figures
 from tser_cli.report.csv_files import PROVENANCE, read_csv
-from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, read_predictions, write_predictions
+from tser_cli.report.predictions import PREDICTIONS, read_predictions
 from tser_cli.settings.config import Config
 
 DRAW_ALL = ablation_figures.draw_all
@@ -118,7 +118,7 @@ def test_every_cell_is_an_ordinary_run_and_a_row(
     ]
     assert len(rows) == len(request.cells) == 8
     for row, cell in zip(rows, request.cells, strict=True):
-        (made,) = all_runs(cell_folder(cell, place.folder), "student")
+        ((made, _),) = all_runs(cell_folder(cell, place.folder), "student")
         assert made.status()["state"] == row["state"] == "finished"
         assert (row["method.name"], row["seed"]) == (cell.config.method.name, str(cell.seed))
         assert float(row["accuracy"]) == made.status()["result"]["accuracy"]
@@ -159,11 +159,9 @@ def test_every_cell_is_an_ordinary_run_and_a_row(
     assert {path.name for path in result.figures} == figures
     assert (result.folder, result.request, result.failures) == (place.folder, request, ())
     for row, found in zip(summary, result.summary, strict=True):
-        assert row.keys() == found.keys()
-        assert float(row["accuracy_mean"]) == found["accuracy_mean"]
-        assert row["difference_mean"] == (
-            "" if found["baseline"] else str(found["difference_mean"])
-        )
+        assert row.keys() == found.row().keys()
+        assert float(row["accuracy_mean"]) == found.mean
+        assert row["difference_mean"] == ("" if found.is_baseline else str(found.difference))
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "")  # a command prints nothing
     assert json.loads(place.plan.read_text())["teachers"] == {
@@ -192,24 +190,6 @@ def test_more_seeds_and_values_join_an_ablation(ask: Ask, place: AblationFolder)
     assert [row["state"] for row in table(place)] == ["finished"] * 4
 
 
-def test_rows_of_runs_from_before_results_were_recorded(ask: Ask, place: AblationFolder) -> None:
-    changes = {"data.validation_fraction": 0.25, "training.epochs": 2, "model.timesteps": 2}
-    (cell,) = ask(["method=kd"], 1, changes).cells
-    run(ask(["method=kd"], 1, changes), place)
-    before = result_row(cell, place.folder)
-    path = finished(cell, place).folder / "status.json"
-    status = json.loads(path.read_text())
-    result = status.pop("result")
-    old = {name: result[name] for name in ("accuracy", "teacher_accuracy", "images")}
-    path.write_text(json.dumps({**status, **old}))
-    after = result_row(cell, place.folder)
-    assert after.keys() == before.keys()
-    assert after.pop("energy_pj") == pytest.approx(before.pop("energy_pj"), rel=1e-12)
-    assert after.pop("seconds") == pytest.approx(before.pop("seconds"), rel=1e-12)
-    assert after == before
-    assert None not in after.values()
-
-
 def test_a_failed_cell_stops_no_other_and_is_told_at_the_end(
     ask: Ask, place: AblationFolder, monkeypatch: pytest.MonkeyPatch, told: Any
 ) -> None:
@@ -219,7 +199,10 @@ def test_a_failed_cell_stops_no_other_and_is_told_at_the_end(
     states = {(row["method.name"], row["seed"]): row["state"] for row in table(place)}
     assert states.pop(("ce", "1")) == "missing"
     assert set(states.values()) == {"finished"}
-    assert [(row["method.name"], row["n"]) for row in result.summary] == [("ce", 1), ("kd", 2)]
+    assert [(cell.settings["method.name"], cell.n) for cell in result.summary] == [
+        ("ce", 1),
+        ("kd", 2),
+    ]
     assert "4 runs, 0 finished before" in told.said
     assert any(text.endswith("method=ce, seed 1: exit code 1: it broke") for text in told.said)
     assert sum(text.endswith(": finished") for text in told.said) == 3
@@ -238,7 +221,7 @@ def test_an_ablation_of_failures_alone_still_writes_its_tables(
     assert len(result.failures) == 1
     assert [row["state"] for row in table(place)] == ["missing"]
     assert result.figures == ()
-    assert [row["n"] for row in result.summary] == [0]
+    assert [cell.n for cell in result.summary] == [0]
 
 
 def test_a_stop_lets_no_further_cell_begin(
@@ -300,8 +283,7 @@ def test_one_teacher_is_trained_once_and_kept(
     recipe.write_text("[training]\nepochs = 1\nbatch_size = 12\n")
     changes = {"model.teacher": "resnet20", "model.teacher_recipe": str(recipe)}
     run(ask(["method=kd,ts"], 1, changes), place)
-    (trained,) = all_runs(place.runs_dir, "teacher")
-    assert not place.own_runs.exists()
+    ((trained, _),) = all_runs(place.runs_dir, "teacher")
     # a newer one is not taken
     newer = make_config({"training.epochs": 1})
     train.train_teacher(newer, Options(place.runs_dir))
@@ -320,7 +302,6 @@ def test_a_teacher_under_the_runs_folder_is_taken(
     run(request, place)
     source = finished(request.cells[0], place).environment()["teacher"]["source"]
     assert source == str(Run(made.folder).model_file.resolve())
-    assert not place.own_runs.exists()
 
 
 def test_a_teacher_that_another_command_trains_is_waited_for(
@@ -341,7 +322,7 @@ def test_a_teacher_that_another_command_trains_is_waited_for(
     theirs.acquire(timeout=0)
     request = ask(["method=kd"], 1, {"model.teacher": "resnet20"})
     run(request, place, Waits())
-    (trained,) = all_runs(place.runs_dir, "teacher")
+    ((trained, _),) = all_runs(place.runs_dir, "teacher")
     source = finished(request.cells[0], place).environment()["teacher"]["source"]
     assert source == str(trained.model_file.resolve())
 
@@ -360,7 +341,6 @@ def test_a_teacher_that_changed_is_refused(
 
 def test_methods_without_a_teacher_ask_for_none(ask: Ask, place: AblationFolder) -> None:
     run(ask(["method=ce,tet"], 1, {"model.teacher": "resnet20"}), place)
-    assert not place.own_runs.exists()
     assert {row["teacher_accuracy"] for row in table(place)} == {""}
 
 
@@ -458,7 +438,7 @@ def test_energies_are_compared_at_equal_accuracy(ask: Ask, place: AblationFolder
         assert float(row["accuracy_full"]) == float(of_run["accuracy"])
         assert float(row["energy_full_pj"]) == pytest.approx(float(of_run["energy_pj"]), rel=1e-12)
         assert (row["chosen_on"], row["accuracy_margin"]) == ("validation", "0.005")
-    assert [row["n"] + row["missed"] for row in result.exits] == [2, 2]
+    assert [cell.energy.n + cell.missed for cell in result.exits] == [2, 2]
     assert len(read_csv(place.folder / "early_exit_summary.csv")) == 2
     points = {row["point"] for row in read_csv(place.folder / "frontier.csv")}
     assert points == {"all_steps", "early_exit", "ann", "ann_int8", "teacher"}
@@ -473,23 +453,6 @@ def test_the_margin_may_change_later(ask: Ask, place: AblationFolder) -> None:
     assert margins == {"0.2"}
 
 
-def test_runs_that_kept_less_are_measured_again_once(
-    ask: Ask, place: AblationFolder, told: Any
-) -> None:
-    request = two_steps(ask)
-    run(request, place)
-    before = (place.folder / "early_exit.csv").read_bytes()
-    old, older = (finished(cell, place) for cell in request.cells[:2])
-    (old.folder / HELD_OUT).unlink()
-    answers = read_predictions(older.folder / PREDICTIONS)
-    assert answers is not None
-    write_predictions(older.folder / PREDICTIONS, **{**vars(answers), "steps": None})
-    for times in (2, 2):
-        run(request, place, told)
-        assert sum("is measured again" in text for text in told.said) == times
-        assert (place.folder / "early_exit.csv").read_bytes() == before
-
-
 def test_a_run_whose_energies_are_damaged_is_left_out_of_early_exit(
     ask: Ask, place: AblationFolder, told: Any
 ) -> None:
@@ -497,7 +460,7 @@ def test_a_run_whose_energies_are_damaged_is_left_out_of_early_exit(
     run(request, place)
     (finished(request.cells[1], place).folder / "energy.json").write_text("{}")
     result = run(request, place, told)
-    assert [row["n"] for row in result.summary] == [2, 2]
+    assert [cell.n for cell in result.summary] == [2, 2]
     assert len(read_csv(place.folder / "early_exit.csv")) == 3
     (warning,) = told.warnings
     assert warning.startswith("method=kd, seed 0 is left out of early exit:")

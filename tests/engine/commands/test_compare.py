@@ -11,7 +11,7 @@ import pytest
 
 from tser_cli.base.errors import ConfigError, RunError
 from tser_cli.engine.commands import compare
-from tser_cli.engine.commands.compare import Comparison, differing
+from tser_cli.engine.commands.compare import ComparedRuns
 from tser_cli.engine.runs import folder
 from tser_cli.engine.runs.folder import Run
 from tser_cli.report.predictions import PREDICTIONS, write_predictions
@@ -21,7 +21,7 @@ from tser_cli.settings.wing_options import CompareRequest
 MakeConfig = Callable[..., Config]
 
 
-def compare_runs(runs: list[Path], runs_dir: Path) -> Comparison:
+def compare_runs(runs: list[Path], runs_dir: Path) -> ComparedRuns:
     return compare.compare_runs(CompareRequest(tuple(runs), runs_dir))
 
 
@@ -36,11 +36,6 @@ def make(tmp_path: Path, make_config: MakeConfig) -> Callable[..., Path]:
         return run.folder
 
     return finished
-
-
-def test_what_differs_is_told_and_nothing_else() -> None:
-    documents = [{"a": 1, "b": [1, 2], "c": 2}, {"a": 1, "b": [1, 3], "c": 2.0, "d": "x"}]
-    assert differing(documents) == (("b", ([1, 2], [1, 3])), ("d", (None, "x")))
 
 
 def test_settings_and_surroundings(make: Callable[..., Path], tmp_path: Path) -> None:
@@ -105,19 +100,21 @@ def test_seeds_are_taken_together(make: Callable[..., Path], tmp_path: Path) -> 
     found = compare_runs([*base, *others], tmp_path)
     assert "method.name" in found.axes and "training.seed" not in found.axes
     first, other = found.cells
-    assert (first["method.name"], first["n"], first["baseline"]) == ("kd", 3, 1)
-    assert first["accuracy_mean"] == pytest.approx(0.6)
-    assert (other["method.name"], other["pairs"]) == ("tser", 3)
-    assert other["difference_mean"] == pytest.approx(0.02)
+    assert (first.settings["method.name"], first.n, first.is_baseline) == ("kd", 3, True)
+    assert first.mean == pytest.approx(0.6)
+    assert (other.settings["method.name"], other.pairs) == ("tser", 3)
+    assert other.difference == pytest.approx(0.02)
     # mean -+ t(2, 97.5 %) s / sqrt(3) = 0.02 -+ 4.3027 * 0.01 / sqrt(3)
-    assert other["difference_low"] == pytest.approx(0.02 - 0.024841, abs=1e-5)
-    assert other["resolved"] is None  # three pairs allow no verdict
+    assert other.interval is not None and other.interval[0] == pytest.approx(
+        0.02 - 0.024841, abs=1e-5
+    )
+    assert other.resolved is None  # three pairs allow no verdict
 
 
 def test_seeds_of_one_setting_alone(make: Callable[..., Path], tmp_path: Path) -> None:
     folders = [make(0.5 + 0.1 * seed, **{"training.seed": seed}) for seed in range(2)]
     (cell,) = compare_runs(folders, tmp_path).cells
-    assert (cell["n"], cell["accuracy_mean"]) == (2, pytest.approx(0.55))
+    assert (cell.n, cell.mean) == (2, pytest.approx(0.55))
 
 
 def test_each_seed_may_have_a_teacher_of_its_own(make: Callable[..., Path], tmp_path: Path) -> None:
@@ -129,12 +126,12 @@ def test_each_seed_may_have_a_teacher_of_its_own(make: Callable[..., Path], tmp_
     ]
     found = compare_runs(folders, tmp_path)
     assert [name for name, _ in found.settings] == ["model.teacher", "training.seed"]
-    assert found.cells[0]["n"] == 2
+    assert found.cells[0].n == 2
 
 
 def test_an_unfinished_run_shows_what_there_is(make: Callable[..., Path], tmp_path: Path) -> None:
     found = compare_runs([make(), make(state="stopped", **{"optimizer.lr": 0.3})], tmp_path)
-    assert found.figures[1].entry.state == "stopped"
+    assert found.figures[1].state == "stopped"
     assert found.figures[1].difference is None
     assert found.settings == (("optimizer.lr", (0.1, 0.3)),)
 
@@ -143,7 +140,7 @@ def test_a_damaged_run_shows_what_there_is(make: Callable[..., Path], tmp_path: 
     folder = make()
     (folder / "status.json").write_text("{")
     found = compare_runs([make(), folder], tmp_path)
-    assert found.figures[1].entry.state == "damaged"
+    assert found.figures[1].state == "damaged"
     assert found.figures[1].low is None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import Told
+from tests.engine.results import RESULT
 from tser_cli.base.errors import ConfigError, DiskFullError, RunError
 from tser_cli.base.files import check_folder, write_error
 from tser_cli.energy.joules import ann_macs
@@ -47,14 +48,16 @@ def finished(
     """`finished("student")`: a run of two steps whose network is random, on the tiny data."""
     monkeypatch.setattr(opened, "prepare", make_context)
 
-    def make(kind: str, **status: object) -> Run:
+    def make(kind: str, result: dict[str, object] | None = None) -> Run:
         config = make_config({"data.validation_fraction": 0.25})
         run = folder.create(tmp_path, kind, config)
         spec, spiking = make_context(config).dataset.spec, kind == "student"
         model = wake(networks.build("resnet20", spec, config, spiking))
         metadata = networks.describe("resnet20", spec, config, spiking)
         networks.write(run.model_file, model, metadata)
-        run.update_status(state="finished", finished="2025-01-01T00:00:00+00:00", **status)
+        run.update_status(state="finished", finished="2025-01-01T00:00:00+00:00")
+        if result is not None:
+            run.update_status(result={**RESULT, **result})
         return run
 
     return make
@@ -135,11 +138,6 @@ def test_the_result_is_what_the_table_says(
     assert not (run.folder / "early_exit.csv").exists()
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "")  # a command prints nothing
-
-
-def test_a_run_from_before_results_were_recorded(finished: Finished) -> None:
-    run = finished("student", teacher_accuracy=0.75)
-    assert {row["teacher_accuracy"] for row in measured(run)} == {"0.75"}
 
 
 def test_other_steps_go_into_a_table_of_their_own(finished: Finished) -> None:
@@ -420,8 +418,9 @@ def test_a_full_disk_is_told(finished: Finished, refusing: Callable[[Path, int],
 
 
 def test_another_precision_says_what_it_changes(finished: Finished, told: Told) -> None:
-    known = {"t": 2, "correct_cumulative": 5}
-    run = finished("student", result={"per_timestep": [known]})
+    step = {"accuracy_at_t": 0.5, "accuracy_cumulative": 0.5, "correct_cumulative": 5}
+    known = [{**step, "t": t} for t in (1, 2)]
+    run = finished("student", result={"timesteps": 2, "per_timestep": known})
     for changes in ({}, {"training.precision": "fp32"}):
         evaluate_run(EvaluateRequest(run=run.folder, settings=changes, progress=told))
     assert not told.said

@@ -16,7 +16,6 @@ from tser_cli.base.errors import ConfigError, RunError, TserError
 from tser_cli.energy.counts import Counts, LayerCounts, LayerFacts
 from tser_cli.energy.prices import load_profile
 from tser_cli.energy.table import Labels, energy_rows
-from tser_cli.engine.ablation.summary import summarise
 from tser_cli.engine.page import files, gather, page
 from tser_cli.engine.page.gather import ReportRequest, ReportResult, make_report
 from tser_cli.engine.page.values import AblationReport, Missing, RunReport
@@ -24,6 +23,7 @@ from tser_cli.engine.runs import folder, networks, opened
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.opened import Context
 from tser_cli.models.base import Classifier
+from tser_cli.report.comparison import Key, summarise
 from tser_cli.report.csv_files import (
     ENERGY,
     ablation_schema,
@@ -458,7 +458,10 @@ def ablation(tmp_path: Path) -> Path:
     folder.mkdir()
     rows = ablation_rows()
     write_csv(folder / "ablation.csv", rows, ablation_schema(axes, 2))
-    summary = summarise(rows, axes, {"method.name": "kd"}, "accuracy")
+    values: dict[Key, dict[int, float]] = {}
+    for row in rows:
+        values.setdefault((row["method.name"],), {})[row["seed"]] = row["accuracy"]
+    summary = [cell.row() for cell in summarise(values, axes, {"method.name": "kd"}, "accuracy")]
     write_csv(folder / "summary.csv", summary, summary_schema(axes))
     return folder
 

@@ -46,7 +46,7 @@ def runs_dir(tmp_path: Path, make: Callable[..., Run]) -> Path:
 
 
 def names(runs_dir: Path, *filters: str, **more: Any) -> list[str]:
-    return [entry.name for entry in list_runs(RunsRequest(runs_dir, filters, **more))]
+    return [record.name for record in list_runs(RunsRequest(runs_dir, filters, **more))]
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,8 @@ def test_a_broken_folder_is_a_line_like_others(runs_dir: Path) -> None:
     for name, content in (("d", "{"), ("e", "[" * 100_000)):
         (runs_dir / "student" / "digits" / name).mkdir()
         (runs_dir / "student" / "digits" / name / "status.json").write_text(content)
-    entries = {entry.name: entry.state for entry in list_runs(RunsRequest(runs_dir))}
-    assert entries == {**dict.fromkeys("abc", "finished"), "d": "damaged", "e": "damaged"}
+    states = {record.name: record.state for record in list_runs(RunsRequest(runs_dir))}
+    assert states == {**dict.fromkeys("abc", "finished"), "d": "damaged", "e": "damaged"}
 
 
 def test_no_runs(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_run_is_removed_with_all_that_is_in_it(runs_dir: Path, tmp_path: Path)
 
 def test_a_run_that_somebody_works_on_is_not_touched(runs_dir: Path) -> None:
     (removable,) = find_removable([Path("a")], runs_dir)
-    with Run(removable.entry.folder).lock():
+    with Run(removable.record.folder).lock():
         with pytest.raises(RunError, match="is in use by process"):
             find_removable([Path("a")], runs_dir)
         with pytest.raises(RunError, match="is in use by process"):
@@ -164,7 +164,7 @@ def test_only_runs_of_the_place_are_removed(runs_dir: Path, tmp_path: Path) -> N
 def test_a_damaged_run_can_be_removed(runs_dir: Path) -> None:
     (runs_dir / "student" / "digits" / "a" / "status.json").write_text("{")
     (removable,) = find_removable([Path("a")], runs_dir)
-    assert removable.entry.state == "damaged"
+    assert removable.record.state == "damaged"
     remove(removable)
     assert "a" not in names(runs_dir)
 

@@ -1,14 +1,11 @@
-"""Energy at equal accuracy: what early exit costs where cells reach the same accuracy.
+"""What early exit gives in an ablation: energy at equal accuracy, and the frontier.
 
-What early exit would do in the finished runs of an ablation, from their kept answers.
-
-Write an ablation's tables of early exit and its frontier.
-
-The frontier of an ablation: accuracy against energy, of cells, early exit, ANN and teacher.
+Both come from what the finished runs kept of their answers: nothing is measured again.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -19,147 +16,23 @@ import numpy as np
 from tser_cli.base.errors import RunError, TserError
 from tser_cli.base.files import read_json
 from tser_cli.base.progress import Progress
-from tser_cli.energy.counts import FloatArray
 from tser_cli.energy.prices import INT8_PROFILE, Profile, load_profile
-from tser_cli.engine.ablation.folder import AblationFolder, find_cell
+from tser_cli.engine.ablation.folder import AblationFolder, read_cell
 from tser_cli.engine.ablation.grid import Cell, Request
-from tser_cli.engine.ablation.summary import Rows, summarise, values_of_cells
-from tser_cli.engine.evaluation.early_exit import (
-    ALWAYS,
-    NEVER,
-    Stops,
-    largest_so_far,
-    reach_accuracy,
-    stops_of,
-)
-from tser_cli.engine.evaluation.evaluate import evaluate_split, keep_answers
+from tser_cli.engine.ablation.summary import Found, key_of, values_of_cells
+from tser_cli.engine.evaluation import early_exit
+from tser_cli.engine.evaluation.early_exit import NEVER, Stops
 from tser_cli.engine.runs.folder import Run
-from tser_cli.engine.runs.opened import open_finished
-from tser_cli.report.csv_files import (
-    ALL_STEPS,
-    ANN,
-    ANN_INT8,
-    EARLY_EXIT,
-    TEACHER,
-    ablation_exit_schema,
-    exit_summary_schema,
-    frontier_schema,
-    read_ablation,
-    write_csv,
-)
+from tser_cli.report import csv_files
+from tser_cli.report.comparison import CellStatistics, Key, Values, summarise
 from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, read_predictions
 from tser_cli.report.statistics import interval
 
-CHOSEN_ON = "validation"
-# Columns of the summary, by those of the statistics of one measure.
-OF_ENERGY = {
-    "n": "n",
-    "accuracy_mean": "energy_mean_pj",
-    "accuracy_std": "energy_std_pj",
-    "baseline": "baseline",
-    "pairs": "pairs",
-    "difference_mean": "energy_difference_pj",
-    "difference_low": "energy_difference_low_pj",
-    "difference_high": "energy_difference_high_pj",
-    "resolved": "resolved",
-    "p_value": "p_value",
-    "p_holm": "p_holm",
-    "resolved_holm": "resolved_holm",
-}
-OF_ACCURACY = {
-    name: name
-    for name in (
-        *("accuracy_mean", "accuracy_std"),
-        *("difference_mean", "difference_low", "difference_high"),
-    )
-}
-
-
-def equal_accuracy(request: Request, runs: Mapping[Key, ExitRun]) -> Rows:
-    """Return a row a run: the energy at which it reaches its baseline's accuracy less the margin.
-
-    Target and threshold are of held-out images: the target is what the baseline of the same seed
-    reaches there with all its steps, less `request.accuracy_margin`; the threshold is the smallest
-    one that reaches it. Accuracy and energy are then measured on the test images. They are empty
-    where no threshold reaches the target, or where there is no baseline. A run that held nothing
-    out has no row.
-    """
-    rows: Rows = []
-    for cell in request.cells:
-        run, base = runs.get(key_of(cell, request.axes)), runs.get(_baseline_key(cell, request))
-        if run is None or run.test is None or run.held_out is None:
-            continue
-        target = None
-        if base is not None and base.held_out is not None:
-            target = full_accuracy(base.held_out) - request.accuracy_margin
-        rows.append(
-            {
-                **cell.varied,
-                "seed": cell.seed,
-                "chosen_on": CHOSEN_ON,
-                "accuracy_margin": request.accuracy_margin,
-                "target_accuracy": target,
-                "accuracy_full": full_accuracy(run.test),
-                "energy_full_pj": float(run.test.energy(np.array([NEVER]))[0]),
-                **at_target(run.held_out, run.test, target),
-            }
-        )
-    return rows
-
-
-def _baseline_key(cell: Cell, request: Request) -> Key:
-    settings = {**cell.varied, **request.baseline}
-    return (*(str(settings[axis]) for axis in request.axes), str(cell.seed))
-
-
-def full_accuracy(stops: Stops) -> float:
-    """Return the accuracy of all steps together."""
-    return float(stops.accuracy(np.array([NEVER]))[0])
-
-
-def at_target(held_out: Stops, test: Stops, target: float | None) -> dict[str, Any]:
-    """Return the threshold, and what it gives on the test images; nothing where there is none."""
-    threshold = None if target is None else reach_accuracy(held_out, target)
-    if threshold is None:
-        return {"threshold": None, "accuracy": None, "energy_pj": None}
-    chosen = np.array([threshold])
-    shares = test.shares(threshold)
-    return {
-        "threshold": threshold,
-        "accuracy": float(test.accuracy(chosen)[0]),
-        "energy_pj": float(test.energy(chosen)[0]),
-        "mean_steps": sum(t * share for t, share in enumerate(shares, start=1)),
-        **{f"share_exit_{t}": share for t, share in enumerate(shares, start=1)},
-    }
-
-
-def summarise_exits(
-    rows: Sequence[Mapping[str, Any]], axes: Sequence[str], baseline: Mapping[str, Any]
-) -> Rows:
-    """Return a row a cell: energy and accuracy at the target, and differences paired by seed.
-
-    `missed`: runs that no threshold brings to the target; they are in no mean.
-    """
-    finished = [{**row, "state": "finished"} for row in rows]
-    both = [summarise(finished, axes, baseline, measure) for measure in ("energy_pj", "accuracy")]
-    return [
-        {
-            **{axis: energy[axis] for axis in axes},
-            **{ours: energy[name] for name, ours in OF_ENERGY.items()},
-            **{ours: accuracy[name] for name, ours in OF_ACCURACY.items()},
-            "missed": sum(_misses(row, energy, axes) for row in rows),
-        }
-        for energy, accuracy in zip(*both, strict=True)
-    ]
-
-
-def _misses(row: Mapping[str, Any], cell: Mapping[str, Any], axes: Sequence[str]) -> bool:
-    alike = all(str(row[axis]) == str(cell[axis]) for axis in axes)
-    return alike and row["target_accuracy"] is not None and row["energy_pj"] is None
-
-
 SIDECAR = "energy.json"
-Key = tuple[str, ...]
+CHOSEN_ON = "validation"
+POINTS = 41  # of a curve of early exit
+ExitRuns = Mapping[tuple[Key, int], "ExitRun"]  # by varied settings and seed
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -175,42 +48,112 @@ class ExitRun:
     held_out: Stops | None
 
 
-def exit_runs(request: Request, place: AblationFolder, progress: Progress) -> dict[Key, ExitRun]:
-    """Return the finished runs by their varied settings and seed, see `key_of`.
+@dataclass(frozen=True)
+class AtTarget:
+    """A run that stops early, at the accuracy of its baseline less the margin.
 
-    A run of an older version, which kept less, is measured again once. One that can't be read is
-    named in a warning and left out.
+    `target` and `threshold` are of held-out images: the target is what the baseline of the same
+    seed reaches there with all its steps, less the margin; the threshold is the smallest one that
+    reaches it. `accuracy`, `energy_pj` and `shares`, of the images that stop at each step, are
+    measured on the test images. None where there is no baseline, or no threshold that reaches it.
     """
-    found: dict[Key, ExitRun] = {}
-    for cell in request.cells:
-        run = find_cell(cell, place.folder)
+
+    cell: Cell
+    accuracy_full: float
+    energy_full_pj: float
+    target: float | None = None
+    threshold: float | None = None
+    accuracy: float | None = None
+    energy_pj: float | None = None
+    shares: tuple[float, ...] = ()
+
+    def row(self, margin: float) -> dict[str, Any]:
+        """Return the row of early_exit.csv."""
+        row = {
+            **self.cell.varied,
+            "seed": self.cell.seed,
+            "chosen_on": CHOSEN_ON,
+            "accuracy_margin": margin,
+            "target_accuracy": self.target,
+            "accuracy_full": self.accuracy_full,
+            "energy_full_pj": self.energy_full_pj,
+            "threshold": self.threshold,
+            "accuracy": self.accuracy,
+            "energy_pj": self.energy_pj,
+        }
+        if self.shares:
+            row["mean_steps"] = sum(t * share for t, share in enumerate(self.shares, start=1))
+        return {**row, **{f"share_exit_{t}": s for t, s in enumerate(self.shares, start=1)}}
+
+
+@dataclass(frozen=True)
+class ExitStatistics:
+    """A cell at its target: its energy and accuracy, each with differences paired by seed.
+
+    `missed`: runs that no threshold brings to the target; they are in no mean.
+    """
+
+    energy: CellStatistics
+    accuracy: CellStatistics
+    missed: int
+
+    def row(self) -> dict[str, Any]:
+        """Return the row of early_exit_summary.csv."""
+        energy, accuracy = self.energy.row(), self.accuracy.row()
+        renamed = {
+            "accuracy_mean": "energy_mean_pj",
+            "accuracy_std": "energy_std_pj",
+            "difference_mean": "energy_difference_pj",
+            "difference_low": "energy_difference_low_pj",
+            "difference_high": "energy_difference_high_pj",
+        }
+        of_energy = {renamed.get(name, name): value for name, value in energy.items()}
+        names = [name for name in csv_files.EXIT_STATISTICS if name != "missed"]
+        row = {name: of_energy.get(name, accuracy.get(name)) for name in names}
+        return {**self.energy.settings, **row, "missed": self.missed}
+
+
+def write_exit_tables(
+    request: Request, place: AblationFolder, progress: Progress
+) -> list[ExitStatistics]:
+    """Write frontier.csv, early_exit.csv and early_exit_summary.csv; return what the last says.
+
+    The latter two need images held out, and more than one time step. Raises RunError.
+    """
+    found = [(cell, read_cell(cell, place.folder)) for cell in request.cells]
+    runs = exit_runs(found, request.axes, progress)
+    if not runs:
+        return []
+    points, axes = frontier(found, request.axes, runs), request.axes
+    csv_files.write_csv(place.folder / "frontier.csv", points, csv_files.frontier_schema(axes))
+    steps = max(cell.config.model.timesteps for cell in request.cells)
+    reached = equal_accuracy(request, runs) if steps > 1 else []
+    if not reached:
+        return []
+    rows = [one.row(request.accuracy_margin) for one in reached]
+    schema = csv_files.ablation_exit_schema(axes, steps)
+    csv_files.write_csv(place.folder / "early_exit.csv", rows, schema)
+    summary = summarise_exits(
+        {(key_of(one.cell, axes), one.cell.seed): one for one in reached}, axes, request.baseline
+    )
+    csv_files.write_csv(
+        place.folder / "early_exit_summary.csv",
+        [one.row() for one in summary],
+        csv_files.exit_summary_schema(axes),
+    )
+    return summary
+
+
+def exit_runs(found: Found, axes: Sequence[str], progress: Progress) -> ExitRuns:
+    """Return the finished runs. One that can't be read is named in a warning and left out."""
+    runs: dict[tuple[Key, int], ExitRun] = {}
+    for cell, run in found:
         try:
-            if run is not None:
-                complete(cell, run, progress)
-                found[key_of(cell, request.axes)] = read_run(run)
+            if run.record is not None:
+                runs[key_of(cell, axes), cell.seed] = read_run(run.record.run)
         except TserError as error:
             progress.warn(f"{cell.title} is left out of early exit: {error}")
-    return found
-
-
-def key_of(cell: Cell, axes: list[str]) -> Key:
-    """Return the varied settings of a cell as texts, and its seed as the last one."""
-    return (*(str(cell.varied[axis]) for axis in axes), str(cell.seed))
-
-
-def complete(cell: Cell, run: Run, progress: Progress) -> None:
-    """Measure a run again where it lacks what early exit needs. Raises TserError."""
-    answered = read_predictions(run.folder / PREDICTIONS)
-    held_out = not cell.config.data.validation_fraction or (run.folder / HELD_OUT).is_file()
-    if answered is not None and answered.steps is not None and held_out:
-        return
-    opened = open_finished(run, {}, progress)
-    model, context = opened.loaded.model, opened.context
-    if not model.steps_alone:
-        return
-    progress.say(f"{cell.title} is measured again, to see what early exit does")
-    steps = opened.config.model.timesteps
-    keep_answers(run, model, context, evaluate_split(model, context, "test", steps, count=True))
+    return runs
 
 
 def read_run(run: Run) -> ExitRun:
@@ -222,63 +165,90 @@ def read_run(run: Run) -> ExitRun:
         float(document["totals"]["ann_macs"])
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path} can't be read ({error}); distil the run again") from error
-    return ExitRun(document, *(_stops(run, name, profile) for name in (PREDICTIONS, HELD_OUT)))
+    answered = [read_predictions(run.folder / name) for name in (PREDICTIONS, HELD_OUT)]
+    test, held_out = (
+        early_exit.stops_of(one, profile) if one is not None and one.steps is not None else None
+        for one in answered
+    )
+    return ExitRun(document, test, held_out)
 
 
-def _stops(run: Run, name: str, profile: Profile) -> Stops | None:
-    answered = read_predictions(run.folder / name)
-    return None if answered is None or answered.steps is None else stops_of(answered, profile)
+def equal_accuracy(request: Request, runs: ExitRuns) -> list[AtTarget]:
+    """Return the runs at the accuracy of their baselines; not those that held nothing out."""
+    reached = []
+    for cell in request.cells:
+        settings = {**cell.varied, **request.baseline}
+        base = runs.get((tuple(str(settings[axis]) for axis in request.axes), cell.seed))
+        run = runs.get((key_of(cell, request.axes), cell.seed))
+        if run is None or run.test is None or run.held_out is None:
+            continue
+        target = None
+        if base is not None and base.held_out is not None:
+            target = _at(base.held_out, NEVER)[0] - request.accuracy_margin
+        whole = _at(run.test, NEVER)
+        threshold = None if target is None else early_exit.reach_accuracy(run.held_out, target)
+        if threshold is None:
+            reached.append(AtTarget(cell, *whole, target))
+        else:
+            there, shares = _at(run.test, threshold), run.test.shares(threshold)
+            reached.append(AtTarget(cell, *whole, target, threshold, *there, tuple(shares)))
+    return reached
 
 
-def write_exit_tables(request: Request, place: AblationFolder, progress: Progress) -> Rows:
-    """Write frontier.csv, early_exit.csv and early_exit_summary.csv; return the rows of the last.
-
-    The latter two need images held out, and more than one time step. Needs ablation.csv. Raises
-    RunError.
-    """
-    runs = exit_runs(request, place, progress)
-    if not runs:
-        return []
-    table = read_ablation(place.folder / "ablation.csv", request.axes)
-    finished: Rows = table.to_dict("records")  # type: ignore[assignment]
-    points = frontier(finished, request.axes, runs)
-    write_csv(place.folder / "frontier.csv", points, frontier_schema(request.axes))
-    steps = max(cell.config.model.timesteps for cell in request.cells)
-    rows = equal_accuracy(request, runs) if steps > 1 else []
-    if not rows:
-        return []
-    summary = summarise_exits(rows, request.axes, request.baseline)
-    schema = ablation_exit_schema(request.axes, steps)
-    write_csv(place.folder / "early_exit.csv", rows, schema)
-    write_csv(place.folder / "early_exit_summary.csv", summary, exit_summary_schema(request.axes))
-    return summary
+def _at(stops: Stops, threshold: float) -> tuple[float, float]:
+    """Return accuracy and energy at a threshold; NEVER: of all steps together."""
+    chosen = np.array([threshold])
+    return float(stops.accuracy(chosen)[0]), float(stops.energy(chosen)[0])
 
 
-POINTS = 41  # of a curve of early exit
+def summarise_exits(
+    reached: Mapping[tuple[Key, int], AtTarget], axes: Sequence[str], baseline: Mapping[str, Any]
+) -> list[ExitStatistics]:
+    """Return the statistics of each cell, of those of its runs that reach the target."""
+    energies, accuracies = _by_cell(reached, "energy_pj"), _by_cell(reached, "accuracy")
+    missed = Counter(
+        key for (key, _), one in reached.items() if one.target is not None and one.energy_pj is None
+    )
+    both = zip(
+        summarise(energies, axes, baseline, "energy_pj"),
+        summarise(accuracies, axes, baseline, "accuracy"),
+        strict=True,
+    )
+    return [
+        ExitStatistics(energy, accuracy, missed[tuple(energy.settings.values())])
+        for energy, accuracy in both
+    ]
 
 
-def frontier(
-    rows: Sequence[Mapping[str, Any]], axes: Sequence[str], runs: Mapping[Key, ExitRun]
-) -> Rows:
-    """Return the points of the frontier; `rows` are those of ablation.csv.
+def _by_cell(reached: Mapping[tuple[Key, int], AtTarget], figure: str) -> Mapping[Key, Values]:
+    values: dict[Key, dict[int, float]] = {}
+    for (key, seed), one in reached.items():
+        of_cell = values.setdefault(key, {})
+        if getattr(one, figure) is not None:
+            of_cell[seed] = getattr(one, figure)
+    return values
+
+
+def frontier(found: Found, axes: Sequence[str], runs: ExitRuns) -> Rows:
+    """Return the rows of frontier.csv.
 
     Each cell has its mean with all steps and, where its network can stop between them, a curve of
     early exit; all on test images, at thresholds that nobody chose. Then come the ANN of the same
     shape, whose accuracy nobody measured, and the teacher.
     """
-    energies = values_of_cells(rows, axes, "energy_pj")
-    taught = values_of_cells(rows, axes, "teacher_accuracy")
-    found, others = Rows(), Rows()
-    for key, accuracies in values_of_cells(rows, axes, "accuracy").items():
+    energies = values_of_cells(found, axes, "energy_pj")
+    taught = values_of_cells(found, axes, "teacher_accuracy")
+    points, others = Rows(), Rows()
+    for key, accuracies in values_of_cells(found, axes, "accuracy").items():
         settings = dict(zip(axes, key, strict=True))
-        members = [run for name, run in runs.items() if name[:-1] == key]
-        if not len(accuracies):
+        members = [run for (name, _), run in runs.items() if name == key]
+        if not accuracies:
             continue
-        point = spread(energies[key].tolist(), accuracies.tolist())
-        found.append({**settings, "point": ALL_STEPS, **point})
-        found += [{**settings, **row} for row in early_exit_curve(members)]
-        others += [{**settings, **row} for row in references(members, taught[key].tolist())]
-    return [*found, *alike_once(others, axes)]
+        point = spread(list(energies[key].values()), list(accuracies.values()))
+        points.append({**settings, "point": csv_files.ALL_STEPS, **point})
+        points += [{**settings, **row} for row in early_exit_curve(members)]
+        others += [{**settings, **row} for row in references(members, [*taught[key].values()])]
+    return [*points, *alike_once(others, axes)]
 
 
 def spread(energies: Sequence[float], accuracies: Sequence[float]) -> dict[str, Any]:
@@ -296,24 +266,20 @@ def early_exit_curve(runs: Sequence[ExitRun]) -> Rows:
     stops = [run.test for run in runs if run.test is not None]
     if not stops or len(stops) < len(runs) or len(stops[0].right_TI) < 2:
         return []
-    thresholds_C = spread_thresholds(stops)
+    # between two of these thresholds about equally many images stop one step later
+    largest = [early_exit.largest_so_far(run.confidence_TI).ravel() for run in stops]
+    inner = np.quantile(np.concatenate(largest), np.linspace(0.0, 1.0, POINTS)[1:-1])
+    thresholds_C = np.unique(np.concatenate([[early_exit.ALWAYS], inner, [NEVER]]))
     energy_RC = [run.energy(thresholds_C) for run in stops]
     accuracy_RC = [run.accuracy(thresholds_C) for run in stops]
     return [
         {
-            "point": EARLY_EXIT,
+            "point": csv_files.EARLY_EXIT,
             "threshold": float(threshold),
             **spread([float(r[c]) for r in energy_RC], [float(r[c]) for r in accuracy_RC]),
         }
         for c, threshold in enumerate(thresholds_C)
     ]
-
-
-def spread_thresholds(stops: Sequence[Stops]) -> FloatArray:
-    """Return thresholds between which about equally many images stop one step later."""
-    confidences = np.concatenate([largest_so_far(run.confidence_TI).ravel() for run in stops])
-    inner = np.quantile(confidences, np.linspace(0.0, 1.0, POINTS)[1:-1])
-    return np.unique(np.concatenate([[ALWAYS], inner, [NEVER]]))
 
 
 def references(runs: Sequence[ExitRun], taught: Sequence[float]) -> Rows:
@@ -324,12 +290,12 @@ def references(runs: Sequence[ExitRun], taught: Sequence[float]) -> Rows:
     totals, teacher = document["totals"], document.get("teacher") or {}
     int8_pj = float(totals["ann_macs"]) * load_profile(INT8_PROFILE).mac_pj
     rows: Rows = [
-        {"point": ANN, "energy_pj": float(totals["ann_energy_pj"])},
-        {"point": ANN_INT8, "energy_pj": int8_pj},
+        {"point": csv_files.ANN, "energy_pj": float(totals["ann_energy_pj"])},
+        {"point": csv_files.ANN_INT8, "energy_pj": int8_pj},
     ]
     if taught and teacher:
         energy = float(teacher["energy_pj"])
-        rows.append({"point": TEACHER, "energy_pj": energy, "accuracy": fmean(taught)})
+        rows.append({"point": csv_files.TEACHER, "energy_pj": energy, "accuracy": fmean(taught)})
     return rows
 
 

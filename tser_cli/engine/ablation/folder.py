@@ -10,14 +10,17 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 import tomli_w
+from numpy.typing import NDArray
 
 from tser_cli.base.errors import ConfigError, DamagedFileError, RunError, warn_once
 from tser_cli.base.files import (
@@ -31,11 +34,10 @@ from tser_cli.base.files import (
 )
 from tser_cli.engine.ablation.grid import SEED, Cell, Request
 from tser_cli.engine.runs import teachers
-from tser_cli.engine.runs.find import all_runs, existing_path, newest_finished
-from tser_cli.engine.runs.folder import Run
-from tser_cli.engine.runs.record import RESULT, read_result, recorded
-from tser_cli.engine.runs.teachers import check_architecture
-from tser_cli.report.csv_files import ALL, ENERGY, INTEGER, PER_TIMESTEP, TOTAL, read_table
+from tser_cli.engine.runs.find import existing_path, run_folders
+from tser_cli.engine.runs.folder import Run, time_of
+from tser_cli.engine.runs.record import DAMAGED, FINISHED, RunRecord, read_record
+from tser_cli.report.predictions import PREDICTIONS, read_predictions
 from tser_cli.settings import registry
 from tser_cli.settings.config import Config, keys
 
@@ -81,87 +83,80 @@ def cell_folder(cell: Cell, folder: Path) -> Path:
     return folder / "cells" / cell_name(cell)
 
 
+@dataclass(frozen=True)
+class CellRun:
+    """What the folder of a cell says: the state of its run, and its record where it has finished.
+
+    `state`: as in status.json; "missing" where there is no run, "damaged" where the result of a
+    finished one can't be read. Such a cell is trained again.
+    """
+
+    state: str
+    record: RunRecord | None = None
+
+    @cached_property
+    def right(self) -> NDArray[np.bool_] | None:
+        """Return which test images the network gets right.
+
+        None where it was not kept; damaged predictions are named in a warning.
+        """
+        try:
+            found = self.record and read_predictions(self.record.folder / PREDICTIONS)
+        except RunError as error:
+            warn_once(str(error))
+            return None
+        return found.right() if found else None
+
+
+# By folder: which status files there were, and what the cell's run said. The tables are written
+# after every cell. To read all cells each time would cost more with each cell that has finished.
+_read_before: dict[Path, tuple[object, CellRun]] = {}
+
+
+def read_cell(cell: Cell, folder: Path) -> CellRun:
+    """Return what a cell's folder says; it is read again only once a status.json has changed.
+
+    `folder` is the ablation's. A run whose result can't be read is named in a warning.
+    """
+    home = cell_folder(cell, folder).absolute()
+    runs = run_folders(home, "student")
+    files = tuple((run.name, *_version(run.folder / "status.json")) for run in runs)
+    before = _read_before.get(home)
+    if before is None or before[0] != files:
+        before = files, _read_cell(cell, [read_record(run) for run in runs])
+        _read_before[home] = before
+    return before[1]
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    # Files of ours are written whole and renamed: another inode each time, or a later time.
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns, found.st_size
+    return ()
+
+
+def _read_cell(cell: Cell, records: Sequence[RunRecord]) -> CellRun:
+    finished = [one for one in records if one.status.get("state") == FINISHED]
+    newest = max(finished, key=lambda one: time_of(one.status, FINISHED), default=None)
+    if newest is not None and newest.result is not None and not newest.trouble:
+        return CellRun(FINISHED, newest)
+    for record in records:
+        if record.trouble or record is newest:
+            why = record.trouble or f"the result of {record.folder} is damaged"
+            warn_once(f"{cell.title} counts as not trained: {why}")
+    begun = [one for one in records if one.status]
+    last = max(begun, key=lambda one: time_of(one.status, "started"), default=None)
+    if last is None:
+        return CellRun("missing")
+    state = last.status.get("state")
+    return CellRun(DAMAGED if state == FINISHED else str(state))
+
+
 def find_cell(cell: Cell, folder: Path) -> Run | None:
-    """Return the finished run of a cell, None where there is none yet.
-
-    One whose result can't be read is named in a warning and is as good as none: it is trained
-    again.
-    """
-    run = newest_finished(cell_folder(cell, folder), "student")
-    try:
-        if run is not None:
-            result_of(run)
-            run.environment()
-    except RunError as error:
-        warn_once(f"{cell.title} counts as not trained: {error}")
-        return None
-    return run
-
-
-def result_row(cell: Cell, folder: Path) -> dict[str, Any]:
-    """Return the columns of ablation.csv that a cell's run fills, the varied settings aside.
-
-    `folder` is the ablation's, and the column of that name is relative to it.
-    """
-    row = {"seed": cell.seed, "state": "missing", "folder": f"cells/{cell_name(cell)}"}
-    run = find_cell(cell, folder)
-    if run is not None:
-        return {**row, "state": "finished", **result_of(run)}
-    begun = next(all_runs(cell_folder(cell, folder), "student"), None)
-    if begun is None:
-        return row
-    state = begun.status().get("state")
-    return {**row, "state": "damaged" if state == "finished" else state}
-
-
-def result_of(run: Run) -> dict[str, Any]:
-    """Return what came out of a finished run. `seconds` are of training, in all its parts.
-
-    Raises RunError where that can't be read, or is none: an accuracy that is no fraction.
-    """
-    recorded_there = RESULT in run.status()
-    try:
-        row = _result_as_recorded(run) if recorded_there else _result_from_tables(run)
-        accuracies = [v for k, v in row.items() if "accuracy" in k and v is not None]
-        if row["accuracy"] is None or not all(0.0 <= value <= 1.0 for value in accuracies):
-            raise ValueError("an accuracy is no fraction")
-    except (ArithmeticError, KeyError, OSError, TypeError, ValueError) as error:
-        raise RunError(f"the result of {run.folder} is damaged ({error})") from error
-    return row
-
-
-def _result_as_recorded(run: Run) -> dict[str, Any]:
-    result = read_result(run)
-    steps = result.per_timestep
-    if [row["t"] for row in steps] != list(range(1, result.timesteps + 1)):
-        raise ValueError("its time steps do not follow each other")
-    return {
-        "accuracy": result.accuracy,
-        "teacher_accuracy": result.teacher_accuracy,
-        "best_validation_accuracy": result.best_validation_accuracy,
-        **{f"accuracy_at_{row['t']}": row["accuracy_at_t"] for row in steps},
-        **{f"accuracy_cumulative_{row['t']}": row["accuracy_cumulative"] for row in steps},
-        "energy_pj": result.energy_pj,
-        "seconds": result.seconds,
-    }
-
-
-def _result_from_tables(run: Run) -> dict[str, Any]:
-    """Return the same for a run from before results were recorded, out of its CSV files."""
-    known = recorded(run)
-    epochs = read_table(run.folder / "metrics.csv", {"epoch": INTEGER})
-    steps = read_table(run.folder / "per_timestep.csv", PER_TIMESTEP).set_index("t")
-    energy = read_table(run.folder / "energy.csv", ENERGY).set_index(["layer", "t"])
-    held_out = epochs["validation_accuracy"].dropna()
-    return {
-        "accuracy": known.get("accuracy"),
-        "teacher_accuracy": known.get("teacher_accuracy"),
-        "best_validation_accuracy": float(held_out.max()) if len(held_out) else None,
-        **{f"accuracy_at_{t}": value for t, value in steps["accuracy_at_t"].items()},
-        **{f"accuracy_cumulative_{t}": value for t, value in steps["accuracy_cumulative"].items()},
-        "energy_pj": energy["energy_pj"].to_dict()[TOTAL, ALL],
-        "seconds": sum(epochs["seconds"].tolist()),
-    }
+    """Return the finished run of a cell, None where there is none yet."""
+    record = read_cell(cell, folder).record
+    return record.run if record else None
 
 
 SHOWN = 5
@@ -192,11 +187,6 @@ class AblationFolder:
         """Return the file that records the ablation's cells and teachers."""
         return self.folder / "plan.json"
 
-    @property
-    def own_runs(self) -> Path:
-        """Return where ablations used to train their teachers; what lies there is taken."""
-        return self.folder / "runs"
-
 
 @contextmanager
 def hold(place: AblationFolder) -> Iterator[None]:
@@ -219,22 +209,18 @@ def read_plan(place: AblationFolder) -> dict[str, Any]:
         return empty
     try:
         document = {**empty, **read_json(place.plan, PLAN_BYTES, PLAN_TYPES)}
-        _check_entries(document)
+        records = document["teachers"].values()
+        sound = [isinstance(record, dict) and record.keys() >= TEACHER_KEYS for record in records]
+        texts = [isinstance(axis, str) for axis in document["axes"]]
+        cells = [isinstance(settings, dict) for settings in document["cells"].values()]
+        if not all([*sound, *texts, *cells]):
+            raise ValueError("its entries are none of tser's")
     except (DamagedFileError, ValueError) as error:
         raise ConfigError(
             f"the plan of this ablation, {place.plan}, is damaged ({error}). Restore it from a "
             "copy, or choose another --output"
         ) from error
     return document
-
-
-def _check_entries(document: dict[str, Any]) -> None:
-    records = document["teachers"].values()
-    sound = [isinstance(record, dict) and record.keys() >= TEACHER_KEYS for record in records]
-    texts = [isinstance(axis, str) for axis in document["axes"]]
-    cells = [isinstance(settings, dict) for settings in document["cells"].values()]
-    if not all([*sound, *texts, *cells]):
-        raise ValueError("its entries are none of tser's")
 
 
 def write_plan(place: AblationFolder, document: dict[str, Any]) -> None:
@@ -257,7 +243,7 @@ def checked_plan(request: Request, place: AblationFolder) -> dict[str, Any]:
     document = read_plan(place)
     for name in {c.config.model.teacher for c in request.cells if needs_teacher(c)}:
         if existing_path(name) is None:
-            check_architecture(name)
+            teachers.check_architecture(name)
     if any(c.config.training.batch_size == 0 for c in request.cells):
         raise ConfigError(
             "training.batch_size = auto would give the cells batches of different sizes, and "
@@ -312,64 +298,36 @@ def needs_teacher(cell: Cell) -> bool:
     return registry.METHODS[cell.config.method.name].needs_teacher
 
 
-def find_folder(config: Config, place: AblationFolder) -> Path | None:
-    """Return the runs folder that the teacher of `config` is found from, None where there is none
-    yet.
-    """
-    if existing_path(config.model.teacher) is not None:
-        return place.own_runs
-    for folder in (place.own_runs, place.runs_dir):
-        if teachers.newest_teacher(config, folder) is not None:
-            return folder
-    return place.own_runs if config.data.name == teachers.PRETRAINED_ON else None
+def has_teacher(config: Config, place: AblationFolder) -> bool:
+    """Return whether the teacher of `config` is there: none has to be trained first."""
+    return (
+        existing_path(config.model.teacher) is not None
+        or config.data.name == teachers.PRETRAINED_ON
+        or teachers.newest_teacher(config, place.runs_dir) is not None
+    )
 
 
 METHOD, TEMPERATURE = "method.", "method.temperature"
 
 
-def provenance(cell: Cell, folder: Path) -> dict[str, Any]:
-    """Return the columns `csv_files.PROVENANCE` of a cell; code and threads only once it finished.
+def settings_in_words(cell: Cell) -> dict[str, Any]:
+    """Return `temperature`, `weights` and `settings` of a cell, as `key=value; key=value`.
 
     `weights` are the method's own settings, `settings` all others that are not tser's defaults and
-    not varied. On CPUs the threads count too: sums of floats depend on their order.
+    not varied.
     """
-    run = find_cell(cell, folder)
-    return {**settings_in_words(cell), **(code_of(run.environment()) if run else {})}
-
-
-def code_of(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what environment.json says of the code; a version where it was no git checkout."""
-    git = environment.get("git") or {}
-    commit = f"{git['commit']}{'+changes' if git.get('changed') else ''}" if git else ""
-    return {
-        "commit": commit or f"version {environment.get('tser')}",
-        "torch": environment.get("packages", {}).get("torch"),
-        "threads": environment.get("threads"),
-    }
-
-
-def settings_in_words(cell: Cell) -> dict[str, Any]:
-    """Return `temperature`, `weights` and `settings` of a cell, as `key=value; key=value`."""
-    now, usual = settings_of(cell), settings_of(Cell({}, 0, Config()))
-    weights = {
-        key.removeprefix(METHOD): value
+    now, usual = settings_of(cell), Config().result_settings()
+    of_method = {key for key in now if key.startswith(METHOD) and key != "method.name"}
+    weights = [
+        f"{key.removeprefix(METHOD)}={now[key]}" for key in now if key in of_method - {TEMPERATURE}
+    ]
+    others = [
+        f"{key}={value}"
         for key, value in now.items()
-        if key.startswith(METHOD) and key not in (TEMPERATURE, "method.name")
-    }
-    others = {
-        key: value
-        for key, value in now.items()
-        if value != usual.get(key)
-        and key not in cell.varied
-        and (not key.startswith(METHOD) or key == "method.name")
-    }
+        if value != usual.get(key) and key not in (*cell.varied, *of_method)
+    ]
     return {
         "temperature": now.get(TEMPERATURE),
-        "weights": in_words(weights),
-        "settings": in_words(others),
+        "weights": "; ".join(weights),
+        "settings": "; ".join(others),
     }
-
-
-def in_words(settings: Mapping[str, Any]) -> str:
-    """Return `key=value; key=value`."""
-    return "; ".join(f"{key}={value}" for key, value in settings.items())

@@ -22,7 +22,7 @@ import torch
 from tser_cli.base.errors import Interrupted
 from tser_cli.base.progress import Progress
 from tser_cli.engine.ablation import folder, tsne
-from tser_cli.engine.ablation.exits import write_exit_tables
+from tser_cli.engine.ablation.exits import ExitStatistics, write_exit_tables
 from tser_cli.engine.ablation.folder import AblationFolder, find_cell, needs_teacher, teacher_key
 from tser_cli.engine.ablation.grid import SEED, Cell, Request
 from tser_cli.engine.ablation.local_launcher import Launcher, default_jobs, threads_of
@@ -34,6 +34,7 @@ from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.engine.runs.teachers import teacher_config
 from tser_cli.engine.training.settle import AUTO, choose_precision, settle
 from tser_cli.report import ablation_figures
+from tser_cli.report.comparison import CellStatistics
 from tser_cli.settings.config import Config
 
 PRECISION = "training.precision"
@@ -41,17 +42,17 @@ PRECISION = "training.precision"
 
 @dataclass(frozen=True)
 class AblationResult:
-    """What an ablation found: the rows of its summaries, the files, and what failed.
+    """What an ablation found: its cells' statistics, the files, and what failed.
 
-    `exits`: rows of early_exit_summary.csv, none where no images were held out.
+    `exits`: energies at equal accuracy, none where no images were held out.
     """
 
     folder: Path
     request: Request
-    summary: list[dict[str, Any]]
+    summary: list[CellStatistics]
     figures: tuple[Path, ...]
     failures: tuple[str, ...]
-    exits: tuple[dict[str, Any], ...] = ()
+    exits: tuple[ExitStatistics, ...] = ()
 
 
 def ablate(request: Request, place: AblationFolder, progress: Progress) -> AblationResult:
@@ -159,8 +160,7 @@ def choose_teacher(
 
     It is trained in the runs folder, so that commands that run at once train it once.
     """
-    home = folder.find_folder(config, place) or place.runs_dir
-    options = Options(home, progress=progress)
+    options = Options(place.runs_dir, progress=progress)
     loaded = provide_teacher(settle("student", config, options), options)
     assert loaded is not None, "asked only for methods with a teacher"
     path = Path(loaded.source)
@@ -235,8 +235,7 @@ def plan_ablation(request: Request, place: AblationFolder, options: Options) -> 
     teachers = [
         dry_run.plan_teacher(teacher_config(config), options)
         for key, config in firsts.items()
-        if folder.shared_teacher(document, key) is None
-        and folder.find_folder(config, place) is None
+        if folder.shared_teacher(document, key) is None and not folder.has_teacher(config, place)
     ]
     before = torch.get_num_threads()
     torch.set_num_threads(threads_of(1 if place.address else jobs))  # as each cell will have

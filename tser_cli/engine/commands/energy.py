@@ -21,7 +21,7 @@ from tser_cli.engine.evaluation.energy import Beyond, EnergyReport, Price, write
 from tser_cli.engine.evaluation.evaluate import Answers, Evaluation, as_measured, evaluate_split
 from tser_cli.engine.runs.networks import Counting, counting_of
 from tser_cli.engine.runs.opened import FinishedRun, open_finished, select_run
-from tser_cli.engine.runs.record import recorded
+from tser_cli.engine.runs.record import find_result
 from tser_cli.engine.runs.teachers import teacher_to_count
 from tser_cli.engine.training.budget import profile_of
 from tser_cli.models.base import Classifier
@@ -177,8 +177,8 @@ def draw(opened: FinishedRun, output: Path, report: EnergyReport, full: Evaluati
     accuracy_T = [right / full.images for right in full.correct_cumulative]
     steps = [row for row in report.rows if row["layer"] == TOTAL and row["t"] != ALL]
     teacher = (report.document["teacher"] or {}).get("energy_pj")
-    known = recorded(run)
-    accuracy = known.get("teacher_accuracy") if known.get("images") == full.images else None
+    result = find_result(run)
+    accuracy = result.teacher_accuracy if result and result.images == full.images else None
     spent_T = itertools.accumulate(row["energy_pj"] for row in steps)
     points = [
         figures.EnergyPoint(f"t = {t}", spent_pj, reached)

@@ -17,7 +17,7 @@ from tser_cli.engine.evaluation.early_exit import keep_budget, stops_of
 from tser_cli.engine.evaluation.evaluate import Evaluation, answered, evaluate_split
 from tser_cli.engine.runs.networks import freeze
 from tser_cli.engine.runs.opened import FinishedRun, open_finished, select_run
-from tser_cli.engine.runs.record import recorded
+from tser_cli.engine.runs.record import find_result
 from tser_cli.engine.runs.teachers import read_run_teacher, teacher_name
 from tser_cli.engine.training.budget import profile_of
 from tser_cli.engine.training.run import row_labels
@@ -87,7 +87,8 @@ def evaluate_run(request: EvaluateRequest) -> EvaluateResult:
 def _say_difference(opened: FinishedRun, last: dict[str, Any]) -> None:
     """Say what another precision than the run's changes, where the run's own result is recorded."""
     precision, own = opened.config.training.precision, opened.run.config().training.precision
-    known = recorded(opened.run).get("per_timestep") or ()
+    result = find_result(opened.run)
+    known = result.per_timestep if result else ()
     before = next((row["correct_cumulative"] for row in known if row["t"] == last["t"]), None)
     if precision == own or before is None:
         return
@@ -244,7 +245,8 @@ def teacher_accuracy(opened: FinishedRun, split: Split) -> float | None:
 
     None where the run had no teacher or, with a warning, where it can't be read any more.
     """
-    known: float | None = recorded(opened.run).get("teacher_accuracy")
+    result = find_result(opened.run)
+    known = result.teacher_accuracy if result else None
     if split == "test" or known is None:
         return known
     try:

@@ -17,7 +17,7 @@ from tser_cli.data.transforms import evaluation_pipeline
 from tser_cli.engine.runs.find import with_whole_paths
 from tser_cli.engine.runs.networks import Loaded, freeze
 from tser_cli.engine.runs.opened import Context, FinishedRun, Options, open_finished, select_run
-from tser_cli.engine.runs.record import RunResult, recorded
+from tser_cli.engine.runs.record import RunResult, find_result
 from tser_cli.engine.runs.teachers import TEACHER, read_run_teacher
 from tser_cli.engine.training.budget import profile_of
 from tser_cli.engine.training.run import finish, open_for_training
@@ -67,11 +67,12 @@ def quantize(request: QuantizeRequest) -> QuantizeResult:
     context = replace(opened.context, config=config)
     model = rounded(opened, context, request)
     result = _record(model, opened, context, request)
+    parent = find_result(opened.run)
     document = json.loads((result.folder / "energy.json").read_text(encoding="utf-8"))
     return QuantizeResult(
         result=result,
         parent=opened.run.folder,
-        parent_accuracy=recorded(opened.run).get("accuracy"),
+        parent_accuracy=parent.accuracy if parent else None,
         profile=profile_of(config).name,
         float_energy_pj=document["totals"]["energy_fp32_pj"],
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,32 +14,32 @@ from tser_cli.base.errors import ConfigError, RunError, unknown
 from tser_cli.base.files import write_error
 from tser_cli.engine.runs.find import find_run, run_folders
 from tser_cli.engine.runs.folder import Run
-from tser_cli.engine.runs.record import RUNNING, RunEntry, entry_of, is_elsewhere
+from tser_cli.engine.runs.record import RUNNING, RunRecord, is_elsewhere, read_record
 from tser_cli.settings.config import full_key
 from tser_cli.settings.recipe import parse_value
 from tser_cli.settings.wing_options import RunsRequest
 
 # What can be filtered and sorted by, beside settings.
-COLUMNS: Mapping[str, Callable[[RunEntry], Any]] = {
-    "run": lambda entry: entry.name,
-    "kind": lambda entry: entry.kind,
-    "dataset": lambda entry: entry.dataset,
-    "teacher": lambda entry: entry.teacher,
-    "student": lambda entry: entry.student,
-    "T": lambda entry: entry.timesteps,
-    "method": lambda entry: entry.method,
-    "seed": lambda entry: entry.seed,
-    "state": lambda entry: entry.state,
-    "accuracy": lambda entry: entry.accuracy,
-    "energy": lambda entry: entry.energy_pj,
-    "age": lambda entry: -entry.when,
-    "size": lambda entry: entry.size,
+COLUMNS: Mapping[str, Callable[[RunRecord], Any]] = {
+    "run": lambda record: record.name,
+    "kind": lambda record: record.kind,
+    "dataset": lambda record: record.dataset,
+    "teacher": lambda record: record.teacher,
+    "student": lambda record: record.student,
+    "T": lambda record: record.timesteps,
+    "method": lambda record: record.method,
+    "seed": lambda record: record.seed,
+    "state": lambda record: record.state,
+    "accuracy": lambda record: record.accuracy,
+    "energy": lambda record: record.energy_pj,
+    "age": lambda record: -record.when,
+    "size": lambda record: record.size,
 }
 NO_FILTER = ("accuracy", "energy", "age", "size")  # to be sorted by, too fine to be equal
-Filter = Callable[[RunEntry], bool]
+Filter = Callable[[RunRecord], bool]
 
 
-def list_runs(request: RunsRequest) -> list[RunEntry]:
+def list_runs(request: RunsRequest) -> list[RunRecord]:
     """Return the runs that pass all filters, sorted; one that lacks the column comes last.
 
     A run that can't be read is listed as damaged. Raises ConfigError.
@@ -48,11 +48,11 @@ def list_runs(request: RunsRequest) -> list[RunEntry]:
     if request.sort not in COLUMNS:
         raise ConfigError(f"--sort: {unknown('column', request.sort, COLUMNS)}")
     column = COLUMNS[request.sort]
-    entries = [entry_of(run) for run in run_folders(request.runs_dir)]
-    passing = [entry for entry in entries if all(passes(entry) for passes in filters)]
-    known = [entry for entry in passing if column(entry) is not None]
+    records = [read_record(run) for run in run_folders(request.runs_dir)]
+    passing = [record for record in records if all(passes(record) for passes in filters)]
+    known = [record for record in passing if column(record) is not None]
     known.sort(key=column, reverse=request.reverse)
-    return known + [entry for entry in passing if column(entry) is None]
+    return known + [record for record in passing if column(record) is None]
 
 
 def parse_filter(text: str) -> Filter:
@@ -65,16 +65,16 @@ def parse_filter(text: str) -> Filter:
         raise ConfigError(f'"{text}" is no filter; write KEY=VALUE, as method=tser, or T=1,2')
     value_of = _value_of(key)
     alternatives = wanted.split(",")
-    return lambda entry: any(_alike(value_of(entry), one) for one in alternatives)
+    return lambda record: any(_alike(value_of(record), one) for one in alternatives)
 
 
-def _value_of(key: str) -> Callable[[RunEntry], Any]:
+def _value_of(key: str) -> Callable[[RunRecord], Any]:
     if key in NO_FILTER:
         raise ConfigError(f'"{key}" can be sorted by (--sort {key}), but is no filter')
     if key in COLUMNS:
         return COLUMNS[key]
     dotted = full_key(key)
-    return lambda entry: entry.settings.get(dotted)
+    return lambda record: record.settings.get(dotted)
 
 
 def _alike(value: Any, wanted: str) -> bool:
@@ -87,21 +87,21 @@ def _alike(value: Any, wanted: str) -> bool:
 class Removable:
     """A run that may be removed, and how many students here learned from it."""
 
-    entry: RunEntry
+    record: RunRecord
     students: int
 
 
 def find_removable(names: Iterable[Path], runs_dir: Path) -> list[Removable]:
-    """Return the runs that are meant, each once.
+    """Return the runs to remove, each once.
 
     Raises RunError for one that is running, is a link, or does not lie under `runs_dir`.
     """
     found = {_place(run): run for run in (find_run(name, runs_dir) for name in names)}
-    entries = {_place(run): entry_of(run) for run in run_folders(runs_dir)}
+    records = {_place(run): read_record(run) for run in run_folders(runs_dir)}
     for folder, run in found.items():
-        _check_removable(run, folder in entries, runs_dir)
-    taught_by = [_teacher_folder(entry) for entry in entries.values()]
-    return [Removable(entries[folder], taught_by.count(folder)) for folder in found]
+        _check_removable(run, folder in records, runs_dir)
+    taught_by = [_teacher_folder(record) for record in records.values()]
+    return [Removable(records[folder], taught_by.count(folder)) for folder in found]
 
 
 def _place(run: Run) -> Path:
@@ -121,9 +121,9 @@ def _check_removable(run: Run, is_here: bool, runs_dir: Path) -> None:
         pass
 
 
-def _teacher_folder(entry: RunEntry) -> Path | None:
-    record = entry.environment.get("teacher")
-    source = record.get("source") if isinstance(record, dict) else None
+def _teacher_folder(record: RunRecord) -> Path | None:
+    taught = record.environment.get("teacher")
+    source = taught.get("source") if isinstance(taught, dict) else None
     return Path(source).parent if isinstance(source, str) else None
 
 
@@ -132,7 +132,9 @@ def _holding(run: Run) -> Iterator[None]:
     """Hold the lock of a run that nobody works on. Raises RunError where somebody may."""
     with run.lock():
         # A lock tells of processes on this machine; of those on others the status must be believed.
-        status = _status_if_sound(run)
+        status: Mapping[str, Any] = {}
+        with suppress(RunError):
+            status = run.status()
         if status.get("state") == RUNNING and is_elsewhere(status):
             raise RunError(
                 f"{run.folder} is running on {status.get('host')}: stop it there. If it is "
@@ -141,20 +143,13 @@ def _holding(run: Run) -> Iterator[None]:
         yield
 
 
-def _status_if_sound(run: Run) -> Mapping[str, Any]:
-    try:
-        return run.status()
-    except RunError:
-        return {}
-
-
 def remove(run: Removable) -> None:
     """Delete a run folder with all that is in it; links in it are deleted, not followed.
 
     Raises RunError where the run has been taken up meanwhile, or can't be deleted.
     """
-    folder = run.entry.folder
-    with _holding(Run(folder)):
+    folder = run.record.folder
+    with _holding(run.record.run):
         try:
             shutil.rmtree(folder)
         except OSError as error:

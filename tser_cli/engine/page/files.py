@@ -36,7 +36,7 @@ from tser_cli.engine.page.values import (
 )
 from tser_cli.engine.runs import record
 from tser_cli.engine.runs.folder import Run
-from tser_cli.engine.runs.record import recorded
+from tser_cli.engine.runs.record import with_result
 from tser_cli.report.ablation_figures import (
     AT_T,
     CellRuns,
@@ -306,7 +306,7 @@ def facts(run: Run, stated: Mapping[str, Any], found: Mapping[str, Any]) -> dict
     `model`, `dataset`, `method`, `teacher`, `timesteps`, `seed`, `epochs`, `seconds`, `finished`,
     `energy_budget_pj` and the `energy_pj` that was held to it.
     """
-    known, teacher = recorded(run), found.get("teacher")
+    known, teacher = with_result(run.status()), found.get("teacher")
     stated_model = stated.get("model.student" if run.kind == "student" else "model.teacher")
     taught_by = teacher.get("model") if isinstance(teacher, dict) else None
     words = {

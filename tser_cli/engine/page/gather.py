@@ -16,7 +16,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,8 +62,8 @@ from tser_cli.engine.runs.find import find_run
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.opened import FinishedRun, open_finished, select_run
 from tser_cli.engine.training.budget import profile_of
+from tser_cli.report.comparison import disagreement
 from tser_cli.report.predictions import Predictions
-from tser_cli.report.statistics import mcnemar
 from tser_cli.report.words import headline
 from tser_cli.settings.options import Wanted
 from tser_cli.settings.wing_options import ReportRequest
@@ -155,20 +154,11 @@ def _pairs(found: Sequence[RunFound]) -> list[Pair]:
             continue
         if found[0].report.facts["dataset"] != other.report.facts["dataset"]:
             continue
-        if np.array_equal(first.labels_I, second.labels_I):
-            pairs.append(_pair(found[0].report.name, other.report.name, first, second))
+        apart = disagreement(first, second)
+        if apart is not None:
+            names = found[0].report.name, other.report.name
+            pairs.append(Pair(*names, apart.only_first, apart.only_other, apart.p_value))
     return pairs
-
-
-def _pair(first: str, other: str, one: Predictions, two: Predictions) -> Pair:
-    right_I, other_right_I = one.right(), two.right()
-    return Pair(
-        first,
-        other,
-        int((right_I & ~other_right_I).sum()),
-        int((other_right_I & ~right_I).sum()),
-        mcnemar(right_I, other_right_I),
-    )
 
 
 def _missing(page: Page) -> list[str]:

@@ -37,6 +37,7 @@ from tser_cli.engine.page.values import (
     Tradeoff,
 )
 from tser_cli.report import words
+from tser_cli.report.comparison import statistics_in
 from tser_cli.report.lists import accuracy_words, difference_words, interval_words
 from tser_cli.report.words import ABOUT_THE_SAME, budget_verdict, quantity, times
 from tser_cli.settings.fields import joules
@@ -149,7 +150,9 @@ def points(fraction: float) -> str:
 
 def reach(row: Mapping[str, Any], of: str = "difference") -> str:
     """Return the interval of a difference: "−0.84 to +0.17", "" without one."""
-    return interval_words(row, of).replace("-", "\N{MINUS SIGN}").replace(" .. ", " to ")
+    found = statistics_in(row)
+    words = interval_words(found.interval if of == "difference" else found.two_way)
+    return words.replace("-", "\N{MINUS SIGN}").replace(" .. ", " to ")
 
 
 def duration(seconds: float | None) -> str:
@@ -467,8 +470,8 @@ FILTERS = {
     "told": told,
     "joules": joules,
     "quantity": quantity,
-    "accuracy_words": accuracy_words,
-    "difference_words": difference_words,
+    "accuracy_words": lambda row: accuracy_words(statistics_in(row)),
+    "difference_words": lambda row: difference_words(statistics_in(row)),
     "reach": reach,
 }
 

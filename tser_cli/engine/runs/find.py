@@ -1,4 +1,4 @@
-"""Find runs again: by path, name or beginning of a name, the newest one, one to go on with.
+"""Find runs again: by path, name or beginning of a name, the newest one, one to resume.
 
 Paths in settings, written so that they hold from any folder.
 """
@@ -6,13 +6,14 @@ Paths in settings, written so that they hold from any folder.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tser_cli.base.errors import ConfigError, RunError, nearest, warn_once
 from tser_cli.base.files import is_file, is_folder
-from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.folder import Run, time_of
 from tser_cli.settings import plugins, registry
 from tser_cli.settings.config import EPOCHS, Config
 
@@ -22,6 +23,7 @@ LATEST = "latest"
 ANY = "*"
 KINDS = ("teacher", "student")
 MOST_CANDIDATES = 10
+Status = Mapping[str, Any]
 
 
 def run_folders(runs_dir: Path, kind: str = ANY) -> list[Run]:
@@ -30,13 +32,12 @@ def run_folders(runs_dir: Path, kind: str = ANY) -> list[Run]:
     A folder is a run's where it has a status.json or a config.toml; none of them is opened.
     """
     kinds = KINDS if kind == ANY else (kind,)
-    found = [path for of in kinds for path in _folders(_folders(runs_dir / of))]
+    found = [path for of in kinds for path in _folders(_folders([runs_dir / of]))]
     files = ("status.json", "config.toml")
     return [Run(path) for path in found if any(os.path.lexists(path / name) for name in files)]
 
 
-def _folders(above: Path | Iterable[Path]) -> list[Path]:
-    places = [above] if isinstance(above, Path) else above
+def _folders(places: Iterable[Path]) -> list[Path]:
     inside: list[Path] = []
     for place in places:
         with suppress(OSError, ValueError):  # no folder, one that is closed, or no name at all
@@ -45,7 +46,7 @@ def _folders(above: Path | Iterable[Path]) -> list[Path]:
 
 
 def find_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:
-    """Return the run that is meant by a path, a name, an unambiguous beginning of one, or `latest`.
+    """Return the run to use, by a path, a name, an unambiguous beginning of one, or `latest`.
 
     `latest` is the run that finished last. A path leads anywhere; the others are looked for among
     the runs of `kind` under `runs_dir`. The run need not be finished. Raises RunError, which names
@@ -57,17 +58,26 @@ def find_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:
     if named.name != name or name in ("", ".", ".."):
         raise _no_run_folder(named)
     if name == LATEST:
-        return _latest(runs_dir, kind)
+        newest = newest_finished(runs_dir, kind)
+        if newest is None:
+            what = "run" if kind == ANY else kind
+            raise RunError(
+                f"there is no finished {what} under {runs_dir}; --runs-dir names the place"
+            )
+        return newest
     runs = run_folders(runs_dir, kind)
-    meant = [run for run in runs if run.name == name] or beginning_with(name, runs)
-    if not meant and is_folder(named):
+    fitting = [run for run in runs if run.name == name] or beginning_with(name, runs)
+    if not fitting and is_folder(named):
         raise _no_run_folder(named)
-    if not meant:
+    if not fitting:
         near = nearest(name, [LATEST, *(run.name for run in runs)])
         raise RunError(f'there is no run "{name}" under {runs_dir}{near}. tser runs lists them')
-    if len(meant) > 1:
-        raise RunError(f'"{name}" may mean {len(meant)} runs:\n{_candidates(meant)}')
-    return meant[0]
+    if len(fitting) > 1:
+        lines = [f"  {run.folder}" for run in fitting[:MOST_CANDIDATES]]
+        if len(fitting) > len(lines):
+            lines.append(f"  and {len(fitting) - len(lines)} more")
+        raise RunError(f'"{name}" may mean {len(fitting)} runs:\n' + "\n".join(lines))
+    return fitting[0]
 
 
 def run_or_name(name: str, runs_dir: Path, kind: str = ANY) -> str:
@@ -86,65 +96,48 @@ def beginning_with(text: str, runs: Iterable[Run]) -> list[Run]:
     return [run for run in runs if run.name.startswith(text)]
 
 
-def _candidates(runs: list[Run]) -> str:
-    shown = [f"  {run.folder}" for run in runs[:MOST_CANDIDATES]]
-    more = len(runs) - len(shown)
-    return "\n".join([*shown, *([f"  and {more} more"] if more else [])])
-
-
-def _latest(runs_dir: Path, kind: str) -> Run:
-    newest = newest_finished(runs_dir, kind)
-    if newest is None:
-        what = "run" if kind == ANY else kind
-        raise RunError(f"there is no finished {what} under {runs_dir}; --runs-dir names the place")
-    return newest
-
-
 def _no_run_folder(path: Path) -> RunError:
     beside = [entry.name for entry in path.parent.iterdir()] if is_folder(path.parent) else []
     return RunError(f"{path} is not a run folder{nearest(path.name, beside)}: no status.json")
 
 
-def all_runs(runs_dir: Path, kind: str = ANY, dataset: str = ANY) -> Iterator[Run]:
-    """Yield the run folders under `runs_dir`, newest first.
+def all_runs(runs_dir: Path, kind: str = ANY, dataset: str = ANY) -> list[tuple[Run, Status]]:
+    """Return the runs under `runs_dir` with what their status.json says, newest first.
 
-    One whose status.json is damaged is named in a warning and left out.
+    Each status is read once. A run whose status is damaged is named in a warning and left out.
     """
     names = runs_dir.glob(f"{kind}/{dataset}/*/status.json") if is_folder(runs_dir) else ()
-    found = [Run(path.parent) for path in names]
-    sound = [run for run in found if _is_sound(run)]
-    yield from sorted(sound, key=lambda run: run.time_of("started"), reverse=True)
-
-
-def _is_sound(run: Run) -> bool:
-    try:
-        run.status()
-    except RunError as error:
-        warn_once(str(error))
-        return False
-    return True
+    found: list[tuple[Run, Status]] = []
+    for path in names:
+        run = Run(path.parent)
+        try:
+            found.append((run, run.status()))
+        except RunError as error:
+            warn_once(str(error))
+    return sorted(found, key=lambda one: time_of(one[1], "started"), reverse=True)
 
 
 def newest_finished(
-    runs_dir: Path, kind: str, dataset: str = ANY, model: str | None = None
+    runs_dir: Path, kind: str, dataset: str = ANY, fits: Callable[[Status], bool] | None = None
 ) -> Run | None:
-    """Return the run that finished last, of one architecture where `model` is given."""
+    """Return the run that finished last, of those whose status `fits`."""
     finished = [
-        run
-        for run in all_runs(runs_dir, kind, dataset)
-        if run.status().get("state") == "finished" and model in (None, run.status().get("model"))
+        (run, status)
+        for run, status in all_runs(runs_dir, kind, dataset)
+        if status.get("state") == "finished" and (fits is None or fits(status))
     ]
-    return max(finished, key=lambda run: run.time_of("finished"), default=None)
+    newest = max(finished, key=lambda one: time_of(one[1], "finished"), default=None)
+    return newest[0] if newest else None
 
 
 def open_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:
-    """Return the finished run that is meant, see `find_run`. Raises RunError where it is none."""
+    """Return the finished run to use, see `find_run`. Raises RunError where it is not finished."""
     run = find_run(named, runs_dir, kind)
     state = run.status().get("state", "of no known state")
     if state != "finished":
         raise RunError(
-            f"run {run.folder} is {state}, not finished; repeat the "
-            "command that began it, and it will go on"
+            f"run {run.folder} is {state}, not finished; repeat the command that began it, and it "
+            "is resumed"
         )
     return run
 
@@ -157,7 +150,7 @@ def begun_like(runs_dir: Path, kind: str, config: Config, must: bool = False) ->
     for run in _unfinished(runs_dir, kind, config):
         try:
             before = run.config().flat()
-        except (ConfigError, RunError):  # damaged: that run is not gone on with
+        except (ConfigError, RunError):  # damaged: that run is not resumed
             continue
         opened = config.updated({key: before[key] for key in left_open(config)})
         if not differences(run, opened, must):
@@ -171,28 +164,26 @@ def left_open(config: Config) -> list[str]:
     return [key for key, open_value in LEFT_OPEN.items() if values[key] == open_value]
 
 
-def _unfinished(runs_dir: Path, kind: str, config: Config) -> list[Run]:
-    return [
-        run
-        for run in all_runs(runs_dir, kind, config.data.name)
-        if run.status().get("state") in UNFINISHED and run.status().get("resumable", True)
-    ]
+def _unfinished(runs_dir: Path, kind: str, config: Config) -> Iterator[Run]:
+    for run, status in all_runs(runs_dir, kind, config.data.name):
+        if status.get("state") in UNFINISHED and status.get("resumable", True):
+            yield run
 
 
 def find_unfinished(runs_dir: Path, kind: str, config: Config, must: bool) -> Run | None:
-    """Return the newest run to go on with: unfinished, resumable, and with the same settings.
+    """Return the newest run to resume: unfinished, resumable, and with the same settings.
 
     `must`: one of another number of epochs will do too, though its learning rate will be another;
     raises RunError where there is no unfinished run, ConfigError that lists the
     differences where the newest unfinished one has other settings.
     """
-    unfinished = _unfinished(runs_dir, kind, config)
+    unfinished = list(_unfinished(runs_dir, kind, config))
     for run in unfinished:
         if not differences(run, config, must):
             return run
     if must and unfinished:
         listed = "\n".join(f"  {line}" for line in differences(unfinished[0], config, must))
-        raise ConfigError(f"{unfinished[0].folder} can't go on with other settings:\n{listed}")
+        raise ConfigError(f"{unfinished[0].folder} can't be resumed with other settings:\n{listed}")
     if must:
         raise RunError(f"--resume must: no unfinished {kind} run of {config.data.name}")
     return None
@@ -233,17 +224,18 @@ def existing_path(name: str) -> Path | None:
 
 
 def with_whole_paths(config: Config) -> Config:
-    """Return `config` with every path absolute, as seen from the current folder."""
+    """Return `config` with every path absolute, as seen from the current folder.
+
+    A run keeps its settings so: it may be resumed or measured from another folder.
+    """
     flat = config.flat()
-    paths = {key: _absolute(flat[key]) for key in PATHS if flat[key]}
+    paths = {}
+    for key in PATHS:
+        with suppress(
+            OSError, RuntimeError, ValueError
+        ):  # no path at all: whoever opens it says so
+            paths[key] = str(Path(flat[key]).expanduser().absolute()) if flat[key] else ""
     found = {key: existing_path(flat[key]) for key in NAMES if flat[key]}
     paths |= {key: str(path.absolute()) for key, path in found.items() if path is not None}
     changed = {key: path for key, path in paths.items() if path != flat[key]}
     return config.updated(changed) if changed else config
-
-
-def _absolute(text: str) -> str:
-    try:
-        return str(Path(text).expanduser().absolute())
-    except (OSError, RuntimeError, ValueError):  # no path at all: whoever opens it tells
-        return text

@@ -106,13 +106,6 @@ class Run:
         """Return environment.json, {} where there is none. Raises RunError where it is damaged."""
         return _read(self.folder / "environment.json", ENVIRONMENT_TYPES)
 
-    def time_of(self, event: str) -> float:
-        """Return when the run `started` or `finished`, in seconds since 1970; 0 where unknown."""
-        try:
-            return datetime.fromisoformat(str(self.status().get(event))).timestamp()
-        except (ValueError, OverflowError, OSError):  # no date, or one that has no such number
-            return 0.0
-
     def update_status(self, **changes: Any) -> None:
         """Change entries of status.json; pid, host and time are kept up to date."""
         status = {**_if_sound(self.status), **changes}
@@ -138,6 +131,14 @@ class Run:
         """Remove the parts of files that a killed process left behind; only under the lock."""
         for part in self.folder.rglob(".*.part"):
             part.unlink(missing_ok=True)
+
+
+def time_of(status: Mapping[str, Any], event: str) -> float:
+    """Return when a run `started` or `finished`, in seconds since 1970; 0 where unknown."""
+    try:
+        return datetime.fromisoformat(str(status.get(event))).timestamp()
+    except (ValueError, OverflowError, OSError):  # no date, or one that has no such number
+        return 0.0
 
 
 def _now() -> str:

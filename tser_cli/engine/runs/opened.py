@@ -19,7 +19,8 @@ from tser_cli.base.files import read_json, write_json
 from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.base import Dataset, load_dataset
 from tser_cli.data.own import fingerprint
-from tser_cli.engine.runs import find, networks
+from tser_cli.engine.runs import networks
+from tser_cli.engine.runs.find import newest_finished, open_run
 from tser_cli.engine.runs.folder import IMAGES, Run
 from tser_cli.engine.runs.networks import Loaded, check_network, freeze
 from tser_cli.engine.runs.runtime import Runtime, make_runtime
@@ -35,7 +36,7 @@ CheckStop = Callable[[], None]
 class Options:
     """How a command is run. Nothing here changes its result.
 
-    `runs_dir`: where run folders are. `resume`: auto, must or never go on with an unfinished run.
+    `runs_dir`: where run folders are. `resume`: auto, must or never resume an unfinished run.
     `progress`: what hears of messages and of the training's progress; silent by default.
     """
 
@@ -94,25 +95,18 @@ class FinishedRun:
 
 
 def select_run(run: Path | None, runs_dir: Path) -> Run:
-    """Return the finished run that is meant (`find_runs.find_run`); None is the newest student.
+    """Return the finished run to use (`find.find_run`); None is the newest student.
 
     Raises RunError.
     """
-    chosen = _chosen(run, runs_dir)
-    logging.getLogger("tser_cli").info("run: %s", chosen.folder)
-    return chosen
-
-
-def _chosen(run: Path | None, runs_dir: Path) -> Run:
-    if run is not None:
-        return find.open_run(run, runs_dir)
-    newest = find.newest_finished(runs_dir, "student")
-    if newest is None:
+    chosen = newest_finished(runs_dir, "student") if run is None else open_run(run, runs_dir)
+    if chosen is None:
         raise RunError(
             f"there is no finished student under {runs_dir}. Distil one first (tser distill), or "
             "name a run with --run, or its place with --runs-dir"
         )
-    return newest
+    logging.getLogger("tser_cli").info("run: %s", chosen.folder)
+    return chosen
 
 
 def measuring_config(run: Run, changes: dict[str, Any]) -> Config:
@@ -123,12 +117,11 @@ def measuring_config(run: Run, changes: dict[str, Any]) -> Config:
     """
     asked, flags = recipe.from_environment(os.environ), recipe.from_flags(changes)
     asked = asked.without(asked.values.keys() - keys_where(lambda policy: policy.measuring))
-    return recipe.resolve([run.settings(), _as_trained(asked), _as_trained(flags)])
-
-
-def _as_trained(layer: recipe.Layer) -> recipe.Layer:
-    automatic = layer.values.get(PRECISION) == AUTO
-    return layer.without([PRECISION] if automatic else [])
+    stated = [
+        layer.without([PRECISION]) if layer.values.get(PRECISION) == AUTO else layer
+        for layer in (asked, flags)
+    ]
+    return recipe.resolve([run.settings(), *stated])
 
 
 def open_finished(run: Run, changes: dict[str, Any], progress: Progress) -> FinishedRun:
@@ -152,7 +145,12 @@ LIMIT = 2**28  # bytes
 
 def keep_images(run: Run, context: Context) -> None:
     """Record which images the run has, or hold the data to what it began with. Raises DataError."""
-    _keep_test_images(run, context)
+    if context.dataset.test_images:
+        if (run.folder / FILE).exists():
+            check_test_images(run, context.dataset)
+        else:
+            write_json(run.folder / FILE, {"test_images": _names(context.dataset)})
+            run.update_status(test_fraction=context.config.data.test_fraction)
     before, now = run.status().get(IMAGES), fingerprint(context.dataset)
     if before is None and now:
         run.update_status(**{IMAGES: now})
@@ -161,16 +159,6 @@ def keep_images(run: Run, context: Context) -> None:
             f"{run.folder} began with other images than those of {context.dataset.spec.name} now: "
             "put them back, or begin a new run (--resume never)"
         )
-
-
-def _keep_test_images(run: Run, context: Context) -> None:
-    if not context.dataset.test_images:
-        return
-    if (run.folder / FILE).exists():
-        check_test_images(run, context.dataset)
-    else:
-        write_json(run.folder / FILE, {"test_images": _names(context.dataset)})
-        run.update_status(test_fraction=context.config.data.test_fraction)
 
 
 def check_test_images(run: Run, dataset: Dataset) -> None:

@@ -1,6 +1,6 @@
-"""Runs as a list shows them. Nothing in a run folder is trusted, and no code of it is run.
+"""What a run folder says, read in one go: for lists of runs, comparisons, ablations and pages.
 
-What came out of a run, as one object with one JSON form: the entry "result" of status.json.
+Nothing in a run folder is trusted, and no code of it is run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,163 +20,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from tser_cli.base.errors import ConfigError, RunError
 from tser_cli.base.files import is_file
-from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.folder import Run, time_of
 from tser_cli.settings import recipe
 
 FINISHED, RUNNING, KILLED, DAMAGED = "finished", "running", "killed", "damaged"
 STATES = (FINISHED, RUNNING, "stopped", "failed")
 LARGEST_PID = 2**31
-
-
-@dataclass(frozen=True)
-class RunEntry:
-    """What a run folder says of itself; None where it does not say it, or says nonsense.
-
-    `kind`: teacher or student. `state`: as in status.json; "killed" where that says running and its
-    process on this machine is gone; "damaged" where something can't be read, which `trouble` tells.
-    `accuracy`: a fraction of the test images. `energy_pj`: mean energy of an image. `when`: the
-    newest time that the run recorded, in seconds since 1970, 0 without one. `size`: bytes of its
-    files. `settings`: config.toml by dotted key, as it stands there. `environment`: what
-    environment.json holds.
-    """
-
-    name: str
-    folder: Path
-    kind: str
-    dataset: str
-    teacher: str | None
-    student: str | None
-    timesteps: int | None
-    method: str | None
-    seed: int | None
-    state: str
-    accuracy: float | None
-    teacher_accuracy: float | None
-    energy_pj: float | None
-    when: float
-    size: int
-    trouble: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    environment: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values, without the settings and the environment."""
-        kept = {k: v for k, v in asdict(self).items() if k not in ("settings", "environment")}
-        return {**kept, "folder": str(self.folder)}
-
-
-def entry_of(run: Run) -> RunEntry:
-    """Return what `run` says of itself; what can't be read is its `trouble`, and is no error."""
-    troubles: list[str] = []
-    status = _read(lambda: recorded(run), troubles)
-    environment = _read(run.environment, troubles)
-    settings = _read(lambda: stated_settings(run.folder), troubles)
-    spiking = run.folder.parent.parent.name != "teacher"
-    return RunEntry(
-        name=run.name,
-        folder=run.folder,
-        kind="student" if spiking else "teacher",
-        **_networks(spiking, status, environment, settings),
-        seed=_whole(settings.get("training.seed")),
-        state=DAMAGED if troubles else _state(status),
-        accuracy=_number(status.get("accuracy"), 1.0),
-        teacher_accuracy=_number(status.get("teacher_accuracy"), 1.0),
-        energy_pj=_number(status.get("energy_pj"), math.inf),
-        when=0.0 if troubles else max(map(run.time_of, ("started", "updated", "finished"))),
-        size=size_of(run.folder),
-        trouble="; ".join(troubles),
-        settings=settings,
-        environment=environment,
-    )
-
-
-def _read(reader: Callable[[], dict[str, Any]], troubles: list[str]) -> dict[str, Any]:
-    try:
-        return reader()
-    except (RunError, ConfigError) as error:
-        troubles.append(str(error))
-        return {}
-
-
-def stated_settings(folder: Path) -> dict[str, Any]:
-    """Return config.toml by dotted key, as it stands: no plug-in is asked for, no key looked up.
-
-    Raises ConfigError, RunError.
-    """
-    path = folder / "config.toml"
-    if not is_file(path):
-        raise RunError(f"{path} is missing, or no file")
-    return recipe.read(str(path)).values
-
-
-def _networks(
-    spiking: bool, status: dict[str, Any], environment: dict[str, Any], settings: dict[str, Any]
-) -> dict[str, Any]:
-    """Return data set, networks, time steps and method: of the result, else of what was begun."""
-    own = _text(status.get("model")) or _text(
-        settings.get("model.student" if spiking else "model.teacher")
-    )
-    found = {"dataset": _text(status.get("dataset")) or _text(settings.get("data.name")) or "?"}
-    if not spiking:
-        return {**found, "teacher": own, **dict.fromkeys(("student", "timesteps", "method"))}
-    record = environment.get("teacher")
-    taught = record.get("model") if isinstance(record, dict) else None
-    return {
-        **found,
-        "teacher": _text(status.get("teacher")) or _text(taught),
-        "student": own,
-        "timesteps": _whole(settings.get("model.timesteps")),
-        "method": _text(status.get("method")) or _text(settings.get("method.name")),
-    }
-
-
-def _state(status: dict[str, Any]) -> str:
-    state = status.get("state")
-    if state == RUNNING and not may_be_alive(status):
-        return KILLED
-    return state if state in STATES else DAMAGED
-
-
-def may_be_alive(status: Mapping[str, Any]) -> bool:
-    """Return whether the process of status.json may still run; on another machine it may."""
-    pid = status.get("pid")
-    if is_elsewhere(status) or not isinstance(pid, int):
-        return True
-    return bool(0 < pid < LARGEST_PID and psutil.pid_exists(pid))
-
-
-def is_elsewhere(status: Mapping[str, Any]) -> bool:
-    """Return whether status.json was last written by a process on another machine."""
-    return bool(status.get("host", socket.gethostname()) != socket.gethostname())
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _number(value: Any, most: float) -> float | None:
-    right = isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= most
-    return float(value) if right else None
-
-
-def size_of(folder: Path) -> int:
-    """Return the bytes of all files in a folder; links are not followed."""
-    total, waiting = 0, [str(folder)]
-    while waiting:
-        with suppress(OSError), os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-                else:
-                    total += entry.stat(follow_symlinks=False).st_size
-    return total
-
-
-RESULT = "result"
+RESULT = "result"  # the entry of status.json
 
 
 @dataclass(frozen=True)
@@ -223,31 +74,199 @@ class RunResult:
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
     # JSON has no NaN and no infinity; a loss may be one
-    lost = {k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
-    return {key: None if key in lost else value for key, value in values.items()}
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
 
 
-def recorded(run: Run) -> dict[str, Any]:
-    """Return what the status of a finished run says of its result, by the fields of RunResult.
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run folder says of itself; None where it does not say it, or says nonsense.
 
-    Runs from before results were recorded have some of these fields beside the others in
-    status.json; the rest is missing.
+    `kind`: teacher or student. `state`: as in status.json; "killed" where that says running and its
+    process on this machine is gone; "damaged" where something can't be read, which `trouble` tells.
+    `accuracy`: a fraction of the test images. `energy_pj`: mean energy of an image. `when`: the
+    newest time that the run recorded, in seconds since 1970, 0 without one. `status` and
+    `environment`: what the JSON files hold. `settings`: config.toml by dotted key, as it stands.
     """
-    status = run.status()
+
+    run: Run
+    kind: str
+    dataset: str
+    teacher: str | None
+    student: str | None
+    timesteps: int | None
+    method: str | None
+    seed: int | None
+    state: str
+    accuracy: float | None
+    teacher_accuracy: float | None
+    energy_pj: float | None
+    when: float
+    trouble: str
+    status: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Return the name of the run's folder."""
+        return self.run.name
+
+    @property
+    def folder(self) -> Path:
+        """Return the run's folder."""
+        return self.run.folder
+
+    @cached_property
+    def size(self) -> int:
+        """Return the bytes of all its files."""
+        return size_of(self.run.folder)
+
+    @cached_property
+    def result(self) -> RunResult | None:
+        """Return the result that it recorded, None where there is no sound one."""
+        return _result_in(self.status, self.run.folder)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, without what the files hold as a whole."""
+        names = ("kind", "dataset", "teacher", "student", "timesteps", "method", "seed", "state")
+        numbers = ("accuracy", "teacher_accuracy", "energy_pj", "when", "size", "trouble")
+        found = {name: getattr(self, name) for name in (*names, *numbers)}
+        return {"name": self.name, "folder": str(self.folder), **found}
+
+
+def read_record(run: Run) -> RunRecord:
+    """Read each file of `run` once; what can't be read is its `trouble`, and is no error."""
+    troubles: list[str] = []
+    status = _read(run.status, troubles)
+    environment = _read(run.environment, troubles)
+    settings = _read(lambda: stated_settings(run.folder), troubles)
+    said = with_result(status)
+    spiking = run.folder.parent.parent.name != "teacher"
+    record = environment.get("teacher")
+    taught = record.get("model") if isinstance(record, dict) else None
+    model = _text(said.get("model"))
+    return RunRecord(
+        run=run,
+        kind="student" if spiking else "teacher",
+        dataset=_text(said.get("dataset")) or _text(settings.get("data.name")) or "?",
+        teacher=_text(said.get("teacher")) or _text(taught)
+        if spiking
+        else model or _text(settings.get("model.teacher")),
+        student=model or _text(settings.get("model.student")) if spiking else None,
+        timesteps=_whole(settings.get("model.timesteps")) if spiking else None,
+        method=_text(said.get("method")) or _text(settings.get("method.name")) if spiking else None,
+        seed=_whole(settings.get("training.seed")),
+        state=DAMAGED if troubles else _state(status),
+        accuracy=_number(said.get("accuracy"), 1.0),
+        teacher_accuracy=_number(said.get("teacher_accuracy"), 1.0),
+        energy_pj=_number(said.get("energy_pj"), math.inf),
+        when=0.0
+        if troubles
+        else max(time_of(status, event) for event in ("started", "updated", "finished")),
+        trouble="; ".join(troubles),
+        status=status,
+        settings=settings,
+        environment=environment,
+    )
+
+
+def _read(reader: Callable[[], dict[str, Any]], troubles: list[str]) -> dict[str, Any]:
+    try:
+        return reader()
+    except (RunError, ConfigError) as error:
+        troubles.append(str(error))
+        return {}
+
+
+def stated_settings(folder: Path) -> dict[str, Any]:
+    """Return config.toml by dotted key, as it stands: no plug-in is asked for, no key looked up.
+
+    Raises ConfigError, RunError.
+    """
+    path = folder / "config.toml"
+    if not is_file(path):
+        raise RunError(f"{path} is missing, or no file")
+    return recipe.read(str(path)).values
+
+
+def with_result(status: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of status.json, over them those of the result in it."""
     found = status.get(RESULT)
-    return {**status, **found} if isinstance(found, dict) else status
+    return {**status, **found} if isinstance(found, dict) else dict(status)
 
 
 def read_result(run: Run) -> RunResult:
-    """Return the result that a finished run recorded.
+    """Return the result that a finished run recorded. Raises RunError where there is none."""
+    found = _result_in(run.status(), run.folder)
+    if found is None:
+        raise RunError(f"{run.folder} has no recorded result; train it again")
+    return found
 
-    Raises RunError where it has none that can be read: the run was made before results were
-    recorded, or its status.json is damaged.
-    """
-    found = run.status().get(RESULT)
+
+def find_result(run: Run) -> RunResult | None:
+    """Return the result that a run recorded, None where there is no sound one."""
+    return _result_in(run.status(), run.folder)
+
+
+def _result_in(status: Mapping[str, Any], folder: Path) -> RunResult | None:
+    found = status.get(RESULT)
+    if not isinstance(found, dict):
+        return None
     try:
-        if isinstance(found, dict):
-            return TypeAdapter(RunResult).validate_python({**found, "folder": run.folder})
-    except ValidationError:
-        pass  # a damaged entry is no result either
-    raise RunError(f"{run.folder} has no recorded result; train it again")
+        result = _result_type().validate_python({**found, "folder": folder})
+        steps = result.per_timestep
+        rows = [row[name] for row in steps for name in ("accuracy_at_t", "accuracy_cumulative")]
+        others = (result.teacher_accuracy, result.best_validation_accuracy)
+        fractions = [result.accuracy, *rows, *(value for value in others if value is not None)]
+        in_order = [row["t"] for row in steps] == list(range(1, result.timesteps + 1))
+        return result if in_order and all(0.0 <= value <= 1.0 for value in fractions) else None
+    except (ValidationError, KeyError, TypeError):
+        return None  # a damaged entry is no result either
+
+
+@cache
+def _result_type() -> TypeAdapter[RunResult]:
+    # made once: it costs more than reading the run
+    return TypeAdapter(RunResult)
+
+
+def _state(status: Mapping[str, Any]) -> str:
+    state, pid = status.get("state"), status.get("pid")
+    # of a process on another machine nobody here can know
+    if state == RUNNING and isinstance(pid, int) and not is_elsewhere(status):
+        return RUNNING if 0 < pid < LARGEST_PID and psutil.pid_exists(pid) else KILLED
+    return state if state in STATES else DAMAGED
+
+
+def is_elsewhere(status: Mapping[str, Any]) -> bool:
+    """Return whether status.json was last written by a process on another machine."""
+    return bool(status.get("host", socket.gethostname()) != socket.gethostname())
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _number(value: Any, most: float) -> float | None:
+    right = isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= most
+    return float(value) if right else None
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of all files in a folder; links are not followed."""
+    total, waiting = 0, [str(folder)]
+    while waiting:
+        with suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                else:
+                    total += entry.stat(follow_symlinks=False).st_size
+    return total

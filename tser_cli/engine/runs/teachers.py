@@ -10,6 +10,7 @@ The teacher that a run learned from. This is the only reader of it in environmen
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from tser_cli.base.errors import CheckpointError, ConfigError, unknown
 from tser_cli.data.base import DataSpec
 from tser_cli.data.own import fingerprint
 from tser_cli.engine.runs import networks
-from tser_cli.engine.runs.find import all_runs, existing_path, open_run
+from tser_cli.engine.runs.find import all_runs, existing_path, newest_finished, open_run
 from tser_cli.engine.runs.folder import IMAGES, Run
 from tser_cli.engine.runs.networks import Loaded, check_network, freeze
 from tser_cli.engine.runs.opened import Context
@@ -108,21 +109,16 @@ def check_architecture(name: str) -> None:
 
 def fitting_teacher(loaded: Loaded, spec: DataSpec) -> Loaded:
     """Return `loaded`. Raises CheckpointError where it can't teach what `spec` shows."""
-    check_network(as_ann(loaded), "teacher", spec)
+    if loaded.model.spiking:
+        raise CheckpointError(
+            f"{loaded.source} is a spiking network; a teacher is an ANN (tser train-teacher)"
+        )
+    check_network(loaded, "teacher", spec)
     if loaded.classes and loaded.classes != spec.classes:
         raise CheckpointError(
             f"{loaded.source} was trained to tell apart {', '.join(loaded.classes[:3])} ..., the "
             f"classes of {spec.name} are {', '.join(spec.classes[:3])} .... Name another teacher, "
             "or train one on this data set (tser train-teacher)"
-        )
-    return loaded
-
-
-def as_ann(loaded: Loaded) -> Loaded:
-    """Return `loaded`. Raises CheckpointError where it is a spiking network, not a teacher."""
-    if loaded.model.spiking:
-        raise CheckpointError(
-            f"{loaded.source} is a spiking network; a teacher is an ANN (tser train-teacher)"
         )
     return loaded
 
@@ -170,22 +166,19 @@ def find_teacher(config: Config, spec: DataSpec, runs_dir: Path, images: str = "
 def newest_teacher(config: Config, runs_dir: Path, images: str = "") -> Run | None:
     """Return the teacher that finished last, of those that saw the same training images.
 
-    `images`: the `fingerprint` of data of one's own, "" where it is not known. A teacher of before
-    fingerprints were kept counts as one of any images.
+    `images`: the `fingerprint` of your own data, "" where it is not known.
     """
-    fitting = []
-    for run in all_runs(runs_dir, "teacher", config.data.name):
-        status = run.status()
-        same = (
-            status.get("state") == "finished"
-            and status.get("model") == config.model.teacher
+
+    def fits(status: Mapping[str, Any]) -> bool:
+        return (
+            status.get("model") == config.model.teacher
             and status.get("validation_fraction") == config.data.validation_fraction
+            # recorded for folders of images alone, whose test images are held out of them
             and status.get("test_fraction") in (None, config.data.test_fraction)
-            and (not images or status.get(IMAGES) in (None, images))
+            and (not images or status.get(IMAGES) == images)
         )
-        if same:
-            fitting.append(run)
-    return max(fitting, key=lambda run: run.time_of("finished"), default=None)
+
+    return newest_finished(runs_dir, "teacher", config.data.name, fits)
 
 
 def teacher_config(config: Config) -> Config:
@@ -235,8 +228,14 @@ def read_run_teacher(run: Run, spec: DataSpec) -> Loaded | None:
             f"the teacher of {run.folder} is built by {recorded.model}, code that a run never "
             "imports by itself"
         )
-    config = run.config()
-    found = networks.read(_file_of(run, recorded), spec, config.model.stem)
+    config, path = run.config(), Path(recorded.source)
+    if not path.is_file():
+        # runs/student/digits/NAME: the folder of all runs may have been moved as a whole
+        above = run.folder.resolve().parents[2:3]
+        beside = [one for place in above for one in all_runs(place, "teacher")]
+        moved = [other for other, status in beside if status.get("sha256") == recorded.sha256]
+        path = moved[0].model_file if recorded.sha256 and moved else path
+    found = networks.read(path, spec, config.model.stem)
     loaded = fitting_teacher(renormalised(found, config, spec), spec)
     if loaded.sha256 != recorded.sha256:
         raise CheckpointError(
@@ -244,18 +243,6 @@ def read_run_teacher(run: Run, spec: DataSpec) -> Loaded | None:
             "Put the old file back, or begin a new run with --resume never"
         )
     return loaded
-
-
-def _file_of(run: Run, recorded: RecordedTeacher) -> Path:
-    """Return the teacher's file; where it is gone, that of a teacher beside with the same hash."""
-    path = Path(recorded.source)
-    if not path.is_file():
-        # runs/student/digits/NAME: the folder of all runs may have been moved as a whole
-        for runs_dir in run.folder.resolve().parents[2:3]:
-            for other in all_runs(runs_dir, "teacher"):
-                if recorded.sha256 and other.status().get("sha256") == recorded.sha256:
-                    return other.model_file
-    return path
 
 
 def keep_teacher(run: Run, context: Context, found: Loaded) -> Loaded:
@@ -293,15 +280,11 @@ def teacher_to_count(run: Run, context: Context) -> Loaded | None:
         loaded = read_run_teacher(run, context.dataset.spec)
     except CheckpointError as error:
         context.progress.warn(f"{error}; the operations of an untrained {recorded.model} serve")
-        loaded = _untrained(recorded, context)
+        try:
+            loaded = networks.untrained(recorded.model, context.dataset.spec, context.config)
+        except ConfigError as problem:
+            context.progress.warn(f"the teacher's energy is left out: {problem}")
+            return None
     if loaded is not None:
         context.runtime.place(freeze(loaded.model))
     return loaded
-
-
-def _untrained(recorded: RecordedTeacher, context: Context) -> Loaded | None:
-    try:
-        return networks.untrained(recorded.model, context.dataset.spec, context.config)
-    except ConfigError as error:
-        context.progress.warn(f"the teacher's energy is left out: {error}")
-        return None

@@ -1,15 +1,14 @@
 """Named tensors to and from files, with suspicion: nothing in a file is run.
 
-Weights from elsewhere: which of our networks has them, or comes closest, and what differs.
+Weights from elsewhere: which of our networks has them.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,31 +106,8 @@ def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
 State = Mapping[str, Tensor]
 # What wraps a network that was saved: DataParallel, torch.compile, Lightning.
 WRAPPERS = ("module.", "_orig_mod.", "model.")
-NAMES_SHOWN = 3
 COUNTER = "num_batches_tracked"  # of a norm; files from before torch 0.4.1 do not have it
-OTHERWISE = (
-    "Name another teacher, train one on this data set (tser train-teacher), or build the file's "
-    "own network: --teacher MODULE:FUNCTION --teacher-weights FILE"
-)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A network of ours and the names and shapes of its weights; it takes no memory."""
-
-    name: str
-    stem: str
-    expected: State
-
-    def alike(self, state: State) -> int:
-        """Return how many weights have the same name and shape."""
-        both = self.expected.keys() & state.keys()
-        return sum(self.expected[key].shape == state[key].shape for key in both)
-
-    def likeness(self, state: State) -> float:
-        """Return from 0 to 1 how much of all that either has is alike; a name alone counts half."""
-        named = len(self.expected.keys() & state.keys())
-        return (self.alike(state) + named) / 2 / len(self.expected.keys() | state.keys())
+NAMES_SHOWN = 3
 
 
 def unwrapped(state: State) -> dict[str, Tensor]:
@@ -148,35 +124,31 @@ def recognise(
 ) -> tuple[str, Classifier, dict[str, Tensor]]:
     """Return the built-in ANN that has these weights, its name, and the weights to load.
 
-    Any stem will do, the settings' `stem` before others. Raises CheckpointError, which says which
-    network comes closest and what differs.
+    Any stem will do, the settings' `stem` before others. Raises CheckpointError.
     """
-    candidates = list(_candidates(spec, stem))
-    for found in candidates:
-        whole = _with_counters(state, found.expected)
-        if len(whole) == len(found.expected) == found.alike(whole):
-            return found.name, _build(found.name, spec, found.stem), whole
-    raise CheckpointError(f"{path} {_nearest(state, candidates, spec)}. {OTHERWISE}")
-
-
-def _with_counters(state: State, expected: State) -> dict[str, Tensor]:
-    missing = [key for key in expected if key.endswith(COUNTER) and key not in state]
-    return {**state, **{key: torch.tensor(0) for key in missing}}
-
-
-def _candidates(spec: DataSpec, stem: str) -> Iterator[Candidate]:
-    """Yield every ANN with the stem of the settings, then with the others."""
     # A medium stem has the weights of a small one, so that only the settings can ask for it.
     for tried in dict.fromkeys((stem, "small", "large")):
         for name, entry in registry.MODELS.items():
             if entry.spiking_only:
                 continue
             with suppress(ConfigError):  # no network for images of this size
-                yield Candidate(name, tried, _expected(name, entry, spec, tried))
+                expected = _expected(name, entry, spec, tried)
+                counters = {key for key in expected if key.endswith(COUNTER)} - state.keys()
+                whole = {**state, **{key: torch.tensor(0) for key in counters}}
+                shapes = {key: value.shape for key, value in expected.items()}
+                if shapes == {key: value.shape for key, value in whole.items()}:
+                    return name, _build(name, spec, tried), whole
+    raise CheckpointError(
+        f"{path} holds {len(state)} weights ({', '.join(list(state)[:NAMES_SHOWN])}, ...), which "
+        f"by names and shapes are no network of ours for {spec.name}: {spec.channels} channels, "
+        f"{spec.num_classes} classes. Name another teacher, train one on this data set (tser "
+        "train-teacher), or build the file's own network: --teacher MODULE:FUNCTION "
+        "--teacher-weights FILE"
+    )
 
 
 def _expected(name: str, entry: registry.ModelEntry, spec: DataSpec, stem: str) -> State:
-    # a plug-in's definition may compute while it is built, which "meta" can't
+    # Networks of ours are built without memory; a plug-in's may compute while it is built.
     place = torch.device("meta") if registry.is_built_in(entry.target) else nullcontext()
     with place, torch.random.fork_rng(devices=[]):
         return _build(name, spec, stem).state_dict()
@@ -191,50 +163,3 @@ def _build(name: str, spec: DataSpec, stem: str) -> Classifier:
         num_classes=spec.num_classes,
         stem=stem,
     )
-
-
-def _nearest(state: State, candidates: list[Candidate], spec: DataSpec) -> str:
-    best = max(candidates, key=lambda candidate: candidate.likeness(state))
-    if not best.expected.keys() & state.keys():
-        return (
-            "holds a network of none of our kinds: its weights are called "
-            f"{_some(list(state))}, as in none of ours"
-        )
-    stem = "" if best.stem == "auto" else f" with the {best.stem} stem"
-    return (
-        f"holds no network of ours for {spec.name}. {best.name}{stem} comes closest: "
-        f"{best.alike(state)} of its {len(best.expected)} weights have the same name and shape. "
-        f"What differs: {'; '.join(_differences(state, best.expected, spec))}"
-    )
-
-
-def _differences(state: State, expected: State, spec: DataSpec) -> list[str]:
-    """Return what differs in words: classes, channels, names, then other shapes."""
-    first = next((key for key in expected if expected[key].ndim == 4), "")
-    head = next((key for key in reversed(list(expected)) if expected[key].ndim == 2), "")
-    told, explained = list[str](), set[str]()
-    if head in state and state[head].ndim and len(state[head]) != spec.num_classes:
-        told.append(f"it tells {len(state[head])} classes apart, not {spec.num_classes}")
-        explained |= {head, f"{head.removesuffix('weight')}bias"}
-    if first in state and state[first].ndim == 4 and state[first].shape[1] != spec.channels:
-        told.append(f"it takes {state[first].shape[1]} input channels, not {spec.channels}")
-        explained.add(first)
-    if first in state and state[first].shape[2:] != expected[first].shape[2:]:
-        theirs, ours = (" x ".join(map(str, of[first].shape[2:])) for of in (state, expected))
-        told.append(f"its stem is {theirs}, not {ours} (see model.stem)")
-        explained.add(first)
-    missing = [key for key in expected if key not in state and not key.endswith(COUNTER)]
-    told += [f"missing: {_some(missing)}"] if missing else []
-    unexpected = [key for key in state if key not in expected]
-    told += [f"unexpected: {_some(unexpected)}"] if unexpected else []
-    shapes = [
-        f"{key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
-        for key in expected
-        if key in state and key not in explained and state[key].shape != expected[key].shape
-    ]
-    return told + ([f"other shapes: {_some(shapes)}"] if shapes else [])
-
-
-def _some(items: list[str]) -> str:
-    more = f" and {len(items) - NAMES_SHOWN} more" if len(items) > NAMES_SHOWN else ""
-    return ", ".join(items[:NAMES_SHOWN]) + more

@@ -1,4 +1,4 @@
-"""Runs found again: the newest, the unfinished, the one at a path."""
+"""Runs found again: the newest, the unfinished, the one at a path; and paths that hold."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 
 from tser_cli.base.errors import ConfigError, RunError
 from tser_cli.engine.runs import find, folder
+from tser_cli.engine.runs.find import with_whole_paths
 from tser_cli.engine.runs.folder import Run
 from tser_cli.settings.config import EPOCHS, Config, keys_where
 
@@ -62,7 +61,7 @@ def test_a_damaged_run_is_named_and_the_others_are_found(
     for name, content in (("b", '{"state": []}'), ("c", "[" * 200_000)):
         (place / name).mkdir()
         (place / name / "status.json").write_text(content)
-    assert list(find.all_runs(tmp_path)) == [sound]
+    assert [run for run, _ in find.all_runs(tmp_path)] == [sound]
     assert find.newest_finished(tmp_path, "student") == sound
     assert caplog.text.count("is damaged") == 2
     assert str(place / "b") in caplog.text and str(place / "c") in caplog.text
@@ -77,8 +76,9 @@ def test_the_newest_is_the_one_that_finished_last(tmp_path: Path) -> None:
     write_status(place / "c", state="running", started="2025-01-02T00:00:00+00:00")
     os.utime(early.folder / "status.json", (2e9, 2e9))
     assert find.newest_finished(tmp_path, "student") == last
-    assert find.newest_finished(tmp_path, "student", "digits", "resnet18") == last
-    assert find.newest_finished(tmp_path, "student", model="resnet20") is None
+    for name, expected in (("resnet18", last), ("resnet20", None)):
+        of = find.newest_finished(tmp_path, "student", "digits", lambda s: s.get("model") == name)  # noqa: B023
+        assert of == expected
     assert find.newest_finished(tmp_path, "teacher") is None
     assert find.newest_finished(tmp_path, "student", "mnist") is None
 
@@ -96,8 +96,8 @@ def test_all_runs_come_newest_first(tmp_path: Path) -> None:
             tmp_path / "teacher" / "digits" / name, started=f"2025-01-0{day}T00:00:00+00:00"
         )
     write_status(tmp_path / "teacher" / "digits" / "d")
-    assert [run.name for run in find.all_runs(tmp_path)] == ["b", "a", "c", "d"]
-    assert list(find.all_runs(tmp_path / "missing")) == []
+    assert [run.name for run, _ in find.all_runs(tmp_path)] == ["b", "a", "c", "d"]
+    assert find.all_runs(tmp_path / "missing") == []
 
 
 def test_open_run_hints_at_the_nearest_folder(tmp_path: Path) -> None:
@@ -270,18 +270,6 @@ def test_more_epochs_are_another_run_unless_it_must(
     assert begun is not None and begun.training.batch_size == 8
 
 
-def test_a_run_that_kept_its_paths_as_given_goes_on(
-    unfinished: Callable[..., Run],
-    tmp_path: Path,
-    make_config: MakeConfig,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    run = unfinished(changes={"data.name": "imagefolder", "data.dir": "mine"})
-    whole = make_config({"data.name": "imagefolder", "data.dir": str(tmp_path / "mine")})
-    assert find.find_unfinished(tmp_path, "student", whole, True) == run
-
-
 CHANGES = {
     "training.device": "auto",
     "training.accumulate": 2,
@@ -355,16 +343,37 @@ def test_another_folder_of_one_s_own_images_is_another_run(
         find.find_unfinished(tmp_path, "student", other, True)
 
 
-def test_a_run_of_version_0_1_goes_on(
-    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig
+def test_paths_are_made_whole(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = unfinished(changes={"method.name": "kd"})
-    file = run.folder / "config.toml"
-    document = tomllib.loads(file.read_text())
-    weights = {"feature_weight": 0.0, "alpha": 0.0, "beta": 0.0, "lam": 0.0, "target": "correct"}
-    document["method"] |= weights
-    document["training"]["label_smoothing"] = document["method"].pop("label_smoothing")
-    file.write_text(tomli_w.dumps(document))
-    kd = make_config({"method.name": "kd"})
-    assert run.config() == kd
-    assert find.find_unfinished(tmp_path, "student", kd, True) == run
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    (tmp_path / "t.pt").touch()
+    config = make_config(
+        {
+            "data.dir": "~/images",
+            "model.teacher": "t.pt",
+            "model.teacher_weights": "w.pt",
+            "model.teacher_recipe": "digits/resnet34_teacher",
+        }
+    )
+    whole = with_whole_paths(config)
+    assert whole.data.dir == "/home/somebody/images"
+    assert whole.model.teacher == str(tmp_path / "t.pt")
+    assert whole.model.teacher_weights == str(tmp_path / "w.pt")
+    assert whole.model.teacher_recipe == "digits/resnet34_teacher"  # one of the package
+    assert with_whole_paths(whole) is whole
+
+
+def test_an_architecture_is_no_path(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resnet20").mkdir()
+    config = make_config()
+    assert with_whole_paths(config) is config
+
+
+def test_what_is_no_path_is_left_to_whoever_opens_it(make_config: MakeConfig) -> None:
+    config = make_config({"data.dir": "~no.such.user/x"})
+    assert with_whole_paths(config).data.dir == "~no.such.user/x"

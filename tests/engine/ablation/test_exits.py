@@ -1,0 +1,233 @@
+"""Early exit in an ablation: energy at equal accuracy, and the frontier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.engine.results import RESULT
+from tser_cli.engine.ablation.exits import (
+    AtTarget,
+    ExitRun,
+    ExitStatistics,
+    equal_accuracy,
+    frontier,
+    summarise_exits,
+)
+from tser_cli.engine.ablation.folder import CellRun
+from tser_cli.engine.ablation.grid import Cell, Request, make_request
+from tser_cli.engine.ablation.summary import Found, key_of
+from tser_cli.engine.evaluation.early_exit import Stops
+from tser_cli.report.comparison import Key
+from tser_cli.report.csv_files import ablation_exit_schema, exit_summary_schema, read_csv, write_csv
+from tser_cli.report.statistics import interval
+from tser_cli.settings.config import Config
+from tser_cli.settings.recipe import Layer
+
+METHOD = "method.name"
+
+
+def request(methods: str = "kd,ts", seeds: int = 1, **more: Any) -> Request:
+    section = {"vary": [f"method={methods}"], "seeds": seeds, "baseline": "method=kd"}
+    return make_request([Layer("tests", {"data.name": "digits"})], section, **more)
+
+
+def stops(right: int, late: int, first: float = 2.0, second: float = 3.0) -> Stops:
+    """100 images, image i with confidence i / 100 at step 1; its step costs 2 pJ, the next 1 more.
+
+    `right` images are right at step 1: the surest. `late` more are right at step 2: the next.
+    """
+    order = np.arange(100)
+    at_1 = (order >= 100 - right).astype(float)
+    at_2 = (order >= 100 - right - late).astype(float)
+    energies = np.stack([np.full(100, first), np.full(100, second)])
+    return Stops(np.stack([at_1, at_2]), np.stack([order / 100, np.ones(100)]), energies)
+
+
+def run(held_out: Stops | None, test: Stops | None) -> ExitRun:
+    return ExitRun({}, test, held_out)
+
+
+def summarised(asked: Request, reached: Sequence[AtTarget]) -> list[ExitStatistics]:
+    by_seed = {(key_of(one.cell, asked.axes), one.cell.seed): one for one in reached}
+    return summarise_exits(by_seed, asked.axes, asked.baseline)
+
+
+def test_the_target_is_the_baseline_s_and_the_threshold_that_of_held_out_images() -> None:
+    # kd reaches 90 of 100 held-out images: the target is 89.5. ts has the images from 20 on right
+    # at once, and those from 5 on in the end: if 0 .. 14 go on, 10 more are right.
+    runs = {
+        (("kd",), 0): run(stops(85, 5), stops(80, 5)),
+        (("ts",), 0): run(stops(80, 15), stops(60, 20)),
+    }
+    kd, ts = equal_accuracy(request(), runs)
+    assert (kd.cell.seed, kd.row(0.005)["chosen_on"]) == (0, "validation")
+    assert kd.target == ts.target == pytest.approx(0.895)
+    assert ts.threshold == pytest.approx(0.15)
+    # of the test images 15 go on, of which none is ever right; 60 of the others are
+    assert ts.accuracy == pytest.approx(0.60)
+    assert ts.shares == pytest.approx((0.85, 0.15))
+    assert ts.row(0.005)["mean_steps"] == pytest.approx(1.15)
+    assert ts.energy_pj == pytest.approx(0.85 * 2 + 0.15 * 3)
+    assert (ts.accuracy_full, ts.energy_full_pj) == (pytest.approx(0.8), pytest.approx(3.0))
+
+
+def test_a_larger_margin_costs_less() -> None:
+    runs = {(("kd",), 0): run(stops(85, 5), stops(80, 5))}
+    (near,) = equal_accuracy(request("kd"), runs)
+    (far,) = equal_accuracy(request("kd", margin=10.0), runs)
+    assert far.energy_pj == pytest.approx(2.0)
+    assert near.energy_pj > far.energy_pj
+
+
+def test_a_run_that_never_gets_there_is_counted_and_in_no_mean() -> None:
+    runs: dict[tuple[Key, int], ExitRun] = {}
+    for seed in range(3):
+        runs[("kd",), seed] = run(stops(85, 5), stops(80, 5))
+        runs[("ts",), seed] = run(stops(70, 15 + 10 * (seed > 0)), stops(60, 20))
+    asked = request(seeds=3)
+    rows = equal_accuracy(asked, runs)
+    (missed,) = [row for row in rows if row.threshold is None]
+    assert (missed.cell.label, missed.cell.seed, missed.energy_pj) == ("method=ts", 0, None)
+    kd, ts = summarised(asked, rows)
+    assert (kd.energy.n, kd.missed, ts.energy.n, ts.missed, ts.energy.pairs) == (3, 0, 2, 1, 2)
+
+
+def test_differences_are_paired_by_seed() -> None:
+    runs: dict[tuple[Key, int], ExitRun] = {}
+    for seed in range(5):
+        runs[("kd",), seed] = run(stops(90, 0), stops(90, 0, first=2.0 + seed))
+        runs[("ts",), seed] = run(stops(90, 0), stops(80, 0, first=2.1 + 1.01 * seed))
+    asked = request(seeds=5)
+    kd, ts = summarised(asked, equal_accuracy(asked, runs))
+    assert kd.energy.mean == pytest.approx(4.0)
+    differences = [0.1 + 0.01 * seed for seed in range(5)]
+    assert ts.energy.difference == pytest.approx(0.12)
+    assert ts.energy.interval == pytest.approx(interval(differences))
+    assert ts.energy.resolved and ts.energy.resolved_holm and kd.energy.is_baseline
+    assert ts.accuracy.difference == pytest.approx(-0.1)
+    assert ts.accuracy.mean == pytest.approx(0.8)
+
+
+def test_runs_without_held_out_images_or_baseline() -> None:
+    alone = {(("ts",), 0): run(stops(80, 15), stops(60, 20))}
+    (row,) = equal_accuracy(request(), alone)
+    assert row.target is row.energy_pj is None
+    assert row.accuracy_full == pytest.approx(0.8)
+    assert summarised(request(), [row])[0].missed == 0
+    assert equal_accuracy(request(), {(("kd",), 0): run(None, stops(80, 5))}) == []
+    assert equal_accuracy(request(), {(("kd",), 0): run(None, None)}) == []
+
+
+def test_the_tables_hold_the_rows(tmp_path: Any) -> None:
+    runs = {(("kd",), 0): run(stops(85, 5), stops(80, 5))}
+    asked = request()
+    rows = equal_accuracy(asked, runs)
+    write_csv(
+        tmp_path / "a.csv", [one.row(0.005) for one in rows], ablation_exit_schema(asked.axes, 2)
+    )
+    summary = [cell.row() for cell in summarised(asked, rows)]
+    write_csv(tmp_path / "b.csv", summary, exit_summary_schema(asked.axes))
+    assert float(read_csv(tmp_path / "a.csv")[0]["energy_pj"]) == rows[0].energy_pj
+    assert read_csv(tmp_path / "b.csv")[0]["n"] == "1"
+
+
+Rows = list[dict[str, Any]]
+
+
+def document(teacher: bool = True, ann_pj: float = 46.0) -> dict[str, Any]:
+    return {
+        "totals": {"ann_macs": ann_pj / 4.6, "ann_energy_pj": ann_pj},
+        "teacher": {"energy_pj": 92.0} if teacher else None,
+    }
+
+
+def random_stops(seed: int, steps: int = 2) -> Stops:
+    draw = np.random.default_rng(seed)
+    right = (draw.random((steps, 50)) < 0.8).astype(float)
+    return Stops(right, draw.random((steps, 50)), draw.random((steps, 50)).cumsum(0))
+
+
+def found(seeds: int = 3, state: str = "finished") -> Found:
+    """The cells kd and ts: each seed is a point better and costs 1 pJ more."""
+    cells = []
+    for place in range(2 * seeds):
+        method, seed = ("kd", "ts")[place % 2], place // 2
+        accuracy = {"kd": 0.9, "ts": 0.8}[method] + 0.01 * seed
+        result = {**RESULT, "accuracy": accuracy, "energy_pj": 10.0 + seed}
+        record = SimpleNamespace(result=SimpleNamespace(**{**result, "teacher_accuracy": 0.97}))
+        known: Any = record if state == "finished" else None
+        cells.append((Cell({METHOD: method}, seed, Config()), CellRun(state, known)))
+    return cells
+
+
+def runs(**changes: Any) -> dict[tuple[Key, int], ExitRun]:
+    return {
+        ((method,), seed): ExitRun(document(**changes), random_stops(seed), None)
+        for method in ("kd", "ts")
+        for seed in range(3)
+    }
+
+
+def of(points: Rows, point: str, method: str | None = None) -> Rows:
+    return [r for r in points if r["point"] == point and method in (None, r.get(METHOD))]
+
+
+def test_a_cell_is_a_mean_with_intervals_in_both_directions() -> None:
+    (kd,) = of(frontier(found(), [METHOD], runs()), "all_steps", "kd")
+    assert (kd["n"], kd["energy_pj"], kd["accuracy"]) == (3, 11.0, pytest.approx(0.91))
+    assert (kd["energy_low_pj"], kd["energy_high_pj"]) == interval([10.0, 11.0, 12.0])
+    reach = (kd["accuracy_low"], kd["accuracy_high"])
+    assert reach == pytest.approx(interval([0.90, 0.91, 0.92]))
+
+
+def test_early_exit_goes_from_the_first_step_alone_to_all_steps() -> None:
+    curve = of(frontier(found(), [METHOD], runs()), "early_exit", "kd")
+    made = [random_stops(seed) for seed in range(3)]
+    first, last = curve[0], curve[-1]
+    assert (first["threshold"], last["threshold"]) == (0.0, math.inf)
+    assert first["energy_pj"] == pytest.approx(np.mean([s.energy_TI[0].mean() for s in made]))
+    assert first["accuracy"] == pytest.approx(np.mean([s.right_TI[0].mean() for s in made]))
+    assert last["energy_pj"] == pytest.approx(np.mean([s.energy_TI[1].mean() for s in made]))
+    energies = [point["energy_pj"] for point in curve]
+    assert energies == sorted(energies)
+    assert np.diff(energies).max() < 0.15 * (energies[-1] - energies[0])
+
+
+def test_what_does_not_spike_stands_there_once() -> None:
+    points = frontier(found(), [METHOD], runs())
+    (ann,), (int8,), (teacher,) = (of(points, name) for name in ("ann", "ann_int8", "teacher"))
+    assert (ann["energy_pj"], ann.get("accuracy")) == (46.0, None)
+    assert int8["energy_pj"] == pytest.approx(46.0 * 0.23 / 4.6)
+    assert (teacher["energy_pj"], teacher["accuracy"]) == (92.0, pytest.approx(0.97))
+    assert METHOD not in ann
+
+
+def test_an_ann_for_each_cell_where_they_differ() -> None:
+    differing = runs()
+    for seed in range(3):
+        differing[("ts",), seed] = ExitRun(document(ann_pj=23.0), random_stops(seed), None)
+    anns = of(frontier(found(), [METHOD], differing), "ann")
+    assert [(row[METHOD], row["energy_pj"]) for row in anns] == [("kd", 46.0), ("ts", 23.0)]
+
+
+@pytest.mark.parametrize("test", [None, random_stops(0, steps=1)])
+def test_a_network_that_can_t_stop_has_no_curve(test: Stops | None) -> None:
+    some = {(("kd",), 0): ExitRun(document(teacher=False), test, None)}
+    points = frontier(found(), [METHOD], some)
+    assert of(points, "early_exit") == of(points, "teacher") == []
+    assert len(of(points, "all_steps")) == 2
+
+
+def test_unfinished_cells_have_no_point() -> None:
+    assert frontier(found(state="missing"), [METHOD], {}) == []
+
+
+def test_one_seed_has_no_interval() -> None:
+    (kd, _) = of(frontier(found(seeds=1), [METHOD], {}), "all_steps")
+    assert (kd["n"], kd["accuracy_low"], kd["energy_high_pj"]) == (1, None, None)
