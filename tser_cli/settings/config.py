@@ -96,6 +96,7 @@ class Config(Section):
 
         Another method comes with its own weights.
         """
+        # by way of plain values: pydantic's own model_copy(update=...) validates nothing
         kept = self.flat()
         if changes.get(METHOD, self.method.name) != self.method.name:
             kept = {key: value for key, value in kept.items() if not key.startswith("method.")}

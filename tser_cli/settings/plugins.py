@@ -162,6 +162,7 @@ def _import_file(name: str) -> ModuleType:
 def _import_part(file: Path, package: Path) -> ModuleType:
     """Import a package, or a module in it, by its name from beside the package."""
     if str(package.parent) not in sys.path:
+        # last, so that nothing beside the package stands in for an installed one
         sys.path.append(str(package.parent))
     top = importlib.import_module(package.name)
     if Path(str(top.__file__)).resolve() != package / INIT:
@@ -184,7 +185,7 @@ def _import_alone(file: Path) -> ModuleType:
     specification = importlib.util.spec_from_file_location(module, file)
     assert specification is not None and specification.loader is not None
     made = importlib.util.module_from_spec(specification)
-    sys.modules[module] = made
+    sys.modules[module] = made  # as import does: dataclasses, for one, look it up there
     try:
         specification.loader.exec_module(made)
     except BaseException:

@@ -85,6 +85,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _own_input(self) -> DataConfig:
+        # a setting without effect would be recorded as if it had one
         free = {"imagefolder": OWN_INPUT, "npz": ("mean", "std")}.get(self.name, ())
         for key in OWN_INPUT:
             default = DataConfig.model_fields[key].default

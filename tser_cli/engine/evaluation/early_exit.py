@@ -168,6 +168,7 @@ def exit_batch(
         open_R = open_R & ~leaving_R
         if not open_R.any():
             break
+        # decided rows may be computed along, see rows_to_keep: they no longer count
         kept = rows_to_keep(open_R, count)
         if len(kept) < len(open_R):
             stepper.keep(kept)
@@ -193,7 +194,7 @@ def offline_exits(answers: Answers, rule: Rule) -> Exits:
     else:
         sure_TI = answers.entropy_cumulative_TI <= rule.threshold
     sure_TI = sure_TI.clone()
-    sure_TI[-1] = True
+    sure_TI[-1] = True  # the last step decides, sure or not
     index_I = sure_TI.int().argmax(0)
     correct_I = answers.correct_cumulative_TI.gather(0, index_I[None])[0]
     return Exits(index_I + 1, correct_I)
@@ -357,6 +358,8 @@ def keep_budget(stops: Stops, budget_pj: float, test_images: int) -> float:
     first step leaves so much room, that is what is returned. Raises ConfigError where it costs more
     than the budget.
     """
+    # Room for chance: a threshold that just keeps the budget on these images would break it on
+    # every second set of others.
     thresholds_C = stops.thresholds()
     least = float(stops.energy(thresholds_C[:1])[0])
     if least > budget_pj:

@@ -137,7 +137,7 @@ def evaluate(
     is called equally often in every process. The model's mode is put back afterwards.
     """
     was_training = model.training
-    model.eval()
+    model.eval()  # a norm that used the batch's own statistics would mix the images
     steps = timesteps if model.spiking else 1
     sums, kept = _Sums(steps, runtime.device), list[Answers]()
     with counting(model, steps) if count else nullcontext() as counter:
@@ -150,6 +150,7 @@ def evaluate(
             answers = answers_of(logits_TNK, labels, batch.indices_N.to(runtime.device))
             sums.add(answers, teacher_right)
             if count:
+                # on the host: a large test set's answers would fill the device
                 kept.append(answers.on_cpu())
             if check_stop:
                 check_stop()
@@ -259,6 +260,7 @@ def evaluate_split(
     sorted by class; 0 takes all. Raises Interrupted between batches once `stop` is requested.
     """
     runtime, config, model = context.runtime, context.config, as_measured(model, context)
+    # Integer kernels have a batch size of their own; one that was asked for stands.
     fitting, spec = 0, context.dataset.spec
     if has_integer_layers(model) and not config.training.eval_batch_size:
         fitting = batch_size(spec.height, spec.width)

@@ -173,6 +173,7 @@ class BudgetController:
     def update(self, energy_pj: float, loss: float) -> None:
         """Take in the mean energy of an image in this step, and the loss."""
         free, self.done = self._free, self.done + 1
+        # a plain mean at first, then a running one
         share = 1.0 / min(self.done, max(5.0, WINDOW * self.steps))
         self.mean_pj += share * (energy_pj - self.mean_pj)
         if free:
@@ -199,6 +200,7 @@ class EnergyControl:
 
     def follow(self, values: dict[str, Tensor], images: int, runtime: Runtime) -> None:
         """Take in a step on `images` images of this process; calibrate where that is due."""
+        # Over all processes, so that each finds the same multiplier.
         shares = [float(values[name]) * images for name in ("energy_pj", "loss")]
         sums = runtime.sum(torch.tensor([*shares, images], dtype=torch.float64)).tolist()
         self.controller.update(sums[0] / sums[2], sums[1] / sums[2])

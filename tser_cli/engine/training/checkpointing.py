@@ -114,6 +114,7 @@ def take_run(kind: str, context: Context, options: Options, held: ExitStack) -> 
     Raises ConfigError or RunError where `--resume must` has nothing to resume.
     """
     found, must = None, options.resume == "must"
+    # The lock comes before anything is changed: another process may be at work in the folder.
     if options.resume != "never":
         found = find.find_unfinished(options.runs_dir, kind, context.config, must)
     run = found or folder.create(options.runs_dir, kind, context.config)

@@ -64,11 +64,12 @@ def student_task(context: Context, teacher: Loaded | None) -> Task:
     hide whole images.
     """
     config, spec = context.config, context.dataset.spec
-    profile_of(config)  # a run ends with it
+    profile_of(config)  # the run ends with it: one that can't be used is an error now
     check_augmentation(config.augment, spec)
     seed_everything(config.training.seed, config.training.deterministic)
     model = networks.build(config.model.student, spec, config, spiking=True)
     if teacher is not None:
+        # first, since folding makes a copy: that has to be on the device too
         context.runtime.place(teacher.model)
     return distillation(model, teacher.model if teacher else None, config, spec.image_shape)
 
@@ -135,6 +136,8 @@ def train(task: Task, context: Context, run: Run, stop: StopRequest) -> list[Row
         task.teacher_logits_MK = compute_teacher_logits(
             task, context, make_check_stop(stop, runtime)
         )
+    # DDP wraps what is compiled, and after the teacher's logits: their batches have another size,
+    # for which the teacher would be compiled once more.
     compile_networks(task, config, runtime.device)
     shape = context.dataset.spec.image_shape
     task.network = share_gradients(network, runtime, shape, task.timesteps)
@@ -163,15 +166,10 @@ def finish(
 
     `epochs`: the rows of metrics.csv. All processes measure; rank 0 writes.
     """
-    model = task.model
+    model, taught = task.model, teacher.model if teacher else None
+    # One pass gives accuracy, energy and each image's answers: a second one would take as long.
     evaluation = evaluate_split(
-        model,
-        context,
-        "test",
-        task.timesteps,
-        teacher.model if teacher else None,
-        stop,
-        count=model.spiking,
+        model, context, "test", task.timesteps, taught, stop, count=model.spiking
     )
     if model.spiking:
         keep_answers(run, model, context, evaluation, stop)
@@ -188,6 +186,8 @@ def _write_results(
     epochs: list[Row],
     teacher: Loaded | None,
 ) -> RunResult:
+    # The weights come first: a run that ends here can still be measured by hand. The result comes
+    # last, so that a run that shows one has all the files that it speaks of.
     config, spec, spiking = context.config, context.dataset.spec, task.model.spiking
     name = config.model.student if spiking else config.model.teacher
     metadata = networks.describe(name, spec, config, spiking=spiking)

@@ -58,11 +58,14 @@ class EpochSums:
         """Add per-image means in `values` (and the count "correct"), weighted by `images`."""
         self.images += images
         for name, value in values.items():
+            # float64: sums of float32 over an epoch lose the last digits, by the order of batches
             amount = value.detach().double() * (1 if name == "correct" else images)
             self.sums[name] = self.sums.get(name, torch.zeros_like(amount)) + amount
 
     def means(self, runtime: Runtime) -> dict[str, float]:
         """Return means over all images of all processes."""
+        # sums before the quotient: the mean of the processes' means would weigh batches of unequal
+        # size alike
         images = int(runtime.sum(torch.tensor([self.images]))[0])
         totals = runtime.sum(torch.stack(list(self.sums.values())))
         return {name: float(total) / images for name, total in zip(self.sums, totals, strict=True)}

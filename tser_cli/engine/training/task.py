@@ -80,6 +80,7 @@ class Task:
         features = None
         if self.teacher_tap is not None:
             features = Features(_full(student), _full(self.teacher_tap.take()))
+        # Methods see every step: the mean over time is theirs to take, or not.
         outputs = Outputs(logits_TNK, labels_N, teacher_NK, features, progress, *(rates or ()))
         terms = self.method(outputs, self.settings)
         terms = losses.reward_entropy(terms, outputs, self.settings)
@@ -87,7 +88,7 @@ class Task:
         if self.budget is not None and accumulates is not None:
             energy_pj = priced(self.budget.macs, accumulates, self.budget.profile)
             terms = {**terms, "energy_pj": energy_pj}
-            if multiplier:
+            if multiplier:  # at 0 not even a zero is added: the loss keeps its bits
                 pressure = multiplier / self.budget.pj * energy_pj
                 terms["loss"] = terms["loss"] + pressure.to(terms["loss"].dtype)
         correct = (logits_TNK.detach().mean(0).argmax(-1) == labels_N).sum()
@@ -186,6 +187,7 @@ def distillation(
     needs_teacher = registry.METHODS[name].needs_teacher
     assert teacher is not None or not needs_teacher, "the engine provides the teacher"
     if teacher is not None and config.performance.fold_teacher and teacher.norms_follow:
+        # it is in eval mode for good, so that its norms are constants; the student's are not
         teacher = folded(teacher)
     task = Task(
         student,
