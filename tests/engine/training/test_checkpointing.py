@@ -25,6 +25,7 @@ from tser_cli.base.progress import Silent
 from tser_cli.data.base import Dataset, TensorSource
 from tser_cli.engine.runs import folder
 from tser_cli.engine.runs.checkpoints import load_latest, save_checkpoint
+from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.opened import Context, Options
 from tser_cli.engine.runs.runtime import seed_everything
 from tser_cli.engine.training.checkpointing import other_schedule, take_run
@@ -333,15 +334,20 @@ def context(make_context: MakeContext, make_config: MakeConfig) -> Context:
     return make_context(make_config())
 
 
-def test_every_command_of_a_run_is_kept(
+def test_every_command_of_a_run_is_kept_and_writes_its_settings_once(
     tmp_path: Path, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threads = torch.get_num_threads()
+    threads, written = torch.get_num_threads(), list[Path]()
+    write = Run.write_settings
+    monkeypatch.setattr(
+        Run, "write_settings", lambda self, *args: written.append(self.folder) or write(self, *args)
+    )
     for seed in ("1", "2"):
         monkeypatch.setattr("sys.argv", ["tser", "distill", "--seed", seed])
         with ExitStack() as held:
             run, resumed = take_run("student", context, Options(runs_dir=tmp_path), held)
         run.update_status(state="stopped")
+        assert written == [run.folder] * int(seed)  # once by each command
     assert resumed
     environment = run.environment()
     commands = environment["commands"]

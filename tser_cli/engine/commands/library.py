@@ -9,12 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 import torch
 from torch import Tensor, nn
 
 from tser_cli.base.errors import ConfigError
-from tser_cli.base.files import write_text
 from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.loaders import Batch
 from tser_cli.engine.commands.evaluate import EvaluateResult, evaluate_run
@@ -117,9 +115,8 @@ def distill_networks(
     task = distillation(own_student, own_teacher, config, shape)
     runtime.place(task.network)
     name = type(student).__name__
-    run = folder.create(Path(runs_dir), "student", config, dataset=OWN, model=name)
-    write_text(
-        run.folder / "config.toml", tomli_w.dumps(config.model_dump(mode="json", exclude=NOT_OWN))
+    run = folder.create(
+        Path(runs_dir), "student", config, dataset=OWN, model=name, left_out=NOT_OWN
     )
     told = progress or Silent()
     with run.lock(), recording_end(run, runtime, told) as stop:

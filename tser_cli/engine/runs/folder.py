@@ -10,7 +10,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -92,6 +92,11 @@ class Run:
         layer = read(str(self.folder / "config.toml"))
         plugins.check_loaded(self.plugin_records(), registry.used_by(layer.values), self.folder)
         return layer
+
+    def write_settings(self, config: Config, left_out: Iterable[str] = ()) -> None:
+        """Write config.toml: when the run begins, and again where a resumed run has other ones."""
+        document = config.model_dump(mode="json", exclude=set(left_out))
+        write_text(self.folder / "config.toml", tomli_w.dumps(document))
 
     def plugin_records(self) -> list[dict[str, Any]]:
         """Return what environment.json says of the plug-ins that the run was made with."""
@@ -186,14 +191,23 @@ def _in_name(budget: str) -> str:
     return "".join(word.split())
 
 
-def create(runs_dir: Path, kind: str, config: Config, *, dataset: str = "", model: str = "") -> Run:
+def create(
+    runs_dir: Path,
+    kind: str,
+    config: Config,
+    *,
+    dataset: str = "",
+    model: str = "",
+    left_out: Iterable[str] = (),
+) -> Run:
     """Make a new run folder with its settings and environment. Raises RunError.
 
     `dataset` and `model`: what the folder is called after, where the settings do not say it.
+    `left_out`: sections of the settings that the run does not go by.
     """
     name = run_name(kind, config, model)
     run = Run(_new_folder(runs_dir / kind / (dataset or config.data.name) / name))
-    write_text(run.folder / "config.toml", tomli_w.dumps(config.model_dump(mode="json")))
+    run.write_settings(config, left_out)
     kept = plugins.keep(run.folder, registry.targets_of(config.flat()))
     run.update_environment(**environment(config.training.seed), plugins=kept)
     run.update_status(kind=kind, state="running", epoch=0, started=_now())

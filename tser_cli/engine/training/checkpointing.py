@@ -7,11 +7,9 @@ from contextlib import ExitStack
 from datetime import datetime
 from typing import Any
 
-import tomli_w
 import torch
 
 from tser_cli.base.errors import DamagedError
-from tser_cli.base.files import write_text
 from tser_cli.engine.runs import find, folder
 from tser_cli.engine.runs.checkpoints import load_latest, save_checkpoint
 from tser_cli.engine.runs.folder import Run
@@ -126,8 +124,7 @@ def take_run(kind: str, context: Context, options: Options, held: ExitStack) -> 
         if warning:
             context.progress.warn(warning)
         # It may have other workers, say, than it began with: the file says what holds.
-        document = context.config.model_dump(mode="json")
-        write_text(run.folder / "config.toml", tomli_w.dumps(document))
+        run.write_settings(context.config)
     run.update_status(state="running", why="")
     now = {
         "command": sys.argv,
