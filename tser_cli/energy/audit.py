@@ -1,12 +1,7 @@
-"""What an audit finds, and the network that it looks at.
+"""What can be wrong with a spiking network without any error: found by running it.
 
-The checks of an audit, each on its own: they yield what they find.
-
-A check that does not apply raises Unchecked, with why.
-
-What can be wrong with a spiking network without any error: found by running it.
-
-Copies of the network are run, in float64 where it can, so that a difference is no rounding.
+Copies of the network are run, in float64 where it can, so that a difference is no rounding. Each
+check yields what it finds; one that does not apply raises Unchecked, with why.
 """
 
 from __future__ import annotations
@@ -127,15 +122,15 @@ def check_batch(subject: Subject) -> Iterator[Finding]:
     before, _ = subject.run(two)
     for step in range(1 if two.layout == INSIDE else len(two.x_TN)):
         after, _ = subject.run(disturbed(two, step, DISTURBANCES[0]))
-        mixed = [key[0] for key in before if changes(before[key], after[key])[:, 1].any()]
-        if mixed:
-            share = _share(
-                changes(before[_key(before, mixed[0])], after[_key(before, mixed[0])])[:, 1]
-            )
+        for key in before:
+            # Only the first image was disturbed.
+            mixed_S = changes(before[key], after[key])[:, 1]
+            if not mixed_S.any():
+                continue
             yield Finding(
                 "batch independence",
-                mixed[0],
-                share,
+                key[0],
+                _share(mixed_S),
                 "of one image's steps change with another image",
                 "this layer, or the neurons before it, go over the batch as if it were time; give "
                 "them [T, N, ...], and check with a batch of one image",
@@ -248,15 +243,13 @@ def check_firing(counts: Counts) -> Iterator[Finding]:
 
 def check_order(subject: Subject, labels_N: Tensor | None) -> Iterator[Finding]:
     """Do the labels fit better when the outputs' steps and images are swapped?"""
-    timesteps, images = subject.plan.timesteps, _images(subject.presentation)
+    shown, timesteps = subject.presentation, subject.plan.timesteps
+    images = shown.x_TN.shape[shown.images_axis]
     if labels_N is None:
         raise Unchecked("there are no labels")
     if timesteps == 1 or images < SWAPPED_IMAGES:
         raise Unchecked(f"it takes two time steps and {SWAPPED_IMAGES} labelled images")
-    found = [
-        first_tensor(output)
-        for output in try_out(fresh_copy(subject.network), subject.presentation)
-    ]
+    found = [first_tensor(output) for output in try_out(fresh_copy(subject.network), shown)]
     outputs = [output for output in found if output is not None]
     logits = torch.stack(outputs) if len(outputs) > 1 else outputs[0]
     if logits.numel() % (timesteps * images) or logits.numel() == images * logits.shape[-1]:
@@ -300,10 +293,6 @@ def _worst(first: Signature, second: Signature) -> tuple[str, float]:
     return "", 0.0
 
 
-def _key(signature: Signature, name: str) -> tuple[str, str, int]:
-    return next(key for key in signature if key[0] == name)
-
-
 def _share(flags: Tensor) -> float:
     return float(flags.double().mean())
 
@@ -312,10 +301,6 @@ def _difference(first: list[Any], second: list[Any]) -> float:
     pairs = zip(map(first_tensor, first), map(first_tensor, second), strict=True)
     largest = [float((a - b).abs().max()) for a, b in pairs if a is not None and b is not None]
     return max(largest, default=0.0)
-
-
-def _images(presentation: Presentation) -> int:
-    return presentation.x_TN.shape[presentation.images_axis]
 
 
 def audit(
@@ -329,7 +314,12 @@ def audit(
     exact, shown = _in_double(network, presentation)
     plan = make_plan(exact, shown, timesteps)
     subject = Subject(exact, shown, plan, declared)
-    counts, met = _counted(subject)
+    made = fresh_copy(exact)
+    with count_operations(made, shown.layout, plan.timesteps, detailed=True) as counter:
+        counter.plan = plan
+        try_out(made, shown)
+    counts = counter.counts()
+    met = {name: {k: n for k, n in kinds.items() if k} for name, kinds in counter.kinds_met.items()}
     findings, skipped = [], []
     tests: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("reset", lambda: check_reset(subject)),
@@ -346,15 +336,6 @@ def audit(
         except Unchecked as reason:
             skipped.append((name, str(reason)))
     return Audit(tuple(findings), tuple(skipped))
-
-
-def _counted(subject: Subject) -> tuple[Counts, dict[str, dict[str, int]]]:
-    made, shown = fresh_copy(subject.network), subject.presentation
-    with count_operations(made, shown.layout, subject.plan.timesteps, detailed=True) as counter:
-        counter.plan = subject.plan
-        try_out(made, shown)
-    met = {name: {k: n for k, n in kinds.items() if k} for name, kinds in counter.kinds_met.items()}
-    return counter.counts(), met
 
 
 def _in_double(network: nn.Module, presentation: Presentation) -> tuple[nn.Module, Presentation]:

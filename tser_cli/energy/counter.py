@@ -148,6 +148,7 @@ class Counter:
         if self.images and self._call < self.plan.calls - 1:
             self._call += 1
             return False
+        # Not after the last layer: which one that is can't be known where layers may be skipped.
         self._end_batch()
         self._ordinals.clear()
         self._call = 0
@@ -207,6 +208,7 @@ class Counter:
 
     def kind(self, name: str) -> str:
         """Return what feeds a layer, all its calls together."""
+        # One batch of real values makes it a layer of multiply-accumulates, whatever came before.
         met = max(self.kinds_met[name], key=lambda kind: RANK[kind])
         return met or self.declared.get(name, SPIKES)
 
@@ -414,6 +416,7 @@ def counting(
     types = {name: layer_type(layer) for name, layer in layers.items()}
     counter = Counter(DeclaredPlan(kinds, types, neuron_owners(plain)), detailed)
     with ExitStack() as stack:
+        # Importing dynamo is slow, and only what was compiled needs it off.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         neurons = {n: m for n, m in plain.named_modules() if is_spiking_neuron(m)}

@@ -284,6 +284,7 @@ class LayerRecord:
         for call in self.calls:
             batches.setdefault(call.place.batch, []).append(call)
         first = batches[0]
+        # All batches run alike, or the counter would have said so: the first one shows the steps.
         executed_T = np.zeros(first[0].place.timesteps, np.int64)
         for call in first:
             executed_T[call.at] += 1

@@ -135,6 +135,7 @@ def shape_of(layer: nn.Conv2d) -> ConvShape:
     )
 
 
+# Cached: a network has few shapes, and every pass that is counted asks for all of them again.
 @lru_cache(maxsize=512)
 def shape_geometry(shape: ConvShape, sizes: tuple[int, ...]) -> Geometry:
     """Return the geometry of a convolution on maps of `sizes`.

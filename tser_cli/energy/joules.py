@@ -142,7 +142,7 @@ def against_ann(counts: Counts, profile: Profile, skipped: float | None) -> dict
     if profile.source == HOROWITZ:
         moved = [memory_traffic(of)["energy_pj"] for of in (counts, as_ann(counts))]
         found[MEMORY] = against(snn + moved[0], ann + moved[1])
-        if profile.name != INT8_PROFILE:
+        if profile.name != INT8_PROFILE:  # an ANN in integers is then the first assumption
             found[INT8] = against(snn, ann_macs(counts) * PROFILES[INT8_PROFILE].mac_pj)
     steps_T = energy_up_to(counts, profile).mean(axis=1)
     return {"assumptions": found, "steps_pj": [float(energy) for energy in steps_T]}

@@ -56,6 +56,7 @@ class EnergyMeter(Counter):
             self.records[key] = met.described(met.name, place, partial(self._find_kind, met.name))
         fan_out_P = self.records[key].fan_out_P.to(met.x.device, torch.float64)
         self.records[key].fan_out_P = fan_out_P
+        # Not under no_grad, as other counts are: the gradient is what a meter is for.
         self._found[met.name] = _Accumulates.apply(met.x, fan_out_P)
 
     def take(self) -> Tensor:

@@ -32,12 +32,14 @@ from tser_cli.energy.counter import NEURON, LayerCall, Met, first_tensor
 from tser_cli.energy.counts import Axes
 
 Signature = dict[tuple[str, str, int], Tensor]
+# Other values, none, and negative ones: a neuron that one of them leaves as it was, as one that
+# fires at every step does, is moved by another.
 DISTURBANCES: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: x.flip(0) * 3 + 2,
     lambda x: torch.zeros_like(x),
     lambda x: -x - 1,
 )
-TOLERANCE = 1e-5
+TOLERANCE = 1e-5  # float32 sums differ by rounding where other images are in the batch
 NO_TIME = (
     "nothing that comes after the first time step changes with it: the network takes no notice of "
     "time when it is called so, or no spike arrives"

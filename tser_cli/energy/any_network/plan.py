@@ -8,6 +8,7 @@ time folded into the batch. So T = N, heads = T or tokens = N mislead nobody.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -142,25 +143,21 @@ def make_plan(network: nn.Module, presentation: Presentation, timesteps: int) ->
         kind = type(first.outputs[-1]).__name__
         raise TserError(f"the network gives no tensor of logits, but {kind}")
     names = set(first.neurons)
+    # 2 and 3 images: a size that is one of them by chance can't grow from 2 to 3 by chance too.
     runs = [trace(network, two, names), trace(network, presentation.of(3), names)]
     if presentation.layout == INSIDE:
         timesteps = _own_steps(runs[0], runs[1], timesteps)
-    longer = _one_step_more(network, two, names)
+    longer = None
+    if two.layout == TIME_FIRST:
+        # Other layouts have no time axis to make longer, and some networks know their T.
+        more = two.of(trial_images(len(two.x_TN)), more_steps=1)
+        with suppress(TserError):
+            longer = trace(network, more, names)
     families = learn_families(runs[0], runs[1], longer, presentation.layout, timesteps)
     if not any(key[1] != NEURON for key in families):
         raise TserError("the network computes no Conv, Linear or matmul; there is nothing to count")
     order = tuple(dict.fromkeys(call.key for call in runs[0].calls))
     return TrialPlan(presentation.layout, timesteps, families, first, order)
-
-
-def _one_step_more(network: nn.Module, two: Presentation, names: set[str]) -> TrialRun | None:
-    """Return a trial run on T + 1 steps, None where the layout or the network does not allow it."""
-    if two.layout != TIME_FIRST:
-        return None
-    try:
-        return trace(network, two.of(trial_images(len(two.x_TN)), more_steps=1), names)
-    except TserError:
-        return None
 
 
 def learn_families(

@@ -54,6 +54,7 @@ class Interceptor(TorchFunctionMode):
         self.running = False
         self.claimed = False
         self.path: list[str] = []
+        # By identity: a parameter that two modules share is one layer's.
         # The layer of each parameter: what `weight` belongs to, or the parameter's own name.
         self._owners = {
             id(value): name.removesuffix(".weight") for name, value in network.named_parameters()
@@ -72,6 +73,7 @@ class Interceptor(TorchFunctionMode):
         with torch.no_grad():
             for operation in self._operations(func, args, kwargs):
                 self.sink(operation)
+        # What a watched function computes inside is counted already, whatever kernels it takes.
         self.claimed = True
         try:
             return func(*args, **kwargs)
@@ -173,11 +175,12 @@ def intercepted(
         interceptor.running = bool(interceptor.path)
 
     with ExitStack() as stack:
+        # Importing dynamo is slow, and only what was compiled needs it off.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         for module in network.modules():
             if isinstance(module, torch.jit.ScriptModule):
-                continue
+                continue  # it takes no hooks of functions that are not scripted
             stack.callback(module.register_forward_pre_hook(enter).remove)
             stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         stack.enter_context(interceptor)

@@ -62,6 +62,8 @@ class SamePass:
     @contextmanager
     def counting(self, model: Classifier, timesteps: int) -> Iterator[SamePass.AsDeclared]:
         """Count what `model` does, by a plan by trial, which finds products too."""
+        # By trial, though the network declares its kinds: conventions go by what each call met, and
+        # hooks would pass products by.
         kinds, others = model.input_kinds(), Auxiliary()
         with count_operations(model, INSIDE, timesteps, True, others.add) as counter:
             counter.declared = kinds or {}
@@ -85,6 +87,7 @@ class SamePass:
 
     def write(self, opened: FinishedRun, request: EnergyRequest, profile: Profile) -> Beyond:
         """Write the table of conventions, and return what else was asked for."""
+        # None where the pass was counted by hooks alone; see `measure_energy`.
         details = self.details or detailed_counts(opened, request.images)
         return go_beyond(request.output, details, profile, request)
 
