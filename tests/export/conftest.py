@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,9 @@ from torch.nn import functional as F
 from tser_cli.data.base import Dataset, load_dataset
 from tser_cli.data.transforms import normalise
 from tser_cli.export.graph import Facts, Graph, trace
-from tser_cli.export.verify import Trace, record
+from tser_cli.export.verify import Recording, record
 from tser_cli.models.base import Build, Classifier
+from tser_cli.models.integers import quantise, round_weights_
 from tser_cli.models.neurons import activation_factory
 from tser_cli.models.resnet import BasicBlock, Layout, ResNet
 from tser_cli.models.vgg import POOL, Vgg
@@ -32,7 +34,7 @@ class Student:
     model: Classifier
     graph: Graph
     images_NCHW: Tensor
-    truth: Trace
+    truth: Recording
 
 
 def build_small(kind: str, neuron: NeuronConfig | None) -> Classifier:
@@ -103,6 +105,19 @@ def residual(make_student: Callable[..., Student]) -> Student:
 def sew(make_student: Callable[..., Student]) -> Student:
     """A SEW student: spikes are added."""
     return make_student("sew", epochs=3)
+
+
+@pytest.fixture(scope="session")
+def rounded() -> Callable[[Student, int], Student]:
+    """`rounded(student, 8)`: the student with rounded weights, its graph, and what it does."""
+
+    def make(student: Student, bits: int) -> Student:
+        model = quantise(copy.deepcopy(student.model), bits)
+        round_weights_(model)
+        graph, images_NCHW = trace(model, SHAPE, student.graph.facts), student.images_NCHW
+        return Student(model, graph, images_NCHW, record(model, graph, images_NCHW))
+
+    return make
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import json
 from collections.abc import Callable
@@ -33,10 +32,8 @@ from tser_cli.export.graph import (
     Linear,
     Neuron,
     Quantised,
-    trace,
 )
-from tser_cli.export.verify import Trace, compare, record
-from tser_cli.models.integers import quantise, round_weights_
+from tser_cli.export.verify import Recording, compare
 from tser_cli.settings.config import NeuronConfig
 
 NEURONS = {
@@ -46,14 +43,6 @@ NEURONS = {
     "reset below zero": NeuronConfig(reset_value=-0.25, threshold=0.7),
     "decayed input": NeuronConfig(decay_input=True, threshold=0.4),
 }
-
-
-def quantised(student: Any, bits: int) -> tuple[Graph, Trace]:
-    """The graph of a student with rounded weights, and what that student does."""
-    model = quantise(copy.deepcopy(student.model), bits)
-    round_weights_(model)
-    graph = trace(model, (1, 8, 8), student.graph.facts)
-    return graph, record(model, graph, student.images_NCHW)
 
 
 def outputs(fixed: FixedGraph, images_NCHW: Any, tmp_path: Path, stateful: bool) -> dict[str, Any]:
@@ -67,9 +56,10 @@ def outputs(fixed: FixedGraph, images_NCHW: Any, tmp_path: Path, stateful: bool)
 @pytest.mark.parametrize("student", ["residual", "sew"], indirect=True)
 @pytest.mark.parametrize("bits", [8, 4])
 def test_onnxruntime_gives_every_spike_of_the_rule(
-    student: Any, bits: int, stateful: bool, tmp_path: Path
+    student: Any, rounded: Any, bits: int, stateful: bool, tmp_path: Path
 ) -> None:
-    graph, own = quantised(student, bits)
+    made = rounded(student, bits)
+    graph, own = made.graph, made.truth
     fixed = fixed_point(graph)
     truth = run_fixed(fixed, student.images_NCHW)
     result = outputs(fixed, student.images_NCHW, tmp_path, stateful)
@@ -83,10 +73,11 @@ def test_onnxruntime_gives_every_spike_of_the_rule(
 
 @pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
 def test_every_kind_of_neuron_has_its_integers(
-    make_student: Callable[..., Any], neuron: Any, tmp_path: Path
+    make_student: Callable[..., Any], rounded: Any, neuron: Any, tmp_path: Path
 ) -> None:
     student = make_student("vgg" if neuron.name == "if" else "residual", neuron)
-    graph, own = quantised(student, 8)
+    made = rounded(student, 8)
+    graph, own = made.graph, made.truth
     fixed = fixed_point(graph)
     truth = run_fixed(fixed, student.images_NCHW)
     for stateful in (False, True):
@@ -95,8 +86,8 @@ def test_every_kind_of_neuron_has_its_integers(
     assert change(own, truth).predictions_differing == 0
 
 
-def test_potentials_are_the_rule_s_bit_for_bit(residual: Any, tmp_path: Path) -> None:
-    graph, _ = quantised(residual, 8)
+def test_potentials_are_the_rule_s_bit_for_bit(residual: Any, rounded: Any, tmp_path: Path) -> None:
+    graph = rounded(residual, 8).graph
     fixed = fixed_point(graph)
     (tmp_path / "x").write_bytes(integer_content(fixed, True, ""))
     runtime = importlib.import_module("onnxruntime")
@@ -213,8 +204,8 @@ def test_other_formats_hold_none(name: str, potentials: str, said: str) -> None:
         formats.check_format(name, False, potentials)
 
 
-def test_a_file_that_computes_otherwise_is_caught(sew: Any) -> None:
-    fixed = fixed_point(quantised(sew, 8)[0])
+def test_a_file_that_computes_otherwise_is_caught(sew: Any, rounded: Any) -> None:
+    fixed = fixed_point(rounded(sew, 8).graph)
     truth = run_fixed(fixed, sew.images_NCHW)
     neurons = {
         name: replace(neuron, shift=2) if name == "layer2.0.act2" else neuron
@@ -226,8 +217,8 @@ def test_a_file_that_computes_otherwise_is_caught(sew: Any) -> None:
     assert check.comparison.differing > 0
 
 
-def test_the_file_says_what_its_integers_are(residual: Any) -> None:
-    fixed = fixed_point(quantised(residual, 8)[0])
+def test_the_file_says_what_its_integers_are(residual: Any, rounded: Any) -> None:
+    fixed = fixed_point(rounded(residual, 8).graph)
     onnx = importlib.import_module("onnx")
     model = onnx.load_from_string(integer_content(fixed, True, "3 spikes differ"))
     facts = {entry.key: entry.value for entry in model.metadata_props}
@@ -240,8 +231,8 @@ def test_the_file_says_what_its_integers_are(residual: Any) -> None:
 
 
 def test_what_changes_is_counted_over_all_steps() -> None:
-    def ran(spikes: list[list[bool]], logits: list[list[list[float]]]) -> Trace:
-        return Trace(np.array(logits), {"a": np.array(spikes)}, {"a": np.zeros((2, 2))})
+    def ran(spikes: list[list[bool]], logits: list[list[list[float]]]) -> Recording:
+        return Recording(np.array(logits), {"a": np.array(spikes)}, {"a": np.zeros((2, 2))})
 
     own = ran([[True, False], [True, True]], [[[1.0, 0.0], [0.0, 1.0]]] * 2)
     other = ran([[True, True], [True, False]], [[[1.0, 0.0], [1.5, 1.0]]] * 2)

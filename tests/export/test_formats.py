@@ -1,19 +1,94 @@
-"""Formats by name, and files that say of themselves what they are."""
+"""Formats by name, files that say what they are, and the integers in them."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 
 from tser_cli.base.errors import ExportError
-from tser_cli.export import formats
+from tser_cli.export import consumers, formats
+from tser_cli.export.graph import Conv, Facts, Graph, trace
+from tser_cli.export.verify import compare, record
+from tser_cli.models.base import build_model
+from tser_cli.models.integers import quantise
+from tser_cli.settings.config import NeuronConfig
+
+FACTS = Facts("net", "digits", (0.3,), (0.4,), tuple("0123456789"), 2)
+
+
+@pytest.fixture(scope="module", params=[8, 4])
+def quantised(request: pytest.FixtureRequest, residual: Any, rounded: Any) -> Any:
+    """(bits, graph, images, truth) of the residual student after training, rounded."""
+    made = rounded(residual, request.param)
+    return request.param, made.graph, made.images_NCHW, made.truth
+
+
+@pytest.mark.parametrize(
+    ("format_name", "library"),
+    [("nir", "snntorch"), ("onnx", "onnxruntime"), ("safetensors", "safetensors")],
+)
+def test_other_libraries_give_the_spikes_of_integer_weights(
+    quantised: Any, format_name: str, library: str, tmp_path: Path
+) -> None:
+    _, graph, images_NCHW, truth = quantised
+    path = tmp_path / "file"
+    path.write_bytes(formats.content(graph, format_name, False))
+    result = consumers.LIBRARIES[library](str(path), images_NCHW.numpy(), graph.facts.timesteps)
+    assert compare(truth, result.pop("logits_TNK"), result, 1e-5).holds(1e-5)
+
+
+def test_the_file_holds_the_integers(quantised: Any, tmp_path: Path) -> None:
+    bits, graph, _, _ = quantised
+    path = tmp_path / "file"
+    path.write_bytes(formats.content(graph, "safetensors", False))
+    with safe_open(path, framework="np") as file:
+        weight, scale = file.get_tensor("layer1.0.conv1.weight"), file.get_tensor("fc.scale")
+        metadata = file.metadata()
+    assert weight.dtype == np.int8
+    assert np.abs(weight).max() == 2 ** (bits - 1) - 1
+    assert scale.shape == (10,)
+    assert "8-bit integers" in metadata["weights"]
+    assert json.loads(metadata["weight_bits"])["layer1.0.conv1"] == bits
+
+
+def test_an_onnx_file_keeps_eight_bit_weights_small(quantised: Any) -> None:
+    _, graph, _, _ = quantised
+    onnx = importlib.import_module("onnx")
+    model = onnx.load_from_string(formats.content(graph, "onnx", False))
+    integers = [c for c in model.graph.initializer if c.name.endswith(".integers")]
+    assert len(integers) == len(graph.weighted)
+    assert {c.data_type for c in integers} == {onnx.TensorProto.INT8}
+
+
+def test_weights_and_integers_are_the_same_numbers(quantised: Any) -> None:
+    _, graph, _, _ = quantised
+    for node in graph.weighted:
+        scale = node.quantised.scale_O.reshape(-1, *(1 for _ in node.weight.shape[1:]))
+        assert np.allclose(node.quantised.integers * scale, node.weight, rtol=1e-12, atol=0)
+
+
+def test_weights_that_were_never_rounded_are_exported_as_the_network_computes(
+    small: Any, tmp_path: Path
+) -> None:
+    model = quantise(small("sew", NeuronConfig()), 4)
+    model.train()(torch.randn(8, 1, 8, 8), 2)
+    model.eval()
+    graph = trace(model, (1, 8, 8), FACTS)
+    images_NCHW = torch.randn(4, 1, 8, 8)
+    truth = record(model, graph, images_NCHW)
+    path = tmp_path / "file"
+    path.write_bytes(formats.content(graph, "nir", False))
+    result = consumers.nir_in_spikingjelly(str(path), images_NCHW.numpy(), 2)
+    assert compare(truth, result.pop("logits_TNK"), result, 1e-9).holds(1e-5)
 
 
 @pytest.mark.parametrize(
@@ -75,3 +150,33 @@ def test_a_safetensors_file_describes_each_node(residual: Any, tmp_path: Path) -
     assert [node["name"] for node in nodes] == [node.name for node in residual.graph.nodes]
     assert nodes[0]["type"] == "Conv"
     assert weight.dtype == np.float32
+
+
+def grouped(graph: Graph) -> Graph:
+    first = graph.nodes[0]
+    assert isinstance(first, Conv)
+    return replace(graph, nodes=(replace(first, groups=2), *graph.nodes[1:]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "neuron", "change", "said"),
+    [
+        ("vgg", NeuronConfig(), None, r"NIR has no max pool.*features"),
+        ("residual", NeuronConfig(reset="soft"), None, r"act1.*neuron.reset=hard"),
+        ("residual", NeuronConfig(), grouped, "grouped convolution conv1"),
+    ],
+)
+def test_nir_names_what_it_can_t_hold(
+    small: Any, kind: str, neuron: NeuronConfig, change: Any, said: str
+) -> None:
+    graph = trace(small(kind, neuron), (1, 8, 8), FACTS)
+    with pytest.raises(ExportError, match=said):
+        formats.nir_content(change(graph) if change else graph)
+
+
+def test_the_stem_without_a_pool_can_be_written_as_nir() -> None:
+    sizes = {"channels": 1, "height": 32, "width": 32, "num_classes": 10}
+    model = build_model("resnet20", neuron=NeuronConfig(), stem="medium", **sizes).eval()
+    graph = trace(model, (1, 32, 32), FACTS)
+    assert graph.nodes[0].shape == (16, 16, 16)
+    formats.check(graph)

@@ -1,4 +1,4 @@
-"""Exported students give the same spikes in other libraries, each in a process of its own."""
+"""Exported students give the same spikes elsewhere, and what counts as a difference."""
 
 from __future__ import annotations
 
@@ -15,14 +15,21 @@ import torch
 
 from tser_cli.base.errors import ExportError
 from tser_cli.export import consumers, formats, verify
-from tser_cli.export.graph import trace
-from tser_cli.export.verify import Check, Comparison, compare
+from tser_cli.export.graph import Neuron, trace
+from tser_cli.export.verify import (
+    ProgramCheck,
+    Recording,
+    SpikeComparison,
+    charges,
+    compare,
+    record,
+)
 from tser_cli.settings.config import NeuronConfig
 
 STUDENTS = ["residual", "sew"]
 
 
-def checked(student: Any, format_name: str, stateful: bool = False) -> tuple[Check, ...]:
+def checked(student: Any, format_name: str, stateful: bool = False) -> tuple[ProgramCheck, ...]:
     content = formats.content(student.graph, format_name, stateful)
     return verify.verify(content, format_name, student.truth, student.images_NCHW)
 
@@ -65,8 +72,6 @@ NEURONS = {
     "decayed input": NeuronConfig(tau=1.7, decay_input=True, threshold=0.4),
     "reset below zero": NeuronConfig(tau=3.0, reset_value=-0.25),
 }
-
-
 LIBRARIES = [("nir", "snntorch"), ("nir", "spikingjelly"), ("onnx", "onnxruntime")]
 
 
@@ -92,7 +97,7 @@ def test_onnx_holds_soft_resets_and_max_pools(
 
 def compared(
     student: Any, library: str, format_name: str, folder: Path, stateful: bool = False
-) -> Comparison:
+) -> SpikeComparison:
     """The comparison in this process, which spares the imports of another."""
     path = folder / library
     path.write_bytes(formats.content(student.graph, format_name, stateful))
@@ -101,7 +106,7 @@ def compared(
     return compare(student.truth, result.pop("logits_TNK"), result, 1e-6)
 
 
-def compared_in_snntorch(student: Any, path: Path, reset: str) -> Comparison:
+def compared_in_snntorch(student: Any, path: Path, reset: str) -> SpikeComparison:
     path.write_bytes(formats.content(student.graph, "nir", False))
     steps = student.graph.facts.timesteps
     result = consumers.nir_in_snntorch(str(path), student.images_NCHW.numpy(), steps, reset)
@@ -147,16 +152,120 @@ def test_the_programs_import_nothing_of_tser() -> None:
     assert [name for name in names if name.startswith("tser")] == []
 
 
-def test_the_description_of_a_check_is_complete(residual: Any) -> None:
-    (check,) = checked(residual, "safetensors")
-    described = check.described()
-    assert described["holds"] is True
-    assert described["versions"].keys() == {"safetensors", "torch"}
-    assert len(described["layers"]) == len(residual.truth.spikes)
-    assert described["values"] == sum(np.size(s) for s in residual.truth.spikes.values())
-
-
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "_version", lambda name: None if name == "nirtorch" else "1.0")
     assert verify.missing_packages("nir") == ["nirtorch"]
     assert verify.missing_packages("onnx") == []
+
+
+def test_the_record_leaves_the_student_as_it_was(residual: Any) -> None:
+    record(residual.model, residual.graph, residual.images_NCHW[:2])
+    assert {weight.dtype for weight in residual.model.parameters()} == {torch.float32}
+    assert not any(module._forward_hooks for module in residual.model.modules())
+
+
+def test_charges_follow_the_equations_by_hand() -> None:
+    x_T = np.array([[0.6], [0.8], [0.3]])
+    neuron = Neuron("a", ("b",), (1,), "lif", 0.5, 1.0, 1.0, 0.0)
+    # 0.6; 0.3 + 0.8 fires and resets; 0.3
+    assert charges(x_T, neuron)[:, 0] == pytest.approx([0.6, 1.1, 0.3])
+    # soft: 1.1 - 1 = 0.1 is left, halved, plus 0.3
+    assert charges(x_T, replace(neuron, reset=None))[:, 0] == pytest.approx([0.6, 1.1, 0.35])
+
+
+TIE = 1e-9
+
+
+def make_truth(distance: float = 0.5) -> Recording:
+    """Two layers of three neurons, two steps, two images; nothing fires."""
+    spikes = {name: np.zeros((2, 2, 3), dtype=bool) for name in ("a", "b")}
+    far = {name: np.full((2, 2, 3), distance, dtype=np.float32) for name in spikes}
+    return Recording(np.zeros((2, 2, 4)), spikes, far)
+
+
+def flipped(truth: Recording, *places: tuple[str, int, int, int]) -> dict[str, np.ndarray]:
+    spikes = {name: values.copy() for name, values in truth.spikes.items()}
+    for name, t, n, neuron in places:
+        spikes[name][t, n, neuron] = True
+    return spikes
+
+
+def test_equal_runs_hold() -> None:
+    truth = make_truth()
+    comparison = compare(truth, truth.logits_TNK, truth.spikes, TIE)
+    assert comparison.holds(1e-5)
+    assert (comparison.values, comparison.differing, comparison.ties) == (24, 0, 0)
+    assert comparison.least_distance == 0.5
+
+
+def test_a_differing_spike_is_counted_in_its_layer_and_ends_its_image() -> None:
+    truth = make_truth()
+    spikes = flipped(truth, ("b", 0, 1, 2), ("a", 1, 1, 0), ("a", 1, 1, 1))
+    comparison = compare(truth, truth.logits_TNK, spikes, TIE)
+    assert [layer.differing for layer in comparison.layers] == [0, 1]
+    assert comparison.parted == 1
+    assert not comparison.holds(1e-5)
+
+
+def test_a_difference_at_a_tie_is_forgiven_and_so_is_what_follows_in_that_image() -> None:
+    truth = make_truth()
+    truth.distance["a"][0, 1, 2] = 1e-12
+    spikes = flipped(truth, ("a", 0, 1, 2), ("b", 0, 1, 0), ("b", 1, 1, 0))
+    logits = truth.logits_TNK.copy()
+    logits[:, 1] = 9.0
+    comparison = compare(truth, logits, spikes, TIE)
+    assert (comparison.differing, comparison.ties, comparison.parted) == (0, 1, 1)
+    assert comparison.logits_difference == (0.0, 0.0)
+    assert comparison.holds(1e-5)
+
+
+def test_a_difference_beside_a_tie_is_not_forgiven() -> None:
+    truth = make_truth()
+    truth.distance["a"][0, 1, 2] = 1e-12
+    spikes = flipped(truth, ("a", 0, 1, 2), ("a", 0, 1, 1))
+    assert compare(truth, truth.logits_TNK, spikes, TIE).differing == 1
+
+
+def test_where_every_image_parts_nothing_was_shown() -> None:
+    truth = make_truth(distance=1e-12)
+    spikes = flipped(truth, ("a", 0, 0, 0), ("a", 0, 1, 0))
+    comparison = compare(truth, truth.logits_TNK, spikes, TIE)
+    assert comparison.differing == 0
+    assert not comparison.holds(1e-5)
+
+
+@pytest.mark.parametrize(("scale", "holds"), [(1.0, False), (100.0, True)])
+def test_logits_agree_relative_to_the_largest(scale: float, holds: bool) -> None:
+    truth = make_truth()
+    truth.logits_TNK[:, :, 0] = scale
+    comparison = compare(truth, truth.logits_TNK + 1e-4, truth.spikes, TIE)
+    assert comparison.logits_difference == pytest.approx((1e-4, 1e-4))
+    assert comparison.holds(1e-5) is holds
+
+
+def test_another_prediction_does_not_hold() -> None:
+    truth = make_truth()
+    logits = truth.logits_TNK.copy()
+    logits[:, 0, 1] = 1e-6
+    comparison = compare(truth, logits, truth.spikes, TIE)
+    assert comparison.predictions_differing == 1
+    assert not comparison.holds(1e-5)
+
+
+def test_logits_that_are_no_numbers_are_never_close() -> None:
+    truth = make_truth()
+    logits = truth.logits_TNK.copy()
+    logits[1, 0, 0] = np.nan  # in another step than the first
+    assert not compare(truth, logits, truth.spikes, TIE).holds(1e-5)
+
+
+def test_layers_without_a_spike_are_told() -> None:
+    truth = make_truth()
+    truth.spikes["b"][0, 0, 0] = True
+    assert compare(truth, truth.logits_TNK, truth.spikes, TIE).silent == ("a",)
+
+
+def test_a_run_without_a_layer_s_spikes_is_refused() -> None:
+    truth = make_truth()
+    with pytest.raises(ValueError, match="no spikes of b"):
+        compare(truth, truth.logits_TNK, {"a": truth.spikes["a"]}, TIE)

@@ -18,7 +18,7 @@ from tser_cli.settings import options, registry
 if TYPE_CHECKING:
     from tser_cli.engine.commands.ablate import AblationPlan, AblationResult
     from tser_cli.engine.commands.dry_run import TrainingPlan
-    from tser_cli.engine.commands.predict import Predictions
+    from tser_cli.engine.commands.predict import Predicted
     from tser_cli.engine.runs.opened import Options
     from tser_cli.engine.runs.record import RunRecord, RunResult
     from tser_cli.settings.config import Config
@@ -134,7 +134,7 @@ def ablate(request: AblateRequest) -> AblationResult | AblationPlan:
     return command.ablate(asked, place, request.progress)
 
 
-def predict(request: PredictRequest) -> Predictions:
+def predict(request: PredictRequest) -> Predicted:
     """Classify image files; - stands for a list of them on standard input."""
     from tser_cli.engine.commands import predict as command
 

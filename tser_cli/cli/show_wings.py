@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from tser_cli.engine.commands.compare import ComparedRuns
     from tser_cli.engine.commands.doctor import Checkup
     from tser_cli.engine.commands.export import Exported
-    from tser_cli.engine.commands.predict import Prediction, Predictions
+    from tser_cli.engine.commands.predict import Predicted, Prediction
     from tser_cli.engine.commands.quantize import QuantizeResult
     from tser_cli.engine.commands.runs import Removable
     from tser_cli.engine.page.gather import ReportResult
     from tser_cli.engine.runs.record import RunRecord
-    from tser_cli.export.verify import Check
+    from tser_cli.export.verify import ProgramCheck
     from tser_cli.settings.wing_options import (
         AblateRequest,
         AuditRequest,
@@ -188,7 +188,7 @@ def show_export(exported: Exported, request: ExportRequest) -> None:
     )
 
 
-def checks_table(checks: tuple[Check, ...]) -> Table:
+def checks_table(checks: tuple[ProgramCheck, ...]) -> Table:
     """Return a row a program: what was compared, and whether it agrees."""
     images = checks[0].comparison.images
     title = f"the same spikes in other programs, {images} test images"
@@ -208,7 +208,7 @@ def checks_table(checks: tuple[Check, ...]) -> Table:
     return table
 
 
-def show_predictions(predictions: Predictions, request: PredictRequest) -> None:
+def show_predictions(predictions: Predicted, request: PredictRequest) -> None:
     """Show a line an image, those that can't be read aside."""
     for answer in predictions.answers:
         if not hasattr(answer, "error"):

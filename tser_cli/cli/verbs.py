@@ -205,9 +205,9 @@ VERBS = (
         examples=(
             "tser predict photos/",
             "tser predict a.png b.png --run resnet18_T2_tser --json",
-            "tser predict photos/ --model student.onnx --output answers.csv",
+            "tser predict photos/ --output answers.csv",
         ),
-        needs=("engine/commands/predict.py", "export"),
+        needs=("engine/commands/predict.py",),
         document=lambda result: result.answers,
         code=lambda result: 1 if result.unread else 0,
     ),

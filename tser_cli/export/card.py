@@ -8,7 +8,7 @@ from typing import Any
 
 from tser_cli.export.fixed_point import Change, FixedGraph
 from tser_cli.export.graph import Graph
-from tser_cli.export.verify import Check
+from tser_cli.export.verify import ProgramCheck
 
 MARK = "<!-- model card, written by tser export -->"
 LIMITS = (
@@ -39,7 +39,7 @@ class CardFacts:
     energy: Mapping[str, Any]
     float_energy_pj: float
     settings: str
-    checks: tuple[Check, ...] | None
+    checks: tuple[ProgramCheck, ...] | None
     fixed: FixedGraph | None = None
     change: Change | None = None
 
@@ -133,7 +133,7 @@ def _input(graph: Graph, fixed: FixedGraph | None) -> list[str]:
     ]
 
 
-def _checks(checks: tuple[Check, ...] | None) -> list[str]:
+def _checks(checks: tuple[ProgramCheck, ...] | None) -> list[str]:
     if checks is None:
         return ["Not checked: exported with --no-verify."]
     lines = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,15 +53,12 @@ def nir_in_snntorch(path: str, images_NCHW: Any, timesteps: int, reset: str = "z
         kernel, stride, padding = map(_pair, (node.kernel_size, node.stride, node.padding))
         return torch.nn.AvgPool2d(kernel, stride, padding)
 
-    def flatten(node: Any) -> Any:
-        return torch.nn.Flatten(int(node.start_dim) + 1, -1)
-
     mapping = {
         nir.LIF: neuron,
         nir.IF: neuron,
         nir.Affine: affine,
         nir.AvgPool2d: pool,
-        nir.Flatten: flatten,
+        nir.Flatten: lambda node: torch.nn.Flatten(int(node.start_dim) + 1, -1),
     }
     graph = nir.read(path)
     network = nirtorch.nir_to_torch(graph, mapping, dtype=torch.float64)
@@ -136,39 +133,26 @@ def onnx_in_onnxruntime(path: str, images_NCHW: Any, timesteps: int) -> Result:
 def _run_stateful(
     session: Any, made: list[str], images: Any, timesteps: int, first: dict[str, float]
 ) -> Result:
-    """Return the logits and spikes of one step after the other."""
+    """Return the logits and spikes of one step after the other, the potentials handed on.
+
+    `first`: the potential of each layer before the first step.
+    """
+    types = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
+    state = {}
+    for entry in session.get_inputs():
+        if entry.name != "input":
+            shape, rest = entry.shape[1:], first[entry.name.removeprefix("v/")]
+            state[entry.name] = np.full([len(images["input"]), *shape], rest, types[entry.type])
     logits = []
     spikes: dict[str, list[Any]] = {name: [] for name in made}
-    for values in one_by_one(session, images, timesteps, first):
+    for _ in range(timesteps):
+        values = dict(zip(_outputs(session), session.run(None, {**images, **state}), strict=True))
+        state = {name: values[f"v_next/{name.removeprefix('v/')}"] for name in state}
         logits.append(values["logits"])
         for name in made:
             spikes[name].append(values[name] != 0)
     named = {name.split("/")[0]: np.stack(kept) for name, kept in spikes.items()}
     return {"logits_TNK": np.stack(logits), **named}
-
-
-def one_by_one(
-    session: Any, images: dict[str, Any], timesteps: int, first: dict[str, float]
-) -> Iterator[dict[str, Any]]:
-    """Yield all outputs of a `--stateful` graph at each step, the potentials handed on.
-
-    `images`: the graph's `input`. `first`: the potential of each layer before the first step.
-    """
-    batch = len(images["input"])
-    types = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
-    state = {
-        entry.name: np.full(
-            [batch, *entry.shape[1:]],
-            first[entry.name.removeprefix("v/")],
-            dtype=types[entry.type],
-        )
-        for entry in session.get_inputs()
-        if entry.name != "input"
-    }
-    for _ in range(timesteps):
-        values = dict(zip(_outputs(session), session.run(None, {**images, **state}), strict=True))
-        state = {name: values[f"v_next/{name.removeprefix('v/')}"] for name in state}
-        yield values
 
 
 def _outputs(session: Any) -> list[str]:
@@ -201,12 +185,20 @@ def safetensors_in_torch(path: str, images_NCHW: Any, timesteps: int) -> Result:
 
 
 def _compute(node: Any, x: Any, constants: dict[str, Any], potentials: dict[str, Any]) -> Any:
-    """Return one node at one time step."""
+    """Return one node at one time step; a neuron by the header's `neuron_equations`."""
     from torch.nn import functional
 
     name, kind = node["name"], node["type"]
     if kind == "Neuron":
-        return _fire(node, x, potentials)
+        rest = 0.0 if node["reset"] is None else node["reset"]
+        before = potentials.get(name, rest)
+        charged = rest + node["leak"] * (before - rest) + node["gain"] * x
+        spikes = (charged >= node["threshold"]).to(x.dtype)
+        if node["reset"] is None:
+            potentials[name] = charged - node["threshold"] * spikes
+        else:
+            potentials[name] = charged * (1 - spikes) + rest * spikes
+        return spikes
     if kind == "Flatten":
         return x.flatten(1)
     if kind == "Pool":
@@ -217,19 +209,6 @@ def _compute(node: Any, x: Any, constants: dict[str, Any], potentials: dict[str,
         return functional.linear(x, weight, bias)
     sizes = (node["stride"], node["padding"], node["dilation"], node["groups"])
     return functional.conv2d(x, weight, bias, *sizes)
-
-
-def _fire(node: Any, x: Any, potentials: dict[str, Any]) -> Any:
-    """Return the equations of the header's `neuron_equations`."""
-    rest = 0.0 if node["reset"] is None else node["reset"]
-    before = potentials.get(node["name"], rest)
-    charged = rest + node["leak"] * (before - rest) + node["gain"] * x
-    spikes = (charged >= node["threshold"]).to(x.dtype)
-    soft = charged - node["threshold"] * spikes
-    potentials[node["name"]] = (
-        soft if node["reset"] is None else charged * (1 - spikes) + rest * spikes
-    )
-    return spikes
 
 
 def _only(values: Any) -> float:

@@ -12,22 +12,18 @@ sources and >> the arithmetic shift, which rounds down:
     v = rest where s = 1, else h          (soft reset: h - 2^bits * s)
 
 Each layer has as many bits as its largest possible potential leaves room for. These are not the
-student's own numbers: what its spikes become is measured, and said in the file.
-
-What integer potentials do: the rule of `fixed_point`, step by step, and what it changes.
-
-ONNX with integer potentials: int8 weights, sums and potentials of 32-bit integers.
-
-`fixed_point` says what is computed. Layers that read spikes are ConvInteger and MatMulInteger;
-what reads the image, an average or gives the logits stays in float32.
+student's own numbers: what its spikes become is measured, and said in the file. In ONNX, layers
+that read spikes are ConvInteger and MatMulInteger; what reads the image, an average or gives the
+logits stays in float32.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -49,10 +45,11 @@ from tser_cli.export.graph import (
     metadata,
     needs,
 )
-from tser_cli.export.onnx_file import Writer, conv_sizes, fire, pool_sizes
-from tser_cli.export.verify import Trace
+from tser_cli.export.onnx_file import Writer, conv_sizes, pool_sizes
+from tser_cli.export.verify import Recording
 
 Integers: TypeAlias = NDArray[np.int64]
+Values: TypeAlias = dict[str, Tensor]
 MOST_BITS = 24  # as many as a float32 input has
 FEWEST_BITS = 8
 LARGEST = 0.99 * 2**31
@@ -96,11 +93,9 @@ class FixedNeuron:
     @property
     def equations(self) -> str:
         """Return one time step, exactly, as `Neuron.equations`."""
-        decayed = (
-            f"{self.rest} + (v - {self.rest} >> {self.shift})"
-            if self.rest
-            else (f"(v >> {self.shift})")
-        )
+        decayed = f"(v >> {self.shift})"
+        if self.rest:
+            decayed = f"{self.rest} + (v - {self.rest} >> {self.shift})"
         after = f"h - {self.threshold} * s" if self.soft else f"{self.rest} where s = 1, else h"
         return (
             f"32-bit integers in units of {self.unit!r}: v = {self.rest} before the first step; "
@@ -130,33 +125,15 @@ def fixed_point(graph: Graph) -> FixedGraph:
             "integer potentials need integer weights, and those of this student are floating "
             "point: tser quantize --run RUN makes a run with integer ones"
         )
-    whole = _whole(graph)
-    accumulators = _accumulators(graph, whole)
-    largest = _largest(graph)
-    for node in graph.weighted:
-        if node.name in accumulators and sum(map(largest.__getitem__, node.inputs)) > LARGEST_SUM:
-            raise ExportError(f"the layer {node.name} reads sums of more than {LARGEST_SUM} spikes")
-    neurons = {
-        node.name: _fixed(node, graph, whole, accumulators, largest) for node in graph.neurons
-    }
-    return FixedGraph(graph, neurons, whole, accumulators)
-
-
-def _whole(graph: Graph) -> frozenset[str]:
-    found: set[str] = set()
+    whole: set[str] = set()
+    readers: dict[str, list[Node]] = defaultdict(list)
     for node in graph.nodes:
         keeps = isinstance(node, Flatten) or (isinstance(node, Pool) and node.largest)
-        if isinstance(node, Neuron) or (keeps and found.issuperset(node.inputs)):
-            found.add(node.name)
-    return frozenset(found)
-
-
-def _accumulators(graph: Graph, whole: frozenset[str]) -> frozenset[str]:
-    readers: dict[str, list[Node]] = {}
-    for node in graph.nodes:
+        if isinstance(node, Neuron) or (keeps and whole.issuperset(node.inputs)):
+            whole.add(node.name)
         for source in node.inputs:
-            readers.setdefault(source, []).append(node)
-    return frozenset(
+            readers[source].append(node)
+    accumulators = frozenset(
         node.name
         for node in graph.weighted
         if node.quantised is not None
@@ -164,6 +141,12 @@ def _accumulators(graph: Graph, whole: frozenset[str]) -> frozenset[str]:
         and node.name != graph.output
         and all(isinstance(reader, Neuron) for reader in readers[node.name])
     )
+    largest = _largest(graph)
+    for node in graph.weighted:
+        if node.name in accumulators and sum(map(largest.__getitem__, node.inputs)) > LARGEST_SUM:
+            raise ExportError(f"the layer {node.name} reads sums of more than {LARGEST_SUM} spikes")
+    kept = FixedGraph(graph, {}, frozenset(whole), accumulators)
+    return replace(kept, neurons={node.name: _fixed(node, kept, largest) for node in graph.neurons})
 
 
 def _largest(graph: Graph) -> dict[str, float]:
@@ -181,16 +164,16 @@ def _largest(graph: Graph) -> dict[str, float]:
     return found
 
 
-def _fixed(
-    node: Neuron,
-    graph: Graph,
-    whole: frozenset[str],
-    accumulators: frozenset[str],
-    largest: Mapping[str, float],
-) -> FixedNeuron:
-    shift = _shift(node)
+def _fixed(node: Neuron, fixed: FixedGraph, largest: Mapping[str, float]) -> FixedNeuron:
+    shift = -math.log2(node.leak) if node.leak > 0.0 else -1.0
+    if shift < 0.0 or not shift.is_integer():
+        raise ExportError(
+            f"the neurons {node.name} keep {node.leak:.4g} of their potential at each step; "
+            "a shift of integers keeps all of it (neuron.name=if) or a half (neuron.tau=2)"
+        )
     inputs = node.gain * sum(largest[source] for source in node.inputs) + abs(node.rest)
-    steps = min(graph.facts.timesteps, 2.0 if shift else math.inf)
+    # a potential that halves at each step stays below twice its largest input
+    steps = min(fixed.graph.facts.timesteps, 2.0 if shift else math.inf)
     bits = min(MOST_BITS, math.floor(math.log2(LARGEST * node.threshold / (inputs * steps))))
     if bits < FEWEST_BITS:
         raise ExportError(
@@ -198,39 +181,26 @@ def _fixed(
             "threshold, too much for integers of 32 bits: export float potentials"
         )
     unit = node.threshold / (1 << bits)
-    by_name = {layer.name: layer for layer in graph.weighted}
+    by_name = {layer.name: layer for layer in fixed.graph.weighted}
     terms, bias = [], np.zeros(1)
     for source in node.inputs:
-        if source in accumulators:
+        if source in fixed.accumulators:
             layer = by_name[source]
             assert layer.quantised is not None, "it has integer weights"
             terms.append(Term(source, _rounded(node.gain * layer.quantised.scale_O / unit)))
             bias = bias + node.gain * layer.bias_O / unit
-        elif source in whole:
+        elif source in fixed.whole:
             terms.append(Term(source, _rounded(np.array([node.gain / unit]))))
         else:
             terms.append(Term(source, np.zeros(0, np.int64), node.gain / unit))
     rest = round(node.rest / unit)
-    return FixedNeuron(bits, unit, shift, rest, node.reset is None, tuple(terms), _rounded(bias))
+    soft = node.reset is None
+    return FixedNeuron(bits, unit, int(shift), rest, soft, tuple(terms), _rounded(bias))
 
 
 def _rounded(values: NDArray[np.float64]) -> Integers:
     whole: Integers = np.rint(values).astype(np.int64)
     return whole
-
-
-def _shift(node: Neuron) -> int:
-    """Return how far a step shifts the potential. Raises ExportError where no shift does it."""
-    shift = -math.log2(node.leak) if node.leak > 0.0 else -1.0
-    if shift < 0.0 or not shift.is_integer():
-        raise ExportError(
-            f"the neurons {node.name} keep {node.leak:.4g} of their potential at each step; "
-            "a shift of integers keeps all of it (neuron.name=if) or a half (neuron.tau=2)"
-        )
-    return int(shift)
-
-
-Values: TypeAlias = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -247,10 +217,6 @@ class Change:
     predictions_differing: int
     logits_difference: float
 
-    def described(self) -> dict[str, Any]:
-        """Return it for JSON."""
-        return asdict(self)
-
     def sentence(self) -> str:
         """Return it in words."""
         return (
@@ -261,7 +227,7 @@ class Change:
         )
 
 
-def change(truth: Trace, fixed: Trace) -> Change:
+def change(truth: Recording, fixed: Recording) -> Change:
     """Compare the run of a student with the run of its integers."""
     differing, parted_N = 0, np.zeros(truth.images, dtype=bool)
     for name, spikes in truth.spikes.items():
@@ -280,7 +246,7 @@ def change(truth: Trace, fixed: Trace) -> Change:
 
 
 @torch.no_grad()
-def run_fixed(fixed: FixedGraph, images_NCHW: Tensor) -> Trace:
+def run_fixed(fixed: FixedGraph, images_NCHW: Tensor) -> Recording:
     """Run the integers over the graph's number of steps.
 
     `distance` is in units of the threshold, and infinite where neurons read integers alone: no
@@ -289,8 +255,8 @@ def run_fixed(fixed: FixedGraph, images_NCHW: Tensor) -> Trace:
     """
     graph = fixed.graph
     potentials: Values = {}
-    spikes: dict[str, list[NDArray[np.bool_]]] = {node.name: [] for node in graph.neurons}
-    distance: dict[str, list[NDArray[np.float32]]] = {node.name: [] for node in graph.neurons}
+    spikes: dict[str, list[NDArray[np.bool_]]] = defaultdict(list)
+    distance: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
     logits = []
     for _ in range(graph.facts.timesteps):
         values: Values = {INPUT: images_NCHW.float().cpu()}
@@ -305,41 +271,38 @@ def run_fixed(fixed: FixedGraph, images_NCHW: Tensor) -> Trace:
             potentials[node.name] = soft if neuron.soft else charged.where(~fired, neuron.rest)
             values[node.name] = fired.long()
             spikes[node.name].append(fired.numpy())
-            distance[node.name].append(_distance(neuron, charged))
+            apart = (charged - neuron.threshold).abs().double() / neuron.threshold
+            apart += math.inf if neuron.exact else 0.0
+            distance[node.name].append(apart.float().numpy())
         logits.append(values[graph.output].double().numpy())
-    return Trace(np.stack(logits), _stacked(spikes), _stacked(distance))
-
-
-def _distance(neuron: FixedNeuron, charged: Tensor) -> NDArray[np.float32]:
-    apart = (charged - neuron.threshold).abs().double() / neuron.threshold
-    found: NDArray[np.float32] = (apart + (math.inf if neuron.exact else 0.0)).float().numpy()
-    return found
-
-
-def _stacked(kept: Mapping[str, list[NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    return {name: np.stack(steps) for name, steps in kept.items()}
+    return Recording(
+        np.stack(logits),
+        {name: np.stack(steps) for name, steps in spikes.items()},
+        {name: np.stack(steps) for name, steps in distance.items()},
+    )
 
 
 def _charge(neuron: FixedNeuron, values: Values, before: Tensor | None) -> Tensor:
     """Return h, as int64."""
-    x = sum(_input(term, values[term.source]) for term in neuron.terms)
-    assert isinstance(x, Tensor), "a neuron reads something"
-    x = x + by_channel(torch.from_numpy(neuron.bias), x)
+    x: Tensor | None = None
+    for term in neuron.terms:
+        value = values[term.source]
+        if term.factor:
+            given = (value * torch.tensor(term.factor, dtype=torch.float32)).round().long()
+        else:
+            given = value * _by_channel(term.multiplier, value)
+        x = given if x is None else x + given
+    assert x is not None, "a neuron reads something"
+    x = x + _by_channel(neuron.bias, x)
     left = 0 if before is None else (before - neuron.rest) >> neuron.shift
     charged: Tensor = neuron.rest + left + x
     assert bool((charged.abs() < 2**31).all()), "potentials of 32 bits have overflowed"
     return charged
 
 
-def _input(term: Term, value: Tensor) -> Tensor:
-    if term.factor:
-        return (value * torch.tensor(term.factor, dtype=torch.float32)).round().long()
-    return value * by_channel(torch.from_numpy(term.multiplier), value)
-
-
-def by_channel(values_C: Tensor, like: Tensor) -> Tensor:
+def _by_channel(values_C: Integers, like: Tensor) -> Tensor:
     """[C] in a shape that works on [N, C, ...]; [1] is for all channels."""
-    return values_C.view(-1, *(1 for _ in like.shape[2:]))
+    return torch.from_numpy(values_C).view(-1, *(1 for _ in like.shape[2:]))
 
 
 def _layer(node: Node, fixed: FixedGraph, values: Values) -> Tensor:
@@ -403,7 +366,7 @@ class _IntegerWriter(Writer):
 
     def emit(self, node: Node, step: int) -> None:
         if isinstance(node, Neuron):
-            self._neuron(node, self._fixed.neurons[node.name], step)
+            self._integer_neuron(node, self._fixed.neurons[node.name], step)
         elif node.name in self._fixed.accumulators:
             self._accumulate(node, step)
         elif isinstance(node, Pool) and node.name in self._fixed.whole:
@@ -445,7 +408,7 @@ class _IntegerWriter(Writer):
         to = self.onnx.TensorProto.INT32
         self.add("Cast", [pooled], self.name(node.name, step), to=to)
 
-    def _neuron(self, node: Neuron, fixed: FixedNeuron, step: int) -> None:
+    def _integer_neuron(self, node: Neuron, fixed: FixedNeuron, step: int) -> None:
         own = self.name(node.name, step)
         before = self.state(node) if self.stateful else f"{node.name}/{step - 1}/v"
         x = self.total([self._term(node, term, step) for term in fixed.terms])
@@ -458,7 +421,7 @@ class _IntegerWriter(Writer):
         elif fixed.rest:
             charged = self.add("Add", [charged, self._own(node, "rest", fixed.rest)], f"{own}/h")
         rest = None if fixed.soft else self._own(node, "rest", fixed.rest)
-        fire(self, node, step, charged, self._own(node, "threshold", fixed.threshold), rest)
+        self.fire(node, step, charged, self._own(node, "threshold", fixed.threshold), rest)
 
     def _term(self, node: Neuron, term: Term, step: int) -> str:
         """Return one source's part of a neuron's input, as int32."""

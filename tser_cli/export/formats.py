@@ -1,21 +1,18 @@
-"""The file formats by name.
+"""The file formats by name: NIR, ONNX and safetensors.
 
-NIR (Pedersen et al., Nature Communications 15, 2024): a graph of weights and neurons in HDF5.
-
-Our LIF is its LIF under Euler steps of 0.1 ms, which its readers fix in their code:
+NIR (Pedersen et al., Nature Communications 15, 2024) is a graph of weights and neurons in HDF5. Our
+LIF is its LIF under Euler steps of 0.1 ms, which its readers fix in their code:
 tau dv/dt = v_leak - v + r x, so that leak = 1 - dt / tau and gain = r dt / tau.
 
-safetensors: the folded constants as arrays, the graph and its facts as JSON in the header.
-
-For programs of one's own: `LAYER.weight` and `LAYER.bias` in float32; with integer weights
-`LAYER.weight` is int8 and `LAYER.scale` float32, a value per output channel.
+safetensors, for programs of your own, holds the folded constants as arrays: `LAYER.weight` and
+`LAYER.bias` in float32; with integer weights `LAYER.weight` is int8 and `LAYER.scale` float32, a
+value per output channel. The graph and its facts are JSON in the header.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -26,7 +23,6 @@ from tser_cli.base.errors import ExportError, unknown
 from tser_cli.export import onnx_file
 from tser_cli.export.graph import (
     INPUT,
-    Array,
     Conv,
     Flatten,
     Graph,
@@ -43,8 +39,9 @@ FLOAT, INTEGER = "float", "integer"
 
 
 def check_format(name: str, stateful: bool, potentials: str = FLOAT) -> None:
-    """Raise ExportError for an unknown format, or for potentials as inputs or as integers in
-    another than ONNX.
+    """Raise ExportError for an unknown format, or for what ONNX alone can hold in another.
+
+    That is potentials as inputs and outputs, or as integers.
     """
     if potentials not in (FLOAT, INTEGER):
         raise ExportError(unknown("kind of potentials", potentials, (FLOAT, INTEGER)))
@@ -71,7 +68,43 @@ def content(graph: Graph, name: str, stateful: bool) -> bytes:
 
 
 DT = 1e-4  # seconds a time step: what snnTorch and spikingjelly assume
-OUTPUT = "output"
+
+
+def nir_content(graph: Graph) -> bytes:
+    """Return the NIR file of `graph`. Raises ExportError where NIR can't hold it, or is missing."""
+    check(graph)
+    nir = needs("nir", "nir")
+    shapes = {INPUT: graph.input_shape, **{node.name: node.shape for node in graph.nodes}}
+    nodes = {
+        INPUT: nir.Input(np.array(graph.input_shape)),
+        **{node.name: _nir_node(nir, node, shapes[node.inputs[0]]) for node in graph.nodes},
+        "output": nir.Output(np.array(graph.nodes[-1].shape)),
+    }
+    edges = [*graph.edges, (graph.output, "output")]
+    stream = io.BytesIO()
+    nir.write(stream, nir.NIRGraph(nodes, edges, metadata=metadata(graph)))
+    return stream.getvalue()
+
+
+def _nir_node(nir: Any, node: Node, read: tuple[int, ...]) -> object:
+    """Return NIR's node; `read`: the shape of what it reads."""
+    if isinstance(node, Conv):
+        sizes = (node.stride, node.padding, node.dilation, node.groups)
+        return nir.Conv2d(read[1:], node.weight, *sizes, node.bias_O)
+    if isinstance(node, Linear):
+        return nir.Affine(node.weight, node.bias_O)
+    if isinstance(node, Pool):
+        return nir.AvgPool2d(*(np.array(size) for size in (node.kernel, node.stride, node.padding)))
+    if isinstance(node, Flatten):
+        return nir.Flatten({INPUT: np.array(read)}, start_dim=0, end_dim=-1)
+    assert isinstance(node, Neuron), "there are no other nodes"
+    everywhere = np.ones(node.shape, dtype=np.float64)
+    common = {"v_threshold": node.threshold * everywhere, "v_reset": node.rest * everywhere}
+    if node.kind == "if":
+        return nir.IF(r=everywhere / DT, **common)
+    tau = DT / (1.0 - node.leak)
+    gain = node.gain * tau / DT
+    return nir.LIF(tau=tau * everywhere, r=gain * everywhere, v_leak=common["v_reset"], **common)
 
 
 def check(graph: Graph) -> None:
@@ -94,86 +127,6 @@ def check(graph: Graph) -> None:
             )
 
 
-def nir_content(graph: Graph) -> bytes:
-    """Return the NIR file of `graph`. Raises ExportError where NIR can't hold it or is not
-    installed.
-    """
-    check(graph)
-    nir = needs("nir", "nir")
-    nodes = {
-        INPUT: nir.Input(np.array(graph.input_shape)),
-        **{node.name: MAKERS[type(node)](node, graph) for node in graph.nodes},
-        OUTPUT: nir.Output(np.array(graph.nodes[-1].shape)),
-    }
-    edges = [*graph.edges, (graph.output, OUTPUT)]
-    stream = io.BytesIO()
-    nir.write(stream, nir.NIRGraph(nodes, edges, metadata=metadata(graph)))
-    return stream.getvalue()
-
-
-def shape_read(node: Node, graph: Graph) -> tuple[int, ...]:
-    """Return the shape of what `node` reads, without the batch."""
-    shapes = {INPUT: graph.input_shape, **{other.name: other.shape for other in graph.nodes}}
-    return shapes[node.inputs[0]]
-
-
-def _conv(node: Node, graph: Graph) -> object:
-    import nir
-
-    assert isinstance(node, Conv)
-    sizes = (node.stride, node.padding, node.dilation, node.groups)
-    return nir.Conv2d(shape_read(node, graph)[1:], node.weight, *sizes, node.bias_O)
-
-
-def _linear(node: Node, graph: Graph) -> object:
-    import nir
-
-    assert isinstance(node, Linear)
-    return nir.Affine(node.weight, node.bias_O)
-
-
-def _pool(node: Node, graph: Graph) -> object:
-    import nir
-
-    assert isinstance(node, Pool)
-    return nir.AvgPool2d(*(np.array(size) for size in (node.kernel, node.stride, node.padding)))
-
-
-def _flatten(node: Node, graph: Graph) -> object:
-    import nir
-
-    return nir.Flatten({INPUT: np.array(shape_read(node, graph))}, start_dim=0, end_dim=-1)
-
-
-def _neuron(node: Node, graph: Graph) -> object:
-    import nir
-
-    assert isinstance(node, Neuron)
-
-    def everywhere(value: float) -> Array:
-        return np.full(node.shape, value, dtype=np.float64)
-
-    common = {"v_threshold": everywhere(node.threshold), "v_reset": everywhere(node.rest)}
-    if node.kind == "if":
-        return nir.IF(r=everywhere(1.0 / DT), **common)
-    tau = DT / (1.0 - node.leak)
-    return nir.LIF(
-        tau=everywhere(tau),
-        r=everywhere(node.gain * tau / DT),
-        v_leak=everywhere(node.rest),
-        **common,
-    )
-
-
-MAKERS: dict[type[Node], Callable[[Node, Graph], object]] = {
-    Conv: _conv,
-    Linear: _linear,
-    Pool: _pool,
-    Flatten: _flatten,
-    Neuron: _neuron,
-}
-
-
 CONSTANTS = {"weight", "bias_O", "quantised"}
 
 
@@ -187,11 +140,12 @@ def safetensors_content(graph: Graph) -> bytes:
         else:
             arrays[f"{node.name}.weight"] = node.quantised.integers
             arrays[f"{node.name}.scale"] = node.quantised.scale_O.astype(np.float32)
-    described = [_described(node) for node in graph.nodes]
+    # each node without its arrays: its type, name, inputs, shape and sizes
+    described = [
+        {
+            "type": type(node).__name__,
+            **{f.name: getattr(node, f.name) for f in fields(node) if f.name not in CONSTANTS},
+        }
+        for node in graph.nodes
+    ]
     return save(arrays, {**metadata(graph), "graph": json.dumps(described)})
-
-
-def _described(node: Node) -> dict[str, Any]:
-    """Return the node without its arrays: its type, name, inputs, shape and sizes."""
-    kept = [field.name for field in fields(node) if field.name not in CONSTANTS]
-    return {"type": type(node).__name__, **{name: getattr(node, name) for name in kept}}

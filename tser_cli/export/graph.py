@@ -1,15 +1,10 @@
-"""Packages that only an export needs.
+"""A spiking network as a list of plain nodes, from which every file format is written.
 
-A folded network as a list of plain nodes, from which every file format is written.
-
-There is no node for an addition: a node with several inputs reads their sum, as in NIR. Nodes stand
-in the order in which they are computed. Constants are float64, so that folding a norm rounds at
-2^-53; a format that wants float32 rounds once more, when it is written.
-
-From one of our networks to a `Graph`: one time step is traced with torch.fx, norms are folded.
-
-What is not a convolution, a norm behind it, a linear layer, a pool, an addition or a spiking neuron
-is refused by name.
+One time step of a network is traced with torch.fx, and norms are folded. There is no node for an
+addition: a node with several inputs reads their sum, as in NIR. Nodes stand in the order in which
+they are computed. Constants are float64, so that folding a norm rounds at 2^-53; a format that
+wants float32 rounds once more, when it is written. What is not a convolution, a norm behind it, a
+linear layer, a pool, an addition or a spiking neuron has no node: an error names it.
 """
 
 from __future__ import annotations
@@ -31,25 +26,6 @@ from tser_cli.models.base import Classifier
 from tser_cli.models.integers import QuantisedConv2d, QuantisedLinear, integers_of, scale_of
 from tser_cli.models.neurons import SpikingNeuron
 from tser_cli.settings.plugins import last_line
-
-
-def needs(package: str, extra: str) -> Any:
-    """Return the module `package`. Raises ExportError with the pip line where it is not
-    installed.
-    """
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        raise ExportError(
-            f"the package {error.name} is not installed, which --format {extra} needs: "
-            f"{pip_line(extra)}"
-        ) from error
-
-
-def pip_line(extra: str) -> str:
-    """Return the command that installs an extra."""
-    return f"pip install 'tser-cli[{extra}]'"
-
 
 Array: TypeAlias = NDArray[np.float64]
 Pair: TypeAlias = tuple[int, int]
@@ -194,7 +170,15 @@ class Graph:
 def metadata(graph: Graph) -> dict[str, str]:
     """Return the facts of `graph` as strings, for formats that keep key and value."""
     facts = graph.facts
-    equations = {node.name: node.equations for node in graph.neurons}
+    bits = {node.name: node.quantised.bits for node in graph.weighted if node.quantised}
+    weights = "floating point, batch norms folded in"
+    if bits:
+        weights = (
+            "8-bit integers (4-bit ones included) times a scale per output channel, batch norms "
+            "folded in; the sums of a layer are exact integers, and sum times scale plus bias, the "
+            "membrane potentials and the thresholds are floating point, in the units of the float "
+            "network"
+        )
     values = {
         "model": facts.model,
         "dataset": facts.dataset,
@@ -207,29 +191,47 @@ def metadata(graph: Graph) -> dict[str, str]:
         "classes": json.dumps(list(facts.classes)),
         "timesteps": str(facts.timesteps),
         "output": "logits; the prediction after t steps is the argmax of the mean of steps 1..t",
-        "neuron_equations": json.dumps(equations),
+        "neuron_equations": json.dumps({node.name: node.equations for node in graph.neurons}),
         "first_potentials": json.dumps({node.name: node.rest for node in graph.neurons}),
-        "weights": _weights(graph),
-        "weight_bits": json.dumps(_bits(graph)),
+        "weights": weights,
+        "weight_bits": json.dumps(bits),
     }
     return {**values, **{key: str(value) for key, value in facts.more.items()}}
 
 
-def _weights(graph: Graph) -> str:
-    if not _bits(graph):
-        return "floating point, batch norms folded in"
-    return (
-        "8-bit integers (4-bit ones included) times a scale per output channel, batch norms folded "
-        "in; the sums of a layer are exact integers, and sum times scale plus bias, the membrane "
-        "potentials and the thresholds are floating point, in the units of the float network"
-    )
+def trace(model: Classifier, image_shape: tuple[int, int, int], facts: Facts) -> Graph:
+    """Return the graph of an SNN in eval mode. Raises ExportError, which names what has no node."""
+    if not model.spiking:
+        raise ExportError(
+            f"{facts.model} is an ANN: it has no spikes to hand on. Name a student's run"
+        )
+    if not model.steps_alone:
+        raise ExportError(
+            f"{facts.model} computes all its time steps at once, and a file holds one, or each by "
+            "itself: give it stem() and body() in place of forward() (tser_cli.models.base)"
+        )
+    step = _OneStep(model).eval()
+    try:
+        with torch.no_grad():
+            traced = fx.GraphModule(step, _Tracer().trace(step))
+            for call in traced.graph.find_nodes(op="call_module"):
+                module = traced.get_submodule(str(call.target))
+                if not isinstance(module, (*WITH_NODE, *PASSED_OVER, nn.BatchNorm2d)):
+                    raise _unsupported(f"{_name(call)} ({type(module).__name__})")
+            weight = next(step.parameters())
+            zeros = torch.zeros(1, *image_shape, dtype=weight.dtype, device=weight.device)
+            _Shapes(traced).run(zeros)
+    except ExportError:
+        raise
+    except Exception as error:  # a network of the user's may do anything
+        raise ExportError(
+            f"{facts.model} can't be written as a graph of layers: {last_line(error)}. Choose a "
+            "residual, SEW or VGG student"
+        ) from error
+    return Graph(image_shape, tuple(_Reader(traced).read()), facts)
 
 
-def _bits(graph: Graph) -> dict[str, int]:
-    """Return the bits of each layer with integer weights."""
-    return {node.name: node.quantised.bits for node in graph.weighted if node.quantised}
-
-
+WITH_NODE = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AdaptiveAvgPool2d, SpikingNeuron)
 PASSED_OVER = (nn.Identity, nn.Dropout)
 ADDITIONS = (operator.add, torch.add)
 
@@ -273,54 +275,6 @@ class _Shapes(fx.Interpreter):
         return result
 
 
-def trace(model: Classifier, image_shape: tuple[int, int, int], facts: Facts) -> Graph:
-    """Return the graph of an SNN in eval mode. Raises ExportError, naming a layer that has no
-    node.
-    """
-    if not model.spiking:
-        raise ExportError(
-            f"{facts.model} is an ANN: it has no spikes to hand on. Name a student's run"
-        )
-    if not model.steps_alone:
-        raise ExportError(
-            f"{facts.model} computes all its time steps at once, and a file holds one, or each by "
-            "itself: give it stem() and body() in place of forward() (tser_cli.models.base)"
-        )
-    step = _OneStep(model).eval()
-    reader = _Reader(_traced(step, facts.model, image_shape))
-    return Graph(image_shape, tuple(reader.read()), facts)
-
-
-def _traced(step: _OneStep, name: str, image_shape: tuple[int, int, int]) -> fx.GraphModule:
-    try:
-        with torch.no_grad():
-            traced = fx.GraphModule(step, _Tracer().trace(step))
-            _check_layers(traced)
-            weight = next(step.parameters())
-            zeros = torch.zeros(1, *image_shape, dtype=weight.dtype, device=weight.device)
-            _Shapes(traced).run(zeros)
-    except ExportError:
-        raise
-    except Exception as error:  # a network of the user's may do anything
-        raise ExportError(
-            f"{name} can't be written as a graph of layers: {last_line(error)}. Choose a "
-            "residual, SEW or VGG student"
-        ) from error
-    return traced
-
-
-def _check_layers(traced: fx.GraphModule) -> None:
-    known = (*MAKERS, *PASSED_OVER, nn.BatchNorm2d)
-    for call in traced.graph.find_nodes(op="call_module"):
-        module = traced.get_submodule(str(call.target))
-        if not isinstance(module, known):
-            raise _unsupported(f"{_name(call)} ({type(module).__name__})")
-
-
-def _name(call: fx.Node) -> str:
-    return str(call.target).removeprefix("model.")
-
-
 class _Reader:
     """Turns traced calls into nodes. `_sources`: the nodes whose sum each call stands for."""
 
@@ -341,25 +295,21 @@ class _Reader:
 
     def _module(self, call: fx.Node) -> tuple[str, ...]:
         module = self._traced.get_submodule(str(call.target))
-        name = _name(call)
-        sources = self._sources[call.all_input_nodes[0]]
-        if isinstance(module, PASSED_OVER) or _changes_nothing(module, call):
+        name, before = _name(call), call.all_input_nodes[0]
+        sources = self._sources[before]
+        # a pool to the size that the map has already
+        idle = isinstance(module, nn.AdaptiveAvgPool2d) and _shape(before) == _shape(call)
+        if isinstance(module, PASSED_OVER) or idle:
             return sources
         if isinstance(module, nn.BatchNorm2d):
-            return self._fold(name, module, call, sources)
-        make = next(make for kind, make in MAKERS.items() if isinstance(module, kind))
-        self._nodes[name] = make(module, name, sources, call)
+            conv = self._nodes.get(sources[0])
+            alone = len(sources) == 1 and len(before.users) == 1
+            if not alone or not isinstance(conv, Conv):
+                raise _unsupported(f"{name} (a batch norm that does not follow a convolution)")
+            self._nodes[conv.name] = folded(conv, module)
+            return sources
+        self._nodes[name] = _node(module, name, sources, call)
         return (name,)
-
-    def _fold(
-        self, name: str, norm: nn.BatchNorm2d, call: fx.Node, sources: tuple[str, ...]
-    ) -> tuple[str, ...]:
-        before = self._nodes.get(sources[0])
-        alone = len(sources) == 1 and len(call.all_input_nodes[0].users) == 1
-        if not alone or not isinstance(before, Conv):
-            raise _unsupported(f"{name} (a batch norm that does not follow a convolution)")
-        self._nodes[before.name] = folded(before, norm)
-        return sources
 
     def _function(self, call: fx.Node) -> tuple[str, ...]:
         operands = call.all_input_nodes
@@ -392,88 +342,53 @@ def values(tensor: Tensor) -> Array:
     return tensor.detach().cpu().double().contiguous().numpy()
 
 
-def _conv(module: nn.Module, name: str, sources: tuple[str, ...], call: fx.Node) -> Node:
-    assert isinstance(module, nn.Conv2d)
-    if isinstance(module.padding, str) or module.padding_mode != "zeros":
-        raise _unsupported(f"{name} (padding {module.padding}, {module.padding_mode})")
-    bias_O = np.zeros(module.out_channels) if module.bias is None else values(module.bias)
-    sizes = (_pair(module.stride), _pair(module.padding), _pair(module.dilation))
-    weight, integers = _weights_of(module)
-    return Conv(name, sources, _shape(call), weight, bias_O, *sizes, module.groups, integers)
+def _node(module: nn.Module, name: str, sources: tuple[str, ...], call: fx.Node) -> Node:
+    shape = _shape(call)
+    if isinstance(module, nn.Conv2d):
+        if isinstance(module.padding, str) or module.padding_mode != "zeros":
+            raise _unsupported(f"{name} (padding {module.padding}, {module.padding_mode})")
+        sizes = (_pair(module.stride), _pair(module.padding), _pair(module.dilation))
+        weight, bias_O, integers = _weights_of(module)
+        return Conv(name, sources, shape, weight, bias_O, *sizes, module.groups, integers)
+    if isinstance(module, nn.Linear):
+        return Linear(name, sources, shape, *_weights_of(module))
+    if isinstance(module, nn.MaxPool2d):
+        if module.ceil_mode or _pair(module.dilation) != (1, 1):
+            raise _unsupported(f"{name} (a max pool with ceil_mode or dilation)")
+        sizes = (_pair(module.kernel_size), _pair(module.stride), _pair(module.padding))
+        return Pool(name, sources, shape, True, *sizes)
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        before, after = _shape(call.all_input_nodes[0])[1:], shape[1:]
+        if any(old % new for old, new in zip(before, after, strict=True)):
+            raise _unsupported(f"{name} (an average pool from {before} to {after}: windows differ)")
+        kernel = (before[0] // after[0], before[1] // after[1])
+        return Pool(name, sources, shape, False, kernel, kernel, (0, 0))
+    assert isinstance(module, SpikingNeuron), "the layers have been checked"
+    node: Any = module.node
+    kind = {"IFNode": "if", "LIFNode": "lif", "ParametricLIFNode": "plif"}[type(node).__name__]
+    # 1 / tau; PLIF learns the logit of it (Fang et al., ICCV 2021, arXiv 2007.05785)
+    rate = 1.0 / float(node.tau) if kind == "lif" else 0.0
+    if kind == "plif":
+        rate = float(node.w.detach().double().sigmoid())
+    gain = rate if kind != "if" and node.decay_input else 1.0
+    reset = None if node.v_reset is None else float(node.v_reset)
+    return Neuron(name, sources, shape, kind, 1.0 - rate, gain, float(node.v_threshold), reset)
 
 
-def _linear(module: nn.Module, name: str, sources: tuple[str, ...], call: fx.Node) -> Node:
-    assert isinstance(module, nn.Linear)
-    bias_O = np.zeros(module.out_features) if module.bias is None else values(module.bias)
-    weight, integers = _weights_of(module)
-    return Linear(name, sources, _shape(call), weight, bias_O, integers)
-
-
-def _weights_of(module: nn.Conv2d | nn.Linear) -> tuple[Array, Quantised | None]:
-    """Return the weights that the layer computes with, and the integers behind them if there are
-    any.
-    """
+def _weights_of(module: nn.Conv2d | nn.Linear) -> tuple[Array, Array, Quantised | None]:
+    """Return the weights and biases that a layer computes with, and the integers behind them."""
+    bias_O = np.zeros(len(module.weight)) if module.bias is None else values(module.bias)
     if not isinstance(module, QuantisedConv2d | QuantisedLinear):
-        return values(module.weight), None
+        return values(module.weight), bias_O, None
     scale_O = scale_of(module.weight, module.bits)
     integers = values(integers_of(module.weight, scale_O, module.bits))
     by_channel = values(scale_O).reshape(-1, *(1 for _ in integers.shape[1:]))
     held = Quantised(integers.astype(np.int8), values(scale_O), module.bits)
-    return integers * by_channel, held
-
-
-def _max_pool(module: nn.Module, name: str, sources: tuple[str, ...], call: fx.Node) -> Node:
-    assert isinstance(module, nn.MaxPool2d)
-    sizes = (_pair(module.kernel_size), _pair(module.stride), _pair(module.padding))
-    if module.ceil_mode or _pair(module.dilation) != (1, 1):
-        raise _unsupported(f"{name} (a max pool with ceil_mode or dilation)")
-    return Pool(name, sources, _shape(call), True, *sizes)
-
-
-def _adaptive_pool(module: nn.Module, name: str, sources: tuple[str, ...], call: fx.Node) -> Node:
-    before, after = _shape(call.all_input_nodes[0])[1:], _shape(call)[1:]
-    if any(old % new for old, new in zip(before, after, strict=True)):
-        raise _unsupported(f"{name} (an average pool from {before} to {after}: windows differ)")
-    kernel = (before[0] // after[0], before[1] // after[1])
-    return Pool(name, sources, _shape(call), False, kernel, kernel, (0, 0))
-
-
-def _neuron(module: nn.Module, name: str, sources: tuple[str, ...], call: fx.Node) -> Node:
-    assert isinstance(module, SpikingNeuron)
-    node: Any = module.node
-    kind = {"IFNode": "if", "LIFNode": "lif", "ParametricLIFNode": "plif"}[type(node).__name__]
-    rate = _rate(node, kind)
-    gain = rate if kind != "if" and node.decay_input else 1.0
-    reset = None if node.v_reset is None else float(node.v_reset)
-    return Neuron(
-        name, sources, _shape(call), kind, 1.0 - rate, gain, float(node.v_threshold), reset
-    )
-
-
-def _rate(node: Any, kind: str) -> float:
-    """1 / tau; PLIF learns the logit of it (Fang et al., ICCV 2021, arXiv 2007.05785)."""
-    if kind == "plif":
-        return float(node.w.detach().double().sigmoid())
-    return 1.0 / float(node.tau) if kind == "lif" else 0.0
-
-
-MAKERS: dict[type[nn.Module], Callable[[nn.Module, str, tuple[str, ...], fx.Node], Node]] = {
-    nn.Conv2d: _conv,
-    nn.Linear: _linear,
-    nn.MaxPool2d: _max_pool,
-    nn.AdaptiveAvgPool2d: _adaptive_pool,
-    SpikingNeuron: _neuron,
-}
-
-
-def _changes_nothing(module: nn.Module, call: fx.Node) -> bool:
-    """Return whether it is a pool to the size that the map has already."""
-    before = call.all_input_nodes[0]
-    return isinstance(module, nn.AdaptiveAvgPool2d) and _shape(before) == _shape(call)
+    return integers * by_channel, bias_O, held
 
 
 def _shape(call: fx.Node) -> tuple[int, ...]:
-    """Shape of a call's output without the batch."""
+    """Return the shape of a call's output, without the batch."""
     shape: tuple[int, ...] = call.meta["shape"]
     return shape
 
@@ -483,9 +398,29 @@ def _pair(size: Any) -> Pair:
     return (int(first), int(second))
 
 
+def _name(call: fx.Node) -> str:
+    return str(call.target).removeprefix("model.")
+
+
 def _unsupported(layer: str) -> ExportError:
     return ExportError(
         f"the layer {layer} can't be exported: the formats hold convolutions with a norm behind "
         "them, linear layers, pools, additions and spiking neurons. Distil a residual, SEW or VGG "
         "student instead"
     )
+
+
+def needs(package: str, extra: str) -> Any:
+    """Return the module `package`. Raises ExportError, with the pip line, where it is missing."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise ExportError(
+            f"the package {error.name} is not installed, which --format {extra} needs: "
+            f"{pip_line(extra)}"
+        ) from error
+
+
+def pip_line(extra: str) -> str:
+    """Return the command that installs an extra."""
+    return f"pip install 'tser-cli[{extra}]'"

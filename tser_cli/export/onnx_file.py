@@ -6,7 +6,6 @@ int8 behind a DequantizeLinear.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import numpy as np
 from tser_cli.export.graph import (
     INPUT,
     Conv,
-    Flatten,
     Graph,
     Linear,
     Neuron,
@@ -51,9 +49,13 @@ class Writer:
     def __init__(self, onnx: Any, graph: Graph, stateful: bool) -> None:
         self.onnx = onnx
         self._graph = graph
-        self._stateful = stateful
+        self.stateful = stateful
         self._steps = 1 if stateful else graph.facts.timesteps
-        self._moving = _after_a_neuron(graph)
+        # what differs from step to step: neurons, and what reads them
+        self._moving: set[str] = set()
+        for node in graph.nodes:
+            if isinstance(node, Neuron) or self._moving & set(node.inputs):
+                self._moving.add(node.name)
         self._known: set[str] = set()
         self.made: list[Any] = []
         self.inputs = [self._tensor(INPUT, graph.input_shape)]
@@ -62,14 +64,14 @@ class Writer:
 
     def write(self) -> None:
         classes = self._graph.nodes[-1].shape
-        if self._stateful:
+        if self.stateful:
             self.outputs.append(self._tensor(LOGITS, classes))
         for step in range(self._steps):
             for node in self._graph.nodes:
                 if step == 0 or node.name in self._moving:
                     self.emit(node, step)
         last = [self.name(self._graph.output, step) for step in range(self._steps)]
-        if self._stateful:
+        if self.stateful:
             self.add("Identity", last, LOGITS)
             return
         self.constant("first_axis", np.array([0]))
@@ -82,7 +84,66 @@ class Writer:
 
     def emit(self, node: Node, step: int) -> None:
         """Append the operators of a node at a step."""
-        EMITTERS[type(node)](self, node, step)
+        if isinstance(node, Neuron):
+            self._neuron(node, step)
+            return
+        output = self.name(node.name, step)
+        if isinstance(node, Conv):
+            inputs = [self.read(node, step), self.weight(node)]
+            bias = self.constant(f"{node.name}.bias", node.bias_O)
+            self.add("Conv", [*inputs, bias], output, **conv_sizes(node))
+        elif isinstance(node, Linear):
+            bias = self.constant(f"{node.name}.bias", node.bias_O)
+            inputs = [self.read(node, step), self.weight(node), bias]
+            self.add("Gemm", inputs, output, transB=1)
+        elif isinstance(node, Pool):
+            kind = "MaxPool" if node.largest else "AveragePool"
+            self.add(kind, [self.read(node, step)], output, **pool_sizes(node))
+        else:
+            self.add("Flatten", [self.read(node, step)], output, axis=1)
+
+    def _neuron(self, node: Neuron, step: int) -> None:
+        own, x = self.name(node.name, step), self.read(node, step)
+        before = None
+        if self.stateful:
+            before = self.state(node)
+        elif step:
+            before = f"{node.name}/{step - 1}/v"
+        charged = self._charge(node, x, before, own)
+        rest = None if node.reset is None else self.own(node, "rest")
+        self.fire(node, step, charged, self.own(node, "threshold"), rest)
+
+    def _charge(self, node: Neuron, x: str, before: str | None, own: str) -> str:
+        """h = rest + leak (v - rest) + gain x, without the parts that change nothing."""
+        if node.gain != 1.0:
+            x = self.add("Mul", [x, self.own(node, "gain")], f"{own}/x")
+        if before is None:
+            return self.add("Add", [x, self.own(node, "rest")], f"{own}/h") if node.rest else x
+        if node.rest:
+            before = self.add("Sub", [before, self.own(node, "rest")], f"{own}/above")
+        if node.leak != 1.0:
+            before = self.add("Mul", [before, self.own(node, "leak")], f"{own}/left")
+        if node.rest:
+            before = self.add("Add", [before, self.own(node, "rest")], f"{own}/decayed")
+        return self.add("Add", [before, x], f"{own}/h")
+
+    def fire(self, node: Neuron, step: int, charged: str, threshold: str, rest: str | None) -> None:
+        """Append the spikes of the potentials `charged`, and the potentials after them.
+
+        `threshold` and `rest` are constants; where `rest` is None the threshold is subtracted.
+        Spikes and potentials are of the writer's `state_type`.
+        """
+        own = self.name(node.name, step)
+        fired = self.add("GreaterOrEqual", [charged, threshold], f"{own}/fired")
+        to = getattr(self.onnx.TensorProto, self.state_type)
+        spikes = self.add("Cast", [fired], f"{own}/spikes", to=to)
+        self.add("Identity", [spikes], own)
+        after = STATE_OUT + node.name if self.stateful else f"{own}/v"
+        if rest is None:
+            lost = self.add("Mul", [spikes, threshold], f"{own}/lost")
+            self.add("Sub", [charged, lost], after)
+        else:
+            self.add("Where", [fired, rest, charged], after)
 
     def model(self, facts: dict[str, str]) -> bytes:
         """Return the file of all that was appended, with its metadata."""
@@ -102,17 +163,12 @@ class Writer:
         return written
 
     def name(self, node: str, step: int) -> str:
-        """Return the tensor of `node` at `step`; what no spike reaches is the same at every
-        step.
-        """
+        """Return the tensor of `node` at `step`; what no spike reaches is always the same."""
         return node if node == INPUT else f"{node}/{step if node in self._moving else 0}"
 
     def read(self, node: Node, step: int) -> str:
-        """Return the tensor that `node` reads: its only input, or the sum of them, first to
-        last.
-        """
-        names = [self.name(source, step) for source in node.inputs]
-        return self.total(names)
+        """Return the tensor that `node` reads: its only input, or the sum of them."""
+        return self.total([self.name(source, step) for source in node.inputs])
 
     def total(self, names: list[str]) -> str:
         """Return the sum of tensors, first to last, each addition made once."""
@@ -164,37 +220,9 @@ class Writer:
         self.outputs.append(self._tensor(STATE_OUT + node.name, node.shape, kind))
         return STATE_IN + node.name
 
-    @property
-    def stateful(self) -> bool:
-        """Return whether potentials come from outside."""
-        return self._stateful
-
     def _tensor(self, name: str, shape: tuple[int, ...], kind: str = "FLOAT") -> Any:
         made = self.onnx.helper.make_tensor_value_info
         return made(name, getattr(self.onnx.TensorProto, kind), ["N", *shape])
-
-
-def _after_a_neuron(graph: Graph) -> set[str]:
-    """Return the nodes that differ from step to step: neurons, and what reads them."""
-    found: set[str] = set()
-    for node in graph.nodes:
-        if isinstance(node, Neuron) or found & set(node.inputs):
-            found.add(node.name)
-    return found
-
-
-def _conv(writer: Writer, node: Node, step: int) -> None:
-    assert isinstance(node, Conv)
-    writer.add(
-        "Conv",
-        [
-            writer.read(node, step),
-            writer.weight(node),
-            writer.constant(f"{node.name}.bias", node.bias_O),
-        ],
-        writer.name(node.name, step),
-        **conv_sizes(node),
-    )
 
 
 def conv_sizes(node: Conv) -> dict[str, Any]:
@@ -203,82 +231,6 @@ def conv_sizes(node: Conv) -> dict[str, Any]:
     return {"strides": node.stride, "pads": pads, "dilations": node.dilation, "group": node.groups}
 
 
-def _linear(writer: Writer, node: Node, step: int) -> None:
-    assert isinstance(node, Linear)
-    bias = writer.constant(f"{node.name}.bias", node.bias_O)
-    parts = [writer.read(node, step), writer.weight(node), bias]
-    writer.add("Gemm", parts, writer.name(node.name, step), transB=1)
-
-
-def _pool(writer: Writer, node: Node, step: int) -> None:
-    assert isinstance(node, Pool)
-    writer.add(
-        "MaxPool" if node.largest else "AveragePool",
-        [writer.read(node, step)],
-        writer.name(node.name, step),
-        **pool_sizes(node),
-    )
-
-
 def pool_sizes(node: Pool) -> dict[str, Any]:
     """Return the attributes of a pool."""
     return {"kernel_shape": node.kernel, "strides": node.stride, "pads": node.padding * 2}
-
-
-def _flatten(writer: Writer, node: Node, step: int) -> None:
-    writer.add("Flatten", [writer.read(node, step)], writer.name(node.name, step), axis=1)
-
-
-def _neuron(writer: Writer, node: Node, step: int) -> None:
-    assert isinstance(node, Neuron)
-    own = writer.name(node.name, step)
-    before = writer.state(node) if writer.stateful else f"{node.name}/{step - 1}/v"
-    first = step == 0 and not writer.stateful
-    charged = _charge(writer, node, writer.read(node, step), None if first else before, own)
-    rest = None if node.reset is None else writer.own(node, "rest")
-    fire(writer, node, step, charged, writer.own(node, "threshold"), rest)
-
-
-def fire(
-    writer: Writer, node: Neuron, step: int, charged: str, threshold: str, rest: str | None
-) -> None:
-    """Append the spikes of the potentials `charged`, and the potentials after them.
-
-    `threshold` and `rest` are constants; where `rest` is None the threshold is subtracted. Spikes
-    and potentials are of the writer's `state_type`.
-    """
-    own = writer.name(node.name, step)
-    fired = writer.add("GreaterOrEqual", [charged, threshold], f"{own}/fired")
-    to = getattr(writer.onnx.TensorProto, writer.state_type)
-    spikes = writer.add("Cast", [fired], f"{own}/spikes", to=to)
-    writer.add("Identity", [spikes], own)
-    after = STATE_OUT + node.name if writer.stateful else f"{own}/v"
-    if rest is None:
-        lost = writer.add("Mul", [spikes, threshold], f"{own}/lost")
-        writer.add("Sub", [charged, lost], after)
-    else:
-        writer.add("Where", [fired, rest, charged], after)
-
-
-def _charge(writer: Writer, node: Neuron, x: str, before: str | None, own: str) -> str:
-    """h = rest + leak (v - rest) + gain x, without the parts that change nothing."""
-    if node.gain != 1.0:
-        x = writer.add("Mul", [x, writer.own(node, "gain")], f"{own}/x")
-    if before is None:
-        return writer.add("Add", [x, writer.own(node, "rest")], f"{own}/h") if node.rest else x
-    if node.rest:
-        before = writer.add("Sub", [before, writer.own(node, "rest")], f"{own}/above")
-    if node.leak != 1.0:
-        before = writer.add("Mul", [before, writer.own(node, "leak")], f"{own}/left")
-    if node.rest:
-        before = writer.add("Add", [before, writer.own(node, "rest")], f"{own}/decayed")
-    return writer.add("Add", [before, x], f"{own}/h")
-
-
-EMITTERS: dict[type[Node], Callable[[Writer, Node, int], None]] = {
-    Conv: _conv,
-    Linear: _linear,
-    Pool: _pool,
-    Flatten: _flatten,
-    Neuron: _neuron,
-}

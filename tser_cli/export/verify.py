@@ -1,12 +1,10 @@
-"""What a student does in float64: its spikes, and how near each potential was to the threshold.
+"""Load an exported file in other programs, and compare every spike with the student's own.
 
-Two runs of one network, spike by spike.
-
-A neuron whose potential equals the threshold up to rounding (a tie) may fire in one program and not
+The truth is the student in float64: its spikes, and how near each potential was to the threshold. A
+neuron whose potential equals the threshold up to rounding (a tie) may fire in one program and not
 in the other, and all that follows in that image may then differ for good reasons. So each image is
-followed up to its first difference, in the order of computation; that one must be a tie.
-
-Load an exported file in other programs, each in a process of its own, and compare its spikes.
+followed up to its first difference, in the order of computation; that one must be a tie. Each
+program runs in a process of its own, which finds nothing of this package.
 """
 
 from __future__ import annotations
@@ -15,8 +13,8 @@ import copy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,10 +30,99 @@ from tser_cli.export.graph import Array, Graph, Neuron
 from tser_cli.models.base import Classifier
 from tser_cli.models.neurons import SpikingNeuron
 
+TOLERANCE = 1e-5  # of logits
+
+
+@dataclass(frozen=True)
+class Target:
+    """A program that reads a format. `tie`: potentials this near the threshold are ties.
+
+    In float64 rounding stays below 1e-12; a float32 sum of some thousand products below 1e-5.
+    """
+
+    library: str
+    packages: tuple[str, ...]
+    precision: str
+    tie: float
+
+
+TARGETS: dict[str, tuple[Target, ...]] = {
+    "nir": (
+        Target("snntorch", ("snntorch", "nirtorch", "nir"), "float64", 1e-9),
+        Target("spikingjelly", ("spikingjelly", "nirtorch", "nir"), "float64", 1e-9),
+    ),
+    "onnx": (Target("onnxruntime", ("onnxruntime", "onnx"), "float32", 1e-5),),
+    # its constants are float32, so that potentials differ as in float32
+    "safetensors": (Target("safetensors", ("safetensors", "torch"), "float64", 1e-5),),
+}
+
+
+def verify(
+    content: bytes, format_name: str, truth: Recording, images_NCHW: Tensor
+) -> tuple[ProgramCheck, ...]:
+    """Run `content` in every program of its format. Raises ExportError where one can't read it."""
+    checks = []
+    with tempfile.TemporaryDirectory() as folder:
+        path, images = Path(folder, "export"), Path(folder, "images.npz")
+        path.write_bytes(content)
+        steps = len(truth.logits_TNK)
+        np.savez(images, images_NCHW=images_NCHW.cpu().numpy(), timesteps=steps)
+        for target in TARGETS[format_name]:
+            spikes = run(target.library, path, images)
+            logits_TNK = spikes.pop("logits_TNK")
+            versions = {package: _version(package) or "" for package in target.packages}
+            comparison = compare(truth, logits_TNK, spikes, target.tie)
+            checks.append(ProgramCheck(target, versions, comparison))
+    return tuple(checks)
+
+
+@dataclass(frozen=True)
+class ProgramCheck:
+    """What one program made of the file."""
+
+    target: Target
+    versions: dict[str, str]
+    comparison: SpikeComparison
+
+    @property
+    def holds(self) -> bool:
+        """Return whether the program gave the student's spikes and logits."""
+        return self.comparison.holds(TOLERANCE)
+
+    def described(self) -> dict[str, Any]:
+        """Return all figures, for JSON."""
+        comparison = self.comparison
+        return {
+            "library": self.target.library,
+            "versions": self.versions,
+            "precision": self.target.precision,
+            "holds": self.holds,
+            "values": comparison.values,
+            "differing_spikes": comparison.differing,
+            "logits_tolerance": TOLERANCE,
+            **asdict(comparison),
+        }
+
+
+def run(library: str, path: Path, images: Path) -> dict[str, NDArray[Any]]:
+    """Logits and spikes of a file in `library`, from a new process. Raises ExportError."""
+    output = images.with_name(f"{library}.npz")
+    # -P: a program of its own, that does not find this package beside it
+    command = [sys.executable, "-P", consumers.__file__, library, str(path), str(images)]
+    done = subprocess.run([*command, str(output)], capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["nothing was said"]
+        raise ExportError(
+            f"{library} can't run the exported file: {said[-1]}. Nothing was written; "
+            "--no-verify writes it unchecked"
+        )
+    with np.load(output) as arrays:
+        return dict(arrays)
+
 
 @dataclass(frozen=True, eq=False)
-class Trace:
-    """A run over T steps. By layer, [T, N, ...]: `spikes`, and `distance` = |h - threshold|."""
+class Recording:
+    """What a run over T steps did; by layer, [T, N, ...], the spikes and |h - threshold|."""
 
     logits_TNK: Array
     spikes: dict[str, NDArray[np.bool_]]
@@ -48,7 +135,7 @@ class Trace:
 
 
 @torch.no_grad()
-def record(model: Classifier, graph: Graph, images_NCHW: Tensor) -> Trace:
+def record(model: Classifier, graph: Graph, images_NCHW: Tensor) -> Recording:
     """Run a float64 copy of `model` itself, norms unfolded, over the graph's number of steps.
 
     The potentials are computed again from the neurons' input by the equations of `graph`, which
@@ -59,7 +146,7 @@ def record(model: Classifier, graph: Graph, images_NCHW: Tensor) -> Trace:
     kept: dict[str, tuple[Tensor, Tensor]] = {}
     for name, module in twin.named_modules():
         if isinstance(module, SpikingNeuron):
-            module.register_forward_hook(_keeper(kept, name))
+            module.register_forward_hook(partial(_keep, kept, name))
     logits_TNK = twin(images_NCHW.double().cpu(), steps)
     spikes, distance = {}, {}
     for neuron in graph.neurons:
@@ -70,14 +157,17 @@ def record(model: Classifier, graph: Graph, images_NCHW: Tensor) -> Trace:
         assert np.array_equal(charged_T >= neuron.threshold, fired_T != 0), neuron.name
         spikes[neuron.name] = fired_T != 0
         distance[neuron.name] = np.abs(charged_T - neuron.threshold).astype(np.float32)
-    return Trace(logits_TNK.numpy(), spikes, distance)
+    return Recording(logits_TNK.numpy(), spikes, distance)
 
 
-def _keeper(kept: dict[str, tuple[Tensor, Tensor]], name: str) -> Callable[..., None]:
-    def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        kept[name] = (args[0], output)
-
-    return keep
+def _keep(
+    kept: dict[str, tuple[Tensor, Tensor]],
+    name: str,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    output: Tensor,
+) -> None:
+    kept[name] = (args[0], output)
 
 
 def charges(x_T: Array, neuron: Neuron) -> Array:
@@ -106,7 +196,7 @@ class LayerCheck:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SpikeComparison:
     """How far two runs agree. `differing`: spikes that differ away from ties.
 
     `ties`: potentials within `tie` of the threshold; `parted`: images that differ from a tie on,
@@ -139,8 +229,7 @@ class Comparison:
         return tuple(layer.layer for layer in self.layers if layer.spikes == 0)
 
     def holds(self, tolerance: float) -> bool:
-        """Return whether no spike differs, logits agree within `tolerance`, and an image was
-        compared.
+        """Return whether no spike differs, logits agree, and an image was compared.
 
         The tolerance is absolute for logits up to 1 and relative to the largest above.
         """
@@ -151,28 +240,31 @@ class Comparison:
 
 
 def compare(
-    truth: Trace,
+    truth: Recording,
     logits_TNK: NDArray[np.floating],
-    spikes: dict[str, NDArray[np.bool_]],
+    found: dict[str, NDArray[np.bool_]],
     tie: float,
-) -> Comparison:
+) -> SpikeComparison:
     """Compare a run with the truth. Raises ValueError where a layer's spikes are missing."""
     layers = list(truth.spikes)
-    if missing := [name for name in layers if name not in spikes]:
+    if missing := [name for name in layers if name not in found]:
         raise ValueError(f"no spikes of {', '.join(missing[:3])}")
     followed_N = np.ones(truth.images, dtype=bool)
     differing = dict.fromkeys(layers, 0)
     for t in range(len(truth.logits_TNK)):
         for name in layers:
-            wrong = truth.spikes[name][t] != spikes[name][t]
+            wrong = truth.spikes[name][t] != found[name][t]
             wrong[~followed_N] = False
             differing[name] += int((wrong & (truth.distance[name][t] >= tie)).sum())
             followed_N &= ~wrong.reshape(truth.images, -1).any(1)
     gap_TNK = np.abs(truth.logits_TNK - logits_TNK)[:, followed_N]
     truth_N, predicted_N = (logits.mean(0).argmax(-1) for logits in (truth.logits_TNK, logits_TNK))
     near = [truth.distance[name] for name in layers]
-    return Comparison(
-        layers=tuple(_layer(truth, name, differing[name]) for name in layers),
+    return SpikeComparison(
+        layers=tuple(
+            LayerCheck(name, spikes.size, int(spikes.sum()), differing[name])
+            for name, spikes in truth.spikes.items()
+        ),
         images=truth.images,
         parted=int((~followed_N).sum()),
         tie=tie,
@@ -184,108 +276,10 @@ def compare(
     )
 
 
-def _layer(truth: Trace, name: str, differing: int) -> LayerCheck:
-    spikes = truth.spikes[name]
-    return LayerCheck(name, spikes.size, int(spikes.sum()), differing)
-
-
-TOLERANCE = 1e-5  # of logits
-
-
-@dataclass(frozen=True)
-class Target:
-    """A program that reads a format. `tie`: potentials this near the threshold are ties.
-
-    In float64 rounding stays below 1e-12; a float32 sum of some thousand products below 1e-5.
-    """
-
-    library: str
-    packages: tuple[str, ...]
-    precision: str
-    tie: float
-
-
-TARGETS: dict[str, tuple[Target, ...]] = {
-    "nir": (
-        Target("snntorch", ("snntorch", "nirtorch", "nir"), "float64", 1e-9),
-        Target("spikingjelly", ("spikingjelly", "nirtorch", "nir"), "float64", 1e-9),
-    ),
-    "onnx": (Target("onnxruntime", ("onnxruntime", "onnx"), "float32", 1e-5),),
-    # its constants are float32, so that potentials differ as in float32
-    "safetensors": (Target("safetensors", ("safetensors", "torch"), "float64", 1e-5),),
-}
-
-
-@dataclass(frozen=True)
-class Check:
-    """What one program made of the file."""
-
-    target: Target
-    versions: dict[str, str]
-    comparison: Comparison
-
-    @property
-    def holds(self) -> bool:
-        """Return whether the program gave the student's spikes and logits."""
-        return self.comparison.holds(TOLERANCE)
-
-    def described(self) -> dict[str, Any]:
-        """Return all figures, for JSON."""
-        comparison = self.comparison
-        return {
-            "library": self.target.library,
-            "versions": self.versions,
-            "precision": self.target.precision,
-            "holds": self.holds,
-            "values": comparison.values,
-            "differing_spikes": comparison.differing,
-            "logits_tolerance": TOLERANCE,
-            **asdict(comparison),
-        }
-
-
 def missing_packages(format_name: str) -> list[str]:
     """Return the packages that the checks of a format need and that are not installed."""
     packages = {package for target in TARGETS[format_name] for package in target.packages}
     return sorted(package for package in packages if _version(package) is None)
-
-
-def verify(
-    content: bytes, format_name: str, truth: Trace, images_NCHW: Tensor
-) -> tuple[Check, ...]:
-    """Run `content` in every program of its format. Raises ExportError where one can't read it."""
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        (place / "export").write_bytes(content)
-        np.savez(
-            place / "images.npz",
-            images_NCHW=images_NCHW.cpu().numpy(),
-            timesteps=len(truth.logits_TNK),
-        )
-        return tuple(_check(target, place, truth) for target in TARGETS[format_name])
-
-
-def _check(target: Target, place: Path, truth: Trace) -> Check:
-    result = run(target.library, place / "export", place / "images.npz")
-    logits_TNK = result.pop("logits_TNK")
-    versions = {package: _version(package) or "" for package in target.packages}
-    return Check(target, versions, compare(truth, logits_TNK, result, target.tie))
-
-
-def run(library: str, path: Path, images: Path) -> dict[str, NDArray[Any]]:
-    """Logits and spikes of a file in `library`, from a new process. Raises ExportError."""
-    output = images.with_name(f"{library}.npz")
-    # -P: a program of its own, that does not find this package beside it
-    command = [sys.executable, "-P", consumers.__file__, library, str(path), str(images)]
-    done = subprocess.run([*command, str(output)], capture_output=True, text=True)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["nothing was said"]
-        raise ExportError(
-            f"{library} can't run the exported file: {said[-1]}. Nothing was written; "
-            "--no-verify writes it unchecked"
-        )
-    with np.load(output) as arrays:
-        return dict(arrays)
 
 
 def _version(package: str) -> str | None:

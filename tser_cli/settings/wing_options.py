@@ -137,7 +137,6 @@ class PredictRequest(DeviceRequest):
     images: tuple[str, ...] = option(
         help="Image files, folders of them, or - for a list on standard input.", default=REQUIRED
     )
-    model: Path | None = option("--model", "An ONNX file of tser export, instead of a run.")
     threshold: float = option(
         "--threshold", "The confidence at which an image would have stopped.", default=0.9
     )

@@ -15,7 +15,7 @@ from tser_cli.base.errors import CheckpointError, ConfigError
 from tser_cli.data.loaders import evenly_spread
 from tser_cli.data.transforms import evaluation_pipeline
 from tser_cli.engine.runs.find import with_whole_paths
-from tser_cli.engine.runs.networks import Loaded, freeze
+from tser_cli.engine.runs.networks import freeze
 from tser_cli.engine.runs.opened import Context, FinishedRun, Options, open_finished, select_run
 from tser_cli.engine.runs.record import RunResult, find_result
 from tser_cli.engine.runs.teachers import TEACHER, read_run_teacher
@@ -57,28 +57,8 @@ def quantize(request: QuantizeRequest) -> QuantizeResult:
         raise ConfigError(f"--bits {request.bits}: weights can have 8 or 4 bits")
     if request.images < 2:
         raise ConfigError(f"--images {request.images}: calibration needs at least two images")
-    opened = open_finished(
-        select_run(request.run, request.runs_dir), request.changes, request.progress
-    )
-    _check(opened)
-    # The parent's budget and its profile are for weights of floating point.
-    changes = {"model.weight_bits": request.bits, "energy.budget": NO_BUDGET, "energy.profile": ""}
-    config = with_whole_paths(opened.config.updated(changes))
-    context = replace(opened.context, config=config)
-    model = rounded(opened, context, request)
-    result = _record(model, opened, context, request)
-    parent = find_result(opened.run)
-    document = json.loads((result.folder / "energy.json").read_text(encoding="utf-8"))
-    return QuantizeResult(
-        result=result,
-        parent=opened.run.folder,
-        parent_accuracy=parent.accuracy if parent else None,
-        profile=profile_of(config).name,
-        float_energy_pj=document["totals"]["energy_fp32_pj"],
-    )
-
-
-def _check(opened: FinishedRun) -> None:
+    parent = select_run(request.run, request.runs_dir)
+    opened = open_finished(parent, request.changes, request.progress)
     folder, bits = opened.run.folder, opened.config.model.weight_bits
     if not opened.loaded.model.spiking:
         raise ConfigError(f"{folder} is a teacher; name a student's run with --run")
@@ -87,6 +67,21 @@ def _check(opened: FinishedRun) -> None:
             f"the weights of {folder} have {bits} bits already; name the run that it came from "
             "with --run, or train one anew: tser distill --set model.weight_bits=4"
         )
+    # the parent's budget and its profile are for weights of floating point
+    changes = {"model.weight_bits": request.bits, "energy.budget": NO_BUDGET, "energy.profile": ""}
+    config = with_whole_paths(opened.config.updated(changes))
+    context = replace(opened.context, config=config)
+    model = rounded(opened, context, request)
+    result = _record(model, opened, context, request)
+    before = find_result(opened.run)
+    document = json.loads((result.folder / "energy.json").read_text(encoding="utf-8"))
+    return QuantizeResult(
+        result=result,
+        parent=folder,
+        parent_accuracy=before.accuracy if before else None,
+        profile=profile_of(config).name,
+        float_energy_pj=document["totals"]["energy_fp32_pj"],
+    )
 
 
 def rounded(opened: FinishedRun, context: Context, request: QuantizeRequest) -> Classifier:
@@ -122,23 +117,18 @@ def calibrate_norms(model: Classifier, batches: Any, timesteps: int) -> None:
     model.eval()
 
 
-def _teacher(opened: FinishedRun) -> Loaded | None:
-    """Return what the parent learned from; None, with a warning, where it can't be read."""
-    try:
-        teacher = read_run_teacher(opened.run, opened.context.dataset.spec)
-    except CheckpointError as error:
-        opened.context.progress.warn(f"the teacher's accuracy and energy are left out: {error}")
-        return None
-    if teacher is not None:
-        opened.context.runtime.place(freeze(teacher.model))
-    return teacher
-
-
 def _record(
     model: Classifier, opened: FinishedRun, context: Context, request: QuantizeRequest
 ) -> RunResult:
     """Return the new run's folder: weights, tables, result, and where it came from."""
-    teacher, config = _teacher(opened), context.config
+    try:
+        teacher = read_run_teacher(opened.run, opened.context.dataset.spec)
+    except CheckpointError as error:
+        opened.context.progress.warn(f"the teacher's accuracy and energy are left out: {error}")
+        teacher = None
+    if teacher is not None:
+        opened.context.runtime.place(freeze(teacher.model))
+    config = context.config
     # it is measured, not trained: nothing is asked of the teacher but its answers
     method = load_method(config.method.name)
     task = Task(model, Trainee(model), method, config.method, config.model.timesteps)
