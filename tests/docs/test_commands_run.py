@@ -15,7 +15,6 @@ from PIL import Image
 
 from tests.command import call
 from tests.docs.test_pages import README, ROOT, commands
-from tser_cli.engine.commands import doctor
 
 pytestmark = [
     pytest.mark.integration,
@@ -101,8 +100,6 @@ def test_each_line_runs_as_printed(
 ) -> None:
     lay_out(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(doctor, "SECONDS", 0.01)
-    monkeypatch.setattr(doctor, "place", lambda: tmp_path / "speed.json")
     (tmp_path / "teacher.toml").write_text("[training]\nepochs = 1\n")
     smaller = {
         "TSER_MODEL_TEACHER": TEACHER,

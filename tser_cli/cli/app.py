@@ -69,15 +69,17 @@ def root(
 
 def call(verb: Verb, request: Any, as_json: bool) -> None:
     """Run a command with its request, and show the result."""
+    # a request that was made in Python hears nothing: the command line shows what happens
     if any(field.name == "progress" for field in fields(request)):
         request = replace(request, progress=terminal.progress())
     result = load(verb.run)(request)
-    if result is None:
+    if result is None:  # done, and said on the way
         return
     if as_json and verb.document is not None:
         load("cli.show:show_json")(verb.document(result))
     else:
         load(verb.show)(result, request)
+    # the result is shown even where a bound does not hold: it says by how much
     code = verb.code(result)
     if code:
         raise typer.Exit(code)
@@ -107,7 +109,7 @@ def main() -> None:
             check_environment(os.environ)
             check_arguments(sys.argv)
             app()
-        except TserError as error:
+        except TserError as error:  # foreseen; anything else is our fault and shows its traceback
             if terminal.is_verbose():
                 terminal.tell(traceback.format_exc())
             terminal.tell(f"error: {error}")

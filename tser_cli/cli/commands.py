@@ -31,6 +31,7 @@ REMOVE = "remove"
 
 def distill(request: DistillRequest) -> RunResult | TrainingPlan:
     """Train a student; with --dry-run say what that would be."""
+    # settings first: what is mistyped is said before torch is imported
     config, how = training_config("student", request), _how(request)
     if request.dry_run:
         from tser_cli.engine.commands.dry_run import plan_student
@@ -59,7 +60,7 @@ def training_config(kind: str, request: TrainingRequest) -> Config:
 
     layers, _ = _layers(kind, request, request.recipe)
     config = recipe.resolve(layers)
-    if kind == "student":
+    if kind == "student":  # a teacher is trained by cross-entropy, whatever the method
         terminal.note(recipe.left_out(layers))
     return config
 
@@ -69,6 +70,7 @@ def _layers(kind: str, request: TrainingRequest, named: str | None) -> tuple[lis
     from tser_cli.settings import recipe
 
     flags = request.changes
+    # whole paths in the settings: a run's beginning may mean another run tomorrow
     if kind == "student" and "model.teacher" in flags:
         teacher = flags["model.teacher"]
         flags["model.teacher"] = meant(teacher, request.runs_dir, registry.MODELS, "teacher")
@@ -78,6 +80,7 @@ def _layers(kind: str, request: TrainingRequest, named: str | None) -> tuple[lis
         recipe.from_flags(flags),
     ]
     name = meant(named, request.runs_dir, recipe.available()) or recipe.default(kind, upper)
+    # plug-ins come before settings are checked, since they add methods and their keys
     layers = recipe.with_plugins([recipe.read(name), *upper])
     for layer in layers:
         terminal.LOG.info("settings from %s: %s", layer.source, layer.values)
@@ -125,6 +128,7 @@ def ablate(request: AblateRequest) -> AblationResult | AblationPlan:
     name = grid.ablation_name(asked, "" if request.vary else title)
     output = request.output or request.runs_dir / "ablations" / name
     place = folder.AblationFolder(output, request.runs_dir, request.jobs, request.address)
+    # cells are resumed one by one; --resume is about the ablation as a whole
     begun = place.plan.exists()
     if request.resume == ("never" if begun else "must"):
         found = "an ablation already; name another folder with --output" if begun else "none"
@@ -142,7 +146,7 @@ def predict(request: PredictRequest) -> Predicted:
     for name in request.images:
         images += [name] if name != "-" else filter(None, sys.stdin.read().splitlines())
     predictions = command.predict(replace(request, images=tuple(images)))
-    for unread in predictions.unread:
+    for unread in predictions.unread:  # also beside --json, whose reader may be a program
         terminal.tell(f"error: {unread.error}")
     return predictions
 
@@ -169,7 +173,7 @@ def runs(request: RunsRequest) -> list[RunRecord] | None:
 
 
 def _agreed(question: str) -> bool:
-    if not sys.stdin.isatty():
+    if not sys.stdin.isatty():  # a script would wait for ever, or its next line be the answer
         raise ConfigError(f"{question} There is nobody to ask; say --yes beforehand")
     terminal.tell(f"{question} [y/N]")
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -39,6 +39,7 @@ VERBOSE = Option(
 
 def is_there(*needs: str) -> bool:
     """Return whether the package holds these files and folders: a wing may be taken off."""
+    # a look at the disk: importing a wing to find out would load torch for --help
     return all((PACKAGE / path).exists() for path in needs)
 
 
@@ -69,6 +70,7 @@ def spread(request: type[Any], run: Callable[[Any, bool], None], json: bool) -> 
         own = {name: value for name, value in given.items() if value is not None}
         run(request(**{k: tuple(v) if isinstance(v, list) else v for k, v in own.items()}), as_json)
 
+    # typer reads the signature and the annotations of a function, not its code
     parameters = [parameter_of(one) for one in offered(request, json)]
     call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -94,10 +96,12 @@ def parameter_of(one: Stated) -> Parameter:
         said = typer.Option(*option.flags.split(), **common)
     else:
         said = typer.Argument(**common)
+    # typer takes a tuple for a fixed number of values
     hint = list[get_args(one.hint)[0]] if get_origin(one.hint) is tuple else one.hint  # type: ignore[misc]
     if default is MISSING:
         default = Parameter.empty
     elif hint is not bool:
+        # "" or 0 may lie outside of what an option takes, which click checks of defaults too
         default = default or None
     return Parameter(
         one.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, said]
@@ -107,6 +111,7 @@ def parameter_of(one: Stated) -> Parameter:
 def with_examples(kind: Kind, lines: Sequence[str]) -> Kind:
     """Return a class of commands whose help ends with these command lines, whole, to be copied."""
 
+    # rich would wrap and indent an epilog; a line that is broken can't be copied
     class WithExamples(kind):  # type: ignore[valid-type, misc]
         def format_help(self, ctx: typer.Context, formatter: Any) -> None:
             super().format_help(ctx, formatter)
@@ -152,7 +157,7 @@ def names_in(table: Any) -> Callable[[typer.Context, str], list[str]]:
     """Return a completion of the names in a registry, those of plug-ins on the line among them."""
 
     def complete(context: typer.Context, incomplete: str) -> list[str]:
-        with suppress(TserError):
+        with suppress(TserError):  # a shell can show no message
             load_plugins(context.params.get("plugin"))
         return [name for name in table if name.startswith(incomplete)]
 

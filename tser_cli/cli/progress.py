@@ -130,6 +130,7 @@ class Bars(Lines):
 
     def step(self, images: int, values: dict[str, Any]) -> None:
         super().step(images, values)
+        # turning a loss into a number waits for the GPU: only when a line is drawn
         self._images += images
         self._waiting += 1
         spent = time.monotonic() - self._shown

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 def show_json(document: Any) -> None:
     """Show one JSON document; a number that is not finite, which JSON has not, becomes null."""
+    # checked before anything is written: half a document would be worse than none
     text = json.dumps(plain(document), indent=2, allow_nan=False)
     # as it stands, for programs: neither wrapped nor cut
     if not output().quiet:
@@ -54,7 +55,7 @@ def plain(value: Any) -> Any:
         return {str(key): plain(of) for key, of in value.items()}
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
-    if hasattr(value, "item"):  # numpy's numbers
+    if hasattr(value, "item"):  # numpy's and torch's numbers
         value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -139,7 +140,7 @@ def show_energy(result: EnergyResult | NetworkEnergyResult, request: EnergyReque
     """
     output().print(words.table(result.name, result.rows))
     show_lines(words.energy_sentences(result.document))
-    if request.network:
+    if request.network:  # a run's layers are ours: nothing of them is left out
         of = cast("NetworkEnergyResult", result)
         show_lines(
             words.network_sentences(of.layout, of.inputs, of.kinds, of.differing, of.uncounted)

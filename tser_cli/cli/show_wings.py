@@ -56,6 +56,7 @@ def show_ablation(found: AblationResult | AblationPlan, request: AblateRequest) 
         cells = [(one.energy, one.accuracy, one.missed) for one in result.exits]
         output().print(lists.exits_table(cells, asked.names, margin))
     exits = ["early_exit.csv", "early_exit_summary.csv"] if result.exits else []
+    # the frontier needs two methods or more; its figure tells whether there is one
     frontier = ["frontier.csv"] if any(p.stem == "frontier" for p in result.figures) else []
     figures = ["figures"] if result.figures else []
     names = ["ablation.csv", "summary.csv", *exits, *frontier, *figures]
@@ -111,7 +112,7 @@ def show_runs(records: Sequence[RunRecord], request: RunsRequest) -> None:
     from tser_cli.engine.commands.runs import COLUMNS
 
     out = output()
-    # into a pipe or a file nothing is left out
+    # into a pipe or a file nothing is left out: a program may look for any column
     width = out.width if out.is_terminal or "COLUMNS" in os.environ else None
     columns = {name: [value(record) for record in records] for name, value in COLUMNS.items()}
     columns["age"] = [time.time() - one.when if one.when else None for one in records]
@@ -211,7 +212,7 @@ def checks_table(checks: tuple[ProgramCheck, ...]) -> Table:
 def show_predictions(predictions: Predicted, request: PredictRequest) -> None:
     """Show a line an image, those that can't be read aside."""
     for answer in predictions.answers:
-        if not hasattr(answer, "error"):
+        if not hasattr(answer, "error"):  # the others are on standard error already
             show_lines([prediction_line(answer)])
     if predictions.table is not None:
         show_lines([f"table: {predictions.table}"])

@@ -23,6 +23,7 @@ from tser_cli.base.progress import Progress
 NARROWEST = 40  # columns; tables are cut to nothing below
 USUAL = 80
 LOG = logging.getLogger("tser_cli")
+# Of the process, not of a request: warnings and log lines come from places that have none.
 _asked = {"quiet": False, "verbose": False}
 
 
@@ -89,7 +90,7 @@ class Terminal(Console):
 
     def __init__(self, stderr: bool = False, **options: Any) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
-        if self.width < NARROWEST:
+        if self.width < NARROWEST:  # some pipes and editors say 0 or 1
             self.width = USUAL
 
     def render_str(self, text: str, **options: Any) -> Text:

@@ -11,6 +11,7 @@ from tser_cli.base.errors import NOT_HELD, TrainingError
 from tser_cli.settings import options as trunk
 from tser_cli.settings import wing_options as wing
 
+# Functions are named by texts and loaded when a command runs: torch takes longer than any --help.
 TRAIN, MEASURE, USE, ABOUT = "Train", "Measure", "Use", "About"
 
 
@@ -46,6 +47,7 @@ def ablation_document(result: Any) -> Any:
     """Return what JSON shows of an ablation: rows and files, not the settings of every cell."""
     if not hasattr(result, "request"):
         return result
+    # each cell has all settings: those of 400 cells are megabytes that nobody asked for
     shown = {name: value for name, value in vars(result).items() if name != "request"}
     shown |= {name: [cell.row() for cell in shown[name]] for name in ("summary", "exits")}
     return {**shown, "axes": result.request.axes, "measure": result.request.measure}
@@ -53,7 +55,7 @@ def ablation_document(result: Any) -> Any:
 
 def no_failures(result: Any) -> int:
     """Return 0. Raises TrainingError where cells of an ablation failed."""
-    failures = getattr(result, "failures", ())
+    failures = getattr(result, "failures", ())  # a plan has none
     if failures:
         raise TrainingError(
             f"{len(failures)} of {len(result.request.cells)} runs failed; the same command tries "

@@ -76,7 +76,7 @@ def options_of(request: Any) -> list[Stated]:
     ]
 
 
-# What several groups of options have.
+# What several groups of options have: an option's words stand once, its field in each group.
 REQUIRED = MISSING
 DATA_DIR = Option(
     "--data-dir", "Where data sets lie or are put (a cache folder).", DATA, "data.dir"
@@ -101,12 +101,14 @@ class CommonRequest:
     `settings`: any others by dotted key, for Python; at the command line there is --set.
     """
 
+    # no options: the command line shows progress always, and has --set for any setting
     progress: Progress = field(default_factory=Silent)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def changes(self) -> dict[str, Any]:
         """Return the settings that were given, by dotted key."""
+        # None, and nothing else, is "not given": an empty text or 0 is somebody's mistake to name
         found = {one.option.sets: getattr(self, one.name) for one in options_of(self)}
         return {**{k: v for k, v in found.items() if k and v is not None}, **self.settings}
 
@@ -144,6 +146,7 @@ class TrainingRequest(DataRequest):
     epochs: int | None = option(
         "--epochs", "Passes over the training images.", TRAINING, "training.epochs"
     )
+    # a text, since "auto" is one of its values
     batch_size: str | None = option(
         "--batch-size",
         "Images a step, over all processes; auto: the largest power of two that fits.",
@@ -193,6 +196,7 @@ class TrainingRequest(DataRequest):
     )
 
     def __post_init__(self) -> None:
+        # not a setting, so that no recipe's check would find it
         if self.resume not in RESUME:
             raise ConfigError(f'--resume "{self.resume}": use one of {", ".join(RESUME)}')
 
@@ -359,6 +363,7 @@ class NetworkRequest(CommonRequest):
         OWN_NETWORK,
         default="auto",
     )
+    # options of some commands only, with words of their own
     images: int = 0
     batch_size: int | None = None
 
@@ -372,6 +377,7 @@ class NetworkRequest(CommonRequest):
             why = "only with --network"
         if mixed:
             raise ConfigError(f"{', '.join(mixed)}: {why}")
+        # a network says nothing of its inputs, and random ones by default would look like a result
         if self.network and len(fed) != 1:
             raise ConfigError(
                 f"{' and '.join(fed)}: feed the network with one of them"

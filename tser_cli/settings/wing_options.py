@@ -64,6 +64,7 @@ class AblateRequest(DistillRequest):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # the recipe came first on the line before there was --recipe; both spellings stay
         for one, other in (("ablation", "recipe"), ("seed", "seeds")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 name = "the recipe before the options" if one == "ablation" else f"--{one}"

@@ -262,8 +262,8 @@ def test_cells_of_one_seed_begin_alike(
         begun[key] = weights_and_order(task, at)
         return whole(task, at, *rest)
 
-    whole = train.train
-    monkeypatch.setattr(train, "train", probe)
+    whole = train.training.train
+    monkeypatch.setattr(train.training, "train", probe)
     methods = ["ce", "tser", "feature", "bkd", "seal"]
     run(ask([f"method={','.join(methods)}"], 2), place)
     assert begun.keys() == {(method, seed) for method in methods for seed in (0, 1)}

@@ -88,6 +88,7 @@ def with_one_precision(request: Request, place: AblationFolder, progress: Progre
     if not left_open:
         return request
     known = {cell.get(PRECISION) for cell in folder.read_plan(place)["cells"].values()} - {None}
+    # a repeated command may run on another machine: what the first cells had counts
     if len(known) == 1:
         (precision,) = known
     else:
@@ -115,6 +116,7 @@ def train_cells(
     with StopRequest(progress.warn) as stop:
         cells = share_teachers(request.cells, place, document, progress)
         folder.write_plan(place, document)
+        # the plan is on disk before any cell begins: a killed command finds its teachers again
         waiting = [cell for cell in cells if find_cell(cell, place.folder) is None]
         progress.say(f"{len(cells)} runs, {len(cells) - len(waiting)} finished before")
         jobs = place.jobs or (len(waiting) if cluster else default_jobs(waiting))
@@ -198,7 +200,7 @@ def run_cells(
                     f"{done} of {len(cells)}, {spent}: {cell.title}: {problem or 'finished'}"
                 )
                 after()
-        except BaseException:
+        except BaseException:  # Ctrl-C too: else the pool would start every waiting cell
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return failures

@@ -259,6 +259,7 @@ def compiling(device: torch.device) -> Checkup:
     lacks = what_compiling_lacks(device)
     if lacks:
         return Checkup("torch.compile", NOTE, f"it needs {lacks}", "install it; tser works without")
+    # on real values: some compilers build what computes wrongly
     ones = torch.ones(8, device=device)
     try:
         with _hushed():

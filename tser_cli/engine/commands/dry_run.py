@@ -97,6 +97,7 @@ def _plan(kind: str, name: str, task: Task, context: Context, options: Options) 
     context = settle_batch_size(task, kind, context, options)
     training = context.config.training
     loader = build_train_loader(context.dataset, context.config)
+    # deterministic kernels may be slower: they are chosen before the step is measured
     seed_everything(training.seed, training.deterministic)
     return TrainingPlan(
         config=context.config,
@@ -117,6 +118,7 @@ def step_seconds(task: Task, context: Context) -> float:
     runtime = context.runtime
     runtime.place(task.network).train()
     loader = build_train_loader(context.dataset, context.config, device=runtime.device)
+    # a step of length 0: the time is that of a real one, and no weight moves
     optimizer = torch.optim.SGD(task.model.parameters(), lr=0.0)
     spent = []
     batches = loader.epoch(0)

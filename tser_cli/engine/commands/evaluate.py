@@ -59,7 +59,7 @@ def evaluate_run(request: EvaluateRequest) -> EvaluateResult:
     T gives the accuracy for every smaller one. Raises ConfigError, RunError, CheckpointError or
     DataError.
     """
-    rules, budget = _check(request)
+    rules, budget = _check(request)  # before a network is loaded and images are read
     exits = bool(rules) or budget is not None
     opened = open_finished(
         select_run(request.run, request.runs_dir), request.changes, request.progress
@@ -72,6 +72,7 @@ def evaluate_run(request: EvaluateRequest) -> EvaluateResult:
     other = _measure_held_out(opened, held_out, full.timesteps) if budget else None
     accuracy = teacher_accuracy(opened, split)
     rows = [{**row, "teacher_accuracy": accuracy} for row in full.rows() if row["t"] in steps]
+    # other splits were not measured at the end of the training: nothing to compare with
     if split == "test":
         _say_difference(opened, rows[-1])
 
@@ -81,6 +82,7 @@ def evaluate_run(request: EvaluateRequest) -> EvaluateResult:
             rules.append(_rule_that_keeps(budget, full, other, held_out, profile))
         return _write(opened, request, rows, full, rules, profile)
 
+    # one process writes; the others wait, so that none ends while files are half there
     return context.runtime.on_main(write)
 
 

@@ -57,6 +57,7 @@ def distill(
     usual = {"timesteps": 2, "dataset": "digits", "method": "tser"}
     named = {"teacher": str(teacher), "student": student}
     request = _request(DistillRequest, {**usual, **named, **options})
+    # TSER_* variables are of the command line: a script says all that it means
     plugins.load(request.plugin)
     given = recipe.Layer("arguments", request.changes)
     base = recipe.read(request.recipe or recipe.default("student", [given]))
@@ -110,6 +111,7 @@ def distill_networks(
     for network in (own_student, own_teacher):
         if network is not None:
             runtime.place(network)
+    # methods that compare features build adapters for the shapes that they see
     first = next(iter(batches)).images_NCHW
     shape = (int(first.shape[1]), int(first.shape[-2]), int(first.shape[-1]))
     task = distillation(own_student, own_teacher, config, shape)
