@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 from tser_cli.engine.page.values import (
     AblationReport,
+    AblationRun,
     Accuracy,
     Answer,
     CellReport,
+    ClassErrors,
+    Confusion,
     Curves,
-    Duel,
     Energy,
+    EnergyPair,
+    ExitPoint,
     Gallery,
+    LayerSums,
+    MeasuredStep,
     Missing,
     Mistakes,
     Page,
-    Pair,
     Picture,
+    RunFacts,
     RunReport,
     Setting,
     Tradeoff,
 )
+from tser_cli.report.comparison import CellStatistics, Disagreement
+from tser_cli.report.figures import EnergyPoint, LayerEnergy, tradeoff
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}'\"&"
 NAMES = ("cat", HOSTILE, "${alert(3)}")
@@ -32,23 +41,10 @@ PIXEL = base64.b64decode(
 )
 
 
-def accuracy_row(t: int, right: int, images: int = 20) -> dict[str, Any]:
-    """A row of per_timestep.csv with its intervals, which reach 0.1 to both sides."""
-    share = right / images
-    row: dict[str, Any] = {"t": t, "images": images, "teacher_accuracy": 0.9}
-    for what in ("at_t", "cumulative"):
-        row |= {f"accuracy_{what}": share, f"correct_{what}": right}
-        row |= {f"low_{what}": share - 0.1, f"high_{what}": min(1.0, share + 0.1)}
-    return {**row, "loss_at_t": 0.5, "entropy_at_t": 0.2, "confidence_at_t": 0.8}
-
-
-def energy_row(layer: str, t: int | str, energy_pj: float) -> dict[str, Any]:
-    """A row of energy.csv."""
-    return {
-        **{"layer": layer, "t": t, "energy_pj": energy_pj, "firing_rate": 0.25, "op": "AC"},
-        **{"input_kind": "spikes", "sop_value": 10.0, "macs": 0.0},
-        **{"ann_macs": 100.0, "ann_energy_pj": 460.0},
-    }
+def accuracy(*right: int) -> Accuracy:
+    """So many of 20 images right, at a step alone and together; the teacher has 90 %."""
+    steps = (MeasuredStep(t, 20, n, n, 0.5, 0.2, 0.8) for t, n in enumerate(right, 1))
+    return Accuracy(tuple(steps), 0.9)
 
 
 def energy(layers: tuple[str, ...] = ("conv1", HOSTILE)) -> Energy:
@@ -56,10 +52,11 @@ def energy(layers: tuple[str, ...] = ("conv1", HOSTILE)) -> Energy:
     spent = {1: 30.0, 2: 10.0}
     return Energy(
         profile="horowitz-45nm-fp32",
-        layers=tuple(energy_row(layer, t, pj) for layer in layers for t, pj in spent.items()),
-        whole=tuple(energy_row(layer, "all", 40.0) for layer in layers),
-        totals=tuple(energy_row("TOTAL", t, pj * len(layers)) for t, pj in spent.items()),
-        total=energy_row("TOTAL", "all", 40.0 * len(layers)),
+        layers=tuple(LayerEnergy(name, t, pj, 0.25) for name in layers for t, pj in spent.items()),
+        sums=tuple(LayerSums(name, "spikes", 0.25, 10.0, 0.0, 40.0, 460.0) for name in layers),
+        steps_pj=tuple(pj * len(layers) for pj in spent.values()),
+        energy_pj=40.0 * len(layers),
+        ann_energy_pj=460.0,
     )
 
 
@@ -68,14 +65,8 @@ def mistakes() -> Mistakes:
     return Mistakes(
         classes=NAMES,
         confusion_KK=((6, 1, 0), (2, 5, 0), (0, 1, 5)),
-        pairs=({"true": NAMES[1], "predicted": NAMES[0], "images": 2, "share": 2 / 7},),
-        by_class=tuple(
-            {
-                **{"name": name, "images": 7, "wrong": [3, 2], "wrong_in_the_end": k},
-                **{"taken_for": NAMES[0]},
-            }
-            for k, name in enumerate(NAMES)
-        ),
+        pairs=(Confusion(NAMES[1], NAMES[0], 2, 2 / 7),),
+        by_class=tuple(ClassErrors(name, 7, (3, 2), k, NAMES[0]) for k, name in enumerate(NAMES)),
         steps=(1, 2),
     )
 
@@ -84,18 +75,17 @@ def picture(label: str) -> Picture:
     """An image that is taken for the class with the hostile name."""
     answer = Answer(1, HOSTILE, 0.75, False)
     source = "data:image/png;base64," + base64.b64encode(PIXEL).decode()
-    return Picture(source, 7, (1, 1), label, (answer, answer), answer)
+    return Picture(source, 7, label, (answer, answer), answer)
 
 
 def run_report(name: str = "run-a", **parts: Any) -> RunReport:
     """A finished student with every part; keywords replace some."""
-    known = energy()
-    facts = {
+    facts = RunFacts(
         **{"model": HOSTILE, "dataset": "digits", "method": "tser", "teacher": "resnet20"},
         **{"seed": "0", "finished": "2026-01-02 03:04", "device": "cpu"},
         **{"timesteps": 2, "epochs": 2, "seconds": 3.5},
         **{"energy_pj": 80.0, "energy_budget_pj": 75.0},
-    }
+    )
     values: dict[str, Any] = {
         "name": name,
         "folder": f"runs/student/digits/{name}",
@@ -104,28 +94,27 @@ def run_report(name: str = "run-a", **parts: Any) -> RunReport:
         "state": "finished",
         "said": (),
         "facts": facts,
-        "accuracy": Accuracy((accuracy_row(1, 14), accuracy_row(2, 16)), 0.9),
+        "accuracy": accuracy(14, 16),
         "curves": Curves(
-            (
-                {"epoch": 1, "lr": 0.1, "loss": 2.0, HOSTILE: 2.0, "train_accuracy": 0.5},
-                {"epoch": 2, "lr": 0.01, "loss": 1.0, HOSTILE: None, "train_accuracy": 0.7},
-            ),
+            {
+                "lr": [(1, 0.1), (2, 0.01)],
+                "loss": [(1, 2.0), (2, 1.0)],
+                HOSTILE: [(1, 2.0)],
+                "train_accuracy": [(1, 0.5), (2, 0.7)],
+            },
             ("loss", HOSTILE),
         ),
         "mistakes": mistakes(),
-        "energy": known,
+        "energy": energy(),
         "headline": ("One image costs 80 pJ: as is told.", HOSTILE),
-        "duels": (
-            Duel("the ANN of the same shape", 80.0, 920.0, "arithmetic alone"),
-            Duel(HOSTILE, 80.0, 40.0, "arithmetic alone"),
+        "pairs": (
+            EnergyPair("the ANN of the same shape", 80.0, 920.0, "arithmetic alone"),
+            EnergyPair(HOSTILE, 80.0, 40.0, "arithmetic alone"),
         ),
         "tradeoff": Tradeoff(
-            (
-                {"t": 1, "energy_pj": 60.0, "accuracy": 0.7},
-                {"t": 2, "energy_pj": 80.0, "accuracy": 0.8},
-            ),
-            ({"threshold": 0.9, "energy_pj": 65.0, "accuracy": 0.8, "mean_steps": 1.4},),
-            (1000.0, 0.9),
+            (EnergyPoint("t = 1", 60.0, 0.7), EnergyPoint("t = 2", 80.0, 0.8)),
+            (ExitPoint("early exit", 65.0, 0.8, 0.9, 1.4),),
+            EnergyPoint("teacher", 1000.0, 0.9),
             920.0,
         ),
         "gallery": Gallery((picture(NAMES[0]), picture(HOSTILE)), (picture("cat"),), 4, 20),
@@ -137,49 +126,36 @@ def run_report(name: str = "run-a", **parts: Any) -> RunReport:
     return RunReport(**{**values, **parts})
 
 
-def cell(label: str, values: tuple[float, ...], baseline: bool) -> CellReport:
+def cell(label: str, baseline: bool) -> CellReport:
     """A cell of five seeds, 1.5 points below its baseline or that itself."""
-    shared = dict.fromkeys(("p_value", "p_holm", "two_way_low", "two_way_high", "resolved"))
-    row: dict[str, Any] = {
-        **{**shared, "method.name": label, "n": 5, "accuracy_mean": 0.9, "accuracy_std": 0.01},
-        **{"baseline": int(baseline), "pairs": 5, "resolved_holm": None},
-        **{"difference_mean": None, "difference_low": None, "difference_high": None},
-    }
-    paired: tuple[float, ...] = ()
+    found = CellStatistics({"method.name": label}, "accuracy", 5, 0.9, 0.01, baseline)
     if not baseline:
-        row |= {"difference_mean": -0.015, "difference_low": -0.02, "difference_high": -0.01}
-        row |= {"resolved": 1, "resolved_holm": 1, "p_value": 0.001, "p_holm": 0.002}
-        paired = (-1.0, -2.0, -1.5, -1.5, -1.5)
-    reach = {"accuracy": (89.0, 91.0), "energy_pj": (60.0, 80.0), "difference": None}
-    reach["difference"] = None if baseline else (-2.0, -1.0)
-    steps = tuple({"t": t, "mean": 88.0 + t, "low": 87.0, "high": 91.0} for t in (1, 2))
-    return CellReport(label, row, values, paired, (70.0,) * 5, reach, steps)
+        judged = {"resolved": True, "p_value": 0.001, "p_holm": 0.002, "resolved_holm": True}
+        found = replace(found, pairs=5, difference=-0.015, interval=(-0.02, -0.01), **judged)
+    return CellReport(label, found, 70.0)
 
 
 def ablation(**parts: Any) -> AblationReport:
     """Two methods, of which the second has a hostile name."""
-    run = dict.fromkeys(("accuracy", "teacher_accuracy", "energy_pj", "seconds"), 0.9)
+    point = EnergyPoint(HOSTILE, 70.0, 0.9)
     values: dict[str, Any] = {
         "name": HOSTILE,
         "folder": "ablations/methods",
-        "axes": {"method.name": "method"},
+        "axes": ("method",),
         "measure": "accuracy",
-        "said": (),
         "teachers": (0.93,),
-        "cells": (
-            cell("kd", (90.0, 90.5, 89.5, 90.0, 90.0), True),
-            cell(HOSTILE, (88.5,) * 5, False),
-        ),
-        "runs": ({**run, "method.name": HOSTILE, "seed": 0, "state": "finished", "folder": "x"},),
+        "cells": (cell("kd", True), cell(HOSTILE, False)),
+        "runs": (AblationRun((HOSTILE,), 0, "finished", 0.9, 0.9, 0.9, 0.9, "x"),),
         "shared": {"settings": HOSTILE},
         "commands": ("tser distill --recipe cell.toml",),
+        "drawings": {"energy": tradeoff([point], None)},
     }
     return AblationReport(**{**values, **parts})
 
 
 def page_of(*runs: RunReport, ablations: tuple[AblationReport, ...] = ()) -> Page:
     """A page of these runs, the first of which is compared with each other one."""
-    pairs = tuple(Pair(runs[0].name, run.name, 3, 1, 0.625) for run in runs[1:])
+    pairs = tuple((run.name, Disagreement(3, 1, 0.625)) for run in runs[1:])
     return Page(runs, ablations, pairs, "0.0")
 
 
@@ -192,7 +168,7 @@ def bare_run() -> RunReport:
         **{
             **dict.fromkeys(names, lost),
             "environment": lost,
-            "duels": (),
+            "pairs": (),
             "headline": (),
             "commands": ("tser",),
         },

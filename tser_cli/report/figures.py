@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tser_cli.base.errors import cut, drawable
+from tser_cli.base.errors import drawable
 from tser_cli.report import style
 from tser_cli.report.statistics import proportion_interval
 from tser_cli.report.style import BLUE, GREY, LABEL_SIZE, PALE, PALETTE, Drawing, Look, styled
@@ -21,7 +21,7 @@ from tser_cli.settings.fields import joules, unit_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Inches. At the width of a phone a whole figure is scaled to 0.9, on a wide page to 1.3: one
+# Inches. At the width of a phone a whole figure is scaled to 0.9, on a wide page to 1.25: one
 # drawing has to serve both.
 WIDTH, NARROW = 5.2, 3.4
 ROW = 0.21  # of a layer
@@ -126,7 +126,7 @@ def accuracies(runs: Mapping[str, Sequence[StepAccuracy]]) -> Drawing:
     for place, (name, steps) in enumerate(runs.items()):
         look = Look(PALETTE[place % len(PALETTE)])
         _accuracy_line(drawing, plot, steps, False, look, 0.03 * place, f"{name}, ")
-        plot.plot([], label=drawable(name), **look.marks)
+        plot.plot([], label=_short(name, 26), **look.marks)
     _time_axis(plot, sorted({step.t for steps in runs.values() for step in steps}))
     _legend(plot)
     return drawing
@@ -225,7 +225,7 @@ def _layer_plot(rows: Sequence[LayerEnergy]) -> tuple[Drawing, Axes, dict[str, i
     """Return a drawing with a line a layer, from above, and the place of each."""
     layers = {name: place for place, name in enumerate(dict.fromkeys(row.layer for row in rows))}
     drawing, plot = style.blank(WIDTH, ROW * len(layers) + 1.1)
-    plot.set_yticks(range(len(layers)), [drawable(cut(name, 28)) for name in layers])
+    plot.set_yticks(range(len(layers)), [_short(name, 26) for name in layers])
     plot.set_ylim(len(layers) - 0.4, -0.6)
     plot.grid(visible=False, axis="y")
     plot.tick_params(axis="y", length=0)
@@ -266,7 +266,7 @@ def tradeoff(
     plot.margins(y=0.2)
     plot.set_title(drawable(title))
     places = [(point.energy_pj / scale, 100 * point.accuracy) for point in (*steps, *others)]
-    style.label_points(plot, places, [drawable(point.name) for point in (*steps, *others)])
+    style.label_points(plot, places, [_short(point.name, 26) for point in (*steps, *others)])
     return drawing
 
 
@@ -279,7 +279,7 @@ def tradeoffs(runs: Mapping[str, Sequence[EnergyPoint]]) -> Drawing:
     for place, (name, points) in enumerate(runs.items()):
         look = Look(PALETTE[place % len(PALETTE)])
         named = [EnergyPoint(f"{name}, {p.name}", p.energy_pj, p.accuracy) for p in points]
-        _points(drawing, plot, named, scale, label=drawable(name), **look.marks)
+        _points(drawing, plot, named, scale, label=_short(name, 26), **look.marks)
     plot.margins(y=0.15)
     _legend(plot)
     return drawing
@@ -336,7 +336,7 @@ def beside_others(pairs: Sequence[tuple[str, float, float]]) -> Drawing:
         ends = [student_pj / scale, other_pj / scale]
         plot.plot(ends, [place, place], color=PALE, linewidth=2.5, zorder=1)
         for column, side, text in (
-            (0.0, "left", drawable(cut(name, 40))),
+            (0.0, "left", _short(name, 34)),
             (1.0, "right", times(other_pj / student_pj)),
         ):
             across = plot.get_yaxis_transform()
@@ -372,7 +372,7 @@ def over_epochs(curves: Mapping[str, Series], told: str, narrow: bool = True) ->
         size = 5 if len(series) <= DENSE else 2
         epochs, heights = zip(*series, strict=True)
         look = {"color": colour, "marker": "o", "markersize": size, "markevery": every}
-        (line,) = plot.plot(epochs, heights, label=drawable(name), **look)
+        (line,) = plot.plot(epochs, heights, label=_short(name, 26), **look)
         of = f"{name}, " if len(curves) > 1 else ""
         drawing.tell(line, [f"{of}epoch {n}: {told} {value:.4g}" for n, value in series[::every]])
     if told != "lr" and min(values) > 0 and max(values) > WIDE * min(values):
@@ -396,3 +396,8 @@ def _legend(plot: Axes) -> None:
     columns = max(1, min(len(names), 60 // (max(map(len, names), default=0) + 7)))
     if names:
         plot.legend(ncols=columns, loc="lower left", bbox_to_anchor=(0.0, 1.0))
+
+
+def _short(name: str, length: int) -> str:
+    """Return a name for a place with room for so much of it; on hovering the whole is told."""
+    return drawable(name if len(name) <= length else f"{name[: length - 1]}…")

@@ -39,7 +39,7 @@ PALE = "#999999"  # axes and grids
 SVG = "http://www.w3.org/2000/svg"
 FONTS = "'DejaVu Sans', Verdana, Arial, sans-serif"  # the first is what the layout is measured with
 FORMATS = (".png", ".svg")
-LABEL_SIZE = 9  # points
+LABEL_SIZE = 10  # points
 LABEL_NEAR = 14  # points; a label further away gets a line to its point
 # Where a label is tried, nearest first, in points: obliquely before straight to the side.
 LABEL_PLACES = tuple(
@@ -117,13 +117,11 @@ class Drawing:
         with matplotlib.rc_context(fname=STYLE_FILE):
             self.figure.savefig(buffer, format="svg", metadata={"Date": None})
         root = ElementTree.fromstring(buffer.getvalue())
-        for element in root.iter():
-            for child in [one for one in element if one.tag.endswith(("}metadata", "}clipPath"))]:
-                element.remove(child)
-            marks = list(element.iter(f"{{{SVG}}}use")) or list(element.iter(f"{{{SVG}}}path"))
-            for mark, text in zip(marks, self.told.get(element.get("id", ""), ()), strict=False):
+        for group in root.iter(f"{{{SVG}}}g"):
+            marks = list(group.iter(f"{{{SVG}}}use")) or list(group.iter(f"{{{SVG}}}path"))
+            for mark, text in zip(marks, self.told.get(group.get("id", ""), ()), strict=False):
                 ElementTree.SubElement(mark, f"{{{SVG}}}title").text = text
-            _lighten(element)
+        _lighten(root)
         root.set("style", f"font-family: {FONTS}")
         ElementTree.register_namespace("", SVG)
         ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
@@ -149,15 +147,33 @@ class Drawing:
 
 
 def _lighten(element: ElementTree.Element) -> None:
-    """Leave out most of what matplotlib writes: fonts at each text, digits that nobody sees."""
-    if element.tag.endswith("}g"):
-        element.attrib.pop("id", None)  # nothing refers to a group
-    element.attrib.pop("clip-path", None)  # nothing is drawn outside its axes
+    """Leave out most of what matplotlib writes: a page of many figures is to load at once.
+
+    That is the font at each text, digits that nobody sees, groups and names that nothing refers to,
+    metadata, and clipping, since nothing is drawn outside its axes.
+    """
     if element.get("transform", "").startswith("rotate(-0 "):
         del element.attrib["transform"]
     for name, value in element.attrib.items():
-        plain = re.sub(r"(\.\d\d)\d+", r"\1", value)
-        element.set(name, re.sub(r" ?font-family: [^;]*(; |$)", "", " ".join(plain.split())))
+        plain = re.sub(r"(\.\d\d)\d+", r"\1", " ".join(value.split()))
+        element.set(name, re.sub(r" ?font-family: [^;]*(; |$)", "", plain))
+    element.text, element.tail = ((text or "").strip() for text in (element.text, element.tail))
+    kept = []
+    for child in element:
+        _lighten(child)
+        unseen = child.get("style") == "fill: none"
+        if unseen or child.tag.endswith(("}metadata", "}clipPath")):
+            continue
+        child.attrib.pop("clip-path", None)
+        if child.tag.endswith("}g"):
+            child.attrib.pop("id", None)
+            styles = {mark.get("style", "") for mark in child}
+            if len(child) > 1 and len(styles) == 1:  # said once for all marks
+                child.set("style", styles.pop())
+                for mark in child:
+                    del mark.attrib["style"]
+        kept += [child] if child.attrib or not child.tag.endswith("}g") else list(child)
+    element[:] = kept
 
 
 def styled(draw: Callable[Arguments, Drawing]) -> Callable[Arguments, Drawing]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 from collections.abc import Callable
@@ -16,9 +17,15 @@ from tser_cli.base.errors import ConfigError, RunError, TserError
 from tser_cli.energy.counts import Counts, LayerCounts, LayerFacts
 from tser_cli.energy.prices import load_profile
 from tser_cli.energy.table import Labels, energy_rows
-from tser_cli.engine.page import files, gather, page
+from tser_cli.engine.page import files, gather
 from tser_cli.engine.page.gather import ReportRequest, ReportResult, make_report
-from tser_cli.engine.page.values import AblationReport, Missing, RunReport
+from tser_cli.engine.page.values import (
+    AblationReport,
+    ClassErrors,
+    Confusion,
+    Missing,
+    RunReport,
+)
 from tser_cli.engine.runs import folder, networks, opened
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.opened import Context
@@ -32,6 +39,7 @@ from tser_cli.report.csv_files import (
     summary_schema,
     write_csv,
 )
+from tser_cli.report.figures import EnergyPoint
 from tser_cli.report.predictions import PREDICTIONS, Predictions, write_predictions
 from tser_cli.report.statistics import proportion_interval
 from tser_cli.settings.config import Config
@@ -43,12 +51,6 @@ STAMP = "2025-01-01T00:00:00+00:00"
 Written = Callable[[], Run]
 Finished = Callable[..., Run]
 MakeConfig = Callable[..., Config]
-
-
-@pytest.fixture(autouse=True)
-def short_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The chart library is a line here: the real one takes seconds to make."""
-    monkeypatch.setattr(page, "library", lambda: "window.vegaEmbed = () => 0;\n")
 
 
 def write_tables(run: Run, final: np.ndarray = AT_T) -> None:
@@ -150,25 +152,23 @@ def test_what_was_measured_agrees_with_itself(finished: Finished) -> None:
     assert not isinstance(run.gallery, Missing) and not isinstance(run.tradeoff, Missing)
     right = 11 - run.gallery.errors
     assert run.gallery.images == 11
-    assert run.tradeoff.steps[-1]["accuracy"] == pytest.approx(right / 11)
+    assert run.tradeoff.steps[-1].accuracy == pytest.approx(right / 11)
     assert all(picture.final.right is False for picture in run.gallery.wrong)
     confidences = [picture.final.confidence for picture in run.gallery.wrong]
     assert confidences == sorted(confidences, reverse=True)
-    energies = [row["energy_pj"] for row in run.tradeoff.exits]
+    energies = [point.energy_pj for point in run.tradeoff.exits]
     assert energies == sorted(energies)
-    assert all(
-        row["energy_pj"] <= run.tradeoff.steps[-1]["energy_pj"] for row in run.tradeoff.exits
-    )
+    assert all(energy_pj <= run.tradeoff.steps[-1].energy_pj for energy_pj in energies)
 
 
 def test_the_student_stands_beside_many_others(finished: Finished) -> None:
     run = only(reported(finished().folder, measure=True))
-    assert [duel.name for duel in run.duels] == [
+    assert [pair.name for pair in run.pairs] == [
         *("the ANN of the same shape", "that ANN, with memory traffic"),
         *("that ANN in 8-bit integers", "its teacher, resnet34"),
         *("2-bit ANN", "that ANN, memory by layer", "2-bit ANN, memory by layer"),
     ]
-    assert [duel.in_range for duel in run.duels] == [True] * 3 + [False] * 4
+    assert [pair.in_range for pair in run.pairs] == [True] * 3 + [False] * 4
     assert run.headline[0].startswith("One image costs ")
 
 
@@ -179,7 +179,7 @@ def test_the_assumptions_are_those_that_the_run_recorded(written: Written) -> No
     sidecar = {"against_ann": {"assumptions": cases, "steps_pj": [1.0, 2.0]}}
     (run.folder / "energy.json").write_text(json.dumps(sidecar))
     found = only(reported(run.folder))
-    assert [(duel.name, duel.ratio) for duel in found.duels] == [
+    assert [(pair.name, pair.ratio) for pair in found.pairs] == [
         ("the ANN of the same shape", 4.0),
         ("that ANN, skipping its zeros", 2.5),
     ]
@@ -205,15 +205,16 @@ def test_the_files_alone_give_all_but_the_pictures(written: Written) -> None:
 def test_values_are_those_of_the_tables(written: Written) -> None:
     run = only(reported(written().folder))
     assert not isinstance(run.accuracy, Missing) and not isinstance(run.energy, Missing)
-    first = run.accuracy.rows[0]
-    assert (first["low_at_t"], first["high_at_t"]) == proportion_interval(8, 11)
+    first = run.accuracy.steps[0]
+    assert first.interval_at_t == proportion_interval(8, 11)
+    assert (first.accuracy_at_t, first.loss, first.confidence) == (8 / 11, 0.5, 0.9)
     # (3 + 1) spikes x fan-out 2 x 0.9 pJ; 100 MACs of the ANN at 4.6 pJ
-    assert run.energy.total["energy_pj"] == pytest.approx(7.2)
-    assert [duel.other_pj for duel in run.duels] == pytest.approx([460.0, 72.0])
-    assert (run.facts["energy_pj"], run.facts["energy_budget_pj"]) == (7.2, 8.0)
+    assert run.energy.energy_pj == pytest.approx(7.2)
+    assert [pair.other_pj for pair in run.pairs] == pytest.approx([460.0, 72.0])
+    assert (run.facts.energy_pj, run.facts.energy_budget_pj) == (7.2, 8.0)
     assert not isinstance(run.tradeoff, Missing)
-    assert [row["energy_pj"] for row in run.tradeoff.steps] == pytest.approx([5.4, 7.2])
-    assert run.tradeoff.teacher == pytest.approx((72.0, 10 / 11))
+    assert [point.energy_pj for point in run.tradeoff.steps] == pytest.approx([5.4, 7.2])
+    assert run.tradeoff.teacher == EnergyPoint("teacher", 72.0, 10 / 11)
 
 
 def test_mistakes_are_counted_by_class_and_step() -> None:
@@ -225,8 +226,8 @@ def test_mistakes_are_counted_by_class_and_step() -> None:
     assert found.classes == ("cat", "dog", "2")
     assert found.confusion_KK == ((4, 0, 0), (0, 4, 0), (1, 0, 2))
     last = found.by_class[2]
-    assert last["wrong"] == [3, 0] and last["wrong_in_the_end"] == 1 and last["taken_for"] == "cat"
-    assert found.pairs == ({"true": "2", "predicted": "cat", "images": 1, "share": 1 / 3},)
+    assert last == ClassErrors("2", 3, (3, 0), 1, "cat")
+    assert found.pairs == (Confusion("2", "cat", 1, 1 / 3),)
     assert found.largest == 1.0
 
 
@@ -235,12 +236,12 @@ def test_equal_names_of_classes_stay_apart() -> None:
 
 
 def test_many_classes_have_a_table_of_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MOST_LISTED", 1)
+    monkeypatch.setattr(files, "MOST_LISTED_CLASSES", 1)
     monkeypatch.setattr(files, "MOST_DRAWN", 2)
     answers = Predictions(*(array.astype(np.uint16) for array in (LABELS, AT_T, AT_T[:, ::-1])))
     found = files.mistakes(answers, ())
     assert found.confusion_KK is None and found.left_out == 2
-    assert [row["name"] for row in found.by_class] == ["2"]
+    assert [row.name for row in found.by_class] == ["2"]
 
 
 def test_settings_that_are_not_the_defaults_are_listed(written: Written) -> None:
@@ -427,7 +428,7 @@ def test_runs_on_the_same_images_are_compared_image_by_image(written: Written) -
     final = AT_T.copy()
     final[:4, 1] = (final[:4, 1] + 1) % 3
     write_tables(other, final)
-    (pair,) = reported(one.folder, other.folder).page.pairs
+    ((_, pair),) = reported(one.folder, other.folder).page.same_images
     assert (pair.only_first, pair.only_other) == (4, 0)
     assert pair.p_value == pytest.approx(2 * 0.5**4)
 
@@ -469,15 +470,17 @@ def ablation(tmp_path: Path) -> Path:
 def test_an_ablation_is_shown_with_its_intervals(ablation: Path) -> None:
     result = reported(ablation)
     (found,) = result.page.ablations
-    assert result.missing == () and found.axes == {"method.name": "method"}
+    assert result.missing == () and found.axes == ("method",)
     assert not isinstance(found.cells, Missing)
     base, other = found.cells
-    assert base.difference == () and base.row["baseline"] == 1
-    assert other.difference == pytest.approx((-1.0, -2.0, -3.0, -4.0, -5.0))
-    low, high = other.intervals["difference"] or (0.0, 0.0)
-    assert (low, high) == pytest.approx((-3 - 1.9632, -3 + 1.9632), abs=1e-3)  # t = 2.776
-    assert other.row["difference_low"] == pytest.approx(low / 100)
-    assert [row["mean"] for row in other.at_t] == pytest.approx([80.0, 85.0])
+    assert base.statistics.is_baseline
+    assert list(other.statistics.settings.values()) == [ALERT]
+    assert other.statistics.interval == pytest.approx(
+        (-0.03 - 0.019632, -0.03 + 0.019632), abs=1e-5
+    )  # t = 2.776
+    assert found.drawings.keys() == {"per_timestep", "accuracy", "energy"}
+    page = result.output.read_text(encoding="utf-8")
+    assert f"{html.escape(ALERT)}: -3.00 points (-4.96 to -1.04), n = 5" in page
     assert ALERT not in result.output.read_text(encoding="utf-8")
 
 

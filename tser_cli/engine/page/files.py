@@ -1,12 +1,7 @@
-"""What the files of a run folder say, for a report: each part by itself, or why it is missing.
+"""What the files of a folder say, for a report: each part by itself, or why it is missing.
 
-The folder may come from anybody: nothing in it is run, and a damaged file costs its own part alone.
-
-How a run was made, for a report: its settings, environment and commands, as its folder says.
-
-Which test images a network took for what, from the classes that it answered.
-
-What the tables of an ablation say, for a report.
+A folder may come from anybody: nothing in it is run, and a damaged file costs its own part alone.
+First the tables of a run, then how it was made, then what was taken for what, then ablations.
 """
 
 from __future__ import annotations
@@ -26,43 +21,42 @@ from tser_cli.base.errors import RunError, TserError, cut, visible
 from tser_cli.base.files import is_file, read_json
 from tser_cli.engine.page.values import (
     AblationReport,
+    AblationRun,
     Accuracy,
     CellReport,
+    ClassErrors,
+    Confusion,
     Curves,
     Energy,
+    ExitPoint,
+    LayerSums,
+    MeasuredStep,
     Missing,
     Mistakes,
+    RunFacts,
     Setting,
 )
 from tser_cli.engine.runs import record
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.record import with_result
-from tser_cli.report.ablation_figures import (
-    AT_T,
-    CellRuns,
-    baseline_of,
-    cells_of,
-    differences,
-    mean,
-)
+from tser_cli.report.ablation_figures import cells_of, draw_tables
+from tser_cli.report.comparison import statistics_in
 from tser_cli.report.csv_files import (
     ALL,
     ENERGY,
     INTEGER,
     PER_TIMESTEP,
     PROVENANCE,
-    STATISTICS,
     TOTAL,
     Schema,
-    ablation_schema,
     axes_of,
     early_exit_schema,
     read_ablation,
     read_summary,
     read_table,
 )
+from tser_cli.report.figures import LayerEnergy
 from tser_cli.report.predictions import PREDICTIONS, Predictions, read_predictions
-from tser_cli.report.statistics import interval, proportion_interval
 from tser_cli.settings.config import keys, short_name
 
 Value = TypeVar("Value")
@@ -133,13 +127,16 @@ def table(run: Run, name: str, schema: Schema) -> list[dict[str, Any]]:
 def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a row a dict, of plain values; what is missing or not finite is None."""
     records = frame.to_dict("records")
-    return [{str(key): _plain(value) for key, value in row.items()} for row in records]
+    return [
+        {str(key): value if isinstance(value, str) else number(value) for key, value in row.items()}
+        for row in records
+    ]
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, str):
-        return value
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+def number(value: Any) -> float | int | None:
+    """Return a finite number from a file, None for anything else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None
 
 
 def thinned(rows: Sequence[Value], most: int) -> list[Value]:
@@ -150,60 +147,77 @@ def thinned(rows: Sequence[Value], most: int) -> list[Value]:
 
 
 def accuracy(run: Run) -> Accuracy:
-    """Return per_timestep.csv with its intervals. Raises RunError; ValueError where damaged."""
-    found = table(run, "per_timestep.csv", PER_TIMESTEP)
-    steps = [int(row["t"]) for row in found]
-    if steps != sorted(set(steps)) or len(steps) > MAX_TIMESTEPS:
+    """Return per_timestep.csv. Raises RunError; ValueError where damaged."""
+    rows = table(run, "per_timestep.csv", PER_TIMESTEP)
+    steps = tuple(_step(row) for row in rows)
+    times = [step.t for step in steps]
+    if times != sorted(set(times)) or len(times) > MAX_TIMESTEPS:
         raise ValueError("its time steps do not follow each other")
-    rows = [{**dict.fromkeys(PER_TIMESTEP), **row, **_intervals(row)} for row in found]
-    return Accuracy(tuple(rows), rows[-1]["teacher_accuracy"])
+    return Accuracy(steps, rows[-1].get("teacher_accuracy"))
 
 
-def _intervals(row: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for what in ("at_t", "cumulative"):
-        right, images = int(row[f"correct_{what}"]), int(row["images"])
-        found[f"low_{what}"], found[f"high_{what}"] = proportion_interval(right, images)
-        found[f"accuracy_{what}"] = right / images
-    return found
+def _step(row: Mapping[str, Any]) -> MeasuredStep:
+    """Return a step; raises ValueError where more images are right than there are."""
+    alone = (row.get(f"{name}_at_t") for name in ("loss", "entropy", "confidence"))
+    right = (row["correct_at_t"], row["correct_cumulative"])
+    if not 0 <= min(right) <= max(right) <= row["images"] or not row["images"]:
+        raise ValueError(f"of {row['images']} images {right[0]} and {right[1]} are right")
+    loss, entropy, confidence = alone
+    return MeasuredStep(row["t"], row["images"], *right, loss, entropy, confidence)
 
 
 def curves(run: Run) -> Curves:
     """Return metrics.csv. Raises RunError; ValueError where damaged."""
     rows = table(run, "metrics.csv", {"epoch": INTEGER})
-    terms = [name for name in rows[0] if name not in NO_TERMS]
     if any(row["epoch"] is None for row in rows):
         raise ValueError("an epoch has no number")
-    return Curves(tuple(thinned(rows, MOST_EPOCHS)), tuple(terms))
+    shown = thinned(rows, MOST_EPOCHS)
+    columns = {
+        name: [(row["epoch"], row[name]) for row in shown if row[name] is not None]
+        for name in rows[0]
+        if name != "epoch"
+    }
+    return Curves(
+        {name: series for name, series in columns.items() if series},
+        tuple(name for name in columns if name not in NO_TERMS),
+    )
 
 
 def energy(run: Run) -> Energy:
     """Return energy.csv. Raises RunError; ValueError where damaged."""
-    found = table(run, "energy.csv", ENERGY)
-    if len(found) > (MOST_LAYERS + 1) * (MAX_TIMESTEPS + 1):
-        raise ValueError(f"it has {len(found):,} rows")
-    rows = [_energy_row(row) for row in found]
+    rows = table(run, "energy.csv", ENERGY)
+    if len(rows) > (MOST_LAYERS + 1) * (MAX_TIMESTEPS + 1):
+        raise ValueError(f"it has {len(rows):,} rows")
+    for row in rows:
+        if any(row.get(name) is None or row[name] < 0 for name in PRICED):
+            raise ValueError("a count or an energy is missing or negative")
+        row |= {"layer": label(row["layer"]), "t": row["t"] if row["t"] == ALL else int(row["t"])}
     layers = [row for row in rows if row["layer"] != TOTAL]
     if len({row["layer"] for row in layers}) > MOST_LAYERS:
         raise ValueError(f"it has more than {MOST_LAYERS} layers")
-    steps = [row["t"] for row in rows if row["layer"] == TOTAL and row["t"] != ALL]
-    shown = {*thinned(steps, MOST_STEPS)}
+    steps = [row for row in rows if row["layer"] == TOTAL and row["t"] != ALL]
+    shown = {row["t"] for row in thinned(steps, MOST_STEPS)}
     (total,) = [row for row in rows if row["layer"] == TOTAL and row["t"] == ALL]
     return Energy(
         profile=label(total["profile"]),
-        layers=tuple(row for row in layers if row["t"] in shown),
-        whole=tuple(row for row in layers if row["t"] == ALL),
-        totals=tuple(row for row in rows if row["layer"] == TOTAL and row["t"] != ALL),
-        total=total,
+        layers=tuple(LayerEnergy.of_row(row) for row in layers if row["t"] in shown),
+        sums=tuple(_sums(row) for row in layers if row["t"] == ALL),
+        steps_pj=tuple(row["energy_pj"] for row in steps),
+        energy_pj=total["energy_pj"],
+        ann_energy_pj=total["ann_energy_pj"],
     )
 
 
-def _energy_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row with t as a number; raises ValueError where a number is none or below 0."""
-    if any(row.get(name) is None or row[name] < 0 for name in PRICED):
-        raise ValueError("a count or an energy is missing or negative")
-    t = row["t"] if row["t"] == ALL else int(row["t"])
-    return {**dict.fromkeys(ENERGY), **row, "layer": label(row["layer"]), "t": t}
+def _sums(row: Mapping[str, Any]) -> LayerSums:
+    return LayerSums(
+        layer=row["layer"],
+        input_kind=label(row.get("input_kind") or ""),
+        firing_rate=row["firing_rate"],
+        accumulates=row["sop_value"],
+        macs=row["macs"],
+        energy_pj=row["energy_pj"],
+        ann_energy_pj=row["ann_energy_pj"],
+    )
 
 
 def sidecar(run: Run) -> dict[str, Any]:
@@ -221,19 +235,22 @@ def teacher_energy(document: Mapping[str, Any]) -> float | None:
     return found if found is not None and found > 0 else None
 
 
-def number(value: Any) -> float | int | None:
-    """Return a finite number from a JSON file, None for anything else."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else None
-
-
-def early_exit(run: Run) -> tuple[dict[str, Any], ...]:
-    """Return the rows of early_exit.csv by confidence, () where there is no sound one."""
+def early_exit(run: Run) -> tuple[ExitPoint, ...]:
+    """Return early_exit.csv by confidence, () where there is no sound row."""
     found = part("early_exit.csv", lambda: table(run, "early_exit.csv", early_exit_schema(0)))
-    rows = [] if isinstance(found, Missing) else found
     needed = ("threshold", "accuracy", "energy_pj", "mean_steps")
-    sound = [row for row in rows if all(number(row.get(key)) is not None for key in needed)]
-    return tuple(row for row in sound if row.get("criterion") == "confidence")
+    return tuple(
+        exit_point(row)
+        for row in ([] if isinstance(found, Missing) else found)
+        if row.get("criterion") == "confidence"
+        and all(number(row.get(key)) is not None for key in needed)
+    )
+
+
+def exit_point(row: Mapping[str, Any]) -> ExitPoint:
+    """Return what a row of early_exit.csv says."""
+    name = f"early exit, confidence {row['threshold']:g}, {row['mean_steps']:.2f} steps"
+    return ExitPoint(name, row["energy_pj"], row["accuracy"], row["threshold"], row["mean_steps"])
 
 
 MOST_LISTED = 200  # entries of environment.json
@@ -300,12 +317,8 @@ def _typed(words: Any) -> str:
     return cut(visible(shlex.join(["tser", *map(str, words[1:])])), 2000)
 
 
-def facts(run: Run, stated: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run is, as it recorded it, else as its settings or environment.json say.
-
-    `model`, `dataset`, `method`, `teacher`, `timesteps`, `seed`, `epochs`, `seconds`, `finished`,
-    `energy_budget_pj` and the `energy_pj` that was held to it.
-    """
+def facts(run: Run, stated: Mapping[str, Any], found: Mapping[str, Any]) -> RunFacts:
+    """Return what a run is, as it recorded it, else as its settings or environment.json say."""
     known, teacher = with_result(run.status()), found.get("teacher")
     stated_model = stated.get("model.student" if run.kind == "student" else "model.teacher")
     taught_by = teacher.get("model") if isinstance(teacher, dict) else None
@@ -318,13 +331,14 @@ def facts(run: Run, stated: Mapping[str, Any], found: Mapping[str, Any]) -> dict
         "finished": str(known.get("finished", ""))[:16].replace("T", " "),
         "device": found.get("device", ""),
     }
-    return {
+    return RunFacts(
         **{key: label(value) for key, value in words.items()},
-        "timesteps": number(known.get("timesteps") or stated.get("model.timesteps")),
-        "epochs": number(known.get("epoch")),
-        **{key: number(known.get(key)) for key in ("energy_pj", "energy_budget_pj")},
-        "seconds": number(known.get("seconds") or found.get("wall_seconds")),
-    }
+        timesteps=number(known.get("timesteps") or stated.get("model.timesteps")),
+        epochs=number(known.get("epoch")),
+        seconds=number(known.get("seconds") or found.get("wall_seconds")),
+        energy_pj=number(known.get("energy_pj")),
+        energy_budget_pj=number(known.get("energy_budget_pj")),
+    )
 
 
 MOST_DRAWN = 30  # classes of a matrix
@@ -351,14 +365,18 @@ def mistakes(found: Predictions, names: Sequence[str]) -> Mistakes:
     if largest >= MOST_CLASSES:
         raise ValueError(f"it has more than {MOST_CLASSES:,} classes")
     classes = class_names(names, largest + 1)
-    confusion_KK = count_pairs(found, len(classes))
+    true_I, taken_I = found.labels_I.astype(np.int64), found.cumulative_IT[:, -1].astype(np.int64)
+    flat = np.bincount(true_I * len(classes) + taken_I, minlength=len(classes) ** 2)
+    confusion_KK = flat.astype(np.int64).reshape(len(classes), len(classes))
     steps = thinned(range(found.at_t_IT.shape[1]), MOST_STEPS)
     images_K = confusion_KK.sum(1)
     shares_K = 1 - confusion_KK.diagonal() / np.maximum(images_K, 1)
     seen = [int(k) for k in np.argsort(-shares_K, kind="stable") if images_K[k]]
     return Mistakes(
         classes=tuple(classes),
-        confusion_KK=_drawn(confusion_KK),
+        confusion_KK=tuple(map(tuple, confusion_KK.tolist()))
+        if len(classes) <= MOST_DRAWN
+        else None,
         pairs=tuple(_pairs(confusion_KK, classes)),
         by_class=tuple(
             _of_class(k, classes, found, confusion_KK[k], steps)
@@ -376,56 +394,42 @@ def class_names(names: Sequence[str], count: int) -> list[str]:
     return [name if often[name] == 1 else f"{name} ({k})" for k, name in enumerate(shown)]
 
 
-def count_pairs(found: Predictions, classes: int) -> NDArray[np.int64]:
-    """Return how many images of each class were taken for each class after all steps: [K, K]."""
-    true_I, taken_I = found.labels_I.astype(np.int64), found.cumulative_IT[:, -1].astype(np.int64)
-    flat = np.bincount(true_I * classes + taken_I, minlength=classes**2)
-    return flat.astype(np.int64).reshape(classes, classes)
-
-
-def _drawn(confusion_KK: NDArray[np.int64]) -> tuple[tuple[int, ...], ...] | None:
-    if len(confusion_KK) > MOST_DRAWN:
-        return None
-    return tuple(tuple(map(int, row)) for row in confusion_KK.tolist())
-
-
 def _of_class(
     k: int,
     classes: Sequence[str],
     found: Predictions,
     taken_K: NDArray[np.int64],
     steps: Sequence[int],
-) -> dict[str, Any]:
+) -> ClassErrors:
     mine_I = found.labels_I == k
     others_K = np.where(np.arange(len(classes)) == k, 0, taken_K)
-    return {
-        "name": classes[k],
-        "images": int(mine_I.sum()),
-        "wrong": [int((found.at_t_IT[mine_I, step] != k).sum()) for step in steps],
-        "wrong_in_the_end": int(others_K.sum()),
-        "taken_for": classes[int(others_K.argmax())] if others_K.any() else "",
-    }
+    return ClassErrors(
+        classes[k],
+        int(mine_I.sum()),
+        tuple(int((found.at_t_IT[mine_I, step] != k).sum()) for step in steps),
+        int(others_K.sum()),
+        classes[int(others_K.argmax())] if others_K.any() else "",
+    )
 
 
-def _pairs(confusion_KK: NDArray[np.int64], classes: Sequence[str]) -> list[dict[str, Any]]:
+def _pairs(confusion_KK: NDArray[np.int64], classes: Sequence[str]) -> list[Confusion]:
     wrong_KK = confusion_KK.copy()
     np.fill_diagonal(wrong_KK, 0)
     order = np.argsort(-wrong_KK, axis=None, kind="stable")[:MOST_PAIRS]
     places = [divmod(int(place), len(classes)) for place in order]
     return [
-        {
-            "true": classes[true],
-            "predicted": classes[taken],
-            "images": int(wrong_KK[true, taken]),
-            "share": int(wrong_KK[true, taken]) / int(confusion_KK[true].sum()),
-        }
+        Confusion(
+            classes[true],
+            classes[taken],
+            int(wrong_KK[true, taken]),
+            int(wrong_KK[true, taken]) / int(confusion_KK[true].sum()),
+        )
         for true, taken in places
         if wrong_KK[true, taken]
     ]
 
 
 TABLES = ("ablation.csv", "summary.csv")
-KNOWN = ablation_schema([], 0)
 MOST_CELLS = 100
 MOST_RUNS = 2000
 
@@ -439,36 +443,40 @@ def ablation_report(folder: Path) -> AblationReport:
     """Return what the tables in `folder` say; what is missing or damaged is said in words."""
     found = part("ablation.csv or summary.csv", lambda: _report(folder))
     if isinstance(found, Missing):
-        return AblationReport(label(folder.name), str(folder), {}, "", (), (), found, (), {}, ())
+        return AblationReport(label(folder.name), str(folder), found)
     return found
 
 
 def _report(folder: Path) -> AblationReport:
-    runs, summary, axes = _read(folder)
-    return AblationReport(
-        name=label(folder.name),
-        folder=str(folder),
-        axes={label(axis): label(name) for axis, name in axes.items()},
-        measure=label(str(summary["measure"].iloc[0])),
-        said=tuple(_said(runs)),
-        teachers=tuple(sorted(set(runs["teacher_accuracy"].dropna().tolist()))),
-        cells=_cells(runs, summary, axes),
-        runs=tuple({**dict.fromkeys(KNOWN), **row} for row in plain_rows(runs[:MOST_RUNS])),
-        shared=_shared(runs),
-        commands=_commands(folder, runs),
-    )
-
-
-def _read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
-    """Return both tables and the short names of the varied settings. Raises ValueError."""
+    """Return what both tables say. Raises TserError, or ValueError where they are damaged."""
     summary = read_summary(existing(folder, "summary.csv"))
-    axes = {axis: _short(axis) for axis in axes_of(summary)}
-    runs = read_ablation(existing(folder, "ablation.csv"), list(axes))
+    names = {axis: label(_short(axis)) for axis in axes_of(summary)}
+    runs = read_ablation(existing(folder, "ablation.csv"), list(names))
     if not len(summary) or not len(runs):
         raise ValueError("it has no rows")
     if len(summary) > MOST_CELLS:
         raise ValueError(f"it has more than {MOST_CELLS} cells")
-    return runs, summary, axes
+    finished = runs[runs["state"] == "finished"]
+    known = {name: finished[name].dropna().unique() for name in PROVENANCE if name in finished}
+    # the ablation has no command of its own that repeats it, but each cell keeps its settings
+    kept = [folder / str(name) / "cell.toml" for name in runs["folder"].dropna()[:1]]
+    return AblationReport(
+        name=label(folder.name),
+        folder=str(folder),
+        axes=tuple(names.values()),
+        measure=label(str(summary["measure"].iloc[0])),
+        said=tuple(_said(runs)),
+        teachers=tuple(sorted(set(runs["teacher_accuracy"].dropna().tolist()))),
+        cells=_cells(runs, summary, names),
+        runs=tuple(_cell_run(row, list(names)) for row in plain_rows(runs[:MOST_RUNS])),
+        shared={
+            name: cut(visible(str(values[0])), 600)
+            for name, values in known.items()
+            if len(values) == 1
+        },
+        commands=tuple(f"tser distill --recipe {shlex.quote(str(path))}" for path in kept),
+        drawings=draw_tables(runs, summary, names),
+    )
 
 
 def _short(axis: str) -> str:
@@ -479,44 +487,32 @@ def _short(axis: str) -> str:
 
 
 def _cells(
-    runs: pd.DataFrame, summary: pd.DataFrame, axes: Mapping[str, str]
+    runs: pd.DataFrame, summary: pd.DataFrame, names: Mapping[str, str]
 ) -> tuple[CellReport, ...]:
-    """Return a report a row of summary.csv, with the finished runs of its cell."""
-    found = cells_of(runs, axes)
-    measure = str(summary["measure"].iloc[0])
-    paired = differences(found, measure, baseline_of(summary))
-    by_key = {cell.key: (cell, values) for cell, values in zip(found, paired, strict=True)}
-    return tuple(
-        _cell(row, *by_key[key], measure)
-        for row in ({**dict.fromkeys(STATISTICS), **found} for found in plain_rows(summary))
-        if (key := tuple(str(row[axis]) for axis in axes)) in by_key
+    """Return a report for each row of summary.csv whose cell has a finished run."""
+    by_key = {cell.key: cell for cell in cells_of(runs, names)}
+    reports = []
+    for found in plain_rows(summary):
+        key = tuple(str(found[axis]) for axis in names)
+        if key in by_key:
+            spent = by_key[key].energies_pj
+            energy_pj = sum(spent) / len(spent) if spent else None
+            name = label(by_key[key].label)
+            reports.append(CellReport(name, statistics_in(found, names), energy_pj))
+    return tuple(reports)
+
+
+def _cell_run(row: Mapping[str, Any], axes: Sequence[str]) -> AblationRun:
+    return AblationRun(
+        settings=tuple(str(row[axis]) for axis in axes),
+        seed=row["seed"],
+        state=str(row["state"]),
+        accuracy=row.get("accuracy"),
+        teacher_accuracy=row.get("teacher_accuracy"),
+        energy_pj=row.get("energy_pj"),
+        seconds=row.get("seconds"),
+        folder=str(row.get("folder") or ""),
     )
-
-
-def _cell(
-    row: Mapping[str, Any], cell: CellRuns, paired: Sequence[float], measure: str
-) -> CellReport:
-    values = {
-        "accuracy": cell.percent(measure),
-        "difference": list(paired),
-        "energy_pj": [float(value) for value in cell.runs["energy_pj"].dropna()],
-    }
-    steps = sum(str(name).startswith(AT_T) for name in cell.runs)
-    return CellReport(
-        label=label(cell.label),
-        row=row,
-        accuracy=tuple(values["accuracy"]),
-        difference=tuple(values["difference"]),
-        energy_pj=tuple(values["energy_pj"]),
-        intervals={name: interval(found) for name, found in values.items()},
-        at_t=tuple(_at_t(cell, t) for t in range(1, steps + 1) if cell.percent(f"{AT_T}{t}")),
-    )
-
-
-def _at_t(cell: CellRuns, t: int) -> dict[str, Any]:
-    found = cell.percent(f"{AT_T}{t}")
-    reach = interval(found) or (None, None)
-    return {"t": t, "mean": mean(found), "low": reach[0], "high": reach[1]}
 
 
 def _said(runs: pd.DataFrame) -> list[str]:
@@ -526,21 +522,3 @@ def _said(runs: pd.DataFrame) -> list[str]:
     return (
         [f"{finished} of {len(runs)} runs are finished ({', '.join(missing)})"] if missing else []
     )
-
-
-def _shared(runs: pd.DataFrame) -> dict[str, str]:
-    """Return where the runs come from, as far as all finished ones agree."""
-    finished = runs[runs["state"] == "finished"]
-    known = {name: finished[name].dropna().unique() for name in PROVENANCE if name in finished}
-    return {
-        name: cut(visible(str(values[0])), 600)
-        for name, values in known.items()
-        if len(values) == 1
-    }
-
-
-def _commands(folder: Path, runs: pd.DataFrame) -> tuple[str, ...]:
-    """Return the command that repeats one cell: each keeps its settings, the ablation does not."""
-    cells = [str(name) for name in runs["folder"].dropna()]
-    kept = [folder / name / "cell.toml" for name in cells[:1]]
-    return tuple(f"tser distill --recipe {shlex.quote(str(path))}" for path in kept)

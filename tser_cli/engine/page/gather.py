@@ -1,10 +1,7 @@
-"""Make one page of finished runs and ablations, for a browser.
+"""Gather what a report page says of runs and ablations, and write the page.
 
-All that a report page says of one run, part by part.
-
-What a report must run the network for: early exit, answers image by image, memory.
-
-What a student's energy is compared with on a report page.
+First the request and the page, then a run part by part, then what the network must be run for
+(early exit, answers image by image), then what a student's energy is compared with.
 """
 
 from __future__ import annotations
@@ -47,14 +44,15 @@ from tser_cli.engine.page.values import (
     AblationReport,
     Accuracy,
     Answer,
-    Duel,
     Energy,
+    EnergyPair,
+    ExitPoint,
     Gallery,
     Missing,
     Mistakes,
     Page,
-    Pair,
     Picture,
+    RunFacts,
     RunReport,
     Tradeoff,
 )
@@ -62,7 +60,8 @@ from tser_cli.engine.runs.find import find_run
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.opened import FinishedRun, open_finished, select_run
 from tser_cli.engine.training.budget import profile_of
-from tser_cli.report.comparison import disagreement
+from tser_cli.report.comparison import Disagreement, disagreement
+from tser_cli.report.figures import EnergyPoint
 from tser_cli.report.predictions import Predictions
 from tser_cli.report.words import headline
 from tser_cli.settings.options import Wanted
@@ -101,7 +100,7 @@ def make_report(request: ReportRequest) -> ReportResult:
     page = Page(
         runs=tuple(one.report for one in found),
         ablations=tuple(ablation_report(folder) for folder in ablations),
-        pairs=tuple(_pairs(found)),
+        same_images=tuple(_on_same_images(found)),
         version=__version__,
     )
     content = render(page).encode(errors="backslashreplace")
@@ -145,20 +144,17 @@ def _open(path: Path, runs_dir: Path) -> Run:
     return run
 
 
-def _pairs(found: Sequence[RunFound]) -> list[Pair]:
+def _on_same_images(found: Sequence[RunFound]) -> list[tuple[str, Disagreement]]:
     """Compare the first run with each other one that answered the same images."""
-    pairs = []
+    compared = []
     for other in found[1:]:
-        first, second = found[0].predictions, other.predictions
-        if isinstance(first, Missing) or isinstance(second, Missing):
+        one, two = found[0].predictions, other.predictions
+        if isinstance(one, Missing) or isinstance(two, Missing):
             continue
-        if found[0].report.facts["dataset"] != other.report.facts["dataset"]:
-            continue
-        apart = disagreement(first, second)
-        if apart is not None:
-            names = found[0].report.name, other.report.name
-            pairs.append(Pair(*names, apart.only_first, apart.only_other, apart.p_value))
-    return pairs
+        apart = disagreement(one, two)
+        if apart is not None and found[0].report.facts.dataset == other.report.facts.dataset:
+            compared.append((other.report.name, apart))
+    return compared
 
 
 def _missing(page: Page) -> list[str]:
@@ -172,7 +168,7 @@ def _missing(page: Page) -> list[str]:
     ]
 
 
-Sidecar = Mapping[str, Any]
+Sidecar = Mapping[str, Any]  # energy.json, as a stranger may have written it
 
 
 @dataclass(frozen=True)
@@ -192,7 +188,10 @@ def run_report(run: Run, measured_too: bool, request: MeasureRequest) -> RunFoun
     measured = _measured(run, measured_too, request)
     accuracy = part("per_timestep.csv", lambda: files.accuracy(run))
     energy = part("energy.csv", lambda: files.energy(run))
-    answered = _answered(run, measured)
+    # as recorded, else as measured now
+    answered = part("predictions.npz", lambda: predictions(run))
+    if isinstance(answered, Missing) and isinstance(measured, CountedPass):
+        answered = measured.predictions
     facts = files.facts(run, stated, surroundings)
     document = files.sidecar(run)
     cases = _cases(document, energy, measured)
@@ -209,7 +208,7 @@ def run_report(run: Run, measured_too: bool, request: MeasureRequest) -> RunFoun
         mistakes=_mistakes(answered, measured),
         energy=energy,
         headline=_headline(cases),
-        duels=_duels(document, energy, cases, measured),
+        pairs=_pairs(document, energy, cases, measured),
         tradeoff=part("energy.csv", lambda: _tradeoff(run, document, accuracy, energy, measured)),
         gallery=measured if isinstance(measured, Missing) else measured.gallery,
         all_settings=files.in_words(stated),
@@ -220,7 +219,7 @@ def run_report(run: Run, measured_too: bool, request: MeasureRequest) -> RunFoun
     return RunFound(report, answered)
 
 
-def _measured(run: Run, asked: bool, request: MeasureRequest) -> Measured | Missing:
+def _measured(run: Run, asked: bool, request: MeasureRequest) -> CountedPass | Missing:
     if run.status().get("state") != "finished":
         return Missing("the run is not finished")
     if not asked:
@@ -228,14 +227,14 @@ def _measured(run: Run, asked: bool, request: MeasureRequest) -> Measured | Miss
     return part("the run", lambda: measure(run, request))
 
 
-def _title(run: Run, facts: dict[str, Any]) -> str:
+def _title(run: Run, facts: RunFacts) -> str:
     if run.kind == "teacher":
-        return f"{facts['model']}, a teacher on {facts['dataset']}"
-    steps = facts["timesteps"]
-    return f"{facts['model']} on {facts['dataset']}" + (f", T = {steps}" if steps else "")
+        return f"{facts.model}, a teacher on {facts.dataset}"
+    steps = f", T = {facts.timesteps}" if facts.timesteps else ""
+    return f"{facts.model} on {facts.dataset}{steps}"
 
 
-def _said(run: Run, measured: Measured | Missing) -> list[str]:
+def _said(run: Run, measured: CountedPass | Missing) -> list[str]:
     status = run.status()
     state, why = status.get("state"), str(status.get("why") or "")
     if state == "finished":
@@ -244,19 +243,13 @@ def _said(run: Run, measured: Measured | Missing) -> list[str]:
     because = f" ({label(why)})" if why else ""
     return [
         f"This run is {label(state or 'of no known state')}{because}, not finished. The page shows "
-        "what it has written so far; the command that began it goes on with it"
+        "what it has written so far; the command that began it resumes it"
     ]
 
 
-def _answered(run: Run, measured: Measured | Missing) -> Predictions | Missing:
-    """Return what each image was answered: as recorded, else as measured now."""
-    recorded = part("predictions.npz", lambda: predictions(run))
-    if isinstance(recorded, Missing) and isinstance(measured, Measured):
-        return measured.predictions
-    return recorded
-
-
-def _mistakes(answered: Predictions | Missing, measured: Measured | Missing) -> Mistakes | Missing:
+def _mistakes(
+    answered: Predictions | Missing, measured: CountedPass | Missing
+) -> Mistakes | Missing:
     if isinstance(answered, Missing):
         return answered
     names = () if isinstance(measured, Missing) else measured.classes
@@ -264,7 +257,7 @@ def _mistakes(answered: Predictions | Missing, measured: Measured | Missing) -> 
 
 
 def _cases(
-    document: Sidecar, energy: Energy | Missing, measured: Measured | Missing
+    document: Sidecar, energy: Energy | Missing, measured: CountedPass | Missing
 ) -> Assumptions:
     if isinstance(energy, Missing):
         return {}
@@ -276,16 +269,16 @@ def _headline(cases: Assumptions) -> tuple[str, ...]:
     return tuple(headline({"assumptions": cases, "steps_pj": (), "accuracy": ()})) if cases else ()
 
 
-def _duels(
+def _pairs(
     document: Sidecar,
     energy: Energy | Missing,
     cases: Assumptions,
-    measured: Measured | Missing,
-) -> tuple[Duel, ...]:
+    measured: CountedPass | Missing,
+) -> tuple[EnergyPair, ...]:
     if isinstance(energy, Missing):
         return ()
-    more = () if isinstance(measured, Missing) else measured.duels
-    return (*duels(energy, cases, document), *more)
+    more = () if isinstance(measured, Missing) else measured.pairs
+    return (*energy_pairs(energy, cases, document), *more)
 
 
 def _tradeoff(
@@ -293,7 +286,7 @@ def _tradeoff(
     document: Sidecar,
     accuracy: Accuracy | Missing,
     energy: Energy | Missing,
-    measured: Measured | Missing,
+    measured: CountedPass | Missing,
 ) -> Tradeoff:
     """Return accuracy against energy: as measured, else from the run's tables. Raises RunError."""
     if isinstance(energy, Missing):
@@ -301,18 +294,18 @@ def _tradeoff(
     if isinstance(accuracy, Missing):
         raise RunError(accuracy.why)
     teacher_pj = files.teacher_energy(document)
-    point = None
+    taught = None
     if teacher_pj is not None and accuracy.teacher is not None:
-        point = (teacher_pj, accuracy.teacher)
-    ann_pj = float(energy.total["ann_energy_pj"])
-    if isinstance(measured, Measured) and measured.steps:
-        return Tradeoff(measured.steps, measured.exits, point, ann_pj, measured.images)
-    spent_T = itertools.accumulate(float(row["energy_pj"]) for row in energy.totals)
-    steps = [
-        {"t": row["t"], "energy_pj": spent, "accuracy": row["accuracy_cumulative"]}
-        for spent, row in zip(spent_T, accuracy.rows, strict=True)
-    ]
-    return Tradeoff(tuple(steps), files.early_exit(run), point, ann_pj)
+        taught = EnergyPoint("teacher", teacher_pj, accuracy.teacher)
+    ann_pj = energy.ann_energy_pj
+    if isinstance(measured, CountedPass) and measured.steps:
+        return Tradeoff(measured.steps, measured.exits, taught, ann_pj, measured.images)
+    spent_T = itertools.accumulate(energy.steps_pj)
+    steps = (
+        EnergyPoint(f"t = {step.t}", spent, step.accuracy)
+        for spent, step in zip(spent_T, accuracy.steps, strict=True)
+    )
+    return Tradeoff(tuple(steps), files.early_exit(run), taught, ann_pj)
 
 
 THRESHOLDS = (
@@ -334,24 +327,24 @@ class MeasureRequest:
 
 
 @dataclass(frozen=True)
-class Measured:
+class CountedPass:
     """What one counted pass over the test images gave.
 
     `images`: how many; `classes`: their names. `steps` and `exits`: see `Tradeoff`; () for an ANN.
-    `assumptions`: see `energy.headline.against_ann`. `duels`: those of more detailed counts.
+    `assumptions`: see `energy.headline.against_ann`. `pairs`: those of more detailed counts.
     """
 
     images: int
     classes: tuple[str, ...]
     predictions: Predictions
-    steps: tuple[Mapping[str, Any], ...]
-    exits: tuple[Mapping[str, Any], ...]
+    steps: tuple[EnergyPoint, ...]
+    exits: tuple[ExitPoint, ...]
     assumptions: Assumptions
-    duels: tuple[Duel, ...]
+    pairs: tuple[EnergyPair, ...]
     gallery: Gallery | Missing
 
 
-def measure(run: Run, request: MeasureRequest) -> Measured:
+def measure(run: Run, request: MeasureRequest) -> CountedPass:
     """Run the network of a finished run over its test images. Raises TserError."""
     opened = open_finished(run, dict(request.changes), request.progress)
     model, context = opened.loaded.model, opened.context
@@ -363,25 +356,24 @@ def measure(run: Run, request: MeasureRequest) -> Measured:
     profile = profile_of(opened.config)
     spent_T = energy_up_to(full.counts, profile).mean(axis=1)
     spiking = model.spiking
-    return Measured(
+    return CountedPass(
         images=full.images,
         classes=tuple(classes),
         predictions=answered(full, can_stop=False),
-        steps=tuple(_step(full, t, float(spent_T[t])) for t in range(steps) if spiking),
+        steps=tuple(
+            EnergyPoint(f"t = {t + 1}", float(spent_T[t]), full.correct_cumulative[t] / full.images)
+            for t in range(steps)
+            if spiking
+        ),
         exits=tuple(_exits(full, profile) if spiking and model.steps_alone else ()),
         assumptions=against_ann(full.counts, profile, None)["assumptions"] if spiking else {},
-        duels=tuple(duels_beyond(opened, profile) if spiking else ()),
+        pairs=tuple(pairs_beyond(opened, profile) if spiking else ()),
         gallery=_gallery(opened, full.answers, classes, request.pictures),
     )
 
 
-def _step(full: Evaluation, t: int, energy_pj: float) -> dict[str, Any]:
-    right = full.correct_cumulative[t]
-    return {"t": t + 1, "energy_pj": energy_pj, "accuracy": right / full.images}
-
-
-def _exits(full: Evaluation, profile: Profile) -> list[dict[str, Any]]:
-    """Return the rows of early_exit.csv for a range of thresholds, without those that repeat.
+def _exits(full: Evaluation, profile: Profile) -> list[ExitPoint]:
+    """Return early exit at a range of thresholds, without those that repeat.
 
     Where an image would stop is known from the full pass, which early exit agrees with.
     """
@@ -390,9 +382,9 @@ def _exits(full: Evaluation, profile: Profile) -> list[dict[str, Any]]:
     assert full.answers is not None, "a counted pass"
     rules = [Rule(CONFIDENCE, threshold) for threshold in THRESHOLDS]
     rows = [row(rule, offline_exits(full.answers, rule), full, profile) for rule in rules]
-    return list({(line["mean_steps"], line["correct"]): line for line in reversed(rows)}.values())[
-        ::-1
-    ]
+    # of several thresholds that stop the same images, the lowest
+    unlike = {(line["mean_steps"], line["correct"]): line for line in reversed(rows)}
+    return [files.exit_point(line) for line in reversed(unlike.values())]
 
 
 def _gallery(
@@ -429,7 +421,6 @@ def _picture(opened: FinishedRun, answers: Answers, names: Sequence[str], place:
     return Picture(
         source="data:image/png;base64," + base64.b64encode(thumbnail(image_CHW, SIDE)).decode(),
         index=index,
-        size=(int(image_CHW.shape[-1]), int(image_CHW.shape[-2])),
         label=names[int(answers.labels_I[place])],
         answers=tuple(
             Answer(t + 1, names[int(prediction_T[t])], float(confidence_T[t]), bool(correct_T[t]))
@@ -464,9 +455,7 @@ def assumptions(document: Mapping[str, Any], measured: Assumptions, found: Energ
     stated = against.get("assumptions") if isinstance(against, dict) else None
     if isinstance(stated, dict) and SAME in stated and all(map(_sound, stated.items())):
         return stated
-    total = found.total
-    plain = {"snn_pj": total["energy_pj"], "ann_pj": total["ann_energy_pj"]}
-    return measured or {SAME: plain}
+    return measured or {SAME: {"snn_pj": found.energy_pj, "ann_pj": found.ann_energy_pj}}
 
 
 def _sound(item: tuple[str, Any]) -> bool:
@@ -478,17 +467,17 @@ def _sound(item: tuple[str, Any]) -> bool:
     return all(value is not None and value > 0 for value in numbers)
 
 
-def duels(found: Energy, cases: Assumptions, document: Mapping[str, Any]) -> list[Duel]:
+def energy_pairs(found: Energy, cases: Assumptions, document: Sidecar) -> list[EnergyPair]:
     """Return the student beside the ANN of its shape, under each assumption, and its teacher."""
     made = [
-        Duel(NAMES[name], float(case["snn_pj"]), float(case["ann_pj"]), _how(name, case, found))
+        EnergyPair(NAMES[name], case["snn_pj"], case["ann_pj"], _how(name, case, found))
         for name, case in cases.items()
     ]
     teacher_pj = teacher_energy(document)
     if teacher_pj is not None:
         name = f"its teacher, {label(document['teacher'].get('name'))}"
-        spent = float(found.total["energy_pj"])
-        made.append(Duel(name, spent, teacher_pj, _how(SAME, {}, found), in_range=False))
+        how = _how(SAME, {}, found)
+        made.append(EnergyPair(name, found.energy_pj, teacher_pj, how, in_range=False))
     return made
 
 
@@ -505,7 +494,7 @@ def _how(name: str, case: Mapping[str, float], found: Energy) -> str:
     return f"arithmetic alone, both priced by {found.profile}"
 
 
-def duels_beyond(opened: FinishedRun, profile: Profile) -> list[Duel]:
+def pairs_beyond(opened: FinishedRun, profile: Profile) -> list[EnergyPair]:
     """Return the comparisons that take more detailed counts: they are made on a few images."""
     try:
         details = detailed_counts(opened, DETAILED)
@@ -520,8 +509,11 @@ def duels_beyond(opened: FinishedRun, profile: Profile) -> list[Duel]:
     plain, memory = rival.arithmetic, rival.with_memory
     name, addressing = f"{rival.bits}-bit ANN", "with memory and addressing"
     both = f"{addressing} ({lemaire}; {on})"
+    how = f"arithmetic alone ({yan}; {on})"
     return [
-        Duel(name, plain.snn_pj, plain.rival_pj, f"arithmetic alone ({yan}; {on})", False),
-        Duel("that ANN, memory by layer", snn, ann, f"arithmetic, {both}", False),
-        Duel(f"{name}, memory by layer", memory.snn_pj, memory.rival_pj, f"both, {both}", False),
+        EnergyPair(name, plain.snn_pj, plain.rival_pj, how, False),
+        EnergyPair("that ANN, memory by layer", snn, ann, f"arithmetic, {both}", False),
+        EnergyPair(
+            f"{name}, memory by layer", memory.snn_pj, memory.rival_pj, f"both, {both}", False
+        ),
     ]

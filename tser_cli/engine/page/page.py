@@ -1,82 +1,89 @@
 """Make the page of a report: one file of HTML that asks for nothing from anywhere.
 
-All that comes from a run may come from a stranger. The template escapes it, control characters are
-made visible, and data for the charts cannot end the script that holds it. A content security policy
-lets the browser run the page's own scripts alone, by their hashes, and open no connection.
+All that comes from a run may come from a stranger. The templates escape it, control characters are
+made visible, and a content security policy forbids scripts and connections: the page has none.
+Figures stand in it as SVG; their colours are variables of the style sheet, so that one drawing
+serves light, dark and paper.
 
-The sentences and figures of a report page.
-
-Several runs of a report page side by side: what they reached, and which settings differ.
+First the page and its figures, then its sentences and numbers, then several runs side by side.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from xml.etree import ElementTree
 
 from tser_cli.base.errors import visible
-from tser_cli.engine.page import page_charts
-from tser_cli.engine.page.chart_library import NOTICE, library
-from tser_cli.engine.page.chart_parts import CONFIG, SERIES
 from tser_cli.engine.page.values import (
     AblationReport,
     Accuracy,
-    CellReport,
-    Duel,
+    Curves,
     Energy,
+    EnergyPair,
     Missing,
     Mistakes,
     Page,
-    Pair,
+    RunFacts,
     RunReport,
     Tradeoff,
 )
-from tser_cli.report import words
-from tser_cli.report.comparison import statistics_in
+from tser_cli.report import figures, words
+from tser_cli.report.comparison import Disagreement
 from tser_cli.report.lists import accuracy_words, difference_words, interval_words
+from tser_cli.report.style import GREY, PALE, PALETTE, SVG, Drawing
 from tser_cli.report.words import ABOUT_THE_SAME, budget_verdict, quantity, times
 from tser_cli.settings.fields import joules
+
+TEMPLATES = Path(__file__).with_name("templates")
+POLICY = (
+    "default-src 'none'; script-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+PARTS = {
+    **{"accuracy": "accuracy", "energy": "energy", "layers": "layers", "mistakes": "mistakes"},
+    **{"images": "images", "training": "training", "settings": "settings"},
+}
+# What the colours of a drawing are called in page.css, where light and dark have their own.
+COLOURS = {GREY: "--soft", PALE: "--axis"} | {c: f"--s{n}" for n, c in enumerate(PALETTE, 1)}
+MOST_TERMS = 24  # of a loss
+SHARES = (0.25, 0.45, 0.65, 0.82)  # where the matrix's colour deepens, in parts of the deepest
+WORST = 0.3  # share of a class that, taken for one other, has the deepest colour
+Drawn = Iterator[tuple[str, Drawing]]
 
 
 def render(page: Page) -> str:
     """Return the page as HTML."""
     import jinja2
+    import markupsafe
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=_shown,
+        # control characters of what comes from outside; markup of our own is no plain str
+        finalize=lambda value: visible(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= FILTERS
     environment.tests["missing"] = lambda value: isinstance(value, Missing)
-    environment.globals |= {**GLOBALS, "colour_class": colour_class}
-    charts = page_charts.charts_of(page)
-    scripts = {"library": library(), "program": _text("page.js")}
+    environment.globals |= GLOBALS
+    names = [*(run.name for run in page.runs), *(one.name for one in page.ablations)]
+    style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
     return environment.get_template("page.html").render(
         page=page,
         compared=compare_runs(page),
-        title=_title(page),
+        title=f"{names[0]}{' and others' if len(names) > 1 else ''}: tser report",
         contents=_contents(page),
-        heading="h1" if len(page.runs) + len(page.ablations) == 1 else "h2",
-        charts=charts,
-        data=_finite({"config": CONFIG, "charts": charts}),
-        style=_own(_text("page.css")),
-        scripts={name: _own(text) for name, text in scripts.items()},
-        policy=_policy(list(scripts.values())),
+        heading="h1" if len(names) == 1 else "h2",
+        charts={name: markupsafe.Markup(inline(one, name)) for name, one in drawings_of(page)},
+        style=markupsafe.Markup(style),
+        policy=POLICY,
     )
-
-
-def _title(page: Page) -> str:
-    names = [*(run.name for run in page.runs), *(one.name for one in page.ablations)]
-    return f"{names[0]}{' and others' if len(names) > 1 else ''}: tser report"
 
 
 def _contents(page: Page) -> list[tuple[str, str]]:
@@ -93,46 +100,101 @@ def _contents(page: Page) -> list[tuple[str, str]]:
 
 
 def colour_class(letter: str) -> str:
-    """Return the class of a run's letter: that of its colour in the charts."""
-    return f"c{1 + (ord(letter) - ord('A')) % len(SERIES)}"
+    """Return the class of a run's letter: that of its colour in the figures."""
+    return f"c{1 + (ord(letter) - ord('A')) % len(PALETTE)}"
 
 
-def _shown(value: Any) -> Any:
-    """Make control characters of what the template shows visible; markup of its own stays."""
-    return visible(value) if type(value) is str else value
+def inline(drawing: Drawing, name: str) -> str:
+    """Return a drawing as an element of the page, in whose SVG no id is used twice."""
+    root = ElementTree.fromstring(drawing.svg())
+    for parent in root.iter():
+        parent.tag = parent.tag.removeprefix(f"{{{SVG}}}")
+        for sheet in [child for child in parent if child.tag.endswith("}style")]:
+            parent.remove(sheet)  # its rules would be the whole page's
+        for key, value in list(parent.attrib.items()):
+            if key == "style":
+                found = re.sub("#[0-9a-f]{6}", lambda hit: _variable(hit[0]), value)
+                parent.set(key, found)
+            if key == "id":
+                parent.set(key, f"{name}-{value}")
+            if key.endswith("}href"):  # HTML knows no prefixes
+                del parent.attrib[key]
+                parent.set("href", f"#{name}-{value.removeprefix('#')}")
+    width = float(root.get("viewBox", "").split()[2])
+    scale = f"min-width: {0.88 * width:.0f}px; max-width: {1.25 * width:.0f}px"
+    shown = {"viewBox": root.get("viewBox", ""), "style": scale, "role": "img"}
+    root.attrib = {**shown, "aria-labelledby": f"{name}-title"}
+    return ElementTree.tostring(root, encoding="unicode")
 
 
-def _text(name: str) -> str:
-    return (TEMPLATES / name).read_text(encoding="utf-8")
+def _variable(colour: str) -> str:
+    return f"var({COLOURS[colour]})" if colour in COLOURS else colour
 
 
-def _own(text: str) -> Any:
-    """Return text of ours that may stand in the page as it is."""
-    import markupsafe
-
-    assert "</script" not in text.lower() and "</style" not in text.lower() and "<!--" not in text
-    return markupsafe.Markup(text)
-
-
-def _policy(scripts: list[str]) -> str:
-    """Return a content security policy that allows these inline scripts and pictures inside."""
-    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
+def drawings_of(page: Page) -> Drawn:
+    """Draw the figures of a page; ids begin with the part they belong to: r1, a1, compare."""
+    for place, run in enumerate(page.runs, start=1):
+        yield from ((f"r{place}-{name}", drawing) for name, drawing in _of_run(run))
+    for place, ablation in enumerate(page.ablations, start=1):
+        yield from ((f"a{place}-{name}", one) for name, one in ablation.drawings.items())
+    if len(page.runs) > 1:
+        yield from ((f"compare-{name}", drawing) for name, drawing in _of_all(page))
 
 
-def _finite(value: Any) -> Any:
-    """Return data for JSON: texts visible, and null for numbers that are not finite."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    if isinstance(value, float) and not -1e300 < value < 1e300:
-        return None
-    return visible(value) if isinstance(value, str) else value
+def _of_run(run: RunReport) -> Drawn:
+    method = run.facts.method
+    if isinstance(run.accuracy, Accuracy) and len(run.accuracy.steps) > 1:
+        yield "accuracy", figures.accuracy(run.accuracy.steps, run.accuracy.teacher, method)
+    if isinstance(run.energy, Energy):
+        if any(row.firing_rate is not None for row in run.energy.layers):
+            yield "firing", figures.firing(run.energy.layers)
+        yield "layers", figures.by_layer(run.energy.layers)
+    sound = [(one.name, one.student_pj, one.other_pj) for one in run.pairs if one.sound]
+    if sound:
+        yield "beside", figures.beside_others(sound)
+    if isinstance(run.tradeoff, Tradeoff):
+        of = run.tradeoff
+        yield "tradeoff", figures.tradeoff(of.steps, of.teacher, of.exits, of.ann_pj, method)
+    if isinstance(run.curves, Curves):
+        for end, name in curves_of(run.curves).items():
+            of_name = {"training": "train_accuracy", "held out": "validation_accuracy"}
+            found = {
+                key: [(epoch, 100 * value) for epoch, value in run.curves.series[column]]
+                for key, column in of_name.items()
+                if column in run.curves.series
+            }
+            if end != "accuracies":
+                found = {name: list(run.curves.series[name])}
+            yield end, figures.over_epochs(found, name)
+
+
+def curves_of(curves: Curves) -> dict[str, str]:
+    """Return the names of the figures over the epochs, by the ends of their ids."""
+    names = [name for name in (*curves.terms[:MOST_TERMS], "lr") if name in curves.series]
+    listed = {f"term{n}": name for n, name in enumerate(names)}
+    accuracy = {"train_accuracy", "validation_accuracy"} & curves.series.keys()
+    return {**listed, **({"accuracies": figures.ACCURACY} if accuracy else {})}
+
+
+def _of_all(page: Page) -> Drawn:
+    named = list(zip(page.letters, page.runs, strict=True))
+    steps = {n: run.accuracy.steps for n, run in named if isinstance(run.accuracy, Accuracy)}
+    spent = {n: run.tradeoff.steps for n, run in named if isinstance(run.tradeoff, Tradeoff)}
+    curves = {n: run.curves.series for n, run in named if isinstance(run.curves, Curves)}
+    losses = {n: series["loss"] for n, series in curves.items() if "loss" in series}
+    if len(steps) > 1:
+        yield "accuracy", figures.accuracies(steps)
+    if len(spent) > 1:
+        yield "tradeoff", figures.tradeoffs(spent)
+    if len(losses) > 1:
+        yield "loss", figures.over_epochs(losses, "loss", narrow=False)
+
+
+def shade(images: int, of_class: int, right: bool) -> str:
+    """Return the class of a cell of the confusion matrix: "right0" to "wrong4", "" for none."""
+    part = images / of_class / (1.0 if right else WORST) if images else 0.0
+    level = sum(part > share for share in SHARES)
+    return f"{'right' if right else 'wrong'}{level}" if images else ""
 
 
 MOST_LINES = 8
@@ -143,16 +205,14 @@ def percent(fraction: float | None, digits: int = 2) -> str:
     return "-" if fraction is None else f"{100 * fraction:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
-def points(fraction: float) -> str:
-    """-0.0111 -> "−1.11 points", with a true minus sign."""
-    return f"{100 * fraction:+.2f} points".replace("-", "\N{MINUS SIGN}")
+def points(fraction: float, less: float = 0.0) -> str:
+    """-0.0111 -> "−1.11 points", with a true minus sign; `less` is taken off."""
+    return f"{100 * (fraction - less):+.2f} points".replace("-", "\N{MINUS SIGN}")
 
 
-def reach(row: Mapping[str, Any], of: str = "difference") -> str:
+def reach(interval: tuple[float, float] | None) -> str:
     """Return the interval of a difference: "−0.84 to +0.17", "" without one."""
-    found = statistics_in(row)
-    words = interval_words(found.interval if of == "difference" else found.two_way)
-    return words.replace("-", "\N{MINUS SIGN}").replace(" .. ", " to ")
+    return interval_words(interval).replace("-", "\N{MINUS SIGN}").replace(" .. ", " to ")
 
 
 def duration(seconds: float | None) -> str:
@@ -165,12 +225,12 @@ def told(ratio: float) -> str:
     return times(ratio) if 0.0 < ratio < math.inf else "-"
 
 
-def energy_range(duels: Sequence[Duel]) -> str:
+def energy_range(pairs: Sequence[EnergyPair]) -> str:
     """Return how the student compares with an ANN of its shape, from the best case to the worst.
 
     "11.0 times less … 1.8 times more"; "" without a comparison.
     """
-    ratios = sorted(duel.ratio for duel in duels if duel.in_range and duel.sound)
+    ratios = sorted(pair.ratio for pair in pairs if pair.in_range and pair.sound)
     if not ratios:
         return ""
     best, worst = times(ratios[-1]), times(ratios[0])
@@ -179,48 +239,49 @@ def energy_range(duels: Sequence[Duel]) -> str:
 
 def summary(run: RunReport) -> list[str]:
     """Return what a reader in a hurry must know, a sentence or two each."""
-    found: Iterator[str] = iter(())
-    if isinstance(run.accuracy, Accuracy):
-        found = _of_accuracy(run, run.accuracy)
-    lines = list(found)
-    verdict = _budget_verdict(run)
+    lines = list(_of_accuracy(run, run.accuracy)) if isinstance(run.accuracy, Accuracy) else []
+    verdict = _budget_verdict(run.facts)
     if verdict:
         lines.append(f"It was trained to an energy budget: {verdict}.")
     lines += run.headline
     if isinstance(run.tradeoff, Tradeoff):
         lines += _of_exits(run.tradeoff)
     if isinstance(run.mistakes, Mistakes) and run.mistakes.pairs:
-        lines.append(_of_mistakes(run.mistakes.pairs))
+        worst = run.mistakes.pairs[0]
+        lines.append(
+            f"Its most frequent confusion: {worst.true} taken for {worst.predicted} "
+            f"({worst.images} {'image' if worst.images == 1 else 'images'}, "
+            f"{percent(worst.share, 0)} of that class)."
+        )
     return lines
 
 
 def _of_accuracy(run: RunReport, accuracy: Accuracy) -> Iterator[str]:
-    last, steps = accuracy.last, accuracy.last["t"]
-    after = f"After {steps} time steps " if steps > 1 else ""
-    low, high = (percent(last[f"{end}_cumulative"], 1) for end in ("low", "high"))
+    last = accuracy.last
+    after = f"After {last.t} time steps " if last.t > 1 else ""
+    low, high = (percent(end, 1) for end in last.interval)
     yield (
-        f"{after}{last['correct_cumulative']:,} of {last['images']:,} test images are right: "
-        f"{percent(last['accuracy_cumulative'])} (95\N{NO-BREAK SPACE}% interval over images: "
+        f"{after}{last.right:,} of {last.images:,} test images are right: "
+        f"{percent(last.accuracy)} (95\N{NO-BREAK SPACE}% interval over images: "
         f"{low} to {high})."
     )
     if accuracy.teacher is not None and run.kind == "student":
-        gap = points(last["accuracy_cumulative"] - accuracy.teacher)
+        gap = points(last.accuracy - accuracy.teacher)
         yield (
-            f"Its teacher{named(run.facts['teacher'])} reaches {percent(accuracy.teacher)}; the "
+            f"Its teacher{named(run.facts.teacher)} reaches {percent(accuracy.teacher)}; the "
             f"student is {gap} from it."
         )
-    first = accuracy.rows[0]
-    if steps > 1:
-        share = _share_of_first(run.energy)
-        yield (
-            f"The first step alone gives {percent(first['accuracy_at_t'])}"
-            + (f", for {share:.0f} % of the energy." if share else ".")
-        )
+    if last.t > 1:
+        share = ""
+        if isinstance(run.energy, Energy) and run.energy.energy_pj and run.energy.steps_pj:
+            first_pj = 100 * run.energy.steps_pj[0] / run.energy.energy_pj
+            share = f", for {first_pj:.0f} % of the energy" if first_pj else ""
+        yield f"The first step alone gives {percent(accuracy.steps[0].accuracy_at_t)}{share}."
 
 
-def _budget_verdict(run: RunReport) -> str:
+def _budget_verdict(facts: RunFacts) -> str:
     """Return "2.98 µJ of 3 µJ: kept", "" for a run without a budget."""
-    energy_pj, budget_pj = run.facts["energy_pj"], run.facts["energy_budget_pj"]
+    energy_pj, budget_pj = facts.energy_pj, facts.energy_budget_pj
     return budget_verdict(energy_pj, budget_pj) if energy_pj and budget_pj else ""
 
 
@@ -229,36 +290,21 @@ def named(name: str) -> str:
     return f", {name}," if name else ""
 
 
-def _share_of_first(energy: Energy | Missing) -> float:
-    if isinstance(energy, Missing) or not energy.total["energy_pj"]:
-        return 0.0
-    return 100 * float(energy.totals[0]["energy_pj"] / energy.total["energy_pj"])
-
-
 def _of_exits(tradeoff: Tradeoff) -> list[str]:
     """Return the cheapest early exit that costs at most half a point; nothing where none saves."""
     full = tradeoff.steps[-1]
-    if tradeoff.steps[0]["accuracy"] >= full["accuracy"] - ABOUT_THE_SAME:
+    if tradeoff.steps[0].accuracy >= full.accuracy - ABOUT_THE_SAME:
         return []  # the first step is enough, which is told elsewhere
-    kept = [row for row in tradeoff.exits if row["accuracy"] >= full["accuracy"] - ABOUT_THE_SAME]
-    best = min(kept, key=lambda row: row["energy_pj"], default=None)
-    if best is None or best["energy_pj"] > 0.98 * full["energy_pj"]:
+    kept = [point for point in tradeoff.exits if point.accuracy >= full.accuracy - ABOUT_THE_SAME]
+    best = min(kept, key=lambda point: point.energy_pj, default=None)
+    if best is None or best.energy_pj > 0.98 * full.energy_pj:
         return []
     return [
-        f"Images that stop once they are decided (confidence {best['threshold']:g}) reach "
-        f"{percent(best['accuracy'])} for {joules(best['energy_pj'])}, "
-        f"{100 * best['energy_pj'] / full['energy_pj']:.0f} % of the energy. The threshold was "
+        f"Images that stop once they are decided (confidence {best.threshold:g}) reach "
+        f"{percent(best.accuracy)} for {joules(best.energy_pj)}, "
+        f"{100 * best.energy_pj / full.energy_pj:.0f} % of the energy. The threshold was "
         "chosen on these images, which flatters it."
     ]
-
-
-def _of_mistakes(pairs: Sequence[Mapping[str, Any]]) -> str:
-    worst = pairs[0]
-    images = "image" if worst["images"] == 1 else "images"
-    return (
-        f"Its most frequent confusion: {worst['true']} taken for {worst['predicted']} "
-        f"({worst['images']} {images}, {percent(worst['share'], 0)} of that class)."
-    )
 
 
 @dataclass(frozen=True)
@@ -270,76 +316,59 @@ class Tile:
     aside: str
 
 
-def tiles(run: RunReport) -> list[Tile]:
+def tiles(run: RunReport) -> Iterator[Tile]:
     """Return the figures that stand at the top of a run."""
-    return [*_accuracy_tiles(run), *_energy_tiles(run), *_training_tile(run)]
-
-
-def _accuracy_tiles(run: RunReport) -> Iterator[Tile]:
-    if isinstance(run.accuracy, Missing):
-        return
-    last, teacher = run.accuracy.last, run.accuracy.teacher
-    interval = f"{100 * last['low_cumulative']:.1f} to {100 * last['high_cumulative']:.1f}"
-    yield Tile(
-        "accuracy",
-        percent(last["accuracy_cumulative"]),
-        f"{last['correct_cumulative']:,} of {last['images']:,} test images; "
-        f"95\N{NO-BREAK SPACE}% interval {interval}",
-    )
-    if teacher is not None and run.kind == "student":
-        gap = points(last["accuracy_cumulative"] - teacher)
-        yield Tile("its teacher", percent(teacher), f"student: {gap}")
-
-
-def _energy_tiles(run: RunReport) -> Iterator[Tile]:
-    if isinstance(run.energy, Missing):
-        return
-    verdict = _budget_verdict(run)
-    aside = f"budget: {verdict}" if verdict else f"arithmetic alone, {run.energy.profile}"
-    yield Tile("energy an image", joules(run.energy.total["energy_pj"]), aside)
-    found = energy_range(run.duels)
-    if found:
-        lines = found.replace(" … ", " …\n")
-        yield Tile("beside the same ANN", lines, "by what one compares and counts")
-
-
-def _training_tile(run: RunReport) -> Iterator[Tile]:
-    seconds, epochs, device = (run.facts[name] for name in ("seconds", "epochs", "device"))
-    if seconds is None:
-        return
-    aside = f"{epochs} epochs" if epochs else ""
-    yield Tile("training", duration(seconds), f"{aside} on {device}" if device else aside)
+    if isinstance(run.accuracy, Accuracy):
+        last, teacher = run.accuracy.last, run.accuracy.teacher
+        low, high = last.interval
+        of = f"{last.right:,} of {last.images:,} test images; 95\N{NO-BREAK SPACE}% interval"
+        yield Tile("accuracy", percent(last.accuracy), f"{of} {100 * low:.1f} to {100 * high:.1f}")
+        if teacher is not None and run.kind == "student":
+            gap = points(last.accuracy - teacher)
+            yield Tile("its teacher", percent(teacher), f"student: {gap}")
+    if isinstance(run.energy, Energy):
+        verdict = _budget_verdict(run.facts)
+        aside = f"budget: {verdict}" if verdict else f"arithmetic alone, {run.energy.profile}"
+        yield Tile("energy an image", joules(run.energy.energy_pj), aside)
+        found = energy_range(run.pairs).replace(" … ", " …\n")
+        if found:
+            yield Tile("beside the same ANN", found, "by what one compares and counts")
+    if run.facts.seconds is not None:
+        aside = f"{run.facts.epochs} epochs" if run.facts.epochs else ""
+        on = f" on {run.facts.device}" if run.facts.device else ""
+        yield Tile("training", duration(run.facts.seconds), f"{aside}{on}")
 
 
 def tradeoff_note(found: Tradeoff) -> str:
-    """Return how to read the chart of accuracy against energy."""
-    early = " The line in orange is early exit, a point a threshold." if found.exits else ""
+    """Return how to read the figure of accuracy against energy."""
+    early = " The line with small points is early exit, a point a threshold." if found.exits else ""
     measured = f" Measured on {found.images:,} images." if found.images else ""
-    return f"Blue: the steps up to t together.{early}{measured}"
+    return f"Large points: the steps up to t together.{early}{measured}"
 
 
 def ablation_lines(found: AblationReport) -> list[str]:
     """Return what a reader in a hurry must know of an ablation."""
-    if isinstance(found.cells, Missing):
-        return []
-    compared = [cell for cell in found.cells if cell.row["difference_low"] is not None]
-    lines = [_difference(cell) for cell in compared[:MOST_LINES]]
-    if len(compared) > MOST_LINES:
-        lines.append(f"{len(compared) - MOST_LINES} more comparisons are in the table.")
+    lines = []
+    for cell in () if isinstance(found.cells, Missing) else found.cells:
+        of = cell.statistics
+        if of.interval is not None and of.difference is not None:
+            verdicts = {
+                True: "resolved",
+                False: "not resolved",
+                None: "no verdict below five pairs",
+            }
+            lines.append(
+                f"{cell.label} against the baseline: {points(of.difference)}, "
+                f"95\N{NO-BREAK SPACE}% interval {reach(of.interval)}, n = {of.pairs}: "
+                f"{verdicts[of.resolved_holm]}."
+            )
+    if len(lines) > MOST_LINES:
+        more = f"{len(lines) - MOST_LINES} more comparisons are in the table."
+        lines = [*lines[:MOST_LINES], more]
     if found.teachers:
         ends = sorted({percent(found.teachers[0]), percent(found.teachers[-1])})
         lines.append(f"Teachers reach {' to '.join(ends)}.")
     return lines
-
-
-def _difference(cell: CellReport) -> str:
-    verdicts = {1: "resolved", 0: "not resolved", None: "no verdict below five pairs"}
-    verdict = verdicts.get(cell.row["resolved_holm"], "no verdict")
-    return (
-        f"{cell.label} against the baseline: {points(cell.row['difference_mean'])}, "
-        f"95\N{NO-BREAK SPACE}% interval {reach(cell.row)}, n = {cell.row['pairs']}: "
-        f"{verdict}."
-    )
 
 
 # Where a run lies, and what numbers its start, is no setting that two runs differ in.
@@ -348,7 +377,7 @@ Measure = Callable[[RunReport], float | None]
 
 
 @dataclass(frozen=True)
-class Entry:
+class InWords:
     """A run's value in words; `aside` compares it with the first run's; `differs` from that one."""
 
     text: str
@@ -356,79 +385,78 @@ class Entry:
     differs: bool = False
 
 
+Lines = tuple[tuple[str, tuple[InWords, ...]], ...]
+
+
 @dataclass(frozen=True)
-class Compared:
-    """Runs side by side: rows of a name and an entry a run, and pairs by the other one's letter."""
+class SideBySide:
+    """Runs side by side: rows of a name and a value a run, and pairs by the other one's letter."""
 
-    measures: tuple[tuple[str, tuple[Entry, ...]], ...]
-    settings: tuple[tuple[str, tuple[Entry, ...]], ...]
-    pairs: tuple[tuple[str, Pair], ...]
+    measures: Lines
+    settings: Lines
+    pairs: tuple[tuple[str, Disagreement], ...]
 
 
-def compare_runs(page: Page) -> Compared | None:
+def compare_runs(page: Page) -> SideBySide | None:
     """Return the runs of a page side by side; None where there are fewer than two."""
     runs = page.runs
     if len(runs) < 2:
         return None
     by_name = {run.name: letter for run, letter in zip(runs, page.letters, strict=True)}
-    return Compared(
-        measures=tuple(_measures(runs)),
-        settings=tuple(_settings(runs)),
-        pairs=tuple((by_name.get(pair.other, ""), pair) for pair in page.pairs),
+    measures = (
+        ("network", _words([run.facts.model for run in runs])),
+        ("method", _words([run.facts.method for run in runs])),
+        ("time steps", _words([run.facts.timesteps for run in runs])),
+        ("accuracy, all steps", _numbers(runs, lambda run: _step(run, -1), percent, points)),
+        ("accuracy, first step alone", _numbers(runs, lambda run: _step(run, 0), percent, points)),
+        ("teacher's accuracy", _numbers(runs, _teacher, percent, points)),
+        ("energy an image", _numbers(runs, _energy, joules, _relative)),
+        ("training time", _numbers(runs, lambda run: run.facts.seconds, duration, _relative)),
+    )
+    keys = dict.fromkeys(key for run in runs for key in run.all_settings if key not in PLACES)
+    settings = [(key, _words([run.all_settings.get(key) for run in runs])) for key in keys]
+    return SideBySide(
+        tuple(row for row in measures if any(entry.text != "-" for entry in row[1])),
+        tuple(row for row in settings if any(entry.differs for entry in row[1])),
+        tuple((by_name.get(other, ""), apart) for other, apart in page.same_images),
     )
 
 
-def _measures(runs: Sequence[RunReport]) -> list[tuple[str, tuple[Entry, ...]]]:
-    rows = [
-        ("network", _words(runs, "model")),
-        ("method", _words(runs, "method")),
-        ("time steps", _words(runs, "timesteps")),
-        ("accuracy, all steps", _numbers(runs, _accuracy, percent, points)),
-        ("accuracy, first step alone", _numbers(runs, _first, percent, points)),
-        ("teacher's accuracy", _numbers(runs, _teacher, percent, points)),
-        ("energy an image", _numbers(runs, _energy, joules, _relative)),
-        ("training time", _numbers(runs, _seconds, duration, _relative)),
-    ]
-    return [row for row in rows if any(entry.text != "-" for entry in row[1])]
-
-
-def _words(runs: Sequence[RunReport], fact: str) -> tuple[Entry, ...]:
-    texts = ["-" if run.facts[fact] in (None, "") else str(run.facts[fact]) for run in runs]
-    return tuple(Entry(text, differs=text != texts[0]) for text in texts)
+def _words(values: Sequence[str | float | None]) -> tuple[InWords, ...]:
+    texts = ["-" if value in (None, "") else str(value) for value in values]
+    return tuple(InWords(text, differs=text != texts[0]) for text in texts)
 
 
 def _numbers(
     runs: Sequence[RunReport],
     measure: Measure,
-    words: Callable[[float], str],
-    aside: Callable[..., str],
-) -> tuple[Entry, ...]:
+    in_words: Callable[[float], str],
+    aside: Callable[[float, float], str],
+) -> tuple[InWords, ...]:
     numbers = [measure(run) for run in runs]
     first = numbers[0]
     made = []
     for number in numbers:
         if number is None:
-            made.append(Entry("-"))
+            made.append(InWords("-"))
         elif first is None or number == first:
-            made.append(Entry(words(number)))
+            made.append(InWords(in_words(number)))
         else:
-            told = aside(number / first if aside is _relative else number - first) if first else ""
-            made.append(Entry(words(number), told, True))
+            made.append(InWords(in_words(number), aside(number, first), True))
     return tuple(made)
 
 
-def _relative(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.0f} %".replace("-", "\N{MINUS SIGN}")
+def _relative(number: float, first: float) -> str:
+    told = f"{100 * (number / first - 1):+.0f} %" if first else ""
+    return told.replace("-", "\N{MINUS SIGN}")
 
 
-def _accuracy(run: RunReport) -> float | None:
-    found = run.accuracy
-    return float(found.last["accuracy_cumulative"]) if isinstance(found, Accuracy) else None
-
-
-def _first(run: RunReport) -> float | None:
-    found = run.accuracy
-    return float(found.rows[0]["accuracy_at_t"]) if isinstance(found, Accuracy) else None
+def _step(run: RunReport, place: int) -> float | None:
+    """Return the accuracy of the first step alone (0), or of all steps (-1)."""
+    if not isinstance(run.accuracy, Accuracy):
+        return None
+    step = run.accuracy.steps[place]
+    return step.accuracy if place else step.accuracy_at_t
 
 
 def _teacher(run: RunReport) -> float | None:
@@ -436,32 +464,7 @@ def _teacher(run: RunReport) -> float | None:
 
 
 def _energy(run: RunReport) -> float | None:
-    return float(run.energy.total["energy_pj"]) if isinstance(run.energy, Energy) else None
-
-
-def _seconds(run: RunReport) -> float | None:
-    found: float | None = run.facts["seconds"]
-    return found
-
-
-def _settings(runs: Sequence[RunReport]) -> list[tuple[str, tuple[Entry, ...]]]:
-    """Return the settings that are not the same in all runs."""
-    all_keys = dict.fromkeys(key for run in runs for key in run.all_settings)
-    rows = []
-    for key in all_keys:
-        texts = [str(run.all_settings.get(key, "-")) for run in runs]
-        if len(set(texts)) > 1 and key not in PLACES:
-            rows.append((key, tuple(Entry(text, differs=text != texts[0]) for text in texts)))
-    return rows
-
-
-TEMPLATES = Path(__file__).with_name("templates")
-
-
-PARTS = {
-    **{"accuracy": "accuracy", "energy": "energy", "layers": "layers", "mistakes": "mistakes"},
-    **{"images": "images", "training": "training", "settings": "settings"},
-}
+    return run.energy.energy_pj if isinstance(run.energy, Energy) else None
 
 
 FILTERS = {
@@ -470,8 +473,8 @@ FILTERS = {
     "told": told,
     "joules": joules,
     "quantity": quantity,
-    "accuracy_words": lambda row: accuracy_words(statistics_in(row)),
-    "difference_words": lambda row: difference_words(statistics_in(row)),
+    "accuracy_words": accuracy_words,
+    "difference_words": difference_words,
     "reach": reach,
 }
 
@@ -482,6 +485,7 @@ GLOBALS = {
     "named": named,
     "tradeoff_note": tradeoff_note,
     "ablation_lines": ablation_lines,
-    "curves_of": page_charts.curves_of,
-    "notice": NOTICE,
+    "curves_of": curves_of,
+    "colour_class": colour_class,
+    "shade": shade,
 }

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from string import ascii_uppercase
-from typing import Any
 
-Rows = Sequence[Mapping[str, Any]]
+from tser_cli.report.comparison import CellStatistics, Disagreement
+from tser_cli.report.figures import EnergyPoint, LayerEnergy, Series, StepAccuracy
+from tser_cli.report.style import Drawing
 
 
 @dataclass(frozen=True)
@@ -22,28 +23,54 @@ class Missing:
 
 
 @dataclass(frozen=True)
+class MeasuredStep(StepAccuracy):
+    """A row of per_timestep.csv: loss, entropy and confidence are those of step t alone."""
+
+    loss: float | None = None
+    entropy: float | None = None
+    confidence: float | None = None
+
+
+@dataclass(frozen=True)
 class Accuracy:
-    """Accuracy at each time step on the test images.
+    """Accuracy at each time step on the test images; `teacher`: its accuracy, None without one."""
 
-    `rows`: those of per_timestep.csv, with 95 % intervals over the images: `low_at_t`, `high_at_t`,
-    `low_cumulative`, `high_cumulative`. `teacher`: the teacher's accuracy, None without one.
-    """
-
-    rows: Rows
+    steps: tuple[MeasuredStep, ...]
     teacher: float | None
 
     @property
-    def last(self) -> Mapping[str, Any]:
-        """Return the row of the last step."""
-        return self.rows[-1]
+    def last(self) -> MeasuredStep:
+        """Return the last step."""
+        return self.steps[-1]
 
 
 @dataclass(frozen=True)
 class Curves:
-    """The rows of metrics.csv; `terms` are the columns that are terms of the loss."""
+    """The columns of metrics.csv that hold numbers; `terms` are those that the loss is made of."""
 
-    rows: Rows
+    series: Mapping[str, Series]
     terms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How many images of the class `true` were taken for another, and their share of the class."""
+
+    true: str
+    predicted: str
+    images: int
+    share: float
+
+
+@dataclass(frozen=True)
+class ClassErrors:
+    """The wrong images of a class: at some steps alone, in their order, and after all steps."""
+
+    name: str
+    images: int
+    wrong: tuple[int, ...]
+    wrong_in_the_end: int
+    taken_for: str
 
 
 @dataclass(frozen=True)
@@ -51,45 +78,56 @@ class Mistakes:
     """Which test images were taken for what.
 
     `confusion_KK`: images by true and predicted class after all steps; None where there are too
-    many classes to draw. `pairs`: the most frequent confusions: `true`, `predicted`, `images`,
-    `share` (of the images of the true class). `by_class`: `name`, `images`, `wrong`, the images
-    that are wrong at each of `steps` alone, in their order, and `wrong_in_the_end`. `left_out`:
-    classes that have no row, those with the smallest share of errors.
+    many classes to draw. `pairs`: the most frequent confusions. `steps`: those that each of
+    `by_class` has an entry of. `left_out`: classes that have no row, those with the smallest share
+    of errors.
     """
 
     classes: tuple[str, ...]
     confusion_KK: tuple[tuple[int, ...], ...] | None
-    pairs: Rows
-    by_class: Rows
+    pairs: tuple[Confusion, ...]
+    by_class: tuple[ClassErrors, ...]
     steps: tuple[int, ...]
     left_out: int = 0
 
     @property
     def largest(self) -> float:
         """Return the largest share of a class that a step alone, or all together, get wrong."""
-        shares = [
-            max(*row["wrong"], row["wrong_in_the_end"]) / row["images"] for row in self.by_class
-        ]
+        shares = [max(*row.wrong, row.wrong_in_the_end) / row.images for row in self.by_class]
         return max(shares, default=0.0)
+
+
+@dataclass(frozen=True)
+class LayerSums:
+    """A layer over all steps, means per image."""
+
+    layer: str
+    input_kind: str
+    firing_rate: float
+    accumulates: float
+    macs: float
+    energy_pj: float
+    ann_energy_pj: float
 
 
 @dataclass(frozen=True)
 class Energy:
     """Operations and energy of a student, means per image.
 
-    `layers`: the rows of energy.csv of each layer and step; `whole`: of each layer over all steps;
-    `totals`: of all layers at each step; `total`: of all layers over all steps.
+    `layers`: each layer at each of some steps; `sums`: each layer over all steps; `steps_pj`: what
+    each step costs; `energy_pj` and `ann_energy_pj`: the whole student, and the ANN of its shape.
     """
 
     profile: str
-    layers: Rows
-    whole: Rows
-    totals: Rows
-    total: Mapping[str, Any]
+    layers: tuple[LayerEnergy, ...]
+    sums: tuple[LayerSums, ...]
+    steps_pj: tuple[float, ...]
+    energy_pj: float
+    ann_energy_pj: float
 
 
 @dataclass(frozen=True)
-class Duel:
+class EnergyPair:
     """The energy of the student and of another network, in pJ an image, counted in one way.
 
     `how`: what is counted, and by whose figures. `in_range`: whether the range that the summary
@@ -114,18 +152,24 @@ class Duel:
 
 
 @dataclass(frozen=True)
-class Tradeoff:
-    """Accuracy against energy.
+class ExitPoint(EnergyPoint):
+    """What early exit at a threshold of confidence reaches."""
 
-    `steps`: `t`, `energy_pj` of the steps up to t, `accuracy` of their average. `exits`: the rows
-    of early_exit.csv, in the order of their energy, () without. `teacher`: its energy in pJ and its
-    accuracy. `ann_pj`: the energy of the ANN of the same shape, whose accuracy is not known.
-    `images`: on how many it was measured for this page, 0 where that is from the run's tables.
+    threshold: float
+    mean_steps: float
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """Accuracy against energy: the steps up to each t, early exit in the order of its energy.
+
+    `ann_pj`: the energy of the ANN of the same shape, whose accuracy is not known. `images`: on how
+    many it was measured for this page, 0 where that is from the run's tables.
     """
 
-    steps: Rows
-    exits: Rows
-    teacher: tuple[float, float] | None
+    steps: tuple[EnergyPoint, ...]
+    exits: tuple[ExitPoint, ...]
+    teacher: EnergyPoint | None
     ann_pj: float | None
     images: int = 0
 
@@ -146,7 +190,6 @@ class Picture:
 
     source: str
     index: int
-    size: tuple[int, int]
     label: str
     answers: tuple[Answer, ...]
     final: Answer
@@ -170,17 +213,37 @@ class Setting:
     """A setting of a run that is not tser's default; `default` is None where there is none."""
 
     key: str
-    value: Any
-    default: Any
+    value: str
+    default: str | None
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run is, in words and numbers; what is not known is "" or None.
+
+    `energy_pj` is what was held to `energy_budget_pj`.
+    """
+
+    model: str = ""
+    dataset: str = ""
+    method: str = ""
+    teacher: str = ""
+    seed: str = ""
+    finished: str = ""
+    device: str = ""
+    timesteps: float | None = None
+    epochs: float | None = None
+    seconds: float | None = None
+    energy_pj: float | None = None
+    energy_budget_pj: float | None = None
 
 
 @dataclass(frozen=True)
 class RunReport:
     """All that the page says of one run.
 
-    `title` says what it is, `facts` are labelled values in words, and `said` what stands in the
-    way of a complete report, as that the run is not finished. `headline`: what decides about the
-    energy, in two sentences.
+    `title` says what it is, and `said` what stands in the way of a complete report, as that the run
+    is not finished. `headline`: what decides about the energy, in two sentences.
     """
 
     name: str
@@ -189,16 +252,16 @@ class RunReport:
     kind: str
     state: str
     said: tuple[str, ...]
-    facts: Mapping[str, Any]
+    facts: RunFacts
     accuracy: Accuracy | Missing
     curves: Curves | Missing
     mistakes: Mistakes | Missing
     energy: Energy | Missing
     headline: tuple[str, ...]
-    duels: tuple[Duel, ...]
+    pairs: tuple[EnergyPair, ...]
     tradeoff: Tradeoff | Missing
     gallery: Gallery | Missing
-    all_settings: Mapping[str, Any]
+    all_settings: Mapping[str, str]
     settings: tuple[Setting, ...] | Missing
     environment: Mapping[str, str] | Missing
     commands: tuple[str, ...]
@@ -211,53 +274,48 @@ class RunReport:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two runs on the same test images: how many each alone has right, and McNemar's p-value."""
+class CellReport:
+    """A cell of an ablation: its name, how it stands to its baseline, its mean energy."""
 
-    first: str
-    other: str
-    only_first: int
-    only_other: int
-    p_value: float
+    label: str
+    statistics: CellStatistics
+    energy_pj: float | None
 
 
 @dataclass(frozen=True)
-class CellReport:
-    """A cell of an ablation: its varied settings as a label, and its statistics.
+class AblationRun:
+    """A run of an ablation, as ablation.csv has it."""
 
-    `row`: that of summary.csv. `accuracy` (percent), `difference` (to the baseline, in points) and
-    `energy_pj` hold a value for each seed; `intervals` the 95 % interval of the mean of each, None
-    below two values. `at_t`: accuracy of each step alone in percent, `t`, `mean`, `low`, `high`.
-    """
-
-    label: str
-    row: Mapping[str, Any]
-    accuracy: tuple[float, ...]
-    difference: tuple[float, ...]
-    energy_pj: tuple[float, ...]
-    intervals: Mapping[str, tuple[float, float] | None]
-    at_t: Rows
+    settings: tuple[str, ...]
+    seed: int | None
+    state: str
+    accuracy: float | None
+    teacher_accuracy: float | None
+    energy_pj: float | None
+    seconds: float | None
+    folder: str
 
 
 @dataclass(frozen=True)
 class AblationReport:
     """All that the page says of one ablation.
 
-    `axes`: the short names of the varied settings, by their columns. `runs`: the rows of
-    ablation.csv. `teachers`: the accuracies of the teachers, as fractions. `shared`: where the runs
-    come from, as far as all agree.
+    `axes`: the short names of the varied settings. `teachers`: the accuracies of the teachers, as
+    fractions. `shared`: where the runs come from, as far as all agree. `drawings`: the figures of
+    its folder, by name.
     """
 
     name: str
     folder: str
-    axes: Mapping[str, str]
-    measure: str
-    said: tuple[str, ...]
-    teachers: tuple[float, ...]
     cells: tuple[CellReport, ...] | Missing
-    runs: Rows
-    shared: Mapping[str, str]
-    commands: tuple[str, ...]
+    axes: tuple[str, ...] = ()
+    measure: str = ""
+    said: tuple[str, ...] = ()
+    teachers: tuple[float, ...] = ()
+    runs: tuple[AblationRun, ...] = ()
+    shared: Mapping[str, str] = field(default_factory=dict)
+    commands: tuple[str, ...] = ()
+    drawings: Mapping[str, Drawing] = field(default_factory=dict)
 
     def has(self, part: str) -> bool:
         """Return whether the page has a part by this name: all of them."""
@@ -266,14 +324,17 @@ class AblationReport:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page: runs, ablations, and pairs of runs; `version` is tser's."""
+    """A whole page; `version` is tser's.
+
+    `same_images`: the runs on the images of the first one, by name, and how they disagree with it.
+    """
 
     runs: tuple[RunReport, ...]
     ablations: tuple[AblationReport, ...]
-    pairs: tuple[Pair, ...]
+    same_images: tuple[tuple[str, Disagreement], ...]
     version: str
 
     @property
-    def letters(self) -> str:
+    def letters(self) -> Sequence[str]:
         """Return a letter for each run."""
         return ascii_uppercase[: len(self.runs)]
