@@ -21,6 +21,8 @@ settings.register_profile("tser", derandomize=True, deadline=None, database=None
 settings.load_profile("tser")
 
 torch.set_num_threads(1)
+# Dozens of processes are started: each would compile the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(autouse=True)

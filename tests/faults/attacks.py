@@ -29,6 +29,7 @@ import torch
 from tser_cli.cli import app
 
 LIMIT = 20  # seconds
+SMALL = ("--set", "model.student=resnet20", "--set", "model.timesteps=1")
 CODES = (0, 1, 2, 3, 4)  # 4: what audit found
 VERBS = (
     *("evaluate", "energy", "audit", "predict", "report"),
@@ -241,9 +242,9 @@ def using(draw: random.Random, run: Path, ground: Ground) -> list[str]:
             ["audit", "--run", str(run)],
             ["predict", "--run", str(run), str(run / "figures")],
             ["report", str(run), "--output", "page.html"],
-            ["distill", "--dry-run", "--teacher", str(run)],
-            ["ablate", "--dry-run", "--vary", "method=ce", "--seeds", "1"],
-            ["distill", "--resume", "must", "--dry-run"],
+            ["distill", "--dry-run", "--teacher", str(run), *SMALL],
+            ["ablate", "--dry-run", "--vary", "method=ce", "--seeds", "1", *SMALL],
+            ["distill", "--resume", "must", "--dry-run", *SMALL],
             ["runs"],
             ["runs", "--json", "method=*"],
             ["compare", str(run), str(ground.run)],
@@ -349,5 +350,5 @@ def odd_environment(draw: random.Random, run: Path, ground: Ground, patch: Patch
         value = draw.choice(VARIABLES[name])
         patch.setenv(name, value)
     return draw.choice(
-        (["methods"], using(draw, run, ground), ["distill", "--dry-run", "--method", "ce"])
+        (["methods"], using(draw, run, ground), ["distill", "--dry-run", "--method", "ce", *SMALL])
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import random
 from collections.abc import Callable, Iterator
@@ -14,43 +13,20 @@ from typing import Any
 import pytest
 import torch
 
+from tests.faults.attacks import Bomb, flipped
+from tests.faults.bench import Bench, Reference, Result, kills_asked_for
 from tser_cli.base.errors import DamagedError
 from tser_cli.engine.runs.checkpoints import load_latest
 
 NEWEST, BEFORE = "step-000000006.pt", "step-000000003.pt"
-FLIPS = 200
 
 
-class Bomb:
-    """Unpickling this makes a folder: proof that code was run."""
-
-    def __init__(self, proof: Path) -> None:
-        self.proof = proof
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.proof),)
-
-
-def truncate(path: Path, size: int) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[:size] if size >= 0 else content[: len(content) // 2])
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 16
-    path.write_bytes(content)
-
-
-def flipped(path: Path, draw: random.Random) -> Iterator[int]:
-    """Flip a random bit of the file, give its position, and flip it back; `FLIPS` times."""
+def flips(path: Path, draw: random.Random, number: int) -> Iterator[str]:
+    """Flip a random bit of the file, give its place, and flip it back; so many times."""
     sound = path.read_bytes()
-    for _ in range(FLIPS):
-        position = draw.randrange(len(sound))
-        content = bytearray(sound)
-        content[position] ^= 1 << draw.randrange(8)
-        path.write_bytes(content)
-        yield position
+    for _ in range(number):
+        path.write_bytes(flipped(draw, sound))
+        yield f"of {number} flips, in {path}"
     path.write_bytes(sound)
 
 
@@ -60,7 +36,7 @@ def step_of(state: dict[str, Any] | None) -> int:
     return int(state["epoch"]) * 9 + int(state["step"])
 
 
-def test_no_truncation_is_overlooked(killed: Any) -> None:
+def test_no_truncation_is_overlooked(killed: Bench) -> None:
     newest = killed.checkpoints / NEWEST
     sound = newest.read_bytes()
     for size in (0, 1, len(sound) // 2, len(sound) - 1):
@@ -74,21 +50,23 @@ def test_no_truncation_is_overlooked(killed: Any) -> None:
 
 
 def test_no_flipped_bit_is_overlooked(
-    killed: Any, record_property: Callable[[str, object], None]
+    killed: Bench,
+    pytestconfig: pytest.Config,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """Of a checkpoint that is the only one."""
     newest, readable = killed.checkpoints / NEWEST, 0
+    number = 200 if kills_asked_for(pytestconfig) else 40
     (killed.checkpoints / BEFORE).unlink()
-    for position in flipped(newest, random.Random(5)):
+    for place in flips(newest, random.Random(5), number):
         told: list[str] = []
         with pytest.raises(DamagedError):
             load_latest(killed.checkpoints, told.append)
-        assert f"{NEWEST} is damaged" in told[0], position
+        assert f"{NEWEST} is damaged" in told[0], place
         readable += opens(newest)
-    assert readable > FLIPS // 2  # what would have been resumed from
+    assert readable > number // 2  # what would have been resumed from
     assert step_of(load_latest(killed.checkpoints, pytest.fail)) == 6
-    record_property(f"of {FLIPS} flipped bits, noticed", FLIPS)
-    record_property(f"of {FLIPS} flipped bits, noticed by torch.load alone", FLIPS - readable)
+    record_property(f"of {number} flipped bits, noticed by torch.load alone", number - readable)
 
 
 def opens(path: Path) -> bool:
@@ -100,57 +78,59 @@ def opens(path: Path) -> bool:
     return True
 
 
-def test_no_bit_of_the_manifest_leads_to_a_fresh_start(killed: Any) -> None:
+def test_no_bit_of_the_manifest_leads_to_a_fresh_start(killed: Bench) -> None:
     """Whatever it says, a state that was saved is taken up, or the damage is told."""
     seen = set()
-    for position in flipped(killed.checkpoints / "manifest.json", random.Random(6)):
+    for place in flips(killed.checkpoints / "manifest.json", random.Random(6), 100):
         try:
             seen.add(step_of(load_latest(killed.checkpoints, lambda text: None)))
         except DamagedError:
             seen.add(0)
-        assert (killed.checkpoints / NEWEST).exists(), position
-        assert (killed.checkpoints / BEFORE).exists(), position
+        assert (killed.checkpoints / NEWEST).exists(), place
+        assert (killed.checkpoints / BEFORE).exists(), place
     assert seen == {0, 3, 6}
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {
-    "half": lambda path: truncate(path, -1),
-    "a bit": flip_a_bit,
-    "deleted": lambda path: path.unlink(),
-}
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+def flip_a_bit(path: Path) -> None:
+    path.write_bytes(flipped(random.Random(7), path.read_bytes()))
+
+
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    "damage", [flip_a_bit, pytest.param(halve, marks=LONG), pytest.param(Path.unlink, marks=LONG)]
+)
 def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_goes_on(
-    killed: Any, undisturbed: Callable[..., Any], damage: str
+    killed: Bench, undisturbed: Reference, damage: Callable[[Path], None]
 ) -> None:
-    DAMAGES[damage](killed.checkpoints / NEWEST)
+    damage(killed.checkpoints / NEWEST)
     job = killed.run("train-teacher")
     assert f"{NEWEST}" in job.messages
     assert "trying the one before" in job.messages
     assert "resumed at epoch 1, step 4" in job.messages
     reference = undisturbed("train-teacher").result
-    assert type(reference).of(killed.the_run()) == reference
+    assert Result.of(killed.the_run()) == reference
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def test_all_damaged_is_exit_code_3_and_no_fresh_start(killed: Any) -> None:
-    DAMAGES["half"](killed.checkpoints / NEWEST)
-    DAMAGES["a bit"](killed.checkpoints / BEFORE)
-    before = contents(killed.checkpoints)
+def test_all_damaged_is_exit_code_3_and_no_fresh_start(killed: Bench) -> None:
+    halve(killed.checkpoints / NEWEST)
+    flip_a_bit(killed.checkpoints / BEFORE)
+    before = killed.saved()
     job = killed.run("train-teacher", code=3)
     assert "no sound checkpoint is left" in job.messages
     assert NEWEST in job.messages and BEFORE in job.messages
     assert "Traceback" not in job.messages
-    assert contents(killed.checkpoints) == before
+    assert killed.saved() == before
     assert not (killed.the_run() / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("content", [None, b'{"checkpoints": ['])
-def test_without_a_sound_manifest_nothing_is_trusted(killed: Any, content: bytes | None) -> None:
+def test_without_a_sound_manifest_nothing_is_trusted(killed: Bench, content: bytes | None) -> None:
     manifest = killed.checkpoints / "manifest.json"
     if content is None:
         manifest.unlink()
@@ -160,7 +140,7 @@ def test_without_a_sound_manifest_nothing_is_trusted(killed: Any, content: bytes
     assert "is not in its manifest" in job.messages
 
 
-def test_a_checkpoint_that_would_run_code_is_not_loaded(killed: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_that_would_run_code_is_not_loaded(killed: Bench, tmp_path: Path) -> None:
     """Its manifest vouches for it, as an attacker's would."""
     proof = tmp_path / "proof"
     manifest = killed.checkpoints / "manifest.json"
@@ -176,10 +156,20 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(killed: Any, tmp_path: P
     assert not proof.exists()
 
 
-@pytest.mark.parametrize("how", ["pickle", "torch", "state dict"])
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    ("how", "suffix"),
+    [
+        ("pickle", ".pt"),
+        ("torch", ".safetensors"),
+        ("state dict", ".pt"),
+        *(
+            pytest.param(*more, marks=LONG)
+            for more in (("pickle", ".safetensors"), ("torch", ".pt"))
+        ),
+    ],
+)
 def test_a_teacher_that_would_run_code_is_refused(
-    bench: Any, tmp_path: Path, how: str, suffix: str
+    bench: Bench, tmp_path: Path, how: str, suffix: str
 ) -> None:
     proof, path = tmp_path / "proof", tmp_path / f"teacher{suffix}"
     if how == "pickle":
@@ -193,7 +183,7 @@ def test_a_teacher_that_would_run_code_is_refused(
     assert not bench.runs.exists()
 
 
-def test_a_data_cache_that_would_run_code_is_refused(bench: Any, tmp_path: Path) -> None:
+def test_a_data_cache_that_would_run_code_is_refused(bench: Bench, tmp_path: Path) -> None:
     proof, folder = tmp_path / "proof", tmp_path / "data" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"):

@@ -6,20 +6,17 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.faults.bench import Bench, Job, Reference, Result
 
 NOBODY = 65534
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def assert_told_and_unharmed(job: Any, bench: Any, before: dict[str, bytes], reason: str) -> None:
+def assert_told_and_unharmed(job: Job, bench: Bench, before: dict[str, bytes], reason: str) -> None:
     (line,) = [line for line in job.messages.splitlines() if line.startswith("error:")]
     assert str(bench.the_run()) in line
     assert reason in line
@@ -27,17 +24,17 @@ def assert_told_and_unharmed(job: Any, bench: Any, before: dict[str, bytes], rea
     assert ("MiB are free there" in line) is (reason == "No space left on device")
     assert ("permissions" in line) is (reason == "Permission denied")
     assert "Traceback" not in job.messages
-    assert contents(bench.checkpoints) == before
+    assert bench.saved() == before
 
 
-def test_a_file_that_may_not_grow(killed: Any, undisturbed: Callable[..., Any]) -> None:
-    before = contents(killed.checkpoints)
+def test_a_file_that_may_not_grow(killed: Bench, undisturbed: Reference) -> None:
+    before = killed.saved()
     job = killed.run("train-teacher", code=2, faults=[{"limit": 2**20}])
     assert_told_and_unharmed(job, killed, before, "File too large")
     assert killed.status()["state"] == "failed"
     killed.run("train-teacher", "--resume", "must")
     reference = undisturbed("train-teacher").result
-    assert type(reference).of(killed.the_run()) == reference
+    assert Result.of(killed.the_run()) == reference
 
 
 @pytest.fixture
@@ -53,21 +50,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk(
-    bench: Any, killed_run: Path, small_disk: Path, undisturbed: Callable[..., Any]
+    bench: Bench, killed_run: Path, small_disk: Path, undisturbed: Reference
 ) -> None:
     bench.runs.symlink_to(small_disk / "runs")
     shutil.copytree(killed_run, small_disk / "runs")
-    before = contents(bench.checkpoints)
+    before = bench.saved()
     job = bench.run("train-teacher", code=1)
     assert_told_and_unharmed(job, bench, before, "No space left on device")
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
     bench.run("train-teacher", "--resume", "must")
     reference = undisturbed("train-teacher").result
-    assert type(reference).of(bench.the_run()) == reference
+    assert Result.of(bench.the_run()) == reference
 
 
 @pytest.fixture
-def open_folder(bench: Any) -> Iterator[Path]:
+def open_folder(bench: Bench) -> Iterator[Path]:
     """A folder that every user can look into, unlike pytest's own."""
     folder = Path(tempfile.mkdtemp(prefix="tser-faults-"))
     folder.chmod(0o755)
@@ -78,17 +75,17 @@ def open_folder(bench: Any) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_a_folder_closed_to_this_user(bench: Any, killed_run: Path, open_folder: Path) -> None:
+def test_a_folder_closed_to_this_user(bench: Bench, killed_run: Path, open_folder: Path) -> None:
     """Root may write anywhere: the process becomes another user before its first step."""
     bench.folder = open_folder
     shutil.copytree(killed_run, bench.runs)
-    before = contents(bench.checkpoints)
+    before = bench.saved()
     fault = {"closed": str(open_folder), "uid": NOBODY if os.getuid() == 0 else os.getuid()}
     job = bench.run("train-teacher", code=2, faults=[fault])
     assert_told_and_unharmed(job, bench, before, "Permission denied")
 
 
-def test_a_runs_folder_that_can_t_be_made(bench: Any) -> None:
+def test_a_runs_folder_that_can_t_be_made(bench: Bench) -> None:
     bench.runs.write_text("a file")
     job = bench.run("train-teacher", code=2)
     assert f"{bench.runs}" in job.messages

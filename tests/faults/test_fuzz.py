@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.faults.bench import Bench, Reference
 from tser_cli.base.errors import ConfigError
 from tser_cli.cli import app
 from tser_cli.cli.commands import training_config
@@ -153,8 +154,8 @@ def drawn_value(key: str, default: Any, draw: random.Random) -> str:
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_what_is_accepted_can_be_run(
-    bench: Any,
-    undisturbed: Callable[..., Any],
+    bench: Bench,
+    undisturbed: Reference,
     pytestconfig: pytest.Config,
     record_property: Callable[[str, object], None],
 ) -> None:

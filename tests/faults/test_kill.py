@@ -6,6 +6,7 @@ images_per_second and seconds, which are measurements of the clock, and which fi
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from tests.faults.bench import Bench, Job, Reference, Result, wait_for, workers
 
 Fault = dict[str, Any]
 SAVE = ("write", "fsync", "rename", "prune")
@@ -30,15 +33,11 @@ FILES = (
 UNCHANGED = ("--set", "augment.flip=false", "--set", "augment.crop_padding=0")
 
 
-def workers(number: int) -> tuple[str, str]:
-    return "--set", f"data.workers={number}"
-
-
 def kill_at(moment: str, number: int, **more: Any) -> list[Fault]:
     return [{"at": moment, "number": number, "do": "SIGKILL", "group": True, **more}]
 
 
-def killed_after(bench: Any, argv: tuple[str, ...], seconds: float) -> bool:
+def killed_after(bench: Bench, argv: tuple[str, ...], seconds: float) -> bool:
     """Start, kill the process group after so long; whether that was before the run's end."""
     job = bench.start(*argv)
     time.sleep(seconds)
@@ -48,14 +47,14 @@ def killed_after(bench: Any, argv: tuple[str, ...], seconds: float) -> bool:
     return not bench.is_finished()
 
 
-def killed_at(bench: Any, argv: tuple[str, ...], moment: str, number: int, **more: Any) -> bool:
+def killed_at(bench: Bench, argv: tuple[str, ...], moment: str, number: int, **more: Any) -> bool:
     """Start, let the process kill its group at that moment; whether it came to it."""
     job = bench.start(*argv, faults=kill_at(moment, number, **more))
     assert_killed_or_done(job)
     return bool(job.wait())
 
 
-def assert_killed_or_done(job: Any) -> None:
+def assert_killed_or_done(job: Job) -> None:
     assert job.wait() in (-signal.SIGKILL, 0), job.messages
     job.assert_no_orphans()
 
@@ -70,8 +69,8 @@ def assert_killed_or_done(job: Any) -> None:
     ],
 )
 def test_killed_again_and_again(
-    bench: Any,
-    undisturbed: Callable[..., Any],
+    bench: Bench,
+    undisturbed: Reference,
     verb: str,
     loaders: int,
     moments: tuple[str, ...],
@@ -92,19 +91,26 @@ def test_killed_again_and_again(
     assert kills == 5
     record_property("kills", kills)
     bench.run(*argv)
-    assert type(reference.result).of(bench.the_run()) == reference.result
+    assert Result.of(bench.the_run()) == reference.result
 
 
-def test_a_killed_process_takes_its_loaders_with_it(bench: Any) -> None:
-    """As the system kills for lack of memory: one process, not its group."""
-    job = bench.start("train-teacher", *workers(2), faults=[{"sleep": 600.0}])
-    job.workers(2)
+def test_a_killed_process_takes_its_loaders_with_it(bench: Bench) -> None:
+    """As the system kills for lack of memory: one process, not its group.
+
+    The loaders stand still, so that they can't notice by themselves, as they would in five seconds.
+    """
+    fault = {"at": "step", "number": 4, "do": "SIGSTOP"}  # by then both have sent images
+    job = bench.start("train-teacher", *workers(2), faults=[fault])
+    saved = "*/*/*/checkpoints/manifest.json"
+    wait_for(lambda: any(bench.runs.glob(saved)), lambda: job.messages)
+    for loader in job.workers(2):
+        os.kill(loader, signal.SIGSTOP)
     job.kill(group=False)
     assert_killed_or_done(job)
 
 
 @pytest.fixture
-def student_killed(bench: Any, undisturbed: Callable[..., Any]) -> Any:
+def student_killed(bench: Bench, undisturbed: Reference) -> Any:
     """A bench with the reference teacher and a student of it, named by architecture, killed."""
     teacher = undisturbed("train-teacher").run
     shutil.copytree(teacher, bench.runs / "teacher" / "digits" / teacher.name)
@@ -113,17 +119,17 @@ def student_killed(bench: Any, undisturbed: Callable[..., Any]) -> Any:
 
 
 @pytest.mark.long
-def test_a_student_keeps_its_teacher(student_killed: Any, undisturbed: Callable[..., Any]) -> None:
+def test_a_student_keeps_its_teacher(student_killed: Bench, undisturbed: Reference) -> None:
     """A newer teacher of the same name, with other weights, has come meanwhile."""
     student_killed.run("train-teacher", "--seed", "1", "--epochs", "1")
     job = student_killed.run("distill", "--resume", "must")
     assert "instead, which the run began with" in job.messages
     reference = undisturbed("distill").result
     (found,) = student_killed.runs.glob("student/*/*")
-    assert type(reference).of(found) == reference
+    assert Result.of(found) == reference
 
 
-def test_a_student_whose_teacher_has_changed_is_not_gone_on_with(student_killed: Any) -> None:
+def test_a_student_whose_teacher_has_changed_is_not_gone_on_with(student_killed: Bench) -> None:
     (path,) = student_killed.runs.glob("teacher/*/*/model.safetensors")
     student_killed.run("train-teacher", "--seed", "1", "--epochs", "1")
     (other,) = set(student_killed.runs.glob("teacher/*/*/model.safetensors")) - {path}
@@ -138,8 +144,8 @@ def test_a_student_whose_teacher_has_changed_is_not_gone_on_with(student_killed:
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_kills_by_the_hundred(
-    bench: Any,
-    undisturbed: Callable[..., Any],
+    bench: Bench,
+    undisturbed: Reference,
     pytestconfig: pytest.Config,
     capsys: pytest.CaptureFixture[str],
     record_property: Callable[[str, object], None],
@@ -152,7 +158,7 @@ def test_kills_by_the_hundred(
         verb, loaders = draw.choice(("train-teacher", "distill")), draw.choice((0, 2))
         reference = undisturbed(verb, *draw.choice(((), UNCHANGED)))
         argv = (*reference.argv, *workers(loaders))
-        folder = type(bench)(bench.zygote, bench.folder / str(finished))
+        folder = Bench(bench.zygote, bench.folder / str(finished))
         folder.folder.mkdir()
         for _ in range(draw.randint(3, 9)):
             kind, killed = kill_somewhere(folder, argv, draw, reference.seconds)
@@ -161,7 +167,7 @@ def test_kills_by_the_hundred(
                 break
         else:
             folder.run(*argv)
-        assert type(reference.result).of(folder.the_run()) == reference.result
+        assert Result.of(folder.the_run()) == reference.result
         shutil.rmtree(folder.folder)
         finished += 1
         with capsys.disabled():
@@ -171,7 +177,7 @@ def test_kills_by_the_hundred(
 
 
 def kill_somewhere(
-    bench: Any, argv: tuple[str, ...], draw: random.Random, seconds: float
+    bench: Bench, argv: tuple[str, ...], draw: random.Random, seconds: float
 ) -> tuple[str, bool]:
     """Kill a run at a moment of one of four kinds; which kind, and whether it came to it."""
     kind = draw.choice(("save", "save", "step", "file", "anywhere"))

@@ -9,11 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-DEADLINE = 10.0
+from tests.faults.bench import GIVE_UP, Bench, wait_for
 
 
 class Torchrun:
@@ -38,11 +37,10 @@ class Torchrun:
         return self.log.read_text()
 
     def until(self, text: str) -> None:
-        end = time.monotonic() + 300
-        while text not in self.messages:
-            assert time.monotonic() < end, self.messages
-            assert self.process.poll() is None, self.messages
-            time.sleep(0.02)
+        wait_for(
+            lambda: text in self.messages or self.process.poll() is not None, lambda: self.messages
+        )
+        assert text in self.messages
 
     def ranks(self) -> dict[int, int]:
         """The pid of each rank."""
@@ -67,7 +65,7 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.fixture
-def torchrun(bench: Any) -> Iterator[Callable[..., Torchrun]]:
+def torchrun(bench: Bench) -> Iterator[Callable[..., Torchrun]]:
     made: list[Torchrun] = []
 
     def start(*argv: str) -> Torchrun:
@@ -82,14 +80,14 @@ def torchrun(bench: Any) -> Iterator[Callable[..., Torchrun]]:
         job.process.wait()
 
 
-def endless(bench: Any) -> tuple[str, ...]:
+def endless(bench: Bench) -> tuple[str, ...]:
     """A training that does not end before it is ended."""
     return ("train-teacher", "--recipe", str(bench.write_recipe()), "--epochs", "3000")
 
 
 @pytest.mark.long
 def test_a_rank_that_is_killed_ends_torchrun(
-    bench: Any,
+    bench: Bench,
     torchrun: Callable[..., Torchrun],
     record_property: Callable[[str, object], None],
 ) -> None:
@@ -100,7 +98,7 @@ def test_a_rank_that_is_killed_ends_torchrun(
     assert sorted(ranks) == [0, 1]
     began = time.monotonic()
     os.kill(ranks[1], signal.SIGKILL)
-    assert job.process.wait(bench.allowed(DEADLINE)) != 0
+    assert job.process.wait(GIVE_UP) != 0
     record_property("seconds until torchrun has ended after kill -9 of a rank", elapsed(began))
     assert not any(map(is_alive, ranks.values()))
     culprit = job.messages[job.messages.index("Root Cause") :]
@@ -113,7 +111,7 @@ def test_a_rank_that_is_killed_ends_torchrun(
 
 @pytest.mark.long
 def test_torchrun_that_is_asked_to_stop(
-    bench: Any,
+    bench: Bench,
     torchrun: Callable[..., Torchrun],
     record_property: Callable[[str, object], None],
 ) -> None:
@@ -124,7 +122,7 @@ def test_torchrun_that_is_asked_to_stop(
     ranks = first.ranks()
     began = time.monotonic()
     first.process.send_signal(signal.SIGTERM)
-    assert first.process.wait(bench.allowed(DEADLINE)) != 0
+    assert first.process.wait(GIVE_UP) != 0
     record_property("seconds until torchrun has ended after SIGTERM", elapsed(began))
     assert not any(map(is_alive, ranks.values()))
     assert "the state is saved. Repeat the command and it goes on" in first.messages
@@ -137,7 +135,7 @@ def elapsed(began: float) -> float:
     return round(time.monotonic() - began, 2)
 
 
-def test_a_launcher_that_is_killed_takes_its_processes_with_it(bench: Any) -> None:
+def test_a_launcher_that_is_killed_takes_its_processes_with_it(bench: Bench) -> None:
     env = {"TORCHELASTIC_RUN_ID": "any"}
     job = bench.start("train-teacher", env=env, launcher=True, faults=[{"sleep": 600.0}])
     job.until("run folder:")

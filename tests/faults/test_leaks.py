@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable
-from typing import Any
 
 import pytest
+
+from tests.faults.bench import Bench, Job, Reference
 
 SETTINGS = ("--checkpoint-every", "40steps")
 VALIDATED = ("--set", "data.validation_fraction=0.1", "--set", "data.workers=1")
@@ -15,7 +16,7 @@ WARM = 100  # by then every cache is full
 GROWTH = 0.02
 
 
-def assert_flat(job: Any, steps: int, record_property: Callable[[str, object], None]) -> None:
+def assert_flat(job: Job, steps: int, record_property: Callable[[str, object], None]) -> None:
     found = re.findall(r"^at step: (\d+) bytes, (\d+) files$", job.output, re.MULTILINE)
     assert len(found) >= steps
     size, files = ([int(row[column]) for row in found] for column in (0, 1))
@@ -27,8 +28,8 @@ def assert_flat(job: Any, steps: int, record_property: Callable[[str, object], N
     assert max(files[-50:]) <= max(files[WARM : WARM + 50])
 
 
-def test_flat(bench: Any, record_property: Callable[[str, object], None]) -> None:
-    argv = ("train-teacher", *SETTINGS, *VALIDATED, "--batch-size", "12", "--epochs", "2")
+def test_flat(bench: Bench, record_property: Callable[[str, object], None]) -> None:
+    argv = ("train-teacher", *SETTINGS, *VALIDATED, "--batch-size", "4", "--epochs", "3")
     assert_flat(bench.run(*argv, faults=[{"watch": True}]), 200, record_property)
 
 
@@ -36,12 +37,12 @@ def test_flat(bench: Any, record_property: Callable[[str, object], None]) -> Non
 @pytest.mark.long
 @pytest.mark.parametrize("verb", ["train-teacher", "distill"])
 def test_flat_over_2000_steps(
-    bench: Any,
-    undisturbed: Callable[..., Any],
+    bench: Bench,
+    undisturbed: Reference,
     record_property: Callable[[str, object], None],
     verb: str,
 ) -> None:
-    argv = (*undisturbed(verb).argv, *SETTINGS, *VALIDATED, "--batch-size", "16")
-    job = bench.start(*argv, "--epochs", "25", faults=[{"watch": True}])
+    argv = (*undisturbed(verb).argv, *SETTINGS, *VALIDATED, "--batch-size", "4")
+    job = bench.start(*argv, "--epochs", "28", faults=[{"watch": True}])
     assert job.wait(3600) == 0, job.messages
     assert_flat(job, 2000, record_property)

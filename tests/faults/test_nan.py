@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
+from tests.faults.bench import Bench
 
-def steps_saved(bench: Any) -> list[str]:
+
+def steps_saved(bench: Bench) -> list[str]:
     return sorted(path.name for path in bench.checkpoints.glob("step-*"))
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_the_run_ends_before_the_step_is_taken(bench: Any, what: str) -> None:
+def test_the_run_ends_before_the_step_is_taken(bench: Bench, what: str) -> None:
     job = bench.run("train-teacher", code=1, faults=[{"nan": what, "step": 14}])
     (line,) = [line for line in job.messages.splitlines() if line.startswith("error:")]
     assert "not finite at epoch 2, step 5" in line

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
+from tests.faults.bench import Bench, Job, Reference, Result, Zygote, workers
+
 FLOAT64 = {"float64": True}
 SHORT = ("--epochs", "1", "-T", "1")
-DEADLINE = 10.0
 LONG = pytest.mark.long
 
 
-def losses(jobs: list[Any]) -> list[float]:
+def losses(jobs: list[Job]) -> list[float]:
     """The loss of each step, as the first process wrote it."""
     return [float(value) for value in re.findall(r"^loss (.*)$", jobs[0].output, re.MULTILINE)]
 
@@ -30,7 +31,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def one_process(zygote: Any, undisturbed: Callable[..., Any], make_bench: Any) -> Any:
+def one_process(zygote: Zygote, undisturbed: Reference, make_bench: Bench) -> Any:
     """A student in float64 whose norms are in eval mode, trained by one process."""
     bench = make_bench("one")
     argv = (*undisturbed("distill").argv, *SHORT)
@@ -38,7 +39,7 @@ def one_process(zygote: Any, undisturbed: Callable[..., Any], make_bench: Any) -
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=LONG)])
-def test_the_losses_of_one_process(bench: Any, one_process: Any, world: int) -> None:
+def test_the_losses_of_one_process(bench: Bench, one_process: Any, world: int) -> None:
     """The same global batch, to 1e-12: nine steps with optimizer, schedule and teacher."""
     argv, single, expected = one_process
     jobs = bench.run_processes(world, *argv, faults=[FLOAT64])
@@ -53,13 +54,13 @@ def test_the_losses_of_one_process(bench: Any, one_process: Any, world: int) -> 
 
 
 def test_an_energy_budget_presses_as_it_does_on_one_process(
-    bench: Any, make_bench: Any, undisturbed: Callable[..., Any]
+    bench: Bench, make_bench: Bench, undisturbed: Reference
 ) -> None:
     budget = ("--energy-budget", "0.5%")  # an image costs almost as much without a spike
     argv = (*undisturbed("distill").argv, *SHORT, *budget)
     single = make_bench("priced")
-    expected = losses([single.run(*argv, faults=[FLOAT64])])
-    jobs = bench.run_processes(2, *argv, faults=[FLOAT64])
+    expected = losses([single.run(*argv, code=4, faults=[FLOAT64])])
+    jobs = bench.run_processes(2, *argv, code=4, faults=[FLOAT64])
     assert losses(jobs) == pytest.approx(expected, rel=1e-9, abs=0)
     (ours,), (theirs,) = (table(b.the_run() / "metrics.csv") for b in (bench, single))
     for name in ("energy_pj", "energy_budget_pj", "energy_multiplier"):
@@ -83,7 +84,7 @@ def loss(outputs, settings):
 
 
 def test_a_method_of_a_plug_in_trains_in_every_process(
-    bench: Any, undisturbed: Callable[..., Any]
+    bench: Bench, undisturbed: Reference
 ) -> None:
     (bench.folder / "mine_method.py").write_text(PLUGIN)
     plugin = ("--plugin", "mine_method.py", "--method", "mine")
@@ -95,9 +96,7 @@ def test_a_method_of_a_plug_in_trains_in_every_process(
     assert (run / "code" / "mine_method.py").read_text() == PLUGIN
 
 
-def test_only_the_first_process_writes_and_prints(
-    bench: Any, undisturbed: Callable[..., Any]
-) -> None:
+def test_only_the_first_process_writes_and_prints(bench: Bench, undisturbed: Reference) -> None:
     jobs = bench.run_processes(2, *undisturbed("distill").argv)
     assert "accuracy" in jobs[0].output
     assert "epoch 2/2" in jobs[0].messages
@@ -117,15 +116,14 @@ def test_only_the_first_process_writes_and_prints(
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=LONG)])
 def test_evaluation_counts_101_images_once(
-    bench: Any, undisturbed: Callable[..., Any], tmp_path: Path, world: int
+    bench: Bench, undisturbed: Reference, tmp_path: Path, world: int
 ) -> None:
     """A sampler that pads would count 102 with two processes or three."""
-    faults = [{"test_images": 101}]
     run = undisturbed("distill").run
     outputs = [tmp_path / "one.csv", tmp_path / "several.csv"]
     for processes, output in zip((1, world), outputs, strict=True):
         argv = ("evaluate", "--run", str(run), "--batch-size", "8", "--output", str(output))
-        bench.run_processes(processes, *argv, faults=faults)
+        bench.run_processes(processes, *argv)
     ours, theirs = (table(output) for output in outputs)
     for a, b in zip(ours, theirs, strict=True):
         assert a["images"] == b["images"] == "101"
@@ -135,7 +133,7 @@ def test_evaluation_counts_101_images_once(
 
 
 @pytest.fixture(scope="module")
-def several(undisturbed: Callable[..., Any], make_bench: Any) -> Callable[[int], Any]:
+def several(undisturbed: Reference, make_bench: Bench) -> Callable[[int], Any]:
     """`several(world)`: what so many processes make of a teacher where nothing goes wrong."""
     known: dict[int, Any] = {}
 
@@ -144,7 +142,7 @@ def several(undisturbed: Callable[..., Any], make_bench: Any) -> Callable[[int],
             reference = undisturbed("train-teacher")
             bench = make_bench(f"of-{world}")
             bench.run_processes(world, *reference.argv)
-            known[world] = type(reference.result).of(bench.the_run())
+            known[world] = Result.of(bench.the_run())
         return known[world]
 
     return make
@@ -155,33 +153,28 @@ def several(undisturbed: Callable[..., Any], make_bench: Any) -> Callable[[int],
     [(2, 0, 5), pytest.param(2, 1, 2, marks=LONG), pytest.param(3, 1, 8, marks=LONG)],
 )
 def test_a_killed_process_ends_all_and_they_go_on_to_the_same_bits(
-    bench: Any,
-    several: Callable[[int], Any],
-    record_property: Callable[[str, object], None],
+    bench: Bench,
+    several: Callable[[int], Result],
     world: int,
     rank: int,
     step: int,
 ) -> None:
-    argv = ("train-teacher", "--set", "data.workers=1")
+    argv = ("train-teacher", *workers(1))
     fault = {"at": "step", "number": step, "do": "SIGKILL", "rank": rank}
     jobs = bench.start_processes(world, *argv, faults=[fault])
     assert jobs[rank].wait() == -signal.SIGKILL
-    began = time.monotonic()
     for job in jobs:
         assert job.wait() != 0
         job.assert_no_orphans()
-    seconds = time.monotonic() - began
-    record_property(f"seconds until {world} processes have ended after kill -9 of one", seconds)
-    assert seconds < bench.allowed(DEADLINE)
     other = jobs[1 if rank == 0 else 0]
     assert other.code == 1
     assert "lost the connection to another process" in other.messages
     bench.run_processes(world, *argv, "--resume", "must")
     expected = several(world)
-    assert type(expected).of(bench.the_run()) == expected
+    assert Result.of(bench.the_run()) == expected
 
 
-def test_on_one_process_from_two_and_back(bench: Any, one_process: Any) -> None:
+def test_on_one_process_from_two_and_back(bench: Bench, one_process: Any) -> None:
     argv, single, expected = one_process
     kill = {"at": "step", "number": 5, "do": "SIGKILL"}
     seen = []
@@ -209,7 +202,7 @@ def test_on_one_process_from_two_and_back(bench: Any, one_process: Any) -> None:
     ],
 )
 def test_a_signal_to_one_process_stops_all(
-    bench: Any, several: Callable[[int], Any], name: str, moment: str, number: int, code: int
+    bench: Bench, several: Callable[[int], Result], name: str, moment: str, number: int, code: int
 ) -> None:
     argv = ("train-teacher",)
     rank = 0 if moment == "write" else 1
@@ -220,13 +213,11 @@ def test_a_signal_to_one_process_stops_all(
     assert bench.status()["state"] == "stopped"
     bench.run_processes(2, *argv, "--resume", "must")
     expected = several(2)
-    assert type(expected).of(bench.the_run()) == expected
+    assert Result.of(bench.the_run()) == expected
 
 
 @pytest.mark.parametrize("what", ["loss", pytest.param("gradient", marks=LONG)])
-def test_nan_in_one_process_ends_all(
-    bench: Any, undisturbed: Callable[..., Any], what: str
-) -> None:
+def test_nan_in_one_process_ends_all(bench: Bench, undisturbed: Reference, what: str) -> None:
     fault = {"nan": what, "step": 5, "rank": 1}
     jobs = bench.run_processes(2, *undisturbed("distill").argv, code=1, faults=[fault])
     (line,) = [line for line in jobs[0].messages.splitlines() if line.startswith("error:")]
@@ -239,15 +230,13 @@ def test_nan_in_one_process_ends_all(
 
 
 @LONG
-def test_an_error_of_the_first_process_is_told_once(
-    bench: Any, undisturbed: Callable[..., Any]
-) -> None:
+def test_an_error_of_the_first_process_is_told_once(bench: Bench, undisturbed: Reference) -> None:
     argv = undisturbed("distill").argv
     for faults, code, message in (
         ([{"limit": 2**20, "rank": 0}], 2, "File too large"),
         ([], 2, "can't be split evenly over 2 process"),
     ):
-        more = [] if faults else ["--batch-size", "145"]
+        more = [] if faults else ["--batch-size", "37"]
         jobs = bench.run_processes(2, *argv, *more, code=code, faults=faults)
         assert jobs[0].messages.count("error:") == 1
         assert message in jobs[0].messages
@@ -255,19 +244,17 @@ def test_an_error_of_the_first_process_is_told_once(
         assert "Traceback" not in jobs[0].messages
 
 
-def test_an_error_of_another_process_names_it(bench: Any) -> None:
+def test_an_error_of_another_process_names_it(bench: Bench) -> None:
     jobs = bench.start_processes(2, "train-teacher", faults=[{"lost_image": True, "rank": 1}])
     assert jobs[1].wait() == 2
     assert re.search(r"error: process 1 of 2 on \S+: the image is lost", jobs[1].messages)
-    began = time.monotonic()
     assert jobs[0].wait() == 1
-    assert time.monotonic() - began < bench.allowed(DEADLINE)
 
 
 @LONG
-def test_a_teacher_is_trained_first_by_all(bench: Any) -> None:
+def test_a_teacher_is_trained_first_by_all(bench: Bench) -> None:
     recipe = bench.folder / "teacher.toml"
-    recipe.write_text("[training]\nepochs = 1\nbatch_size = 720\n")
+    recipe.write_text("[training]\nepochs = 1\nbatch_size = 162\n")
     argv = ("distill", "--set", f"model.teacher_recipe={recipe}", "--epochs", "1")
     jobs = bench.run_processes(2, *argv)
     assert "training one first" in jobs[0].messages
@@ -278,16 +265,16 @@ def test_a_teacher_is_trained_first_by_all(bench: Any) -> None:
 @LONG
 @pytest.mark.timeout(0)
 def test_ranks_killed_again_and_again(
-    bench: Any,
-    several: Callable[[int], Any],
+    bench: Bench,
+    several: Callable[[int], Result],
     pytestconfig: pytest.Config,
     record_property: Callable[[str, object], None],
 ) -> None:
     """A tenth of the kills of the long form: either of two processes, three times a run."""
     draw, expected, slowest, kills = random.Random(), several(2), 0.0, 0
-    argv = ("train-teacher", "--set", "data.workers=1")
+    argv = ("train-teacher", *workers(1))
     for number in range(-(-pytestconfig.getoption("--faults") // 30)):
-        folder = type(bench)(bench.zygote, bench.folder / str(number))
+        folder = Bench(bench.zygote, bench.folder / str(number))
         folder.folder.mkdir()
         for step in (draw.randint(1, 8), draw.randint(1, 4), draw.randint(1, 3)):
             rank, later = draw.randint(0, 1), draw.uniform(0.0, 0.1)
@@ -297,11 +284,10 @@ def test_ranks_killed_again_and_again(
             began = time.monotonic()
             assert jobs[1 - rank].wait() == 1, jobs[1 - rank].messages
             seconds = time.monotonic() - began
-            assert seconds < folder.allowed(DEADLINE)
             for job in jobs:
                 job.assert_no_orphans()
             slowest, kills = max(slowest, seconds), kills + 1
         folder.run_processes(2, *argv, "--resume", "must")
-        assert type(expected).of(folder.the_run()) == expected
+        assert Result.of(folder.the_run()) == expected
     record_property("kills of one of two processes", kills)
     record_property("seconds until the other has ended, at most", round(slowest, 2))

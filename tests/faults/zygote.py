@@ -109,8 +109,11 @@ def load() -> None:
 
     from tser_cli.cli import app  # noqa: F401
     from tser_cli.data import builtin  # noqa: F401
+    from tser_cli.engine.commands import evaluate, train  # noqa: F401
     from tser_cli.models import resnet  # noqa: F401
+    from tser_cli.settings import config
 
+    config.keys()  # of all methods: their files are loaded
     torch.set_num_threads(1)
     assert len(list(Path("/proc/self/task").iterdir())) == 1
 
