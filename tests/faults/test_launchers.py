@@ -125,7 +125,7 @@ def test_torchrun_that_is_asked_to_stop(
     assert first.process.wait(GIVE_UP) != 0
     record_property("seconds until torchrun has ended after SIGTERM", elapsed(began))
     assert not any(map(is_alive, ranks.values()))
-    assert "the state is saved. Repeat the command and it goes on" in first.messages
+    assert "the state is saved. Repeat the command to resume it" in first.messages
     assert bench.status()["state"] == "stopped"
     second = torchrun(*argv, "--resume", "must")
     second.until("resumed at epoch")

@@ -16,7 +16,7 @@ LONG = pytest.mark.long
 
 def assert_stopped(job: Job, bench: Bench, name: str) -> None:
     assert "stopping after this step" in job.messages
-    assert "the state is saved. Repeat the command and it goes on" in job.messages
+    assert "the state is saved. Repeat the command to resume it" in job.messages
     assert "Traceback" not in job.messages
     assert bench.status()["state"] == "stopped"
     job.assert_no_orphans()
