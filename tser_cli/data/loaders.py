@@ -293,7 +293,8 @@ class WorkerFeed:
         assert workers > 0
         self._keys = _Keys()
         self._turn = 0
-        in_main_thread = threading.current_thread() is threading.main_thread()
+        # Linux ends a worker with the thread that forked it, which only here ends with the process
+        main = threading.current_thread() is threading.main_thread()
         with _workers_as_asked():
             self._loader: DataLoader[Batch | DataError] = DataLoader(
                 _Batches(pipeline),
@@ -302,7 +303,7 @@ class WorkerFeed:
                 num_workers=workers,
                 collate_fn=_as_it_is,
                 pin_memory=pin,
-                worker_init_fn=partial(_init_worker, in_main_thread),
+                worker_init_fn=partial(_init_worker, os.getpid() if main else None),
                 generator=torch.Generator().manual_seed(0),
                 persistent_workers=persistent,
             )
@@ -399,14 +400,13 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _init_worker(born_of_main_thread: bool, _worker: int) -> None:
+def _init_worker(parent: int | None, _worker: int) -> None:
     """Leaves stopping to the main process, which saves first; dies with it, however it dies."""
     torch.set_num_threads(1)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    # Linux sends the signal when the thread that forked ends, not the process
-    if born_of_main_thread:
-        end_with_parent()
+    if parent is not None:
+        end_with_parent(parent)
 
 
 _alive: WeakSet[BaseProcess] = WeakSet()
