@@ -97,7 +97,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 
 def cell_runs(folder: Path) -> list[Run]:
-    return [run for cell in (folder / "cells").glob("*") for run in all_runs(cell, "student")]
+    return [run for cell in (folder / "cells").glob("*") for run, _ in all_runs(cell, "student")]
 
 
 def states(folder: Path) -> list[str]:
