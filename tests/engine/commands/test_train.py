@@ -51,7 +51,7 @@ def distil(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> Distil
 
 
 def only(folder: Path, kind: str) -> Run:
-    (found,) = find.all_runs(folder, kind)
+    (found,) = (run for run, _ in find.all_runs(folder, kind))
     return found
 
 
