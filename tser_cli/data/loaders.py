@@ -92,6 +92,7 @@ class TrainLoader:
         DataError for an image that can't be read, TrainingError if a worker dies.
         """
         assert 0 <= start_step <= self.steps_per_epoch
+        # the whole epoch's order on every process: shares are cut from the same batches
         order_M = self._indices_M[transforms.permutation(self._seed, epoch, self.images)]
         steps = range(start_step, self.steps_per_epoch)
         return self._feed.batches([(epoch, self._share.of(order_M, step)) for step in steps])
@@ -194,6 +195,7 @@ def build_eval_loader(
     size = batch_size or config.training.eval_batch_size or config.training.batch_size
     share = Share(size, rank, world)
     workers = automatic_workers() if config.data.workers < 0 else config.data.workers
+    # what lies in memory is only normalised here: no work to share out
     if isinstance(source, TensorSource):
         workers = 0
     pipeline = transforms.evaluation_pipeline(source, dataset.spec)
@@ -393,6 +395,7 @@ def _signals_held() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    # blocked in this thread, and so in what it forks; _init_worker takes over from there
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield

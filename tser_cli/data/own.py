@@ -355,6 +355,7 @@ def mean_and_std(batches: Iterable[torch.Tensor]) -> dict[str, list[float]]:
     A channel that is the same everywhere has std 1: its pixels become 0. Raises DataError where
     all of them are.
     """
+    # counted, not summed: exact for any number of images, in one pass
     counts_C256: torch.Tensor | int = 0
     for images_NCHW in batches:
         channels = images_NCHW.transpose(0, 1).flatten(1)
@@ -389,6 +390,7 @@ def fingerprint(dataset: Dataset) -> str:
     entry = registry.DATASETS.get(spec.name)
     if entry is not None and registry.is_built_in(entry.target) and not entry.own_images:
         return ""
+    # names may hold bytes that are no UTF-8: folders are named by anyone
     made = hashlib.sha256("\0".join(spec.classes).encode(errors="surrogateescape"))
     made.update(repr((spec.image_shape, spec.shorter, spec.mean, spec.std)).encode())
     for source in (dataset.train, dataset.test):

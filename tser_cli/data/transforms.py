@@ -65,6 +65,7 @@ class Pipeline:
         size = self.augment.cutout
         if not size:
             return images_NCHW
+        # last: the square must be 0 in what the network sees, and no other step may change it
         bounds = (self.spec.height - size + 1, self.spec.width - size + 1)
         return cutout_(images_NCHW, self._draws(Draw.CUTOUT, epoch, indices_N, bounds), size)
 

@@ -192,6 +192,7 @@ def _fixed(node: Neuron, fixed: FixedGraph, largest: Mapping[str, float]) -> Fix
         elif source in fixed.whole:
             terms.append(Term(source, _rounded(np.array([node.gain / unit]))))
         else:
+            # floats: rounded to the unit at each step, when the file runs
             terms.append(Term(source, np.zeros(0, np.int64), node.gain / unit))
     rest = round(node.rest / unit)
     soft = node.reset is None

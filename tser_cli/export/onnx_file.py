@@ -158,6 +158,7 @@ class Writer:
             ir_version=IR_VERSION,
         )
         helper.set_model_props(model, facts)
+        # shapes and types of every operator, before anyone else reads the file
         self.onnx.checker.check_model(model, full_check=True)
         written: bytes = model.SerializeToString()
         return written

@@ -141,6 +141,7 @@ def record(model: Classifier, graph: Graph, images_NCHW: Tensor) -> Recording:
     The potentials are computed again from the neurons' input by the equations of `graph`, which
     must give the spikes that the network gave: AssertionError otherwise.
     """
+    # float64: rounding then lies far below any distance to a threshold that is not a tie
     twin = copy.deepcopy(model).double().cpu().eval()
     steps = graph.facts.timesteps
     kept: dict[str, tuple[Tensor, Tensor]] = {}

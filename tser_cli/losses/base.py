@@ -114,6 +114,7 @@ def step_cross_entropy(outputs: Outputs, settings: Supervised) -> Tensor:
     from torch.nn import functional as F
 
     logits_TNK, smoothing = outputs.logits_TNK, settings.label_smoothing
+    # one call over T * N rows: their mean is the mean over time of the steps' means
     labels_M = outputs.labels_N.repeat(len(logits_TNK))
     return F.cross_entropy(logits_TNK.flatten(0, 1), labels_M, label_smoothing=smoothing)
 
@@ -132,6 +133,7 @@ def step_kl(outputs: Outputs, temperature: float) -> Tensor:
 
 def kl_per_image(target: Tensor, student: Tensor, temperature: float) -> Tensor:
     """KL(softmax(target / tau) || softmax(student / tau)) of each row: [..., K] twice -> [...]."""
+    # detached here, so that no method can train its target by mistake
     log_p = log_probabilities(target.detach(), temperature)
     return (log_p.exp() * (log_p - log_probabilities(student, temperature))).sum(-1)
 
@@ -170,6 +172,7 @@ def reward_entropy(found: Terms, outputs: Outputs, settings: MethodSettings) -> 
     What TSER adds to its other terms (Yu et al., CVPR 2025), for any method; nothing where the
     weight is 0 or the method rewards entropy by itself.
     """
+    # tser has it in its own loss, and its settings have the weight as well
     if settings.entropy_weight == 0.0 or "entropy" in found:
         return found
     mean_entropy = entropy(outputs.logits_TNK).mean()

@@ -76,6 +76,7 @@ def step_targets(logits_TNK: Tensor) -> Tensor:
     z = logits_TNK.detach().transpose(0, 1)
     confidence_NT = 1 - entropy(z) / math.log(z.shape[-1])
     cosine_NTT = F.cosine_similarity(z.unsqueeze(2), z.unsqueeze(1), dim=-1)
+    # own steps get no weight: a step would learn from itself most of all
     score_NTT = confidence_NT.unsqueeze(1) * cosine_NTT
     own = torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
     weight_NTT = score_NTT.masked_fill(own, -math.inf).softmax(-1)

@@ -54,6 +54,7 @@ def ensemble(logits_TNK: Tensor, labels_N: Tensor, target: str) -> tuple[Tensor,
     used_TN = right_TN if target == "correct" else right_TN.new_ones(right_TN.shape)
     count_N = used_TN.sum(0)
     total_NK = (logits_TNK.detach() * used_TN.unsqueeze(-1)).sum(0)
+    # at least 1: where no step is right the sum is 0 already, and 0 / 0 would be no number
     return total_NK / count_N.clamp_min(1).unsqueeze(-1), count_N > 0
 
 

@@ -49,6 +49,7 @@ class Classifier(nn.Module):
                 folded = repeated(self.stem(images_NCHW), timesteps)
         else:
             folded = self.stem(repeated(images_NCHW, timesteps))
+        # time is unfolded at the very end: what lies between is written for images alone
         logits = self.body(folded, timesteps)
         return logits.reshape(timesteps, -1, logits.shape[-1])
 
@@ -151,6 +152,7 @@ def build_model(
         raise ConfigError(f"network {name} can't be built: {last_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"network {name} is a {type(model).__name__}, not an nn.Module")
+    # a plug-in may return a network of ours, or know nothing of this package
     if not isinstance(model, Classifier):
         return OwnNetwork(model, spiking)
     model.spiking = spiking
@@ -298,6 +300,7 @@ def stage_shapes(
     model: Classifier, tap: FeatureTap, image_shape: tuple[int, int, int]
 ) -> list[tuple[int, int, int]]:
     """(C, H, W) of each stage's output for images of `image_shape`; the mode is put back."""
+    # eval mode: a pass over zeros would move the norms' running statistics
     was_training = model.training
     device = next(model.parameters()).device
     model.eval()(torch.zeros(1, *image_shape, device=device), 1)
@@ -308,6 +311,7 @@ def stage_shapes(
 @torch.no_grad()
 def penultimate(model: Classifier, images_NCHW: Tensor, timesteps: int) -> Tensor:
     """Return what the last linear layer reads, averaged over time: [N, C, H, W] -> [N, F]."""
+    # a hook, since a network from elsewhere has no method that stops before its last layer
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     read: list[Tensor] = []
     hook = last.register_forward_pre_hook(lambda module, args: read.append(args[0]))

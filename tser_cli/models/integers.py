@@ -120,6 +120,7 @@ def quantised(weight: Tensor, bits: int) -> Tensor:
     scale_O = scale_of(weight, bits)
     integers = integers_of(weight, scale_O, bits).to(weight.dtype)
     rounded = integers * _by_channel(scale_O, weight).to(weight.dtype)
+    # the value is the rounded one, the gradient that of the weight: straight-through
     return weight + (rounded - weight).detach() if weight.requires_grad else rounded
 
 
@@ -277,6 +278,7 @@ def kernels_serve() -> bool:
 def _packed(integers: Tensor, scale_O: Tensor, layer: nn.Conv2d) -> Tensor:
     """Weights in the order that oneDNN's kernel wants."""
     sizes = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    # once a layer, at its first batch: each call would reorder the weights anew
     packed: Tensor = torch.ops.onednn.qconv_prepack(integers, scale_O, 1.0, 0, *sizes, None)
     return packed
 

@@ -180,6 +180,7 @@ def serves(x: Tensor) -> bool:
 
 def spikes_of(x_T: Tensor, neuron: Constants) -> Tensor:
     """Membrane input [T, ...] -> spikes [T, ...], differentiable by the sigmoid surrogate."""
+    # without gradients nothing need be kept: evaluation and frozen layers skip autograd
     if torch.is_grad_enabled() and x_T.requires_grad:
         spikes: Tensor = _Spikes.apply(x_T, neuron)
         return spikes
@@ -216,6 +217,7 @@ class _Spikes(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_T: Tensor, neuron: Constants) -> Tensor:
+        # the input alone: spikes and potentials follow from it
         ctx.save_for_backward(x_T)
         ctx.neuron = neuron
         return _forward(x_T, neuron)

@@ -93,6 +93,7 @@ def computed_again(block: nn.Module, x: Tensor, timesteps: int) -> Tensor:
 def statistics_kept(block: nn.Module) -> Iterator[None]:
     """Inside, the norms of `block` in training mode leave their running statistics as they are."""
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    # momentum 0, not copies: torch itself then leaves them as they are
     before = [norm.momentum for norm in norms]
     counts = [norm.num_batches_tracked for norm in norms]
     for norm in norms:
@@ -148,6 +149,7 @@ def folded(model: Network) -> Network:
     y = gamma (W x + b - mean) / sqrt(var + eps) + beta is a convolution with other constants. Our
     definitions name a norm right after its convolution; any other norm is left as it is.
     """
+    # a copy: the model itself stays as it was saved, for checkpoints and exports
     result = copy.deepcopy(model).eval()
     for parent, name, norm_name in convolutions_with_norm(result):
         convolution, norm = getattr(parent, name), getattr(parent, norm_name)

@@ -60,6 +60,7 @@ def export(request: ExportRequest) -> Exported:
             f"installed: {pip_line(request.format_name)}. Or leave the check out with --no-verify"
         )
     check_folder(request.output)
+    # on the CPU: the truth is computed in float64 there, as the other programs run there
     changes = {**request.changes, "training.device": "cpu"}
     opened = open_finished(select_run(request.run, request.runs_dir), changes, request.progress)
     graph = _graph_of(opened)
