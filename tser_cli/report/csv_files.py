@@ -46,8 +46,6 @@ PER_TIMESTEP: Schema = {
     **_columns(INTEGER, "correct_at_t", "correct_cumulative", "images"),
     **_columns(NUMBER, "loss_at_t", "entropy_at_t", "confidence_at_t", "teacher_accuracy"),
 }
-# Columns that tables had under another name: the value was the best epoch's then too.
-RENAMED = {"validation_accuracy": "best_validation_accuracy"}
 # t is text: it may be "all"
 ENERGY: Schema = {
     **_columns(TEXT, "run", "dataset", "profile", "layer", "type", "input_kind", "op", "t"),
@@ -257,13 +255,12 @@ def _typed(fields: list[str], kind: str) -> pd.Series:
 def read_ablation(path: Path, axes: Sequence[str]) -> pd.DataFrame:
     """Return ablation.csv; the varied settings stay texts, as they were written."""
     steps = sum(str(name).startswith("accuracy_at_") for name in _texts(path))
-    schema = {**ablation_schema(axes, steps), **dict.fromkeys(RENAMED, NUMBER)}
-    return read_table(path, schema, others=TEXT).rename(columns=RENAMED)
+    return read_table(path, ablation_schema(axes, steps), others=TEXT)
 
 
 def read_summary(path: Path) -> pd.DataFrame:
     """Return summary.csv; the varied settings are texts."""
-    return read_table(path, STATISTICS, others=TEXT).replace({"measure": RENAMED})
+    return read_table(path, STATISTICS, others=TEXT)
 
 
 def axes_of(summary: pd.DataFrame) -> list[str]:

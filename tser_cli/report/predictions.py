@@ -44,7 +44,7 @@ class Predictions:
     """Classes of I images, in the order of their split, at T steps; all of them uint16.
 
     `at_t_IT`: by the logits of step t alone. `cumulative_IT`: by the mean of steps 1..t. `steps`:
-    None in files of older versions, and of a network that can't stop between its steps.
+    None of a network that can't stop between its steps.
     """
 
     labels_I: NDArray[np.uint16]
@@ -82,7 +82,7 @@ def write_predictions(
 
 
 def read_predictions(path: Path) -> Predictions | None:
-    """Return what `path` holds; None where there is no such file, as in runs of older versions.
+    """Return what `path` holds; None where there is no such file, as in a teacher's run.
 
     Raises RunError for a damaged file.
     """

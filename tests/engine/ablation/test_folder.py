@@ -26,7 +26,6 @@ from tser_cli.engine.ablation.folder import (
     hold,
     read_cell,
     read_plan,
-    settings_in_words,
     settings_of,
     shared_teacher,
     teacher_key,
@@ -343,9 +342,9 @@ def test_a_cell_goes_on_where_the_images_have_moved(
 
 def test_settings_are_those_that_differ_and_are_not_varied() -> None:
     config = Config().updated({"optimizer.lr": 0.3, "model.timesteps": 4, "training.seed": 7})
-    words = settings_in_words(Cell({"model.timesteps": 4}, 7, config))
+    words = Cell({"model.timesteps": 4}, 7, config).in_words
     assert words["settings"] == "optimizer.lr=0.3"
     assert words["temperature"] == 2.0
     assert "entropy_weight=0.05" in words["weights"].split("; ")
     assert "temperature" not in words["weights"]
-    assert settings_in_words(Cell({}, 0, Config()))["settings"] == ""
+    assert Cell({}, 0, Config()).in_words["settings"] == ""

@@ -259,8 +259,8 @@ def test_the_margin_of_the_accuracy_at_which_energies_are_compared() -> None:
 
 
 # a recipe may still use the older name
-@pytest.mark.parametrize("name", ["best_validation_accuracy", "validation_accuracy"])
-def test_a_validation_accuracy_needs_validation_images(name: str) -> None:
+def test_a_validation_accuracy_needs_validation_images() -> None:
+    name = "best_validation_accuracy"
     refused("data.validation_fraction", measure=name)
     section = {"vary": ["method=ce"], "measure": name}
     split = [*BASE, Layer("--set", {"data.validation_fraction": 0.1})]

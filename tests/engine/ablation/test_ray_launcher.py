@@ -18,7 +18,7 @@ import pytest
 from tests.engine.results import RESULT
 from tser_cli.base.errors import ConfigError
 from tser_cli.engine.ablation import cell_process, ray_launcher
-from tser_cli.engine.ablation.folder import AblationFolder, cell_folder
+from tser_cli.engine.ablation.folder import cell_folder
 from tser_cli.engine.ablation.grid import Cell
 from tser_cli.engine.ablation.ray_launcher import Cluster, RayLauncher, connected, share
 from tser_cli.engine.commands import ablate
@@ -215,38 +215,11 @@ def test_nothing_at_the_address() -> None:
     assert error.value.exit_code == 2
 
 
-def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def late(command: list[str], **options: Any) -> None:
-        raise subprocess.TimeoutExpired(command, options["timeout"])
-
-    def ill(command: list[str], **options: Any) -> None:
-        raise subprocess.CalledProcessError(1, command, stderr="Traceback\nConnectionError: none")
-
-    for run, said in ((late, "no answer in 30 s"), (ill, "ConnectionError: none")):
-        monkeypatch.setattr(ray_launcher.subprocess, "run", run)
-        with pytest.raises(ConfigError, match=f"--address auto: .*{said}"):
-            ray_launcher.check_health("auto")
-
-
-def test_a_cluster_that_wants_a_token_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = "Traceback\nray.exceptions.AuthenticationError: RPC error: InvalidAuthToken"
-
-    def refuse(command: list[str], **options: Any) -> None:
-        raise subprocess.CalledProcessError(1, command, stderr=said)
-
-    monkeypatch.setattr(ray_launcher.subprocess, "run", refuse)
-    ray_launcher.check_health("auto")
-    with pytest.raises(ConfigError, match="wants a token: set RAY_AUTH_MODE=token"):
-        ray_launcher.check_health("there:6379")
-
-
-def test_without_ray_the_message_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_ray_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
         pytest.raises(ConfigError, match=r"install tser-cli\[ray\]") as error,
-        ablate._cluster_of(AblationFolder(tmp_path, tmp_path, None, "auto")),
+        connected("auto"),
     ):
         raise AssertionError
     assert error.value.exit_code == 2
@@ -264,7 +237,6 @@ def test_a_cluster_is_left_at_the_end_and_signals_stay_ours(
     nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {}}]
     fake = SimpleNamespace(init=init, nodes=lambda: nodes, shutdown=lambda: done.append("left"))
     monkeypatch.setitem(sys.modules, "ray", fake)
-    monkeypatch.setattr(ray_launcher, "check_health", lambda address: None)
     before = signal.getsignal(signal.SIGTERM)
     with connected("auto") as cluster:
         assert signal.getsignal(signal.SIGTERM) is before
@@ -277,11 +249,6 @@ def test_a_cluster_is_left_at_the_end_and_signals_stay_ours(
     fake.init = refuse
     with pytest.raises(ConfigError, match=r"there: Version mismatch\. Start"), connected("auto"):
         raise AssertionError
-
-
-def test_this_machine_needs_no_cluster(tmp_path: Path) -> None:
-    with ablate._cluster_of(AblationFolder(tmp_path, tmp_path)) as cluster:
-        assert cluster is None
 
 
 def test_importing_an_ablation_imports_no_ray() -> None:

@@ -305,29 +305,3 @@ def has_teacher(config: Config, place: AblationFolder) -> bool:
         or config.data.name == teachers.PRETRAINED_ON
         or teachers.newest_teacher(config, place.runs_dir) is not None
     )
-
-
-METHOD, TEMPERATURE = "method.", "method.temperature"
-
-
-def settings_in_words(cell: Cell) -> dict[str, Any]:
-    """Return `temperature`, `weights` and `settings` of a cell, as `key=value; key=value`.
-
-    `weights` are the method's own settings, `settings` all others that are not tser's defaults and
-    not varied.
-    """
-    now, usual = settings_of(cell), Config().result_settings()
-    of_method = {key for key in now if key.startswith(METHOD) and key != "method.name"}
-    weights = [
-        f"{key.removeprefix(METHOD)}={now[key]}" for key in now if key in of_method - {TEMPERATURE}
-    ]
-    others = [
-        f"{key}={value}"
-        for key, value in now.items()
-        if value != usual.get(key) and key not in (*cell.varied, *of_method)
-    ]
-    return {
-        "temperature": now.get(TEMPERATURE),
-        "weights": "; ".join(weights),
-        "settings": "; ".join(others),
-    }

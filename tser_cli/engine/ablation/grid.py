@@ -10,10 +10,10 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from tser_cli.base.errors import MOST_REPORTED, ConfigError, nearest
-from tser_cli.report.csv_files import RENAMED
 from tser_cli.settings import config as settings
 from tser_cli.settings import recipe, registry
 from tser_cli.settings.config import METHOD, Config, full_key, method_label, short_name
@@ -24,9 +24,8 @@ DEFAULT_MARGIN = 0.5
 
 
 def measure_of(section: Mapping[str, Any]) -> str:
-    """Return the column of ablation.csv that is compared; recipes may use its older name."""
-    name = str(section.get("measure", MEASURES[0]))
-    return RENAMED.get(name, name)
+    """Return the column of ablation.csv that is compared."""
+    return str(section.get("measure", MEASURES[0]))
 
 
 def check_section(section: Mapping[str, Any]) -> None:
@@ -66,6 +65,7 @@ def margin_of(section: Mapping[str, Any], flag: float | None) -> float:
 
 SEED = "training.seed"
 ENTROPY = "method.entropy_weight"
+TEMPERATURE = "method.temperature"
 DEFAULT_SEEDS = 3
 MOST_RUNS = 10_000
 LARGE = 1e15  # from here on Python writes a float with an exponent
@@ -88,6 +88,30 @@ class Cell:
     def title(self) -> str:
         """Return the label and the seed."""
         return f"{self.label}, seed {self.seed}"
+
+    @cached_property
+    def in_words(self) -> dict[str, Any]:
+        """Return `temperature`, `weights` and `settings`, as `key=value; key=value`.
+
+        `weights` are the method's own settings, `settings` all others that are not tser's defaults
+        and not varied. Kept, since the tables are written again after every cell.
+        """
+        now, usual = self.config.result_settings(), Config().result_settings()
+        weights = {key for key in now if key.startswith("method.") and key != METHOD}
+        others = now.keys() - weights - self.varied.keys() - {SEED}
+        return {
+            "temperature": now.get(TEMPERATURE),
+            "weights": "; ".join(
+                f"{key.removeprefix('method.')}={value}"
+                for key, value in now.items()
+                if key in weights - {TEMPERATURE}
+            ),
+            "settings": "; ".join(
+                f"{key}={value}"
+                for key, value in now.items()
+                if key in others and value != usual.get(key)
+            ),
+        }
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -29,7 +28,6 @@ from tser_cli.engine.runs.stop import StopRequest
 AUTO = "auto"
 POLL_SECONDS = 0.5
 CONNECT_SECONDS = 10.0
-HEALTH_SECONDS = 30.0
 RETRIES = 1  # of a lost worker or machine; a cell that fails is not run again
 # A network file system shows what another machine wrote within its attribute cache's time, 60 s.
 SEEN_SECONDS = 90.0
@@ -51,7 +49,6 @@ def connected(address: str) -> Iterator[Cluster]:
     """
     check_address(address)
     ray = load_ray()
-    check_health(address)
     with _handler_kept():
         try:
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)
@@ -85,26 +82,6 @@ def check_address(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except OSError as error:
         raise _no_cluster(address, error) from error
-
-
-def check_health(address: str) -> None:
-    """Raise ConfigError where no cluster answers soon: ray.init itself would try for minutes."""
-    where = [] if address == AUTO else ["--address", address]
-    command = [*cell_process.python(), "-m", "ray.scripts.scripts", "health-check", *where]
-    try:
-        subprocess.run(command, capture_output=True, text=True, timeout=HEALTH_SECONDS, check=True)
-    except subprocess.TimeoutExpired as error:
-        silent = TimeoutError(f"no answer in {HEALTH_SECONDS:.0f} s")
-        raise _no_cluster(address, silent) from error
-    except subprocess.CalledProcessError as error:
-        said = str(error.stderr).strip().splitlines() or [str(error)]
-        if "AuthenticationError" in said[-1]:
-            if address == AUTO:
-                return  # it answers, and ray.init finds the token that this check passes by
-            raise ConfigError(
-                f"--address {address}: the Ray cluster there wants a token: set RAY_AUTH_MODE=token"
-            ) from error
-        raise _no_cluster(address, ConnectionError(said[-1])) from error
 
 
 def _no_cluster(address: str, error: Exception) -> ConfigError:

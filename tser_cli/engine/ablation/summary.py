@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tser_cli.engine.ablation.folder import CellRun, cell_name, read_cell, settings_in_words
+from tser_cli.engine.ablation.folder import CellRun, cell_name, read_cell
 from tser_cli.engine.ablation.grid import Cell, Request
 from tser_cli.report.comparison import Answers, CellStatistics, Key, Values, summarise
 from tser_cli.report.csv_files import ablation_schema, summary_schema, write_csv
@@ -38,7 +38,7 @@ def write_tables(request: Request, folder: Path) -> list[CellStatistics]:
 def _row(cell: Cell, found: CellRun) -> dict[str, Any]:
     """Return the row of ablation.csv. `seconds` are of training, in all its parts."""
     row = {**cell.varied, "seed": cell.seed, "state": found.state}
-    row |= {"folder": f"cells/{cell_name(cell)}", **settings_in_words(cell)}
+    row |= {"folder": f"cells/{cell_name(cell)}", **cell.in_words}
     if found.record is None:
         return row
     result, environment = found.record.result, found.record.environment
