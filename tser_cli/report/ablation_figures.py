@@ -371,7 +371,7 @@ def draw_others(plot: Axes, points: pd.DataFrame) -> None:
     taught = points[points["point"] == TEACHER].drop_duplicates(["energy_pj", "accuracy"])
     for place in [place_of(point) for _, point in taught.iterrows()]:
         plot.plot(*place, **style.TEACHER.marks)
-        plot.annotate("teacher", place, (4, 6), textcoords="offset points", ha="right")
+        plot.annotate("teacher", place, (-6, 5), textcoords="offset points", ha="right")
     for point, text in LINES.items():
         for energy in points.loc[points["point"] == point, "energy_pj"].unique():
             style.name_line(plot, energy / 1e6, text)
