@@ -1,11 +1,7 @@
-"""Words that tables are told apart by: written by one room, looked for by another.
-
-CSV tables: the columns of each and what they hold, read and written with pandas.
+"""CSV tables: the columns of each and what they hold, read and written with pandas.
 
 A schema maps a column to its kind; the order of its columns is the order in the file. Numbers are
 written so that they come back as the same bits. Files are written whole.
-
-The forms in which energy.csv can be written: with sums, or so that a column can be summed.
 """
 
 from __future__ import annotations

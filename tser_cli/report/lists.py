@@ -1,10 +1,6 @@
-"""The table of an ablation on the terminal.
-
-Runs on the terminal: the list, and some of them side by side.
+"""Tables on the terminal: of runs, of ablations, and of what there is to choose from.
 
 What a run folder says may come from anybody: each cell is one short line of plain text.
-
-What there is to choose from, a row each: methods, models, data sets, recipes, cost profiles.
 """
 
 from __future__ import annotations

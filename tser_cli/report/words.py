@@ -1,11 +1,4 @@
-"""Tables on the terminal. Results go to standard output, messages to standard error.
-
-What the accuracies of a training mean, in plain sentences.
-
-Energy on the terminal, from the rows of energy.csv and its sidecar.
-
-Conventions, memory, the fair rival and an audit, as tables and sentences.
-"""
+"""Accuracies, energies and findings in tables and plain sentences."""
 
 from __future__ import annotations
 

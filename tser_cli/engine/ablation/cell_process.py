@@ -119,6 +119,7 @@ def run_in_folder(arguments: Sequence[str], folder: str, log: str, here: str) ->
 
 
 def _wait(process: subprocess.Popen[bytes], stopped: Callable[[], bool]) -> int:
+    # a wait that ends by itself now and then, since a request to stop wakes no thread but the main
     asked = False
     while True:
         try:

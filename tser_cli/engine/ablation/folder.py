@@ -1,9 +1,4 @@
-"""The folder of one cell of an ablation: its settings, its run, and what came out of that.
-
-The folder of an ablation: its lock, and its plan of cells and teachers.
-
-Where the numbers of an ablation's run come from: code, threads and settings.
-"""
+"""The folder of an ablation: its lock, its plan of cells and teachers, and its cells' folders."""
 
 from __future__ import annotations
 
@@ -59,7 +54,7 @@ def write_settings(cell: Cell, folder: Path) -> Path:
 
 
 def arguments(home: Path) -> list[str]:
-    """Return the `tser` command line of the cell in `home`: it goes on where it was stopped."""
+    """Return the `tser` command line of the cell in `home`: it is resumed where it was stopped."""
     return [
         "distill",
         *("--recipe", str(home / SETTINGS)),

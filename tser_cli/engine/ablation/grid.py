@@ -1,7 +1,4 @@
-"""The [ablation] section of a recipe: what it may say.
-
-The plan of an ablation: the product of varied settings and seeds, as pure functions.
-"""
+"""The plan of an ablation: the product of varied settings and seeds, as pure functions."""
 
 from __future__ import annotations
 

@@ -50,6 +50,7 @@ class Launcher:
 def cell_environment(cell: Cell, slot: int, jobs: int) -> dict[str, str]:
     """Return the variables of a cell's process: its share of threads, its GPU of several."""
     environment = dict(os.environ)
+    # cells side by side that each use all cores are slower than one after the other
     environment.setdefault("OMP_NUM_THREADS", str(threads_of(jobs)))
     if jobs > 1 and cell.config.training.device in ("auto", "cuda") and torch.cuda.is_available():
         listed = os.environ.get("CUDA_VISIBLE_DEVICES", "")

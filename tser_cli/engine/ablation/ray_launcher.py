@@ -1,8 +1,8 @@
 """Cells on a Ray cluster: each the same `tser distill`, on whichever machine Ray chooses.
 
-Ray places the cells, and starts one anew whose worker or machine is lost; the cell itself goes on
-from its last checkpoint. All machines must see the ablation's folder, the teacher and the data
-under the same paths. https://docs.ray.io/en/latest/ray-core/tasks.html
+Ray places the cells, and starts one anew whose worker or machine is lost; the cell itself is
+resumed from its last checkpoint. All machines must see the ablation's folder, the teacher and the
+data under the same paths. https://docs.ray.io/en/latest/ray-core/tasks.html
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Run folders: where a run writes, and what it says of itself.
-
-What a run was made with: versions, git state, machine, command line.
-"""
+"""Run folders: where a run writes, what it says of itself, and what it was made with."""
 
 from __future__ import annotations
 
@@ -113,6 +110,7 @@ class Run:
 
     def update_status(self, **changes: Any) -> None:
         """Change entries of status.json; pid, host and time are kept up to date."""
+        # the file alone is the truth: another process may have written it since it was read
         status = {**_if_sound(self.status), **changes}
         status |= {"pid": os.getpid(), "host": socket.gethostname(), "updated": _now()}
         write_json(self.folder / "status.json", status)
@@ -160,7 +158,7 @@ def _read(path: Path, types: Mapping[str, type | tuple[type, ...]]) -> dict[str,
 
 
 def _if_sound(content: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    # A run that trains goes on, whatever happened to its folder meanwhile.
+    # A training is not lost because its folder was damaged meanwhile.
     try:
         return content()
     except RunError as error:
@@ -220,7 +218,7 @@ def _new_folder(base: Path) -> Path:
     folder, number = base, 1
     while True:
         try:
-            folder.mkdir()
+            folder.mkdir()  # and not whether it exists: two processes may ask at once
         except FileExistsError:
             number += 1
             folder = base.with_name(f"{base.name}-{number}")

@@ -1,8 +1,5 @@
-"""Count a network by what it says that its layers are fed with, or else by what the data show.
-
-What a network of a plug-in must do, tried on two images before anything is trained.
-
-Networks from settings, and to and from model files that describe themselves.
+"""Networks from settings, to and from model files that describe themselves, and what one of a
+plug-in must do.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""What every command works with: the settings, the data, the device, and where messages go.
-
-Open a finished run: its network on the device, its data, its settings.
-
-Which images a run learns from and tests on: recorded in its folder, and held to.
-"""
+"""What every command works with, and finished runs opened: network, data, settings, images."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""Device, precision and processes, on Hugging Face accelerate.
+"""Device, precision and processes, on Hugging Face accelerate; and random states.
 
 One process is the ordinary case. Under torchrun or accelerate launch the same code runs in several
 processes, and only the `Runtime` knows about them.
-
-Random states: seed them, save them into a checkpoint, put them back.
 """
 
 from __future__ import annotations

@@ -1,10 +1,6 @@
-"""Teachers from elsewhere: built by a function of the user's, used to images of another scale.
+"""Teachers: found, built by a function of yours, checked, recorded in a run and read again.
 
-Check that a network can teach: an ANN, for these images and these classes.
-
-Find the teacher of a student, or the settings of one that must be trained first.
-
-The teacher that a run learned from. This is the only reader of it in environment.json.
+This is the only reader of a run's teacher in environment.json.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
-"""Named tensors to and from files, with suspicion: nothing in a file is run.
-
-Weights from elsewhere: which of our networks has them.
+"""Named tensors to and from files, with suspicion: nothing in a file is run. Weights from elsewhere
+are recognised by their names and shapes.
 """
 
 from __future__ import annotations
