@@ -18,7 +18,6 @@ from tests.docs.test_pages import README, ROOT, commands
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.slow,
     pytest.mark.timeout(1800),
     pytest.mark.xdist_group("integration"),
     pytest.mark.skipif(not README.is_file(), reason="the pages are only in a checkout"),
@@ -94,7 +93,9 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 @pytest.mark.usefixtures("nothing_added")
-@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", pytest.param("docs/getting-started.md", marks=pytest.mark.slow)]
+)
 def test_each_line_runs_as_printed(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

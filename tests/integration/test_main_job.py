@@ -36,8 +36,8 @@ def table(run: Path) -> list[dict[str, str]]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher, trained on demand, and two students of it."""
     folder = tmp_path_factory.mktemp("main")
-    (folder / "teacher.toml").write_text(RECIPE.format(epochs=6))
-    (folder / "student.toml").write_text(RECIPE.format(epochs=9))
+    (folder / "teacher.toml").write_text(RECIPE.format(epochs=4))
+    (folder / "student.toml").write_text(RECIPE.format(epochs=6))
     for method in ("tser", "ce"):
         assert not call(
             *("distill", "--recipe", str(folder / "student.toml"), "--method", method),
@@ -70,7 +70,7 @@ def test_the_run_folder_is_complete(runs: Path) -> None:
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     with (run / "metrics.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, 10)]
+    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, 7)]
     assert {"loss", "ce", "kd", "entropy", "train_accuracy"} <= set(rows[0])
 
 
@@ -115,7 +115,7 @@ def test_a_run_is_its_own_recipe(runs: Path, capsys: pytest.CaptureFixture[str])
     run = only(runs, "student/digits/*tser*")
     assert call("distill", "--recipe", str(run), "--runs-dir", str(runs), "--dry-run") == 0
     out = capsys.readouterr().out
-    assert "steps: 22 an epoch, 198 in all" in out
+    assert "steps: 22 an epoch, 132 in all" in out
     assert 'name = "onecycle"' in out
 
 
@@ -132,7 +132,7 @@ def test_results_as_json(runs: Path, capsys: pytest.CaptureFixture[str], tmp_pat
     assert energy["beyond"]["conventions"]
     again = ("distill", "--recipe", run[1], "--runs-dir", str(runs))
     assert call(*again, "--dry-run", "--json", "-q") == 0
-    assert json.loads(capsys.readouterr().out)["steps"] == 198
+    assert json.loads(capsys.readouterr().out)["steps"] == 132
     assert call("runs", "--runs-dir", str(runs), "--json", "kind=student") == 0
     assert {entry["method"] for entry in json.loads(capsys.readouterr().out)} == {"tser", "ce"}
 
