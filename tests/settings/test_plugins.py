@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -14,7 +15,7 @@ from tser_cli.base.errors import ConfigError, RunError
 from tser_cli.base.files import sha256
 from tser_cli.cli import commands
 from tser_cli.cli.options import names_in
-from tser_cli.settings import config, plugins, recipe, registry
+from tser_cli.settings import config, fields, plugins, recipe, registry
 from tser_cli.settings.options import TrainingRequest
 
 METHOD = """
@@ -188,9 +189,44 @@ def test_a_folder_that_is_no_package(write: Callable[..., Path], name: str) -> N
     assert plugins.stated() == ["bare.part"]
 
 
+OLD_NAMES = """
+from tser_cli.config import NeuronConfig
+from tser_cli.fields import NonNegative
+from tser_cli.losses.base import Supervised
+from tser_cli.registry import add_dataset, add_method, add_model
+
+class Settings(Supervised):
+    name: str = "mine"
+    tau: NonNegative = NeuronConfig().tau
+
+@add_method(Settings)
+def loss(outputs, settings): return {"loss": outputs}
+
+@add_model("net")
+def build(build): return build
+
+@add_dataset("pictures")
+def load(config): return config
+"""
+
+
+def test_the_module_names_that_old_plug_ins_import_still_work(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    write(OLD_NAMES)
+    plugins.load(["example_plugin"])
+    (record,) = plugins.keep(tmp_path / "run", {})
+    assert record["adds"] == ["data set pictures", "method mine", "model net"]
+    assert sys.modules["tser_cli.fields"] is fields
+    # a run's own copy, in a process that knows no old name yet
+    code = "import sys; from tser_cli.settings import plugins; plugins.load(sys.argv[1:])"
+    command = [sys.executable, "-c", code, str(tmp_path / "run" / record["copy"])]
+    subprocess.run(command, check=True, cwd="/")
+
+
 def test_models_and_data_sets_are_registered_as_well(write: Callable[..., Path]) -> None:
     write(
-        "from tser_cli.settings.registry import add_dataset, add_model\n"
+        "from tser_cli import add_dataset, add_model\n"
         "@add_model('net', spiking_only=True)\ndef build(build): return build\n"
         "@add_dataset('pictures', own_images=True)\ndef load(config): return config\n"
     )

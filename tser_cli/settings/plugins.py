@@ -1,7 +1,7 @@
 """Plug-ins: your own methods, networks and data sets beside the built-in ones.
 
-A plug-in is a module that adds to the registries when it is imported (`add_method`, `add_model` and
-`add_dataset` of `tser_cli.settings.registry`). It is named by `--plugin`, `TSER_PLUGIN` or a
+A plug-in is a module that adds to the registries when it is imported (`tser_cli.add_method`,
+`add_model` and `add_dataset`). It is named by `--plugin`, `TSER_PLUGIN` or a
 recipe's `plugins`. Installed packages add by entry points, and are not imported before they are
 used. A run keeps a plug-in's file, or its whole package, with a hash of each file.
 """
@@ -26,6 +26,8 @@ from tser_cli.base.system import process_unchanged
 from tser_cli.settings import registry
 
 VARIABLE = "TSER_PLUGIN"
+# Plug-ins were written against these modules of the package, and runs keep copies of plug-ins.
+OLD_MODULES = ("registry", "fields", "config")
 GROUPS: dict[str, tuple[str, Callable[[str], registry.Entry]]] = {
     "tser.methods": ("method", registry.MethodEntry),
     "tser.models": ("model", registry.ModelEntry),
@@ -109,6 +111,7 @@ def _is_path(name: str) -> bool:
 
 
 def _import(name: str) -> ModuleType:
+    offer_old_modules()
     try:
         with process_unchanged():
             module = _import_file(name) if _is_path(name) else _import_module(name)
@@ -120,6 +123,14 @@ def _import(name: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         raise ConfigError(f"plug-in {name} can't be imported: {last_line(error)}") from error
     return module
+
+
+def offer_old_modules() -> None:
+    """Let plug-ins and scripts import modules of settings/ by old names, as `tser_cli.fields`."""
+    for old in OLD_MODULES:
+        # not before it is asked for: settings.config takes longer to import than most of --help
+        module = importlib.import_module(f"tser_cli.settings.{old}")
+        sys.modules.setdefault(f"tser_cli.{old}", module)
 
 
 def look_here() -> str:
@@ -212,6 +223,7 @@ def add_entry_points() -> None:
             known = registry.TABLES[kind].get(point.name)
             if known is not None and known.target == point.value:
                 continue  # added before
+            offer_old_modules()  # it is imported when it is used, by then nobody knows by whom
             package = point.dist.name if point.dist is not None else point.value
             try:
                 registry.add(kind, point.name, make(point.value))

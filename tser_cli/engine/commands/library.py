@@ -40,6 +40,8 @@ OWN = "own"  # the data set's name in the folder of a run on a user's own data l
 # What a user's own networks and loaders decide themselves is in no recipe; nor do they have an
 # energy budget, for which the images and the layers must be known.
 NOT_OWN = {"data", "augment", "model", "neuron", "energy"}
+# scripts on your own networks import tser_cli.config.NeuronConfig, as docs/library.md once showed
+plugins.offer_old_modules()
 
 
 def distill(
