@@ -226,7 +226,6 @@ LIGHT = (
     "settings.plugins",
     "settings.recipe",
     "settings.registry",
-    "settings.sections",
     "losses.ladder",
     "losses.base",
     "energy.prices",

@@ -26,8 +26,7 @@ from tser_cli.data.base import Dataset, DataSpec, TensorSource, given_path, spli
 from tser_cli.data.image_files import SUFFIXES, image_files, read_image
 from tser_cli.data.transforms import fixed_resize
 from tser_cli.settings import registry
-from tser_cli.settings.config import DataConfig
-from tser_cli.settings.sections import AUTO
+from tser_cli.settings.config import AUTO, DataConfig
 
 # Two folders of such names would become two classes, which a network tells apart at random.
 SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "testing"}

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from tser_cli.base.errors import ConfigError
 from tser_cli.settings import registry
+from tser_cli.settings.config import MethodSettings
 from tser_cli.settings.fields import Fraction, NonNegative, Positive
-from tser_cli.settings.sections import MethodSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tser_cli.base.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
-    from tser_cli.settings.sections import MethodSettings
+    from tser_cli.settings.config import MethodSettings
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,7 @@ from tser_cli.base.version import __version__
 from tser_cli.data import builtin
 from tser_cli.engine.training.settle import WORTH_TAKING, WORTH_TRYING, what_compiling_lacks
 from tser_cli.models.integers import kernels_serve
-from tser_cli.settings.config import DataConfig
-from tser_cli.settings.sections import PRECISION
+from tser_cli.settings.config import PRECISION, DataConfig
 from tser_cli.settings.wing_options import DoctorRequest
 
 OK, NOTE, WRONG = "ok", "note", "wrong"

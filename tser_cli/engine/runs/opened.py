@@ -21,8 +21,7 @@ from tser_cli.engine.runs.networks import Loaded, check_network, freeze
 from tser_cli.engine.runs.runtime import Runtime, make_runtime
 from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.settings import recipe
-from tser_cli.settings.config import Config, keys_where
-from tser_cli.settings.sections import AUTO
+from tser_cli.settings.config import AUTO, Config, keys_where
 
 CheckStop = Callable[[], None]
 
