@@ -15,6 +15,7 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
+from tests.test_house import FILES, WINGS
 from tser_cli.cli.app import app
 from tser_cli.energy.counts import Counts, LayerCounts, LayerFacts
 from tser_cli.energy.prices import load_profile
@@ -26,7 +27,8 @@ from tser_cli.settings import config, recipe
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-MOST_LINES = 150
+OF_THE_CODE = (ROOT / "docs" / "architecture.md", ROOT / "CONTRIBUTING.md")
+MOST_LINES = 130
 # click's UsageError, wherever it comes from: newer versions of typer bring a click of their own.
 UsageError = typer.BadParameter.__mro__[1]
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
@@ -107,6 +109,39 @@ def test_a_broken_link_is_found() -> None:
     assert not broken(README, "docs/results.md#how-to-read-the-tables")
 
 
+def paths(text: str) -> Iterator[str]:
+    """The files and folders that a page names by a path; `a/{b,c}.py` are two of them."""
+    for span in CODE.findall(prose(text)):
+        if "/" in span and re.fullmatch(r"[\w./{},-]+", span):
+            head, _, rest = span.partition("{")
+            middle, _, tail = rest.partition("}")
+            yield from (head + part + tail for part in middle.split(","))
+
+
+def is_there(path: str) -> bool:
+    """Whether a path leads somewhere, from the top or from the package."""
+    return any((place / path).exists() for place in (ROOT, ROOT / "tser_cli"))
+
+
+@pytest.mark.parametrize("page", OF_THE_CODE, ids=lambda page: page.name)
+def test_the_files_that_are_named_are_there(page: Path) -> None:
+    found = list(paths(page.read_text(encoding="utf-8")))
+    assert len(found) > 10
+    assert [path for path in found if not is_there(path)] == []
+
+
+def test_paths_are_found_where_they_are_named() -> None:
+    text = "`a/b.py`, `c/{d,e}.py`, `f/` and `tser runs`, `logits_TNK`\n\n    `g/`\n"
+    assert list(paths(text)) == ["a/b.py", "c/d.py", "c/e.py", "f/"]
+    assert is_there("cli/verbs.py") and not is_there("cli/nothing.py")
+
+
+def test_every_room_and_wing_is_in_the_table() -> None:
+    named = set(paths(OF_THE_CODE[0].read_text(encoding="utf-8")))
+    rooms = {f"{Path(file).parent}/" for file in FILES} - {"./", "engine/"}
+    assert sorted((rooms | set(WINGS)) - named) == []
+
+
 def test_the_readme_is_short() -> None:
     assert len(README.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
@@ -137,7 +172,8 @@ def test_the_tour_and_the_readme_show_every_command() -> None:
     assert isinstance(group, TyperGroup)
     pages = (README, ROOT / "docs" / "getting-started.md")
     shown = {words[0] for page in pages for words in commands(page.read_text(encoding="utf-8"))}
-    assert set(group.commands) - shown == set()
+    offered = {name for name, command in group.commands.items() if not command.hidden}
+    assert offered - shown == set()
 
 
 @pytest.mark.parametrize(
