@@ -136,13 +136,19 @@ def make_fit(dataset: Dataset, make_task: Callable[..., Task]) -> Callable[..., 
     return make
 
 
+def write_network(
+    path: Path, config: Config, spiking: bool = False, spec: DataSpec = SPEC, name: str = "resnet20"
+) -> str:
+    """Write the file of an untrained network, as a run does; return its SHA-256."""
+    model = networks.build(name, spec, config, spiking)
+    return networks.write(path, model, networks.describe(name, spec, config, spiking))
+
+
 @pytest.fixture
 def teacher_file(tmp_path: Path, make_config: MakeConfig) -> Path:
     """A model file of an untrained teacher."""
-    path, config = tmp_path / "teacher.safetensors", make_config()
-    model = networks.build("resnet20", SPEC, config, spiking=False)
-    networks.write(path, model, networks.describe("resnet20", SPEC, config, spiking=False))
-    return path
+    write_network(tmp_path / "teacher.safetensors", make_config())
+    return tmp_path / "teacher.safetensors"
 
 
 @pytest.fixture

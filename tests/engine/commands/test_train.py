@@ -18,16 +18,17 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
+from tests.engine.conftest import write_network
 from tser_cli.base.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError, RunError
 from tser_cli.base.progress import Silent
 from tser_cli.engine.commands import train
 from tser_cli.engine.commands.library import own_config
 from tser_cli.engine.commands.train import train_teacher_in
 from tser_cli.engine.evaluation import evaluate
-from tser_cli.engine.runs import find, folder, networks
+from tser_cli.engine.runs import find, folder
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.opened import Context, Options
-from tser_cli.engine.runs.record import RunResult, read_result
+from tser_cli.engine.runs.record import RunResult, find_result
 from tser_cli.engine.runs.runtime import PATIENCE, Runtime
 from tser_cli.engine.runs.weights import load_model
 from tser_cli.engine.training import checkpointing, settle, task
@@ -90,7 +91,7 @@ def test_a_student_is_distilled_from_a_file_and_its_result_is_what_its_files_say
     assert result.seconds == float(epoch["seconds"])
     for step, row in zip(result.per_timestep, rows, strict=True):
         assert {name: float(row[name]) for name in step} == step
-    assert read_result(Run(result.folder)) == result
+    assert find_result(Run(result.folder)) == result
 
 
 def test_a_teacher_is_trained_first_where_there_is_none(
@@ -122,11 +123,10 @@ def test_ce_asks_for_no_teacher(distil: Distil, make_config: MakeConfig, tmp_pat
 
 
 def test_a_spiking_teacher_is_refused_before_a_run_is_made(
-    distil: Distil, make_config: MakeConfig, make_context: MakeContext, tmp_path: Path
+    distil: Distil, make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    spec, path = make_context(make_config()).dataset.spec, tmp_path / "snn.safetensors"
-    model = networks.build("resnet20", spec, make_config(), spiking=True)
-    networks.write(path, model, networks.describe("resnet20", spec, make_config(), True))
+    path = tmp_path / "snn.safetensors"
+    write_network(path, make_config(), spiking=True)
     with pytest.raises(CheckpointError, match="is a spiking network"):
         distil(make_config({"model.teacher": str(path)}), Options(tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
@@ -188,7 +188,7 @@ def test_a_student_that_can_t_be_trained_is_refused_before_its_teacher_is(
 
 
 def test_a_teacher_that_another_process_trains_is_waited_for(
-    distil: Distil, make_config: MakeConfig, make_context: MakeContext, tmp_path: Path
+    distil: Distil, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     config = make_config({"training.epochs": 1})
     theirs = FileLock(tmp_path / ".teacher-digits-resnet20.lock")
@@ -202,16 +202,9 @@ def test_a_teacher_that_another_process_trains_is_waited_for(
                 theirs.release()
 
     def write_teacher() -> None:
-        run, spec = (
-            folder.create(tmp_path, "teacher", config),
-            make_context(config).dataset.spec,
-        )
-        model = networks.build("resnet20", spec, config, spiking=False)
-        metadata = networks.describe("resnet20", spec, config, False)
-        digest = networks.write(run.model_file, model, metadata)
-        run.update_status(
-            state="finished", model="resnet20", validation_fraction=0.0, sha256=digest
-        )
+        run = folder.create(tmp_path, "teacher", config)
+        run.update_status(sha256=write_network(run.model_file, config))
+        run.update_status(state="finished", model="resnet20", validation_fraction=0.0)
 
     theirs.acquire(timeout=0)
     result = distil(config, Options(tmp_path, progress=Waits()))
@@ -267,7 +260,7 @@ def test_the_verdict_on_an_energy_budget(
     assert result.energy_budget_kept is kept
     assert kept is (result.energy_pj <= result.energy_budget_pj)
     made = only(tmp_path / "runs", "student")
-    assert read_result(made) == result
+    assert find_result(made) == result
     assert f"_{budget.removesuffix('%')}pct_s0_" in made.name
     assert made.status()["state"] == "finished"
     (row,) = read_csv(made.folder / "metrics.csv")
@@ -346,7 +339,7 @@ def test_a_teacher_s_run_is_complete_and_its_result_is_what_its_files_say(
         int(row["correct_at_t"]),
         float(row["loss_at_t"]),
     )
-    assert read_result(made) == result
+    assert find_result(made) == result
     assert json.loads(json.dumps(result.to_json())) == made.status()["result"]
 
 
@@ -459,7 +452,8 @@ def test_another_failure_can_be_resumed(
     assert (failed.status()["state"], failed.status()["resumable"]) == ("failed", True)
     made = trained(make_context(config), Options(tmp_path))
     assert made == failed
-    assert read_result(made).best_validation_accuracy is None  # no images were held out
+    result = find_result(made)
+    assert result is not None and result.best_validation_accuracy is None  # none were held out
 
 
 def test_the_first_error_is_reported_when_the_status_can_t_be_written(

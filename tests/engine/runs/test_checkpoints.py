@@ -12,7 +12,6 @@ import torch
 
 from tser_cli.base import files
 from tser_cli.base.errors import DamagedError
-from tser_cli.engine.runs import checkpoints
 from tser_cli.engine.runs.checkpoints import load_latest, save_checkpoint
 
 
@@ -27,8 +26,7 @@ def silent(text: str) -> None:
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 3, state(3))
     loaded = load_latest(tmp_path, silent)
-    assert loaded is not None
-    assert loaded["epoch"] == 3
+    assert loaded is not None and loaded["epoch"] == 3
     assert loaded["rows"] == [{"a": 1.5}]
     assert torch.equal(loaded["model"]["w"], torch.full((50,), 3.0))
 
@@ -54,10 +52,8 @@ def test_a_truncated_newest_falls_back(tmp_path: Path, size: str) -> None:
     newest.write_bytes(content[:length])
     warnings: list[str] = []
     loaded = load_latest(tmp_path, warnings.append)
-    assert loaded is not None
-    assert loaded["epoch"] == 1
-    assert len(warnings) == 1
-    assert newest.name in warnings[0]
+    assert loaded is not None and loaded["epoch"] == 1
+    assert len(warnings) == 1 and newest.name in warnings[0]
 
 
 def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
@@ -75,10 +71,14 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
     assert load_latest(tmp_path, silent) is not None
 
 
-def test_a_missing_manifest_is_damage_not_a_fresh_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [("manifest.json", "not in its manifest"), ("step-000000001.pt", "can't be read")],
+)
+def test_a_missing_file_is_damage_not_a_fresh_start(tmp_path: Path, file: str, said: str) -> None:
     save_checkpoint(tmp_path, 1, state(1))
-    (tmp_path / "manifest.json").unlink()
-    with pytest.raises(DamagedError, match="not in its manifest"):
+    (tmp_path / file).unlink()
+    with pytest.raises(DamagedError, match=said):
         load_latest(tmp_path, lambda text: None)
 
 
@@ -120,12 +120,6 @@ def test_a_pipe_in_a_checkpoint_s_place_is_not_waited_for(tmp_path: Path) -> Non
         load_latest(tmp_path, lambda text: None)
 
 
-def test_missing_files_are_damage_too(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, 1, state(1)).unlink()
-    with pytest.raises(DamagedError, match="can't be read"):
-        load_latest(tmp_path, lambda text: None)
-
-
 class Killed(BaseException):
     """Stands for kill -9 in the middle of a save."""
 
@@ -137,7 +131,7 @@ def test_a_kill_at_any_point_of_a_save_loses_nothing(
     save_checkpoint(tmp_path, 1, state(1))
     save_checkpoint(tmp_path, 2, state(2))
     calls = 0
-    write = checkpoints.write_whole
+    write = files.write_whole
 
     def stops(path: Path, content: bytes) -> None:
         nonlocal calls
@@ -146,8 +140,7 @@ def test_a_kill_at_any_point_of_a_save_loses_nothing(
             raise Killed
         write(path, content)
 
-    monkeypatch.setattr(checkpoints, "write_whole", stops)
-    monkeypatch.setattr(files, "write_whole", stops)  # the manifest's way
+    monkeypatch.setattr(files, "write_whole", stops)
     with pytest.raises(Killed):
         save_checkpoint(tmp_path, 3, state(3))
     loaded = load_latest(tmp_path, silent)
@@ -158,19 +151,16 @@ def test_a_kill_at_any_point_of_a_save_loses_nothing(
 def test_a_kill_before_the_rename_is_made_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    original = Path.replace
 
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "_waiting", lambda path: path.with_suffix(".new"))
-        original = Path.replace
+    def killed(self: Path, target: Path) -> Path:
+        if self.suffix == ".new":
+            raise Killed
+        return original(self, target)
 
-        def only_final(self: Path, target: Path) -> Path:
-            if self.suffix == ".new":
-                raise Killed
-            return original(self, target)
-
-        patch.setattr(Path, "replace", only_final)
-        with pytest.raises(Killed):
-            save_checkpoint(tmp_path, 1, state(1))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "replace", killed)
+        save_checkpoint(tmp_path, 1, state(1))
     loaded = load_latest(tmp_path, silent)
-    assert loaded is not None
-    assert loaded["epoch"] == 1
+    assert loaded is not None and loaded["epoch"] == 1
+    assert (tmp_path / "step-000000001.pt").is_file()

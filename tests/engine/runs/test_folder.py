@@ -30,23 +30,18 @@ MakeConfig = Callable[..., Config]
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"),
+    ("kind", "added", "name"),
     [
-        ("teacher", r"resnet34_s7_\d{8}-\d{6}"),
-        ("student", r"resnet20_T3_kd_s7_\d{8}-\d{6}"),
+        ("teacher", {}, r"resnet34_s7_\d{8}-\d{6}"),
+        ("student", {}, r"resnet20_T3_kd_s7_\d{8}-\d{6}"),
+        ("student", {"method.entropy_weight": 0.1}, r"resnet20_T3_kd\+entropy_s7_\d{8}-\d{6}"),
     ],
 )
 def test_the_name_says_model_steps_method_seed_and_time(
-    tmp_path: Path, make_config: MakeConfig, kind: str, name: str
+    tmp_path: Path, make_config: MakeConfig, kind: str, added: dict[str, float], name: str
 ) -> None:
-    config = make_config(
-        {
-            "model.teacher": "resnet34",
-            "model.timesteps": 3,
-            "method.name": "kd",
-            "training.seed": 7,
-        }
-    )
+    stated = {"model.teacher": "resnet34", "model.timesteps": 3, "method.name": "kd"}
+    config = make_config({**stated, "training.seed": 7, **added})
     run = folder.create(tmp_path, kind, config)
     assert run.folder.parent == tmp_path / kind / "digits"
     assert re.fullmatch(name, run.name)
@@ -83,6 +78,8 @@ def test_status_and_environment_say_what_runs_where(
     assert environment["command"] == ["tser", "distill", "--seed", "5"]
     assert environment["seed"] == 5
     assert environment["packages"]["torch"] == version("torch")
+    assert environment["packages"].keys() >= {"torchvision", "spikingjelly", "accelerate", "numpy"}
+    assert {"python", "platform", "processor", "cpu_count", "git"} <= environment.keys()
     run.update_environment(wall_seconds=1.5)
     run.update_status(state="stopped", why="signal")
     assert run.environment() == {**environment, "wall_seconds": 1.5}
@@ -125,7 +122,7 @@ def test_runs_of_the_same_second_get_folders_of_their_own(
     monkeypatch.setattr(folder, "run_name", lambda *what: "same")
     barrier, made = threading.Barrier(4), list[Run]()
     monkeypatch.setattr(
-        folder,
+        folder.files,
         "make_folder",
         lambda path: (path.mkdir(parents=True, exist_ok=True), barrier.wait()),
     )
@@ -146,11 +143,8 @@ def test_a_place_that_can_t_hold_runs(tmp_path: Path, make_config: MakeConfig) -
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(RunError, match="can't be written"):
         folder.create(tmp_path / "runs", "student", make_config())
-
-
-def test_a_run_s_name_tells_of_added_entropy(tmp_path: Path, make_config: MakeConfig) -> None:
-    config = make_config({"method.name": "kd", "method.entropy_weight": 0.1})
-    assert "_kd+entropy_s0_" in folder.create(tmp_path, "student", config).name
+    with pytest.raises(RunError, match="can't be written"):
+        Run(tmp_path / "runs" / "run").lock()
 
 
 HOLDER = """
@@ -196,29 +190,22 @@ def test_a_second_process_is_refused_at_once_and_told_who_holds_it(
     message = f"in use by process {holder.pid} on {socket.gethostname()}"
     assert message in str(error.value)
     assert str(run.folder) in str(error.value)
-
-
-def test_a_killed_holder_s_lock_is_free_at_once(run: Run, holder: subprocess.Popen[str]) -> None:
+    # killed, its lock is free at once
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     with run.lock():
         pass
 
 
-def test_a_lock_is_free_again_after_its_block(run: Run) -> None:
+def test_a_lock_is_free_again_after_its_block_or_an_error(run: Run) -> None:
+    with pytest.raises(KeyError), run.lock():
+        raise KeyError
     held = run.lock()
     with held, pytest.raises(RunError, match="in use by process"):
         run.lock()
     with run.lock():
         pass
     del held  # until here it was the block's end that freed the lock, not the last reference
-
-
-def test_a_lock_is_free_again_after_an_error(run: Run) -> None:
-    with pytest.raises(KeyError), run.lock():
-        raise KeyError
-    with run.lock():
-        pass
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
@@ -232,12 +219,6 @@ def test_what_is_no_lock_is_left_as_it_is(run: Run, tmp_path: Path, kind: str) -
     with pytest.raises(RunError, match=r"\.lock"):
         run.lock()
     assert other.read_text() == "kept"
-
-
-def test_a_folder_that_is_gone(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="can't be written"):
-        Run(tmp_path / "file" / "run").lock()
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -269,20 +250,6 @@ def commit_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         return package
 
     return make
-
-
-def test_versions_machine_command_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["tser", "distill"])
-    found = environment(seed=7)
-    assert (found["tser"], found["command"], found["seed"]) == (
-        __version__,
-        ["tser", "distill"],
-        7,
-    )
-    packages = found["packages"]
-    assert packages["torch"] == version("torch")
-    assert set(packages) >= {"torchvision", "spikingjelly", "accelerate", "numpy"}
-    assert {"python", "platform", "processor", "cpu_count", "git"} <= set(found)
 
 
 def test_a_package_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:

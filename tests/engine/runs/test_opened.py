@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from tests.engine.conftest import write_network
 from tser_cli.base.errors import CheckpointError, ConfigError, Interrupted, RunError
 from tser_cli.base.progress import Silent
 from tser_cli.data.base import Dataset, DataSpec
-from tser_cli.engine.runs import folder, networks, opened
+from tser_cli.engine.runs import folder, opened
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.opened import (
     make_check_stop,
@@ -38,10 +39,8 @@ def make_finished(
     monkeypatch.setattr(opened, "load_dataset", lambda config: dataset)
 
     def make(kind: str, spec: DataSpec = dataset.spec) -> Run:
-        run, config = folder.create(tmp_path, kind, make_config()), make_config()
-        model = networks.build("resnet20", spec, config, kind == "student")
-        metadata = networks.describe("resnet20", spec, config, kind == "student")
-        networks.write(run.model_file, model, metadata)
+        run = folder.create(tmp_path, kind, make_config())
+        write_network(run.model_file, make_config(), kind == "student", spec)
         run.update_status(state="finished", finished="2025-01-01T10:00:00+00:00")
         return run
 
@@ -100,9 +99,8 @@ def test_variables_change_how_a_run_is_measured_but_not_what_it_was(
     changed = {"training.eval_batch_size": 7, "data.workers": 1}
     assert measuring_config(run, {}) == run.config().updated(changed)
     flags = {"training.eval_batch_size": 9, "training.precision": None}
-    assert measuring_config(run, flags) == run.config().updated(
-        {**changed, **{"training.eval_batch_size": 9}}
-    )
+    changed["training.eval_batch_size"] = 9
+    assert measuring_config(run, flags) == run.config().updated(changed)
     with pytest.raises(ConfigError, match="banana"):
         measuring_config(run, {"training.device": "banana"})
 

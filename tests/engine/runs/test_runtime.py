@@ -46,12 +46,9 @@ def test_a_gpu_that_is_not_there(device: str) -> None:
         make_runtime(settings(device=device))
 
 
-def test_fp16_on_a_cpu() -> None:
+def test_settings_that_do_not_go_together() -> None:
     with pytest.raises(ConfigError, match="fp16 needs a GPU"):
         make_runtime(settings(precision="fp16"))
-
-
-def test_a_batch_that_can_t_be_split_evenly() -> None:
     with pytest.raises(ConfigError, match=r"batch_size = 10 can't be split evenly over 1 process"):
         make_runtime(settings(batch_size=10, accumulate=4))
 
@@ -65,6 +62,10 @@ def test_one_process_on_the_cpu(device: str) -> None:
     assert not runtime.any(False)
     counts = torch.tensor([3, 4])
     assert torch.equal(runtime.sum(counts), counts)
+    # alone, every agreement is its own
+    assert (runtime.largest(15), runtime.gather("a")) == (15, ["a"])
+    assert runtime.on_main(lambda: cast(Any, [1])) == [1]
+    assert runtime.main_first(lambda: None) is None
 
 
 def test_one_of_several_processes() -> None:
@@ -104,13 +105,6 @@ def test_images_are_placed_channels_last(runtime: Runtime) -> None:
     assert torch.equal(placed, images)
     layer = runtime.place(torch.nn.Conv2d(3, 2, 3))
     assert layer.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr, operator]
-
-
-def test_alone_every_agreement_is_one_s_own(runtime: Runtime) -> None:
-    assert runtime.largest(15) == 15
-    assert runtime.gather("a") == ["a"]
-    assert runtime.on_main(lambda: cast(Any, [1])) == [1]
-    assert runtime.main_first(lambda: None) is None
 
 
 def draws() -> tuple[float, float, float]:

@@ -32,8 +32,7 @@ def test_the_first_signal_is_kept_and_told(number: signal.Signals, code: int) ->
         with pytest.raises(Interrupted) as error:
             stop.check()
     assert error.value.exit_code == code
-    assert len(told) == 1
-    assert "stopping after this step" in told[0]
+    assert len(told) == 1 and "stopping after this step" in told[0]
 
 
 @pytest.mark.parametrize("first", BOTH)
@@ -46,16 +45,10 @@ def test_a_later_sigterm_changes_nothing(first: signal.Signals) -> None:
     assert len(told) == 1
 
 
-def test_the_handlers_before_are_put_back() -> None:
-    before = handlers()
-    with StopRequest(lambda text: None):
-        assert handlers() != before
-    assert handlers() == before
-
-
-def test_the_handlers_are_put_back_after_an_error() -> None:
+def test_the_handlers_before_are_put_back_after_an_error_too() -> None:
     before = handlers()
     with pytest.raises(Interrupted), StopRequest(lambda text: None) as stop:
+        assert handlers() != before
         os.kill(os.getpid(), signal.SIGTERM)
         stop.check()
     assert handlers() == before
@@ -107,22 +100,15 @@ def test_a_second_ctrl_c_quits_at_once(first: str) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
-def test_a_closed_terminal_is_a_request_to_stop() -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
-    with StopRequest(lambda text: None) as stop:
-        os.kill(os.getpid(), signal.SIGHUP)
-        with pytest.raises(Interrupted) as error:
-            stop.check()
-    assert error.value.exit_code == 129
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
-def test_under_nohup_a_closed_terminal_is_none() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_closed_terminal_is_a_request_to_stop_but_not_under_nohup(
+    before: signal.Handlers,
+) -> None:
+    found = signal.signal(signal.SIGHUP, before)  # the tests themselves may run under nohup
     try:
         with StopRequest(lambda text: None) as stop:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert not stop.requested
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert stop.signal == (None if before is signal.SIG_IGN else signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is before
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGHUP, found)

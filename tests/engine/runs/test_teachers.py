@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.engine.conftest import Told, write_network
 from tser_cli.base.errors import CheckpointError, ConfigError, RunError, TserError
-from tser_cli.base.progress import Silent
 from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs import folder, networks, teachers
 from tser_cli.engine.runs.folder import Run
@@ -39,20 +39,15 @@ MakeTeacher = Callable[..., Run]
 
 
 @pytest.fixture
-def make_teacher(tmp_path: Path, spec: DataSpec, make_config: MakeConfig) -> MakeTeacher:
+def make_teacher(tmp_path: Path, make_config: MakeConfig) -> MakeTeacher:
     """`make_teacher(hour, data.validation_fraction=0.1)`: a teacher run finished at that hour."""
 
     def make(hour: int, state: str = "finished", name: str = "resnet20", part: float = 0.0) -> Run:
         config = make_config({"model.teacher": name, "data.validation_fraction": part})
         run = folder.create(tmp_path, "teacher", config)
-        model = networks.build(name, spec, config, spiking=False)
-        networks.write(run.model_file, model, networks.describe(name, spec, config, False))
-        run.update_status(
-            state=state,
-            model=name,
-            validation_fraction=part,
-            finished=f"2025-01-01T{hour:02}:00:00+00:00",
-        )
+        write_network(run.model_file, config, name=name)
+        run.update_status(state=state, model=name, validation_fraction=part)
+        run.update_status(finished=f"2025-01-01T{hour:02}:00:00+00:00")
         return run
 
     return make
@@ -64,15 +59,10 @@ def find(config: Config, spec: DataSpec, runs_dir: Path) -> str | None:
     return None if loaded is None else loaded.source
 
 
-def test_none_where_one_must_be_trained(
-    tmp_path: Path, spec: DataSpec, make_config: MakeConfig
-) -> None:
-    assert find(make_config(), spec, tmp_path) is None
-
-
 def test_the_newest_finished_one_that_fits(
     tmp_path: Path, spec: DataSpec, make_config: MakeConfig, make_teacher: MakeTeacher
 ) -> None:
+    assert find(make_config(), spec, tmp_path) is None  # one must be trained
     newest = make_teacher(9)
     make_teacher(8)
     make_teacher(11, state="stopped")
@@ -81,14 +71,12 @@ def test_the_newest_finished_one_that_fits(
     assert find(make_config(), spec, tmp_path) == str(newest.model_file)
     part = make_config({"data.validation_fraction": 0.25})
     assert find(part, spec, tmp_path) == str(held_out.model_file)
-    other_part = make_config({"data.validation_fraction": 0.5})
-    assert find(other_part, spec, tmp_path) is None
-    other_data = make_config({"data.name": "mnist"})
-    assert find(other_data, spec, tmp_path) is None
+    for other in ({"data.validation_fraction": 0.5}, {"data.name": "mnist"}):
+        assert find(make_config(other), spec, tmp_path) is None
     assert find(make_config(), spec, tmp_path / "elsewhere") is None
 
 
-def test_a_teacher_of_another_test_split_is_passed_over(
+def test_a_teacher_of_another_test_split_or_other_images_is_passed_over(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
     def settings(fraction: float) -> Config:
@@ -96,52 +84,31 @@ def test_a_teacher_of_another_test_split_is_passed_over(
 
     run = folder.create(tmp_path, "teacher", settings(0.5))
     name = settings(0.5).model.teacher
-    run.update_status(state="finished", model=name, validation_fraction=0.0)
+    run.update_status(state="finished", model=name, validation_fraction=0.0, images_sha256="a")
     # of train/ and val/: there nothing is split off
     assert teachers.newest_teacher(settings(0.2), tmp_path) == run
     run.update_status(test_fraction=0.5)
     assert teachers.newest_teacher(settings(0.5), tmp_path) == run
     assert teachers.newest_teacher(settings(0.2), tmp_path) is None
+    assert teachers.newest_teacher(settings(0.5), tmp_path, "a") == run
+    assert teachers.newest_teacher(settings(0.5), tmp_path, "b") is None
 
 
-def test_a_teacher_of_other_images_is_passed_over(tmp_path: Path, make_config: MakeConfig) -> None:
-    config = make_config({"data.name": "npz"})
-    run = folder.create(tmp_path, "teacher", config)
-    run.update_status(state="finished", model=config.model.teacher, validation_fraction=0.0)
-    run.update_status(images_sha256="a")
-    assert teachers.newest_teacher(config, tmp_path, "a") == run
-    assert teachers.newest_teacher(config, tmp_path) == run
-    assert teachers.newest_teacher(config, tmp_path, "b") is None
-
-
-def test_a_path_goes_before_the_newest(
-    tmp_path: Path, spec: DataSpec, make_config: MakeConfig, make_teacher: MakeTeacher
-) -> None:
-    named, _newer = make_teacher(8), make_teacher(9)
-    for path in (named.folder, named.model_file):
-        config = make_config({"model.teacher": str(path)})
-        assert find(config, spec, tmp_path) == str(named.model_file)
-
-
-def test_a_path_from_home(
+def test_a_path_goes_before_the_newest_and_must_be_of_a_finished_run(
     tmp_path: Path,
     spec: DataSpec,
     make_config: MakeConfig,
     make_teacher: MakeTeacher,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run = make_teacher(8)
-    monkeypatch.setenv("HOME", str(run.folder.parent))
-    config = make_config({"model.teacher": f"~/{run.name}"})
-    assert find(config, spec, tmp_path) == str(run.model_file)
-
-
-def test_a_run_that_is_not_finished_is_no_teacher(
-    tmp_path: Path, spec: DataSpec, make_config: MakeConfig, make_teacher: MakeTeacher
-) -> None:
-    run = make_teacher(8, state="stopped")
+    named, _newer = make_teacher(8), make_teacher(9)
+    monkeypatch.setenv("HOME", str(named.folder.parent))
+    for path in (named.folder, named.model_file, f"~/{named.name}"):
+        config = make_config({"model.teacher": str(path)})
+        assert find(config, spec, tmp_path) == str(named.model_file)
+    named.update_status(state="stopped")
     with pytest.raises(RunError, match="is stopped, not finished"):
-        find(make_config({"model.teacher": str(run.folder)}), spec, tmp_path)
+        find(make_config({"model.teacher": str(named.folder)}), spec, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +142,7 @@ def test_imagenet_falls_back_on_torchvision_last(
     monkeypatch.setattr(networks, "pretrained", lambda name, spec: theirs)
     assert teachers.find_teacher(config, spec, tmp_path) is theirs
     run = folder.create(tmp_path, "teacher", config)
-    networks.write(run.model_file, model, networks.describe("resnet20", spec, config, False))
+    write_network(run.model_file, config)
     run.update_status(state="finished", model="resnet20", validation_fraction=0.0)
     assert find(config, spec, tmp_path) == str(run.model_file)
 
@@ -211,16 +178,6 @@ def test_the_teacher_s_recipe_can_be_chosen(tmp_path: Path, make_config: MakeCon
         teachers.teacher_config(make_config({"model.teacher_recipe": "mine"}))
 
 
-def test_the_weights_read_are_those_of_the_run(
-    tmp_path: Path, spec: DataSpec, make_config: MakeConfig, make_teacher: MakeTeacher
-) -> None:
-    run = make_teacher(8)
-    loaded = teachers.find_teacher(make_config(), spec, tmp_path)
-    assert loaded is not None
-    expected = networks.read(run.model_file, spec).model.state_dict()
-    assert all(torch.equal(v, expected[k]) for k, v in loaded.model.state_dict().items())
-
-
 Network = Callable[..., Loaded]
 
 
@@ -237,39 +194,27 @@ def network(spec: DataSpec, make_config: Callable[..., Config]) -> Network:
     return make
 
 
-def test_a_spiking_network_is_no_teacher(network: Network, spec: DataSpec) -> None:
+def test_a_network_that_can_t_teach(network: Network, spec: DataSpec) -> None:
     with pytest.raises(CheckpointError, match=r"x\.pt is a spiking network; a teacher is an"):
         fitting_teacher(network(spiking=True), spec)
-
-
-def test_a_teacher_of_other_images_is_refused_as_the_teacher(
-    network: Network, spec: DataSpec
-) -> None:
     other = network(made_for=replace(spec, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3))
     with pytest.raises(CheckpointError, match=r"^the teacher x\.pt takes 3 input channels"):
         fitting_teacher(other, spec)
+    with pytest.raises(ConfigError, match="theirs:build: a function's network teaches in tser dis"):
+        check_architecture("theirs:build")
 
 
-@pytest.mark.parametrize("classes", [(), ("a", "b", "c")])
-def test_classes_that_are_the_same_or_not_said(
+@pytest.mark.parametrize("classes", [(), ("a", "b", "c"), ("d", "e", "f"), ("b", "a", "c")])
+def test_classes_that_are_others_or_in_another_order(
     network: Network, spec: DataSpec, classes: tuple[str, ...]
 ) -> None:
     loaded = network(classes=classes)
-    assert fitting_teacher(loaded, spec) is loaded
-
-
-@pytest.mark.parametrize("classes", [("d", "e", "f"), ("b", "a", "c")])
-def test_as_many_classes_that_are_others_or_in_another_order(
-    network: Network, spec: DataSpec, classes: tuple[str, ...]
-) -> None:
+    if classes in ((), spec.classes):  # not said, or the same
+        assert fitting_teacher(loaded, spec) is loaded
+        return
     said = rf"x\.pt was trained to tell apart {', '.join(classes)} .*of digits are a, b, c"
     with pytest.raises(CheckpointError, match=said):
-        fitting_teacher(network(classes=classes), spec)
-
-
-def test_a_function_is_no_architecture() -> None:
-    with pytest.raises(ConfigError, match="theirs:build: a function's network teaches in tser dis"):
-        check_architecture("theirs:build")
+        fitting_teacher(loaded, spec)
 
 
 MODULE = """
@@ -425,32 +370,12 @@ def test_a_run_never_imports_it_by_itself(
     assert "theirs" not in sys.modules
 
 
-class Heard(Silent):
-    """Keeps messages and warnings."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.warned: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warned.append(text)
-
-
-@pytest.fixture
-def heard() -> Heard:
-    """What the context's progress heard."""
-    return Heard()
-
-
 @pytest.fixture
 def context(
-    make_context: Callable[..., Context], make_config: Callable[..., Config], heard: Heard
+    make_context: Callable[..., Context], make_config: Callable[..., Config], told: Told
 ) -> Context:
     """The tiny data set, with messages kept."""
-    return make_context(make_config(), heard)
+    return make_context(make_config(), told)
 
 
 @pytest.fixture
@@ -465,11 +390,8 @@ def write_teacher(tmp_path: Path, spec: DataSpec, context: Context) -> Callable[
 
     def write(name: str, seed: int = 0) -> Loaded:
         torch.manual_seed(seed)
-        path = tmp_path / f"{name}.safetensors"
-        model = networks.build("resnet20", spec, context.config, spiking=False)
-        metadata = networks.describe("resnet20", spec, context.config, spiking=False)
-        networks.write(path, model, metadata)
-        return networks.read(path, spec)
+        write_network(tmp_path / f"{name}.safetensors", context.config)
+        return networks.read(tmp_path / f"{name}.safetensors", spec)
 
     return write
 
@@ -489,7 +411,7 @@ def test_a_run_without_a_teacher(run: Run, context: Context, spec: DataSpec) -> 
 
 
 def test_the_first_teacher_is_recorded_frozen_and_read_again(
-    run: Run, context: Context, heard: Heard, write_teacher: Callable[..., Loaded]
+    run: Run, context: Context, told: Told, write_teacher: Callable[..., Loaded]
 ) -> None:
     found = write_teacher("a")
     assert keep_teacher(run, context, found) is found
@@ -500,23 +422,25 @@ def test_the_first_teacher_is_recorded_frozen_and_read_again(
     again = read_run_teacher(run, context.dataset.spec)
     assert again is not None
     assert (again.source, again.sha256) == (found.source, found.sha256)
-    assert heard.said == []
+    counted = teacher_to_count(run, context)
+    assert counted is not None and counted.source == found.source
+    assert told.said == told.warnings == []
 
 
 def test_a_run_keeps_the_teacher_that_it_began_with(
-    run: Run, context: Context, heard: Heard, write_teacher: Callable[..., Loaded]
+    run: Run, context: Context, told: Told, write_teacher: Callable[..., Loaded]
 ) -> None:
     first, newer = write_teacher("a"), write_teacher("b", seed=1)
     keep_teacher(run, context, first)
     kept = keep_teacher(run, context, newer)
     assert kept.sha256 == first.sha256
     assert not kept.model.training
-    assert heard.said == [f"teacher: {first.source} instead, which the run began with"]
+    assert told.said == [f"teacher: {first.source} instead, which the run began with"]
     assert recorded_teacher(run) == RecordedTeacher(first.source, "resnet20", first.sha256)
 
 
 def test_the_same_teacher_may_have_moved(
-    run: Run, context: Context, heard: Heard, write_teacher: Callable[..., Loaded]
+    run: Run, context: Context, told: Told, write_teacher: Callable[..., Loaded]
 ) -> None:
     first, copy = write_teacher("a"), write_teacher("copy")
     assert first.sha256 == copy.sha256
@@ -524,7 +448,7 @@ def test_the_same_teacher_may_have_moved(
     Path(first.source).unlink()
     assert keep_teacher(run, context, copy) is copy
     assert recorded_teacher(run) == RecordedTeacher(copy.source, "resnet20", copy.sha256)
-    assert heard.said == []
+    assert told.said == []
 
 
 @pytest.mark.parametrize(
@@ -533,7 +457,7 @@ def test_the_same_teacher_may_have_moved(
 def test_a_teacher_that_is_gone_or_has_changed(
     run: Run,
     context: Context,
-    heard: Heard,
+    told: Told,
     write_teacher: Callable[..., Loaded],
     change: str,
     said: str,
@@ -553,29 +477,18 @@ def test_a_teacher_that_is_gone_or_has_changed(
     assert counted is not None
     assert (counted.name, counted.source) == ("resnet20", "untrained")
     assert not counted.model.training
-    (warning,) = heard.warned
+    (warning,) = told.warnings
     assert said in warning
     assert warning.endswith("the operations of an untrained resnet20 serve")
 
 
 def test_a_teacher_of_no_known_architecture_is_left_out_of_the_counting(
-    run: Run, context: Context, heard: Heard
+    run: Run, context: Context, told: Told
 ) -> None:
     run.update_environment(teacher={"source": "gone.pt", "model": "resnet21", "sha256": "0"})
     assert teacher_to_count(run, context) is None
-    assert len(heard.warned) == 2
-    assert heard.warned[1].startswith("the teacher's energy is left out: ")
-
-
-def test_a_sound_teacher_is_the_one_that_is_counted(
-    run: Run, context: Context, heard: Heard, write_teacher: Callable[..., Loaded]
-) -> None:
-    first = write_teacher("a")
-    keep_teacher(run, context, first)
-    counted = teacher_to_count(run, context)
-    assert counted is not None
-    assert counted.source == first.source
-    assert heard.warned == []
+    assert len(told.warnings) == 2
+    assert told.warnings[1].startswith("the teacher's energy is left out: ")
 
 
 def test_a_runs_folder_that_was_moved_finds_its_teacher_by_hash(
@@ -596,8 +509,7 @@ def test_a_runs_folder_that_was_moved_finds_its_teacher_by_hash(
     (tmp_path / "old").rename(tmp_path / "new")
     moved = Run(tmp_path / "new" / run.folder.relative_to(tmp_path / "old"))
     found = read_run_teacher(moved, spec)
-    assert found is not None
-    assert found.sha256 == digest
+    assert found is not None and found.sha256 == digest
     assert found.source.startswith(str(tmp_path / "new"))
     moved.update_environment(teacher={**entry, "sha256": "0"})
     with pytest.raises(CheckpointError, match="can't be read"):

@@ -26,6 +26,7 @@ from tser_cli.engine.training.settle import (
     largest_batch,
     settle_precision,
 )
+from tser_cli.settings.config import Config
 
 LONG = {"training.precision": "auto", "training.epochs": WORTH_TRYING}
 
@@ -242,3 +243,73 @@ def test_compiling_on_a_cpu_asks_for_a_compiler(
 def test_compiling_does_not_go_with_saving_memory(make_config: MakeConfig) -> None:
     with pytest.raises(ConfigError, match="does not go with"):
         make_config({"performance.compile": "on", "performance.save_memory": True})
+
+
+@pytest.fixture
+def unfinished(tmp_path: Path, make_config: MakeConfig) -> Callable[..., folder.Run]:
+    """`unfinished({"training.batch_size": 4})`: a student's run that was stopped."""
+
+    def make(changes: dict[str, Any] | None = None, state: str = "stopped") -> folder.Run:
+        run = folder.create(tmp_path, "student", make_config(changes))
+        run.update_status(state=state)
+        return run
+
+    return make
+
+
+def test_what_is_left_open_is_that_of_the_unfinished_run(
+    tmp_path: Path, make_config: MakeConfig, unfinished: Callable[..., folder.Run]
+) -> None:
+    both = make_config({"training.precision": "auto", "training.batch_size": "auto"})
+
+    def begun(config: Config = both, resume: str = "auto") -> Config | None:
+        return settle.begun_like("student", config, Options(tmp_path, resume))
+
+    assert begun() is None
+    like = {"training.precision": "bf16", "training.batch_size": 12}
+    unfinished(like)
+    unfinished({"training.batch_size": 24, "optimizer.lr": 0.7})
+    (unfinished({"training.batch_size": 48}).folder / "config.toml").write_text("[")
+    unfinished({"training.batch_size": 6}, "finished")
+    assert begun() == begun(make_config({**like, "training.batch_size": "auto"}))
+    assert begun() == make_config(like)
+    assert begun(resume="never") is None
+    # what is stated must be the run's, too
+    assert begun(make_config({"training.batch_size": "auto"})) is None
+
+
+def test_more_epochs_are_another_run_unless_it_must(
+    tmp_path: Path, make_config: MakeConfig, unfinished: Callable[..., folder.Run]
+) -> None:
+    unfinished()
+    longer = make_config({"training.epochs": 9, "training.batch_size": "auto"})
+    assert settle.begun_like("student", longer, Options(tmp_path)) is None
+    begun = settle.begun_like("student", longer, Options(tmp_path, "must"))
+    assert begun is not None and begun.training.batch_size == 8
+
+
+def test_paths_are_made_whole(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    (tmp_path / "t.pt").touch()
+    config = make_config(
+        {
+            "data.dir": "~/images",
+            "model.teacher": "t.pt",
+            "model.teacher_weights": "w.pt",
+            "model.teacher_recipe": "digits/resnet34_teacher",
+        }
+    )
+    whole = settle.with_whole_paths(config)
+    assert whole.data.dir == "/home/somebody/images"
+    assert whole.model.teacher == str(tmp_path / "t.pt")
+    assert whole.model.teacher_weights == str(tmp_path / "w.pt")
+    assert whole.model.teacher_recipe == "digits/resnet34_teacher"  # one of the package
+    assert settle.with_whole_paths(whole) is whole
+    # an architecture is none, and what can be none is left to whoever opens it
+    (tmp_path / "resnet20").mkdir()
+    assert settle.with_whole_paths(make_config()).model.teacher == "resnet20"
+    odd = make_config({"data.dir": "~no.such.user/x"})
+    assert settle.with_whole_paths(odd).data.dir == "~no.such.user/x"

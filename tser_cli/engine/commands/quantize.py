@@ -14,13 +14,13 @@ from torch import nn
 from tser_cli.base.errors import CheckpointError, ConfigError
 from tser_cli.data.loaders import evenly_spread
 from tser_cli.data.transforms import evaluation_pipeline
-from tser_cli.engine.runs.find import with_whole_paths
 from tser_cli.engine.runs.networks import freeze
 from tser_cli.engine.runs.opened import Context, FinishedRun, Options, open_finished, select_run
 from tser_cli.engine.runs.record import RunResult, find_result
 from tser_cli.engine.runs.teachers import TEACHER, read_run_teacher
 from tser_cli.engine.training.budget import profile_of
 from tser_cli.engine.training.run import finish, open_for_training
+from tser_cli.engine.training.settle import with_whole_paths
 from tser_cli.engine.training.task import Task, Trainee
 from tser_cli.losses.base import load_method
 from tser_cli.models.base import Classifier

@@ -17,15 +17,8 @@ from typing import Any
 
 import torch
 
+from tser_cli.base import files
 from tser_cli.base.errors import CheckpointError, DamagedError, DamagedFileError
-from tser_cli.base.files import (
-    make_folder,
-    read_json,
-    read_regular,
-    sha256,
-    write_json,
-    write_whole,
-)
 
 FORMAT = 1
 KEPT = 2
@@ -41,18 +34,20 @@ def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
     the manifest speaks of it, and `load_latest` also takes a listed file by that name. The new
     file is read back and compared before an older one goes. Raises RunError or CheckpointError.
     """
-    make_folder(folder)
+    files.make_folder(folder)
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
     content = buffer.getvalue()
     path = folder / f"step-{number:09d}.pt"
-    write_whole(_waiting(path), content)
-    digest = sha256(content)
+    # Not yet under its own name: a file of that name that no manifest lists counts as damaged.
+    files.write_whole(_waiting(path), content)
+    digest = files.sha256(content)
     entries = [entry for entry in _entries(folder) if entry["file"] != path.name]
     entries.append({"file": path.name, "step": number, "size": len(content), "sha256": digest})
-    _write_manifest(folder, entries)
+    files.write_json(folder / MANIFEST, {"checkpoints": entries})
     _waiting(path).replace(path)
-    if sha256(path.read_bytes()) != digest:
+    # A disk that is failing may take what it can't give back: the older ones still stand here.
+    if files.sha256(path.read_bytes()) != digest:
         raise CheckpointError(f"{path} does not read back as it was written: the disk is failing")
     _prune(folder, entries)
     return path
@@ -62,14 +57,11 @@ def _waiting(path: Path) -> Path:
     return path.with_suffix(".new")
 
 
-def _write_manifest(folder: Path, entries: list[dict[str, Any]]) -> None:
-    write_json(folder / MANIFEST, {"checkpoints": entries})
-
-
 def _prune(folder: Path, entries: list[dict[str, Any]]) -> None:
     kept = sorted(entries, key=lambda entry: entry["step"])[-KEPT:]
     names = {entry["file"] for entry in kept}
-    _write_manifest(folder, kept)
+    # first the manifest: a kill in between then leaves a file that nobody asks for
+    files.write_json(folder / MANIFEST, {"checkpoints": kept})
     for path in folder.glob("step-*"):
         if path.name not in names:
             path.unlink(missing_ok=True)
@@ -78,20 +70,18 @@ def _prune(folder: Path, entries: list[dict[str, Any]]) -> None:
 def _entries(folder: Path) -> list[dict[str, Any]]:
     # A damaged entry is as good as none: its checkpoint is then one that the manifest lacks.
     try:
-        listed = read_json(folder / MANIFEST, types={"checkpoints": list}).get("checkpoints", [])
+        manifest = files.read_json(folder / MANIFEST, types={"checkpoints": list})
     except DamagedFileError:
         return []
-    return [entry for entry in listed if _is_entry(entry)]
-
-
-def _is_entry(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict)
+    return [
+        entry
+        for entry in manifest.get("checkpoints", [])
+        if isinstance(entry, dict)
         and entry.keys() >= KEYS
         and all(isinstance(entry[key], str) for key in ("file", "sha256"))
         and all(type(entry[key]) is int for key in ("step", "size"))
-        and NAME.fullmatch(entry["file"]) is not None
-    )
+        and NAME.fullmatch(entry["file"])
+    ]
 
 
 def load_latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
@@ -100,11 +90,11 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | N
     A damaged one is named through `warn` and passed over. What a killed save left undone is done
     now. Raises DamagedError where there are checkpoints but none is sound.
     """
-    files = sorted(folder.glob("step-*.pt"), reverse=True) if folder.is_dir() else []
     entries = _entries(folder)
     manifest = {entry["file"]: entry for entry in entries}
-    listed = sorted(manifest, reverse=True)
-    names = sorted({path.name for path in files} | set(listed), reverse=True)
+    # One without a file counts too: that a checkpoint is lost is damage, and no fresh start.
+    present = {path.name for path in folder.glob("step-*.pt")} if folder.is_dir() else set()
+    names = sorted(present | manifest.keys(), reverse=True)
     if not names and not (folder / MANIFEST).exists():
         return None
     problems: list[str] = []
@@ -126,9 +116,16 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | N
 def _load_verified(path: Path, entry: dict[str, Any] | None) -> dict[str, Any]:
     if entry is None:
         raise CheckpointError(f"checkpoint {path} is not in its manifest")
+    content, waiting = b"", _waiting(path)
+    # There is such a file where a save was killed: before its last rename, and then the manifest
+    # lists it, or before the manifest spoke of it.
+    with suppress(OSError, ValueError):
+        content = files.read_regular(waiting, entry["size"])
     try:
-        waiting = _waiting(path).exists()
-        content = _renamed(path, entry) if waiting else read_regular(path, entry["size"])
+        if _is_listed(content, entry):
+            waiting.replace(path)
+        else:
+            content = files.read_regular(path, entry["size"])
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"checkpoint {path} can't be read: {reason}") from error
@@ -141,18 +138,8 @@ def _load_verified(path: Path, entry: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _is_listed(content: bytes, entry: dict[str, Any]) -> bool:
-    return len(content) == int(entry["size"]) and sha256(content) == str(entry["sha256"])
-
-
-def _renamed(path: Path, entry: dict[str, Any]) -> bytes:
-    # The save was killed before its last rename, or before the manifest spoke of the file.
-    content = b""
-    with suppress(OSError, ValueError):
-        content = read_regular(_waiting(path), entry["size"])
-    if not _is_listed(content, entry):
-        return read_regular(path, entry["size"])
-    _waiting(path).replace(path)
-    return content
+    same: bool = len(content) == entry["size"] and files.sha256(content) == entry["sha256"]
+    return same
 
 
 def read_tensors(content: bytes, path: Path) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""Find runs again: by path, name or beginning of a name, the newest one, one to resume.
-
-Paths in settings, written so that they hold from any folder.
-"""
+"""Find runs again: by path, name or beginning of a name, the newest one, one to resume."""
 
 from __future__ import annotations
 
@@ -17,8 +14,6 @@ from tser_cli.engine.runs.folder import Run, time_of
 from tser_cli.settings import plugins, registry
 from tser_cli.settings.config import EPOCHS, Config
 
-LEFT_OPEN = {"training.batch_size": 0, "training.precision": "auto"}
-UNFINISHED = ("running", "stopped", "failed")
 LATEST = "latest"
 ANY = "*"
 KINDS = ("teacher", "student")
@@ -66,6 +61,7 @@ def find_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:
             )
         return newest
     runs = run_folders(runs_dir, kind)
+    # a whole name first: it may be the beginning of others, as that of a run begun twice is
     fitting = [run for run in runs if run.name == name] or beginning_with(name, runs)
     if not fitting and is_folder(named):
         raise _no_run_folder(named)
@@ -142,31 +138,12 @@ def open_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:
     return run
 
 
-def begun_like(runs_dir: Path, kind: str, config: Config, must: bool = False) -> Config | None:
-    """Return `config` with what it leaves open as in the unfinished run that is else like it.
-
-    Open are a batch size of 0 and a precision of "auto". None where there is no such run.
-    """
-    for run in _unfinished(runs_dir, kind, config):
-        try:
-            before = run.config().flat()
-        except (ConfigError, RunError):  # damaged: that run is not resumed
-            continue
-        opened = config.updated({key: before[key] for key in left_open(config)})
-        if not differences(run, opened, must):
-            return opened
-    return None
-
-
-def left_open(config: Config) -> list[str]:
-    """Return the settings that are chosen when a run begins, and then are the run's."""
-    values = config.flat()
-    return [key for key, open_value in LEFT_OPEN.items() if values[key] == open_value]
-
-
-def _unfinished(runs_dir: Path, kind: str, config: Config) -> Iterator[Run]:
+def unfinished(runs_dir: Path, kind: str, config: Config) -> Iterator[Run]:
+    """Yield the runs of the data set of `config` that can be resumed, newest first."""
     for run, status in all_runs(runs_dir, kind, config.data.name):
-        if status.get("state") in UNFINISHED and status.get("resumable", True):
+        # one that says running may have been killed: its lock tells, once it is taken up
+        open_ended = status.get("state") in ("running", "stopped", "failed")
+        if open_ended and status.get("resumable", True):
             yield run
 
 
@@ -177,13 +154,16 @@ def find_unfinished(runs_dir: Path, kind: str, config: Config, must: bool) -> Ru
     raises RunError where there is no unfinished run, ConfigError that lists the
     differences where the newest unfinished one has other settings.
     """
-    unfinished = list(_unfinished(runs_dir, kind, config))
-    for run in unfinished:
-        if not differences(run, config, must):
+    others = []
+    for run in unfinished(runs_dir, kind, config):
+        found = differences(run, config, must)
+        if not found:
             return run
-    if must and unfinished:
-        listed = "\n".join(f"  {line}" for line in differences(unfinished[0], config, must))
-        raise ConfigError(f"{unfinished[0].folder} can't be resumed with other settings:\n{listed}")
+        others.append((run, found))
+    if must and others:
+        newest, found = others[0]
+        listed = "\n".join(f"  {line}" for line in found)
+        raise ConfigError(f"{newest.folder} can't be resumed with other settings:\n{listed}")
     if must:
         raise RunError(f"--resume must: no unfinished {kind} run of {config.data.name}")
     return None
@@ -206,11 +186,6 @@ def differences(run: Run, config: Config, must: bool = False) -> list[str]:
     ]
 
 
-PATHS = ("data.dir", "model.teacher_weights")
-# These name something of the package too; only what exists as a path is one.
-NAMES = ("model.teacher", "model.teacher_recipe", "energy.profile")
-
-
 def existing_path(name: str) -> Path | None:
     """Return the folder or file called `name`, or None; an architecture's name is never one."""
     if name in registry.MODELS:
@@ -221,21 +196,3 @@ def existing_path(name: str) -> Path | None:
         if path.is_dir() or path.is_file():
             return path
     return None
-
-
-def with_whole_paths(config: Config) -> Config:
-    """Return `config` with every path absolute, as seen from the current folder.
-
-    A run keeps its settings so: it may be resumed or measured from another folder.
-    """
-    flat = config.flat()
-    paths = {}
-    for key in PATHS:
-        with suppress(
-            OSError, RuntimeError, ValueError
-        ):  # no path at all: whoever opens it says so
-            paths[key] = str(Path(flat[key]).expanduser().absolute()) if flat[key] else ""
-    found = {key: existing_path(flat[key]) for key in NAMES if flat[key]}
-    paths |= {key: str(path.absolute()) for key, path in found.items() if path is not None}
-    changed = {key: path for key, path in paths.items() if path != flat[key]}
-    return config.updated(changed) if changed else config

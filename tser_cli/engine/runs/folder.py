@@ -18,22 +18,15 @@ from typing import Any
 import filelock
 import tomli_w
 
+from tser_cli.base import files
 from tser_cli.base.errors import DamagedFileError, RunError, warn_once
-from tser_cli.base.files import (
-    hold_lock,
-    make_folder,
-    read_json,
-    write_error,
-    write_json,
-    write_text,
-)
 from tser_cli.base.version import __version__
 from tser_cli.settings import plugins, registry
 from tser_cli.settings.config import FLOAT_BITS, Config, method_label
 from tser_cli.settings.recipe import Layer, read, resolve
 
 MODEL_FILE = "model.safetensors"
-IMAGES = "images_sha256"  # in status.json: the fingerprint of data of one's own
+IMAGES = "images_sha256"  # in status.json: the fingerprint of data of your own
 NUMBER = (int, float)
 STATUS_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("kind", "state", "why", "host", "model", "dataset", "sha256", IMAGES), str),
@@ -64,7 +57,6 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Return the folder's own name."""
         return self.folder.name
 
     @property
@@ -93,7 +85,7 @@ class Run:
     def write_settings(self, config: Config, left_out: Iterable[str] = ()) -> None:
         """Write config.toml: when the run begins, and again where a resumed run has other ones."""
         document = config.model_dump(mode="json", exclude=set(left_out))
-        write_text(self.folder / "config.toml", tomli_w.dumps(document))
+        files.write_text(self.folder / "config.toml", tomli_w.dumps(document))
 
     def plugin_records(self) -> list[dict[str, Any]]:
         """Return what environment.json says of the plug-ins that the run was made with."""
@@ -113,16 +105,18 @@ class Run:
         # the file alone is the truth: another process may have written it since it was read
         status = {**_if_sound(self.status), **changes}
         status |= {"pid": os.getpid(), "host": socket.gethostname(), "updated": _now()}
-        write_json(self.folder / "status.json", status)
+        files.write_json(self.folder / "status.json", status)
 
     def update_environment(self, **changes: Any) -> None:
         """Change entries of environment.json."""
-        write_json(self.folder / "environment.json", {**_if_sound(self.environment), **changes})
+        files.write_json(
+            self.folder / "environment.json", {**_if_sound(self.environment), **changes}
+        )
 
     def lock(self) -> AbstractContextManager[Any]:
         """Hold the folder's exclusive lock. Raises RunError at once if another process has it."""
         try:
-            return hold_lock(self.folder / ".lock")
+            return files.hold_lock(self.folder / ".lock")
         except filelock.Timeout:
             status = _if_sound(self.status)
             raise RunError(
@@ -132,6 +126,7 @@ class Run:
 
     def remove_leftovers(self) -> None:
         """Remove the parts of files that a killed process left behind; only under the lock."""
+        # a process that is alive would be writing these very files
         for part in self.folder.rglob(".*.part"):
             part.unlink(missing_ok=True)
 
@@ -152,7 +147,7 @@ def _read(path: Path, types: Mapping[str, type | tuple[type, ...]]) -> dict[str,
     if not os.path.lexists(path):
         return {}
     try:
-        return read_json(path, types=types)
+        return files.read_json(path, types=types)
     except DamagedFileError as error:
         raise RunError(f"run folder {path.parent} is damaged: {error}") from error
 
@@ -179,14 +174,12 @@ def run_name(kind: str, config: Config, model: str = "") -> str:
     steps, method = config.model.timesteps, method_label(config)
     bits = config.model.weight_bits
     weights = "" if bits == FLOAT_BITS else f"_w{bits}"
-    budget = f"_{_in_name(config.energy.budget)}" if config.has_energy_budget else ""
+    budget = ""
+    if config.has_energy_budget:
+        # "25 %" -> "25pct", "4 µJ" -> "4uJ": as a shell takes it without quotes
+        word = config.energy.budget.replace("%", "pct").replace("µ", "u").replace("\u03bc", "u")
+        budget = "_" + "".join(word.split())
     return f"{model or config.model.student}_T{steps}_{method}{weights}{budget}_{seed}_{stamp}"
-
-
-def _in_name(budget: str) -> str:
-    """ "25 %" -> "25pct", "4 µJ" -> "4uJ": as the name of a folder may have it."""
-    word = budget.replace("%", "pct").replace("µ", "u").replace("\u03bc", "u")
-    return "".join(word.split())
 
 
 def create(
@@ -208,13 +201,14 @@ def create(
     run.write_settings(config, left_out)
     kept = plugins.keep(run.folder, registry.targets_of(config.flat()))
     run.update_environment(**environment(config.training.seed), plugins=kept)
+    # Last: a folder is a run's to others as soon as it has a status, and then has its settings too.
     run.update_status(kind=kind, state="running", epoch=0, started=_now())
     return run
 
 
 def _new_folder(base: Path) -> Path:
     """Make and return `base`, or `base`-2 and so on: each caller gets a folder of its own."""
-    make_folder(base.parent)
+    files.make_folder(base.parent)
     folder, number = base, 1
     while True:
         try:
@@ -223,7 +217,7 @@ def _new_folder(base: Path) -> Path:
             number += 1
             folder = base.with_name(f"{base.name}-{number}")
         except OSError as error:
-            raise write_error(folder, error) from error
+            raise files.write_error(folder, error) from error
         else:
             return folder
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -75,6 +74,7 @@ def check_contract(name: str, model: Classifier, spec: DataSpec, timesteps: int)
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        # a copy: what is tried leaves gradients and running statistics behind
         tried = copy.deepcopy(model).cpu().eval()
         images_NCHW = torch.rand(IMAGES, *spec.image_shape)
         try:
@@ -131,33 +131,20 @@ def _norms_problem(model: Classifier, images_NCHW: Tensor, timesteps: int) -> st
 
 
 def _count(model: Classifier, images_NCHW: Tensor, timesteps: int) -> None:
-    # Untrained neurons may be silent, and the mean of zeros is a spike's 0: random spikes show
-    # what is made of spikes on the way to a layer, such as by a pool that averages.
-    with (
-        torch.inference_mode(),
-        spiking_at_random(model),
-        counting_of(model, timesteps) as counter,
-    ):
+    # Untrained neurons may be silent, and the mean of zeros is a spike's 0: random spikes, with
+    # probability 1/2 at each step, show what is made of spikes on the way to a layer, such as by a
+    # pool that averages. The hooks stay: this copy of the network is of no further use.
+    for module in model.modules():
+        if getattr(module, "is_spiking_neuron", False):
+            module.register_forward_hook(
+                lambda module, args, spikes: torch.bernoulli(torch.full_like(spikes, 0.5))
+            )
+    with torch.inference_mode(), counting_of(model, timesteps) as counter:
         model(images_NCHW, timesteps)
     try:
         counter.counts()
     except TserError as error:
         raise TserError(f"with neurons that spike at random, {error}") from error
-
-
-@contextmanager
-def spiking_at_random(model: nn.Module) -> Iterator[None]:
-    """Let every neuron of ours spike with probability 1/2 at each step, whatever its input."""
-    with ExitStack() as stack:
-        for module in model.modules():
-            if getattr(module, "is_spiking_neuron", False):
-                handle = module.register_forward_hook(_random_spikes)
-                stack.callback(handle.remove)
-        yield
-
-
-def _random_spikes(module: nn.Module, args: tuple[Any, ...], spikes: Tensor) -> Tensor:
-    return torch.bernoulli(torch.full_like(spikes, 0.5))
 
 
 # What to do about a network that does not fit the data, by its role.
@@ -241,6 +228,7 @@ def read(path: Path, spec: DataSpec, stem: str = "auto", expected: str | None = 
     weights that are NaN or infinite.
     """
     state, metadata, digest = load_model(path)
+    # before anything else is said of the content: a damaged file would be blamed on its network
     if expected not in (None, digest):
         raise CheckpointError(
             f"{path} is not the file that its run wrote: its SHA-256 is not the one in "
@@ -276,7 +264,11 @@ def read_of_run(run: Run, spec: DataSpec) -> Loaded:
 def _from_description(text: str, state: dict[str, Tensor], path: Path) -> tuple[str, Classifier]:
     try:
         described: dict[str, Any] = json.loads(text)
-        _check_extent(described)
+        for extent in ("channels", "height", "width"):
+            if not 1 <= int(described[extent]) <= LARGEST:
+                raise ValueError(f"{extent} must be 1 to {LARGEST}")
+        if not isinstance(described["classes"], list):
+            raise TypeError("classes must be a list")
         # A network without memory tells what the weights must look like, before one is made.
         with torch.device("meta"):
             check_fits(_described_network(described), state, str(path))
@@ -284,14 +276,6 @@ def _from_description(text: str, state: dict[str, Tensor], path: Path) -> tuple[
     except (ConfigError, *NO_DESCRIPTION) as error:
         raise CheckpointError(f"model file {path} has a damaged description: {error}") from error
     return str(described["model"]), model
-
-
-def _check_extent(described: dict[str, Any]) -> None:
-    for name in ("channels", "height", "width"):
-        if not 1 <= int(described[name]) <= LARGEST:
-            raise ValueError(f"{name} must be 1 to {LARGEST}")
-    if not isinstance(described["classes"], list):
-        raise TypeError("classes must be a list")
 
 
 def _described_network(described: dict[str, Any]) -> Classifier:
@@ -305,7 +289,7 @@ def _described_network(described: dict[str, Any]) -> Classifier:
         neuron=None if neuron is None else NeuronConfig.model_validate(neuron),
         stem=ModelConfig.model_validate({"stem": described["stem"]}).stem,
     )
-    # files of before weights could be integers do not say so
+    # only a student with integer weights says so
     bits = {"weight_bits": described.get("weight_bits", FLOAT_BITS)}
     return quantise(model, ModelConfig.model_validate(bits).weight_bits)
 
@@ -340,10 +324,6 @@ def freeze(model: Classifier) -> Classifier:
     return model.eval().requires_grad_(False)
 
 
-def _device_of(model: Classifier) -> torch.device:
-    return next((value.device for value in model.parameters()), torch.device("cpu"))
-
-
 @torch.no_grad()
 def check_network(loaded: Loaded, role: str, spec: DataSpec) -> None:
     """Raise CheckpointError unless `loaded` takes the images of `spec` and tells its classes apart.
@@ -357,10 +337,9 @@ def check_network(loaded: Loaded, role: str, spec: DataSpec) -> None:
             f"{spec.name} has {spec.channels}. {ANOTHER[role]}"
         )
     was_training = loaded.model.training
+    device = next((value.device for value in loaded.model.parameters()), torch.device("cpu"))
     try:
-        logits = loaded.model.eval()(
-            torch.zeros(1, *spec.image_shape, device=_device_of(loaded.model))
-        )
+        logits = loaded.model.eval()(torch.zeros(1, *spec.image_shape, device=device))
     except TserError:
         raise
     except Exception as error:  # its maps become too small, or a network of the user's fails

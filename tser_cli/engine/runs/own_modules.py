@@ -6,7 +6,6 @@ import ast
 import hashlib
 import importlib
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,15 @@ def build_network(spec: str, arguments: tuple[str, ...] = (), flag: str = "--net
     if not callable(function):
         raise ConfigError(f"{said}: {module_name} has no function {function_name}")
     values = dict(_argument(text) for text in arguments)
-    _check_arguments(said, function, values)
+    try:
+        inspect.signature(function).bind(**values)
+    except TypeError as error:
+        given = "with " + ", ".join(values) if values else "without arguments"
+        raise ConfigError(
+            f"{said}: it can't be called {given}: {error}; give --arg key=value"
+        ) from error
+    except ValueError:
+        pass  # a function in C, say, has no signature to ask: the call itself tells
     try:
         with process_unchanged():
             network = function(**values)
@@ -62,18 +69,6 @@ def _argument(text: str) -> tuple[str, Any]:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
-
-
-def _check_arguments(said: str, function: Callable[..., Any], values: dict[str, Any]) -> None:
-    try:
-        inspect.signature(function).bind(**values)
-    except TypeError as error:
-        given = "with " + ", ".join(values) if values else "without arguments"
-        raise ConfigError(
-            f"{said}: it can't be called {given}: {error}; give --arg key=value"
-        ) from error
-    except ValueError:
-        return
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

@@ -62,7 +62,6 @@ class RunResult:
 
     @property
     def name(self) -> str:
-        """Return the name of the run's folder."""
         return self.folder.name
 
     def to_json(self) -> dict[str, Any]:
@@ -111,12 +110,10 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """Return the name of the run's folder."""
         return self.run.name
 
     @property
     def folder(self) -> Path:
-        """Return the run's folder."""
         return self.run.folder
 
     @cached_property
@@ -144,6 +141,7 @@ def read_record(run: Run) -> RunRecord:
     environment = _read(run.environment, troubles)
     settings = _read(lambda: stated_settings(run.folder), troubles)
     said = with_result(status)
+    # by the place, which is there where status.json is damaged
     spiking = run.folder.parent.parent.name != "teacher"
     record = environment.get("teacher")
     taught = record.get("model") if isinstance(record, dict) else None
@@ -198,14 +196,6 @@ def with_result(status: Mapping[str, Any]) -> dict[str, Any]:
     return {**status, **found} if isinstance(found, dict) else dict(status)
 
 
-def read_result(run: Run) -> RunResult:
-    """Return the result that a finished run recorded. Raises RunError where there is none."""
-    found = _result_in(run.status(), run.folder)
-    if found is None:
-        raise RunError(f"{run.folder} has no recorded result; train it again")
-    return found
-
-
 def find_result(run: Run) -> RunResult | None:
     """Return the result that a run recorded, None where there is no sound one."""
     return _result_in(run.status(), run.folder)
@@ -255,6 +245,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _number(value: Any, most: float) -> float | None:
+    # a bool is an int to Python, and no number of ours
     right = isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= most
     return float(value) if right else None
 

@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 class Runtime:
     """Say where a run happens: its device, its precision, its rank among the processes.
 
-    `memory_format`: how networks and images lie in memory.
+    `world`: the number of processes. `memory_format`: how networks and images lie in memory.
     """
 
     accelerator: Any
@@ -48,7 +48,6 @@ class Runtime:
 
     @property
     def device(self) -> torch.device:
-        """Return the device of this process."""
         device: torch.device = self.accelerator.device
         return device
 
@@ -59,7 +58,6 @@ class Runtime:
 
     @property
     def world(self) -> int:
-        """Return the number of processes."""
         return int(self.accelerator.num_processes)
 
     @property
@@ -116,6 +114,7 @@ class Runtime:
         """
         if self.world == 1:
             return action()
+        # The error travels too: a process that hears of none would wait in the next exchange.
         outcome: list[Any] = [None, None]
         if self.is_main:
             try:
@@ -161,23 +160,19 @@ class Runtime:
             if is_loss_of_worker(error):
                 where = f" by {self.process_description}" if self.world > 1 else ""
                 raise TrainingError(f"a data loader worker was lost{where}: {error}") from error
-            if not _is_loss_of_peer(error):
+            # gloo raises plain RuntimeErrors, which name its source files
+            if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
                 raise
             raise TrainingError(
                 f"{self.process_description} lost the connection to another process, "
                 f"which has died or hangs: see the messages of the others. "
-                f"Repeat the command and it goes on ({error})"
+                f"Repeat the command, and it is resumed ({error})"
             ) from error
 
     @property
     def process_description(self) -> str:
         """Describe this process, for messages: "process 1 of 2 on host"."""
         return f"process {self.rank} of {self.world} on {socket.gethostname()}"
-
-
-def _is_loss_of_peer(error: RuntimeError) -> bool:
-    # gloo raises plain RuntimeErrors, which name its source files
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def make_runtime(training: TrainingConfig, channels_last: bool = True) -> Runtime:
@@ -202,8 +197,11 @@ def make_runtime(training: TrainingConfig, channels_last: bool = True) -> Runtim
     )
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     runtime = Runtime(accelerator, memory_format)
-    if runtime.device.type == "cpu":
-        keep_freed_memory()
+    if runtime.device.type == "cpu" and platform.libc_ver()[0] == "glibc":
+        # Let glibc keep large freed blocks: asking for them again takes a tenth of a CPU step.
+        # M_TRIM_THRESHOLD is -1, M_MMAP_THRESHOLD -3 in its malloc.h.
+        for parameter in (-1, -3):
+            ctypes.CDLL(None).mallopt(parameter, 2**31 - 1)
     if training.batch_size % (runtime.world * training.accumulate):
         problem = (
             f"training.batch_size = {training.batch_size} can't be split evenly over "
@@ -214,19 +212,6 @@ def make_runtime(training: TrainingConfig, channels_last: bool = True) -> Runtim
         problem = "training.precision = fp16 needs a GPU; use bf16 or fp32 on a CPU"
         runtime.fail(ConfigError(problem))
     return runtime
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks: asking for them again takes a tenth of a CPU step.
-
-    Elsewhere than on Linux with glibc nothing is done. M_TRIM_THRESHOLD is -1, M_MMAP_THRESHOLD
-    -3 in glibc's malloc.h.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    library = ctypes.CDLL(None)
-    for parameter in (-1, -3):
-        library.mallopt(parameter, 2**31 - 1)
 
 
 def _check_device(device: str) -> None:
@@ -245,6 +230,7 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     np.random.seed(seed)
     torch.manual_seed(seed)
     if deterministic:
+        # cuBLAS is deterministic only with a workspace of a fixed size, and reads this once
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if torch.are_deterministic_algorithms_enabled() != deterministic:
         # the call imports torch's compiler, which takes seconds
@@ -265,15 +251,11 @@ def teacher_seed(seed: int) -> int:
 def random_state() -> dict[str, Any]:
     """Return the random states of Python, NumPy, torch and CUDA, as tensors and plain values."""
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    # as a tensor: torch.load reads no NumPy array without running code
+    keys_K = torch.from_numpy(np.asarray(keys, dtype=np.int64))
     return {
         "python": random.getstate(),
-        "numpy": (
-            str(kind),
-            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-            position,
-            has_gauss,
-            cached,
-        ),
+        "numpy": (str(kind), keys_K, position, has_gauss, cached),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

@@ -27,8 +27,12 @@ class StopRequest:
         self._before: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> StopRequest:
+        # Python lets the main thread alone have handlers: elsewhere there is none to stop the run.
         if threading.current_thread() is threading.main_thread():
-            for number in heeded_signals():
+            heeded, hangup = [signal.SIGINT, signal.SIGTERM], getattr(signal, "SIGHUP", None)
+            if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+                heeded.append(hangup)
+            for number in heeded:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -60,11 +64,3 @@ class StopRequest:
         """Raise Interrupted if a signal has come."""
         if self.signal is not None:
             raise Interrupted(self.signal)
-
-
-def heeded_signals() -> list[int]:
-    """Return the signals that ask for a stop; not SIGHUP where it is ignored, or where none is."""
-    hangup = getattr(signal, "SIGHUP", None)
-    if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN:
-        return [signal.SIGINT, signal.SIGTERM]
-    return [signal.SIGINT, signal.SIGTERM, hangup]

@@ -8,22 +8,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tser_cli.base.errors import CheckpointError, ConfigError, unknown
 from tser_cli.data.base import DataSpec
 from tser_cli.data.own import fingerprint
-from tser_cli.engine.runs import networks
+from tser_cli.engine.runs import networks, own_modules
 from tser_cli.engine.runs.find import all_runs, existing_path, newest_finished, open_run
 from tser_cli.engine.runs.folder import IMAGES, Run
 from tser_cli.engine.runs.networks import Loaded, check_network, freeze
 from tser_cli.engine.runs.opened import Context
-from tser_cli.engine.runs.own_modules import build_network, digest, load_weights
 from tser_cli.models.base import OwnNetwork
 from tser_cli.settings import recipe, registry
 from tser_cli.settings.config import Config, ModelConfig, keys_where
@@ -38,12 +36,13 @@ def is_function(teacher: str) -> bool:
 
 def build_teacher(model: ModelConfig) -> Loaded:
     """Build the teacher MODULE:FUNCTION, with its weights. Raises ConfigError, CheckpointError."""
-    network, source = build_network(model.teacher, flag="--teacher"), model.teacher
+    network, source = own_modules.build_network(model.teacher, flag="--teacher"), model.teacher
     if model.teacher_weights:
         path = Path(model.teacher_weights).expanduser()
-        load_weights(network, path)
+        own_modules.load_weights(network, path)
         source += f" with {path}"
-    return Loaded(OwnNetwork(network, spiking=False), model.teacher, source, digest(network))
+    digest = own_modules.digest(network)
+    return Loaded(OwnNetwork(network, spiking=False), model.teacher, source, digest)
 
 
 def check_from_elsewhere(model: ModelConfig, path: Path | None) -> None:
@@ -74,18 +73,17 @@ def renormalised(loaded: Loaded, config: Config, spec: DataSpec) -> Loaded:
             f"model.teacher_mean has {len(mean)} numbers, the images of {spec.name} have "
             f"{spec.channels} channels"
         )
-    factor_C11 = _by_channel(spec.std) / _by_channel(std)
-    shift_C11 = (_by_channel(spec.mean) - _by_channel(mean)) / _by_channel(std)
-    loaded.model.register_forward_pre_hook(partial(_rescale, factor_C11, shift_C11))
+    mean_C11, std_C11, our_mean_C11, our_std_C11 = (
+        torch.tensor(values).view(-1, 1, 1) for values in (mean, std, spec.mean, spec.std)
+    )
+    factor_C11, shift_C11 = our_std_C11 / std_C11, (our_mean_C11 - mean_C11) / std_C11
+
+    def rescale(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return args[0] * factor_C11.to(args[0]) + shift_C11.to(args[0]), *args[1:]
+
+    # a hook: the network may be anybody's, and its answers are asked for in several places
+    loaded.model.register_forward_pre_hook(rescale)
     return loaded
-
-
-def _by_channel(values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values).view(-1, 1, 1)
-
-
-def _rescale(factor: Tensor, shift: Tensor, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return args[0] * factor.to(args[0]) + shift.to(args[0]), *args[1:]
 
 
 def check_architecture(name: str) -> None:

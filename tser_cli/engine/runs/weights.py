@@ -40,20 +40,17 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
 
     Raises CheckpointError for a file that is missing, damaged or would run code.
     """
-    content = _content(path)
+    try:
+        content = read_regular(path, LARGEST_FILE)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"model file {path} can't be read: {reason}") from error
     if path.suffix == ".safetensors":
         state, metadata = _parse_safetensors(content, path)
     else:
         state, metadata = _state_dict(read_tensors(content, path), path), {}
+    # The SHA-256 is of the content that was read: of the file it may be another's by now.
     return state if "tser" in metadata else unwrapped(state), metadata, sha256(content)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return read_regular(path, LARGEST_FILE)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"model file {path} can't be read: {reason}") from error
 
 
 def _parse_safetensors(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -131,7 +128,11 @@ def recognise(
             if entry.spiking_only:
                 continue
             with suppress(ConfigError):  # no network for images of this size
-                expected = _expected(name, entry, spec, tried)
+                # Ours are built without memory; a plug-in's may compute while it is built.
+                ours = registry.is_built_in(entry.target)
+                place = torch.device("meta") if ours else nullcontext()
+                with place, torch.random.fork_rng(devices=[]):
+                    expected = _build(name, spec, tried).state_dict()
                 counters = {key for key in expected if key.endswith(COUNTER)} - state.keys()
                 whole = {**state, **{key: torch.tensor(0) for key in counters}}
                 shapes = {key: value.shape for key, value in expected.items()}
@@ -144,13 +145,6 @@ def recognise(
         "train-teacher), or build the file's own network: --teacher MODULE:FUNCTION "
         "--teacher-weights FILE"
     )
-
-
-def _expected(name: str, entry: registry.ModelEntry, spec: DataSpec, stem: str) -> State:
-    # Networks of ours are built without memory; a plug-in's may compute while it is built.
-    place = torch.device("meta") if registry.is_built_in(entry.target) else nullcontext()
-    with place, torch.random.fork_rng(devices=[]):
-        return _build(name, spec, stem).state_dict()
 
 
 def _build(name: str, spec: DataSpec, stem: str) -> Classifier:

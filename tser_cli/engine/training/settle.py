@@ -2,7 +2,8 @@
 
 `settle`: paths that hold from any folder, the input's size where it is to be measured, the
 precision. `settle_batch_size`: how many images fit into memory, once the networks are there. What
-is settled is the run's from then on: a resumed run keeps it, on any machine.
+is settled is the run's from then on: a resumed run keeps it, on any machine. A training's settings
+change here alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tser_cli.base.errors import ConfigError
+from tser_cli.base.errors import ConfigError, RunError
 from tser_cli.base.system import cpu_has_bf16
 from tser_cli.engine.runs import find, networks
 from tser_cli.engine.runs.opened import Context, Options, prepare
@@ -33,6 +34,11 @@ from tser_cli.settings import registry
 from tser_cli.settings.config import FLOAT_BITS, Config
 
 AUTO, FP32, BF16 = "auto", "fp32", "bf16"
+# What a run may leave open when it begins, and the value that says so.
+LEFT_OPEN = {"training.batch_size": 0, "training.precision": AUTO}
+PATHS = ("data.dir", "model.teacher_weights")
+# These name something of the package too; only what exists as a path is one.
+NAMES = ("model.teacher", "model.teacher_recipe", "energy.profile")
 
 
 def settle(kind: str, config: Config, options: Options) -> Context:
@@ -40,12 +46,29 @@ def settle(kind: str, config: Config, options: Options) -> Context:
 
     Raises DataError or ConfigError.
     """
-    context = prepare(find.with_whole_paths(config), options.progress)
+    context = prepare(with_whole_paths(config), options.progress)
     if measured := dict(context.dataset.measured):
         found = ", ".join(f"{key} = {value}" for key, value in measured.items())
         context.progress.say(f"measured on the training images: {found}")
         context = replace(context, config=context.config.updated(measured))
     return settle_precision(kind, context, options)
+
+
+def with_whole_paths(config: Config) -> Config:
+    """Return `config` with every path absolute, as seen from the current folder.
+
+    A run keeps its settings so: it may be resumed or measured from another folder.
+    """
+    flat = config.flat()
+    paths = {}
+    for key in PATHS:
+        # what is no path at all is left to whoever opens it: that error says more
+        with suppress(OSError, RuntimeError, ValueError):
+            paths[key] = str(Path(flat[key]).expanduser().absolute()) if flat[key] else ""
+    found = {key: find.existing_path(flat[key]) for key in NAMES if flat[key]}
+    paths |= {key: str(path.absolute()) for key, path in found.items() if path is not None}
+    changed = {key: path for key, path in paths.items() if path != flat[key]}
+    return config.updated(changed) if changed else config
 
 
 def settle_precision(kind: str, context: Context, options: Options) -> Context:
@@ -55,11 +78,11 @@ def settle_precision(kind: str, context: Context, options: Options) -> Context:
         return context
 
     def choose() -> str:
-        begun = _begun(kind, config, options)
+        begun = begun_like(kind, config, options)
         needs_teacher = registry.METHODS[config.method.name].needs_teacher
         if begun is None and kind == "student" and needs_teacher and options.resume != "never":
             # it may be the teacher that was interrupted: then the student is computed like it
-            begun = find.begun_like(options.runs_dir, "teacher", teacher_config(config))
+            begun = begun_like("teacher", teacher_config(config), replace(options, resume="auto"))
         return begun.training.precision if begun else choose_precision(kind, context)
 
     # Rank 0 chooses for all: each would measure something else.
@@ -78,7 +101,7 @@ def settle_batch_size(task: Task, kind: str, context: Context, options: Options)
         return context
 
     def begun() -> int:
-        like = _begun(kind, config, options)
+        like = begun_like(kind, config, options)
         return like.training.batch_size if like else 0
 
     size = context.runtime.on_main(begun) or largest_batch(task, context)
@@ -86,11 +109,24 @@ def settle_batch_size(task: Task, kind: str, context: Context, options: Options)
     return replace(context, config=config.updated({"training.batch_size": size}))
 
 
-def _begun(kind: str, config: Config, options: Options) -> Config | None:
-    """Return the settings of the unfinished run that would be resumed."""
+def begun_like(kind: str, config: Config, options: Options) -> Config | None:
+    """Return `config` with what it leaves open as in the unfinished run that would be resumed.
+
+    None where there is no such run: one that is else like it.
+    """
     if options.resume == "never":
         return None
-    return find.begun_like(options.runs_dir, kind, config, options.resume == "must")
+    stated = config.flat()
+    left_open = [key for key, value in LEFT_OPEN.items() if stated[key] == value]
+    for run in find.unfinished(options.runs_dir, kind, config):
+        try:
+            before = run.config().flat()
+        except (ConfigError, RunError):  # damaged: that run is not resumed
+            continue
+        opened = config.updated({key: before[key] for key in left_open})
+        if not find.differences(run, opened, must=options.resume == "must"):
+            return opened
+    return None
 
 
 # Below so many image passes of a run there is too little to gain: about two epochs of CIFAR.
