@@ -354,7 +354,7 @@ def test_every_method_is_listed(shown: Shown) -> None:
 
 def test_results_and_messages_go_to_different_streams(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.output().print("result")
-    terminal.messages().print("message")
+    terminal.Terminal(stderr=True).print("message")
     captured = capsys.readouterr()
     assert captured.out == "result\n"
     assert captured.err == "message\n"

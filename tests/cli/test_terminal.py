@@ -29,7 +29,7 @@ def test_every_text_is_shown_as_it_stands(capsys: pytest.CaptureFixture[str], na
     table.add_row(name)
     terminal.output().print(table)
     terminal.output().print(f"run folder: {name}", soft_wrap=True)
-    Lines(terminal.messages()).say(name)
+    Lines(terminal.Terminal(stderr=True)).say(name)
     terminal.tell(name)
     out, err = capsys.readouterr()
     shown = name.encode("unicode_escape").decode() if not name.isprintable() else name
@@ -85,7 +85,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_messages_that_nobody_reads_are_dropped(replaced: Any, number: int) -> None:
     replaced(io.StringIO(), broken(number))
     with terminal.guarded():
-        Lines(terminal.messages()).say("an epoch")
+        Lines(terminal.Terminal(stderr=True)).say("an epoch")
         terminal.tell("a message")
 
 

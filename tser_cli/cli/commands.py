@@ -13,62 +13,45 @@ import typer
 
 from tser_cli.base.errors import ConfigError, unknown
 from tser_cli.cli import terminal
-from tser_cli.settings import options, registry
+from tser_cli.settings import config, options, recipe, registry, wing_options
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what computes is imported by the command that does: torch takes seconds
     from tser_cli.engine.commands.ablate import AblationPlan, AblationResult
     from tser_cli.engine.commands.dry_run import TrainingPlan
     from tser_cli.engine.commands.predict import Predicted
     from tser_cli.engine.runs.opened import Options
     from tser_cli.engine.runs.record import RunRecord, RunResult
-    from tser_cli.settings.config import Config
-    from tser_cli.settings.options import DistillRequest, ListRequest, TrainingRequest
-    from tser_cli.settings.recipe import Layer
-    from tser_cli.settings.wing_options import AblateRequest, PredictRequest, RunsRequest
-
-REMOVE = "remove"
 
 
-def distill(request: DistillRequest) -> RunResult | TrainingPlan:
-    """Train a student; with --dry-run say what that would be."""
+def train(request: options.TrainingRequest) -> RunResult | TrainingPlan:
+    """Train a student or a teacher; with --dry-run say what that would be."""
+    kind = "student" if isinstance(request, options.DistillRequest) else "teacher"
     # settings first: what is mistyped is said before torch is imported
-    config, how = training_config("student", request), _how(request)
+    config, how = training_config(kind, request), _how(request)
     if request.dry_run:
-        from tser_cli.engine.commands.dry_run import plan_student
+        from tser_cli.engine.commands import dry_run
 
-        return plan_student(config, how)
-    from tser_cli.engine.commands import train
+        plan = dry_run.plan_student if kind == "student" else dry_run.plan_teacher
+        return plan(config, how)
+    from tser_cli.engine.commands import train as command
 
-    return train.distill(config, how)
-
-
-def train_teacher(request: TrainingRequest) -> RunResult | TrainingPlan:
-    """Train a teacher; with --dry-run say what that would be."""
-    config, how = training_config("teacher", request), _how(request)
-    if request.dry_run:
-        from tser_cli.engine.commands.dry_run import plan_teacher
-
-        return plan_teacher(config, how)
-    from tser_cli.engine.commands import train
-
-    return train.train_teacher(config, how)
+    run = command.distill if kind == "student" else command.train_teacher
+    return run(config, how)
 
 
-def training_config(kind: str, request: TrainingRequest) -> Config:
+def training_config(kind: str, request: options.TrainingRequest) -> config.Config:
     """Return the settings of a teacher's or a student's training. Raises ConfigError, RunError."""
-    from tser_cli.settings import recipe
-
     layers, _ = _layers(kind, request, request.recipe)
-    config = recipe.resolve(layers)
+    resolved = recipe.resolve(layers)
     if kind == "student":  # a teacher is trained by cross-entropy, whatever the method
         terminal.note(recipe.left_out(layers))
-    return config
+    return resolved
 
 
-def _layers(kind: str, request: TrainingRequest, named: str | None) -> tuple[list[Layer], str]:
+def _layers(
+    kind: str, request: options.TrainingRequest, named: str | None
+) -> tuple[list[recipe.Layer], str]:
     """Return what settings come from: recipe < TSER_* < --set < flags; and the recipe's name."""
-    from tser_cli.settings import recipe
-
     flags = request.changes
     # whole paths in the settings: a run's beginning may mean another run tomorrow
     if kind == "student" and "model.teacher" in flags:
@@ -99,17 +82,16 @@ def meant(name: str | None, runs_dir: Path, others: Iterable[str], kind: str = "
     return find.run_or_name(name, runs_dir, kind)
 
 
-def _how(request: TrainingRequest) -> Options:
+def _how(request: options.TrainingRequest) -> Options:
     from tser_cli.engine.runs.opened import Options
 
     return Options(request.runs_dir, request.resume, request.progress)
 
 
-def ablate(request: AblateRequest) -> AblationResult | AblationPlan:
+def ablate(request: wing_options.AblateRequest) -> AblationResult | AblationPlan:
     """Train the cells of an ablation; with --dry-run say what that would be."""
     from tser_cli.engine.ablation import folder, grid
     from tser_cli.engine.commands import ablate as command
-    from tser_cli.settings import recipe
 
     stated = request.recipe or request.ablation
     layers, named = _layers("student", request, stated)
@@ -138,7 +120,7 @@ def ablate(request: AblateRequest) -> AblationResult | AblationPlan:
     return command.ablate(asked, place, request.progress)
 
 
-def predict(request: PredictRequest) -> Predicted:
+def predict(request: wing_options.PredictRequest) -> Predicted:
     """Classify image files; - stands for a list of them on standard input."""
     from tser_cli.engine.commands import predict as command
 
@@ -151,35 +133,32 @@ def predict(request: PredictRequest) -> Predicted:
     return predictions
 
 
-def runs(request: RunsRequest) -> list[RunRecord] | None:
+def runs(request: wing_options.RunsRequest) -> list[RunRecord] | None:
     """List runs, or remove some; then there is nothing to list. Raises ConfigError, RunError."""
     from tser_cli.cli import show_wings
     from tser_cli.engine.commands import runs as command
 
-    if request.filters[:1] != (REMOVE,):
+    if request.filters[:1] != ("remove",):
         return command.list_runs(request)
     names = [Path(name) for name in request.filters[1:]]
     if not names:
         raise ConfigError("remove: name the runs to delete; tser runs lists them")
     removable = command.find_removable(names, request.runs_dir)
-    question = show_wings.removal_question(removable)
-    if not request.yes and not _agreed(question):
-        terminal.tell("nothing was removed")
-        raise typer.Exit(1)
+    if not request.yes:
+        question = show_wings.removal_question(removable)
+        if not sys.stdin.isatty():  # a script would wait for ever, or its next line be the answer
+            raise ConfigError(f"{question} There is nobody to ask; say --yes beforehand")
+        terminal.tell(f"{question} [y/N]")
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            terminal.tell("nothing was removed")
+            raise typer.Exit(1)
     for run in removable:
         command.remove(run)
         terminal.tell(f"removed: {run.record.folder}")
     return None
 
 
-def _agreed(question: str) -> bool:
-    if not sys.stdin.isatty():  # a script would wait for ever, or its next line be the answer
-        raise ConfigError(f"{question} There is nobody to ask; say --yes beforehand")
-    terminal.tell(f"{question} [y/N]")
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
-def listing(request: ListRequest) -> list[dict[str, Any]]:
+def listing(request: options.ListRequest) -> list[dict[str, Any]]:
     """Return a row for each thing that can be named. Raises ConfigError."""
     from tser_cli.report import lists
 

@@ -35,51 +35,32 @@ def describe(row: dict[str, Any], epochs: int) -> str:
     return ", ".join(parts)
 
 
-def _term(name: str, value: float) -> str:
-    return f"energy {joules(value)}" if name == "energy_pj" else f"{name} {value:.3f}"
-
-
-class Estimate:
-    """Measure the steps of a training until the rest of it can be estimated."""
-
-    def __init__(self, steps: int) -> None:
-        self._left = steps
-        self._seen = 0
-        self._began = 0.0
-        self._said = False
-
-    def step(self) -> float | None:
-        """Count a step; return the seconds that are left the first time they are known."""
-        self._seen += 1
-        if self._said or self._seen < WARM_UP:
-            return None
-        now = time.monotonic()
-        if self._seen == WARM_UP:
-            self._began = now
-            return None
-        steps, seconds = self._seen - WARM_UP, now - self._began
-        if steps < FEWEST_STEPS or seconds < FEWEST_SECONDS:
-            return None
-        self._said = True
-        left = seconds / steps * (self._left - self._seen)
-        return left if left >= WORTH_TELLING else None
-
-
 class Lines(Silent):
     """Print a line an epoch, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._epochs = 0
-        self._estimate = Estimate(0)
+        self._epochs = self._left = self._steps = 0
+        self._began, self._said = 0.0, False
 
     def begin(self, epochs: int, steps: int, done_epochs: int) -> None:
-        self._epochs = epochs
-        self._estimate = Estimate((epochs - done_epochs) * steps)
+        self._epochs, self._left, self._steps = epochs, (epochs - done_epochs) * steps, 0
+        self._said = False
 
     def step(self, images: int, values: dict[str, Any]) -> None:
-        left = self._estimate.step()
-        if left is not None:
+        self._left, self._steps = self._left - 1, self._steps + 1
+        if self._said or self._steps < WARM_UP:
+            return
+        now = time.monotonic()
+        if self._steps == WARM_UP:
+            self._began = now
+        steps, seconds = self._steps - WARM_UP, now - self._began
+        if steps < FEWEST_STEPS or seconds < FEWEST_SECONDS:
+            return
+        # said once, even where it is not worth a line: later steps would not make it so
+        self._said = True
+        left = seconds / steps * self._left
+        if left >= WORTH_TELLING:
             self.say(f"about {duration(left)} of training are left, as its first steps go")
 
     def epoch(self, row: dict[str, Any]) -> None:
@@ -136,7 +117,11 @@ class Bars(Lines):
         spent = time.monotonic() - self._shown
         if spent < REFRESH_SECONDS:
             return
-        losses = ", ".join(_term(k, float(v)) for k, v in values.items() if k != "correct")
+        losses = ", ".join(
+            f"energy {joules(float(v))}" if k == "energy_pj" else f"{k} {float(v):.3f}"
+            for k, v in values.items()
+            if k != "correct"
+        )
         note = f"{self._images / spent:.0f} images/s  {losses}"
         self._bars.update(self._batch_bar, advance=self._waiting, note=note)
         self._shown, self._images, self._waiting = time.monotonic(), 0, 0

@@ -18,22 +18,11 @@ from tser_cli.cli.options import is_there
 from tser_cli.cli.terminal import is_quiet, output, show_lines
 from tser_cli.cli.verbs import VERBS
 from tser_cli.report import lists, words
-from tser_cli.report.words import duration
-from tser_cli.settings import plugins, registry
+from tser_cli.settings import options, plugins, registry
 
-if TYPE_CHECKING:
-    from tser_cli.engine.commands.dry_run import TrainingPlan
-    from tser_cli.engine.commands.energy import EnergyResult
-    from tser_cli.engine.commands.evaluate import EvaluateResult
-    from tser_cli.engine.commands.network_energy import NetworkEnergyResult
+if TYPE_CHECKING:  # a result is there by then, and torch with it; --help reads this file without
+    from tser_cli.engine.commands import dry_run, energy, evaluate, network_energy
     from tser_cli.engine.runs.record import RunResult
-    from tser_cli.settings.options import (
-        DistillRequest,
-        EnergyRequest,
-        EvaluateRequest,
-        ListRequest,
-        TeacherRequest,
-    )
 
 
 def show_json(document: Any) -> None:
@@ -62,22 +51,19 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, int | str | None) else str(value)
 
 
-def show_teacher(result: RunResult | TrainingPlan, request: TeacherRequest) -> None:
-    """Show a teacher's training and what to type next, or what it would be."""
+def show_training(
+    result: RunResult | dry_run.TrainingPlan, request: options.TrainingRequest
+) -> None:
+    """Show a training and what to type next, or what it would be."""
     if request.dry_run:
-        show_training_plan(cast("TrainingPlan", result))
-    else:
-        run = cast("RunResult", result)
+        show_training_plan(cast("dry_run.TrainingPlan", result))
+        return
+    run = cast("RunResult", result)
+    if run.kind == "teacher":
         data_dir = str(request.changes.get("data.dir", ""))
         show_run(run, next_after_teacher(run.folder, run.dataset, data_dir))
-
-
-def show_student(result: RunResult | TrainingPlan, request: DistillRequest) -> None:
-    """Show a student's training and what to type next, or what it would be."""
-    if request.dry_run:
-        show_training_plan(cast("TrainingPlan", result))
     else:
-        show_run(cast("RunResult", result), next_after_student(request.runs_dir))
+        show_run(run, next_after_student(request.runs_dir))
 
 
 def show_run(result: RunResult, next_commands: Sequence[str]) -> None:
@@ -100,25 +86,24 @@ def show_run(result: RunResult, next_commands: Sequence[str]) -> None:
     show_lines([words.next_steps(result.folder, next_commands)])
 
 
-def show_training_plan(plan: TrainingPlan) -> None:
+def show_training_plan(plan: dry_run.TrainingPlan) -> None:
     """Show the resolved recipe, the network's size, the steps and the estimated time."""
     import tomli_w
 
     output().print(tomli_w.dumps(plan.config.model_dump(mode="json")))
-    teacher = [f"teacher: {plan.teacher}"] if plan.teacher else []
     show_lines(
         [
             f"network: {plan.network}, {plan.parameters:,} parameters",
-            *teacher,
+            *([f"teacher: {plan.teacher}"] if plan.teacher else []),
             f"images: {plan.train_images:,} to train on, {plan.test_images:,} to test on",
             f"steps: {plan.steps_per_epoch:,} an epoch, {plan.steps:,} in all",
-            f"time: about {duration(plan.seconds)} of training on {plan.device} "
+            f"time: about {words.duration(plan.seconds)} of training on {plan.device} "
             f"({1000 * plan.step_seconds:.0f} ms a step, measured)",
         ]
     )
 
 
-def show_evaluation(result: EvaluateResult, request: EvaluateRequest) -> None:
+def show_evaluation(result: evaluate.EvaluateResult, request: options.EvaluateRequest) -> None:
     """Show the final accuracy, the table if asked for, early exit, and where the files are."""
     if request.per_timestep:
         output().print(words.per_timestep_table(result.name, result.rows))
@@ -127,13 +112,15 @@ def show_evaluation(result: EvaluateResult, request: EvaluateRequest) -> None:
     show_lines(f"{what}: {path}" for what, path in files.items() if path is not None)
     if result.early_exit_rows:
         output().print(words.early_exit_table(result.early_exit_rows))
-        chosen = [row for row in result.early_exit_rows if row["chosen_on"]]
-        show_lines([words.budget_sentence(row) for row in chosen])
+        show_lines(words.budget_sentence(r) for r in result.early_exit_rows if r["chosen_on"])
         if result.early_exit_table is not None:
             show_lines([f"table: {result.early_exit_table}"])
 
 
-def show_energy(result: EnergyResult | NetworkEnergyResult, request: EnergyRequest) -> None:
+def show_energy(
+    result: energy.EnergyResult | network_energy.NetworkEnergyResult,
+    request: options.EnergyRequest,
+) -> None:
     """Show the operations and energy of each layer, what they mean in words, and the files.
 
     Of a network from elsewhere also what feeds it, and what is not counted.
@@ -141,7 +128,7 @@ def show_energy(result: EnergyResult | NetworkEnergyResult, request: EnergyReque
     output().print(words.table(result.name, result.rows))
     show_lines(words.energy_sentences(result.document))
     if request.network:  # a run's layers are ours: nothing of them is left out
-        of = cast("NetworkEnergyResult", result)
+        of = cast("network_energy.NetworkEnergyResult", result)
         show_lines(
             words.network_sentences(of.layout, of.inputs, of.kinds, of.differing, of.uncounted)
         )
@@ -158,7 +145,7 @@ def show_energy(result: EnergyResult | NetworkEnergyResult, request: EnergyReque
     show_lines(f"written: {path}" for path in result.written)
 
 
-def show_list(rows: Sequence[Mapping[str, Any]], request: ListRequest) -> None:
+def show_list(rows: Sequence[Mapping[str, Any]], request: options.ListRequest) -> None:
     """Show what there is to choose from; methods with what differs from their authors' code."""
     if request.what == "methods":
         output().print(words.methods_table(registry.METHODS))

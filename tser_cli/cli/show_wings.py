@@ -16,38 +16,23 @@ from rich.text import Text
 from tser_cli.cli import show
 from tser_cli.cli.terminal import output, show_lines, tell
 from tser_cli.report import lists, words
+from tser_cli.settings import wing_options
 
-if TYPE_CHECKING:
-    from tser_cli.engine.commands.ablate import AblationPlan, AblationResult
-    from tser_cli.engine.commands.audit import AuditResult
-    from tser_cli.engine.commands.compare import ComparedRuns
-    from tser_cli.engine.commands.doctor import Checkup
-    from tser_cli.engine.commands.export import Exported
-    from tser_cli.engine.commands.predict import Predicted, Prediction
-    from tser_cli.engine.commands.quantize import QuantizeResult
-    from tser_cli.engine.commands.runs import Removable
+if TYPE_CHECKING:  # see `show`
+    from tser_cli.engine.commands import ablate, audit, compare, doctor, export, predict, quantize
+    from tser_cli.engine.commands import runs as removing
     from tser_cli.engine.page.gather import ReportResult
     from tser_cli.engine.runs.record import RunRecord
-    from tser_cli.export.verify import ProgramCheck
-    from tser_cli.settings.wing_options import (
-        AblateRequest,
-        AuditRequest,
-        CompareRequest,
-        DoctorRequest,
-        ExportRequest,
-        PredictRequest,
-        QuantizeRequest,
-        ReportRequest,
-        RunsRequest,
-    )
 
 
-def show_ablation(found: AblationResult | AblationPlan, request: AblateRequest) -> None:
+def show_ablation(
+    found: ablate.AblationResult | ablate.AblationPlan, request: wing_options.AblateRequest
+) -> None:
     """Show the table of an ablation and where the files are, or what it would be."""
     if request.dry_run:
-        show_ablation_plan(cast("AblationPlan", found))
+        show_ablation_plan(cast("ablate.AblationPlan", found))
         return
-    result = cast("AblationResult", found)
+    result = cast("ablate.AblationResult", found)
     asked = result.request
     title = f"{result.folder.name}: {asked.measure.replace('_', ' ')}"
     output().print(lists.ablation_table(title, result.summary, asked.names))
@@ -63,7 +48,7 @@ def show_ablation(found: AblationResult | AblationPlan, request: AblateRequest) 
     show_lines([f"written: {result.folder / name}" for name in names])
 
 
-def show_ablation_plan(plan: AblationPlan) -> None:
+def show_ablation_plan(plan: ablate.AblationPlan) -> None:
     """Show the cells, which are finished, what is trained first, and the time of the rest."""
     show_lines([f"{title}{': finished' if finished else ''}" for title, finished in plan.cells])
     show_lines(plan.teachers)
@@ -80,7 +65,7 @@ def show_ablation_plan(plan: AblationPlan) -> None:
     )
 
 
-def show_audit(result: AuditResult, request: AuditRequest) -> None:
+def show_audit(result: audit.AuditResult, request: wing_options.AuditRequest) -> None:
     """Show what an audit found, what it could not look at, and the verdict."""
     found = result.found
     show_lines([words.finding_sentence(asdict(one)) for one in found.findings])
@@ -89,7 +74,7 @@ def show_audit(result: AuditResult, request: AuditRequest) -> None:
     show_lines([f"{result.name}: {'clean' if found.clean else f'{wrong} findings'}"])
 
 
-def show_report(result: ReportResult, request: ReportRequest) -> None:
+def show_report(result: ReportResult, request: wing_options.ReportRequest) -> None:
     """Show where the page of a report is, and on standard error what it lacks."""
     for line in result.missing:
         request.progress.say(f"not on the page: {line}")
@@ -107,7 +92,7 @@ ONE_EACH = (
 WIDEST = 1000  # columns
 
 
-def show_runs(records: Sequence[RunRecord], request: RunsRequest) -> None:
+def show_runs(records: Sequence[RunRecord], request: wing_options.RunsRequest) -> None:
     """Show a line a run; what is wrong with one goes to standard error."""
     from tser_cli.engine.commands.runs import COLUMNS
 
@@ -129,7 +114,7 @@ def show_runs(records: Sequence[RunRecord], request: RunsRequest) -> None:
             tell(f"warning: {record.name} is damaged: {record.trouble}")
 
 
-def removal_question(runs: Sequence[Removable]) -> str:
+def removal_question(runs: Sequence[removing.Removable]) -> str:
     """Return what would be removed, and the question whether to."""
     lines = []
     for run in runs:
@@ -140,7 +125,7 @@ def removal_question(runs: Sequence[Removable]) -> str:
     return "\n".join([*lines, f"Remove {what} with all files?"])
 
 
-def show_comparison(comparison: ComparedRuns, request: CompareRequest) -> None:
+def show_comparison(comparison: compare.ComparedRuns, request: wing_options.CompareRequest) -> None:
     """Show which runs there are, the settings that differ, and what came out."""
     out, records = output(), comparison.records
     for letter, record in zip(lists.letters(len(records)), records, strict=True):
@@ -161,10 +146,10 @@ def show_comparison(comparison: ComparedRuns, request: CompareRequest) -> None:
             tell(f"warning: {record.name}: {record.trouble or found.trouble}")
 
 
-def show_export(exported: Exported, request: ExportRequest) -> None:
+def show_export(exported: export.Exported, request: wing_options.ExportRequest) -> None:
     """Show the table of checks, and what was written."""
     if exported.checks:
-        output().print(checks_table(exported.checks))
+        output().print(checks_table(exported))
         silent, layers = exported.checks[0].comparison.silent, exported.checks[0].comparison.layers
         if silent:  # what such a layer feeds was given nothing to compare
             shown = ", ".join(silent[:3]) + (", ..." if len(silent) > 3 else "")
@@ -189,8 +174,9 @@ def show_export(exported: Exported, request: ExportRequest) -> None:
     )
 
 
-def checks_table(checks: tuple[ProgramCheck, ...]) -> Table:
+def checks_table(exported: export.Exported) -> Table:
     """Return a row a program: what was compared, and whether it agrees."""
+    checks = exported.checks or ()
     images = checks[0].comparison.images
     title = f"the same spikes in other programs, {images} test images"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
@@ -209,26 +195,21 @@ def checks_table(checks: tuple[ProgramCheck, ...]) -> Table:
     return table
 
 
-def show_predictions(predictions: Predicted, request: PredictRequest) -> None:
+def show_predictions(predictions: predict.Predicted, request: wing_options.PredictRequest) -> None:
     """Show a line an image, those that can't be read aside."""
     for answer in predictions.answers:
         if not hasattr(answer, "error"):  # the others are on standard error already
-            show_lines([prediction_line(answer)])
+            confidences = " ".join(f"{value:.2f}" for value in answer.confidence)
+            steps = f"{answer.stop_t} step{'' if answer.stop_t == 1 else 's'}"
+            line = f"{answer.image}: {answer.name}, confidence {confidences}, stops after {steps}"
+            show_lines([f"{line}, {answer.sop_value:,} SOP, {answer.macs:,} MAC"])
     if predictions.table is not None:
         show_lines([f"table: {predictions.table}"])
 
 
-def prediction_line(answer: Prediction) -> str:
-    """`image.png: 7, confidence 0.61 0.88 0.97, stops after 3 steps, 1,234 SOP, 576 MAC`."""
-    confidences = " ".join(f"{value:.2f}" for value in answer.confidence)
-    steps = f"{answer.stop_t} step{'' if answer.stop_t == 1 else 's'}"
-    counted = ""
-    if answer.sop_value is not None:
-        counted = f", {answer.sop_value:,} SOP, {answer.macs:,} MAC"
-    return f"{answer.image}: {answer.name}, confidence {confidences}, stops after {steps}{counted}"
-
-
-def show_quantized(quantized: QuantizeResult, request: QuantizeRequest) -> None:
+def show_quantized(
+    quantized: quantize.QuantizeResult, request: wing_options.QuantizeRequest
+) -> None:
     """Show the new run, and what it changed against its parent."""
     result = quantized.result
     exporting = f"tser export --run {result.folder} --format onnx --output FILE"
@@ -249,7 +230,7 @@ def show_quantized(quantized: QuantizeResult, request: QuantizeRequest) -> None:
 STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
 
 
-def show_checks(checks: Sequence[Checkup], request: DoctorRequest) -> None:
+def show_checks(checks: Sequence[doctor.Checkup], request: wing_options.DoctorRequest) -> None:
     """Show a line a thing, what to do about it below, and how many are wrong."""
     table = Table(box=SIMPLE_HEAD, show_header=False)
     for column in ("state", "name", "found"):

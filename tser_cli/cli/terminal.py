@@ -12,7 +12,8 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from pathlib import Path
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.text import Text
@@ -53,16 +54,11 @@ def output() -> Console:
     return Terminal(quiet=not is_first())
 
 
-def messages() -> Console:
-    """Return the console of progress, messages and errors."""
-    return Terminal(stderr=True)
-
-
 def progress() -> Progress:
     """Return what shows the progress of a training on standard error; warnings alone if quiet."""
     from tser_cli.cli.progress import make_progress
 
-    return make_progress(messages(), is_quiet())
+    return make_progress(Terminal(stderr=True), is_quiet())
 
 
 def show_lines(lines: Iterable[str]) -> None:
@@ -125,7 +121,11 @@ class Stream:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        _point_nowhere(self._stream)
+        # what waits in its buffer would fail again when Python ends, and change the exit code
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
         if self._must_arrive and not isinstance(error, BrokenPipeError):
             raise OutputError(f"standard output can't be written: {error.strerror}") from error
 
@@ -133,25 +133,15 @@ class Stream:
         return getattr(self._stream, name)
 
 
-def _point_nowhere(stream: TextIO) -> None:
-    # what waits in the stream's buffer would fail again when Python ends, and change the exit code
-    with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-
-
 @contextmanager
 def guarded() -> Iterator[None]:
     """Guard both standard streams. A stream that is closed (`>&-`) is one that nobody reads."""
     before = sys.stdout, sys.stderr
-    sys.stdout = _guard(before[0], must_arrive=True)
-    sys.stderr = _guard(before[1], must_arrive=False)
+    out, err = (each or Path(os.devnull).open("w", encoding="utf-8") for each in before)  # noqa: SIM115
+    # a result must arrive or be an error; a message that nobody reads ends no work
+    sys.stdout = cast("TextIO", Stream(out, must_arrive=True))
+    sys.stderr = cast("TextIO", Stream(err, must_arrive=False))
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
-
-
-def _guard(stream: TextIO | None, must_arrive: bool) -> Any:
-    return Stream(stream or open(os.devnull, "w", encoding="utf-8"), must_arrive)  # noqa: PTH123

@@ -33,11 +33,6 @@ def held(kept: Callable[[Any], bool]) -> Callable[[Any], int]:
     return lambda result: 0 if kept(result) else NOT_HELD
 
 
-def as_it_is(result: Any) -> Any:
-    """Return the result, which JSON shows field by field."""
-    return result
-
-
 def run_document(result: Any) -> Any:
     """Return what JSON shows of a training: its folder and its result, or its plan."""
     return {"folder": result.folder, **result.to_json()} if hasattr(result, "to_json") else result
@@ -81,7 +76,7 @@ class Verb:
     show: str
     examples: tuple[str, ...]
     needs: tuple[str, ...] = ()
-    document: Callable[[Any], Any] | None = as_it_is
+    document: Callable[[Any], Any] | None = lambda result: result
     code: Callable[[Any], int] = lambda result: 0
     hidden: bool = False
 
@@ -91,8 +86,8 @@ VERBS = (
         name="distill",
         panel=TRAIN,
         request=trunk.DistillRequest,
-        run="cli.commands:distill",
-        show="cli.show:show_student",
+        run="cli.commands:train",
+        show="cli.show:show_training",
         examples=(
             "tser distill --teacher resnet34 --student resnet18 -T 2",
             "tser distill --method kd --seed 1 --epochs 20 --set optimizer.lr=0.05",
@@ -107,8 +102,8 @@ VERBS = (
         name="train-teacher",
         panel=TRAIN,
         request=trunk.TeacherRequest,
-        run="cli.commands:train_teacher",
-        show="cli.show:show_teacher",
+        run="cli.commands:train",
+        show="cli.show:show_training",
         examples=(
             "tser train-teacher resnet34 --dataset digits",
             "tser train-teacher vgg11 --dataset cifar10 --epochs 100 --dry-run",
