@@ -46,7 +46,13 @@ def write_whole(path: Path, content: bytes) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
             partial.replace(path)
-            _sync_folder(path.parent)
+            # a rename is durable only once the folder that holds the name is on disk too
+            if os.name == "posix":
+                handle = os.open(path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
         except OSError:
             with suppress(OSError):  # the error to report is the one that brought us here
                 partial.unlink(missing_ok=True)
@@ -171,7 +177,13 @@ def read_json(
         _check_values(document)
         if not isinstance(document, dict):
             raise ValueError("it holds no object")
-        _check_types(document, types or {})
+        for key, expected in (types or {}).items():
+            kinds = expected if isinstance(expected, tuple) else (expected,)
+            value = document.get(key)
+            # True is an int to Python
+            right = bool in kinds if isinstance(value, bool) else isinstance(value, kinds)
+            if key in document and not right:
+                raise ValueError(f'"{key}" is no {" or ".join(kind.__name__ for kind in kinds)}')
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         why = "it is nested too deep" if isinstance(error, RecursionError) else reason
@@ -225,17 +237,6 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _check_types(document: Mapping[str, Any], types: Mapping[str, type | tuple[type, ...]]) -> None:
-    for key, expected in types.items():
-        kinds = expected if isinstance(expected, tuple) else (expected,)
-        value = document.get(key)
-        # True is an int to Python
-        right = bool in kinds if isinstance(value, bool) else isinstance(value, kinds)
-        if key in document and not right:
-            names = " or ".join(kind.__name__ for kind in kinds)
-            raise ValueError(f'"{key}" is no {names}')
-
-
 def sha256(content: bytes) -> str:
     """Hexadecimal SHA-256 of `content`."""
     return hashlib.sha256(content).hexdigest()
@@ -247,14 +248,3 @@ def _beside(path: Path, suffix: str) -> Path:
     if len(os.fsencode(name)) > NAME_MAX:
         name = f".{sha256(os.fsencode(path.name))}.{os.getpid()}.{suffix}"
     return path.with_name(name)
-
-
-def _sync_folder(folder: Path) -> None:
-    # A rename is durable only once the folder that holds the name is on disk too.
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -22,7 +22,6 @@ from tser_cli.engine.commands.evaluate import (
     EvaluateRequest,
     evaluate_run,
     parse_timesteps,
-    written_steps,
 )
 from tser_cli.engine.evaluation.evaluate import evaluate_split
 from tser_cli.engine.runs import folder, networks, opened
@@ -352,13 +351,6 @@ def test_changes_reach_the_settings(finished: Finished, told: Any) -> None:
     assert again.context.progress is told
     assert not again.loaded.model.training
     assert json.loads((run.folder / "status.json").read_text())["state"] == "finished"
-
-
-@pytest.mark.parametrize(
-    ("steps", "text"), [([1], "1"), ([1, 2, 3, 4], "4"), ([1, 2, 4], "1-2-4"), ([2, 3], "2-3")]
-)
-def test_other_time_steps_have_another_file_name(steps: list[int], text: str) -> None:
-    assert written_steps(steps) == text
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tser_cli.engine.ablation.exits import ExitStatistics, write_exit_tables
 from tser_cli.engine.ablation.folder import AblationFolder, find_cell, needs_teacher, teacher_key
 from tser_cli.engine.ablation.grid import SEED, Cell, Request
 from tser_cli.engine.ablation.local_launcher import Launcher, default_jobs, threads_of
-from tser_cli.engine.ablation.ray_launcher import Cluster, RayLauncher, connected
+from tser_cli.engine.ablation.ray_launcher import RayLauncher, connected
 from tser_cli.engine.ablation.summary import write_tables
 from tser_cli.engine.commands.train import provide_teacher
 from tser_cli.engine.runs.opened import Options, prepare
@@ -67,7 +68,23 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
     document = folder.checked_plan(request, place)
     there = connected(place.address) if place.address else nullcontext()
     with there as cluster, folder.hold(place):
-        failures = train_cells(request, place, document, cluster, progress)
+        with StopRequest(progress.warn) as stop:
+            cells = share_teachers(request.cells, place, document, progress)
+            folder.write_plan(place, document)
+            # the plan is on disk before any cell begins: a killed command finds its teachers again
+            waiting = [cell for cell in cells if find_cell(cell, place.folder) is None]
+            progress.say(f"{len(cells)} runs, {len(cells) - len(waiting)} finished before")
+            jobs = place.jobs or (len(waiting) if cluster else default_jobs(waiting))
+            launcher = (
+                RayLauncher(place.folder, cluster, place.jobs, stop)
+                if cluster
+                else Launcher(place.folder, jobs, stop)
+            )
+            # after every cell: whoever looks sees what there is, and a killed command loses no row
+            tables = partial(write_tables, request, place.folder)
+            failures = run_cells(waiting, launcher, jobs, progress, tables)
+            if stop.requested:
+                raise Interrupted(stop.signal or 15)
         summary = write_tables(request, place.folder)
         exits = write_exit_tables(request, place, progress)
         tsne.write(request.cells, place.folder, progress)
@@ -100,37 +117,6 @@ def with_one_precision(request: Request, place: AblationFolder, progress: Progre
         for cell in request.cells
     ]
     return replace(request, cells=settled)
-
-
-def train_cells(
-    request: Request,
-    place: AblationFolder,
-    document: dict[str, Any],
-    cluster: Cluster | None,
-    progress: Progress,
-) -> list[str]:
-    """Train the teachers and cells that are not finished; return what failed.
-
-    Raises Interrupted.
-    """
-    with StopRequest(progress.warn) as stop:
-        cells = share_teachers(request.cells, place, document, progress)
-        folder.write_plan(place, document)
-        # the plan is on disk before any cell begins: a killed command finds its teachers again
-        waiting = [cell for cell in cells if find_cell(cell, place.folder) is None]
-        progress.say(f"{len(cells)} runs, {len(cells) - len(waiting)} finished before")
-        jobs = place.jobs or (len(waiting) if cluster else default_jobs(waiting))
-        launcher = (
-            RayLauncher(place.folder, cluster, place.jobs, stop)
-            if cluster
-            else Launcher(place.folder, jobs, stop)
-        )
-        failures = run_cells(
-            waiting, launcher, jobs, progress, lambda: write_tables(request, place.folder)
-        )
-        if stop.requested:
-            raise Interrupted(stop.signal or 15)
-    return failures
 
 
 def share_teachers(
@@ -242,30 +228,26 @@ def plan_ablation(request: Request, place: AblationFolder, options: Options) -> 
     before = torch.get_num_threads()
     torch.set_num_threads(threads_of(1 if place.address else jobs))  # as each cell will have
     try:
-        mean = _mean_seconds(waiting, lambda config: dry_run.plan_student(config, options))
+        known: dict[str, float] = {}
+        seconds = 0.0
+        for cell in waiting:
+            # what a step costs depends on the method, not on its weights: equal ones are measured
+            # once, and a seed costs as much as another
+            parts = cell.config.updated({SEED: 0}).model_dump(mode="json", exclude={"method"})
+            kind = json.dumps([parts, cell.config.method.name])
+            if kind not in known:
+                known[kind] = dry_run.plan_student(cell.config, options).seconds
+            seconds += known[kind]
     finally:
         torch.set_num_threads(before)
-    rounds = math.ceil(len(waiting) / jobs)
+    rounds = math.ceil(len(waiting) / jobs)  # of cells side by side
     return AblationPlan(
         cells=tuple(zip((cell.title for cell in request.cells), finished, strict=True)),
         teachers=tuple(
             f"a {p.network} is trained first, {p.config.training.epochs} epochs" for p in teachers
         ),
-        seconds=sum(plan.seconds for plan in teachers) + rounds * mean,
+        seconds=sum(plan.seconds for plan in teachers) + rounds * (seconds / max(1, len(waiting))),
         jobs=jobs,
         jobs_given=place.jobs is not None,
         address=place.address,
     )
-
-
-def _mean_seconds(cells: list[Cell], plan: Callable[[Config], Any]) -> float:
-    known: dict[str, float] = {}
-    total = 0.0
-    for cell in cells:
-        # what a step costs depends on the method, not on its weights: equal ones are measured once
-        parts = cell.config.updated({SEED: 0}).model_dump(mode="json", exclude={"method"})
-        kind = json.dumps([parts, cell.config.method.name])
-        if kind not in known:
-            known[kind] = plan(cell.config).seconds
-        total += known[kind]
-    return total / max(1, len(cells))

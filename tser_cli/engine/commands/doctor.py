@@ -8,7 +8,6 @@ import platform
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
@@ -55,7 +54,11 @@ def versions() -> Checkup:
     """Look at Python and the packages, and whether these are as new as tser needs them."""
     found = ", ".join(f"{name} {_version(name)}" for name in SHOWN)
     text = f"tser {__version__}, Python {platform.python_version()}, {found}"
-    unmet = " ".join(f"'{one}'" for one in unmet_requirements(_stated()))
+    try:
+        stated = requires(DISTRIBUTION) or []
+    except PackageNotFoundError:  # a checkout that was never installed
+        stated = []
+    unmet = " ".join(f"'{one}'" for one in unmet_requirements(stated))
     return Checkup("versions", WRONG if unmet else OK, text, unmet and f"pip install {unmet}")
 
 
@@ -64,13 +67,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _stated() -> list[str]:
-    try:
-        return requires(DISTRIBUTION) or []
-    except PackageNotFoundError:  # a checkout that was never installed
-        return []
 
 
 def unmet_requirements(stated: list[str]) -> Iterator[str]:
@@ -84,9 +80,7 @@ def unmet_requirements(stated: list[str]) -> Iterator[str]:
 
 def extras() -> Checkup:
     """Look at what can be installed besides."""
-    missing = [
-        name for name, modules in EXTRAS.items() if not all(find_spec(module) for module in modules)
-    ]
+    missing = [extra for extra, modules in EXTRAS.items() if not all(map(find_spec, modules))]
     here = [name for name in EXTRAS if name not in missing]
     found = f"installed: {', '.join(here) or 'none'}; not: {', '.join(missing) or 'none'}"
     wanted = f"for tser export and Ray: pip install '{DISTRIBUTION}[{','.join(missing)}]'"
@@ -95,19 +89,14 @@ def extras() -> Checkup:
 
 def processor(usable: int) -> Checkup:
     """Look at the processor; `usable`: the cores that this process may use."""
-    known = cpu_capabilities()
+    # older versions of torch, and some platforms, don't tell
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     name = known.get("cpu_name") or platform.processor() or platform.machine()
     memory = psutil.virtual_memory()
     vectors = torch.backends.cpu.get_cpu_capability()
     free, total = memory.available / 2**30, memory.total / 2**30
     found = f"{name}, {usable} of {os.cpu_count()} cores to use, {vectors}"
     return Checkup("processor", OK, f"{found}, {free:.0f} of {total:.0f} GiB of memory free")
-
-
-def cpu_capabilities() -> dict[str, object]:
-    """Return what torch knows of the processor; {} where it does not tell."""
-    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return known
 
 
 def graphics() -> Checkup:
@@ -132,27 +121,24 @@ def threads(used: int, usable: int) -> Checkup:
     """Compare the threads of torch with the cores that this process may use."""
     stated = os.environ.get("OMP_NUM_THREADS")
     found = f"{used} for {usable} cores" + (f" (OMP_NUM_THREADS={stated})" if stated else "")
+    state, advice = OK, ""
     if used > usable:
-        return Checkup(
-            "threads", WRONG, found, f"they wait for each other: set OMP_NUM_THREADS={usable}"
-        )
-    if used < usable:
-        return Checkup("threads", NOTE, found, f"OMP_NUM_THREADS={usable} would use all of them")
-    return Checkup("threads", OK, found)
+        state, advice = WRONG, f"they wait for each other: set OMP_NUM_THREADS={usable}"
+    elif used < usable:
+        state, advice = NOTE, f"OMP_NUM_THREADS={usable} would use all of them"
+    return Checkup("threads", state, found, advice)
 
 
 def load(average: float, usable: int) -> Checkup:
     """Judge the load of the last minute: how many processes wanted a core, on average."""
     found = f"{average:.1f} processes wanted one of {usable} cores in the last minute"
-    if average >= BUSY * usable:
-        return Checkup(
-            "load",
-            WRONG,
-            found,
-            "other programs slow this one down, and times measured now mean little: wait for them, "
-            "or share the cores by OMP_NUM_THREADS",
-        )
-    return Checkup("load", OK, found)
+    if average < BUSY * usable:
+        return Checkup("load", OK, found)
+    advice = (
+        "other programs slow this one down, and times measured now mean little: wait for them, or "
+        "share the cores by OMP_NUM_THREADS"
+    )
+    return Checkup("load", WRONG, found, advice)
 
 
 def steal() -> Checkup | None:
@@ -166,9 +152,8 @@ def steal() -> Checkup | None:
 
 def room(name: str, folder: Path) -> Checkup:
     """Look at the free space where `folder` is, or would be made, and whether it can be written."""
-    there = next(
-        place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()
-    )
+    whole = folder.absolute()
+    there = next(place for place in (whole, *whole.parents) if place.exists())
     free = shutil.disk_usage(there).free
     found = f"{free / 2**30:,.1f} GiB free at {folder}"
     if not os.access(there, os.W_OK):
@@ -184,22 +169,18 @@ DOWNLOADED = ("mnist", "fashion-mnist", "cifar10", "cifar100")
 def examine(request: DoctorRequest) -> tuple[Checkup, ...]:
     """Return everything looked at, in the order of the list."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    checks = [*surroundings(), *abilities(device), *places(request)]
+    checks = [versions(), extras(), processor(cores()), graphics()]
+    checks.append(threads(torch.get_num_threads(), cores()))
+    if hasattr(os, "getloadavg"):  # not on Windows
+        checks.append(load(os.getloadavg()[0], cores()))
+    stolen = steal()
+    if stolen is not None:
+        checks.append(stolen)
+    checks += [*abilities(device), *places(request)]
     if not request.quick:
         request.progress.say("compiling a function: some ten seconds")
         checks.append(compiling(device))
     return tuple(checks)
-
-
-def surroundings() -> Iterator[Checkup]:
-    """Yield what is installed, what hardware there is, and who else uses it."""
-    yield from (versions(), extras(), processor(cores()))
-    yield from (graphics(), threads(torch.get_num_threads(), cores()))
-    if hasattr(os, "getloadavg"):
-        yield load(os.getloadavg()[0], cores())
-    stolen = steal()
-    if stolen is not None:
-        yield stolen
 
 
 def abilities(device: torch.device) -> Iterator[Checkup]:
@@ -229,8 +210,7 @@ def precision(device: torch.device) -> Checkup:
         )
     else:
         auto = "--precision auto too: the CPU has no instructions for bf16"
-    found = f"{PRECISION} where none is named; {auto}"
-    return Checkup("precision", OK, found)
+    return Checkup("precision", OK, f"{PRECISION} where none is named; {auto}")
 
 
 def places(request: DoctorRequest) -> Iterator[Checkup]:
@@ -260,30 +240,18 @@ def compiling(device: torch.device) -> Checkup:
         return Checkup("torch.compile", NOTE, f"it needs {lacks}", "install it; tser works without")
     # on real values: some compilers build what computes wrongly
     ones = torch.ones(8, device=device)
-    try:
-        with _hushed():
-            result = torch.compile(lambda values: torch.relu(values) * 2 + 1)(ones)
-    except Exception as error:  # whatever a compiler that is there, but broken, runs into
-        told = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        return Checkup(
-            "torch.compile",
-            NOTE,
-            f"it fails here: {told}",
-            "tser works without; performance.compile = off never tries it",
-        )
-    right = torch.equal(result, ones * 3)
-    return Checkup(
-        "torch.compile", OK if right else WRONG, "it works" if right else "wrong results"
-    )
-
-
-@contextmanager
-def _hushed() -> Iterator[None]:
     # what torch tells of the compiler on the way is no news: it works in the end, or it does not
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield
+            result = torch.compile(lambda values: torch.relu(values) * 2 + 1)(ones)
+    except Exception as error:  # whatever a compiler that is there, but broken, runs into
+        told = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        advice = "tser works without; performance.compile = off never tries it"
+        return Checkup("torch.compile", NOTE, f"it fails here: {told}", advice)
     finally:
         logging.disable(logging.NOTSET)
+    if torch.equal(result, ones * 3):
+        return Checkup("torch.compile", OK, "it works")
+    return Checkup("torch.compile", WRONG, "wrong results")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -54,7 +54,7 @@ def plan_teacher(config: Config, options: Options) -> TrainingPlan:
     check_architecture(config.model.teacher)
     context = settle("teacher", config, options)
     check_resumable("teacher", context, options)
-    return _plan("teacher", config.model.teacher, teacher_task(context), context, options)
+    return _plan("teacher", config.model.teacher, teacher_task(context), context, options, None)
 
 
 def plan_student(config: Config, options: Options) -> TrainingPlan:
@@ -63,8 +63,7 @@ def plan_student(config: Config, options: Options) -> TrainingPlan:
     check_resumable("student", context, options)
     teacher, source = _teacher(context, options)
     task = student_task(context, teacher)
-    plan = _plan("student", config.model.student, task, context, options)
-    return replace(plan, teacher=source)
+    return _plan("student", config.model.student, task, context, options, source)
 
 
 def check_resumable(kind: str, context: Context, options: Options) -> None:
@@ -93,7 +92,9 @@ def _teacher(context: Context, options: Options) -> tuple[Loaded | None, str]:
     return untrained, f"a {config.model.teacher} is trained first, {first} epochs"
 
 
-def _plan(kind: str, name: str, task: Task, context: Context, options: Options) -> TrainingPlan:
+def _plan(
+    kind: str, name: str, task: Task, context: Context, options: Options, teacher: str | None
+) -> TrainingPlan:
     context = settle_batch_size(task, kind, context, options)
     training = context.config.training
     loader = build_train_loader(context.dataset, context.config)
@@ -103,7 +104,7 @@ def _plan(kind: str, name: str, task: Task, context: Context, options: Options) 
         config=context.config,
         network=name,
         parameters=parameter_count(task.model),
-        teacher=None,
+        teacher=teacher,
         train_images=loader.images,
         test_images=len(context.dataset.test),
         steps_per_epoch=loader.steps_per_epoch,

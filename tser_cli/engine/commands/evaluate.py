@@ -13,7 +13,7 @@ from tser_cli.data.loaders import Split
 from tser_cli.energy.joules import ann_macs
 from tser_cli.energy.prices import Profile, load_profile
 from tser_cli.engine.evaluation import early_exit
-from tser_cli.engine.evaluation.early_exit import keep_budget, stops_of
+from tser_cli.engine.evaluation.early_exit import keep_budget
 from tser_cli.engine.evaluation.evaluate import Evaluation, answered, evaluate_split
 from tser_cli.engine.runs.networks import freeze
 from tser_cli.engine.runs.opened import FinishedRun, open_finished, select_run
@@ -69,7 +69,12 @@ def evaluate_run(request: EvaluateRequest) -> EvaluateResult:
     full = evaluate_split(model, context, split, max(steps), count=exits)
     # the threshold for a budget is chosen on other images than the test's
     held_out: Split = "validation" if opened.config.data.validation_fraction > 0 else "train"
-    other = _measure_held_out(opened, held_out, full.timesteps) if budget else None
+    if budget and held_out == "train":
+        context.progress.warn(
+            "the run held no images out: the threshold is chosen on training images, of which the "
+            "network is surer than of others"
+        )
+    other = evaluate_split(model, context, held_out, full.timesteps, count=True) if budget else None
     accuracy = teacher_accuracy(opened, split)
     rows = [{**row, "teacher_accuracy": accuracy} for row in full.rows() if row["t"] in steps]
     # other splits were not measured at the end of the training: nothing to compare with
@@ -79,7 +84,12 @@ def evaluate_run(request: EvaluateRequest) -> EvaluateResult:
     def write() -> EvaluateResult:
         profile = profile_of(opened.config, request.profile)
         if budget is not None and other is not None:
-            rules.append(_rule_that_keeps(budget, full, other, held_out, profile))
+            assert full.counts, "a counted pass, for a budget"
+            budget_pj = budget.in_pj(ann_macs(full.counts) * profile.mac_pj)
+            stops = early_exit.stops_of(answered(other, can_stop=True), profile)
+            threshold = keep_budget(stops, budget_pj, full.images)
+            chosen = early_exit.Rule(early_exit.CONFIDENCE, threshold, held_out, budget_pj)
+            rules.append(chosen)
         return _write(opened, request, rows, full, rules, profile)
 
     # one process writes; the others wait, so that none ends while files are half there
@@ -99,26 +109,6 @@ def _say_difference(opened: FinishedRun, last: dict[str, Any]) -> None:
         f"in {precision} {last['correct_cumulative']} of {last['images']} images are right, "
         f"{change:+d} against {own}, in which the run was measured"
     )
-
-
-def _measure_held_out(opened: FinishedRun, split: Split, steps: int) -> Evaluation:
-    if split == "train":
-        opened.context.progress.warn(
-            "the run held no images out: the threshold is chosen on training images, of which the "
-            "network is surer than of others"
-        )
-    return evaluate_split(opened.loaded.model, opened.context, split, steps, count=True)
-
-
-def _rule_that_keeps(
-    budget: Budget, full: Evaluation, other: Evaluation, split: Split, profile: Profile
-) -> early_exit.Rule:
-    """Return the rule chosen on `other` images. Raises ConfigError where early exit can't."""
-    assert full.counts, "a counted pass, for a budget"
-    budget_pj = budget.in_pj(ann_macs(full.counts) * profile.mac_pj)
-    stops = stops_of(answered(other, can_stop=True), profile)
-    threshold = keep_budget(stops, budget_pj, full.images)
-    return early_exit.Rule(early_exit.CONFIDENCE, threshold, split, budget_pj)
 
 
 def _check(request: EvaluateRequest) -> tuple[list[early_exit.Rule], Budget | None]:
@@ -233,13 +223,10 @@ def _stem(opened: FinishedRun, request: EvaluateRequest, steps: list[int]) -> st
     changed = any(request.changes.get(key) for key in ("training.precision", "data.dir"))
     if request.split == "test" and steps == list(range(1, trained + 1)) and not changed:
         return "per_timestep"
-    return f"per_timestep_{request.split}_T{written_steps(steps)}"
-
-
-def written_steps(steps: list[int]) -> str:
-    """Write time steps for a file's name: [1, 2, 3, 4] -> "4", [1, 2, 4] -> "1-2-4"."""
+    # 1, 2, 3, 4 are T4; 1, 2, 4 are T1-2-4
     whole = steps == list(range(1, len(steps) + 1))
-    return str(len(steps)) if whole else "-".join(str(step) for step in steps)
+    written = str(len(steps)) if whole else "-".join(map(str, steps))
+    return f"per_timestep_{request.split}_T{written}"
 
 
 def teacher_accuracy(opened: FinishedRun, split: Split) -> float | None:

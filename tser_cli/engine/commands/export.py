@@ -63,10 +63,20 @@ def export(request: ExportRequest) -> Exported:
     # on the CPU: the truth is computed in float64 there, as the other programs run there
     changes = {**request.changes, "training.device": "cpu"}
     opened = open_finished(select_run(request.run, request.runs_dir), changes, request.progress)
-    graph = _graph_of(opened)
-    dataset = opened.context.dataset
+    dataset, spec = opened.context.dataset, opened.context.dataset.spec
+    facts = Facts(
+        model=opened.loaded.name,
+        dataset=spec.name,
+        mean=spec.mean,
+        std=spec.std,
+        classes=opened.loaded.classes or spec.classes,
+        timesteps=opened.config.model.timesteps,
+        shorter=spec.shorter,
+        more={"run": opened.run.name, "model_sha256": opened.loaded.sha256},
+    )
+    graph = trace(opened.loaded.model, spec.image_shape, facts)
     indices = evenly_spread(len(dataset.test), request.images).tolist()
-    images_NCHW = evaluation_pipeline(dataset.test, dataset.spec)(0, indices)
+    images_NCHW = evaluation_pipeline(dataset.test, spec)(0, indices)
     draft = _draft(opened, graph, images_NCHW, request)
     checks = None
     if request.verify:
@@ -95,22 +105,6 @@ class _Draft:
     truth: verify.Recording
     fixed: fixed_point.FixedGraph | None = None
     change: fixed_point.Change | None = None
-
-
-def _graph_of(opened: FinishedRun) -> Graph:
-    """Return the folded graph of a finished run's network, with the facts of its data set."""
-    spec = opened.context.dataset.spec
-    facts = Facts(
-        model=opened.loaded.name,
-        dataset=spec.name,
-        mean=spec.mean,
-        std=spec.std,
-        classes=opened.loaded.classes or spec.classes,
-        timesteps=opened.config.model.timesteps,
-        shorter=spec.shorter,
-        more={"run": opened.run.name, "model_sha256": opened.loaded.sha256},
-    )
-    return trace(opened.loaded.model, spec.image_shape, facts)
 
 
 def _draft(
