@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,16 +83,7 @@ TRAINING = TrainingPlan(
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [
-        (0.2, "0 s"),
-        (37.2, "37 s"),
-        (119.4, "119 s"),
-        (120, "2 min"),
-        (4000, "67 min"),
-        (7199, "120 min"),
-        (7200, "2.0 h"),
-        (90000, "25.0 h"),
-    ],
+    [(0.2, "0 s"), (119.4, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2.0 h")],
 )
 def test_a_duration_in_words(seconds: float, text: str) -> None:
     assert duration(seconds) == text
@@ -121,15 +112,14 @@ def test_a_training_s_result(shown: Shown) -> None:
 @pytest.mark.parametrize(
     ("energy_pj", "verdict"),
     [
-        (2.98e6, "energy: 2.98 µJ of 3 µJ: kept"),
-        (3e6, "energy: 3 µJ of 3 µJ: kept"),
-        (3.21e6, "energy: 3.21 µJ of 3 µJ: 7 % over"),
-        (3.001e6, "energy: 3 µJ of 3 µJ: 0.033 % over"),
+        (2.98e6, "2.98 µJ of 3 µJ: kept"),
+        (3e6, "3 µJ of 3 µJ: kept"),
+        (3.21e6, "3.21 µJ of 3 µJ: 7 % over"),
     ],
 )
 def test_whether_an_energy_budget_was_kept(shown: Shown, energy_pj: float, verdict: str) -> None:
     show.show_run(replace(RUN, energy_pj=energy_pj, energy_budget_pj=3e6), [])
-    assert verdict in shown()
+    assert f"energy: {verdict}" in shown()
 
 
 def test_a_student_s_energy_in_the_result(shown: Shown) -> None:
@@ -143,29 +133,22 @@ def test_a_student_s_energy_in_the_result(shown: Shown) -> None:
     ]
 
 
-@pytest.fixture
-def quiet() -> Iterator[None]:
-    """As with --quiet."""
+def test_in_quiet_there_are_results_and_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.choose(quiet=True, verbose=False)
-    yield
-    terminal.choose(quiet=False, verbose=False)
-
-
-def test_a_training_s_result_in_quiet(shown: Shown, quiet: None) -> None:
-    show.show_run(RUN, ["tser evaluate --per-timestep"])
-    lines = shown()
-    assert lines[-2].startswith("accuracy 40.00 % of 11 test images")
-    assert lines[-1] == f"run folder: {RUN.folder}"
-
-
-def test_progress_in_quiet_is_warnings(capsys: pytest.CaptureFixture[str], quiet: None) -> None:
-    progress = terminal.progress()
-    progress.begin(epochs=1, steps=1, done_epochs=0)
-    progress.say("a message")
-    progress.epoch({})
-    progress.warn("it is late")
-    progress.end()
-    assert capsys.readouterr().err == "warning: it is late\n"
+    try:
+        show.show_run(RUN, ["tser evaluate --per-timestep"])
+        progress = terminal.progress()
+        progress.begin(epochs=1, steps=1, done_epochs=0)
+        progress.say("a message")
+        progress.epoch({})
+        progress.warn("it is late")
+        progress.end()
+    finally:
+        terminal.choose(quiet=False, verbose=False)
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-2].startswith("accuracy 40.00 % of 11 test images")
+    assert out.splitlines()[-1] == f"run folder: {RUN.folder}"
+    assert err == "warning: it is late\n"
 
 
 def test_what_to_type_next() -> None:
@@ -207,38 +190,36 @@ def test_what_to_type_next_can_be_typed(line: str) -> None:
 
 
 def test_a_training_s_plan(shown: Shown) -> None:
-    show.show_training_plan(TRAINING)
+    source = "resnet20 from a/[path]/longer/than/eighty/columns/of/a/terminal/model.safetensors"
+    show.show_training_plan(replace(TRAINING, teacher=source))
     recipe, lines = "\n".join(shown()).split("network: ")
     assert Config.model_validate(tomllib.loads(recipe)) == TRAINING.config
     assert lines.splitlines() == [
         "resnet20, 1,234,567 parameters",
+        f"teacher: {source}",
         "images: 1,080 to train on, 360 to test on",
         "steps: 9 an epoch, 1,260 in all",
         "time: about 5 min of training on cpu (250 ms a step, measured)",
     ]
 
 
-def test_a_student_s_plan_names_its_teacher(shown: Shown) -> None:
-    source = "resnet20 from a/[path]/longer/than/eighty/columns/of/a/terminal/model.safetensors"
-    show.show_training_plan(replace(TRAINING, teacher=source))
-    assert f"teacher: {source}" in shown()
-
-
-def evaluation(**changes: Any) -> EvaluateResult:
-    plain = EvaluateResult(
-        name="a_run",
-        split="validation",
-        rows=rows(None),
-        table=Path("elsewhere.csv"),
-        figure=None,
-        early_exit_rows=[],
-        early_exit_table=None,
-    )
-    return replace(plain, **changes)
+EVALUATED = EvaluateResult("a_run", "validation", rows(None), Path("elsewhere.csv"), None, [], None)
+EXIT = {
+    "criterion": "entropy",
+    "threshold": 0.5,
+    "timesteps": 2,
+    "accuracy": 0.8,
+    "mean_steps": 1.25,
+    "energy_pj": 500.0,
+    "energy_full_pj": 1000.0,
+    "share_exit_1": 0.75,
+    "share_exit_2": 0.25,
+    "chosen_on": "",
+}
 
 
 def test_an_evaluation_is_one_line_and_the_file(shown: Shown) -> None:
-    show.show_evaluation(evaluation(), EvaluateRequest())
+    show.show_evaluation(EVALUATED, EvaluateRequest())
     assert shown() == [
         "accuracy 40.00 % of 11 validation images after 2 time steps",
         "table: elsewhere.csv",
@@ -246,23 +227,8 @@ def test_an_evaluation_is_one_line_and_the_file(shown: Shown) -> None:
 
 
 def test_an_evaluation_with_all_that_can_be_asked_for(shown: Shown) -> None:
-    exits = {
-        "criterion": "entropy",
-        "threshold": 0.5,
-        "timesteps": 2,
-        "accuracy": 0.8,
-        "mean_steps": 1.25,
-        "energy_pj": 500.0,
-        "energy_full_pj": 1000.0,
-        "share_exit_1": 0.75,
-        "share_exit_2": 0.25,
-        "chosen_on": "",
-    }
-    result = evaluation(
-        figure=Path("figures/a.png"),
-        early_exit_rows=[exits],
-        early_exit_table=Path("early_exit.csv"),
-    )
+    files = {"figure": Path("figures/a.png"), "early_exit_table": Path("early_exit.csv")}
+    result = replace(EVALUATED, early_exit_rows=[EXIT], **files)
     show.show_evaluation(result, EvaluateRequest(per_timestep=True))
     lines = shown()
     assert "a_run: accuracy" in lines[0]
@@ -280,22 +246,9 @@ def test_an_evaluation_with_all_that_can_be_asked_for(shown: Shown) -> None:
     [(480.0, 1, "480 pJ of 500 pJ, kept;"), (510.0, 0, "510 pJ of 500 pJ, 2 % over;")],
 )
 def test_an_energy_budget(shown: Shown, energy_pj: float, kept: int, said: str) -> None:
-    chosen = {
-        "criterion": "confidence",
-        "threshold": float("inf"),
-        "timesteps": 2,
-        "accuracy": 0.8,
-        "accuracy_full": 0.8125,
-        "mean_steps": 2.0,
-        "energy_pj": energy_pj,
-        "energy_full_pj": 510.0,
-        "share_exit_1": 0.0,
-        "share_exit_2": 1.0,
-        "chosen_on": "validation",
-        "budget_pj": 500.0,
-        "kept": kept,
-    }
-    result = evaluation(early_exit_rows=[chosen])
+    chosen = {"criterion": "confidence", "threshold": float("inf"), "energy_pj": energy_pj}
+    chosen |= {"accuracy_full": 0.8125, "chosen_on": "validation", "budget_pj": 500.0, "kept": kept}
+    result = replace(EVALUATED, early_exit_rows=[{**EXIT, **chosen}])
     assert result.kept is bool(kept)
     show.show_evaluation(result, EvaluateRequest())
     lines = shown()
@@ -339,10 +292,7 @@ def test_the_energy_of_a_run(shown: Shown) -> None:
     assert lines[0].startswith("a_run: means per image")
     (layer,) = [line.split() for line in lines if line.strip().startswith("conv1")]
     assert layer[:7] == ["conv1", "MAC", "2M", "9.2", "µJ", "9.2", "µJ"]
-    assert any(
-        line == "One image costs 9.2 µJ: 5.0 times less than the ANN of the same shape."
-        for line in lines
-    )
+    assert "One image costs 9.2 µJ: 5.0 times less than the ANN of the same shape." in lines
     assert lines[-2:] == ["written: report.csv", "written: report.json"]
 
 
@@ -354,25 +304,18 @@ def test_every_method_is_listed(shown: Shown) -> None:
 
 def test_results_and_messages_go_to_different_streams(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.output().print("result")
-    terminal.Terminal(stderr=True).print("message")
-    captured = capsys.readouterr()
-    assert captured.out == "result\n"
-    assert captured.err == "message\n"
+    terminal.progress().say("a message")
+    assert capsys.readouterr() == ("result\n", "a message\n")
 
 
-@pytest.mark.parametrize(("rank", "out"), [("0", "result\n"), ("1", ""), ("3", "")])
+@pytest.mark.parametrize(("rank", "out"), [("0", "result\n[]\n"), ("1", ""), ("3", "")])
 def test_of_several_processes_only_rank_0_shows_results(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, out: str
 ) -> None:
     monkeypatch.setenv("RANK", rank)
     terminal.output().print("result")
+    show.show_json([])
     assert capsys.readouterr().out == out
-
-
-def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.progress().say("a message")
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "a message\n")
 
 
 @dataclass(frozen=True)
@@ -393,16 +336,5 @@ def test_a_result_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["folder"] == "a/b"
     assert found["rows"] == [{"t": 1, "loss": None}, [None, None, True, "\x1b[2J"]]
     assert found["config"]["data"]["name"] == "digits"
-
-
-def test_long_texts_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
     show.show_json(["x" * 100_000])
     assert json.loads(capsys.readouterr().out) == ["x" * 100_000]
-
-
-def test_rank_0_alone_shows_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("RANK", "1")
-    show.show_json([])
-    assert capsys.readouterr().out == ""

@@ -69,10 +69,14 @@ def test_help_is_light(arguments: list[str]) -> None:
     assert done.stdout.strip()
 
 
+def tser(*words: str, folder: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tser_cli", *words]
+    environment = {**os.environ, "COLUMNS": "200", **more}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+
+
 def test_methods_tell_their_weights_and_where_they_differ() -> None:
-    command = [sys.executable, "-m", "tser_cli", "list", "methods"]
-    environment = {**os.environ, "COLUMNS": "200"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    done = tser("list", "methods")
     (tsd,) = [line for line in done.stdout.splitlines() if line.startswith("  tsd ")]
     assert "alpha 0.2, beta 0.5" in tsd and "ce_weight" not in tsd
     assert (
@@ -81,10 +85,9 @@ def test_methods_tell_their_weights_and_where_they_differ() -> None:
     assert "\n  bkd: the features' weight multiplies a mean, theirs a sum" in done.stdout
 
 
-def help_of(*words: str, **environment: str) -> str:
-    command = [sys.executable, "-m", "tser_cli", *words, "--help"]
-    surroundings = {**os.environ, "COLUMNS": "120", **environment}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=surroundings)
+def help_of(*words: str, folder: Path | None = None, **environment: str) -> str:
+    done = tser(*words, "--help", folder=folder, **{"COLUMNS": "120", **environment})
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 
@@ -142,11 +145,7 @@ def test_a_verb_whose_wing_is_off_is_not_offered(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "tser_cli" / "energy" / "conventions")
 
     def said(*words: str) -> str:
-        command = [sys.executable, "-m", "tser_cli", *words, "--help"]
-        kept = {**os.environ, "COLUMNS": "120", "PYTHONPATH": str(tmp_path)}
-        done = subprocess.run(command, capture_output=True, text=True, env=kept, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return help_of(*words, folder=tmp_path, PYTHONPATH=str(tmp_path))
 
     text = said()
     for verb in VERBS:
@@ -169,26 +168,11 @@ def load(config):
 """
 
 
-def tser(*words: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tser_cli", *words]
-    environment = {**os.environ, "COLUMNS": "200"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
-
-
-@pytest.mark.parametrize(
-    ("what", "known"),
-    [
-        ("methods", registry.METHODS),
-        ("models", registry.MODELS),
-        ("datasets", registry.DATASETS),
-        ("recipes", recipe.available()),
-    ],
-)
-def test_all_names_are_listed(what: str, known: list[str]) -> None:
-    assert [row["name"] for row in lists.ROWS[what]()] == list(known)
-
-
 def test_what_a_list_says() -> None:
+    known = {"methods": registry.METHODS, "models": registry.MODELS}
+    known |= {"datasets": registry.DATASETS, "recipes": dict.fromkeys(recipe.available())}
+    for what, names in known.items():
+        assert [row["name"] for row in lists.ROWS[what]()] == list(names)
     every = [*(make() for make in lists.ROWS.values()), lists.profiles(PROFILES.values())]
     rows = {row["name"]: row for rows in every for row in rows}
     assert rows["sew_resnet18"]["as"] == "SNN"
