@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,14 +41,6 @@ def is_running(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
-def wait_until(condition: Callable[[], bool]) -> bool:
-    """Poll for a minute: the signal of a parent's end may take a moment."""
-    end = time.monotonic() + 60
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return condition()
-
-
 def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 4, 5}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
@@ -78,7 +69,10 @@ def test_a_process_ends_with_its_parent(call: str, end: str) -> None:
             parent.stdin.write("\n")
             parent.stdin.flush()
     try:
-        assert wait_until(lambda: not is_running(child))
+        end_of_test = time.monotonic() + 60  # the signal of a parent's end may take a moment
+        while is_running(child) and time.monotonic() < end_of_test:
+            time.sleep(0.01)
+        assert not is_running(child)
     finally:
         if is_running(child):
             os.kill(child, signal.SIGKILL)

@@ -19,9 +19,9 @@ from tser_cli.settings import config, fields, plugins, recipe, registry
 from tser_cli.settings.options import TrainingRequest
 
 METHOD = """
-from tser_cli.settings.fields import NonNegative
+from tser_cli import add_method
 from tser_cli.losses.base import Supervised, mean_cross_entropy
-from tser_cli.settings.registry import add_method
+from tser_cli.settings.fields import NonNegative
 
 class Settings(Supervised):
     summary = "an example"
@@ -202,10 +202,10 @@ class Settings(Supervised):
 @add_method(Settings)
 def loss(outputs, settings): return {"loss": outputs}
 
-@add_model("net")
+@add_model("net", spiking_only=True)
 def build(build): return build
 
-@add_dataset("pictures")
+@add_dataset("pictures", own_images=True)
 def load(config): return config
 """
 
@@ -218,23 +218,14 @@ def test_the_module_names_that_old_plug_ins_import_still_work(
     (record,) = plugins.keep(tmp_path / "run", {})
     assert record["adds"] == ["data set pictures", "method mine", "model net"]
     assert sys.modules["tser_cli.fields"] is fields
-    # a run's own copy, in a process that knows no old name yet
-    code = "import sys; from tser_cli.settings import plugins; plugins.load(sys.argv[1:])"
-    command = [sys.executable, "-c", code, str(tmp_path / "run" / record["copy"])]
-    subprocess.run(command, check=True, cwd="/")
-
-
-def test_models_and_data_sets_are_registered_as_well(write: Callable[..., Path]) -> None:
-    write(
-        "from tser_cli import add_dataset, add_model\n"
-        "@add_model('net', spiking_only=True)\ndef build(build): return build\n"
-        "@add_dataset('pictures', own_images=True)\ndef load(config): return config\n"
-    )
-    plugins.load(["example_plugin"])
     assert registry.load(registry.MODELS["net"].target)(3) == 3
     assert registry.MODELS["net"].spiking_only
     entry = registry.DATASETS["pictures"]
     assert entry.own_images and entry.student_recipe in recipe.available()
+    # a run's own copy, in a process that knows no old name yet
+    code = "import sys; from tser_cli.settings import plugins; plugins.load(sys.argv[1:])"
+    command = [sys.executable, "-c", code, str(tmp_path / "run" / record["copy"])]
+    subprocess.run(command, check=True, cwd="/")
 
 
 @pytest.mark.parametrize(
@@ -276,8 +267,12 @@ def test_a_file_that_would_hide_another_module(write: Callable[..., Path]) -> No
     assert sys.modules["json"] is json
 
 
-def test_names_come_from_the_variable_and_the_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_come_from_the_variable_and_the_flags(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert plugins.asked_for(None) == []
+    assert plugins.keep(tmp_path, {"method dkd": "tser_cli.losses.dkd"}) == []  # none is loaded
+    assert not (tmp_path / "code").exists()
     monkeypatch.setenv(plugins.VARIABLE, "one:two.py")
     assert plugins.asked_for(["three"]) == ["one", "two.py", "three"]
     assert recipe.from_environment({plugins.VARIABLE: "one"}).values == {}
@@ -341,11 +336,6 @@ def test_a_run_keeps_its_plug_ins_and_tells_what_it_needs(
     file.write_text(f"{METHOD}\n# changed\n")
     plugins.load(["example_plugin"])
     assert plugins.changes([record]) == [f"plug-in {file}: its file has changed since"]
-
-
-def test_no_plug_in_leaves_no_trace(tmp_path: Path) -> None:
-    assert plugins.keep(tmp_path, {"method dkd": "tser_cli.losses.dkd"}) == []
-    assert not (tmp_path / "code").exists()
 
 
 def test_an_installed_method_that_a_run_uses_is_kept(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 
@@ -11,40 +10,18 @@ import pytest
 from tser_cli.base.errors import ConfigError
 from tser_cli.settings import recipe, registry
 
-TABLES = {
-    "data set": registry.DATASETS,
-    "model": registry.MODELS,
-    "method": registry.METHODS,
-}
-ENTRIES = [(kind, name) for kind, table in TABLES.items() for name in table]
 HEAVY = ("torch", "torchvision", "spikingjelly", "pandas", "numpy", "matplotlib", "sklearn")
 
 
-@pytest.mark.parametrize(("kind", "name"), ENTRIES)
-def test_every_target_is_a_module_that_exists(kind: str, name: str) -> None:
-    module, colon, attribute = TABLES[kind][name].target.partition(":")
-    specification = importlib.util.find_spec(module)
-    assert specification is not None and specification.origin is not None
-    assert bool(attribute) == bool(colon) == (kind != "method")
-
-
-@pytest.mark.parametrize(("kind", "name"), [e for e in ENTRIES if e[0] != "method"])
-def test_data_sets_and_models_load(kind: str, name: str) -> None:
-    assert callable(registry.load(TABLES[kind][name].target))
-
-
-@pytest.mark.parametrize("name", sorted(registry.METHODS))
-def test_methods_load(name: str) -> None:
-    entry = registry.METHODS[name]
-    assert callable(entry.loss)
-    assert entry.settings().name == name
-    assert entry.settings.summary and entry.settings.source
-
-
-@pytest.mark.parametrize("name", sorted(registry.DATASETS))
-def test_the_recipes_of_a_data_set_are_packaged(name: str) -> None:
-    entry = registry.DATASETS[name]
-    assert {entry.teacher_recipe, entry.student_recipe} <= set(recipe.available())
+def test_what_the_tables_name_is_there() -> None:
+    for entry in (*registry.DATASETS.values(), *registry.MODELS.values()):
+        assert callable(registry.load(entry.target))
+    for name, method in registry.METHODS.items():
+        assert callable(method.loss)
+        assert method.settings().name == name
+        assert method.settings.summary and method.settings.source
+    for dataset in registry.DATASETS.values():
+        assert {dataset.teacher_recipe, dataset.student_recipe} <= set(recipe.available())
 
 
 def test_what_the_design_promises_is_registered() -> None:

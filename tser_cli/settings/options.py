@@ -24,6 +24,7 @@ PLACES, OUTPUT = "Places", "Output"
 PANELS = (GRID, NETWORKS, OWN_NETWORK, DATA, TRAINING, HOW, MACHINE, SETTINGS, PLACES, OUTPUT)
 LISTS = ("methods", "models", "datasets", "recipes", "profiles")
 RESUME = ("auto", "must", "never")
+CONVENTIONS = "energy/conventions"  # a wing, which may be taken off
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ def stated(option: Option, default: Any = None) -> Any:
 def option(*said: Any, default: Any = None, **more: Any) -> Any:
     """Return a field that is given by an option of its own; see `Option`."""
     return stated(Option(*said, **more), default)
+
+
+def switch(*said: Any, **more: Any) -> Any:
+    """Return a field that is true where its flag was given; see `Option`."""
+    return option(*said, default=False, **more)
 
 
 @dataclass(frozen=True)
@@ -187,12 +193,11 @@ class TrainingRequest(DataRequest):
     assignments: tuple[str, ...] = option(
         "--set", "Any setting: --set optimizer.lr=0.05. Repeatable.", SETTINGS, default=()
     )
-    dry_run: bool = option(
+    dry_run: bool = switch(
         "--dry-run",
         "Show settings, size and time; write nothing.",
         SETTINGS,
         needs="engine/commands/dry_run.py",
-        default=False,
     )
 
     def __post_init__(self) -> None:
@@ -291,9 +296,7 @@ class PassRequest(DeviceRequest):
 class EvaluateRequest(PassRequest):
     """Measure a finished run at every time step; every image of the split counts once."""
 
-    per_timestep: bool = option(
-        "--per-timestep", "Show the accuracy at every time step.", default=False
-    )
+    per_timestep: bool = switch("--per-timestep", "Show the accuracy at every time step.")
     timesteps: str = option(
         "-T --timesteps",
         "4, 1-6 or 1,2,4; any, not only as trained.",
@@ -304,7 +307,7 @@ class EvaluateRequest(PassRequest):
     output: Path | None = option(
         "--output", "Where the CSV goes.", shown="per_timestep.csv of the run"
     )
-    plot: bool = option("--plot", "Draw accuracy at each t into the run's figures/.", default=False)
+    plot: bool = switch("--plot", "Draw accuracy at each t into the run's figures/.")
     early_exit: str = option(
         "--early-exit", "Stop an image once its confidence reaches this: 0.8,0.9,0.99.", default=""
     )
@@ -390,28 +393,22 @@ class NetworkRequest(CommonRequest):
 class Wanted:
     """What `tser energy` tells beyond one table."""
 
-    conventions: bool = option(
-        "--conventions",
-        "Also as spikingjelly, NeuroBench and papers count.",
-        needs="energy/conventions",
-        default=False,
+    conventions: bool = switch(
+        "--conventions", "Also as spikingjelly, NeuroBench and papers count.", needs=CONVENTIONS
     )
     match: str = option(
         "--match",
         "Which conventions make this figure?",
         metavar="1.38mJ",
-        needs="energy/conventions",
+        needs=CONVENTIONS,
         default="",
     )
-    fair_rival: bool = option(
+    fair_rival: bool = switch(
         "--fair-rival",
         "Compare with the ANN of ceil(log2(T + 1)) bits, both ways.",
-        needs="energy/conventions",
-        default=False,
+        needs=CONVENTIONS,
     )
-    assume_int8: bool = option(
-        "--assume-int8", "Price wider weights as if they were of 8 bits.", default=False
-    )
+    assume_int8: bool = switch("--assume-int8", "Price wider weights as if they were of 8 bits.")
 
     @property
     def any(self) -> bool:
@@ -436,15 +433,9 @@ class EnergyRequest(PassRequest, NetworkRequest, Wanted):
     per_image: Path | None = option(
         "--per-image", "A second CSV: right or wrong and energy of each image at each t."
     )
-    memory: bool = option(
-        "--memory", "Also the traffic of weights and neuron state.", default=False
-    )
-    long: bool = option(
-        "--long", "A row a layer and step, without sums: columns can be summed.", default=False
-    )
-    wide: bool = option(
-        "--wide", "A row a layer, with a column a step: they can be summed too.", default=False
-    )
+    memory: bool = switch("--memory", "Also the traffic of weights and neuron state.")
+    long: bool = switch("--long", "A row a layer and step, without sums: columns can be summed.")
+    wide: bool = switch("--wide", "A row a layer, with a column a step: they can be summed too.")
 
     def __post_init__(self) -> None:
         if self.long and self.wide:

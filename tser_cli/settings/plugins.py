@@ -167,11 +167,8 @@ def _import_file(name: str) -> ModuleType:
         looked = "" if Path(name).is_absolute() else f" in {Path.cwd()}"
         raise ConfigError(f"there is no such file{nearest(name, beside)}{looked}")
     package = package_of(file)
-    return _import_part(file, package) if package else _import_alone(file)
-
-
-def _import_part(file: Path, package: Path) -> ModuleType:
-    """Import a package, or a module in it, by its name from beside the package."""
+    if package is None:
+        return _import_alone(file)
     if str(package.parent) not in sys.path:
         # last, so that nothing beside the package stands in for an installed one
         sys.path.append(str(package.parent))
@@ -240,11 +237,9 @@ def keep(folder: Path, targets: Mapping[str, str]) -> list[dict[str, Any]]:
     # what the run uses that no plug-in on the command line added: an installed package offers it
     added = {name for plugin in _loaded.values() for name in plugin.adds}
     modules = {name: target.partition(":")[0] for name, target in targets.items()}
-    foreign = {
-        m for name, m in modules.items() if not registry.is_built_in(m) and name not in added
-    }
+    others = {module for name, module in modules.items() if name not in added}
     installed = []
-    for module in sorted(foreign - _loaded.keys()):
+    for module in sorted(m for m in others - _loaded.keys() if not registry.is_built_in(m)):
         adds = tuple(name for name, target in modules.items() if target == module)
         made = _described(module, importlib.import_module(module), adds)
         installed.append(replace(made, stated=module, offered=True))

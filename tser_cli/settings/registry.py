@@ -201,12 +201,7 @@ def add_model(name: str, spiking_only: bool = False) -> Callable[[F], F]:
 
     Raises ConfigError where the name is taken.
     """
-
-    def register(build: F) -> F:
-        add("model", name, ModelEntry(_place_of(build), spiking_only))
-        return build
-
-    return register
+    return _adding("model", name, lambda target: ModelEntry(target, spiking_only))
 
 
 def add_dataset(name: str, **of_entry: Any) -> Callable[[F], F]:
@@ -215,13 +210,13 @@ def add_dataset(name: str, **of_entry: Any) -> Callable[[F], F]:
     `of_entry`: the recipes and `own_images` of a `DatasetEntry`. Raises ConfigError where the name
     is taken.
     """
+    return _adding("data set", name, lambda target: DatasetEntry(target, **of_entry))
 
-    def register(loader: F) -> F:
-        add("data set", name, DatasetEntry(_place_of(loader), **of_entry))
-        return loader
+
+def _adding(kind: str, name: str, make: Callable[[str], Entry]) -> Callable[[F], F]:
+    def register(made: F) -> F:
+        # by its place, as the built-in ones: other processes import it anew
+        add(kind, name, make(f"{made.__module__}:{made.__qualname__}"))
+        return made
 
     return register
-
-
-def _place_of(made: Callable[..., Any]) -> str:
-    return f"{made.__module__}:{made.__qualname__}"

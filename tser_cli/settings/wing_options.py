@@ -20,6 +20,7 @@ from tser_cli.settings.options import (
     RunRequest,
     option,
     stated,
+    switch,
 )
 
 
@@ -165,10 +166,8 @@ class ExportRequest(RunRequest):
 
     format_name: str = option("--format", "nir, onnx or safetensors.", default=REQUIRED)
     output: Path = option("--output", "Where the file goes.", default=REQUIRED)
-    stateful: bool = option(
-        "--stateful",
-        "ONNX: one time step, membrane potentials as inputs and outputs.",
-        default=False,
+    stateful: bool = switch(
+        "--stateful", "ONNX: one time step, membrane potentials as inputs and outputs."
     )
     potentials: str = option(
         "--potentials",
@@ -198,8 +197,8 @@ class RunsRequest:
     sort: str = option(
         "--sort", "A column, as accuracy or energy; the newest come first.", default="age"
     )
-    reverse: bool = option("--reverse", "The largest first.", default=False)
-    yes: bool = option("--yes", "remove: don't ask.", default=False)
+    reverse: bool = switch("--reverse", "The largest first.")
+    yes: bool = switch("--yes", "remove: don't ask.")
 
 
 @dataclass(frozen=True)
@@ -211,4 +210,4 @@ class DoctorRequest(CommonRequest):
 
     runs_dir: Path = stated(RUNS_DIR, Path("runs"))
     data_dir: str | None = stated(DATA_DIR)
-    quick: bool = option("--quick", "Compile nothing.", default=False)
+    quick: bool = switch("--quick", "Compile nothing.")

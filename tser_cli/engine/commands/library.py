@@ -110,9 +110,8 @@ def distill_networks(
     batches, test_batches = OwnLoader(train), OwnLoader(test)
     own_teacher = None if teacher is None else OwnNetwork(teacher, spiking=False)
     own_student = OwnNetwork(student, spiking=True)
-    for network in (own_student, own_teacher):
-        if network is not None:
-            runtime.place(network)
+    for network in filter(None, (own_student, own_teacher)):
+        runtime.place(network)
     # methods that compare features build adapters for the shapes that they see
     first = next(iter(batches)).images_NCHW
     shape = (int(first.shape[1]), int(first.shape[-2]), int(first.shape[-1]))
@@ -156,11 +155,9 @@ def own_config(timesteps: int, method: str, settings: Settings | None) -> Config
 def _record(
     run: Run, student: nn.Module, method: str, evaluation: Evaluation, seconds: float
 ) -> RunResult:
-    name = type(student).__name__
+    name, rows = type(student).__name__, evaluation.rows()
     labels = {"run": run.name, "dataset": OWN, "split": "test", "method": method, "student": name}
-    per_timestep_csv(
-        run.folder / "per_timestep.csv", evaluation.rows(), {**labels, "teacher": None}
-    )
+    per_timestep_csv(run.folder / "per_timestep.csv", rows, {**labels, "teacher": None})
     digest = weights.save_model(run.model_file, student.state_dict(), {})
     result = RunResult(
         folder=run.folder,
@@ -177,7 +174,7 @@ def _record(
         energy_pj=None,
         ann_energy_pj=None,
         seconds=seconds,
-        per_timestep=tuple(evaluation.rows()),
+        per_timestep=tuple(rows),
     )
     run.update_status(model=name, sha256=digest, **{RESULT: result.to_json()})
     return result
@@ -214,10 +211,9 @@ def load_run(
 ) -> FinishedRun:
     """Load a finished run: its network on the device, its data and its settings.
 
-    `run`: a folder, a run's name or the beginning of it, "latest", or a result; None is the newest
-    finished student. The network is
-    `loaded.model`, frozen and in eval mode: `model(images_NCHW, timesteps=T)` returns [T, N, K] for
-    a student. The data is `context.dataset`. Raises TserError.
+    `run`: as for `evaluate`. The network is `loaded.model`, frozen and in eval mode:
+    `model(images_NCHW, timesteps=T)` returns [T, N, K] for a student. The data is
+    `context.dataset`. Raises TserError.
     """
     return open_finished(select_run(_folder(run), Path(runs_dir)), dict(settings or {}), Silent())
 

@@ -83,8 +83,8 @@ def predict(request: PredictRequest) -> Predicted:
         answers += _answers(opened, files[start : start + BATCH], request.threshold)
     if request.output is not None:
         steps = [len(answer.confidence) for answer in answers if isinstance(answer, Prediction)]
-        rows = [_row(answer) for answer in answers]
-        write_csv(request.output, rows, prediction_schema(max(steps, default=1)))
+        schema = prediction_schema(max(steps, default=1))
+        write_csv(request.output, [_row(answer) for answer in answers], schema)
     return Predicted(tuple(answers), request.output)
 
 
@@ -138,11 +138,5 @@ def _row(answer: Prediction | Unread) -> dict[str, Any]:
     if isinstance(answer, Unread):
         return {"image": answer.image, "error": answer.error}
     confidences = {f"confidence_{t}": value for t, value in enumerate(answer.confidence, start=1)}
-    return {
-        "image": answer.image,
-        "class": answer.name,
-        **confidences,
-        "stop_t": answer.stop_t,
-        "sop_value": answer.sop_value,
-        "macs": answer.macs,
-    }
+    named = {"image": answer.image, "class": answer.name, "stop_t": answer.stop_t}
+    return {**named, **confidences, "sop_value": answer.sop_value, "macs": answer.macs}
