@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.energy.foreign import geometry
-from tser_cli.energy.tally import NOT_OF_KIND, TOO_LARGE, fault, fault_message, pieces, tally
+from tser_cli.energy.tally import NOT_OF_KIND, TOO_LARGE, count, fault, fault_message, pieces
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -29,19 +29,19 @@ def test_a_spike_in_a_corner_at_an_edge_and_in_the_centre() -> None:
     x[0, 0, 0, 0] = x[1, 0, 0, 1] = x[2, 0, 1, 1] = 1
     x[3] = 1
     layer = nn.Conv2d(1, 1, 3, padding=1)
-    counted = tally(x, "spikes", geometry(layer, tuple(x.shape)).fan_out_P)
+    counted = count(x, "spikes", geometry(layer, tuple(x.shape)).fan_out_P)
     assert counted.tolist() == [[1, 1, 1, 9], [4, 6, 9, 49], [4, 6, 9, 49]]
 
 
 def test_a_sum_of_two_spikes_is_one_event_and_two_additions() -> None:
     x = torch.tensor([[0.0, 2.0, 1.0, 3.0]])
-    counted = tally(x, "sums", geometry(nn.Linear(4, 10), (1, 4)).fan_out_P)
+    counted = count(x, "sums", geometry(nn.Linear(4, 10), (1, 4)).fan_out_P)
     assert counted.tolist() == [[3], [30], [60]]
 
 
 def test_real_inputs_have_no_events() -> None:
     x = torch.tensor([[0.0, -0.5, 1.0, 7.25]])
-    assert tally(x, "real", torch.tensor([10])).tolist() == [[3], [0], [0]]
+    assert count(x, "real", torch.tensor([10])).tolist() == [[3], [0], [0]]
 
 
 @given(st.data())
@@ -67,7 +67,7 @@ def test_any_convolution_equals_brute_force(data: st.DataObject) -> None:
     except RuntimeError:
         assume(False)
     kind = "spikes" if greatest == 1 else "sums"
-    counted = tally(x, kind, geometry(layer, size).fan_out_P)
+    counted = count(x, kind, geometry(layer, size).fan_out_P)
     assert fault(x, kind) == 0
     assert counted[0].tolist() == x.flatten(1).count_nonzero(1).tolist()
     assert counted[1].tolist() == brute(layer, x != 0)
@@ -81,7 +81,7 @@ SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 def test_wide_layers_are_exact_in_every_dtype(dtype: torch.dtype) -> None:
     x = torch.ones(2, 4099, 3, 3, dtype=dtype)
     layer = nn.Conv2d(4099, 1021, 3, padding=1, device="meta")
-    counted = tally(x, "spikes", geometry(layer, tuple(x.shape)).fan_out_P)
+    counted = count(x, "spikes", geometry(layer, tuple(x.shape)).fan_out_P)
     assert counted[1].tolist() == [4099 * 1021 * 49] * 2
     assert fault(x, "spikes") == 0
 
@@ -114,7 +114,7 @@ def test_minus_zero_is_no_fault() -> None:
 def test_sums_that_float32_would_round_are_told() -> None:
     x = torch.full((1, 4), 2.0**22 - 1)
     assert fault(x, "sums") == 0
-    assert tally(x, "sums", torch.tensor([3]))[2].item() == 3 * 4 * (2**22 - 1)
+    assert count(x, "sums", torch.tensor([3]))[2].item() == 3 * 4 * (2**22 - 1)
     assert fault(x + 1, "sums") == TOO_LARGE
 
 

@@ -1,13 +1,12 @@
-"""What can be wrong with a spiking network without any error: found by running it.
+"""What can be wrong with a spiking network without any error: found by running copies of it.
 
-Copies of the network are run, in float64 where it can, so that a difference is no rounding. Each
-check yields what it finds; one that does not apply raises Unchecked, with why.
+Each check yields what it finds; one that does not apply raises Unchecked, with why.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,18 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from tser_cli.base.errors import TserError
-from tser_cli.energy.any_network.find_layout import (
-    DISTURBANCES,
-    Signature,
-    changes,
-    disturbed,
-    observe,
-)
+from tser_cli.energy.any_network import network_counter as trial
 from tser_cli.energy.any_network.layouts import INSIDE, Presentation, fresh_copy, try_out
-from tser_cli.energy.any_network.network_counter import count_operations
+from tser_cli.energy.any_network.network_counter import Signature, changes, observe
 from tser_cli.energy.any_network.plan import TrialPlan, make_plan
 from tser_cli.energy.counter import first_tensor
-from tser_cli.energy.counts import REAL, SIGNED, SUMS, Counts
+from tser_cli.energy.counts import RANK, REAL, SIGNED, SUMS, Counts
 from tser_cli.energy.neurons import reset_states
 
 FINDING, NOTE = "finding", "note"
@@ -49,15 +42,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Subject:
-    """A network to audit: copies of it, how it is given `images` images, and what it is known by.
-
-    `declared`: what a network of tser's own says feeds each layer, None for others.
-    """
+    """A network to audit, how it is given images, and where its steps and images are."""
 
     network: nn.Module
     presentation: Presentation
     plan: TrialPlan
-    declared: dict[str, str] | None = None
 
     def run(self, presentation: Presentation) -> tuple[Signature, list[Any]]:
         """Return what the calls of a fresh copy are fed with, and its outputs."""
@@ -83,8 +72,14 @@ class Unchecked(Exception):  # noqa: N818  (no fault: a check that does not appl
 
 SILENT_SHARE, ALWAYS_SHARE = 1.0, 0.5
 """Shares of a layer's neurons from which silence, and firing at every step, are findings."""
-SWAPPED_MARGIN, SWAPPED_IMAGES = 0.2, 8
+SWAPPED_MARGIN, SWAPPED_IMAGES = 0.2, 8  # wider than what labels fit by chance on so few images
 NAN_ADVICE = "look for a division by zero or an overflow before this layer"
+INPUT_ADVICE = {
+    REAL: "something between the neurons and this layer makes real values of spikes (a pool, a "
+    "norm, a scale); until then it costs multiply-accumulates",
+    SUMS: "spikes are added before this layer; a chip of binary spikes can't compute it so",
+    SIGNED: "spikes of -1 reach this layer; a chip of binary spikes can't compute it so",
+}
 
 
 def check_reset(subject: Subject) -> Iterator[Finding]:
@@ -95,25 +90,18 @@ def check_reset(subject: Subject) -> Iterator[Finding]:
     reset_states(made)
     second, again = observe(made, subject.plan, subject.presentation)
     layer, share = _worst(first, second)
-    if layer or _difference(outputs, again):
-        yield Finding(
-            "reset",
-            layer or "(output)",
-            share or _difference(outputs, again),
-            "of the inputs of the second pass differ" if layer else "largest difference",
-            "the network keeps something from the batch before; reset it, in a method called reset",
-        )
+    pairs = zip(map(first_tensor, outputs), map(first_tensor, again), strict=True)
+    apart = [float((a - b).abs().max()) for a, b in pairs if a is not None and b is not None]
+    if layer or max(apart, default=0.0):
+        unit = "of the inputs of the second pass differ" if layer else "largest difference"
+        advice = "the network keeps something from the batch before; reset it, in a method called "
+        yield Finding("reset", layer or "(output)", share or max(apart), unit, f"{advice}reset")
         return
     layer, share = _worst(first, kept)
     if layer:
-        yield Finding(
-            "reset",
-            layer,
-            share,
-            "of the inputs of a second pass differ unless states are reset in between",
-            "reset the states before every batch, as tser energy does",
-            NOTE,
-        )
+        unit = "of the inputs of a second pass differ unless states are reset in between"
+        advice = "reset the states before every batch, as tser energy does"
+        yield Finding("reset", layer, share, unit, advice, NOTE)
 
 
 def check_batch(subject: Subject) -> Iterator[Finding]:
@@ -121,21 +109,21 @@ def check_batch(subject: Subject) -> Iterator[Finding]:
     two = subject.presentation.of(2)
     before, _ = subject.run(two)
     for step in range(1 if two.layout == INSIDE else len(two.x_TN)):
-        after, _ = subject.run(disturbed(two, step, DISTURBANCES[0]))
+        after, _ = subject.run(trial.disturbed(two, step, trial.DISTURBANCES[0]))
         for key in before:
             # Only the first image was disturbed.
             mixed_S = changes(before[key], after[key])[:, 1]
-            if not mixed_S.any():
-                continue
-            yield Finding(
-                "batch independence",
-                key[0],
-                _share(mixed_S),
-                "of one image's steps change with another image",
-                "this layer, or the neurons before it, go over the batch as if it were time; give "
-                "them [T, N, ...], and check with a batch of one image",
-            )
-            return
+            if mixed_S.any():
+                # The first layer alone is named: the fault spreads to all behind it.
+                yield Finding(
+                    "batch independence",
+                    key[0],
+                    _share(mixed_S),
+                    "of one image's steps change with another image",
+                    "this layer, or the neurons before it, go over the batch as if it were time; "
+                    "give them [T, N, ...], and check with a batch of one image",
+                )
+                return
 
 
 def check_causality(subject: Subject) -> Iterator[Finding]:
@@ -144,26 +132,17 @@ def check_causality(subject: Subject) -> Iterator[Finding]:
     if not last:
         raise Unchecked("there is one time step")
     before, _ = subject.run(two)
-    if two.layout == INSIDE:
-        yield from _shorter(subject, two, before)
-        return
-    after, _ = subject.run(disturbed(two, last, DISTURBANCES[0]))
-    yield from _earlier(before, after, last)
-
-
-def _shorter(subject: Subject, two: Presentation, before: Signature) -> Iterator[Finding]:
-    """Check a network that is told T: T - 1 steps have to be the first ones of T."""
-    if "timesteps" not in two.kwargs:
+    if two.layout != INSIDE:
+        after, _ = subject.run(trial.disturbed(two, last, trial.DISTURBANCES[0]))
+    elif "timesteps" not in two.kwargs:
         raise Unchecked("the network makes its own steps, and can't be given other ones")
-    steps = subject.plan.timesteps - 1
-    shorter = replace(two, kwargs={**two.kwargs, "timesteps": steps})
-    plan = make_plan(subject.network, shorter, steps)
-    after, _ = observe(fresh_copy(subject.network), plan, shorter)
-    cut = {key: rows_SN[:steps] for key, rows_SN in before.items()}
-    yield from _earlier(cut, {key: after[key] for key in cut if key in after}, steps)
-
-
-def _earlier(before: Signature, after: Signature, last: int) -> Iterator[Finding]:
+    else:
+        # Its last step can't be disturbed alone, but left out: T - 1 steps are the first ones of T.
+        shorter = replace(two, kwargs={**two.kwargs, "timesteps": last})
+        plan = make_plan(subject.network, shorter, last)
+        after, _ = observe(fresh_copy(subject.network), plan, shorter)
+        before = {key: rows_SN[:last] for key, rows_SN in before.items()}
+        after = {key: after[key] for key in before if key in after}
     for key in after:
         rows_SN = changes(before[key], after[key])[:last]
         # An operation that is computed once for all steps has no step of its own.
@@ -189,27 +168,18 @@ def check_inputs(
     """
     for layer in counts.layers:
         name, kind = layer.layer.name, layer.layer.input_kind
-        said = None if declared is None else declared.get(name)
+        said, severity = (declared or {}).get(name), ""
         if said is not None:
-            if kind != said and not (said == REAL or (said == SUMS and kind != REAL)):
-                yield _not_spikes(name, met[name], kind, FINDING)
+            if RANK[kind] > RANK[said]:
+                severity = FINDING
         elif kind == REAL and not any(layer is one for one in (*counts.stem, counts.layers[-1])):
-            yield _not_spikes(name, met[name], kind, FINDING)
+            severity = FINDING
         elif kind in (SUMS, SIGNED):
-            yield _not_spikes(name, met[name], kind, NOTE)
-
-
-def _not_spikes(name: str, met: dict[str, int], kind: str, severity: str) -> Finding:
-    share = met.get(kind, 0) / max(sum(met.values()), 1)
-    advice = {
-        REAL: "something between the neurons and this layer makes real values of spikes (a pool, a "
-        "norm, a scale); until then it costs multiply-accumulates",
-        SUMS: "spikes are added before this layer; a chip of binary spikes can't compute it so",
-        SIGNED: "spikes of -1 reach this layer; a chip of binary spikes can't compute it so",
-    }[kind]
-    return Finding(
-        "spike-driven inputs", name, share, f"of its calls met {kind} values", advice, severity
-    )
+            severity = NOTE
+        if severity:
+            share = met[name].get(kind, 0) / max(sum(met[name].values()), 1)
+            unit = f"of its calls met {kind} values"
+            yield Finding("spike-driven inputs", name, share, unit, INPUT_ADVICE[kind], severity)
 
 
 def check_firing(counts: Counts) -> Iterator[Finding]:
@@ -283,9 +253,7 @@ def check_numbers(subject: Subject) -> Iterator[Finding]:
 
 
 def _worst(first: Signature, second: Signature) -> tuple[str, float]:
-    """Return the first layer that is fed differently, "" if none, and the share of what it is
-    fed.
-    """
+    """Return the first layer that is fed differently, "" if none, and how much of it differs."""
     for key in first:
         differing = changes(first[key], second[key])
         if differing.any():
@@ -297,12 +265,6 @@ def _share(flags: Tensor) -> float:
     return float(flags.double().mean())
 
 
-def _difference(first: list[Any], second: list[Any]) -> float:
-    pairs = zip(map(first_tensor, first), map(first_tensor, second), strict=True)
-    largest = [float((a - b).abs().max()) for a, b in pairs if a is not None and b is not None]
-    return max(largest, default=0.0)
-
-
 def audit(
     network: nn.Module,
     presentation: Presentation,
@@ -311,39 +273,35 @@ def audit(
     declared: dict[str, str] | None = None,
 ) -> Audit:
     """Make every check. Raises TserError where the network can't be run or counted at all."""
-    exact, shown = _in_double(network, presentation)
+    # In float64, where it can: two passes are compared, and with other images in the batch float32
+    # rounds otherwise, which moves a spike now and then.
+    try:
+        exact = copy.deepcopy(network).double()
+        shown = replace(presentation, x_TN=presentation.x_TN.double())
+        try_out(fresh_copy(exact), shown.of(2))
+    except (TserError, RuntimeError, TypeError):
+        exact, shown = network, presentation
     plan = make_plan(exact, shown, timesteps)
-    subject = Subject(exact, shown, plan, declared)
-    made = fresh_copy(exact)
-    with count_operations(made, shown.layout, plan.timesteps, detailed=True) as counter:
+    subject, made = Subject(exact, shown, plan), fresh_copy(exact)
+    with trial.count_operations(made, shown.layout, plan.timesteps, detailed=True) as counter:
         counter.plan = plan
         try_out(made, shown)
     counts = counter.counts()
     met = {name: {k: n for k, n in kinds.items() if k} for name, kinds in counter.kinds_met.items()}
     findings, skipped = [], []
-    tests: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
-        ("reset", lambda: check_reset(subject)),
-        ("batch independence", lambda: check_batch(subject)),
-        ("causality", lambda: check_causality(subject)),
-        ("spike-driven inputs", lambda: check_inputs(counts, met, declared)),
-        ("firing", lambda: check_firing(counts)),
-        ("order of axes", lambda: check_order(subject, labels_N)),
-        ("numbers", lambda: check_numbers(subject)),
-    ]
-    for name, check in tests:
+    tests: dict[str, Iterator[Finding]] = {
+        "reset": check_reset(subject),
+        "batch independence": check_batch(subject),
+        "causality": check_causality(subject),
+        "spike-driven inputs": check_inputs(counts, met, declared),
+        "firing": check_firing(counts),
+        "order of axes": check_order(subject, labels_N),
+        "numbers": check_numbers(subject),
+    }
+    for name, check in tests.items():
+        # Each is a generator: it runs here, and one that does not apply says so here.
         try:
-            findings += list(check())
+            findings += list(check)
         except Unchecked as reason:
             skipped.append((name, str(reason)))
     return Audit(tuple(findings), tuple(skipped))
-
-
-def _in_double(network: nn.Module, presentation: Presentation) -> tuple[nn.Module, Presentation]:
-    """Return the network in float64, or as it is where it can't compute so."""
-    try:
-        made = copy.deepcopy(network).double()
-        shown = replace(presentation, x_TN=presentation.x_TN.double())
-        try_out(fresh_copy(made), shown.of(2))
-    except (TserError, RuntimeError, TypeError):
-        return network, presentation
-    return made, shown

@@ -5,23 +5,22 @@
             model(images_NCHW, timesteps=T)
     counts = counter.counts()
 
-A plan says where steps and images are in what a layer is fed with, and a watcher shows the counter
-every call. Here the plan is what the network declares, and hooks are the watcher: they cost least,
-and see all of a network whose operations are modules. For other networks `any_network` has a plan
-found by trial, and a watcher of functions.
+A watcher shows the counter every call of a layer, and a plan says where the steps and images of
+that call are. Here hooks are the watcher, and the plan is what the network declares. For other
+networks `any_network` finds a plan by trial, and watches functions.
 
-Totals stay on the device until `counts()` reads them. They are integers, exact for the inputs that
-the layers met, whatever the batch split, memory layout, device or autocast; rounding can only
-change them by changing a spike. An ANN's operations do not depend on the data: one image is enough.
+The totals are integers, exact for the inputs that the layers met, whatever the batch split, memory
+layout, device or autocast; rounding can only change them by changing a spike. An ANN's operations
+do not depend on the data: one image is enough.
 """
 
 from __future__ import annotations
 
 import collections
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -29,17 +28,17 @@ import torch
 from torch import Tensor, nn
 
 from tser_cli.base.errors import TserError, unknown
+from tser_cli.energy import tally
 from tser_cli.energy.counts import (
     CONV,
     INPUT_KINDS,
     LINEAR,
+    RANK,
     REAL,
-    SIGNED,
     SPIKES,
     SUMS,
     Axes,
     Counts,
-    LayerCounts,
     LayerFacts,
     LayerRecord,
     NeuronRecord,
@@ -48,29 +47,210 @@ from tser_cli.energy.counts import (
 )
 from tser_cli.energy.geometry import ConvShape, layer_geometry, shape_of, uncountable
 from tser_cli.energy.neurons import is_spiking_neuron, neuron_class, neuron_layers
-from tser_cli.energy.tally import (
-    NOT_OF_KIND,
-    effective_operations,
-    fault,
-    fault_message,
-    find_kind,
-    magnitude,
-    tally,
-)
 
 NEURON = "neuron"
-RANK = {"": 0, SPIKES: 1, SIGNED: 2, SUMS: 3, REAL: 4}
-"""Kinds of inputs: each takes in those before it."""
-Key = tuple[str, str]
+Key = tuple[
+    str, str
+]  # the name of a layer, and its type: one name may be a layer's and a product's
 Shape = tuple[int, ...]
 FindKind = Callable[[int, Tensor], str]
+
+
+@contextmanager
+def counting(
+    model: nn.Module, kinds: Mapping[str, str], detailed: bool = False
+) -> Iterator[Counter]:
+    """Count what `model` does inside the `with`; the hooks are always taken off again.
+
+    `kinds`: what feeds each Conv2d and Linear, by qualified name: "real", "spikes" or "sums".
+    `detailed`: also count operations without those on weights of zero. A compiled model runs
+    uncompiled meanwhile. Raises TserError where `kinds` does not fit the model, or a layer can't be
+    counted.
+    """
+    plain: nn.Module = getattr(model, "_orig_mod", model)
+    layers, owners = checked_layers(plain, kinds), neuron_owners(plain)
+    counter = Counter(DeclaredPlan(kinds, layers, owners), detailed)
+    with ExitStack() as stack:
+        # Compiled code would pass the hooks by. Importing dynamo is slow, and a process that has
+        # compiled nothing has not done so.
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        watch(plain, counter, layers, owners, stack)
+        yield counter
+
+
+def watch(
+    model: nn.Module,
+    counter: Counter,
+    layers: Mapping[str, nn.Conv2d | nn.Linear],
+    neurons: Iterable[str],
+    stack: ExitStack,
+) -> None:
+    """Show `counter` the calls of the model and of these modules by hooks, until `stack` closes."""
+
+    def begins(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        counter.begin(args, kwargs)
+
+    def runs(
+        name: str, conv: ConvShape | None, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        of, stored = CONV if conv else LINEAR, stored_bytes(layer)
+        counter.operation(
+            LayerCall(name, of, x, layer.weight, layer.bias, stored, conv, declared=True)
+        )
+
+    def sends(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        counter.neurons(name, module, output)
+
+    # Hooks, and not the mode that any_network needs: a mode is asked for every function of torch,
+    # where a hook costs one call a layer. Hooks miss functional calls and products, but these have
+    # no name that a network could declare.
+    stack.callback(model.register_forward_pre_hook(begins, with_kwargs=True).remove)
+    for name, layer in layers.items():
+        hook = partial(runs, name, shape_of(layer) if isinstance(layer, nn.Conv2d) else None)
+        # Before the layer runs: one that works in place would leave other inputs behind.
+        stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+    for name in neurons:
+        hooked = model.get_submodule(name).register_forward_hook(partial(sends, name))
+        stack.callback(hooked.remove)
+
+
+class Counter:
+    """Keeps the counts of a network, whoever watches it and wherever its plan comes from.
+
+    `kinds_met`: of each layer, in how many calls it was fed with what ("": zeros alone).
+    `declared`: what feeds layers that met nothing but zeros; spikes, where it does not say.
+    `detailed`: also keep what only conventions, an audit and the share of zeros need.
+    """
+
+    def __init__(self, plan: Plan | None, detailed: bool = False) -> None:
+        self.plan, self.detailed = plan, detailed
+        self.declared: Mapping[str, str] = {}
+        self.kinds_met: dict[str, collections.Counter[str]] = {}
+        self.images: list[int] = []
+        self.records: dict[tuple[str, str, int], LayerRecord] = {}
+        self.neuron_records: dict[str, NeuronRecord] = {}
+        self._guesses: dict[tuple[str, int], str] = {}
+        # How often each layer has run in this batch, which is all that tells its calls apart.
+        self._ordinals: collections.Counter[Key] = collections.Counter()
+        self._call = 0
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Note that the network is called; return whether a batch begins, not the next step of one.
+
+        Raises TserError where the batch before was not completed, or this one is of another kind.
+        """
+        assert self.plan is not None, "a plan is made before the first batch"
+        x = first_tensor(args or kwargs)
+        if x is None:
+            raise TserError("the network was called without a tensor")
+        if self.images and self._call < self.plan.calls - 1:
+            self._call += 1
+            return False
+        # Not after the last layer: which one that is can't be known where layers may be skipped.
+        self._end_batch()
+        self._ordinals.clear()
+        self._call = 0
+        self.images.append(self.plan.begin(x, args, kwargs))
+        return True
+
+    def operation(self, met: Met) -> None:
+        """Count one operation. Raises TserError where it can't be placed."""
+        use, place = self.place((met.name, met.type), met.shapes())
+        name = met.name if use == 0 else f"{met.name}#{use + 1}"
+        find, key = partial(self._find_kind, name), (met.name, met.type, use)
+        with torch.no_grad():
+            # The first call decides what the layer is: its facts do not depend on the data, and a
+            # later call of another size is an error, since figures an image would mix two networks.
+            if key not in self.records:
+                self.records[key] = met.described(name, place, find)
+                self.kinds_met[name] = collections.Counter()
+            call, kind = met.tallied(self.records[key], place, find, self.detailed)
+        # Kept on the device: a sum that the host read here would make it wait at every layer.
+        self.records[key].calls.append(call)
+        self.kinds_met[name][kind] += 1
+
+    def neurons(self, name: str, module: nn.Module, spikes: Tensor) -> None:
+        """Count the updates, and in detail the spikes, of a layer of neurons that has just run."""
+        _, place = self.place((name, NEURON), (tuple(spikes.shape),))
+        record = self.neuron_records.setdefault(name, NeuronRecord(name, neuron_class(module)))
+        with torch.no_grad():
+            record.add(spikes, place, self.detailed)
+
+    def place(self, key: Key, shapes: tuple[Shape, ...]) -> tuple[int, Place]:
+        """Return the use and place of a call, the next one of its layer. Raises TserError."""
+        assert self.plan is not None, "a batch has a plan"
+        if not self.images:
+            raise TserError(f"layer {key[0]} ran outside a call of the network; call that itself")
+        use, step, axes = self.plan.place(key, self._ordinals[key], shapes, self.images[-1])
+        if self.plan.calls > 1 and step != self._call:
+            raise TserError(f"layer {key[0]} does not run as often in every step")
+        self._ordinals[key] += 1
+        batch = len(self.images) - 1
+        return use, Place(batch, self.images[-1], self.plan.timesteps, step, axes)
+
+    def counts(self) -> Counts:
+        """Return everything counted so far, read from the device.
+
+        Raises TserError where nothing ran, a batch was not completed, or a layer met data of
+        another kind than it was declared to meet.
+        """
+        if not self.images or self.plan is None:
+            raise TserError("the network was not called; there is nothing to count")
+        self._end_batch()
+        records = self.records.values()
+        checked = [record for record in records if record.faults]
+        if checked:
+            # One read of the device for all layers.
+            worst = torch.stack([torch.stack(record.faults).amax() for record in checked])
+            for record, code in zip(checked, worst.tolist(), strict=True):
+                if code:
+                    name = record.facts.name
+                    raise TserError(tally.fault_message(name, self.kind(name), code))
+        owners = self.plan.owners([record.facts.name for record in records])
+        updates: collections.Counter[str] = collections.Counter()
+        for name, neurons in self.neuron_records.items():
+            updates[owners.get(name, "")] += neurons.updates
+        layers = [r.counts(self.kind(r.facts.name), updates[r.facts.name]) for r in records]
+        found = [neurons.counts(self.images) for neurons in self.neuron_records.values()]
+        return Counts(self.plan.timesteps, sum(self.images), tuple(layers), tuple(found))
+
+    def kind(self, name: str) -> str:
+        """Return what feeds a layer, all its calls together."""
+        # One batch of real values makes it a layer of multiply-accumulates, whatever came before:
+        # hardware that only adds could not compute it.
+        met = max(self.kinds_met[name], key=lambda kind: RANK[kind])
+        return met or self.declared.get(name, SPIKES)
+
+    def _find_kind(self, name: str, operand: int, x: Tensor) -> str:
+        assert self.plan is not None
+        if self.plan.kinds is not None:
+            return self.plan.kinds[name]
+        # A guess that still holds costs one look at the data, where finding out costs several.
+        guess = self._guesses.get((name, operand))
+        if guess == SPIKES and x.is_floating_point() and not int(tally.fault(x, SPIKES)):
+            return SPIKES
+        kind = self._guesses[(name, operand)] = tally.find_kind(x)
+        return kind
+
+    def _end_batch(self) -> None:
+        if not self.images or self.plan is None:
+            return
+        for key, expected in self.plan.expected.items():
+            if self._ordinals[key] != expected:
+                raise TserError(
+                    f"layer {key[0]} ran {self._ordinals[key]} times in a batch, not {expected}; "
+                    "count whole calls of the network, all time steps of each batch, and layers "
+                    "that are called as modules"
+                )
 
 
 class Plan(Protocol):
     """Where the steps and images of every call of a network are.
 
     `calls`: how often the network is called for a batch. `kinds`: what feeds each layer, None where
-    that is found from the data, call by call.
+    that is found from the data, call by call. `expected`: how often each layer runs in a batch.
     """
 
     @property
@@ -80,8 +260,7 @@ class Plan(Protocol):
     @property
     def kinds(self) -> Mapping[str, str] | None: ...
     @property
-    def expected(self) -> Mapping[Key, int]:
-        """Return how often each layer runs in a batch."""
+    def expected(self) -> Mapping[Key, int]: ...
 
     def begin(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """Return the images of the batch that a call of the network begins. Raises TserError."""
@@ -117,228 +296,6 @@ class Met(Protocol):
         """Return the count of the call, and the kind of what it was fed with ("" for zeros)."""
 
 
-class Counter:
-    """Keeps the counts of a network, whoever watches it and wherever its plan comes from.
-
-    `kinds_met`: of each layer, in how many calls it was fed with what ("": zeros alone).
-    `declared`: what feeds layers that met nothing but zeros; spikes, where it does not say.
-    `detailed`: also keep what only conventions, an audit and the share of zeros need.
-    """
-
-    def __init__(self, plan: Plan | None, detailed: bool = False) -> None:
-        self.plan, self.detailed = plan, detailed
-        self.declared: Mapping[str, str] = {}
-        self.kinds_met: dict[str, collections.Counter[str]] = {}
-        self.images: list[int] = []
-        self.records: dict[tuple[str, str, int], LayerRecord] = {}
-        self.neuron_records: dict[str, NeuronRecord] = {}
-        self._guesses: dict[tuple[str, int], str] = {}
-        self._ordinals: collections.Counter[Key] = collections.Counter()
-        self._call = 0
-
-    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Note that the network is called; return whether a batch begins, not the next step of one.
-
-        Raises TserError where the batch before was not completed, or this one is of another kind.
-        """
-        assert self.plan is not None, "a plan is made before the first batch"
-        x = first_tensor(args or kwargs)
-        if x is None:
-            raise TserError("the network was called without a tensor")
-        if self.images and self._call < self.plan.calls - 1:
-            self._call += 1
-            return False
-        # Not after the last layer: which one that is can't be known where layers may be skipped.
-        self._end_batch()
-        self._ordinals.clear()
-        self._call = 0
-        self.images.append(self.plan.begin(x, args, kwargs))
-        return True
-
-    def operation(self, met: Met) -> None:
-        """Count one operation. Raises TserError where it can't be placed."""
-        use, place = self.place((met.name, met.type), met.shapes())
-        name = met.name if use == 0 else f"{met.name}#{use + 1}"
-        find, key = partial(self._find_kind, name), (met.name, met.type, use)
-        with torch.no_grad():
-            if key not in self.records:
-                self.records[key] = met.described(name, place, find)
-                self.kinds_met[name] = collections.Counter()
-            call, kind = met.tallied(self.records[key], place, find, self.detailed)
-        self.records[key].calls.append(call)
-        self.kinds_met[name][kind] += 1
-
-    def neurons(self, name: str, module: nn.Module, spikes: Tensor) -> None:
-        """Count the updates, and in detail the spikes, of a layer of neurons that has just run."""
-        _, place = self.place((name, NEURON), (tuple(spikes.shape),))
-        record = self.neuron_records.setdefault(name, NeuronRecord(name, neuron_class(module)))
-        with torch.no_grad():
-            record.add(spikes, place, self.detailed)
-
-    def place(self, key: Key, shapes: tuple[Shape, ...]) -> tuple[int, Place]:
-        """Return the use and place of a call, the next one of its layer. Raises TserError."""
-        assert self.plan is not None, "a batch has a plan"
-        if not self.images:
-            raise TserError(f"layer {key[0]} ran outside a call of the network; call that itself")
-        use, step, axes = self.plan.place(key, self._ordinals[key], shapes, self.images[-1])
-        if self.plan.calls > 1 and step != self._call:
-            raise TserError(f"layer {key[0]} does not run as often in every step")
-        self._ordinals[key] += 1
-        batch = len(self.images) - 1
-        return use, Place(batch, self.images[-1], self.plan.timesteps, step, axes)
-
-    def counts(self) -> Counts:
-        """Return everything counted so far, read from the device.
-
-        Raises TserError where nothing ran, a batch was not completed, or a layer met data of
-        another kind than it was declared to meet.
-        """
-        if not self.images or self.plan is None:
-            raise TserError("the network was not called; there is nothing to count")
-        self._end_batch()
-        self._check_data()
-        records = self.records.values()
-        owners = self.plan.owners([record.facts.name for record in records])
-        updates: collections.Counter[str] = collections.Counter()
-        for name, neurons in self.neuron_records.items():
-            updates[owners.get(name, "")] += neurons.updates
-        layers = [r.counts(self.kind(r.facts.name), updates[r.facts.name]) for r in records]
-        found = [neurons.counts(self.images) for neurons in self.neuron_records.values()]
-        return Counts(self.plan.timesteps, sum(self.images), tuple(layers), tuple(found))
-
-    def kind(self, name: str) -> str:
-        """Return what feeds a layer, all its calls together."""
-        # One batch of real values makes it a layer of multiply-accumulates, whatever came before.
-        met = max(self.kinds_met[name], key=lambda kind: RANK[kind])
-        return met or self.declared.get(name, SPIKES)
-
-    def _find_kind(self, name: str, operand: int, x: Tensor) -> str:
-        """Return what a call is fed with: a guess that still holds costs one look at the data."""
-        assert self.plan is not None
-        if self.plan.kinds is not None:
-            return self.plan.kinds[name]
-        guess = self._guesses.get((name, operand))
-        if guess == SPIKES and x.is_floating_point() and not int(fault(x, SPIKES)):
-            return SPIKES
-        kind = self._guesses[(name, operand)] = find_kind(x)
-        return kind
-
-    def _end_batch(self) -> None:
-        if not self.images or self.plan is None:
-            return
-        for key, expected in self.plan.expected.items():
-            if self._ordinals[key] != expected:
-                raise TserError(
-                    f"layer {key[0]} ran {self._ordinals[key]} times in a batch, not {expected}; "
-                    "count whole calls of the network, all time steps of each batch, and layers "
-                    "that are called as modules"
-                )
-
-    def _check_data(self) -> None:
-        checked = [record for record in self.records.values() if record.faults]
-        if not checked:
-            return
-        # One read of the device for all layers.
-        worst = torch.stack([torch.stack(record.faults).amax() for record in checked])
-        for record, code in zip(checked, worst.tolist(), strict=True):
-            if code:
-                name = record.facts.name
-                raise TserError(fault_message(name, self.kind(name), code))
-
-
-@dataclass(frozen=True)
-class LayerCall:
-    """A call of a convolution or linear layer; `weight_bytes`: of one weight, as it is stored."""
-
-    name: str
-    type: str
-    x: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    weight_bytes: int
-    conv: ConvShape | None = None
-    declared: bool = False
-
-    def shapes(self) -> tuple[Shape, ...]:
-        """Return the size of the input."""
-        return (tuple(self.x.shape),)
-
-    def described(self, name: str, place: Place, find: FindKind) -> LayerRecord:
-        """Return the record of the layer, with what this call shows of it."""
-        (axes,) = place.axes
-        assert axes is not None, "a layer is fed with something of each image"
-        x, bias = self._rows(axes), self.bias
-        found = layer_geometry(self.conv, tuple(self.weight.shape), tuple(self.x.shape), x.shape[1])
-        # A linear layer's rows have their inner vectors with them, a convolution's maps are apart.
-        times = axes.inner if self.conv is not None else 1
-        facts = LayerFacts(
-            name=name,
-            type=self.type,
-            input_kind="",
-            neurons_in=found.neurons_in * times,
-            outputs=found.outputs * times,
-            macs=found.macs * times,
-            macs_formula=found.macs_formula * times,
-            weight_bytes=self.weight_bytes,
-            bias_bytes=0 if bias is None else bias.element_size(),
-            parameters=self.weight.numel() + (0 if bias is None else bias.numel()),
-            conv=self.conv,
-        )
-        return LayerRecord(facts, found.fan_out_P.to(x.device), tuple(x.shape[1:]))
-
-    def tallied(
-        self, record: LayerRecord, place: Place, find: FindKind, detailed: bool
-    ) -> tuple[Tallied, str]:
-        """Return the count of the call, and the kind of what it was fed with ("" for zeros)."""
-        (axes,) = place.axes
-        assert axes is not None, "a layer is fed with something of each image"
-        x = self._rows(axes)
-        self.check_size(record, x)
-        kind = find(0, x)
-        if not self.declared:
-            x = magnitude(x, kind)
-        counted = tally(x, kind if kind in (SUMS, REAL) else SPIKES, record.fan_out_P)
-        if kind == SUMS or (self.declared and kind != REAL):
-            # Whether a declaration holds is looked at in the end: nothing waits for the device.
-            record.faults.append(fault(x, kind))
-        shape = (axes.steps(place.timesteps), place.images, -1)
-        call = Tallied(place, counted.view(3, *shape).sum(-1), kind in ("", SPIKES))
-        if detailed:
-            sizes, events_B = tuple(self.x.shape[2:]), None if kind == REAL else counted[1]
-            call.effective = (
-                effective_operations(x, self.weight, self.conv, sizes, record.fan_out_P, events_B)
-                .view(shape)
-                .sum(-1)
-            )
-            call.total = call.tally[0]
-            if kind == SUMS:
-                total_B = x.flatten(1).sum(1, dtype=torch.float64).round().long()
-                call.total = total_B.view(shape).sum(-1)
-        return call, kind
-
-    def check_size(self, record: LayerRecord, x: Tensor) -> None:
-        """Raise TserError where a row of the input has another size than in the first call."""
-        if tuple(x.shape[1:]) != record.shape:
-            raise TserError(
-                f"layer {record.facts.name} met an input of {tuple(x.shape[1:])} after one of "
-                f"{record.shape}; count images of one size at a time"
-            )
-
-    def _rows(self, axes: Axes) -> Tensor:
-        """Return the input as `tally` takes it: [B, C, H, W], [B, C, P, 1] or [B, features]."""
-        rows = axes.rows(self.x.detach())
-        if self.conv is None:
-            return rows.reshape(len(rows), -1)
-        maps = rows.flatten(0, 1) if axes.inner > 1 else rows
-        return maps if maps.dim() == 4 else maps.flatten(2).unsqueeze(-1)
-
-
-# A call of a layer that time is not folded into the batch of can't be placed by its shape alone:
-# [T, N, features] is also N = T images of N vectors.
-DIMENSIONS = {CONV: (4, "[T*N, C, H, W]"), LINEAR: (2, "[T*N, features]")}
-FOLDED, ONCE = Axes(0, folded=True), Axes(0)
-
-
 @dataclass
 class DeclaredPlan:
     """The plan of a network that declares its inputs and folds time into the batch, as ours do.
@@ -347,7 +304,7 @@ class DeclaredPlan:
     """
 
     kinds: Mapping[str, str]
-    types: Mapping[str, str]
+    layers: Mapping[str, nn.Conv2d | nn.Linear]
     names: Mapping[str, str] = field(default_factory=dict)
     timesteps: int = 0
     calls: int = 1
@@ -355,7 +312,8 @@ class DeclaredPlan:
     @property
     def expected(self) -> Mapping[Key, int]:
         """Return one call of each layer; neurons without weights may be shared by two places."""
-        return dict.fromkeys(self.types.items(), 1)
+        types = {n: CONV if isinstance(m, nn.Conv2d) else LINEAR for n, m in self.layers.items()}
+        return dict.fromkeys(types.items(), 1)
 
     def begin(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """Take T from a call `model(images_NCHW, timesteps=T)`; an ANN is called without."""
@@ -378,14 +336,16 @@ class DeclaredPlan:
                 f"layer {name} ran outside a call of the network, or twice in one; call the "
                 "network itself, and give every use of a layer a module of its own"
             )
-        if of in DIMENSIONS and len(shape) != DIMENSIONS[of][0]:
+        # Other shapes say too little: [T, N, features] is also N = T images of N vectors.
+        wanted = {CONV: "[T*N, C, H, W]", LINEAR: "[T*N, features]"}.get(of)
+        if wanted and len(shape) != 1 + wanted.count(","):
             raise TserError(
-                f"layer {name} met an input of {shape}, not {DIMENSIONS[of][1]}: it can't be "
+                f"layer {name} met an input of {shape}, not {wanted}: it can't be "
                 "told here what is time and what are images; count such a network with "
                 'count_operations(network, layout="time-first") or another layout'
             )
         if shape[0] == self.timesteps * images:
-            return 0, None, (FOLDED,)
+            return 0, None, (Axes(0, folded=True),)
         if shape[0] != images:
             raise TserError(
                 f"{name} saw a batch of {shape[0]}, which is neither {images} images nor "
@@ -393,80 +353,94 @@ class DeclaredPlan:
             )
         if of == NEURON:
             raise TserError(f"the neurons {name} were not run at every time step")
-        return 0, None, (ONCE,)
+        # The stem: the same image at every step, so the network computes it once.
+        return 0, None, (Axes(0),)
 
     def owners(self, ran: list[str]) -> Mapping[str, str]:
-        """Return the layer that is defined last before each layer of neurons."""
         return self.names
 
 
-@contextmanager
-def counting(
-    model: nn.Module, kinds: Mapping[str, str], detailed: bool = False
-) -> Iterator[Counter]:
-    """Count what `model` does inside the `with`; the hooks are always taken off again.
+@dataclass(frozen=True)
+class LayerCall:
+    """A call of a convolution or linear layer; `weight_bytes`: of one weight, as it is stored.
 
-    `kinds`: what feeds each Conv2d and Linear, by qualified name: "real", "spikes" or "sums".
-    `detailed`: also count operations without those on weights of zero. A compiled model runs
-    uncompiled meanwhile, since compiled code would pass the hooks by. Raises TserError where
-    `kinds` does not fit the model, or a layer can't be counted.
+    `declared`: whether its kind of input is what the network says, and still to be checked.
     """
-    plain: nn.Module = getattr(model, "_orig_mod", model)
-    layers = checked_layers(plain, kinds)
-    types = {name: layer_type(layer) for name, layer in layers.items()}
-    counter = Counter(DeclaredPlan(kinds, types, neuron_owners(plain)), detailed)
-    with ExitStack() as stack:
-        # Importing dynamo is slow, and only what was compiled needs it off.
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        neurons = {n: m for n, m in plain.named_modules() if is_spiking_neuron(m)}
-        watch(plain, counter, layers, neurons, stack)
-        yield counter
 
+    name: str
+    type: str
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    weight_bytes: int
+    conv: ConvShape | None = None
+    declared: bool = False
 
-def watch(
-    model: nn.Module,
-    counter: Counter,
-    layers: Mapping[str, nn.Conv2d | nn.Linear],
-    neurons: Mapping[str, nn.Module],
-    stack: ExitStack,
-) -> None:
-    """Show `counter` the calls of the model and of these modules by hooks, until `stack` closes."""
+    def shapes(self) -> tuple[Shape, ...]:
+        return (tuple(self.x.shape),)
 
-    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        counter.begin(args, kwargs)
+    def described(self, name: str, place: Place, find: FindKind) -> LayerRecord:
+        axes, x = self._rows(place)
+        found = layer_geometry(self.conv, tuple(self.weight.shape), tuple(self.x.shape), x.shape[1])
+        # A linear layer's rows have their inner vectors with them, a convolution's maps are apart.
+        times = axes.inner if self.conv is not None else 1
+        facts = LayerFacts(
+            name=name,
+            type=self.type,
+            input_kind="",
+            neurons_in=found.neurons_in * times,
+            outputs=found.outputs * times,
+            macs=found.macs * times,
+            macs_formula=found.macs_formula * times,
+            weight_bytes=self.weight_bytes,
+            bias_bytes=0 if self.bias is None else self.bias.element_size(),
+            parameters=self.weight.numel() + (0 if self.bias is None else self.bias.numel()),
+            conv=self.conv,
+        )
+        return LayerRecord(facts, found.fan_out_P.to(x.device), tuple(x.shape[1:]))
 
-    def ran(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        counter.neurons(name, module, output)
+    def tallied(
+        self, record: LayerRecord, place: Place, find: FindKind, detailed: bool
+    ) -> tuple[Tallied, str]:
+        axes, x = self._rows(place)
+        if tuple(x.shape[1:]) != record.shape:
+            raise TserError(
+                f"layer {record.facts.name} met an input of {tuple(x.shape[1:])} after one of "
+                f"{record.shape}; count images of one size at a time"
+            )
+        kind = find(0, x)
+        if not self.declared:
+            x = tally.magnitude(x, kind)
+        counted = tally.count(x, kind if kind in (SUMS, REAL) else SPIKES, record.fan_out_P)
+        if kind == SUMS or (self.declared and kind != REAL):
+            # Whether a declaration holds is looked at in the end: nothing waits for the device.
+            record.faults.append(tally.fault(x, kind))
+        shape = (axes.steps(place.timesteps), place.images, -1)
+        call = Tallied(place, counted.view(3, *shape).sum(-1), kind in ("", SPIKES))
+        if detailed:
+            events_B = None if kind == REAL else counted[1]
+            effective_B = tally.effective_operations(
+                x, self.weight, self.conv, tuple(self.x.shape[2:]), record.fan_out_P, events_B
+            )
+            call.effective, call.total = effective_B.view(shape).sum(-1), call.tally[0]
+            if kind == SUMS:
+                # float64, as the whole of a row may pass 2^24 where its channels do not.
+                total_B = x.flatten(1).sum(1, dtype=torch.float64).round().long()
+                call.total = total_B.view(shape).sum(-1)
+        return call, kind
 
-    stack.callback(model.register_forward_pre_hook(begin, with_kwargs=True).remove)
-    for name, layer in layers.items():
-        conv = shape_of(layer) if isinstance(layer, nn.Conv2d) else None
-        hook = partial(_show, counter, name, conv)
-        stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
-    for name, module in neurons.items():
-        stack.callback(module.register_forward_hook(partial(ran, name)).remove)
+    def _rows(self, place: Place) -> tuple[Axes, Tensor]:
+        """Return where steps and images are, and the input in rows of one step of one image.
 
-
-def _show(
-    counter: Counter,
-    name: str,
-    conv: ConvShape | None,
-    layer: nn.Conv2d | nn.Linear,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> None:
-    x = args[0] if args else next(iter(kwargs.values()))
-    stored = stored_bytes(layer)
-    met = LayerCall(
-        name, layer_type(layer), x, layer.weight, layer.bias, stored, conv, declared=True
-    )
-    counter.operation(met)
-
-
-def layer_type(layer: nn.Module) -> str:
-    """Return what a table calls a layer: conv or linear."""
-    return CONV if isinstance(layer, nn.Conv2d) else LINEAR
+        Rows are as `tally.count` takes them: [B, C, H, W], [B, C, P, 1] or [B, features].
+        """
+        (axes,) = place.axes
+        assert axes is not None, "a layer is fed with something of each image"
+        rows = axes.rows(self.x.detach())
+        if self.conv is None:
+            return axes, rows.reshape(len(rows), -1)
+        maps = rows.flatten(0, 1) if axes.inner > 1 else rows
+        return axes, maps if maps.dim() == 4 else maps.flatten(2).unsqueeze(-1)
 
 
 def checked_layers(model: nn.Module, kinds: Mapping[str, str]) -> dict[str, nn.Conv2d | nn.Linear]:
@@ -482,12 +456,10 @@ def checked_layers(model: nn.Module, kinds: Mapping[str, str]) -> dict[str, nn.C
                 raise TserError(f"layer {name}: {unknown('kind of input', kind, INPUT_KINDS)}")
             layers[name] = module
     surplus = sorted(kinds.keys() - layers.keys())
-    if surplus or not layers:
-        raise TserError(
-            f"no Conv2d or Linear layer is called {', '.join(surplus)}"
-            if surplus
-            else "the network has no Conv2d or Linear layer; there is nothing to count"
-        )
+    if surplus:
+        raise TserError(f"no Conv2d or Linear layer is called {', '.join(surplus)}")
+    if not layers:
+        raise TserError("the network has no Conv2d or Linear layer; there is nothing to count")
     for name, module in neuron_layers(model):
         if not is_spiking_neuron(module):
             raise TserError(
@@ -513,45 +485,9 @@ def neuron_owners(model: nn.Module) -> dict[str, str]:
     return owners
 
 
-def as_declared(counts: Counts, model: nn.Module, kinds: Mapping[str, str]) -> Counts:
-    """Return counts that were made by trial as those by what the network declares.
-
-    Products, which no declaration speaks of, and details are left out. Raises TserError where a
-    layer met data of another kind than it was declared to meet.
-    """
-    updates: collections.Counter[str] = collections.Counter()
-    owners = neuron_owners(model)
-    for neurons in counts.neurons:
-        updates[owners.get(neurons.name, "")] += neurons.updates
-    layers = []
-    for found in counts.layers:
-        name = found.layer.name
-        if name not in kinds:
-            continue
-        kind, met = kinds[name], found.layer.input_kind
-        if kind != REAL and met not in (kind, SPIKES):
-            raise TserError(fault_message(name, kind, NOT_OF_KIND))
-        layer = model.get_submodule(name)
-        assert isinstance(layer, nn.Conv2d | nn.Linear), "what is declared is a layer"
-        spent = 0 if kind == REAL else 1
-        layers.append(
-            LayerCounts(
-                layer=replace(found.layer, input_kind=kind, weight_bytes=stored_bytes(layer)),
-                neuron_updates=updates[name],
-                executed_T=found.executed_T,
-                nonzero_TI=found.nonzero_TI,
-                events_TI=found.events_TI * spent,
-                value_TI=found.value_TI * spent,
-            )
-        )
-    return replace(counts, layers=tuple(layers))
-
-
 def stored_bytes(layer: nn.Conv2d | nn.Linear) -> int:
-    """Return the size of a stored weight: what the layer says of it, or that of its parameter.
-
-    Layers that are trained with integer weights keep them as floats, and say `weight_bytes`.
-    """
+    """Return the size of a stored weight: what the layer says of it, or that of its parameter."""
+    # Layers that are trained with integer weights keep them as floats, and say `weight_bytes`.
     return int(getattr(layer, "weight_bytes", layer.weight.element_size()))
 
 

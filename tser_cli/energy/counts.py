@@ -1,4 +1,4 @@
-"""What was counted: plain integers on the host, per layer, time step and image.
+"""What was counted: integers on the host, per layer, time step and image.
 
 Below them what is gathered of a layer while a network runs, and how it becomes counts.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import takewhile
 
 import numpy as np
@@ -23,6 +22,8 @@ FloatArray = NDArray[np.float64]
 REAL, SPIKES, SIGNED, SUMS = "real", "spikes", "signed", "sums"
 INPUT_KINDS = (REAL, SPIKES, SUMS)
 """What the input of a layer can be declared as; "signed" spikes are only ever found."""
+RANK = {"": 0, SPIKES: 1, SIGNED: 2, SUMS: 3, REAL: 4}
+"""Kinds of inputs: each takes in those before it."""
 CONV, LINEAR, MATMUL = "conv", "linear", "matmul"
 
 
@@ -57,7 +58,7 @@ class LayerFacts:
 
     @property
     def accumulates(self) -> bool:
-        """Return whether spikes drive the layer (accumulates), and not real values (MACs)."""
+        """Return whether spikes drive the layer, and not real values, which cost MACs."""
         return self.input_kind != REAL
 
 
@@ -104,6 +105,11 @@ class LayerCounts:
         return bool((self.executed_T == 0).any())
 
     @property
+    def executions(self) -> int:
+        """Return how often the layer is computed for one image."""
+        return int(self.executed_T.sum())
+
+    @property
     def step_macs(self) -> IntArray:
         """Multiply-accumulates per image at each step, [T]: none where spikes drive the layer."""
         return self.executed_T * (0 if self.layer.accumulates else self.layer.macs)
@@ -139,19 +145,15 @@ class Counts:
 
     @property
     def stem(self) -> tuple[LayerCounts, ...]:
-        """Return the layers that direct encoding feeds with the image itself.
-
-        Of those before any spike those that were computed once an image; else the first layer,
-        where its input is real.
-        """
+        """Return the layers that direct encoding feeds with the image itself."""
         before = list(takewhile(lambda counts: not counts.layer.accumulates, self.layers))
+        # A stem may have several layers, which then run once an image. Where all run at every
+        # step, what is behind the first layer depends on time as far as anybody can tell.
         return tuple([counts for counts in before if counts.once] or before[:1])
 
     @property
     def stem_once(self) -> bool:
-        """Return whether the program computes the stem once an image (with T = 1 that is the
-        same).
-        """
+        """Return whether the program computes the stem once an image; with T = 1 it always does."""
         return self.timesteps == 1 or any(counts.once for counts in self.stem)
 
 
@@ -162,23 +164,14 @@ def joined(parts: Sequence[Counts], order_I: IntArray) -> Counts:
     other. The parts have the same layers and steps: they are those of several processes. Details
     are kept of a single part alone.
     """
-
-    def together(layers: Sequence[LayerCounts], name: str) -> IntArray:
-        return np.concatenate([getattr(part, name) for part in layers], axis=1)[:, order_I]
-
-    return replace(
-        parts[0],
-        images=sum(part.images for part in parts),
-        layers=tuple(
-            replace(
-                layers[0],
-                nonzero_TI=together(layers, "nonzero_TI"),
-                events_TI=together(layers, "events_TI"),
-                value_TI=together(layers, "value_TI"),
-            )
-            for layers in zip(*(part.layers for part in parts), strict=True)
-        ),
-    )
+    layers = []
+    for same in zip(*(part.layers for part in parts), strict=True):
+        together = {
+            name: np.concatenate([getattr(layer, name) for layer in same], axis=1)[:, order_I]
+            for name in ("nonzero_TI", "events_TI", "value_TI")
+        }
+        layers.append(replace(same[0], **together))
+    return replace(parts[0], images=sum(part.images for part in parts), layers=tuple(layers))
 
 
 @dataclass(frozen=True)
@@ -205,9 +198,7 @@ class Axes:
         return timesteps if self.all_steps else 1
 
     def fits(self, shape: Sequence[int], timesteps: int, images: int) -> bool:
-        """Return whether a tensor of this shape holds that many images, and steps where it has
-        them.
-        """
+        """Return whether a tensor of this shape holds so many images, and so many steps if any."""
         per_image = self.inner * (timesteps if self.folded else 1)
         if len(shape) <= max(self.batch, self.time or 0):
             return False
@@ -240,17 +231,16 @@ class Place:
 
 @dataclass
 class Tallied:
-    """One call of a layer: `tally` is [3, steps, images] (see `tally.tally`), on the device.
+    """One call of a layer: `tally` is [3, steps, images] (see `tally.count`), on the device.
 
-    `binary`: whether the whole tensor of the call was 0 and 1 alone, None where not looked at.
-    `effective` and `total`: [steps, images], operations without those on weights of zero, and the
-    sum of the inputs. `operands`: the non-zero elements of both factors of a matrix product,
-    [2, steps, images].
+    `binary`: whether the whole tensor of the call was 0 and 1 alone. `effective` and `total`:
+    [steps, images], operations without those on weights of zero, and the sum of the inputs.
+    `operands`: the non-zero elements of both factors of a matrix product, [2, steps, images].
     """
 
     place: Place
     tally: Tensor
-    binary: bool | None = None
+    binary: bool
     effective: Tensor | None = None
     total: Tensor | None = None
     operands: Tensor | None = None
@@ -280,16 +270,15 @@ class LayerRecord:
 
     def counts(self, kind: str, neuron_updates: int) -> LayerCounts:
         """Everything of the layer on the host: its calls put at their steps, batch after batch."""
-        batches: dict[int, list[Tallied]] = {}
-        for call in self.calls:
-            batches.setdefault(call.place.batch, []).append(call)
-        first = batches[0]
+        first = [call for call in self.calls if call.place.batch == 0]
         # All batches run alike, or the counter would have said so: the first one shows the steps.
         executed_T = np.zeros(first[0].place.timesteps, np.int64)
         for call in first:
             executed_T[call.at] += 1
-        parts = [_over_batch(calls) for calls in batches.values()]
-        nonzero_TI, events_TI, value_TI = torch.cat(parts, dim=-1).cpu().numpy()
+        counted = self._gathered(lambda call: call.tally)
+        operands = self._gathered(lambda call: call.operands)
+        assert counted is not None, "every call is tallied"
+        nonzero_TI, events_TI, value_TI = counted
         if kind == REAL:
             # A layer that met real values in one batch is fed with real values.
             events_TI, value_TI = events_TI * 0, value_TI * 0
@@ -301,54 +290,28 @@ class LayerRecord:
             events_TI=events_TI,
             value_TI=value_TI,
             calls=len(first),
-            binary_TI=_gathered(batches, _binary),
-            effective_TI=_gathered(batches, lambda call: call.effective),
-            total_TI=_gathered(batches, lambda call: call.total),
-            operands=tuple(
-                Operand(of, size, nonzero)
-                for i, (of, size) in enumerate(
-                    zip(self.operand_kinds, self.operand_sizes, strict=True)
-                )
-                if (nonzero := _gathered(batches, partial(_operand, i))) is not None
-            ),
+            binary_TI=self._gathered(lambda call: torch.full_like(call.tally[0], int(call.binary))),
+            effective_TI=self._gathered(lambda call: call.effective),
+            total_TI=self._gathered(lambda call: call.total),
+            operands=()
+            if operands is None
+            else tuple(map(Operand, self.operand_kinds, self.operand_sizes, operands)),
         )
 
-
-def _over_batch(calls: list[Tallied]) -> Tensor:
-    """Return the sum of a batch's calls, [3, T, images]."""
-    place = calls[0].place
-    total = calls[0].tally.new_zeros(3, place.timesteps, place.images)
-    for call in calls:
-        total[:, call.at] += call.tally
-    return total
-
-
-def _gathered(
-    batches: dict[int, list[Tallied]], part: Callable[[Tallied], Tensor | None]
-) -> IntArray | None:
-    """Return a part of all calls, [T, I], summed over the calls of a step; None where one has
-    none.
-    """
-    gathered = []
-    for calls in batches.values():
-        place = calls[0].place
-        total = torch.zeros(place.timesteps, place.images, dtype=torch.int64)
-        for call in calls:
-            found = part(call)
+    def _gathered(self, part: Callable[[Tallied], Tensor | None]) -> IntArray | None:
+        """Return a part of all calls, [..., T, I], summed by step; None where a call lacks it."""
+        batches: dict[int, Tensor] = {}
+        for call in self.calls:
+            found, place = part(call), call.place
             if found is None:
                 return None
-            total[call.at] += found.cpu()
-        gathered.append(total)
-    array: IntArray = torch.cat(gathered, dim=-1).numpy()
-    return array
-
-
-def _binary(call: Tallied) -> Tensor | None:
-    return None if call.binary is None else torch.full(call.tally.shape[1:], int(call.binary))
-
-
-def _operand(i: int, call: Tallied) -> Tensor | None:
-    return None if call.operands is None else call.operands[i]
+            if place.batch not in batches:
+                shape = (*found.shape[:-2], place.timesteps, place.images)
+                batches[place.batch] = found.new_zeros(shape)
+            # Added on the device, so that it is waited for once a part and not once a call.
+            batches[place.batch][..., call.at, :] += found
+        array: IntArray = torch.cat(list(batches.values()), dim=-1).cpu().numpy()
+        return array
 
 
 @dataclass
@@ -367,7 +330,6 @@ class NeuronRecord:
     always: Tensor | None = None
 
     def add(self, spikes: Tensor, place: Place, detailed: bool) -> None:
-        """Count one call, whose output may hold all steps or one."""
         (axes,) = place.axes
         assert axes is not None, "neurons hold something of each image"
         steps = axes.steps(place.timesteps)
@@ -375,6 +337,7 @@ class NeuronRecord:
         if not detailed:
             return
         fired = axes.rows(spikes.detach()).reshape(steps, place.images, -1).ne(0).float()
+        # Sums alone are kept: the spikes of a test set would not fit the memory.
         self.sent.append((place, fired.sum(-1).long()))
         ever, always = fired.amax((0, 1)).bool(), fired.amin((0, 1)).bool()
         self.ever = ever if self.ever is None else self.ever | ever

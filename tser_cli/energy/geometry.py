@@ -16,10 +16,6 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-PADDING = (
-    'it pads with "{}", so that some inputs are read again in the padding; use padding_mode="zeros"'
-)
-UNKNOWN_LAYER = "the cost of {} is not known here; use Conv2d and Linear layers"
 OTHER_LAYERS = (
     *(nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     *(nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase),
@@ -35,7 +31,6 @@ class Geometry:
     that is channels x sum of the fan-out: what the layer costs where every input counts, and
     exactly the synaptic operations of an input of ones. `macs_formula`: the classical figure
     outputs x kernel x in_channels / groups, which counts the zeros of the padding as inputs.
-    `sizes`: of the map that a convolution reads, () for a linear layer.
     """
 
     fan_out_P: Tensor
@@ -43,7 +38,6 @@ class Geometry:
     outputs: int
     macs: int
     macs_formula: int
-    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,48 +60,39 @@ class ConvShape:
     output_padding: tuple[int, ...] = ()
 
 
-def output_size(
-    size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int
-) -> int:
-    """Outputs along one axis: floor((size + padding - dilation (kernel - 1) - 1) / stride) + 1."""
-    return (size + sum(padding) - dilation * (kernel - 1) - 1) // stride + 1
-
-
-def transposed_size(
-    size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int, extra: int
-) -> int:
-    """Outputs along one axis of a transposed convolution; `extra` is its output padding."""
-    return (size - 1) * stride - sum(padding) + dilation * (kernel - 1) + extra + 1
-
-
 def fan_out_1d(
     size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int
-) -> Tensor:
-    """Number of (output, tap) pairs that read each position of one axis, int64 [size].
+) -> tuple[Tensor, int]:
+    """Return how many (output, tap) pairs read each position of one axis, and the outputs.
 
     Output o reads, with tap k, position o * stride + k * dilation - padding before the axis.
     """
-    outputs = torch.arange(output_size(size, kernel, stride, padding, dilation))
-    taps = torch.arange(kernel)
-    positions = (outputs[:, None] * stride + taps * dilation - padding[0]).flatten()
-    inside = positions[(positions >= 0) & (positions < size)]
-    return torch.bincount(inside, minlength=size)
+    outputs = (size + sum(padding) - dilation * (kernel - 1) - 1) // stride + 1
+    read = torch.arange(outputs)[:, None] * stride + torch.arange(kernel) * dilation - padding[0]
+    inside = read[(read >= 0) & (read < size)]
+    return torch.bincount(inside, minlength=size), outputs
 
 
 def transposed_fan_out_1d(
     size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int, extra: int
-) -> Tensor:
-    """Number of outputs that each position of one axis feeds in a transposed convolution."""
-    outputs = transposed_size(size, kernel, stride, padding, dilation, extra)
+) -> tuple[Tensor, int]:
+    """Return the same of a transposed convolution; `extra` is its output padding."""
+    outputs = (size - 1) * stride - sum(padding) + dilation * (kernel - 1) + extra + 1
     fed = torch.arange(size)[:, None] * stride + torch.arange(kernel) * dilation - padding[0]
-    return ((fed >= 0) & (fed < outputs)).sum(1)
+    return ((fed >= 0) & (fed < outputs)).sum(1), outputs
 
 
 def uncountable(module: nn.Module) -> str:
     """Why the operations of a module can't be counted, or "" where they can or it has none."""
-    if isinstance(module, nn.Conv2d):
-        return "" if module.padding_mode == "zeros" else PADDING.format(module.padding_mode)
-    return UNKNOWN_LAYER.format(type(module).__name__) if isinstance(module, OTHER_LAYERS) else ""
+    if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+        return (
+            f'it pads with "{module.padding_mode}", so that some inputs are read again in the '
+            'padding; use padding_mode="zeros"'
+        )
+    if isinstance(module, OTHER_LAYERS):
+        name = type(module).__name__
+        return f"the cost of {name} is not known here; use Conv2d and Linear layers"
+    return ""
 
 
 def zeros_added(
@@ -138,22 +123,20 @@ def shape_of(layer: nn.Conv2d) -> ConvShape:
 # Cached: a network has few shapes, and every pass that is counted asks for all of them again.
 @lru_cache(maxsize=512)
 def shape_geometry(shape: ConvShape, sizes: tuple[int, ...]) -> Geometry:
-    """Return the geometry of a convolution on maps of `sizes`.
-
-    The fan-out is separable: (out_channels / groups) x outer product of the axes' fan-outs. The
-    classical figure of a transposed convolution counts a kernel for every input, not output.
-    """
+    """Return the geometry of a convolution on maps of `sizes`."""
     axes = list(zip(sizes, shape.kernel, shape.stride, shape.padding, shape.dilation, strict=True))
     if shape.transposed:
-        extended = [(*axis, e) for axis, e in zip(axes, shape.output_padding, strict=True)]
-        fan_outs = [transposed_fan_out_1d(*axis) for axis in extended]
-        positions, dense = prod(transposed_size(*axis) for axis in extended), prod(sizes)
+        extra = shape.output_padding
+        found = [transposed_fan_out_1d(*a, e) for a, e in zip(axes, extra, strict=True)]
     else:
-        fan_outs = [fan_out_1d(*axis) for axis in axes]
-        positions = dense = prod(output_size(*axis) for axis in axes)
+        found = [fan_out_1d(*axis) for axis in axes]
+    # The fan-out is separable: (out_channels / groups) x outer product of the axes' fan-outs.
     fan_out_P = torch.tensor([shape.out_channels // shape.groups])
-    for fan_out in fan_outs:
+    for fan_out, _ in found:
         fan_out_P = torch.outer(fan_out_P, fan_out).flatten()
+    positions = prod(outputs for _, outputs in found)
+    # The classical figure of a transposed convolution counts a kernel for every input, not output.
+    dense = prod(sizes) if shape.transposed else positions
     taps = prod(shape.kernel) * (shape.in_channels // shape.groups)
     return Geometry(
         fan_out_P=fan_out_P,
@@ -161,20 +144,6 @@ def shape_geometry(shape: ConvShape, sizes: tuple[int, ...]) -> Geometry:
         outputs=shape.out_channels * positions,
         macs=shape.in_channels * int(fan_out_P.sum()),
         macs_formula=shape.out_channels * dense * taps,
-        sizes=sizes,
-    )
-
-
-@lru_cache(maxsize=512)
-def vectors_geometry(features: int, outputs: int, rows: int = 1) -> Geometry:
-    """Return the geometry of a linear layer that is applied to `rows` vectors an image."""
-    macs = rows * features * outputs
-    return Geometry(
-        fan_out_P=torch.tensor([outputs]),
-        neurons_in=rows * features,
-        outputs=rows * outputs,
-        macs=macs,
-        macs_formula=macs,
     )
 
 
@@ -187,4 +156,5 @@ def layer_geometry(
     """
     if conv is not None:
         return shape_geometry(conv, shape[2:])
-    return vectors_geometry(weight[1], weight[0], features // weight[1])
+    outputs, macs = features // weight[1] * weight[0], features * weight[0]
+    return Geometry(torch.tensor([weight[0]]), features, outputs, macs, macs)

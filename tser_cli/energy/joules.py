@@ -4,17 +4,8 @@ The headline is macs x mac_pj + value x ac_pj, over convolutions and linear laye
 norm is folded into the weights; biases, pooling, the additions of residual branches and neuron
 updates are not in it. All figures are in pJ.
 
-Memory traffic, a total of its own: bytes of weights, biases and neuron state, and their energy.
-
-The accounting and the figure are those of spikingjelly 2 (`op_counter.SimpleEnergyProfiler` and
-`NeuromorphicMemoryAccessCounter`): a weight is read for every operation, a bias for every output,
-and the membrane potential is read and written once at every step, each at 24.96 pJ a byte. Real
-inputs read a weight for each of their multiply-accumulates, without those on padding.
-
-What decides: a spiking network beside the ANN of the same shape, under several assumptions.
-
-One favourable figure misleads. An ANN may be computed in 8-bit integers, may skip its zeros as an
-SNN does, and both move weights and potentials.
+Beside it stand totals of their own: memory traffic, and the ANN of the same shape under several
+assumptions, since one favourable figure misleads.
 """
 
 from __future__ import annotations
@@ -41,16 +32,10 @@ def priced(macs: Any, acs: Any, profile: Profile) -> Any:
     return macs * profile.mac_pj + acs * profile.ac_pj
 
 
-def energy_per_step(counts: Counts, profile: Profile) -> FloatArray:
-    """Energy of each image at each step alone, pJ [T, I]; a stem computed once is at step 1."""
-    macs_T, acs_TI = operations(counts)
-    energy_TI: FloatArray = priced(macs_T[:, None], acs_TI, profile)
-    return energy_TI
-
-
 def energy_up_to(counts: Counts, profile: Profile) -> FloatArray:
     """Energy of each image up to and with each step, pJ [T, I]: what stopping there costs."""
     macs_T, acs_TI = operations(counts)
+    # Operations are added up, and priced after: integers add exactly, energies would round.
     macs_T, acs_TI = macs_T.cumsum(), acs_TI.cumsum(axis=0)
     energy_TI: FloatArray = priced(macs_T[:, None], acs_TI, profile)
     return energy_TI
@@ -79,8 +64,7 @@ def stem_energy(counts: Counts, profile: Profile) -> dict[str, float]:
 
 
 def formula_operations(layer: LayerCounts) -> FloatArray:
-    """Return the papers' firing rate x FLOP of each step, [T], mean per image; its sum has their
-    x T.
+    """Return the papers' firing rate x FLOP of each step, [T], mean per image.
 
     The rate is that of the layer's inputs, the FLOP are `macs_formula`, padding included. 0 where
     real values drive the layer: its formula energy is `macs_formula` x mac_pj.
@@ -96,25 +80,29 @@ MEMORY_SOURCE = (
     "3.12 pJ per bit, as in spikingjelly 2, op_counter.SimpleEnergyCostConfig, after "
     "https://openreview.net/pdf?id=SzwU2XrXIS"
 )
-STATE_BYTES = 4
-"""One float32 membrane potential a neuron."""
 
 
-def memory_traffic(counts: Counts, state_bytes: int = STATE_BYTES) -> dict[str, float]:
-    """Bytes per image over all steps by purpose, and `energy_pj` of all of them together."""
+def memory_traffic(counts: Counts) -> dict[str, float]:
+    """Bytes per image over all steps by purpose, and `energy_pj` of all of them together.
+
+    As spikingjelly 2 accounts for them (`op_counter.NeuromorphicMemoryAccessCounter`): a weight is
+    read for every operation, without those on padding, a bias for every output, and the membrane
+    potential is read and written once at every step.
+    """
     updates = counts.timesteps * sum(layer.neuron_updates for layer in counts.layers)
+    state = float(updates * 4)  # a potential is one float32
     weights: float = 0
     biases = 0
     for layer in counts.layers:
         # A sum of two spikes reads its weight once: events, not value.
         events = int(layer.events_TI.sum()) / layer.events_TI.shape[1]
         weights += (int(layer.step_macs.sum()) + events) * layer.layer.weight_bytes
-        biases += int(layer.executed_T.sum()) * layer.layer.outputs * layer.layer.bias_bytes
+        biases += layer.executions * layer.layer.outputs * layer.layer.bias_bytes
     traffic = {
         "weight_read_bytes": weights,
         "bias_read_bytes": float(biases),
-        "neuron_state_read_bytes": float(updates * state_bytes),
-        "neuron_state_write_bytes": float(updates * state_bytes),
+        "neuron_state_read_bytes": state,
+        "neuron_state_write_bytes": state,
     }
     return {**traffic, "energy_pj": sum(traffic.values()) * MEMORY_PJ_PER_BYTE}
 
@@ -127,23 +115,21 @@ def against_ann(counts: Counts, profile: Profile, skipped: float | None) -> dict
 
     `same`: both priced by `profile`. `skipping`: the ANN leaves out the share `skipped` of its
     multiply-accumulates, those on zeros, where that is known. `memory`: with the traffic of weights
-    and potentials. `int8`: the ANN in 8-bit integers, the SNN as it is. The latter two only for
-    profiles of the same source (Horowitz, 45 nm): others price memory with the operation, or have
-    no figure for integers. `steps_pj`: what stopping after each step costs.
+    and potentials. `int8`: the ANN in 8-bit integers, the SNN as it is. `steps_pj`: what stopping
+    after each step costs.
     """
-
-    def against(snn_pj: float, ann_pj: float) -> dict[str, float]:
-        return {"snn_pj": snn_pj, "ann_pj": ann_pj}
-
     snn, ann = mean_energy(counts, profile), ann_macs(counts) * profile.mac_pj
-    found = {SAME: against(snn, ann)}
+    found = {SAME: {"snn_pj": snn, "ann_pj": ann}}
     if skipped is not None:
-        found[SKIPPING] = {**against(snn, ann * (1.0 - skipped)), "skipped": skipped}
+        found[SKIPPING] = {"snn_pj": snn, "ann_pj": ann * (1.0 - skipped), "skipped": skipped}
+    # Others price memory with the operation, or have no figure for integers: a sum of two sources
+    # would compare chips, not networks.
     if profile.source == HOROWITZ:
         moved = [memory_traffic(of)["energy_pj"] for of in (counts, as_ann(counts))]
-        found[MEMORY] = against(snn + moved[0], ann + moved[1])
+        found[MEMORY] = {"snn_pj": snn + moved[0], "ann_pj": ann + moved[1]}
         if profile.name != INT8_PROFILE:  # an ANN in integers is then the first assumption
-            found[INT8] = against(snn, ann_macs(counts) * PROFILES[INT8_PROFILE].mac_pj)
+            integers = ann_macs(counts) * PROFILES[INT8_PROFILE].mac_pj
+            found[INT8] = {"snn_pj": snn, "ann_pj": integers}
     steps_T = energy_up_to(counts, profile).mean(axis=1)
     return {"assumptions": found, "steps_pj": [float(energy) for energy in steps_T]}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tser_cli.base.errors import TserError
-from tser_cli.energy.counter import Counter, DeclaredPlan, LayerCall, Met, layer_type, watch
+from tser_cli.energy.counter import Counter, DeclaredPlan, LayerCall, Met, watch
 from tser_cli.energy.counts import REAL
 from tser_cli.energy.tally import accumulates, channel_sums
 
@@ -31,18 +31,18 @@ class EnergyMeter(Counter):
 
     def __init__(self, model: nn.Module, kinds: Mapping[str, str]) -> None:
         self._model = model
-        self._layers: dict[str, nn.Conv2d | nn.Linear] = {}
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Conv2d | nn.Linear) and kinds.get(name, REAL) != REAL:
-                self._layers[name] = module
-        types = {name: layer_type(layer) for name, layer in self._layers.items()}
-        super().__init__(DeclaredPlan(kinds, types))
+        self._layers = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Linear) and kinds.get(name, REAL) != REAL
+        }
+        super().__init__(DeclaredPlan(kinds, self._layers))
         self._found: dict[str, Tensor] = {}
         self._hooks = ExitStack()
 
     def __enter__(self) -> EnergyMeter:
         self._forget()
-        watch(self._model, self, self._layers, {}, self._hooks)
+        watch(self._model, self, self._layers, (), self._hooks)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -54,6 +54,8 @@ class EnergyMeter(Counter):
         key, (_, place) = (met.name, met.type, 0), self.place((met.name, met.type), met.shapes())
         if key not in self.records:
             self.records[key] = met.described(met.name, place, partial(self._find_kind, met.name))
+        # float64 holds whole numbers up to 2^53, where a batch passes float32's 2^24 at once; and
+        # unlike int64 it can have a gradient.
         fan_out_P = self.records[key].fan_out_P.to(met.x.device, torch.float64)
         self.records[key].fan_out_P = fan_out_P
         # Not under no_grad, as other counts are: the gradient is what a meter is for.
@@ -75,6 +77,7 @@ class EnergyMeter(Counter):
         return total
 
     def _forget(self) -> None:
+        # Every batch begins anew, so that an epoch does not pile up: a budget asks for one batch.
         self._found.clear()
         self.images.clear()
         self._ordinals.clear()
@@ -85,8 +88,8 @@ class _Accumulates(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, fan_out_P: Tensor) -> Tensor:
-        # No tensor is saved for backward: blocks that are computed again must find as many as
-        # they had without a meter.
+        # No tensor is saved for backward: blocks that are computed again, to save memory, must
+        # find as many as they had without a meter.
         ctx.fan_out_P, ctx.shape, ctx.dtype = fan_out_P, x.shape, x.dtype
         sums_BP = channel_sums(x, torch.promote_types(x.dtype, torch.float32))
         return accumulates(sums_BP, fan_out_P).sum()
@@ -95,4 +98,5 @@ class _Accumulates(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         price_P = (grad * ctx.fan_out_P).to(ctx.dtype)
         maps = ctx.shape[2:] if len(ctx.shape) == 4 else (1,)
+        # Expanded, not copied: the price is the same for every image and channel.
         return price_P.view(maps).expand(ctx.shape), None

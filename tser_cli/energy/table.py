@@ -18,7 +18,6 @@ import numpy as np
 
 from tser_cli.energy import joules
 from tser_cli.energy.counts import Counts, FloatArray, LayerCounts
-from tser_cli.energy.joules import MEMORY_PJ_PER_BYTE, MEMORY_SOURCE, against_ann, memory_traffic
 from tser_cli.energy.prices import DEFAULT_PROFILE, PROFILES, Profile
 from tser_cli.report.csv_files import ALL, TOTAL
 
@@ -71,15 +70,25 @@ def energy_rows(counts: Counts, profile: Profile, labels: Labels) -> list[dict[s
     }
     rows = []
     for (description, means), macs in zip(layers, [*ann, sum(ann)], strict=True):
-        for t in [*range(1, counts.timesteps + 1), ALL]:
-            at_t = {name: _at(values_T, t) for name, values_T in means.items()}
-            quotients = _quotients(at_t, macs, profile)
-            rows.append({**common, **description, "t": t, **at_t, **quotients})
+        for t in range(1, counts.timesteps + 2):
+            # The sums over steps come last, in the place of a step T + 1.
+            last = t > counts.timesteps
+            at_t = {n: float(of_T.sum() if last else of_T[t - 1]) for n, of_T in means.items()}
+            energy = macs * profile.mac_pj
+            quotients = {
+                "firing_rate": _ratio(at_t["nonzero_in"], at_t["neurons_in"]) or 0.0,
+                "ann_macs": float(macs),
+                "ann_energy_pj": energy,
+                "ratio_snn_ann": _ratio(at_t["energy_pj"], energy),
+            }
+            step = {"t": ALL if last else t}
+            rows.append({**common, **description, **step, **at_t, **quotients})
     return rows
 
 
 def step_means(layer: LayerCounts, profile: Profile) -> dict[str, FloatArray]:
     """Return the counts and energies of a layer at each step, [T], means per image."""
+    # float64 from here on: sums over a test set are whole numbers below 2^53, which it holds.
     value_T = layer.value_TI.mean(axis=1)
     sop_formula_T = joules.formula_operations(layer)
     macs_formula = 0 if layer.layer.accumulates else layer.layer.macs_formula
@@ -108,8 +117,7 @@ def sidecar(
     skipped: float | None = None,
     accuracy_T: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Return what must be known to read the table, as JSON: constants, policy, totals, what is
-    left out.
+    """Return what must be known to read the table, as JSON: constants, policies, totals, notes.
 
     Energies in pJ and counts are means per image. `teacher`: its counts add its total and the
     ratio to it. `memory`: add the traffic of weights and neuron state, never part of the totals.
@@ -126,10 +134,10 @@ def sidecar(
         }
     if memory:
         traffic = {
-            "pj_per_byte": MEMORY_PJ_PER_BYTE,
-            "source": MEMORY_SOURCE,
-            "snn": memory_traffic(counts),
-            "teacher": memory_traffic(teacher) if teacher else None,
+            "pj_per_byte": joules.MEMORY_PJ_PER_BYTE,
+            "source": joules.MEMORY_SOURCE,
+            "snn": joules.memory_traffic(counts),
+            "teacher": joules.memory_traffic(teacher) if teacher else None,
         }
     return {
         "run": labels.run,
@@ -143,15 +151,16 @@ def sidecar(
         "totals": totals(counts, profile),
         "teacher": beside,
         "memory": traffic,
-        "against_ann": {**against_ann(counts, profile, skipped), "accuracy": list(accuracy_T)},
+        "against_ann": {
+            **joules.against_ann(counts, profile, skipped),
+            "accuracy": list(accuracy_T),
+        },
         "notes": list(NOTES),
     }
 
 
 def totals(counts: Counts, profile: Profile) -> dict[str, float | None]:
-    """Return the network's totals over all steps: those of the row TOTAL, and the neurons'
-    energy.
-    """
+    """Return the totals over all steps: those of the row TOTAL, and the neurons' energy."""
     rows = [step_means(layer, profile) for layer in counts.layers]
     names = ("sop_events", "sop_value", "macs", "sop_formula", "neuron_updates")
     sums = {name: float(sum(row[name].sum() for row in rows)) for name in names}
@@ -177,11 +186,10 @@ def float_energy(totals: Mapping[str, float]) -> float:
 
 
 def stem_policy(counts: Counts, profile: Profile) -> dict[str, Any]:
-    """Return which layers direct encoding feeds with the image, how the headline counts them, and
-    both.
+    """Return which layers direct encoding feeds with the image, and what they cost.
 
     `policy`: once (an image) or per_step, as the program computed them; `none` where no layer is
-    fed with the image itself.
+    fed with the image itself. Both energies, as papers differ in this and a reader may need either.
     """
     stem = joules.stem_energy(counts, profile)
     policy = "once" if counts.stem_once else "per_step"
@@ -194,20 +202,6 @@ def stem_policy(counts: Counts, profile: Profile) -> dict[str, Any]:
         "total_energy_once_pj": rest + stem["once"],
         "total_energy_per_step_pj": rest + stem["per_step"],
     }
-
-
-def _quotients(at_t: dict[str, float], ann_macs: int, profile: Profile) -> dict[str, float | None]:
-    ann_energy = ann_macs * profile.mac_pj
-    return {
-        "firing_rate": at_t["nonzero_in"] / at_t["neurons_in"] if at_t["neurons_in"] else 0.0,
-        "ann_macs": float(ann_macs),
-        "ann_energy_pj": ann_energy,
-        "ratio_snn_ann": _ratio(at_t["energy_pj"], ann_energy),
-    }
-
-
-def _at(values_T: Sequence[float] | FloatArray, t: int | str) -> float:
-    return float(np.sum(values_T)) if t == ALL else float(values_T[int(t) - 1])
 
 
 def _ratio(snn: float, ann: float) -> float | None:

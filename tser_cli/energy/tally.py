@@ -1,12 +1,7 @@
-"""The sums behind the counts, exact in integers and cheap: one pass over a layer's input.
-
-Channels are summed first, in float32, where every partial sum is a whole number below 2^24 and so
-exact; what is left, a map a channel's size, is weighted by the fan-out in int64.
-"""
+"""The sums behind the counts, exact in integers and cheap: one pass over a layer's input."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -23,7 +18,7 @@ NOT_OF_KIND, TOO_LARGE = 1, 2
 ALLOWED = {SPIKES: "0 and 1", SUMS: "whole numbers from 0"}
 
 
-def tally(x: Tensor, kind: str, fan_out_P: Tensor) -> Tensor:
+def count(x: Tensor, kind: str, fan_out_P: Tensor) -> Tensor:
     """[3, B] int64: non-zero inputs, events and value of each of the B samples of `x`.
 
     `x`: [B, C, H, W] or [B, ..., features]; `fan_out_P`: see `Geometry`. Events are non-zero inputs
@@ -32,8 +27,11 @@ def tally(x: Tensor, kind: str, fan_out_P: Tensor) -> Tensor:
     if kind == REAL:
         nonzero_B = (x != 0).flatten(1).sum(1)
         return torch.stack((nonzero_B, torch.zeros_like(nonzero_B), torch.zeros_like(nonzero_B)))
-    value_BP = position_sums(x)
-    nonzero_BP = position_sums(x.clamp(max=1)) if kind == SUMS else value_BP
+    # Channels first, in float32, where every partial sum is a whole number below 2^24 and so exact
+    # in any order; what is left, a map of one channel's size, is weighted in int64. A convolution
+    # with weights of one would say the same at the price of the layer itself.
+    value_BP = channel_sums(x).long()
+    nonzero_BP = channel_sums(x.clamp(max=1)).long() if kind == SUMS else value_BP
     events_B = accumulates(nonzero_BP, fan_out_P)
     value_B = accumulates(value_BP, fan_out_P) if kind == SUMS else events_B
     return torch.stack((nonzero_BP.sum(1), events_B, value_B))
@@ -44,16 +42,11 @@ def accumulates(sums_BP: Tensor, fan_out_P: Tensor) -> Tensor:
     return (sums_BP * fan_out_P).sum(1)
 
 
-def position_sums(x: Tensor) -> Tensor:
-    """Sum over channels at each position: [B, C, H, W] -> [B, H * W], int64.
+def channel_sums(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Sum over channels at each position: [B, C, H, W] -> [B, H * W].
 
     A linear layer has one position: [B, ..., features] -> [B, 1].
     """
-    return channel_sums(x).long()
-
-
-def channel_sums(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return the same sums as floats of `dtype`."""
     x_BCP = x if x.dim() == 4 else x.flatten(1).unsqueeze(-1)
     return x_BCP.sum(1, dtype=dtype).flatten(1)
 
@@ -97,7 +90,7 @@ def _ranges(parts: Iterable[Tensor]) -> Tensor:
 
 def find_kind(x: Tensor) -> str:
     """Return what `x` is made of: spikes, signed, sums, real, or "" where it is 0 throughout."""
-    if x.dtype == torch.bool or not x.is_floating_point():
+    if not x.is_floating_point():
         x = x.float()
     if not x.numel():
         return ""
@@ -106,7 +99,7 @@ def find_kind(x: Tensor) -> str:
     if least == most == 0:
         return ""
     whole = bool(_ranges(piece.frac() for piece in pieces(x)).eq(0).all())
-    if not whole or not math.isfinite(least) or not math.isfinite(most):
+    if not whole:  # NaN and infinity are not whole either: their fraction is NaN
         return REAL
     if most <= 1 and least >= -1:
         return SPIKES if least >= 0 else SIGNED
@@ -114,9 +107,10 @@ def find_kind(x: Tensor) -> str:
 
 
 def magnitude(x: Tensor, kind: str) -> Tensor:
-    """`x` as `tally` takes it: without signs, for an accumulate of -1 costs as much as one of 1."""
+    """Return `x` as `count` takes it, without signs."""
     if not x.is_floating_point():
         x = x.float()
+    # An accumulate of -1 costs as much as one of 1.
     return x if kind in (SPIKES, REAL) else x.abs()
 
 
@@ -131,22 +125,20 @@ def effective_operations(
     """Non-zero inputs x the non-zero weights that read them, of each row of `x`, int64 [B].
 
     That is what NeuroBench counts. `x`: [B, C, P, 1], [B, C, H, W] or [B, rows * features].
-    `sizes`: of the map that a convolution reads. `events_B`: what `tally` said, None for real
+    `sizes`: of the map that a convolution reads. `events_B`: what `count` said, None for real
     inputs.
     """
     used = weight.detach().ne(0)
     if bool(used.all()):
         # Each weight that is read counts: the fan-out says how many there are.
-        return tally(x.ne(0).float(), SPIKES, fan_out_P)[1] if events_B is None else events_B
+        return count(x.ne(0).float(), SPIKES, fan_out_P)[1] if events_B is None else events_B
     fired = x.ne(0)
     if conv is None:
         readers = used.sum(0)
         return (fired.reshape(len(x), -1, len(readers)) * readers).sum((1, 2))
-    return _convolved(fired.reshape(*fired.shape[:2], *sizes).double(), used, conv)
-
-
-def _convolved(maps: Tensor, used: Tensor, conv: ConvShape) -> Tensor:
-    # Each input channel alone, with the number of its non-zero weights at each tap as its kernel.
+    # Each input channel alone, with the number of its non-zero weights at each tap as its kernel;
+    # in float64, as there is no convolution of integers and a row may pass 2^24.
+    maps = fired.reshape(*fired.shape[:2], *sizes).double()
     axes = len(conv.kernel) - 1
     if conv.transposed:
         kernel = used.sum(1).double().unsqueeze(1)

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from tests.energy import foreign
 from tser_cli.base.errors import TserError
 from tser_cli.energy.any_network.layouts import present
-from tser_cli.energy.any_network.network_counter import count_operations
-from tser_cli.energy.counter import as_declared, counting
+from tser_cli.energy.any_network.network_counter import as_declared, count_operations
+from tser_cli.energy.counter import counting
 from tser_cli.energy.counts import Counts
 from tser_cli.models.base import Classifier, build_model
 from tser_cli.models.integers import quantise

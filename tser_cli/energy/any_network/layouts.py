@@ -50,9 +50,7 @@ class Presentation:
         return 0 if self.layout == INSIDE else 1
 
     def of(self, images: int, more_steps: int = 0) -> Presentation:
-        """Return the same with that many images, the first ones over and over, and with more
-        steps.
-        """
+        """Return the same with so many images, the first ones over and over, and more steps."""
         axis = self.images_axis
         index = torch.arange(images, device=self.x_TN.device) % self.x_TN.shape[axis]
         x = self.x_TN.index_select(axis, index)
@@ -82,12 +80,12 @@ def present(
 
 
 def fresh_copy(network: nn.Module) -> nn.Module:
-    """Return a copy in eval mode without state, to try things on.
-
-    Raises TserError where there is none.
-    """
+    """Return a copy in eval mode without state, to try things on. Raises TserError."""
+    # torch does not copy a tensor that has a gradient's history, as a potential after a pass does.
+    values = [value for module in network.modules() for value in vars(module).values()]
+    states = [x for x in values if isinstance(x, Tensor) and not x.is_leaf]
     try:
-        made = copy.deepcopy(network, _states(network)).eval()
+        made = copy.deepcopy(network, {id(x): x.detach().clone() for x in states}).eval()
     except Exception as error:
         raise TserError(
             f"the network can't be copied, to find out what is time in it: {_line(error)}; reset "
@@ -95,13 +93,6 @@ def fresh_copy(network: nn.Module) -> nn.Module:
         ) from error
     reset_states(made)
     return made
-
-
-def _states(network: nn.Module) -> dict[int, Any]:
-    """Copies of tensors with a gradient's history, which torch does not copy by itself."""
-    values = [value for module in network.modules() for value in vars(module).values()]
-    found = [x for x in values if isinstance(x, Tensor) and not x.is_leaf]
-    return {id(x): x.detach().clone() for x in found}
 
 
 def try_out(
@@ -113,8 +104,12 @@ def try_out(
 
     Raises TserError with the network's own error where it fails.
     """
-    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=_devices()):
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    # Not in inference mode: what the network keeps from here could not be used outside of it.
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=devices):
+        # Trial runs are compared with each other: dropout or noise must be the same in all.
         torch.manual_seed(0)
+        # A copy of the input, too: a first layer in place would change the user's images.
         owned = replace(presentation, x_TN=presentation.x_TN.clone())
         try:
             return owned.call(network, before)
@@ -125,10 +120,6 @@ def try_out(
             raise TserError(
                 f"the network fails on an input of {shape} ({presentation.layout}): {_line(error)}"
             ) from error
-
-
-def _devices() -> list[int]:
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
 
 
 def _line(error: Exception) -> str:

@@ -4,29 +4,52 @@
         network(x_TNCHW)
     counts = counter.counts()
 
-The first call is tried out on a copy of the network with a few images, to find out where steps
-and images are (see `plan.py`). What feeds a layer is found from the data, call by call.
-States are reset before each batch, by the library that the neurons belong to.
+The first call is tried out on a copy of the network with a few images, to find out where steps and
+images are (see `plan.py`). What feeds a layer is found from the data, call by call.
+
+Below: which layout a network has. Each is tried, and what is found has to show itself in the data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import collections
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tser_cli.base.errors import TserError, unknown
-from tser_cli.energy.any_network.find_layout import find_plan
-from tser_cli.energy.any_network.layouts import AUTO, LAYOUTS
-from tser_cli.energy.any_network.plan import TrialPlan
+from tser_cli.energy import tally
+from tser_cli.energy.any_network import layouts
+from tser_cli.energy.any_network.layouts import AUTO, INSIDE, LAYOUTS, Presentation, fresh_copy
+from tser_cli.energy.any_network.plan import TrialPlan, make_plan
+from tser_cli.energy.any_network.products import ProductCall
 from tser_cli.energy.any_network.watch import intercepted
-from tser_cli.energy.counter import Counter, Met, first_tensor
+from tser_cli.energy.counter import (
+    NEURON,
+    Counter,
+    LayerCall,
+    Met,
+    first_tensor,
+    neuron_owners,
+    stored_bytes,
+)
+from tser_cli.energy.counts import REAL, SPIKES, Counts, LayerCounts
 from tser_cli.energy.neurons import reset_states
 
 Leaving = Callable[[nn.Module, tuple[Any, ...], Any], None]
+Signature = dict[tuple[str, str, int], Tensor]
+# Other values, none, and negative ones: a neuron that one of them leaves as it was, as one that
+# fires at every step does, is moved by another.
+DISTURBANCES: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda x: x.flip(0) * 3 + 2,
+    lambda x: torch.zeros_like(x),
+    lambda x: -x - 1,
+)
+TOLERANCE = 1e-5  # float32 sums differ by rounding where other images are in the batch
 
 
 class TrialCounter(Counter):
@@ -43,6 +66,7 @@ class TrialCounter(Counter):
 
     def differing(self) -> dict[str, dict[str, int]]:
         """Return the layers that were fed with one kind in some calls and another in others."""
+        # Zeros are of every kind, and no difference.
         met = {name: {k: n for k, n in of.items() if k} for name, of in self.kinds_met.items()}
         return {name: kinds for name, kinds in met.items() if len(kinds) > 1}
 
@@ -61,8 +85,8 @@ def count_operations(
     auto, to find it from the first call. `timesteps`: T, which only time-first shows by itself and
     inside may be found. `detailed`: also gather what the conventions of others and an audit need.
     `also`: shown every module that has run, with its arguments and output. A compiled network runs
-    uncompiled meanwhile, since compiled code can't be watched. Raises TserError where the network
-    can't be counted, or its layout can't be told.
+    uncompiled meanwhile. Raises TserError where the network can't be counted, or its layout can't
+    be told.
     """
     if layout not in (*LAYOUTS, AUTO):
         raise TserError(unknown("layout", layout, (*LAYOUTS, AUTO)))
@@ -73,8 +97,11 @@ def count_operations(
         if module is not plain:  # a copy on trial, which carries the hook along
             return
         if counter.plan is None:
+            # A potential left from before would be copied, and could not be where it has a history.
             reset_states(plain)
             counter.plan = find_plan(plain, layout, timesteps, args, kwargs)
+        # Each batch anew: what the one before left in the neurons would make counts depend on how
+        # images are split. By the library's own method, as only that knows what a neuron keeps.
         if counter.begin(args, kwargs):
             reset_states(plain)
 
@@ -92,8 +119,219 @@ def count_operations(
         if spikes is not None and name in counter.plan.neurons:
             counter.neurons(name, module, spikes)
 
-    with ExitStack() as stack:
-        hook = plain.register_forward_pre_hook(begin, with_kwargs=True)
-        stack.callback(hook.remove)
-        stack.enter_context(intercepted(plain, operation, left))
-        yield counter
+    # The hook first: a batch has to have begun before its first operation is met.
+    hook = plain.register_forward_pre_hook(begin, with_kwargs=True)
+    try:
+        with intercepted(plain, operation, left):
+            yield counter
+    finally:
+        hook.remove()
+
+
+def as_declared(counts: Counts, model: nn.Module, kinds: Mapping[str, str]) -> Counts:
+    """Return counts that were made by trial as those by what the network declares.
+
+    Products, which no declaration speaks of, and details are left out. Raises TserError where a
+    layer met data of another kind than it was declared to meet.
+    """
+    updates: collections.Counter[str] = collections.Counter()
+    owners = neuron_owners(model)
+    for neurons in counts.neurons:
+        updates[owners.get(neurons.name, "")] += neurons.updates
+    layers = []
+    for found in counts.layers:
+        name = found.layer.name
+        if name not in kinds:
+            continue
+        kind, met = kinds[name], found.layer.input_kind
+        if kind != REAL and met not in (kind, SPIKES):
+            raise TserError(tally.fault_message(name, kind, tally.NOT_OF_KIND))
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d | nn.Linear), "what is declared is a layer"
+        # A layer that is declared real costs MACs, though these images may have been 0 and 1.
+        spent = 0 if kind == REAL else 1
+        layers.append(
+            LayerCounts(
+                layer=replace(found.layer, input_kind=kind, weight_bytes=stored_bytes(layer)),
+                neuron_updates=updates[name],
+                executed_T=found.executed_T,
+                nonzero_TI=found.nonzero_TI,
+                events_TI=found.events_TI * spent,
+                value_TI=found.value_TI * spent,
+            )
+        )
+    return replace(counts, layers=tuple(layers))
+
+
+def find_plan(
+    network: nn.Module,
+    layout: str,
+    timesteps: int,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> TrialPlan:
+    """Return the plan of a network from its first call.
+
+    Raises TserError where none can be found.
+    """
+    keyword, x = (None, args[0]) if args else next(iter(kwargs.items()))
+    if not isinstance(x, Tensor):
+        raise TserError("the first argument of the network has to be its input, a tensor")
+    rest, fed = {name: value for name, value in kwargs.items() if name != keyword}, x.detach()
+    # What the input can be read as, each with time in front.
+    readings = {INSIDE: fed}
+    if timesteps:
+        readings[layouts.STEPWISE] = fed.expand(timesteps, *fed.shape)
+    if timesteps and len(fed) % timesteps == 0:
+        readings[layouts.FOLDED] = fed.reshape(timesteps, -1, *fed.shape[1:])
+    if fed.dim() > 1 and timesteps in (0, len(fed)):
+        readings[layouts.TIME_FIRST] = fed
+    candidates = [
+        Presentation(name, readings[name], args[1:], rest, keyword)
+        for name in LAYOUTS
+        if name in readings and layout in (AUTO, name)
+    ]
+    if not candidates:
+        raise TserError(
+            f"an input of {tuple(x.shape)} can't be {layout}"
+            + (f" with {timesteps} time steps" if timesteps else "; say timesteps=T")
+        )
+    return choose(network, candidates, timesteps, certain=layout != AUTO)
+
+
+def choose(
+    network: nn.Module, candidates: list[Presentation], timesteps: int, certain: bool
+) -> TrialPlan:
+    """Return the plan of the one candidate that fits.
+
+    `certain`: the layout was said; it is believed without a sign of time, but not against the data.
+    Raises TserError with why not, where none fits.
+    """
+    fitting: list[TrialPlan] = []
+    reasons: list[str] = []
+    for candidate in candidates:
+        try:
+            fitting.append(check(network, candidate, timesteps, certain))
+        except TserError as error:
+            if certain:
+                raise
+            reasons.append(f"  {candidate.layout}: {error}")
+    # A network without time steps can be called anyhow; one that has some shows them.
+    timed = [plan for plan in fitting if plan.timesteps > 1]
+    fitting = timed or fitting
+    if len(fitting) == 1 or (fitting and not timed):
+        return fitting[0]
+    if fitting:
+        names = " and ".join(plan.layout for plan in fitting)
+        raise TserError(f"the network can be {names}; say which layout it is")
+    tried = "\n".join(reasons)
+    raise TserError(f"how the network takes its time steps can't be found; say the layout\n{tried}")
+
+
+def check(
+    network: nn.Module, presentation: Presentation, timesteps: int, certain: bool
+) -> TrialPlan:
+    """Return the plan for one presentation, once the data have confirmed it. Raises TserError."""
+    steps = timesteps if presentation.layout == INSIDE else len(presentation.x_TN)
+    plan = make_plan(network, presentation, steps)
+    if not steps and plan.timesteps == 1:
+        # A second call that differs, with no reset in between, is a step and no image.
+        made = fresh_copy(network)
+        first, second = (observe(made, plan, presentation.of(2))[0] for _ in range(2))
+        if any(bool(changes(first[key], second[key]).any()) for key in first):
+            raise TserError(
+                "the network keeps its state from one call to the next, so that a call may be one "
+                "time step of several; say how many time steps an image has, with timesteps or -T: "
+                "1 if a call is an image"
+            )
+    if not confirm(network, plan, presentation.of(2)) and not certain:
+        raise TserError(
+            "nothing that comes after the first time step changes with it: the network takes no "
+            "notice of time when it is called so, or no spike arrives"
+        )
+    return plan
+
+
+def confirm(network: nn.Module, plan: TrialPlan, two: Presentation) -> bool:
+    """Return whether time shows in the data of 2 images. Raises TserError where they deny it."""
+
+    def fed(shown: Presentation) -> Signature:
+        return observe(fresh_copy(network), plan, shown)[0]
+
+    # Shapes alone can't tell what is time: in one image one step is changed. Nothing of the other
+    # image may change with it, nothing of an earlier step, and something of a later step has to.
+    before = fed(two)
+    seen = plan.timesteps == 1
+    for change in DISTURBANCES:
+        after = fed(disturbed(two, 0, change))
+        for key in before:
+            if changes(before[key], after[key])[:, 1].any():
+                raise TserError(
+                    f"layer {key[0]}: what it is fed with for one image changes with another "
+                    "image, so that time is not outermost, or images are mixed; tser audit says "
+                    "more"
+                )
+        seen = seen or any(bool(changes(before[k], after[k])[1:, 0].any()) for k in before)
+    if plan.layout == INSIDE:
+        return seen or any(len(rows_SN) > 1 for rows_SN in before.values())
+    last = plan.timesteps - 1
+    after = fed(disturbed(two, last, DISTURBANCES[0]))
+    for key in before:
+        rows_SN = changes(before[key], after[key])
+        if len(rows_SN) > 1 and rows_SN[:last].any():
+            raise TserError(
+                f"layer {key[0]}: what it is fed with at a time step changes with a later one, so "
+                "that time is not outermost, or the network looks ahead; tser audit says more"
+            )
+    return seen
+
+
+def changes(before_SN: Tensor, after_SN: Tensor) -> Tensor:
+    """Return where two signatures differ, beyond rounding: [S, N]."""
+    scale = before_SN.abs() + after_SN.abs()
+    return (before_SN - after_SN).abs() > TOLERANCE * scale.clamp(min=1e-3)
+
+
+def disturbed(two: Presentation, step: int, change: Callable[[Tensor], Tensor]) -> Presentation:
+    """Return the same with other values in the first image at one step, at all with "inside"."""
+    x = two.x_TN.clone()
+    part = x[0] if two.layout == INSIDE else x[step, 0]
+    part.copy_(change(part.flatten()).view_as(part).to(part.dtype))
+    return replace(two, x_TN=x)
+
+
+def observe(
+    network: nn.Module, plan: TrialPlan, presentation: Presentation
+) -> tuple[Signature, list[Any]]:
+    """Run a network; the sum of what every call is fed with, [T, N] or [1, N], and its outputs."""
+    parts: dict[tuple[str, str, int], list[Tensor]] = {}
+    ordinals: collections.Counter[tuple[str, str]] = collections.Counter()
+    images = presentation.x_TN.shape[presentation.images_axis]
+
+    def note(name: str, kind: str, tensors: tuple[Tensor | None, ...]) -> None:
+        key = (name, kind)
+        use, _, axes = plan.learned(key, ordinals[key])
+        ordinals[key] += 1
+        for x, found in zip(tensors, axes, strict=True):
+            if x is None or found is None:
+                continue
+            rows = found.rows(x.detach())
+            rows_SN = rows.reshape(found.steps(plan.timesteps), images, -1).double()
+            # Weighted, so that two values that change places are seen.
+            weights = torch.linspace(1, 2, rows_SN.shape[-1], dtype=torch.float64, device=x.device)
+            parts.setdefault((*key, use), []).append((rows_SN * weights).sum(-1))
+            break  # one factor of a product says enough
+
+    def sink(met: Met) -> None:
+        if isinstance(met, LayerCall):
+            note(met.name, met.type, (met.x,))
+        elif isinstance(met, ProductCall):
+            note(met.name, met.type, tuple(factor.tensor for factor in met.product.factors))
+
+    def leaving(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if name in plan.neurons and first_tensor(output) is not None:
+            note(name, NEURON, (first_tensor(output),))
+
+    with intercepted(network, sink, leaving):
+        outputs = layouts.try_out(network, presentation)
+    return {key: torch.cat(sums) for key, sums in parts.items()}, outputs

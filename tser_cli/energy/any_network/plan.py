@@ -2,30 +2,26 @@
 
 A network is run on 2 images, on 3, and where its input has a time axis for T + 1 steps: an axis
 that grows with N holds the images, one that grows with T the steps, one that grows with both has
-time folded into the batch. So T = N, heads = T or tokens = N mislead nobody.
+time folded into the batch. Sizes alone would mislead where T = N, heads = T or tokens = N.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from tser_cli.base.errors import TserError
-from tser_cli.energy.any_network.layouts import (
-    FOLDED,
-    INSIDE,
-    STEPWISE,
-    TIME_FIRST,
-    Presentation,
-)
+from tser_cli.energy.any_network import layouts
 from tser_cli.energy.any_network.watch import TrialCall, TrialRun, survey, trace
 from tser_cli.energy.counter import NEURON, Key, Shape, first_tensor
 from tser_cli.energy.counts import Axes
+
+Calls = dict[Key, list[TrialCall]]
 
 
 @dataclass(frozen=True)
@@ -40,16 +36,6 @@ class Family:
     loops: bool
     period: bool = True
 
-    def place(self, ordinal: int, timesteps: int) -> tuple[int, int | None]:
-        """Return the use and the step of a layer's call, by how many came before it in the
-        batch.
-        """
-        if not self.loops:
-            return ordinal, None
-        if self.period:
-            return ordinal % len(self.uses), ordinal // len(self.uses)
-        return ordinal // timesteps, ordinal % timesteps
-
     def calls(self, timesteps: int) -> int:
         """Return how many calls of the layer a batch has."""
         return len(self.uses) * (timesteps if self.loops else 1)
@@ -57,14 +43,16 @@ class Family:
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """How to count a network: `families` by layer and type; `survey` is the first trial run,
-    `order` that in which layers run."""
+    """How to count a network: `families` by layer and type, `order` that in which layers run.
+
+    `survey`: the first trial run, with the neurons that it found.
+    """
 
     layout: str
     timesteps: int
     families: dict[Key, Family]
-    survey: TrialRun = field(default_factory=TrialRun)
-    order: tuple[Key, ...] = ()
+    survey: TrialRun
+    order: tuple[Key, ...]
     kinds: None = None  # they are found from the data
 
     @property
@@ -74,26 +62,26 @@ class TrialPlan:
 
     @property
     def calls(self) -> int:
-        """Return how often the network is called for a batch."""
-        return self.timesteps if self.layout == STEPWISE else 1
+        return self.timesteps if self.layout == layouts.STEPWISE else 1
 
     @cached_property
     def expected(self) -> Mapping[Key, int]:
-        """Return how often each layer runs in a batch."""
         return {key: family.calls(self.timesteps) for key, family in self.families.items()}
 
     def begin(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """Return the images of a batch. Raises TserError where it has another number of steps."""
-        if self.layout == TIME_FIRST and len(x) != self.timesteps:
-            raise TserError(
-                f"a batch of {len(x)} time steps follows one of {self.timesteps}; count each "
-                "number of time steps by itself"
-            )
-        if self.layout == FOLDED and len(x) % self.timesteps:
-            raise TserError(f"{len(x)} rows are no whole number of {self.timesteps} time steps")
-        if self.layout == TIME_FIRST:
+        if self.layout == layouts.TIME_FIRST:
+            if len(x) != self.timesteps:
+                raise TserError(
+                    f"a batch of {len(x)} time steps follows one of {self.timesteps}; count each "
+                    "number of time steps by itself"
+                )
             return x.shape[1]
-        return len(x) // self.timesteps if self.layout == FOLDED else len(x)
+        if self.layout != layouts.FOLDED:
+            return len(x)
+        if len(x) % self.timesteps:
+            raise TserError(f"{len(x)} rows are no whole number of {self.timesteps} time steps")
+        return len(x) // self.timesteps
 
     def place(
         self, key: Key, ordinal: int, shapes: tuple[Shape, ...], images: int
@@ -116,7 +104,12 @@ class TrialPlan:
                 f"layer {key[0]} runs more often here than in the trial runs on a few images; "
                 "a network that computes less or more by what it sees can't be counted"
             )
-        use, step = family.place(ordinal, self.timesteps)
+        if not family.loops:
+            return ordinal, None, family.uses[ordinal]
+        if family.period:
+            step, use = divmod(ordinal, len(family.uses))
+        else:
+            use, step = divmod(ordinal, self.timesteps)
         return use, step, family.uses[use]
 
     def owners(self, ran: list[str]) -> Mapping[str, str]:
@@ -131,7 +124,7 @@ class TrialPlan:
         return owners
 
 
-def make_plan(network: nn.Module, presentation: Presentation, timesteps: int) -> TrialPlan:
+def make_plan(network: nn.Module, presentation: layouts.Presentation, timesteps: int) -> TrialPlan:
     """Find out by trial runs where the steps and images of every operation are.
 
     `timesteps`: T, or 0 to find it, where the network makes its own steps. Raises TserError where
@@ -144,29 +137,29 @@ def make_plan(network: nn.Module, presentation: Presentation, timesteps: int) ->
         raise TserError(f"the network gives no tensor of logits, but {kind}")
     names = set(first.neurons)
     # 2 and 3 images: a size that is one of them by chance can't grow from 2 to 3 by chance too.
-    runs = [trace(network, two, names), trace(network, presentation.of(3), names)]
-    if presentation.layout == INSIDE:
-        timesteps = _own_steps(runs[0], runs[1], timesteps)
+    # Few, as these runs come before any result; and not 1, which broadcasts.
+    run = trace(network, two, names)
+    by_key, wider = _grouped(run), _grouped(trace(network, presentation.of(3), names))
+    if presentation.layout == layouts.INSIDE:
+        timesteps = _own_steps(by_key, wider, timesteps)
     longer = None
-    if two.layout == TIME_FIRST:
+    if two.layout == layouts.TIME_FIRST:
         # Other layouts have no time axis to make longer, and some networks know their T.
         more = two.of(trial_images(len(two.x_TN)), more_steps=1)
         with suppress(TserError):
-            longer = trace(network, more, names)
-    families = learn_families(runs[0], runs[1], longer, presentation.layout, timesteps)
+            longer = _grouped(trace(network, more, names))
+    families = learn_families(by_key, wider, longer, presentation.layout, timesteps)
+    if presentation.layout != layouts.STEPWISE:
+        families = _with_order(families, [call.key for call in run.calls], timesteps)
     if not any(key[1] != NEURON for key in families):
         raise TserError("the network computes no Conv, Linear or matmul; there is nothing to count")
-    order = tuple(dict.fromkeys(call.key for call in runs[0].calls))
-    return TrialPlan(presentation.layout, timesteps, families, first, order)
+    return TrialPlan(presentation.layout, timesteps, families, first, tuple(by_key))
 
 
 def learn_families(
-    two: TrialRun, three: TrialRun, longer: TrialRun | None, layout: str, timesteps: int
+    by_key: Calls, wider: Calls, longer: Calls | None, layout: str, timesteps: int
 ) -> dict[Key, Family]:
-    """Return how every layer's calls go on, from trial runs on 2 and 3 images and on T + 1
-    steps.
-    """
-    by_key, wider, stretched = _grouped(two), _grouped(three), _grouped(longer) if longer else None
+    """Return how every layer's calls go on, from trial runs on 2 and 3 images, and T + 1 steps."""
     for key in {*by_key, *wider}:
         if len(by_key.get(key, [])) != len(wider.get(key, [])):
             raise TserError(
@@ -174,125 +167,103 @@ def learn_families(
                 f"{len(wider.get(key, []))} times for 3; a network that goes over its images "
                 "one by one, or computes by what it sees, can't be counted"
             )
-    if layout == STEPWISE:
-        return {key: _stepwise(key, calls, wider[key], timesteps) for key, calls in by_key.items()}
-    loops = None if stretched else _votes(by_key, wider, timesteps)
+    loops = None
+    if longer is None and layout != layouts.STEPWISE:
+        loops = _votes(by_key, wider, timesteps)
     families = {}
     for key, calls in by_key.items():
-        others = None if stretched is None else stretched.get(key, [])
-        families[key] = _family(key, calls, wider[key], others, timesteps, loops)
-    return _with_order(families, two.calls, timesteps)
+        if layout == layouts.STEPWISE:
+            here = [call for call in calls if call.step == 0]
+            if len(here) * timesteps != len(calls) or not here:
+                raise TserError(
+                    f"layer {key[0]} does not run as often in every step; it can't be counted "
+                    "stepwise"
+                )
+            uses = _uses(here, wider[key][: len(here)], None, timesteps)
+            families[key] = Family(tuple(uses), loops=True)
+        elif longer is not None:
+            families[key] = _family(calls, wider[key], longer.get(key, []), timesteps)
+        else:
+            families[key] = _guessed(calls, wider[key], timesteps, loops)
+    return families
 
 
-def _grouped(run: TrialRun) -> dict[Key, list[TrialCall]]:
-    groups: dict[Key, list[TrialCall]] = {}
+def _grouped(run: TrialRun) -> Calls:
+    groups: Calls = {}
     for call in run.calls:
         groups.setdefault(call.key, []).append(call)
     return groups
 
 
-def _stepwise(key: Key, calls: list[TrialCall], wider: list[TrialCall], timesteps: int) -> Family:
-    here = [call for call in calls if call.step == 0]
-    if len(here) * timesteps != len(calls) or not here:
-        raise TserError(
-            f"layer {key[0]} does not run as often in every step; it can't be counted stepwise"
-        )
-    axes = [
-        _axes(key[0], call.shapes, more.shapes, None, timesteps)
-        for call, more in zip(here, wider, strict=False)
-    ]
-    return Family(tuple(axes), loops=True)
-
-
 def _family(
-    key: Key,
-    calls: list[TrialCall],
-    wider: list[TrialCall],
-    longer: list[TrialCall] | None,
-    timesteps: int,
-    loops: bool | None,
+    calls: list[TrialCall], wider: list[TrialCall], longer: list[TrialCall], timesteps: int
 ) -> Family:
-    if longer is None:
-        return _guessed(key, calls, wider, timesteps, loops)
+    name, uses = calls[0].name, len(calls) // timesteps
+    # As many calls for one step more: each holds all steps.
     if len(longer) == len(calls):
-        found = [
-            _axes(key[0], a.shapes, b.shapes, c.shapes, timesteps)
-            for a, b, c in zip(calls, wider, longer, strict=True)
-        ]
-        return Family(tuple(found), loops=False)
-    if len(calls) % timesteps or len(longer) != len(calls) // timesteps * (timesteps + 1):
+        return Family(tuple(_uses(calls, wider, longer, timesteps)), loops=False)
+    if len(calls) % timesteps or len(longer) != uses * (timesteps + 1):
         raise TserError(
-            f"layer {key[0]} runs {len(calls)} times in {timesteps} time steps and {len(longer)} "
+            f"layer {name} runs {len(calls)} times in {timesteps} time steps and {len(longer)} "
             f"times in {timesteps + 1}; it can't be told which call is which step"
         )
-    uses = [
-        _axes(key[0], c.shapes, w.shapes, None, timesteps)
-        for c, w in zip(calls, wider, strict=True)
-    ]
-    return Family(tuple(uses[: len(calls) // timesteps]), loops=True)
+    return Family(tuple(_uses(calls, wider, None, timesteps)[:uses]), loops=True)
 
 
 def _guessed(
-    key: Key, calls: list[TrialCall], wider: list[TrialCall], timesteps: int, loops: bool | None
+    calls: list[TrialCall], wider: list[TrialCall], timesteps: int, loops: bool | None
 ) -> Family:
-    found = []
-    for call, more in zip(calls, wider, strict=True):
-        axes = _axes(key[0], call.shapes, more.shapes, None, timesteps)
-        found.append(
-            tuple(
-                a and guess_time(key[0], a, shape, len(calls), timesteps, loops)
-                for a, shape in zip(axes, call.shapes, strict=True)
-            )
+    name = calls[0].name
+    found = [
+        tuple(
+            a and guess_time(name, a, shape, len(calls), timesteps, loops)
+            for a, shape in zip(axes, call.shapes, strict=True)
         )
+        for call, axes in zip(calls, _uses(calls, wider, None, timesteps), strict=True)
+    ]
     whole = any(a is not None and a.all_steps for uses in found for a in uses)
     if timesteps == 1 or whole or len(calls) % timesteps:
         return Family(tuple(found), loops=False)
     return Family(tuple(found[: len(calls) // timesteps]), loops=True)
 
 
-def _axes(
-    name: str,
-    two: Sequence[Shape],
-    three: Sequence[Shape],
-    longer: Sequence[Shape] | None,
-    timesteps: int,
-) -> tuple[Axes | None, ...]:
-    stretched: Sequence[Shape | None] = longer or [None] * len(two)
-    found = tuple(
-        learn(name, a, b, c, timesteps) for a, b, c in zip(two, three, stretched, strict=True)
-    )
-    if all(axes is None for axes in found):
-        raise TserError(f"{name} is fed with nothing that belongs to an image")
-    return found
+def _uses(
+    calls: list[TrialCall], wider: list[TrialCall], longer: list[TrialCall] | None, timesteps: int
+) -> list[tuple[Axes | None, ...]]:
+    """Return the axes of what each call is fed with, by operand."""
+    uses = []
+    for i, (call, more) in enumerate(zip(calls, wider, strict=True)):
+        late: Sequence[Shape | None] = longer[i].shapes if longer else [None] * len(call.shapes)
+        shapes = zip(call.shapes, more.shapes, late, strict=True)
+        uses.append(tuple(learn(call.name, a, b, c, timesteps) for a, b, c in shapes))
+        if all(axes is None for axes in uses[-1]):
+            raise TserError(f"{call.name} is fed with nothing that belongs to an image")
+    return uses
 
 
-def _votes(
-    by_key: dict[Key, list[TrialCall]], wider: dict[Key, list[TrialCall]], timesteps: int
-) -> bool | None:
-    """Return whether layers run a call a step, by those that can be read in one way; None if
-    unclear.
+def _votes(by_key: Calls, wider: Calls, timesteps: int) -> bool | None:
+    """Return whether layers run a call a step, by those that can be read in one way.
+
+    None where that is unclear.
     """
     votes = set()
     for key, calls in by_key.items():
-        for a, shape in zip(
-            _axes(key[0], calls[0].shapes, wider[key][0].shapes, None, timesteps),
-            calls[0].shapes,
-            strict=True,
-        ):
+        (axes,) = _uses(calls[:1], wider[key][:1], None, timesteps)
+        for a, shape in zip(axes, calls[0].shapes, strict=True):
             looped, whole = readings(a, shape, len(calls), timesteps) if a else (False, False)
             if looped != whole:
                 votes.add(looped)
     return votes.pop() if len(votes) == 1 else None
 
 
-def _with_order(
-    families: dict[Key, Family], calls: list[TrialCall], timesteps: int
-) -> dict[Key, Family]:
+def _with_order(families: dict[Key, Family], ran: list[Key], timesteps: int) -> dict[Key, Family]:
     """Settle how the calls of layers that are used several times a step follow each other."""
-    order = [call.key for call in calls if families[call.key].loops]
+    order = [key for key in ran if families[key].loops]
     block = order[: len(order) // timesteps]
     if order == block * timesteps:
         return families
+    # Steps do not follow each other as whole blocks. Then the calls of a use have to: all its
+    # steps, before the next use of the same layer.
     for key, family in families.items():
         if not family.loops or len(family.uses) == 1:
             continue
@@ -307,32 +278,27 @@ def _with_order(
     return families
 
 
-def _own_steps(two: TrialRun, three: TrialRun, timesteps: int) -> int:
+def _own_steps(by_key: Calls, wider: Calls, timesteps: int) -> int:
     """T of a network that makes its own steps, as its neurons show it.
 
-    Raises TserError where they show another one than asked for, or nothing.
+    Raises TserError where they show another one than asked for, or several.
     """
-    wider = _grouped(three)
     found = set()
-    for key, calls in _grouped(two).items():
-        if key[1] == NEURON:
-            found |= {_shown(key[0], calls, wider.get(key, []), timesteps)}
+    for key, calls in by_key.items():
+        if key[1] != NEURON:
+            continue
+        ((axes,),) = _uses(calls[:1], wider.get(key, [])[:1], None, timesteps or 1)
+        assert axes is not None, "neurons hold something of each image"
+        shown = len(calls) * (calls[0].shapes[0][0] if axes.batch == 1 else axes.inner)
+        # Neurons that several places of a step share show a multiple of T.
+        found.add(timesteps if timesteps > 1 and shown % timesteps == 0 else shown)
     if not found:
         return timesteps or 1
     if len(found) > 1 or (timesteps and found != {timesteps}):
         asked = f", not {timesteps}" if timesteps else ""
-        shown = ", ".join(str(steps) for steps in sorted(found))
-        raise TserError(f"the network runs its neurons for {shown} time steps by itself{asked}")
+        own = ", ".join(str(steps) for steps in sorted(found))
+        raise TserError(f"the network runs its neurons for {own} time steps by itself{asked}")
     return found.pop()
-
-
-def _shown(name: str, calls: list[TrialCall], wider: list[TrialCall], timesteps: int) -> int:
-    axes = _axes(name, calls[0].shapes, wider[0].shapes, None, timesteps or 1)[0]
-    shape = calls[0].shapes[0]
-    inside = shape[0] if axes is not None and axes.batch == 1 else axes.inner if axes else 1
-    shown = len(calls) * inside
-    # Neurons that several places of a step share.
-    return timesteps if timesteps > 1 and shown % timesteps == 0 else shown
 
 
 def trial_images(timesteps: int) -> int:
@@ -344,10 +310,7 @@ def trial_images(timesteps: int) -> int:
 
 
 def changed(first: Shape, second: Shape, name: str) -> list[int]:
-    """Return the axes at which two shapes differ.
-
-    Raises TserError where they have not the same axes.
-    """
+    """Return the axes at which two shapes differ. Raises TserError where one has more of them."""
     if len(first) != len(second):
         raise TserError(
             f"{name} met an input of {first} and, with another number of images or steps, one of "
@@ -388,9 +351,7 @@ def learn(name: str, two: Shape, three: Shape, longer: Shape | None, timesteps: 
 
 
 def readings(axes: Axes, shape: Shape, calls: int, timesteps: int) -> tuple[bool, bool]:
-    """Return how a layer's calls can be read where T can't be changed: (one a step, all steps in
-    one).
-    """
+    """Return whether a layer's calls can be one a step, and whether one can hold all steps."""
     folded, leading = axes.inner % timesteps == 0, axes.batch == 1 and shape[0] == timesteps
     return calls % timesteps == 0, folded or leading
 
@@ -398,8 +359,7 @@ def readings(axes: Axes, shape: Shape, calls: int, timesteps: int) -> tuple[bool
 def guess_time(
     name: str, axes: Axes, shape: Shape, calls: int, timesteps: int, loops: bool | None
 ) -> Axes:
-    """Return the time axis of a tensor of a network that makes its own steps, whose T can't be
-    changed.
+    """Return the time axis of a tensor of a network whose T can't be changed.
 
     A call for each step has none. One call may have T in front of the images, or folded into them.
     `loops`: how those layers of the network run that can be read in one way alone, None where they

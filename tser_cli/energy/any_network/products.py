@@ -22,13 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tser_cli.base.errors import TserError
-from tser_cli.energy.counter import RANK, FindKind
+from tser_cli.energy.counter import FindKind, Shape
 from tser_cli.energy.counts import (
     MATMUL,
+    RANK,
     REAL,
-    SIGNED,
     SPIKES,
-    SUMS,
     LayerFacts,
     LayerRecord,
     Place,
@@ -73,9 +72,7 @@ def factor(tensor: Tensor, letters: str) -> Factor:
 
 
 def matmul_product(left: Tensor, right: Tensor) -> Product:
-    """Return the product of `torch.matmul`: leading axes are aligned from the right and
-    broadcast.
-    """
+    """Return the product of `torch.matmul`: leading axes align from the right and broadcast."""
     ends = ("y" if left.dim() == 1 else "xy", "y" if right.dim() == 1 else "yz")
     spare = iter(string.ascii_uppercase)
     names = []
@@ -93,13 +90,12 @@ def matmul_product(left: Tensor, right: Tensor) -> Product:
     return Product(factor(left, names[0]), factor(right, names[1]), output)
 
 
-def einsum_product(equation: str, *operands: Tensor) -> Product:
-    """Return the product of `torch.einsum` with two operands.
-
-    Raises TserError for other equations.
-    """
+def einsum_product(equation: str, *operands: Tensor) -> Product | Iterator[Product]:
+    """Return the product of `torch.einsum` with two operands. Raises TserError for more."""
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
+    if len(operands) == 1:
+        return iter(())  # a sum or a transposition: nothing is multiplied
     equation = equation.replace(" ", "")
     inputs, arrow, output = equation.partition("->")
     names = inputs.split(",")
@@ -122,6 +118,7 @@ def einsum_product(equation: str, *operands: Tensor) -> Product:
 def _without_ellipsis(
     names: list[str], output: str | None, operands: tuple[Tensor, ...]
 ) -> tuple[list[str], str]:
+    # One letter for each axis that the dots stand for, aligned from the right as torch does.
     spare = [letter for letter in string.ascii_letters if letter not in "".join(names)]
     hidden = [
         tensor.dim() - len(name.replace("...", "")) if "..." in name else 0
@@ -142,36 +139,28 @@ def _without_ellipsis(
 def attention_products(
     query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
 ) -> Iterator[Product]:
-    """Yield the two products of `F.scaled_dot_product_attention`; softmax makes the second's left
-    real.
-
-    Entries that a mask takes out are computed, and counted, all the same.
-    """
+    """Yield the two products of `F.scaled_dot_product_attention`."""
+    # Entries that a mask takes out are computed, and counted, all the same.
     yield matmul_product(query, key.transpose(-1, -2))
     sizes = (*query.shape[:-1], key.shape[-2])
+    # The softmax in between makes the second's left factor real; the fused kernel never forms it.
     whole = matmul_product(torch.empty(sizes, device="meta"), value)
     yield Product(Factor(None, whole.left.letters, sizes), whole.right, whole.output)
-
-
-def _second_and_third(unused: Any, left: Tensor, right: Tensor, **kwargs: Any) -> Product:
-    return matmul_product(left, right)
 
 
 def _two(left: Tensor, right: Tensor, **kwargs: Any) -> Product:
     return matmul_product(left, right)
 
 
-def _reversed(right: Tensor, left: Tensor, **kwargs: Any) -> Product:
+def _second_and_third(added: Any, left: Tensor, right: Tensor, **kwargs: Any) -> Product:
     return matmul_product(left, right)
 
 
 PRODUCTS: dict[Any, Callable[..., Product | Iterator[Product]]] = {
-    **dict.fromkeys(
-        (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.linalg.matmul, torch.mm, Tensor.mm),
-        _two,
-    ),
-    **dict.fromkeys((torch.bmm, Tensor.bmm, torch.mv, Tensor.mv, torch.dot, Tensor.dot), _two),
-    Tensor.__rmatmul__: _reversed,
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.linalg.matmul), _two),
+    **dict.fromkeys((torch.mm, Tensor.mm, torch.bmm, Tensor.bmm), _two),
+    **dict.fromkeys((torch.mv, Tensor.mv, torch.dot, Tensor.dot), _two),
+    Tensor.__rmatmul__: lambda right, left: matmul_product(left, right),
     **dict.fromkeys((torch.addmm, Tensor.addmm, Tensor.addmm_), _second_and_third),
     **dict.fromkeys((torch.baddbmm, Tensor.baddbmm, Tensor.baddbmm_), _second_and_third),
     **dict.fromkeys((torch.addmv, Tensor.addmv, Tensor.addmv_), _second_and_third),
@@ -190,13 +179,11 @@ class ProductCall:
     weight: Tensor | None = None
     type: str = MATMUL
 
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Return the sizes of both factors."""
+    def shapes(self) -> tuple[Shape, ...]:
         return tuple(part.sizes for part in self.product.factors)
 
     def described(self, name: str, place: Place, find: FindKind) -> LayerRecord:
-        """Return the record of the product, with what this call shows of it."""
-        kinds, rows = self._driven(find), self.rows(place)
+        kinds, rows = tuple(kind or SPIKES for kind in self._kinds(find)), self.rows(place)
         inner = next(axes for axes in place.axes if axes).inner
         sizes = {c: size for c, size in self.product.sizes().items() if c not in rows}
         per_row = [
@@ -205,6 +192,11 @@ class ProductCall:
         ]
         driving = [size for size, kind in zip(per_row, kinds, strict=True) if kind != REAL]
         macs = prod(sizes.values()) * inner
+        left, right = (set(part.letters) for part in self.product.factors)
+        out = set(self.product.output)
+        # H, M, K, P: how often [M, K] x [K, P] is computed for one image and step.
+        groups = (left & right & out, left - right, (left & right) - out, right - left)
+        heads, *shape = (prod(sizes.get(c, 1) for c in group) for group in groups)
         facts = LayerFacts(
             name=name,
             type=MATMUL,
@@ -216,37 +208,33 @@ class ProductCall:
             weight_bytes=0 if self.weight is None else self.weight.element_size(),
             bias_bytes=0,
             parameters=0 if self.weight is None else self.weight.numel(),
-            product=self._heads(sizes, inner),
+            product=(heads * inner, shape[0], shape[1], shape[2]),
         )
         return LayerRecord(facts, operand_kinds=kinds, operand_sizes=tuple(per_row))
 
     def tallied(
         self, record: LayerRecord, place: Place, find: FindKind, detailed: bool
     ) -> tuple[Tallied, str]:
-        """Return the count of the call, and what drives it ("" for nothing but zeros)."""
-        left, right = self._kinds(find)
-        kinds = (left or SPIKES, right or SPIKES)
-        counted, operands = tally_product(self.product, self.rows(place), kinds)
-        pairs = zip(record.operand_kinds, kinds, strict=True)
+        found = self._kinds(find)
+        left, right = (kind or SPIKES for kind in found)
+        counted, operands = tally_product(self.product, self.rows(place), (left, right))
+        # As with layers, one call of real values makes the factor real.
+        pairs = zip(record.operand_kinds, (left, right), strict=True)
         record.operand_kinds = tuple(max(pair, key=lambda kind: RANK[kind]) for pair in pairs)
         leading = next(axes for axes in place.axes if axes)
         shape = (leading.steps(place.timesteps), place.images, -1)
         call = Tallied(
             place,
             counted.reshape(3, *shape).sum(-1),
-            SPIKES in kinds,
+            SPIKES in (left, right),
             operands=operands.reshape(2, *shape).sum(-1),
         )
         # Sums drive a product where there are some, else spikes; real values where nothing does.
-        found = {kind for kind in (left, right) if kind != REAL}
-        drives = next((kind for kind in (SUMS, SIGNED, SPIKES) if kind in found), "")
-        return call, drives if found else REAL
+        drives = [kind for kind in found if kind != REAL]
+        return call, max(drives, key=lambda kind: RANK[kind], default=REAL)
 
     def rows(self, place: Place) -> str:
-        """Return the letters of time and batch.
-
-        Raises TserError where the product goes over the images.
-        """
+        """Return the letters of time and batch. Raises TserError where images are multiplied."""
         batches, times = set(), set()
         for found, part in zip(place.axes, self.product.factors, strict=True):
             if found is not None:
@@ -259,23 +247,12 @@ class ProductCall:
             )
         return "".join(times) + "".join(batches)
 
-    def _kinds(self, find: FindKind) -> tuple[str, str]:
-        left, right = (
+    def _kinds(self, find: FindKind) -> list[str]:
+        # A weight is no spike, even where all of its values happen to be 0 and 1.
+        return [
             REAL if part.tensor is None or part.tensor is self.weight else find(i, part.tensor)
             for i, part in enumerate(self.product.factors)
-        )
-        return left, right
-
-    def _driven(self, find: FindKind) -> tuple[str, ...]:
-        return tuple(kind or SPIKES for kind in self._kinds(find))
-
-    def _heads(self, sizes: dict[str, int], inner: int) -> tuple[int, int, int, int]:
-        """H, M, K, P: how often [M, K] x [K, P] is computed for one image and step."""
-        left, right = (set(part.letters) for part in self.product.factors)
-        out = set(self.product.output)
-        groups = (left & right & out, left - right, (left & right) - out, right - left)
-        heads, rows, inside, columns = (prod(sizes.get(c, 1) for c in group) for group in groups)
-        return heads * inner, rows, inside, columns
+        ]
 
 
 def tally_product(product: Product, rows: str, kinds: tuple[str, str]) -> tuple[Tensor, Tensor]:
@@ -287,13 +264,19 @@ def tally_product(product: Product, rows: str, kinds: tuple[str, str]) -> tuple[
     sizes = product.sizes()
     shape = tuple(sizes[letter] for letter in rows)
     device = next(x.device for part in product.factors if (x := part.tensor) is not None)
-    nonzero = [_nonzero(part, rows, shape, device) for part in product.factors]
+    nonzero = []
+    for part in product.factors:
+        if part.tensor is None:  # all of its elements, as a softmax gives no zeros
+            inside = prod(s for c, s in zip(part.letters, part.sizes, strict=True) if c not in rows)
+            nonzero.append(torch.full(shape, inside, device=device))
+        else:
+            nonzero.append(_sum(part.tensor.ne(0), part.letters, rows, shape))
     driving = [i for i in range(2) if kinds[i] != REAL]
     if not driving:
         zeros = torch.zeros_like(nonzero[0])
         return torch.stack((nonzero[0] + nonzero[1], zeros, zeros)), torch.stack(nonzero)
     if len(driving) == 2:
-        events, value = _both(product, rows)
+        events, value = (_both(product, rows, change) for change in (lambda x: x.ne(0), torch.abs))
     else:
         part, other = product.factors[driving[0]], product.factors[1 - driving[0]]
         meets = prod(sizes[c] for c in other.letters if c not in part.letters and c not in rows)
@@ -304,34 +287,21 @@ def tally_product(product: Product, rows: str, kinds: tuple[str, str]) -> tuple[
     return torch.stack((used, events, value)), torch.stack(nonzero)
 
 
-def _both(product: Product, rows: str) -> tuple[Tensor, Tensor]:
+def _both(product: Product, rows: str, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the sum of |a * b| over a product of two factors of spikes, with `change` of each."""
     shared = set(product.left.letters) & set(product.right.letters)
-    results = []
-    changes: tuple[Callable[[Tensor], Tensor], ...] = (lambda x: x.ne(0), torch.abs)
-    for change in changes:
-        reduced, names = [], []
-        for part in product.factors:
-            assert part.tensor is not None, "a factor that is never formed is real"
-            keep = "".join(c for c in part.letters if c in shared or c in rows)
-            away = [i for i, c in enumerate(part.letters) if c not in keep]
-            x = change(part.tensor)
-            reduced.append(x.sum(away, dtype=torch.float64) if away else x.double())
-            names.append(keep)
-        results.append(_einsum(names, reduced, rows))
-    return results[0], results[1]
-
-
-def _einsum(names: list[str], tensors: list[Tensor], rows: str) -> Tensor:
+    reduced, names = [], []
+    for part in product.factors:
+        assert part.tensor is not None, "a factor that is never formed is real"
+        # An axis that the other factor lacks is summed first: then no product is ever formed.
+        keep = "".join(c for c in part.letters if c in shared or c in rows)
+        away = [i for i, c in enumerate(part.letters) if c not in keep]
+        x = change(part.tensor)
+        reduced.append(x.sum(away, dtype=torch.float64) if away else x.double())
+        names.append(keep)
     # Sums are whole numbers below 2^53, exact in float64 whatever the order.
-    total: Tensor = torch.einsum(f"{','.join(names)}->{rows}", *tensors)
+    total: Tensor = torch.einsum(f"{','.join(names)}->{rows}", *reduced)
     return total.round().long()
-
-
-def _nonzero(part: Factor, rows: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    if part.tensor is None:
-        inside = prod(s for c, s in zip(part.letters, part.sizes, strict=True) if c not in rows)
-        return torch.full(shape, inside, device=device)
-    return _sum(part.tensor.ne(0), part.letters, rows, shape)
 
 
 def _sum(x: Tensor, letters: str, rows: str, shape: tuple[int, ...]) -> Tensor:

@@ -1,8 +1,7 @@
 """Seeing every convolution, linear layer and matrix product of a network while it runs.
 
 Functions of torch are watched, not modules, so that functional calls, products of attention and
-layers of the user's own are seen as they are. What compiled or scripted code does inside is not:
-`Unclaimed` finds it, one level below, where every operation of torch passes.
+layers of the user's own are seen as they are.
 
 Below: trial runs on a few images, which show what a network does, in which order, on what shapes.
 """
@@ -13,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -54,8 +52,8 @@ class Interceptor(TorchFunctionMode):
         self.running = False
         self.claimed = False
         self.path: list[str] = []
-        # By identity: a parameter that two modules share is one layer's.
-        # The layer of each parameter: what `weight` belongs to, or the parameter's own name.
+        # The layer of each parameter: what `weight` belongs to, or the parameter's own name. By
+        # identity: a parameter that two modules share is one layer's.
         self._owners = {
             id(value): name.removesuffix(".weight") for name, value in network.named_parameters()
         }
@@ -87,11 +85,12 @@ class Interceptor(TorchFunctionMode):
             yield self._convolution(*CONVOLUTIONS[func], *args, **kwargs)
         elif func is F.linear:
             yield self._layer(LINEAR, *args, **kwargs)
-        elif func in PRODUCTS and (func is not torch.einsum or _multiplies(args)):
+        elif func in PRODUCTS:
             found = PRODUCTS[func](*args, **kwargs)
             for product in [found] if isinstance(found, Product) else found:
                 yield self._product(product)
 
+    # With torch's own parameters, so that positions and names are bound as torch binds them.
     def _convolution(
         self,
         dimensions: int,
@@ -106,7 +105,11 @@ class Interceptor(TorchFunctionMode):
     ) -> LayerCall:
         names = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
         others = {**dict(zip(names, rest, strict=False)), **named}
-        tuples = partial(_each_axis, dimensions)
+
+        def tuples(value: Any) -> tuple[int, ...]:
+            values = (value,) if isinstance(value, int) else tuple(int(v) for v in value)
+            return values * dimensions if len(values) == 1 else values
+
         kernel, dilation = tuple(weight.shape[2:]), tuples(others.get("dilation", 1))
         groups = int(others.get("groups", 1))
         zeros = padding if isinstance(padding, str) else tuples(padding)
@@ -151,11 +154,9 @@ OTHERS = {F.linear, *PRODUCTS}
 def intercepted(
     network: nn.Module, sink: Sink, leaving: Leaving | None = None
 ) -> Iterator[Interceptor]:
-    """Watch `network` inside the `with`: `sink` gets operations, `leaving` modules and outputs.
-
-    A copy of the network that is made meanwhile carries the hooks along; they let it alone.
-    """
+    """Watch `network` inside the `with`: `sink` gets operations, `leaving` modules and outputs."""
     interceptor = Interceptor(network, sink)
+    # By identity: a copy that is made meanwhile carries the hooks along, and they let it alone.
     names = {id(module): name for name, module in network.named_modules()}
 
     def enter(module: nn.Module, args: Any) -> None:
@@ -175,7 +176,7 @@ def intercepted(
         interceptor.running = bool(interceptor.path)
 
     with ExitStack() as stack:
-        # Importing dynamo is slow, and only what was compiled needs it off.
+        # Compiled code can't be watched. Importing dynamo is slow, so only where it was.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         for module in network.modules():
@@ -185,18 +186,6 @@ def intercepted(
             stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         stack.enter_context(interceptor)
         yield interceptor
-
-
-def _multiplies(args: tuple[Any, ...]) -> bool:
-    operands = args[1:]
-    if len(operands) == 1 and isinstance(operands[0], list | tuple):
-        operands = tuple(operands[0])
-    return len(operands) > 1
-
-
-def _each_axis(dimensions: int, value: Any) -> tuple[int, ...]:
-    values = (value,) if isinstance(value, int) else tuple(int(v) for v in value)
-    return values * dimensions if len(values) == 1 else values
 
 
 MATRIX_OPERATIONS = {
@@ -251,6 +240,9 @@ class TrialRun:
 class Unclaimed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Finds matrix operations that no watched function made, and adds up all other FLOP."""
 
+    # One level below functions, where every operation of torch passes: compiled or scripted code
+    # calls no function that could be watched, and would be missing from the count without a word.
+
     def __init__(self, interceptor: Interceptor, trace: TrialRun, neurons: set[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.interceptor, self.trace, self.neurons = interceptor, trace, neurons
@@ -288,10 +280,7 @@ class Unclaimed(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def trace(network: nn.Module, presentation: Presentation, neurons: set[str]) -> TrialRun:
-    """Run a copy of `network`, and note the calls of its operations and of its layers of neurons.
-
-    Raises TserError where the network fails.
-    """
+    """Run a copy of `network`; return the calls of operations and neurons. Raises TserError."""
     found, made = TrialRun(), fresh_copy(network)
     at = [0]
 
@@ -321,6 +310,7 @@ def survey(network: nn.Module, presentation: Presentation) -> TrialRun:
 
     def leaving(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         fed, x = first_tensor(args), first_tensor(output)
+        # One that holds a layer is a block of the network, whatever comes out of it.
         if name in busy or name in known or name in inside or fed is None or x is None:
             return
         if find_kind(x) == SPIKES and find_kind(fed) not in ("", SPIKES):

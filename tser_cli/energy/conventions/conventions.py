@@ -20,7 +20,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tser_cli.energy import joules
 from tser_cli.energy.counter import first_tensor
 from tser_cli.energy.counts import (
     CONV,
@@ -34,6 +33,7 @@ from tser_cli.energy.counts import (
     Operand,
     mean_of,
 )
+from tser_cli.energy.joules import formula_operations, priced
 from tser_cli.energy.prices import Profile
 from tser_cli.energy.tally import find_kind
 
@@ -106,8 +106,7 @@ class Attention:
 
 
 def attentions(counts: Counts) -> Iterator[Attention]:
-    """Yield the pairs of products, in the order in which they run; products on their own are left
-    out.
+    """Yield the pairs of products, in the order in which they run, without products on their own.
 
     A pair is two products in a row of one module, of which the first has two factors of spikes and
     the second takes its result, [N, N] or [d, d], beside a factor of spikes.
@@ -147,7 +146,7 @@ def _pair(first: LayerCounts, second: LayerCounts) -> Attention | None:
 
 
 def _rate(operand: Operand, layer: LayerCounts) -> float:
-    executed = float(layer.executed_T.sum())
+    executed = layer.executions
     return mean_of(operand.nonzero_TI) / (operand.size * executed)
 
 
@@ -180,11 +179,6 @@ def rate_flop(layer: LayerCounts) -> float:
     return mean_of(layer.nonzero_TI) / size * layer.layer.macs_formula
 
 
-def executions(layer: LayerCounts) -> int:
-    """Return how often a layer is computed for one image."""
-    return int(layer.executed_T.sum())
-
-
 def exact(layer: LayerCounts, counts: Counts) -> Operations:
     """Return the count of this package: by value, without the padding."""
     return Operations(float(layer.step_macs.sum()), mean_of(layer.value_TI))
@@ -193,31 +187,26 @@ def exact(layer: LayerCounts, counts: Counts) -> Operations:
 def formula(layer: LayerCounts, counts: Counts) -> Operations:
     """Firing rate x T x FLOP where spikes drive a layer, FLOP as often as it is computed else."""
     if not layer.layer.accumulates:
-        return Operations(macs=float(executions(layer) * layer.layer.macs_formula))
-    return Operations(acs=float(joules.formula_operations(layer).sum()))
+        return Operations(macs=float(layer.executions * layer.layer.macs_formula))
+    return Operations(acs=float(formula_operations(layer).sum()))
 
 
 def spikformer(layer: LayerCounts, counts: Counts) -> Operations:
     """Firing rate x T x FLOP of everything but the stem, whose FLOP count once an image."""
     if any(layer is stem for stem in counts.stem):
         return Operations(macs=float(layer.layer.macs_formula))
+    # Real inputs too: the paper prices all blocks as spikes.
     return Operations(acs=rate_flop(layer))
 
 
 def spikingjelly(layer: LayerCounts, counts: Counts) -> Operations:
     """Exact where a call met 0 and 1 alone; the whole call dense, with its padding, where not."""
     assert layer.binary_TI is not None, "counted with the details of calls"
-    if layer.operands:
-        return _spikingjelly_product(layer)
-    dense_TI = (1 - layer.binary_TI) * layer.executed_T[:, None].clip(max=1)
-    events_TI = layer.events_TI * layer.binary_TI
-    if layer.layer.input_kind == REAL:
-        events_TI = events_TI * 0
-    macs = mean_of(dense_TI) * layer.layer.macs_formula
-    return Operations(macs, mean_of(events_TI))
-
-
-def _spikingjelly_product(layer: LayerCounts) -> Operations:
+    if not layer.operands:
+        # Its counter asks whether a whole tensor is binary: one 2 in a batch bills all of it.
+        dense_TI = (1 - layer.binary_TI) * layer.executed_T[:, None].clip(max=1)
+        spikes_TI = layer.events_TI * layer.binary_TI * int(layer.layer.accumulates)
+        return Operations(mean_of(dense_TI) * layer.layer.macs_formula, mean_of(spikes_TI))
     assert layer.layer.product is not None
     _, rows, _, columns = layer.layer.product
     left, right = layer.operands
@@ -227,7 +216,7 @@ def _spikingjelly_product(layer: LayerCounts) -> Operations:
         return Operations(acs=mean_of(left.nonzero_TI) * columns)
     if right.kind == SPIKES:
         return Operations(acs=mean_of(right.nonzero_TI) * rows)
-    return Operations(macs=float(executions(layer) * layer.layer.macs))
+    return Operations(macs=float(layer.executions * layer.layer.macs))
 
 
 def neurobench(layer: LayerCounts, counts: Counts) -> Operations:
@@ -251,15 +240,15 @@ def biases(layer: LayerCounts, once_a_call: bool) -> float:
     if not facts.bias_bytes:
         return 0.0
     if facts.conv is None and once_a_call:
-        return facts.macs / facts.neurons_in * layer.calls / executions(layer)
+        return facts.macs / facts.neurons_in * layer.calls / layer.executions
     return float(facts.outputs)
 
 
 def syops(layer: LayerCounts, counts: Counts) -> Operations:
     """Firing rate x (FLOP + biases) where a call met 0 and 1 alone, FLOP + biases else."""
-    if layer.layer.type == MATMUL:
-        return Operations()
-    return by_rate(layer, counts, once_a_call=True)
+    # It hooks modules, and so never sees a product.
+    matmul = layer.layer.type == MATMUL
+    return Operations() if matmul else by_rate(layer, counts, once_a_call=True)
 
 
 def by_rate(
@@ -272,30 +261,23 @@ def by_rate(
     """
     if layer.layer.type == MATMUL:
         if not layer.layer.accumulates:
-            return Operations(macs=float(executions(layer) * layer.layer.macs))
+            return Operations(macs=float(layer.executions * layer.layer.macs))
         return Operations(acs=rate_flop(layer))
-    facts = layer.layer
-    flop = _output_flop(layer) + biases(layer, once_a_call)
+    facts, flop = layer.layer, float(layer.layer.macs_formula)
+    if facts.conv is not None and facts.conv.transposed:
+        # Kernel x in_channels x out_channels / groups x outputs, as if it were none.
+        taps = prod(facts.conv.kernel) * facts.conv.in_channels // facts.conv.groups
+        flop = float(taps * facts.outputs)
+    flop += biases(layer, once_a_call)
     if facts.input_kind == SPIKES or (facts.input_kind == SUMS and sums):
         fed = layer.nonzero_TI if layer.total_TI is None else layer.total_TI
         return Operations(acs=mean_of(fed) / facts.neurons_in * flop)
-    return Operations(macs=executions(layer) * flop)
-
-
-def _output_flop(layer: LayerCounts) -> float:
-    """FLOP as kernel x in_channels x out_channels / groups x outputs, of transposed ones too."""
-    shape = layer.layer.conv
-    if shape is None or not shape.transposed:
-        return float(layer.layer.macs_formula)
-    positions = layer.layer.outputs // shape.out_channels
-    return float(
-        prod(shape.kernel) * shape.in_channels * (shape.out_channels // shape.groups) * positions
-    )
+    return Operations(macs=layer.executions * flop)
 
 
 def spikingformer_pair(pair: Attention, counts: Counts) -> Operations:
     """T H N d^2 (min(r_k, r_v) + r_q)."""
-    base = executions(pair.layers[0]) * pair.heads * pair.tokens * pair.width**2
+    base = pair.layers[0].executions * pair.heads * pair.tokens * pair.width**2
     return Operations(acs=base * (min(pair.rate_k, pair.rate_v) + pair.rate_q))
 
 
@@ -314,7 +296,7 @@ def resformer(layer: LayerCounts, counts: Counts) -> Operations:
 
 def spike_driven_pair(pair: Attention, counts: Counts) -> Operations:
     """T (r_q + r_k) N D, D the width of all heads."""
-    base = executions(pair.layers[0]) * pair.tokens * pair.heads * pair.width
+    base = pair.layers[0].executions * pair.tokens * pair.heads * pair.width
     return Operations(acs=base * (pair.rate_q + pair.rate_k))
 
 
@@ -363,15 +345,6 @@ def count_as(convention: Convention, counts: Counts) -> Operations:
     return total
 
 
-def energy_of(operations: Operations, profile: Profile) -> float:
-    """Energy of one image, pJ."""
-    return operations.macs * profile.mac_pj + operations.acs * profile.ac_pj
-
-
-NEAR = 0.05
-"""How far a figure may be from a convention's that is taken to have made it."""
-
-
 @dataclass(frozen=True)
 class AsCounted:
     """One convention's figures of one image; `differs_by`: why they are not the exact ones."""
@@ -397,14 +370,15 @@ def compare(counts: Counts, profile: Profile, others: Auxiliary | None = None) -
     if any(layer.layer.type == MATMUL for layer in counts.layers):
         chosen.update(ATTENTION)
     exact = count_as(chosen["exact"], counts)
-    base = energy_of(exact, profile)
+    base: float = priced(exact.macs, exact.acs, profile)
     compared = []
     for name, convention in chosen.items():
         found = count_as(convention, counts)
         if name == "syops" and others is not None:
             images = counts.images
             found += Operations(others.macs / images, others.acs / images)
-        energy = energy_of(found, profile)
+        energy: float = priced(found.macs, found.acs, profile)
+        # A reason may apply and yet change nothing: where the figures agree none is given.
         differs = found != exact
         reasons = tuple(r for r in convention.reasons if differs and APPLIES[r](counts))
         ratio = energy / base if base else None
@@ -414,7 +388,8 @@ def compare(counts: Counts, profile: Profile, others: Auxiliary | None = None) -
 
 def matching(compared: Sequence[AsCounted], energy_pj: float) -> list[AsCounted]:
     """Return the conventions within 5 % of a figure, the nearest first."""
-    near = [one for one in compared if abs(one.energy_pj - energy_pj) <= NEAR * energy_pj]
+    # Papers print two or three digits, of an average over other images than these.
+    near = [one for one in compared if abs(one.energy_pj - energy_pj) <= 0.05 * energy_pj]
     return sorted(near, key=lambda one: abs(one.energy_pj - energy_pj))
 
 
@@ -429,15 +404,9 @@ def _dense(layer: LayerCounts) -> bool:
 
 
 def _zeros(layer: LayerCounts) -> bool:
-    if layer.effective_TI is None or layer.layer.input_kind != REAL:
-        return False
-    return bool((layer.effective_TI < layer.step_macs[:, None]).any())
-
-
-def _zero_weights(layer: LayerCounts) -> bool:
-    if layer.effective_TI is None or not layer.layer.accumulates:
-        return False
-    return bool((layer.effective_TI != layer.events_TI).any())
+    """Return whether operations on zeros, of weights or of real inputs, could be left out."""
+    of_TI = layer.events_TI if layer.layer.accumulates else layer.step_macs[:, None]
+    return layer.effective_TI is not None and bool((layer.effective_TI != of_TI).any())
 
 
 def _padded(layer: LayerCounts) -> bool:
@@ -452,11 +421,11 @@ APPLIES: dict[str, Callable[[Counts], bool]] = {
     RATES: lambda counts: any(True for _ in attentions(counts)),
     EVENTS: _any(lambda x: bool((x.events_TI != x.value_TI).any())),
     DENSE: _any(lambda x: x.layer.input_kind == SUMS and not x.operands and _dense(x)),
-    ONCE: lambda counts: any(executions(layer) > 1 for layer in counts.stem),
+    ONCE: lambda counts: any(layer.executions > 1 for layer in counts.stem),
     BIASES: _any(lambda x: x.layer.bias_bytes > 0),
     OTHERS: lambda counts: True,
-    WEIGHTS: _any(_zero_weights),
-    ZEROS: _any(_zeros),
+    WEIGHTS: _any(lambda x: x.layer.accumulates and _zeros(x)),
+    ZEROS: _any(lambda x: not x.layer.accumulates and _zeros(x)),
     NO_PRODUCTS: _any(lambda x: x.layer.type == MATMUL),
     NO_TRANSPOSED: _any(lambda x: x.layer.conv is not None and x.layer.conv.transposed),
     REAL_BY_RATE: lambda counts: any(

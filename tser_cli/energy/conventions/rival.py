@@ -77,29 +77,28 @@ def word_pj(memory_bytes: float) -> float:
     return float(np.interp(memory_bytes, SRAM_BYTES, SRAM_PJ_PER_WORD))
 
 
-def covered(counts: Counts) -> list[LayerCounts]:
-    """Return the layers that the model has formulas for: no products, nothing transposed."""
-    return [
-        layer
-        for layer in counts.layers
-        if layer.layer.type != MATMUL
-        and not (layer.layer.conv is not None and layer.layer.conv.transposed)
-    ]
-
-
-def omitted(counts: Counts) -> LemaireEnergy:
-    """Return an energy of nothing, with the names of the layers that have no formula."""
-    has_formula = covered(counts)
-    left_out = [x for x in counts.layers if not any(x is layer for layer in has_formula)]
-    return LemaireEnergy(omitted=tuple(layer.layer.name for layer in left_out))
+def has_formula(layer: LayerCounts) -> bool:
+    """Return whether the model says what a layer costs: no product, nothing transposed."""
+    conv = layer.layer.conv
+    return layer.layer.type != MATMUL and not (conv is not None and conv.transposed)
 
 
 def snn_energy(counts: Counts) -> LemaireEnergy:
     """Energy of one image over all time steps, from counts with the details of calls."""
-    total = omitted(counts)
-    for layer in covered(counts):
+    total = LemaireEnergy()
+    for layer in counts.layers:
+        if not has_formula(layer):
+            total += LemaireEnergy(omitted=(layer.layer.name,))
+            continue
         total += spiking_layer(layer)
-        total += dense_layer(layer, _dense_executions(layer), writes=not counts.neurons)
+        # What a layer met beside 0 and 1 is dense, as are all calls of a layer of real values.
+        dense = float(layer.executions)
+        if layer.layer.input_kind == SPIKES or layer.binary_TI is None:
+            dense = 0.0 if layer.layer.accumulates else dense
+        elif layer.layer.accumulates:
+            dense -= mean_of(layer.binary_TI)
+        # Where neurons follow, their spikes are what is written.
+        total += dense_layer(layer, dense, writes=not counts.neurons)
     for neurons in counts.neurons:
         total += neuron_energy(neurons, counts.timesteps)
     return total
@@ -107,9 +106,12 @@ def snn_energy(counts: Counts) -> LemaireEnergy:
 
 def ann_energy(counts: Counts) -> LemaireEnergy:
     """Energy of one pass through the ANN of the same shape: every layer once, dense."""
-    total = omitted(counts)
-    for layer in covered(counts):
-        total += dense_layer(layer, 1, writes=True)
+    total = LemaireEnergy()
+    for layer in counts.layers:
+        if has_formula(layer):
+            total += dense_layer(layer, 1, writes=True)
+        else:
+            total += LemaireEnergy(omitted=(layer.layer.name,))
     return total
 
 
@@ -138,9 +140,7 @@ def spiking_layer(layer: LayerCounts) -> LemaireEnergy:
 
 
 def dense_layer(layer: LayerCounts, executions: float, writes: bool) -> LemaireEnergy:
-    """Return what a layer costs that is computed so often with real inputs; `writes`: its outputs
-    too.
-    """
+    """Return the cost of a layer computed so often on real inputs; `writes`: its outputs too."""
     facts = layer.layer
     uses = executions * facts.macs_formula
     biases = executions * facts.outputs if facts.bias_bytes else 0.0
@@ -170,15 +170,6 @@ def neuron_energy(neurons: NeuronCounts, timesteps: int) -> LemaireEnergy:
         activations_pj=spikes * word_pj(QUEUE_BYTES),
         potentials_pj=2 * updates * word_pj(neurons.updates * WORD_BYTES),
     )
-
-
-def _dense_executions(layer: LayerCounts) -> float:
-    executed = float(layer.executed_T.sum())
-    if layer.layer.input_kind == SPIKES or layer.binary_TI is None:
-        return 0.0 if layer.layer.accumulates else executed
-    if not layer.layer.accumulates:
-        return executed
-    return executed - mean_of(layer.binary_TI)
 
 
 YAN_RATE, YAN_STEPS = 0.057, 5
@@ -220,85 +211,62 @@ def bits_for(timesteps: int) -> int:
 
 def fair_rival(counts: Counts, profile: Profile) -> Rival:
     """Return the rival of a network that was counted with details."""
-    bits = bits_for(counts.timesteps)
-    rate = operation_rate(counts)
-    return Rival(
-        timesteps=counts.timesteps,
-        bits=bits,
-        spike_rate=rate,
-        arithmetic=_arithmetic(counts, profile, bits, rate),
-        with_memory=_with_memory(counts, bits, rate),
-    )
+    bits, rate = bits_for(counts.timesteps), operation_rate(counts)
+    arithmetic, memory = _arithmetic(counts, profile, bits, rate), _with_memory(counts, bits, rate)
+    return Rival(counts.timesteps, bits, rate, arithmetic, memory)
 
 
 def operation_rate(counts: Counts) -> float:
     """Accumulates over those of an SNN whose every input spikes at every step, 0 without spikes."""
     driven = [layer for layer in counts.layers if layer.layer.accumulates]
-    possible = sum(layer.layer.macs * int(layer.executed_T.sum()) for layer in driven)
-    if not possible:
-        return 0.0
-    return sum(mean_of(layer.value_TI) for layer in driven) / possible
+    possible = sum(layer.layer.macs * layer.executions for layer in driven)
+    return sum(mean_of(layer.value_TI) for layer in driven) / possible if possible else 0.0
 
 
 def _arithmetic(counts: Counts, profile: Profile, bits: int, rate: float) -> RivalDuel:
     accumulates = sum(mean_of(x.value_TI) for x in counts.layers) * profile.ac_pj
     fixed = sum(int(layer.step_macs.sum()) for layer in counts.layers) * profile.mac_pj
-    rival = sum(layer.layer.macs * _mac_pj(layer, profile, bits) for layer in counts.layers)
+    rival = 0.0
+    for layer in counts.layers:
+        # The stem's inputs are as they are; other activations have `bits`.
+        width = 8 * (layer.layer.weight_bytes or 4)
+        part = min(bits / width, 1.0) if layer.layer.accumulates else 1.0
+        multiply = (profile.mac_pj - profile.ac_pj) * part
+        price = profile.ac_pj + multiply if layer.layer.accumulates else profile.mac_pj
+        rival += layer.layer.macs * price
     return RivalDuel(fixed + accumulates, rival, _break_even(fixed, accumulates, rival, rate))
 
 
-def _mac_pj(layer: LayerCounts, profile: Profile, bits: int) -> float:
-    """Return a multiply-accumulate of a b-bit activation; the stem's inputs are as they are."""
-    if not layer.layer.accumulates:
-        return profile.mac_pj
-    width = 8 * (layer.layer.weight_bytes or 4)
-    return profile.ac_pj + (profile.mac_pj - profile.ac_pj) * min(bits / width, 1.0)
-
-
 def _with_memory(counts: Counts, bits: int, rate: float) -> RivalDuel:
-    snn = snn_energy(counts)
-    spikes = _of_spikes(counts)
-    rival = LemaireEnergy()
-    for layer in covered(counts):
+    snn, rival = snn_energy(counts), LemaireEnergy()
+    spikes = LemaireEnergy()  # the part that grows with them
+    for layer in filter(has_formula, counts.layers):
+        spikes += spiking_layer(layer)
         dense = dense_layer(layer, 1, writes=True)
-        rival += _narrowed(dense, layer, bits) if layer.layer.accumulates else dense
-    fixed = snn.total_pj - spikes.total_pj
-    even = _break_even(fixed, spikes.total_pj, rival.total_pj, rate)
-    return RivalDuel(snn.total_pj, rival.total_pj, even)
-
-
-def _of_spikes(counts: Counts) -> LemaireEnergy:
-    """Return the part of the SNN's energy that grows with its spikes, with memory."""
-    total = LemaireEnergy()
-    for layer in covered(counts):
-        total += spiking_layer(layer)
+        if layer.layer.accumulates:
+            saved = layer.layer.macs_formula * MULTIPLY_PJ * (1 - bits / WORD_BITS)
+            dense = replace(
+                dense,
+                arithmetic_pj=dense.arithmetic_pj - saved,
+                activations_pj=dense.activations_pj * (bits / WORD_BITS),
+            )
+        rival += dense
     for neurons in counts.neurons:
         assert neurons.spikes_TI is not None, "counted with the details of neurons"
         resting = replace(neurons, spikes_TI=np.zeros_like(neurons.spikes_TI))
         moving = neuron_energy(neurons, counts.timesteps)
         still = neuron_energy(resting, counts.timesteps)
-        total += LemaireEnergy(
+        spikes += LemaireEnergy(
             arithmetic_pj=moving.arithmetic_pj - still.arithmetic_pj,
             activations_pj=moving.activations_pj - still.activations_pj,
         )
-    return total
-
-
-def _narrowed(dense: LemaireEnergy, layer: LayerCounts, bits: int) -> LemaireEnergy:
-    """Return a dense layer whose activations have `bits` instead of 32."""
-    part = bits / WORD_BITS
-    multiplications = layer.layer.macs_formula * MULTIPLY_PJ
-    return replace(
-        dense,
-        arithmetic_pj=dense.arithmetic_pj - multiplications * (1 - part),
-        activations_pj=dense.activations_pj * part,
-    )
+    fixed = snn.total_pj - spikes.total_pj
+    even = _break_even(fixed, spikes.total_pj, rival.total_pj, rate)
+    return RivalDuel(snn.total_pj, rival.total_pj, even)
 
 
 def _break_even(fixed: float, moving: float, rival: float, rate: float) -> float | None:
-    """Return the spike rate at which fixed + moving, which grows with it, costs what the rival
-    does.
-    """
+    """Return the rate at which fixed + moving, which grows with it, costs what the rival does."""
     if moving <= 0 or rival <= fixed:
         return None
     return rate * (rival - fixed) / moving

@@ -21,13 +21,16 @@ from torch import Tensor, nn
 from tser_cli.base.errors import ConfigError, DataError, TserError, unknown
 from tser_cli.base.files import check_folder, write_text
 from tser_cli.data.loaders import build_eval_loader
-from tser_cli.energy.any_network.find_layout import choose
 from tser_cli.energy.any_network.layouts import AUTO, INSIDE, LAYOUTS, Presentation, present
-from tser_cli.energy.any_network.network_counter import TrialCounter, count_operations
+from tser_cli.energy.any_network.network_counter import (
+    TrialCounter,
+    as_declared,
+    choose,
+    count_operations,
+)
 from tser_cli.energy.any_network.plan import TrialPlan, make_plan
 from tser_cli.energy.conventions import rival
 from tser_cli.energy.conventions.conventions import AsCounted, Auxiliary, compare, matching
-from tser_cli.energy.counter import as_declared
 from tser_cli.energy.counts import Counts
 from tser_cli.energy.prices import DEFAULT_PROFILE, Profile, check_precision, load_profile
 from tser_cli.energy.table import Labels, energy_rows, sidecar
@@ -290,7 +293,7 @@ def presented(layout: str, images: Tensor, timesteps: int, network: nn.Module) -
 
 def uncounted_shares(plan: TrialPlan, counts: Counts) -> list[tuple[str, float]]:
     """Operations outside of neurons that are not counted, with their share of the dense FLOP."""
-    macs = sum(layer.layer.macs_formula * int(layer.executed_T.sum()) for layer in counts.layers)
+    macs = sum(layer.layer.macs_formula * layer.executions for layer in counts.layers)
     others = {name: flop / IMAGES_OF_TRIAL for name, flop in plan.survey.uncounted.items()}
     # A multiply-accumulate is two FLOP.
     total = 2 * macs + sum(others.values())
