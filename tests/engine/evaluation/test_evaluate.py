@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from tser_cli.base.errors import Interrupted
 from tser_cli.data.base import Dataset, DataSpec, TensorSource
-from tser_cli.data.loaders import Batch, build_eval_loader, evenly_spread
+from tser_cli.data.loaders import build_eval_loader, evenly_spread
 from tser_cli.energy.joules import energy_up_to
 from tser_cli.energy.prices import load_profile
 from tser_cli.engine.evaluation.early_exit import Rule, offline_exits, stops_of
@@ -27,14 +27,13 @@ from tser_cli.engine.evaluation.evaluate import (
 )
 from tser_cli.engine.runs import folder, networks
 from tser_cli.engine.runs.opened import Context
-from tser_cli.engine.runs.runtime import Runtime, make_runtime
+from tser_cli.engine.runs.runtime import Runtime
 from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.models.base import Classifier
 from tser_cli.report.csv_files import PER_TIMESTEP
 from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, read_predictions
-from tser_cli.settings.config import Config, TrainingConfig
+from tser_cli.settings.config import Config
 
-LABELS = ("run", "dataset", "split", "method", "teacher", "student")
 STEPS, IMAGES, CLASSES = 3, 101, 5
 MakeConfig = Callable[..., Config]
 MakeContext = Callable[..., Context]
@@ -89,10 +88,16 @@ def numbered() -> Dataset:
 def counted(numbered: Dataset, make_config: MakeConfig, runtime: Runtime) -> Counted:
     """`counted(model, batch)`: the model's evaluation on the numbered images."""
 
-    def count(model: Classifier, batch: int, timesteps: int = STEPS, **more: Any) -> Evaluation:
+    def count(
+        model: Classifier,
+        batch: int,
+        timesteps: int = STEPS,
+        of: tuple[int, int] = (0, 1),
+        **more: Any,
+    ) -> Evaluation:
         config = make_config({"training.eval_batch_size": batch})
-        loader = build_eval_loader(numbered, "test", config)
-        return evaluate(model, loader, runtime, timesteps, **more)
+        loader = build_eval_loader(numbered, "test", config, rank=of[0], world=of[1])
+        return evaluate(model, loader, more.pop("runtime", runtime), timesteps, **more)
 
     return count
 
@@ -173,29 +178,16 @@ def test_rows_have_the_columns_of_the_table_less_the_labels(
     counted: Counted, logits_TMK: torch.Tensor
 ) -> None:
     rows = counted(Table(logits_TMK), 32).rows()
-    assert [tuple(row) for row in rows] == [tuple(PER_TIMESTEP)[len(LABELS) :]] * STEPS
-    assert tuple(PER_TIMESTEP)[: len(LABELS)] == LABELS
+    labels = ("run", "dataset", "split", "method", "teacher", "student")
+    assert [(*labels, *row) for row in rows] == [tuple(PER_TIMESTEP)] * STEPS
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_together_count_every_image_once(
-    numbered: Dataset,
-    logits_TMK: torch.Tensor,
-    make_config: MakeConfig,
-    runtime: Runtime,
-    world: int,
+    counted: Counted, logits_TMK: torch.Tensor, world: int
 ) -> None:
-    config = make_config({"training.eval_batch_size": 8})
-    whole = evaluate(Table(logits_TMK), build_eval_loader(numbered, "test", config), runtime, STEPS)
-    parts = [
-        evaluate(
-            Table(logits_TMK),
-            build_eval_loader(numbered, "test", config, rank=rank, world=world),
-            runtime,
-            STEPS,
-        )
-        for rank in range(world)
-    ]
+    whole = counted(Table(logits_TMK), 8)
+    parts = [counted(Table(logits_TMK), 8, of=(rank, world)) for rank in range(world)]
     assert sum(part.images for part in parts) == IMAGES
     sums = [sum(column) for column in zip(*(part.correct_at for part in parts), strict=True)]
     assert sums == whole.correct_at
@@ -238,23 +230,19 @@ def test_the_teacher_is_counted_on_the_same_images(
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_mode_is_put_back(counted: Counted, logits_TMK: torch.Tensor, training: bool) -> None:
+def test_the_mode_is_put_back_and_no_gradient_is_kept(
+    counted: Counted, logits_TMK: torch.Tensor, training: bool
+) -> None:
     model = Table(logits_TMK).train(training)
+    modes = []
+    model.register_forward_hook(lambda *_: modes.append(torch.is_grad_enabled()))
     counted(model, 64)
     assert model.training is training
+    assert set(modes) == {False}
 
 
 def test_one_pass_asks_for_all_steps_and_whether_to_stop_after_each_batch(
-    counted: Counted, logits_TMK: torch.Tensor
-) -> None:
-    model, asked = Table(logits_TMK), list[int]()
-    counted(model, 40, check_stop=lambda: asked.append(len(model.asked)))
-    assert model.asked == [STEPS] * 3
-    assert asked == [1, 2, 3]
-
-
-def test_every_process_asks_equally_often_whether_to_stop(
-    numbered: Dataset, logits_TMK: torch.Tensor, make_config: MakeConfig
+    counted: Counted, logits_TMK: torch.Tensor, runtime: Runtime
 ) -> None:
     class Longest(Runtime):
         """As if another process had five batches."""
@@ -262,20 +250,15 @@ def test_every_process_asks_equally_often_whether_to_stop(
         def largest(self, value: int) -> int:
             return max(value, 5)
 
-    one = make_runtime(TrainingConfig(device="cpu"))
-    loader = build_eval_loader(numbered, "test", make_config({"training.eval_batch_size": 40}))
-    asked: list[int] = []
-    evaluate(
-        Table(logits_TMK),
-        loader,
-        Longest(one.accelerator, one.memory_format),
-        STEPS,
-        check_stop=lambda: asked.append(1),
-    )
-    assert len(asked) == 5
+    model, asked = Table(logits_TMK), list[int]()
+    counted(model, 40, check_stop=lambda: asked.append(len(model.asked)))
+    assert model.asked == [STEPS] * 3
+    assert asked == [1, 2, 3]
+    # every process asks equally often
+    longest = Longest(runtime.accelerator, runtime.memory_format)
+    counted(model, 40, runtime=longest, check_stop=lambda: asked.append(0))
+    assert len(asked) == 3 + 5
 
-
-def test_a_request_to_stop_ends_the_pass(counted: Counted, logits_TMK: torch.Tensor) -> None:
     def stop() -> None:
         raise Interrupted(15)
 
@@ -293,7 +276,6 @@ def test_answers_and_counts_are_kept_where_they_are_asked_for(
     full = counted(CountedTable(logits_TMK), 40, count=True)
     assert full.rows() == plain.rows()
     answers, labels = full.answers, numbered.test.labels
-    assert answers is not None and full.counts is not None
     assert (full.counts.images, full.counts.timesteps) == (IMAGES, STEPS)
     assert [(c.layer.name, c.layer.macs) for c in full.counts.layers] == [("layer", 2)]
     assert answers.index_I.tolist() == list(range(IMAGES))
@@ -338,11 +320,9 @@ def test_answers_and_counts_of_several_processes_are_put_in_the_images_order(
         Gathered.others.append(Gathered.shared)
     shares = [len(part[0].index_I) if part else 0 for part in Gathered.others]
     assert shares == ([6, 5, 0] if batch == 2 else [5, 3, 3])
-    assert together.answers is not None and whole.answers is not None
     assert together.answers.index_I.tolist() == list(range(len(dataset.test)))
     assert torch.equal(together.answers.prediction_TI, whole.answers.prediction_TI)
     assert torch.equal(together.answers.correct_TI, whole.answers.correct_TI)
-    assert together.counts is not None and whole.counts is not None
     assert together.counts.images == whole.counts.images == len(dataset.test)
     for mine, other in zip(together.counts.layers, whole.counts.layers, strict=True):
         assert mine.layer == other.layer
@@ -352,23 +332,17 @@ def test_answers_and_counts_of_several_processes_are_put_in_the_images_order(
     assert len(set(spikes)) > 1  # else the order would not matter
 
 
-def test_evenly_spread_images() -> None:
-    assert evenly_spread(11, 4).tolist() == [0, 2, 5, 8]
-    assert evenly_spread(3, 9).tolist() == [0, 1, 2]
-    assert evenly_spread(100, 100).tolist() == list(range(100))
-
-
 def test_some_images_of_a_split_are_evenly_spread(
     make_context: MakeContext, student: Classifier, make_config: MakeConfig
 ) -> None:
+    assert evenly_spread(3, 9).tolist() == [0, 1, 2]
+    assert evenly_spread(100, 100).tolist() == list(range(100))
+    assert evenly_spread(11, 4).tolist() == [0, 2, 5, 8]
     context = make_context(make_config({"training.eval_batch_size": 3}))
     some = evaluate_split(student, context, "test", 2, count=True, images=4)
-    assert some.images == 4
-    assert some.answers is not None and some.counts is not None
+    assert some.images == some.counts.images == 4
     assert some.answers.index_I.tolist() == [0, 2, 5, 8]
-    assert some.counts.images == 4
     whole = evaluate_split(student, context, "test", 2, count=True)
-    assert whole.answers is not None
     chosen = whole.answers.prediction_TI[:, [0, 2, 5, 8]]
     assert torch.equal(some.answers.prediction_TI, chosen)
 
@@ -381,17 +355,6 @@ def test_a_requested_stop_reaches_the_pass_over_a_split(
     with pytest.raises(Interrupted) as error:
         evaluate_split(student, make_context(make_config()), "test", 1, stop=stop)
     assert error.value.exit_code == 143
-
-
-def test_no_gradient_is_kept(runtime: Runtime, logits_TMK: torch.Tensor) -> None:
-    modes = []
-
-    def one() -> Iterator[Batch]:
-        modes.append(torch.is_grad_enabled())
-        yield Batch(torch.zeros(2, 1, 1, 1), torch.zeros(2, dtype=torch.int64), torch.arange(2))
-
-    evaluate(Table(logits_TMK), one(), runtime, STEPS)
-    assert modes == [False]
 
 
 def test_cumulative_mean_of_three_steps() -> None:
@@ -413,7 +376,6 @@ def test_the_file_says_what_the_pass_found(
     full = evaluate_split(student, context, "test", 3, count=True)
     keep_answers(run, student, context, full)
     found = read_predictions(run.folder / PREDICTIONS)
-    assert found is not None and full.counts is not None and full.answers is not None
     stops = stops_of(found, PROFILE)
     assert stops.energy_TI == pytest.approx(energy_up_to(full.counts, PROFILE))
     for threshold in (0.2, 0.4, 0.6, 1.0):
@@ -423,27 +385,18 @@ def test_the_file_says_what_the_pass_found(
         spent = torch.from_numpy(stops.energy_TI).gather(0, (exits.step_I - 1)[None]).mean()
         assert stops.energy(np.array([threshold]))[0] == pytest.approx(float(spent))
     held_out = read_predictions(run.folder / HELD_OUT)
-    assert held_out is not None and held_out.steps is not None
     assert len(held_out.labels_I) == 6
     own = evaluate_split(student, context, "validation", 3)
     assert held_out.right().sum() == own.correct_cumulative[-1]
 
 
-def test_without_held_out_images_there_is_one_file(
-    tmp_path: Path,
-    student: Classifier,
-    make_config: MakeConfig,
-    make_context: MakeContext,
+def test_a_network_that_can_t_stop_keeps_its_classes_alone(
+    student: Classifier, make_config: MakeConfig, make_context: MakeContext, tmp_path: Path
 ) -> None:
     context = make_context(make_config())
-    run = folder.create(tmp_path, "student", context.config)
-    keep_answers(run, student, context, evaluate_split(student, context, "test", 2, count=True))
-    assert read_predictions(run.folder / PREDICTIONS) is not None
-    assert read_predictions(run.folder / HELD_OUT) is None
-
-
-def test_a_network_that_can_t_stop_keeps_its_classes_alone(
-    student: Classifier, make_config: MakeConfig, make_context: MakeContext
-) -> None:
-    full = evaluate_split(student, make_context(make_config()), "test", 2, count=True)
+    full = evaluate_split(student, context, "test", 2, count=True)
     assert answered(full, can_stop=False).steps is None
+    run = folder.create(tmp_path, "student", context.config)
+    keep_answers(run, student, context, full)
+    assert read_predictions(run.folder / PREDICTIONS) is not None
+    assert read_predictions(run.folder / HELD_OUT) is None  # there are no held-out images

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +23,8 @@ from tser_cli.settings.config import Config
 
 MakeConfig = Callable[..., Config]
 MakeContext = Callable[..., Context]
-MakeFit = Callable[..., TrainingJob]
-MakeTask = Callable[..., Task]
+Job = Callable[..., TrainingJob]
+TaskOf = Callable[..., Task]
 Prepared = Callable[..., tuple[Task, Context]]
 CLOCK = ("images_per_second", "seconds")
 STILL = {"augment.crop_padding": 0, "augment.flip": False, "model.timesteps": 3}
@@ -69,6 +70,28 @@ def assert_same(a: Any, b: Any, path: str = "") -> None:
 
 
 @pytest.fixture
+def job(make_fit: Callable[..., TrainingJob], make_config: MakeConfig, tmp_path: Path) -> Job:
+    """`job("student", {"training.epochs": 3}, progress, "folder")`: a tiny training to fit."""
+
+    def make(
+        kind: str,
+        changes: dict[str, Any] | None = None,
+        progress: Silent | None = None,
+        folder: str = "",
+        **parts: Any,
+    ) -> TrainingJob:
+        return make_fit(kind, make_config(changes), tmp_path / folder, progress, **parts)
+
+    return make
+
+
+@pytest.fixture
+def task_of(make_task: Callable[..., Task], make_config: MakeConfig) -> TaskOf:
+    """`task_of({"method.name": "kd"}, "teacher")`: a seeded network and its objective."""
+    return lambda changes=None, kind="student": make_task(kind, make_config(changes))
+
+
+@pytest.fixture
 def teacher(wake: Callable[[Classifier], Classifier]) -> Classifier:
     """An ANN with running statistics that folding must take into account."""
     torch.manual_seed(7)
@@ -76,11 +99,7 @@ def teacher(wake: Callable[[Classifier], Classifier]) -> Classifier:
 
 
 @pytest.fixture
-def prepared(
-    make_config: Callable[..., Config],
-    make_context: Callable[..., Context],
-    teacher: Classifier,
-) -> Prepared:
+def prepared(make_config: MakeConfig, make_context: MakeContext, teacher: Classifier) -> Prepared:
     """`prepared(changes)`: a student's task as a run prepares it, on images that never change."""
 
     def make(changes: dict[str, Any] | None = None) -> tuple[Task, Context]:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from tests.engine.training.conftest import (
+    Job,
     MakeConfig,
     MakeContext,
-    MakeFit,
     StopsAt,
     assert_same,
     timeless,
+    weights,
 )
 from tser_cli.base.errors import DamagedError, DataError, Interrupted
 from tser_cli.base.progress import Silent
-from tser_cli.data.base import Dataset, TensorSource
 from tser_cli.engine.runs import folder
 from tser_cli.engine.runs.checkpoints import load_latest, save_checkpoint
 from tser_cli.engine.runs.folder import Run
@@ -59,8 +58,7 @@ class KilledAt(Silent):
             raise Killed
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """All that a training leaves behind, without what the clock wrote."""
 
     weights: dict[str, torch.Tensor]
@@ -72,22 +70,14 @@ class Outcome:
 def run_fit(work: TrainingJob) -> Outcome:
     rows = fit(work)
     state = load_latest(work.run.checkpoints, pytest.fail)
-    assert state is not None
     state["rows"] = timeless(state["rows"])
-    weights = copy.deepcopy(work.task.model.state_dict())
     table = read_csv(work.run.folder / "metrics.csv")
-    return Outcome(weights, state, timeless(rows), timeless(table))
-
-
-def assert_same_outcome(a: Outcome, b: Outcome) -> None:
-    assert_same(vars(a), vars(b))
+    return Outcome(weights(work), state, timeless(rows), timeless(table))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    make_fit: MakeFit,
-    make_config: MakeConfig,
-    tmp_path_factory: pytest.TempPathFactory,
+    make_fit: Job, make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Outcome]:
     """The outcome of a run of each kind that nothing disturbed."""
     known: dict[str, Outcome] = {}
@@ -103,16 +93,15 @@ def undisturbed(
 
 
 @pytest.fixture
-def resumed(make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path) -> Resumed:
+def resumed(job: Job) -> Resumed:
     """Train until `progress` ends it, then resume as a fresh process with other weights would."""
 
     def outcome(kind: str, progress: Silent, changes: dict[str, Any] | None = None) -> Outcome:
-        config = make_config(changes)
         seed_everything(0, False)
         with pytest.raises((Interrupted, Killed)):
-            fit(make_fit(kind, config, tmp_path / "parts", progress))
+            fit(job(kind, changes, progress, "parts"))
         seed_everything(77, False)
-        work = make_fit(kind, config, tmp_path / "parts")
+        work = job(kind, changes, folder="parts")
         for _, parameter in work.task.named_parameters():
             torch.nn.init.normal_(parameter)
         return run_fit(work)
@@ -127,7 +116,7 @@ def resumed(make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path) -> Resum
 def test_a_stopped_run_ends_as_an_undisturbed_one(
     undisturbed: Callable[[str], Outcome], resumed: Resumed, kind: str, step: int
 ) -> None:
-    assert_same_outcome(resumed(kind, StopsAt(step)), undisturbed(kind))
+    assert_same(resumed(kind, StopsAt(step)), undisturbed(kind))
 
 
 @pytest.mark.parametrize(
@@ -145,16 +134,12 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(
         {"seconds": None},
     ],
 )
-def test_a_valid_hash_over_another_content_is_damage(
-    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path, change: dict[str, Any]
-) -> None:
-    config = make_config()
+def test_a_valid_hash_over_another_content_is_damage(job: Job, change: dict[str, Any]) -> None:
     with pytest.raises(Interrupted):
-        fit(make_fit("teacher", config, tmp_path, StopsAt(2)))
-    work = make_fit("teacher", config, tmp_path)
+        fit(job("teacher", {}, StopsAt(2)))
+    work = job("teacher")
     folder = work.run.checkpoints
     sound = load_latest(folder, pytest.fail)
-    assert sound is not None
     for path in folder.iterdir():
         path.unlink()
     save_checkpoint(folder, 2, {**sound, **change})
@@ -162,21 +147,29 @@ def test_a_valid_hash_over_another_content_is_damage(
         fit(work)
 
 
-@pytest.mark.parametrize("step", [4, 6])
+@pytest.mark.parametrize(
+    ("kind", "killed"),
+    [
+        ("student", {"step": 4}),
+        ("student", {"step": 6}),
+        ("teacher", {"row": 1}),  # a row written before the kill is not written twice
+        ("teacher", {"row": 2}),
+    ],
+)
 def test_a_killed_run_ends_as_an_undisturbed_one(
-    undisturbed: Callable[[str], Outcome], resumed: Resumed, step: int
+    undisturbed: Callable[[str], Outcome], resumed: Resumed, kind: str, killed: dict[str, int]
 ) -> None:
-    every_two = {"training.checkpoint_every": "2steps"}
-    assert_same_outcome(resumed("student", KilledAt(step), every_two), undisturbed("student"))
+    every = {"training.checkpoint_every": "2steps"} if "step" in killed else {}
+    assert_same(resumed(kind, KilledAt(**killed), every), undisturbed(kind))
 
 
-@pytest.mark.parametrize("row", [1, 2])
-def test_a_row_written_before_the_kill_is_not_written_twice(
-    undisturbed: Callable[[str], Outcome], resumed: Resumed, row: int
+def test_killed_before_the_first_checkpoint_begins_afresh(
+    undisturbed: Callable[[str], Outcome], job: Job
 ) -> None:
-    outcome = resumed("teacher", KilledAt(row=row))
-    assert [line["epoch"] for line in outcome.table] == ["1", "2"]
-    assert_same_outcome(outcome, undisturbed("teacher"))
+    with pytest.raises(Killed):
+        fit(job("teacher", {}, KilledAt(step=1)))
+    seed_everything(0, False)
+    assert_same(run_fit(job("teacher")), undisturbed("teacher"))
 
 
 class Opening(Silent):
@@ -184,122 +177,85 @@ class Opening(Silent):
 
     def __init__(self, table: Path) -> None:
         self.path = table
-        self.rows: list[dict[str, str]] | None = None
 
     def begin(self, epochs: int, steps: int, done_epochs: int) -> None:
         self.rows = read_csv(self.path)
 
 
-def test_a_checkpoint_in_mid_epoch_rewinds_the_table(
-    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
-) -> None:
-    config = make_config({"training.checkpoint_every": "2steps"})
-    killed = make_fit("teacher", config, tmp_path, KilledAt(row=1))
+def test_a_checkpoint_in_mid_epoch_rewinds_the_table(job: Job) -> None:
+    every_two = {"training.checkpoint_every": "2steps"}
+    killed = job("teacher", every_two, KilledAt(row=1))
     with pytest.raises(Killed):
         fit(killed)
     metrics = killed.run.folder / "metrics.csv"
     assert len(read_csv(metrics)) == 1  # of an epoch that the checkpoint saw two steps of
     opening = Opening(metrics)
-    fit(make_fit("teacher", config, tmp_path, opening))
+    fit(job("teacher", every_two, opening))
     assert opening.rows == []
     assert len(read_csv(metrics)) == 2
 
 
-def test_killed_before_the_first_checkpoint_begins_afresh(
-    undisturbed: Callable[[str], Outcome],
-    make_fit: MakeFit,
-    make_config: MakeConfig,
-    tmp_path: Path,
-) -> None:
-    with pytest.raises(Killed):
-        fit(make_fit("teacher", make_config(), tmp_path, KilledAt(step=1)))
-    seed_everything(0, False)
-    outcome = run_fit(make_fit("teacher", make_config(), tmp_path))
-    assert_same_outcome(outcome, undisturbed("teacher"))
-
-
-def test_a_stop_leaves_a_checkpoint_at_the_very_step(
-    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
-) -> None:
-    work = make_fit(
-        "teacher", make_config({"training.checkpoint_every": "99min"}), tmp_path, StopsAt(5)
-    )
+def test_a_stop_leaves_a_checkpoint_at_the_very_step(job: Job) -> None:
+    work = job("teacher", {"training.checkpoint_every": "99min"}, StopsAt(5))
     with pytest.raises(Interrupted) as stop:
         fit(work)
     assert stop.value.exit_code == 143
     state = load_latest(work.run.checkpoints, pytest.fail)
-    assert state is not None
     assert (state["epoch"], state["step"]) == (1, 2)
     assert state["meter"]["images"] == 16
 
 
-def test_a_finished_fit_is_not_trained_again(
-    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
-) -> None:
-    config = make_config({"training.epochs": 1})
-    first = run_fit(make_fit("teacher", config, tmp_path))
-    again = make_fit("teacher", config, tmp_path, KilledAt(step=1))
-    assert_same_outcome(run_fit(again), first)
-
-
-def test_more_epochs_continue_from_the_last(
-    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
-) -> None:
-    first = run_fit(make_fit("teacher", make_config({"training.epochs": 1}), tmp_path))
-    longer = run_fit(make_fit("teacher", make_config({"training.epochs": 2}), tmp_path))
+def test_a_finished_fit_is_not_trained_again_but_by_more_epochs(job: Job) -> None:
+    one = {"training.epochs": 1}
+    first = run_fit(job("teacher", one))
+    assert_same(run_fit(job("teacher", one, KilledAt(step=1))), first)
+    longer = run_fit(job("teacher"))
     assert longer.table[:1] == first.table
     assert [row["epoch"] for row in longer.rows] == [1, 2]
 
 
-def test_a_stop_during_validation_ends_as_an_undisturbed_one(
-    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
-) -> None:
-    scores = iter([0.5, 0.25])
-
+def test_a_stop_during_validation_ends_as_an_undisturbed_one(job: Job) -> None:
     def stopped() -> float:
         raise Interrupted(15)
 
-    seed_everything(0, False)
-    parts = {"validate": lambda: next(scores)}
-    whole = run_fit(make_fit("teacher", make_config(), tmp_path / "whole", **parts))
+    def scored(folder: str, seed: int) -> Outcome:
+        scores = iter([0.5, 0.25])
+        seed_everything(seed, False)
+        return run_fit(job("teacher", folder=folder, validate=lambda: next(scores)))
+
+    whole = scored("whole", 0)
     seed_everything(0, False)
     with pytest.raises(Interrupted):
-        fit(make_fit("teacher", make_config(), tmp_path / "parts", validate=stopped))
-    scores = iter([0.5, 0.25])
-    seed_everything(5, False)
-    resumed = run_fit(make_fit("teacher", make_config(), tmp_path / "parts", **parts))
-    assert_same_outcome(resumed, whole)
+        fit(job("teacher", folder="parts", validate=stopped))
+    assert_same(scored("parts", 5), whole)
 
 
-def test_methods_are_told_the_same_progress_after_a_resume(
-    make_fit: MakeFit, make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_methods_are_told_the_same_progress_after_a_resume(job: Job) -> None:
     told: list[TrainingProgress] = []
 
-    def work(folder: str, progress: Silent | None = None) -> TrainingJob:
-        made = make_fit("student", make_config(), tmp_path / folder, progress)
-        method = made.task.method
+    def train(folder: str, progress: Silent | None = None) -> list[TrainingProgress]:
+        work = job("student", {}, progress, folder)
+        method = work.task.method
 
         def listening(outputs: Outputs, settings: MethodSettings) -> Terms:
             told.append(outputs.progress)
             return method(outputs, settings)
 
-        made.task.method = listening
-        return made
+        work.task.method = listening
+        told.clear()
+        fit(work)
+        return told.copy()
 
-    fit(work("whole"))
-    whole = told.copy()
+    whole = train("whole")
     assert whole == [TrainingProgress(step // 3, step / STEPS) for step in range(STEPS)]
-    told.clear()
     with pytest.raises(Interrupted):
-        fit(work("parts", StopsAt(4)))
-    assert len(told) == 4
-    fit(work("parts"))
-    assert told == whole
+        train("parts", StopsAt(4))
+    before = told.copy()
+    assert len(before) == 4
+    assert before + train("parts") == whole
 
 
 ADAMW = {"optimizer.name": "adamw", "optimizer.lr": 0.01, "schedule.name": "step"}
-OF_FEATURES = ("feature", "kd_feature", "bkd")
 
 
 @pytest.mark.parametrize(
@@ -307,26 +263,17 @@ OF_FEATURES = ("feature", "kd_feature", "bkd")
     [
         ("teacher", 4, {**ADAMW, "schedule.milestones": [1.0], "schedule.warmup_epochs": 0.5}),
         ("student", 4, {"method.name": "dkd", "method.kd_warmup_epochs": 3.0}),
-        *(
-            ("student", step, {"method.name": method, "model.timesteps": 1})
-            for method in OF_FEATURES
-            for step in (2, 4)
-        ),
+        ("student", 2, {"method.name": "feature", "model.timesteps": 1}),
+        ("student", 4, {"method.name": "bkd", "model.timesteps": 1}),
     ],
 )
 def test_the_same_end_with_other_settings(
-    make_fit: MakeFit,
-    make_config: MakeConfig,
-    tmp_path: Path,
-    resumed: Resumed,
-    kind: str,
-    step: int,
-    changes: dict[str, Any],
+    job: Job, resumed: Resumed, kind: str, step: int, changes: dict[str, Any]
 ) -> None:
     seed_everything(0, False)
-    whole = run_fit(make_fit(kind, make_config(changes), tmp_path / "whole"))
-    assert_same_outcome(resumed(kind, StopsAt(step), changes), whole)
-    assert bool(whole.state["adapters"]) == (changes.get("method.name") in OF_FEATURES)
+    whole = run_fit(job(kind, changes, folder="whole"))
+    assert_same(resumed(kind, StopsAt(step), changes), whole)
+    assert bool(whole.state["adapters"]) == (changes.get("method.name") in ("feature", "bkd"))
 
 
 @pytest.fixture
@@ -358,14 +305,12 @@ def test_every_command_of_a_run_is_kept_and_writes_its_settings_once(
 
 
 def test_a_run_is_not_resumed_on_other_images(
-    tmp_path: Path, context: Context, dataset: Dataset, make_config: MakeConfig
+    tmp_path: Path, context: Context, make_config: MakeConfig
 ) -> None:
-    assert isinstance(dataset.train, TensorSource)
-    spec, labels = replace(dataset.spec, name="npz"), dataset.train.labels
-    config = make_config({"data.name": "npz"})
-    own = replace(context, config=config, dataset=replace(dataset, spec=spec))
-    other_source = replace(dataset.train, labels=labels.flip(0))
-    other = replace(own, dataset=replace(own.dataset, train=other_source))
+    data = replace(context.dataset, spec=replace(context.dataset.spec, name="npz"))
+    own = replace(context, config=make_config({"data.name": "npz"}), dataset=data)
+    flipped = replace(data.train, labels=data.train.labels.flip(0))
+    other = replace(own, dataset=replace(data, train=flipped))
     options = Options(runs_dir=tmp_path)
     with ExitStack() as held:
         run, _ = take_run("student", own, options, held)
@@ -384,12 +329,9 @@ def test_other_epochs_are_reported(tmp_path: Path, make_config: MakeConfig) -> N
     # 0.1 (1 + cos(pi 6/8)) / 2 and 0.1 (1 + cos(pi 6/12)) / 2
     assert "the cosine learning rate continues at 0.01464 instead of 0.05" in told
     assert other_schedule(run, make_config({"training.epochs": 12})) == ""
-
-
-def test_without_an_end_more_epochs_change_nothing(tmp_path: Path, make_config: MakeConfig) -> None:
-    constant = {"schedule.name": "constant"}
-    run = folder.create(tmp_path, "student", make_config(constant))
-    assert other_schedule(run, make_config({**constant, "training.epochs": 9})) == ""
+    endless = {"schedule.name": "constant"}
+    run = folder.create(tmp_path, "student", make_config(endless))
+    assert other_schedule(run, make_config({**endless, "training.epochs": 9})) == ""
 
 
 def test_must_resumes_and_warns(

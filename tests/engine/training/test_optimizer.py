@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -40,11 +41,11 @@ def test_only_conv_and_linear_weights_decay() -> None:
     assert plain["weight_decay"] == 0.0
 
 
-@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+@pytest.mark.parametrize(("name", "kind"), [("sgd", QuickSGD), ("adamw", torch.optim.AdamW)])
 def test_optimizer_of_each_name(name: str, kind: type) -> None:
     settings = OptimizerConfig.model_validate({"name": name, "lr": 0.25})
     optimizer = make_optimizer([small_net()], settings)
-    assert isinstance(optimizer, kind)
+    assert type(optimizer) is kind
     assert {group["lr"] for group in optimizer.param_groups} == {0.25}
 
 
@@ -88,7 +89,6 @@ def test_fused_sgd_copies_no_gradient_after_its_first_step() -> None:
 
 
 def test_a_torch_that_is_not_known_takes_its_own_sgd(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert type(make_optimizer([small_net()], OptimizerConfig())) is QuickSGD
     monkeypatch.setattr(torch.optim.SGD, "_init_group", lambda self, group, other: False)
     assert type(make_optimizer([small_net()], OptimizerConfig())) is torch.optim.SGD
 
@@ -113,35 +113,28 @@ def test_sgd_does_not_import_the_compiler() -> None:
     subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], check=True)
 
 
-def test_cosine_runs_from_one_to_the_final_factor() -> None:
-    settings = ScheduleConfig(name="cosine", final_factor=0.1)
-    assert lr_factor(0, 10, 4, settings) == 1.0
-    assert lr_factor(20, 10, 4, settings) == pytest.approx(0.1 + 0.9 * 0.5)
-    assert lr_factor(40, 10, 4, settings) == pytest.approx(0.1)
-
-
-def test_warm_up_is_linear_and_reaches_one() -> None:
-    settings = ScheduleConfig(name="cosine", warmup_epochs=2)
-    factors = [lr_factor(step, 5, 4, settings) for step in range(10)]
-    assert factors == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert lr_factor(10, 5, 4, settings) == 1.0
-
-
-def test_onecycle_rises_along_a_cosine() -> None:
-    settings = ScheduleConfig(name="onecycle", warmup_epochs=1)
-    assert lr_factor(4, 10, 4, settings) == pytest.approx((1 - math.cos(math.pi / 2)) / 2)
-    assert lr_factor(9, 10, 4, settings) == pytest.approx(1.0)
-    assert lr_factor(39, 10, 4, settings) < 0.01
-
-
-def test_step_drops_at_each_milestone() -> None:
-    settings = ScheduleConfig(name="step", milestones=(1, 2.5), gamma=0.1)
-    factors = [lr_factor(step, 10, 4, settings) for step in (0, 9, 10, 24, 25, 39)]
-    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-
-
-def test_constant_stays() -> None:
-    assert lr_factor(37, 10, 4, ScheduleConfig(name="constant")) == 1.0
+@pytest.mark.parametrize(
+    ("settings", "factors"),
+    [
+        ({"name": "cosine", "final_factor": 0.1}, {0: 1.0, 20: 0.1 + 0.9 * 0.5, 40: 0.1}),
+        ({"name": "cosine", "warmup_epochs": 2}, {n: min(1.0, (n + 1) / 20) for n in range(21)}),
+        (
+            {"name": "onecycle", "warmup_epochs": 1},
+            {4: 0.5, 9: 1.0, 39: (1 + math.cos(math.pi * 29 / 30)) / 2},
+        ),
+        (
+            {"name": "step", "milestones": (1, 2.5), "gamma": 0.1},
+            {0: 1, 9: 1, 10: 0.1, 24: 0.1, 25: 0.01, 39: 0.01},
+        ),
+        ({"name": "constant"}, {37: 1.0}),
+    ],
+)
+def test_the_learning_rate_of_every_schedule(
+    settings: dict[str, Any], factors: dict[int, float]
+) -> None:
+    schedule = ScheduleConfig(**settings)
+    found = {step: lr_factor(step, 10, 4, schedule) for step in factors}
+    assert found == pytest.approx(factors)
 
 
 @pytest.fixture

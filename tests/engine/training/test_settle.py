@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tests.engine.training.conftest import MakeConfig, MakeContext, Prepared
 from tser_cli.base.errors import ConfigError
 from tser_cli.base.system import cpu_has_bf16
 from tser_cli.engine.runs import folder
-from tser_cli.engine.runs.opened import Context, Options
+from tser_cli.engine.runs.opened import Options
 from tser_cli.engine.training import settle
 from tser_cli.engine.training.settle import (
     WORTH_TAKING,
@@ -31,45 +32,33 @@ from tser_cli.settings.config import Config
 LONG = {"training.precision": "auto", "training.epochs": WORTH_TRYING}
 
 
-def never(kind: str, context: Context) -> float:
-    raise AssertionError("nothing is measured")
-
-
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """`measured(0.6)`: a CPU with bf16, whose step then takes 0.6 of its time in fp32."""
+def settled(
+    monkeypatch: pytest.MonkeyPatch, make_context: MakeContext, tmp_path: Path, told: Told
+) -> Callable[..., str]:
+    """`settled(config, 0.6)`: the precision where a step in bf16 takes 0.6 of its time in fp32."""
 
-    def make(share: float) -> None:
-        monkeypatch.setattr(settle, "cpu_has_bf16", lambda: True)
+    def settle_it(config: Config, share: float, resume: str = "auto", bf16: bool = True) -> str:
+        monkeypatch.setattr(settle, "cpu_has_bf16", lambda: bf16)
         monkeypatch.setattr(settle, "bf16_over_fp32", lambda kind, context: share)
+        context = make_context(config, told)
+        after = settle_precision("student", context, Options(tmp_path, resume))
+        chosen = after.config.training.precision
+        assert after.config == config.updated({"training.precision": chosen})
+        mixed = after.runtime.accelerator.mixed_precision
+        assert mixed == ("bf16" if chosen == "bf16" else "no")
+        return chosen
 
-    return make
-
-
-def settled(context: Context, options: Options, kind: str = "student") -> str:
-    after = settle_precision(kind, context, options)
-    assert after.config == context.config.updated(
-        {"training.precision": after.config.training.precision}
-    )
-    mixed = after.runtime.accelerator.mixed_precision
-    assert mixed == ("bf16" if after.config.training.precision == "bf16" else "no")
-    return after.config.training.precision
+    return settle_it
 
 
 @pytest.mark.parametrize(
     ("share", "chosen"), [(0.6, "bf16"), (WORTH_TAKING, "bf16"), (0.95, "fp32"), (1.3, "fp32")]
 )
 def test_bf16_where_it_is_faster(
-    measured: Callable[[float], None],
-    make_context: MakeContext,
-    make_config: MakeConfig,
-    tmp_path: Path,
-    told: Told,
-    share: float,
-    chosen: str,
+    settled: Callable[..., str], make_config: MakeConfig, told: Told, share: float, chosen: str
 ) -> None:
-    measured(share)
-    assert settled(make_context(make_config(LONG), told), Options(tmp_path)) == chosen
+    assert settled(make_config(LONG), share) == chosen
     assert told.said == [
         f"precision: {chosen}; a step in bf16 takes {share:.2f} of its time in fp32 here"
     ]
@@ -77,24 +66,17 @@ def test_bf16_where_it_is_faster(
 
 @pytest.mark.parametrize(
     ("hardware", "changes"),
-    [
-        (False, {}),
-        (True, {"training.epochs": 2}),
-        (True, {"model.weight_bits": 8}),
-    ],
+    [(False, {}), (True, {"training.epochs": 2}), (True, {"model.weight_bits": 8})],
 )
 def test_fp32_without_trying(
-    monkeypatch: pytest.MonkeyPatch,
-    make_context: MakeContext,
+    settled: Callable[..., str],
     make_config: MakeConfig,
-    tmp_path: Path,
+    told: Told,
     hardware: bool,
     changes: dict[str, Any],
 ) -> None:
-    monkeypatch.setattr(settle, "cpu_has_bf16", lambda: hardware)
-    monkeypatch.setattr(settle, "bf16_over_fp32", never)
-    context = make_context(make_config({**LONG, **changes}))
-    assert settled(context, Options(tmp_path)) == "fp32"
+    assert settled(make_config({**LONG, **changes}), 0.1, bf16=hardware) == "fp32"
+    assert not told.said
 
 
 @pytest.mark.parametrize("stated", ["fp32", "bf16"])
@@ -108,32 +90,25 @@ def test_what_is_stated_stands(
 @pytest.mark.parametrize(("kept", "share"), [("bf16", 2.0), ("fp32", 0.1)])
 @pytest.mark.parametrize("resume", ["auto", "must", "never"])
 def test_a_resumed_run_keeps_its_own(
-    measured: Callable[[float], None],
-    make_context: MakeContext,
+    settled: Callable[..., str],
     make_config: MakeConfig,
     tmp_path: Path,
     kept: str,
     share: float,
     resume: str,
 ) -> None:
-    measured(share)
     begun = make_config({**LONG, "training.precision": kept})
     folder.create(tmp_path, "student", begun).update_status(state="stopped")
-    found = settled(make_context(make_config(LONG)), Options(tmp_path, resume))
-    assert (found == kept) == (resume != "never")
+    assert (settled(make_config(LONG), share, resume) == kept) == (resume != "never")
 
 
 def test_a_teacher_that_was_begun_decides_for_its_student(
-    measured: Callable[[float], None],
-    make_context: MakeContext,
-    make_config: MakeConfig,
-    tmp_path: Path,
+    settled: Callable[..., str], make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    measured(2.0)
     config = make_config(LONG)
     teacher = settle.teacher_config(config.updated({"training.precision": "bf16"}))
     folder.create(tmp_path, "teacher", teacher).update_status(state="stopped")
-    assert settled(make_context(config), Options(tmp_path)) == "bf16"
+    assert settled(config, 2.0) == "bf16"
 
 
 @pytest.mark.parametrize("kind", ["teacher", "student"])
@@ -155,19 +130,13 @@ def test_how_many_images_a_try_has(share: float, most: int, images: int) -> None
 
 def test_the_hardware_is_what_the_system_says(monkeypatch: pytest.MonkeyPatch) -> None:
     for words, has in (("flags : avx512_bf16 avx2", True), ("amx_bf16", True), ("avx2", False)):
-        monkeypatch.setattr(Path, "read_text", lambda *a, text=words, **k: text)
+        monkeypatch.setattr(Path, "read_text", Mock(return_value=words))
         assert cpu_has_bf16() == has
-
-    def refuse(*arguments: object, **more: object) -> str:
-        raise FileNotFoundError
-
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "read_text", Mock(side_effect=FileNotFoundError))
     assert not cpu_has_bf16()
 
 
-def test_kept_bytes_grow_with_the_batch_and_change_nothing(
-    prepared: Prepared,
-) -> None:
+def test_kept_bytes_grow_with_the_batch_and_change_nothing(prepared: Prepared) -> None:
     task, context = prepared()
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
     two, four, eight = (kept_bytes(task, context, images) for images in (2, 4, 8))
@@ -191,9 +160,7 @@ def test_the_largest_batch_follows_the_free_memory(
         largest_batch(task, context)
 
 
-def test_saving_memory_lets_more_images_in_but_not_too_many(
-    prepared: Prepared,
-) -> None:
+def test_saving_memory_lets_more_images_in_but_not_too_many(prepared: Prepared) -> None:
     plain, saving = (
         bytes_an_image(*prepared({"performance.save_memory": saves})) for saves in (False, True)
     )
@@ -203,32 +170,18 @@ def test_saving_memory_lets_more_images_in_but_not_too_many(
     assert task.model.save_memory
 
 
-def test_every_part_of_a_batch_gets_as_many_images(
-    prepared: Prepared,
-) -> None:
+def test_every_part_of_a_batch_gets_as_many_images(prepared: Prepared) -> None:
     task, context = prepared({"training.accumulate": 3, "training.batch_size": 3})
     assert largest_batch(task, context) == 24  # 3 parts of 8; of 24 training images
-
-
-class Compiled:
-    """Stands for a network; notes whether it was told to compile."""
-
-    def __init__(self) -> None:
-        self.compiled = False
-
-    def compile(self) -> None:
-        """As torch's."""
-        self.compiled = True
 
 
 @pytest.mark.parametrize("mode", ["on", "off"])
 def test_what_is_compiled(prepared: Prepared, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     monkeypatch.setattr(settle, "what_compiling_lacks", lambda device: "")
     task, context = prepared({"performance.compile": mode})
-    taught, network = Compiled(), Compiled()
-    task.teacher, task.network = taught, network  # type: ignore[assignment]
+    task.teacher, task.network = Mock(), Mock()
     compile_networks(task, context.config, torch.device("cpu"))
-    assert taught.compiled == network.compiled == (mode == "on")
+    assert task.teacher.compile.called == task.network.compile.called == (mode == "on")
 
 
 def test_compiling_on_a_cpu_asks_for_a_compiler(
