@@ -370,9 +370,8 @@ def test_steps_equal_one_call(neuron: dict[str, object]) -> None:
         with Stepper(model) as stepper:
             stepper.start(images)
             for t in range(4):
-                assert torch.allclose(
-                    stepper.step(), whole_TNK[t], rtol=0, atol=0 if half else 1e-6
-                )
+                error = (stepper.step() - whole_TNK[t]).abs().max()
+                assert error <= (0 if half else 1e-5)
         assert torch.equal(model(images, timesteps=4), whole_TNK)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -120,7 +119,7 @@ def test_sgd_does_not_import_the_compiler() -> None:
         ({"name": "cosine", "warmup_epochs": 2}, {n: min(1.0, (n + 1) / 20) for n in range(21)}),
         (
             {"name": "onecycle", "warmup_epochs": 1},
-            {4: 0.5, 9: 1.0, 39: (1 + math.cos(math.pi * 29 / 30)) / 2},
+            {4: 0.5, 9: 1.0, 39: 0.00273905},
         ),
         (
             {"name": "step", "milestones": (1, 2.5), "gamma": 0.1},
@@ -134,7 +133,7 @@ def test_the_learning_rate_of_every_schedule(
 ) -> None:
     schedule = ScheduleConfig(**settings)
     found = {step: lr_factor(step, 10, 4, schedule) for step in factors}
-    assert found == pytest.approx(factors)
+    assert found == pytest.approx(factors, rel=1e-5)
 
 
 @pytest.fixture
