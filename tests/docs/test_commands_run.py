@@ -1,6 +1,6 @@
 """README.md and docs/getting-started.md: each command line runs as printed, with short settings.
 
-What the lines speak of is laid out before: a network, images, a method of one's own.
+What the lines speak of is laid out before: a network, images, your own method.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def build():
 """
 METHOD = """
 from typing import ClassVar
+from tser_cli import add_method
 from tser_cli.losses.base import Supervised, step_cross_entropy
-from tser_cli.settings.registry import add_method
 
 class Settings(Supervised):
     needs_teacher: ClassVar[bool] = False
