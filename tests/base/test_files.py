@@ -119,32 +119,24 @@ def test_names_are_bounded_by_the_file_system_alone(
 
 
 @each_writer
-@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "file/x"])
 def test_a_name_that_no_file_can_have_is_told(
     tmp_path: Path, write: Callable[[Path], None], name: str
 ) -> None:
-    with pytest.raises(RunError, match="can't be written"):
-        write(tmp_path / name)
-
-
-@each_writer
-def test_a_file_in_the_place_of_a_folder_is_told(
-    tmp_path: Path, write: Callable[[Path], None]
-) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"can't be written: .*Choose another place"):
-        write(tmp_path / "file" / "x")
+        write(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("number", "advice"),
     [
-        (28, "MiB are free there. Free some space"),
-        (122, "MiB are free there. Free some space"),
-        (13, "Mend the folder's permissions"),
-        (30, "Mend the folder's permissions"),
-        (36, "Choose a shorter one"),
-        (5, "Choose another place"),
+        *(
+            (28, "MiB are free there. Free some space"),
+            (122, "MiB are free there. Free some space"),
+        ),
+        *((13, "Mend the folder's permissions"), (30, "Mend the folder's permissions")),
+        *((36, "Choose a shorter one"), (5, "Choose another place")),
     ],
 )
 def test_the_advice_fits_the_error(
@@ -179,7 +171,6 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "Expecting value"),
     "cut": (b'{"a": 1', "Expecting"),
     "list": (b"[]", "holds no object"),
-    "number": (b"7", "holds no object"),
     "deep list": (b'{"a": ' + b"[" * 200_000, "nested too deep"),
     "deep and closed": (b'{"a": ' + b"[" * 65 + b"]" * 65 + b"}", "nested more than 64"),
     "deep object": (b'{"a":' * 70 + b"1" + b"}" * 70, "nested more than 64"),
@@ -195,7 +186,6 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "large integer": (b'{"a": 9223372036854775808}', "63 bits"),
     "huge integer": (b'{"a": ' + b"9" * 5000 + b"}", "4300"),
     "too long": (b'{"a": "' + b"x" * 2**24 + b'"}', "more than 16,777,216 bytes"),
-    "text for a number": (b'{"epoch": "7"}', '"epoch" is no int'),
     "true for a number": (b'{"epoch": true}', '"epoch" is no int'),
     "number for text": (b'{"state": 7}', '"state" is no str or NoneType'),
 }

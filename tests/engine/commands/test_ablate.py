@@ -16,7 +16,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from tser_cli.base.errors import CheckpointError, ConfigError, Interrupted, RunError
+from tser_cli.base.errors import ConfigError, Interrupted, RunError
 from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.loaders import build_train_loader
 from tser_cli.engine.ablation import tsne
@@ -24,7 +24,7 @@ from tser_cli.engine.ablation.folder import AblationFolder, cell_folder, find_ce
 from tser_cli.engine.ablation.grid import Cell, Request
 from tser_cli.engine.commands import ablate, train
 from tser_cli.engine.commands.ablate import AblationResult, plan_ablation
-from tser_cli.engine.runs import networks, opened
+from tser_cli.engine.runs import opened
 from tser_cli.engine.runs.find import all_runs
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.opened import Context, Options
@@ -172,15 +172,6 @@ def test_every_cell_is_an_ordinary_run_and_a_row(
     }
 
 
-def test_finished_cells_are_never_run_again(ask: Ask, place: AblationFolder) -> None:
-    run(ask(["method=ce,kd"], 2), place)
-    before = (place.folder / "ablation.csv").read_bytes()
-    InProcess.log.clear()
-    run(ask(["method=ce,kd"], 2), place)
-    assert InProcess.log == []
-    assert (place.folder / "ablation.csv").read_bytes() == before
-
-
 def test_more_seeds_and_values_join_an_ablation(ask: Ask, place: AblationFolder) -> None:
     run(ask(["method=ce"]), place)
     run(ask(["method=ce,kd"], 2, {"training.device": "auto"}), place)
@@ -188,6 +179,12 @@ def test_more_seeds_and_values_join_an_ablation(ask: Ask, place: AblationFolder)
         *("method=ce, seed 0", "method=kd, seed 0", "method=ce, seed 1", "method=kd, seed 1")
     ]
     assert [row["state"] for row in table(place)] == ["finished"] * 4
+    # finished cells are never run again
+    before = (place.folder / "ablation.csv").read_bytes()
+    InProcess.log.clear()
+    run(ask(["method=ce,kd"], 2, {"training.device": "auto"}), place)
+    assert InProcess.log == []
+    assert (place.folder / "ablation.csv").read_bytes() == before
 
 
 def test_a_failed_cell_stops_no_other_and_is_told_at_the_end(
@@ -294,16 +291,6 @@ def test_one_teacher_is_trained_once_and_kept(
     assert {teacher["sha256"] for teacher in used} == {trained.status()["sha256"]}
 
 
-def test_a_teacher_under_the_runs_folder_is_taken(
-    ask: Ask, place: AblationFolder, make_config: MakeConfig
-) -> None:
-    made = train.train_teacher(make_config({"training.epochs": 1}), Options(place.runs_dir))
-    request = ask(["method=kd"], 1, {"model.teacher": "resnet20"})
-    run(request, place)
-    source = finished(request.cells[0], place).environment()["teacher"]["source"]
-    assert source == str(Run(made.folder).model_file.resolve())
-
-
 def test_a_teacher_that_another_command_trains_is_waited_for(
     ask: Ask, place: AblationFolder, make_config: MakeConfig
 ) -> None:
@@ -394,21 +381,6 @@ def test_an_unknown_teacher_is_refused_before_anything_is_trained(
     run(ask(["method=kd"]), place)  # the folder is still free for the right one
 
 
-def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_trained(
-    ask: Ask,
-    place: AblationFolder,
-    make_config: MakeConfig,
-    make_context: MakeContext,
-    tmp_path: Path,
-) -> None:
-    spec, path = make_context(make_config()).dataset.spec, tmp_path / "snn.safetensors"
-    model = networks.build("resnet20", spec, make_config(), spiking=True)
-    networks.write(path, model, networks.describe("resnet20", spec, make_config(), True))
-    with pytest.raises(CheckpointError, match="is a spiking network"):
-        run(ask(["method=kd"], 1, {"model.teacher": str(path)}), place)
-    run(ask(["method=kd"]), place)
-
-
 def test_validation_accuracy_is_the_best_epoch_s(ask: Ask, place: AblationFolder) -> None:
     changes = {"data.validation_fraction": 0.25, "training.epochs": 2}
     request = ask(["method=ce"], 2, changes, measure="best_validation_accuracy")
@@ -428,7 +400,9 @@ def two_steps(ask: Ask, **more: Any) -> Request:
     return ask(["method=ce,kd"], 2, held_out, **more)
 
 
-def test_energies_are_compared_at_equal_accuracy(ask: Ask, place: AblationFolder) -> None:
+def test_energies_are_compared_at_equal_accuracy(
+    ask: Ask, place: AblationFolder, told: Any
+) -> None:
     result = run(two_steps(ask), place)
     rows = read_csv(place.folder / "early_exit.csv")
     assert [(row["method.name"], row["seed"]) for row in rows] == [
@@ -442,22 +416,14 @@ def test_energies_are_compared_at_equal_accuracy(ask: Ask, place: AblationFolder
     assert len(read_csv(place.folder / "early_exit_summary.csv")) == 2
     points = {row["point"] for row in read_csv(place.folder / "frontier.csv")}
     assert points == {"all_steps", "early_exit", "ann", "ann_int8", "teacher"}
-
-
-def test_the_margin_may_change_later(ask: Ask, place: AblationFolder) -> None:
-    run(two_steps(ask), place)
+    # the margin may change later
     InProcess.log.clear()
-    run(two_steps(ask, accuracy_margin=20.0), place)
+    request = two_steps(ask, accuracy_margin=20.0)
+    run(request, place)
     assert InProcess.log == []
     margins = {row["accuracy_margin"] for row in read_csv(place.folder / "early_exit.csv")}
     assert margins == {"0.2"}
-
-
-def test_a_run_whose_energies_are_damaged_is_left_out_of_early_exit(
-    ask: Ask, place: AblationFolder, told: Any
-) -> None:
-    request = two_steps(ask)
-    run(request, place)
+    # a run whose energies are damaged is left out
     (finished(request.cells[1], place).folder / "energy.json").write_text("{}")
     result = run(request, place, told)
     assert [cell.n for cell in result.summary] == [2, 2]

@@ -45,8 +45,7 @@ def test_an_ablation_s_plan_tells_and_writes_nothing(
     assert plan.teachers == ("a resnet20 is trained first, 10 epochs",)
     assert plan.seconds > 0
     assert sorted(tmp_path.rglob("*")) == before
-    shown = capsys.readouterr()
-    assert (shown.out, shown.err) == ("", "")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_the_plan_of_a_begun_ablation(ask: Ask, place: AblationFolder) -> None:

@@ -23,6 +23,7 @@ def test_a_quick_look(tmp_path: Path) -> None:
     assert expected | {"data sets", "runs"} <= set(checks)
     assert checks["data sets"].found.startswith("here: digits")
     assert all(check.advice for check in checks.values() if check.state != OK)
+    assert f"3 of {os.cpu_count()} cores" in doctor.processor(3).found
 
 
 def test_a_compiler_that_is_missing_or_broken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,19 +57,9 @@ def test_data_sets_that_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert f"mnist ({raw})" in present.found
     assert f"cifar10 ({tmp_path / 'cifar-10-python.tar.gz'})" in present.found
     assert present.found.endswith("first used: fashion-mnist, cifar100")
-
-
-def test_a_data_folder_that_is_none(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    first, *_ = doctor.places(DoctorRequest(runs_dir=tmp_path, data_dir=str(tmp_path / "file")))
+    no_folder = str(tmp_path / "cifar-10-python.tar.gz")
+    first, *_ = doctor.places(DoctorRequest(runs_dir=tmp_path, data_dir=no_folder))
     assert first.state == OK
-
-
-def test_int8_kernels_that_do_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "kernels_serve", lambda: False)
-    _, check = doctor.abilities(CPU)
-    assert check.state == NOTE
-    assert "the results are the same" in check.advice
 
 
 @pytest.mark.parametrize(
@@ -82,7 +73,11 @@ def test_the_precision_that_will_be_chosen(
     monkeypatch: pytest.MonkeyPatch, has: bool, said: str
 ) -> None:
     monkeypatch.setattr(doctor, "cpu_has_bf16", lambda: has)
-    assert said in doctor.precision(CPU).found
+    monkeypatch.setattr(doctor, "kernels_serve", lambda: has)
+    precision, int8 = doctor.abilities(CPU)
+    assert said in precision.found
+    assert int8.state == (OK if has else NOTE)
+    assert ("the results are the same" in int8.advice) is not has
 
 
 def test_requirements_that_are_not_met() -> None:
@@ -120,9 +115,6 @@ def test_threads(monkeypatch: pytest.MonkeyPatch, used: int, state: str) -> None
     assert check.state == state
     assert check.found == f"{used} for 4 cores"
     assert ("OMP_NUM_THREADS=4" in check.advice) is (state != OK)
-
-
-def test_the_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert doctor.threads(2, 2).found == "2 for 2 cores (OMP_NUM_THREADS=2)"
 
@@ -173,9 +165,3 @@ def test_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert doctor.room("runs", tmp_path).state == WRONG
     monkeypatch.setattr(os, "access", lambda place, how: False)
     assert doctor.room("runs", tmp_path).found == f"{tmp_path} can't be written"
-
-
-def test_the_processor_is_named() -> None:
-    check = doctor.processor(3)
-    assert check.state == OK
-    assert f"3 of {os.cpu_count()} cores" in check.found

@@ -18,11 +18,7 @@ from tser_cli.base.errors import ConfigError, DiskFullError, RunError
 from tser_cli.base.files import check_folder, write_error
 from tser_cli.energy.joules import ann_macs
 from tser_cli.engine.commands import evaluate
-from tser_cli.engine.commands.evaluate import (
-    EvaluateRequest,
-    evaluate_run,
-    parse_timesteps,
-)
+from tser_cli.engine.commands.evaluate import EvaluateResult, evaluate_run, parse_timesteps
 from tser_cli.engine.evaluation.evaluate import evaluate_split
 from tser_cli.engine.runs import folder, networks, opened
 from tser_cli.engine.runs.folder import Run
@@ -31,6 +27,7 @@ from tser_cli.engine.runs.weights import load_model
 from tser_cli.models.base import Classifier
 from tser_cli.report.csv_files import PER_TIMESTEP, read_csv
 from tser_cli.settings.config import Config
+from tser_cli.settings.options import EvaluateRequest
 
 MakeConfig = Callable[..., Config]
 Finished = Callable[..., Run]
@@ -63,34 +60,28 @@ def finished(
 
 
 @pytest.mark.parametrize(
-    ("text", "trained", "steps"),
+    ("text", "steps"),
     [
-        ("", 3, [1, 2, 3]),
-        ("4", 2, [1, 2, 3, 4]),
-        ("1", 2, [1]),
-        ("1-6", 2, [1, 2, 3, 4, 5, 6]),
-        ("3-4", 2, [3, 4]),
-        ("2-2", 1, [2]),
-        ("1,2,4", 2, [1, 2, 4]),
-        ("4,1,4", 2, [1, 4]),
-        ("1-2, 5 , 7 - 8", 2, [1, 2, 5, 7, 8]),
-        ("1024", 1, list(range(1, 1025))),
+        *(("", [1, 2, 3]), ("4", [1, 2, 3, 4]), ("1", [1]), ("1-6", [1, 2, 3, 4, 5, 6])),
+        *(("3-4", [3, 4]), ("2-2", [2]), ("1,2,4", [1, 2, 4]), ("4,1,4", [1, 4])),
+        *(("1-2, 5 , 7 - 8", [1, 2, 5, 7, 8]), ("1024", list(range(1, 1025)))),
     ],
 )
-def test_time_steps_that_can_be_asked_for(text: str, trained: int, steps: list[int]) -> None:
-    assert parse_timesteps(text, trained) == steps
+def test_time_steps_that_can_be_asked_for(text: str, steps: list[int]) -> None:
+    assert parse_timesteps(text, 3) == steps
 
 
-@pytest.mark.parametrize("text", ["two", "1-", "-1", "1,,2", ",", " ", "1.5", "1-2-3", "123456"])
-def test_time_steps_that_are_none(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"write 4, 1-6 or 1,2,4"):
-        parse_timesteps(text, 2)
-
-
-@pytest.mark.parametrize("text", ["0", "0-3", "4-2", "1025", "1-1025", "1,0"])
-def test_time_steps_out_of_range(text: str) -> None:
-    with pytest.raises(ConfigError, match="steps run from 1 to 1024, upwards"):
-        parse_timesteps(text, 2)
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (("two", "1-", "-1", "1,,2", ",", " ", "1.5", "1-2-3", "123456"), "write 4, 1-6 or 1,2,4"),
+        (("0", "0-3", "4-2", "1025", "1-1025", "1,0"), "steps run from 1 to 1024, upwards"),
+    ],
+)
+def test_time_steps_that_are_none(texts: tuple[str, ...], said: str) -> None:
+    for text in texts:
+        with pytest.raises(ConfigError, match=said):
+            parse_timesteps(text, 2)
 
 
 def test_the_newest_student_is_measured_if_none_is_named(
@@ -104,15 +95,21 @@ def test_the_newest_student_is_measured_if_none_is_named(
     assert select_run(student.folder, Path("elsewhere")) == student
 
 
-def measured(run: Run, **request: Any) -> list[dict[str, str]]:
+def evaluated(run: Run, **asked: Any) -> EvaluateResult:
+    return evaluate_run(EvaluateRequest(run=run.folder, **asked))
+
+
+def measured(run: Run, **asked: Any) -> list[dict[str, str]]:
     """The table of `run`, as it lies on disk."""
-    return read_csv(evaluate_run(EvaluateRequest(run=run.folder, **request)).table)
+    return read_csv(evaluated(run, **asked).table)
 
 
-def test_the_run_s_own_table_is_written_again(finished: Finished, told: Any) -> None:
+def test_the_run_s_own_table_is_written_again(
+    finished: Finished, told: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = finished("student", result={"teacher_accuracy": 0.75})
     run.update_environment(teacher={"model": "resnet34", "source": "gone", "sha256": ""})
-    result = evaluate_run(EvaluateRequest(run=run.folder, progress=told))
+    result = evaluated(run, progress=told)
     assert result.table == run.folder / "per_timestep.csv"
     rows = read_csv(result.table)
     assert tuple(rows[0]) == tuple(PER_TIMESTEP)
@@ -123,26 +120,18 @@ def test_the_run_s_own_table_is_written_again(finished: Finished, told: Any) -> 
         assert (row["images"], row["teacher_accuracy"]) == ("11", "0.75")
         assert float(row["accuracy_at_t"]) == int(row["correct_at_t"]) / 11
     assert told.warnings == []
-
-
-def test_the_result_is_what_the_table_says(
-    finished: Finished, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = finished("student", result={"teacher_accuracy": 0.75})
-    result = evaluate_run(EvaluateRequest(run=run.folder))
     assert (result.name, result.split, result.figure) == (run.name, "test", None)
     assert (result.early_exit_rows, result.early_exit_table) == ([], None)
     for row, written in zip(result.rows, read_csv(result.table), strict=True):
         assert {name: float(written[name]) for name in row} == row
     assert not (run.folder / "early_exit.csv").exists()
-    shown = capsys.readouterr()
-    assert (shown.out, shown.err) == ("", "")  # a command prints nothing
+    assert capsys.readouterr() == ("", "")  # a command prints nothing
 
 
 def test_other_steps_go_into_a_table_of_their_own(finished: Finished) -> None:
     run = finished("student")
     own = measured(run)
-    result = evaluate_run(EvaluateRequest(run=run.folder, timesteps="1,2,5", plot=True))
+    result = evaluated(run, timesteps="1,2,5", plot=True)
     assert result.table == run.folder / "per_timestep_test_T1-2-5.csv"
     more = read_csv(result.table)
     assert [row["t"] for row in more] == ["1", "2", "5"]
@@ -155,7 +144,7 @@ def test_other_steps_go_into_a_table_of_their_own(finished: Finished) -> None:
 @pytest.mark.parametrize(("split", "images"), [("train", "18"), ("validation", "6")])
 def test_other_splits(finished: Finished, split: str, images: str) -> None:
     run = finished("student")
-    result = evaluate_run(EvaluateRequest(run=run.folder, split=split))
+    result = evaluated(run, split=split)
     assert result.table.name == f"per_timestep_{split}_T2.csv"
     rows = read_csv(result.table)
     assert {(row["images"], row["split"]) for row in rows} == {(images, split)}
@@ -166,26 +155,17 @@ def test_measured_otherwise_the_run_s_own_table_stays(
     finished: Finished, changes: dict[str, str]
 ) -> None:
     run = finished("student")
-    result = evaluate_run(EvaluateRequest(run=run.folder, settings=changes))
+    result = evaluated(run, settings=changes)
     assert result.table == run.folder / "per_timestep_test_T2.csv"
     assert not (run.folder / "per_timestep.csv").exists()
 
 
-def test_a_split_that_is_none(finished: Finished) -> None:
-    with pytest.raises(ConfigError, match='--split "dev": use one of test, validation, train'):
-        evaluate_run(EvaluateRequest(run=finished("student").folder, split="dev"))
-
-
 def test_the_table_can_go_elsewhere(finished: Finished, tmp_path: Path) -> None:
     run, output = finished("student"), tmp_path / "elsewhere.csv"
-    request = EvaluateRequest(run=run.folder, output=output, early_exit="0.5")
-    result = evaluate_run(request)
-    assert (result.table, result.early_exit_table) == (
-        output,
-        tmp_path / "elsewhere_early_exit.csv",
-    )
-    assert len(read_csv(output)) == 2
-    assert len(read_csv(tmp_path / "elsewhere_early_exit.csv")) == 1
+    exits = tmp_path / "elsewhere_early_exit.csv"
+    result = evaluated(run, output=output, early_exit="0.5")
+    assert (result.table, result.early_exit_table) == (output, exits)
+    assert (len(read_csv(output)), len(read_csv(exits))) == (2, 1)
     assert not list(run.folder.glob("*.csv"))
 
 
@@ -197,10 +177,8 @@ def test_early_exit_is_measured_on_the_split(
     finished: Finished, split: str, images: int, name: str
 ) -> None:
     run = finished("student")
-    request = EvaluateRequest(
-        run=run.folder, split=split, timesteps="3", early_exit="1.0", early_exit_entropy="0.1,0.5"
-    )
-    result = evaluate_run(request)
+    asked = {"timesteps": "3", "early_exit": "1.0", "early_exit_entropy": "0.1,0.5"}
+    result = evaluated(run, split=split, **asked)
     assert result.early_exit_table == run.folder / name
     rows = read_csv(result.early_exit_table)
     assert [(row["criterion"], row["threshold"]) for row in rows] == [
@@ -215,15 +193,14 @@ def test_early_exit_is_measured_on_the_split(
 
 def exit_energies(run: Run) -> tuple[float, float]:
     """What stopping every image at the first step and at the last one costs, in the mean."""
-    request = EvaluateRequest(run=run.folder, early_exit="1e-6")
-    (row,) = evaluate_run(request).early_exit_rows
+    (row,) = evaluated(run, early_exit="1e-6").early_exit_rows
     return row["energy_pj"], row["energy_full_pj"]
 
 
 def test_a_budget_is_kept_by_early_exit(finished: Finished, told: Any) -> None:
     run = finished("student")
     first, whole = exit_energies(run)
-    loose = evaluate_run(EvaluateRequest(run=run.folder, energy_budget="1J", progress=told))
+    loose = evaluated(run, energy_budget="1J", progress=told)
     (row,) = loose.early_exit_rows
     assert (row["threshold"], row["chosen_on"], row["budget_pj"]) == (math.inf, "validation", 1e12)
     assert row["energy_pj"] == row["energy_full_pj"] == whole
@@ -232,7 +209,7 @@ def test_a_budget_is_kept_by_early_exit(finished: Finished, told: Any) -> None:
     (written,) = read_csv(loose.early_exit_table)
     assert (written["threshold"], written["kept"]) == ("inf", "1")
     between = f"{(first + whole) / 2}pJ"
-    (row,) = evaluate_run(EvaluateRequest(run=run.folder, energy_budget=between)).early_exit_rows
+    (row,) = evaluated(run, energy_budget=between).early_exit_rows
     assert row["share_exit_1"] > 0
     assert row["energy_pj"] < whole
     assert row["differing_images"] == 0
@@ -255,7 +232,7 @@ def test_a_budget_that_the_test_images_do_not_keep(
     run = finished("student")
     first, whole = exit_energies(run)
     monkeypatch.setattr(evaluate, "keep_budget", lambda *rest: math.inf)
-    result = evaluate_run(EvaluateRequest(run=run.folder, energy_budget=f"{(first + whole) / 2}pJ"))
+    result = evaluated(run, energy_budget=f"{(first + whole) / 2}pJ")
     assert not result.kept
     assert result.early_exit_rows[0]["kept"] == 0
 
@@ -264,13 +241,8 @@ def test_a_run_that_held_nothing_out_chooses_on_training_images(
     finished: Finished, told: Any
 ) -> None:
     run = finished("student")
-    request = EvaluateRequest(
-        run=run.folder,
-        energy_budget="1J",
-        settings={"data.validation_fraction": 0.0},
-        progress=told,
-    )
-    (row,) = evaluate_run(request).early_exit_rows
+    nothing = {"data.validation_fraction": 0.0}
+    (row,) = evaluated(run, energy_budget="1J", settings=nothing, progress=told).early_exit_rows
     assert row["chosen_on"] == "train"
     (warning,) = told.warnings
     assert warning.startswith("the run held no images out: the threshold is chosen on training")
@@ -279,14 +251,15 @@ def test_a_run_that_held_nothing_out_chooses_on_training_images(
 def test_a_budget_below_the_first_step_is_refused(finished: Finished) -> None:
     run = finished("student")
     with pytest.raises(ConfigError, match="--energy-budget: the first time step alone costs"):
-        evaluate_run(EvaluateRequest(run=run.folder, energy_budget="1pJ"))
+        evaluated(run, energy_budget="1pJ")
     with pytest.raises(ConfigError, match=r"--energy-budget: .* is an ANN without time steps"):
-        evaluate_run(EvaluateRequest(run=finished("teacher").folder, energy_budget="1J"))
+        evaluated(finished("teacher"), energy_budget="1J")
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
+        ({"split": "dev"}, '--split "dev": use one of test, validation, train'),
         ({"energy_budget": "3"}, '--energy-budget: "3" is no energy'),
         ({"energy_budget": "3uJ", "split": "validation"}, "leave --split validation out"),
         ({"early_exit": "2"}, "--early-exit 2: a confidence is above 0"),
@@ -300,7 +273,7 @@ def test_what_is_mistyped_is_refused_before_the_work(
     run = finished("student")
     monkeypatch.setattr(opened, "prepare", lambda *rest: pytest.fail("it was opened"))
     with pytest.raises(ConfigError, match=said):
-        evaluate_run(EvaluateRequest(run=run.folder, **asked))
+        evaluated(run, **asked)
 
 
 def test_a_teacher_has_one_step(finished: Finished) -> None:
@@ -309,9 +282,9 @@ def test_a_teacher_has_one_step(finished: Finished) -> None:
     assert (row["teacher"], row["student"], row["method"]) == ("resnet20", "", "ce")
     assert (row["timesteps"], row["teacher_accuracy"]) == ("1", "")
     with pytest.raises(ConfigError, match="is a teacher, an ANN without time steps"):
-        evaluate_run(EvaluateRequest(run=run.folder, timesteps="2"))
+        evaluated(run, timesteps="2")
     with pytest.raises(ConfigError, match=r"--early-exit: .* is an ANN without time steps"):
-        evaluate_run(EvaluateRequest(run=run.folder, early_exit="0.5"))
+        evaluated(run, early_exit="0.5")
 
 
 def test_the_teacher_is_measured_again_on_other_splits(finished: Finished, told: Any) -> None:
@@ -324,23 +297,15 @@ def test_the_teacher_is_measured_again_on_other_splits(finished: Finished, told:
     alone = measured(teacher, split="train", progress=told)
     assert {row["teacher_accuracy"] for row in rows} == {alone[0]["accuracy_cumulative"]}
     assert told.warnings == []
-    teacher.model_file.unlink()
-    rows = measured(student, split="train", progress=told)
-    assert {row["teacher_accuracy"] for row in rows} == {""}
-    assert len(told.warnings) == 1
-    assert source in told.warnings[0]
-
-
-def test_a_teacher_that_changed_is_not_measured_again(finished: Finished, told: Any) -> None:
-    teacher = finished("teacher")
-    student = finished("student", result={"teacher_accuracy": 0.123})
-    source = str(teacher.model_file)
+    # neither one that has changed nor one that is gone is measured
     student.update_environment(teacher={"model": "resnet20", "source": source, "sha256": "0"})
-    rows = measured(student, split="train", progress=told)
-    assert {row["teacher_accuracy"] for row in rows} == {""}
-    (warning,) = told.warnings
-    assert "the teacher's accuracy is left out" in warning
-    assert "has changed since that run began" in warning
+    for said in ("has changed since that run began", source):
+        rows = measured(student, split="train", progress=told)
+        assert {row["teacher_accuracy"] for row in rows} == {""}
+        assert "the teacher's accuracy is left out" in told.warnings[-1]
+        assert said in told.warnings[-1]
+        teacher.model_file.unlink(missing_ok=True)
+    assert len(told.warnings) == 2
 
 
 def test_changes_reach_the_settings(finished: Finished, told: Any) -> None:
@@ -379,8 +344,7 @@ def test_a_run_that_can_t_be_written_to_is_measured_all_the_same(
     run = finished("student")
     before = contents(run.folder)
     refusing(run.folder, code)
-    request = EvaluateRequest(run=run.folder, early_exit="0.5", plot=True, progress=told)
-    result = evaluate_run(request)
+    result = evaluated(run, early_exit="0.5", plot=True, progress=told)
     assert [row["t"] for row in result.rows] == [1, 2]
     assert len(result.early_exit_rows) == 1
     assert (result.table, result.figure, result.early_exit_table) == (None, None, None)
@@ -395,10 +359,10 @@ def test_another_place_is_written_to(
 ) -> None:
     run, output = finished("student"), tmp_path / "out.csv"
     refusing(run.folder, errno.EROFS)
-    result = evaluate_run(EvaluateRequest(run=run.folder, output=output, progress=told))
+    result = evaluated(run, output=output, progress=told)
     assert len(read_csv(output)) == 2
     assert (result.table, told.warnings) == (output, [])
-    evaluate_run(EvaluateRequest(run=run.folder, output=output, plot=True, progress=told))
+    evaluated(run, output=output, plot=True, progress=told)
     assert told.warnings[0].startswith("no figure was saved")
 
 
@@ -406,7 +370,7 @@ def test_a_full_disk_is_told(finished: Finished, refusing: Callable[[Path, int],
     run = finished("student")
     refusing(run.folder, errno.ENOSPC)
     with pytest.raises(DiskFullError, match="Free some space"):
-        evaluate_run(EvaluateRequest(run=run.folder))
+        evaluated(run)
 
 
 def test_another_precision_says_what_it_changes(finished: Finished, told: Told) -> None:
@@ -414,10 +378,10 @@ def test_another_precision_says_what_it_changes(finished: Finished, told: Told) 
     known = [{**step, "t": t} for t in (1, 2)]
     run = finished("student", result={"timesteps": 2, "per_timestep": known})
     for changes in ({}, {"training.precision": "fp32"}):
-        evaluate_run(EvaluateRequest(run=run.folder, settings=changes, progress=told))
+        evaluated(run, settings=changes, progress=told)
     assert not told.said
     changes = {"training.precision": "bf16"}
-    result = evaluate_run(EvaluateRequest(run=run.folder, settings=changes, progress=told))
+    result = evaluated(run, settings=changes, progress=told)
     right = result.rows[-1]["correct_cumulative"]
     assert told.said == [
         f"in bf16 {right} of 11 images are right, {right - 5:+d} against fp32, in which the run "
