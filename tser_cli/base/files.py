@@ -38,6 +38,7 @@ def write_whole(path: Path, content: bytes) -> None:
         if is_device(path):
             path.write_bytes(content)
             return
+        # in the same folder: from another file system a rename would be a copy, and can break off
         partial = _beside(path, "part")
         try:
             partial.unlink(missing_ok=True)
@@ -131,6 +132,7 @@ def hold_lock(path: Path) -> AbstractContextManager[Any]:
     """
     import filelock  # too slow for --help
 
+    # of the system, not a file that stands for one: a killed process leaves no lock behind
     try:
         if is_device(path):
             raise RunError(f"{path} is a device and no lock; remove it")
@@ -145,6 +147,7 @@ def write_error(path: Path, error: OSError | ValueError) -> RunError:
     """Return the error for a failed write: the path, the reason, and what helps against it."""
     code = getattr(error, "errno", None)
     reason = getattr(error, "strerror", None) or error
+    # the system's word alone ("No space left") leaves open what to do
     what = f"{path} can't be written: {reason}."
     if code in (errno.ENOSPC, errno.EDQUOT):
         free = "Free space is not known"
@@ -244,6 +247,7 @@ def sha256(content: bytes) -> str:
 
 def _beside(path: Path, suffix: str) -> Path:
     """Return a hidden name beside `path`, this process's own; a long one is shortened."""
+    # by the process: two that write one file must not write into one part
     name = f".{path.name}.{os.getpid()}.{suffix}"
     if len(os.fsencode(name)) > NAME_MAX:
         name = f".{sha256(os.fsencode(path.name))}.{os.getpid()}.{suffix}"

@@ -37,4 +37,5 @@ class Silent:
     def begin(self, *_: Any, **__: Any) -> None:
         """Do nothing, whatever is reported."""
 
+    # one for all: what is not said needs no arguments
     step = epoch = end = say = warn = begin

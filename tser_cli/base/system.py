@@ -18,6 +18,7 @@ KILLED = 128 + signal.SIGKILL  # the exit code that a shell reports for a killed
 
 def cores() -> int:
     """Return the number of CPU cores that this process may use."""
+    # a container, or taskset, may give fewer than the machine has
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
@@ -51,6 +52,7 @@ def process_unchanged() -> Iterator[None]:
     That is the current folder, from which all paths are found, and torch's default type, in which
     all networks are made.
     """
+    # undone as well, since the process may go on: in Python, or at a shell's completion
     here = Path.cwd()
     yield
     if Path.cwd() != here:

@@ -77,6 +77,7 @@ def meant(name: str | None, runs_dir: Path, others: Iterable[str], kind: str = "
     """
     from tser_cli.engine.runs import find
 
+    # what it was before runs had names comes first, so that no new run changes an old command
     if name is None or name in others or ":" in name or os.path.lexists(name):
         return name
     return find.run_or_name(name, runs_dir, kind)

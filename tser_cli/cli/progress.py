@@ -81,6 +81,7 @@ class Bars(Lines):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
+        # rich draws nothing before start(): bars that never begin can be stopped all the same
         self._bars = self._make()
         self._epoch_bar = self._batch_bar = TaskID(0)
         self._shown = 0.0
@@ -95,7 +96,7 @@ class Bars(Lines):
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             console=self._console,
-            transient=True,
+            transient=True,  # the lines of epochs stay, the bars go
         )
 
     def begin(self, epochs: int, steps: int, done_epochs: int) -> None:
@@ -153,5 +154,6 @@ def make_progress(console: Console, quiet: bool = False) -> Progress:
     """Return bars where `console` is a terminal that can redraw a line, lines elsewhere."""
     if quiet:
         return Warnings(console)
+    # an editor's or a CI's console is a terminal, but shows each redraw as a line
     redraws = console.is_terminal and not console.is_dumb_terminal
     return Bars(console) if redraws else Lines(console)

@@ -77,6 +77,7 @@ def show_run(result: RunResult, next_commands: Sequence[str]) -> None:
     if result.energy_pj is not None and result.energy_budget_pj is not None:
         verdict = words.budget_verdict(result.energy_pj, result.energy_budget_pj)
         show_lines([f"energy: {verdict}"])
+    # what a script reads stays; what explains, and what to type, goes
     if is_quiet():
         show_lines([f"run folder: {result.folder}"])
         return
@@ -156,6 +157,7 @@ def show_list(rows: Sequence[Mapping[str, Any]], request: options.ListRequest) -
 
 def next_after_teacher(folder: Path, dataset: str, data_dir: str) -> list[str]:
     """Return three commands for after a teacher's training, with what for."""
+    # whole commands, quoted: a folder of images or a run may have blanks in its name
     given, more = f" --data-dir {quote(data_dir)}" if data_dir else "", plugin_flags()
     run, data = quote(str(folder)), f"--dataset {dataset}{given}"
     return _explained(
@@ -189,5 +191,6 @@ def _explained(commands: Mapping[str, str]) -> list[str]:
     # a wing that was taken off has nothing to type
     there = [verb.name for verb in VERBS if is_there(*verb.needs)]
     known = {line: why for line, why in commands.items() if line.split()[1] in there}
+    # comments in one column, so that a whole line can be pasted
     width = max(map(len, known))
     return [f"{line:{width}}  # {why}" for line, why in known.items()]

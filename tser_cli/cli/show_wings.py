@@ -40,6 +40,7 @@ def show_ablation(
         margin = asked.accuracy_margin
         cells = [(one.energy, one.accuracy, one.missed) for one in result.exits]
         output().print(lists.exits_table(cells, asked.names, margin))
+    # tables that were not written this time are not named, though an older one may lie there
     exits = ["early_exit.csv", "early_exit_summary.csv"] if result.exits else []
     # the frontier needs two methods or more; its figure tells whether there is one
     frontier = ["frontier.csv"] if any(p.stem == "frontier" for p in result.figures) else []
@@ -76,6 +77,7 @@ def show_audit(result: audit.AuditResult, request: wing_options.AuditRequest) ->
 
 def show_report(result: ReportResult, request: wing_options.ReportRequest) -> None:
     """Show where the page of a report is, and on standard error what it lacks."""
+    # aside from the result: a page without early exit is a page
     for line in result.missing:
         request.progress.say(f"not on the page: {line}")
     show_lines([f"written: {result.output} ({result.bytes / 1e6:.1f} MB)"])
@@ -89,7 +91,7 @@ ONE_EACH = (
     "One run each says little of the settings: the seed alone moves accuracy. Compare several "
     "seeds (tser ablate), or name more runs here"
 )
-WIDEST = 1000  # columns
+WIDEST = 1000  # columns; rich would fold a table into the 80 that it gives a pipe
 
 
 def show_runs(records: Sequence[RunRecord], request: wing_options.RunsRequest) -> None:
@@ -227,6 +229,7 @@ def show_quantized(
     show_lines([f"parent: {quantized.parent}"])
 
 
+# words as well as colours: neither a log nor everybody's eye has these
 STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
 
 

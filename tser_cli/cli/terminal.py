@@ -65,11 +65,12 @@ def show_lines(lines: Iterable[str]) -> None:
     """Write lines to standard output, each in one piece."""
     out = output()
     for line in lines:
-        out.print(line, soft_wrap=True)
+        out.print(line, soft_wrap=True)  # a path that is broken can't be copied
 
 
 def tell(message: str) -> None:
     """Write a message to standard error in one piece: no wrapping, so that paths can be copied."""
+    # not by rich: a message may come from a signal's handler, in the middle of a drawing
     sys.stderr.write(f"{visible(message)}\n")
     sys.stderr.flush()
 
@@ -104,6 +105,7 @@ class Stream:
     def __init__(self, stream: TextIO, must_arrive: bool) -> None:
         self._stream, self._must_arrive = stream, must_arrive
         reconfigure = getattr(stream, "reconfigure", None)
+        # what an encoding lacks: "?" in a result, an escape in a message, never an error
         if reconfigure is not None:
             reconfigure(errors="replace" if must_arrive else "backslashreplace")
 

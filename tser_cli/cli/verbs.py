@@ -28,6 +28,7 @@ def measure_energy(request: trunk.EnergyRequest) -> Any:
     return load(f"engine.commands.{target}")(request)
 
 
+# A script sees from the code that a bound does not hold, and from 2 that it was never looked at.
 def held(kept: Callable[[Any], bool]) -> Callable[[Any], int]:
     """Return the exit code of a result that must be `kept`."""
     return lambda result: 0 if kept(result) else NOT_HELD
@@ -48,6 +49,7 @@ def ablation_document(result: Any) -> Any:
     return {**shown, "axes": result.request.axes, "measure": result.request.measure}
 
 
+# Only once the table is shown: what did finish is worth as much as before.
 def no_failures(result: Any) -> int:
     """Return 0. Raises TrainingError where cells of an ablation failed."""
     failures = getattr(result, "failures", ())  # a plan has none

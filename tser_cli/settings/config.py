@@ -257,6 +257,7 @@ class TrainingConfig(Section):
     @field_validator("device")
     @classmethod
     def _device(cls, device: str) -> str:
+        # the words alone: whether there is such a device is known where torch is
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
             raise ValueError(f'"{device}" is not a device; use auto, cpu, cuda or cuda:N')
         return device
@@ -284,6 +285,7 @@ class EnergyConfig(Section):
     @field_validator("budget")
     @classmethod
     def _budget(cls, text: str) -> str:
+        # kept as text, as it was written: config.toml says 25%, not a number of pJ
         try:
             if text != NO_BUDGET:
                 fields.parse_budget(text)
@@ -407,6 +409,7 @@ def keys(method: str | None = None) -> dict[str, Any]:
 
     A weight that several methods read has the first one's default.
     """
+    # a copy: the cached one is everybody's
     return dict(_keys((method,) if method else tuple(registry.METHODS)))
 
 
@@ -437,6 +440,7 @@ def method_label(config: Config, varied: Container[str] = ()) -> str:
 
     A weight among the `varied` keys is named elsewhere.
     """
+    # a weight of 0 by default was added by somebody; tser's own entropy is no news
     now, usual = config.method.model_dump(), config.method.weights()
     words = [
         word

@@ -115,6 +115,7 @@ def parse_energy(text: str) -> float:
     Raises ConfigError for anything else, and for 0.
     """
     found = re.fullmatch(rf"\s*({NUMBER})\s*([pnuµμm]?)[Jj]\s*", text)
+    # MJ would be a slip for mJ, by nine orders of magnitude: only these prefixes, in this case
     energy = float(found[1]) * PREFIXES[found[2]] if found else 0.0
     if not 0.0 < energy < math.inf:
         raise ConfigError(

@@ -126,6 +126,7 @@ class CommonRequest:
 
     def flags_of(self, *names: str) -> list[str]:
         """Return the flags of those of the named fields that were given."""
+        # given as the default is as good as not given: it mixes nothing up
         return [
             one.option.flags.split()[0]
             for one in options_of(self)
@@ -139,6 +140,7 @@ class DataRequest(CommonRequest):
 
     runs_dir: Path = stated(RUNS_DIR, Path("runs"))
     data_dir: str | None = stated(DATA_DIR)
+    # for the library: by the time the command line has a request, they are imported
     plugin: tuple[str, ...] = stated(PLUGINS, ())
 
 
@@ -297,6 +299,7 @@ class EvaluateRequest(PassRequest):
     """Measure a finished run at every time step; every image of the split counts once."""
 
     per_timestep: bool = switch("--per-timestep", "Show the accuracy at every time step.")
+    # a text, since it may be a range
     timesteps: str = option(
         "-T --timesteps",
         "4, 1-6 or 1,2,4; any, not only as trained.",

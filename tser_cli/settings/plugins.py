@@ -86,6 +86,7 @@ def is_loaded(name: str) -> bool:
 def load(names: Iterable[str]) -> None:
     """Import plug-ins: files, or modules found from the current folder. Raises ConfigError."""
     for name in names:
+        # what it adds is seen from outside: it may register in any module of its own
         before = set(registry.names())
         module = _import(name)
         if module.__name__ not in _loaded:
@@ -217,6 +218,7 @@ def add_entry_points() -> None:
 
     for group, (kind, make) in GROUPS.items():
         for point in entry_points(group=group):
+            # the command line adds them once for the options and once for a shell's completion
             known = registry.TABLES[kind].get(point.name)
             if known is not None and known.target == point.value:
                 continue  # added before
@@ -244,6 +246,7 @@ def keep(folder: Path, targets: Mapping[str, str]) -> list[dict[str, Any]]:
         made = _described(module, importlib.import_module(module), adds)
         installed.append(replace(made, stated=module, offered=True))
     records = []
+    # all that were imported, used or not: a plug-in may change what another one does
     for plugin in [*_loaded.values(), *installed]:
         plugin.sources.write(folder / CODE)
         place = {"name": plugin.stated, "module": plugin.module, "file": str(plugin.file)}
@@ -306,6 +309,7 @@ class Sources:
 
     def sha256(self) -> str:
         """Return the SHA-256 of the file; of a package, that of the list of its files' hashes."""
+        # of one file the hash is what sha256sum says, so that a copy can be compared by hand
         if list(self.files) == [self.name]:
             return sha256(self.files[self.name])
         return sha256("".join(f"{h}  {path}\n" for path, h in self.hashes().items()).encode())

@@ -83,7 +83,7 @@ def resolve(layers: Iterable[Layer]) -> Config:
     except ValidationError as error:
         for detail in error.errors():
             problems.add(partial(_invalid, detail, origin))
-    problems.report()
+    problems.report()  # raises where pydantic did, so that there is a config below
     return config
 
 
@@ -179,6 +179,7 @@ def from_environment(environment: Mapping[str, str]) -> Layer:
     for name, text in environment.items():
         if not name.startswith(ENV_PREFIX) or name in ENV_OTHER:
             continue
+        # an underscore stands for the dot: no section has one in its name
         section, _, rest = name.removeprefix(ENV_PREFIX).lower().partition("_")
         key = f"{section}.{rest}" if rest else section
         values[key] = _typed(key, text)

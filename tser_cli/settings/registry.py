@@ -131,6 +131,7 @@ def lookup(kind: str, table: Mapping[str, E], name: str) -> E:
 
 def load(target: str) -> Any:
     """Return the object behind "module:object", or the module itself behind "module"."""
+    # by name, so that a list of names, or another method's settings, imports none of the others
     module, _, attribute = target.partition(":")
     loaded = importlib.import_module(module)
     return getattr(loaded, attribute) if attribute else loaded
@@ -153,6 +154,7 @@ def names() -> list[str]:
 
 def is_built_in(target: str) -> bool:
     """Return whether a target is the package's own."""
+    # a plug-in called tser_cli_mine is none of ours
     return target.split(".")[0] == "tser_cli"
 
 
@@ -189,6 +191,7 @@ def add_method(settings: type[MethodSettings], make_adapters: F | None = None) -
         parts = [settings.__qualname__, loss.__qualname__]
         if make_adapters is not None:
             parts.append(make_adapters.__qualname__)
+        # by names, as the built-in ones: the module is imported again in every process
         entry = MethodEntry(loss.__module__, *parts)
         add("method", str(settings.model_fields["name"].default), entry)
         return loss

@@ -118,6 +118,7 @@ class ReportRequest(DataRequest):
         complete="run",
         default=(),
     )
+    # in the current folder, not in a run's: a page may be of several
     output: Path = option("--output", "Where the page goes.", default=Path("report.html"))
     measure: bool = option(
         "--measure/--no-measure",
@@ -164,6 +165,7 @@ class ExportRequest(RunRequest):
     gives other spikes.
     """
 
+    # required: which program will read the file is nothing to guess
     format_name: str = option("--format", "nir, onnx or safetensors.", default=REQUIRED)
     output: Path = option("--output", "Where the file goes.", default=REQUIRED)
     stateful: bool = switch(
@@ -194,6 +196,7 @@ class RunsRequest:
         complete="run",
         default=(),
     )
+    # the same words as the columns, so that what is shown can be asked for
     sort: str = option(
         "--sort", "A column, as accuracy or energy; the newest come first.", default="age"
     )

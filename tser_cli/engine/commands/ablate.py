@@ -22,20 +22,18 @@ import torch
 
 from tser_cli.base.errors import Interrupted
 from tser_cli.base.progress import Progress
-from tser_cli.engine.ablation import folder, tsne
+from tser_cli.engine.ablation import folder, ray_launcher, tsne
 from tser_cli.engine.ablation.exits import ExitStatistics, write_exit_tables
 from tser_cli.engine.ablation.folder import AblationFolder, find_cell, needs_teacher, teacher_key
 from tser_cli.engine.ablation.grid import SEED, Cell, Request
 from tser_cli.engine.ablation.local_launcher import Launcher, default_jobs, threads_of
-from tser_cli.engine.ablation.ray_launcher import RayLauncher, connected
 from tser_cli.engine.ablation.summary import write_tables
 from tser_cli.engine.commands.train import provide_teacher
 from tser_cli.engine.runs.opened import Options, prepare
 from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.engine.runs.teachers import teacher_config
 from tser_cli.engine.training.settle import AUTO, choose_precision, settle
-from tser_cli.report import ablation_figures
-from tser_cli.report.comparison import CellStatistics
+from tser_cli.report import ablation_figures, comparison
 from tser_cli.settings.config import Config
 
 PRECISION = "training.precision"
@@ -50,7 +48,7 @@ class AblationResult:
 
     folder: Path
     request: Request
-    summary: list[CellStatistics]
+    summary: list[comparison.CellStatistics]
     figures: tuple[Path, ...]
     failures: tuple[str, ...]
     exits: tuple[ExitStatistics, ...] = ()
@@ -64,9 +62,10 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
     or where there is no cluster, RunError where another process works in the folder.
     """
     place = place.with_jobs_for(len(request.cells))
+    # before the plan is checked: a plan holds settings as they are trained, never "auto"
     request = with_one_precision(request, place, progress)
     document = folder.checked_plan(request, place)
-    there = connected(place.address) if place.address else nullcontext()
+    there = ray_launcher.connected(place.address) if place.address else nullcontext()
     with there as cluster, folder.hold(place):
         with StopRequest(progress.warn) as stop:
             cells = share_teachers(request.cells, place, document, progress)
@@ -76,7 +75,7 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
             progress.say(f"{len(cells)} runs, {len(cells) - len(waiting)} finished before")
             jobs = place.jobs or (len(waiting) if cluster else default_jobs(waiting))
             launcher = (
-                RayLauncher(place.folder, cluster, place.jobs, stop)
+                ray_launcher.RayLauncher(place.folder, cluster, place.jobs, stop)
                 if cluster
                 else Launcher(place.folder, jobs, stop)
             )
@@ -88,6 +87,7 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
         summary = write_tables(request, place.folder)
         exits = write_exit_tables(request, place, progress)
         tsne.write(request.cells, place.folder, progress)
+        # last, from the files alone: a figure drawn later, by hand, shows the same
         names = dict(zip(request.axes, request.names, strict=True))
         figures = ablation_figures.draw_all(place.folder, names)
     return AblationResult(
@@ -133,6 +133,7 @@ def share_teachers(
         if not needs_teacher(cell):
             shared.append(cell)
             continue
+        # the plan's comes first: a newer teacher would make the later cells another experiment
         if key not in chosen:
             chosen[key] = folder.shared_teacher(document, key) or choose_teacher(
                 cell.config, place, document, progress
@@ -162,7 +163,7 @@ def choose_teacher(
 
 def run_cells(
     cells: list[Cell],
-    launcher: Launcher | RayLauncher,
+    launcher: Launcher | ray_launcher.RayLauncher,
     jobs: int,
     progress: Progress,
     after: Callable[[], Any],
@@ -174,6 +175,7 @@ def run_cells(
     """
     failures = []
     began = time.monotonic()
+    # threads, not processes: each only waits for the process of its cell
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
         running = {pool.submit(launcher.run, cell): cell for cell in cells}
         try:
@@ -217,6 +219,7 @@ def plan_ablation(request: Request, place: AblationFolder, options: Options) -> 
     document = folder.checked_plan(request, place)
     finished = [find_cell(cell, place.folder) is not None for cell in request.cells]
     waiting = [cell for cell, done in zip(request.cells, finished, strict=True) if not done]
+    # how many cells a cluster has room for is known only once it is asked: one is the worst case
     jobs = place.jobs or (1 if place.address else default_jobs(waiting))
     options = Options(place.runs_dir, progress=options.progress)
     firsts = {teacher_key(cell.config): cell.config for cell in waiting if needs_teacher(cell)}

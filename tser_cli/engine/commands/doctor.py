@@ -72,6 +72,7 @@ def _version(package: str) -> str:
 def unmet_requirements(stated: list[str]) -> Iterator[str]:
     """Yield what is not installed, or too old, as pip takes it: torch>=2.11; extras aside."""
     for one in map(Requirement, stated):
+        # extras have a check of their own
         needed = one.marker is None or one.marker.evaluate({"extra": ""})
         found = _version(one.name)
         if needed and (found == "not installed" or not one.specifier.contains(found, True)):
@@ -106,6 +107,7 @@ def graphics() -> Checkup:
         return Checkup(
             "GPU", OK, ", ".join(f"{c.name} ({c.total_memory / 2**30:.0f} GiB)" for c in cards)
         )
+    # files, since no tool of NVIDIA's need be installed in a container
     if any(map(os.path.exists, NVIDIA)):
         built = torch.version.cuda
         advice = (
@@ -143,6 +145,7 @@ def load(average: float, usable: int) -> Checkup:
 
 def steal() -> Checkup | None:
     """Look at the time that a virtual machine's host kept for itself; None where none is told."""
+    # over an interval: the sums since the start say nothing of now
     taken = getattr(psutil.cpu_times_percent(interval=0.2), "steal", None)
     if taken is None or taken < 100 * STOLEN:
         return None
@@ -177,6 +180,7 @@ def examine(request: DoctorRequest) -> tuple[Checkup, ...]:
     if stolen is not None:
         checks.append(stolen)
     checks += [*abilities(device), *places(request)]
+    # last, since it takes longest; the checks before are lost to nobody who stops it
     if not request.quick:
         request.progress.say("compiling a function: some ten seconds")
         checks.append(compiling(device))
@@ -200,6 +204,7 @@ def abilities(device: torch.device) -> Iterator[Checkup]:
 def precision(device: torch.device) -> Checkup:
     """Say what `--precision auto` will choose, or on what that depends."""
     if device.type == "cuda":
+        # emulated bf16 is slower than fp32
         half = torch.cuda.is_bf16_supported(including_emulation=False)
         auto = f"--precision auto too. The GPU has {'' if half else 'no '}instructions for bf16"
     elif cpu_has_bf16():
@@ -216,6 +221,7 @@ def precision(device: torch.device) -> Checkup:
 def places(request: DoctorRequest) -> Iterator[Checkup]:
     """Yield which data sets are here, and how much room there is."""
     config = DataConfig(dir=request.data_dir or "")
+    # looked for, not loaded: nothing is downloaded to find out
     found = {name: _place_of(name, config) for name in DOWNLOADED}
     here = ["digits", *(f"{name} ({place})" for name, place in found.items() if place is not None)]
     missing = [name for name, place in found.items() if place is None]

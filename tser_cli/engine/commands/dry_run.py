@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from tser_cli.data.loaders import build_train_loader
-from tser_cli.engine.runs import find, networks
-from tser_cli.engine.runs.networks import Loaded
+from tser_cli.engine.runs import find, networks, teachers
 from tser_cli.engine.runs.opened import Context, Options
 from tser_cli.engine.runs.runtime import seed_everything
-from tser_cli.engine.runs.teachers import check_architecture, find_fitting, teacher_config
 from tser_cli.engine.training.checkpointing import other_schedule
 from tser_cli.engine.training.run import student_task, teacher_task
 from tser_cli.engine.training.settle import settle, settle_batch_size
@@ -21,7 +19,7 @@ from tser_cli.models.base import parameter_count
 from tser_cli.settings import registry
 from tser_cli.settings.config import Config
 
-WARM_UP_STEPS = 2
+WARM_UP_STEPS = 2  # the first ones plan convolutions and ask for memory
 MEASURED_STEPS = 3
 
 
@@ -51,7 +49,7 @@ class TrainingPlan:
 
 def plan_teacher(config: Config, options: Options) -> TrainingPlan:
     """Return the plan of `train_teacher`. Raises what that would raise before it trains."""
-    check_architecture(config.model.teacher)
+    teachers.check_architecture(config.model.teacher)
     context = settle("teacher", config, options)
     check_resumable("teacher", context, options)
     return _plan("teacher", config.model.teacher, teacher_task(context), context, options, None)
@@ -71,6 +69,7 @@ def check_resumable(kind: str, context: Context, options: Options) -> None:
 
     Warns where what is resumed becomes another run.
     """
+    # "auto" and "never" have an answer for every state of the runs folder
     if options.resume != "must":
         return
     run = find.find_unfinished(options.runs_dir, kind, context.config, must=True)
@@ -80,14 +79,15 @@ def check_resumable(kind: str, context: Context, options: Options) -> None:
         context.progress.warn(warning)
 
 
-def _teacher(context: Context, options: Options) -> tuple[Loaded | None, str]:
+def _teacher(context: Context, options: Options) -> tuple[networks.Loaded | None, str]:
     config, spec = context.config, context.dataset.spec
     if not registry.METHODS[config.method.name].needs_teacher:
         return None, f"none, {config.method.name} needs none"
-    loaded = find_fitting(context, options.runs_dir)
+    loaded = teachers.find_fitting(context, options.runs_dir)
     if loaded is not None:
         return loaded, f"{loaded.name} from {loaded.source}"
-    first = teacher_config(config).training.epochs
+    first = teachers.teacher_config(config).training.epochs
+    # its step costs as much as a trained one's
     untrained = networks.untrained(config.model.teacher, spec, config)
     return untrained, f"a {config.model.teacher} is trained first, {first} epochs"
 
@@ -95,6 +95,7 @@ def _teacher(context: Context, options: Options) -> tuple[Loaded | None, str]:
 def _plan(
     kind: str, name: str, task: Task, context: Context, options: Options, teacher: str | None
 ) -> TrainingPlan:
+    # as the training would: "auto" is a number before the steps of an epoch are counted
     context = settle_batch_size(task, kind, context, options)
     training = context.config.training
     loader = build_train_loader(context.dataset, context.config)
@@ -132,5 +133,6 @@ def step_seconds(task: Task, context: Context) -> float:
         optimizer.step()
         float(result.correct)  # waits for the device
         spent.append(time.monotonic() - began)
+    # a tiny data set has fewer batches than that
     measured = spent[WARM_UP_STEPS:] or spent
     return sum(measured) / len(measured)

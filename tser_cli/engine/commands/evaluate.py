@@ -10,23 +10,18 @@ from typing import Any
 from tser_cli.base.errors import ConfigError, DiskFullError, RunError, TserError
 from tser_cli.base.files import check_folder
 from tser_cli.data.loaders import Split
-from tser_cli.energy.joules import ann_macs
-from tser_cli.energy.prices import Profile, load_profile
+from tser_cli.energy import joules, prices
 from tser_cli.engine.evaluation import early_exit
 from tser_cli.engine.evaluation.early_exit import keep_budget
 from tser_cli.engine.evaluation.evaluate import Evaluation, answered, evaluate_split
-from tser_cli.engine.runs.networks import freeze
+from tser_cli.engine.runs import networks, record, teachers
 from tser_cli.engine.runs.opened import FinishedRun, open_finished, select_run
-from tser_cli.engine.runs.record import find_result
-from tser_cli.engine.runs.teachers import read_run_teacher, teacher_name
 from tser_cli.engine.training.budget import profile_of
 from tser_cli.engine.training.run import row_labels
-from tser_cli.report import figures
-from tser_cli.report.csv_files import per_timestep_csv
-from tser_cli.settings.fields import Budget, parse_budget
-from tser_cli.settings.options import EvaluateRequest
+from tser_cli.report import csv_files, figures
+from tser_cli.settings import fields, options
 
-MAX_TIMESTEPS = 1024
+MAX_TIMESTEPS = 1024  # more fit no memory, and a mistyped number would take days
 SPLITS: dict[str, Split] = {"test": "test", "validation": "validation", "train": "train"}
 Rows = list[dict[str, Any]]
 
@@ -52,7 +47,7 @@ class EvaluateResult:
         return all(row["kept"] != 0 for row in self.early_exit_rows)
 
 
-def evaluate_run(request: EvaluateRequest) -> EvaluateResult:
+def evaluate_run(request: options.EvaluateRequest) -> EvaluateResult:
     """Evaluate all steps in one pass and write the tables; return what they hold.
 
     An SNN is causal: its logits at step t are the same for any T >= t. So one pass with the largest
@@ -66,6 +61,7 @@ def evaluate_run(request: EvaluateRequest) -> EvaluateResult:
     )
     model, context, split = opened.loaded.model, opened.context, SPLITS[request.split]
     steps = _steps(opened, request, exits)
+    # operations are counted only where early exit is priced: counting makes a pass slower
     full = evaluate_split(model, context, split, max(steps), count=exits)
     # the threshold for a budget is chosen on other images than the test's
     held_out: Split = "validation" if opened.config.data.validation_fraction > 0 else "train"
@@ -85,7 +81,7 @@ def evaluate_run(request: EvaluateRequest) -> EvaluateResult:
         profile = profile_of(opened.config, request.profile)
         if budget is not None and other is not None:
             assert full.counts, "a counted pass, for a budget"
-            budget_pj = budget.in_pj(ann_macs(full.counts) * profile.mac_pj)
+            budget_pj = budget.in_pj(joules.ann_macs(full.counts) * profile.mac_pj)
             stops = early_exit.stops_of(answered(other, can_stop=True), profile)
             threshold = keep_budget(stops, budget_pj, full.images)
             chosen = early_exit.Rule(early_exit.CONFIDENCE, threshold, held_out, budget_pj)
@@ -99,7 +95,7 @@ def evaluate_run(request: EvaluateRequest) -> EvaluateResult:
 def _say_difference(opened: FinishedRun, last: dict[str, Any]) -> None:
     """Say what another precision than the run's changes, where the run's own result is recorded."""
     precision, own = opened.config.training.precision, opened.run.config().training.precision
-    result = find_result(opened.run)
+    result = record.find_result(opened.run)
     known = result.per_timestep if result else ()
     before = next((row["correct_cumulative"] for row in known if row["t"] == last["t"]), None)
     if precision == own or before is None:
@@ -111,14 +107,14 @@ def _say_difference(opened: FinishedRun, last: dict[str, Any]) -> None:
     )
 
 
-def _check(request: EvaluateRequest) -> tuple[list[early_exit.Rule], Budget | None]:
+def _check(request: options.EvaluateRequest) -> tuple[list[early_exit.Rule], fields.Budget | None]:
     """Find what is mistyped before any work; return the rules of early exit, and the budget."""
     if request.split not in SPLITS:
         raise ConfigError(f'--split "{request.split}": use one of {", ".join(SPLITS)}')
     if request.output is not None:
         check_folder(request.output)
     if request.profile:
-        load_profile(request.profile)
+        prices.load_profile(request.profile)
     asked = (
         (request.early_exit, early_exit.CONFIDENCE, "--early-exit"),
         (request.early_exit_entropy, early_exit.ENTROPY, "--early-exit-entropy"),
@@ -131,12 +127,13 @@ def _check(request: EvaluateRequest) -> tuple[list[early_exit.Rule], Budget | No
             "--energy-budget chooses its threshold on held-out images and measures it on test "
             f"images: leave --split {request.split} out"
         )
-    return rules, parse_budget(request.energy_budget, "--energy-budget")
+    return rules, fields.parse_budget(request.energy_budget, "--energy-budget")
 
 
-def _steps(opened: FinishedRun, request: EvaluateRequest, exits: bool) -> list[int]:
+def _steps(opened: FinishedRun, request: options.EvaluateRequest, exits: bool) -> list[int]:
     spiking, folder = opened.loaded.model.spiking, opened.run.folder
     flag = "--energy-budget" if request.energy_budget else "--early-exit"
+    # before the pass: with all steps at once, or none, there is nothing to stop between
     if not spiking and request.timesteps not in ("", "1"):
         raise ConfigError(f"--timesteps: {folder} is a teacher, an ANN without time steps")
     if not spiking and exits:
@@ -165,24 +162,27 @@ def parse_timesteps(text: str, trained: int) -> list[int]:
         steps.update(range(first, last + 1))
         if not 1 <= first <= last <= MAX_TIMESTEPS:
             raise ConfigError(f'--timesteps "{text}": steps run from 1 to {MAX_TIMESTEPS}, upwards')
+    # a number alone is how long the network runs; in a list it is a step to report
     alone = "," not in text and "-" not in text
     return list(range(1, max(steps) + 1)) if alone else sorted(steps)
 
 
 def _write(
     opened: FinishedRun,
-    request: EvaluateRequest,
+    request: options.EvaluateRequest,
     rows: Rows,
     full: Evaluation,
     rules: list[early_exit.Rule],
-    profile: Profile,
+    profile: prices.Profile,
 ) -> EvaluateResult:
     run, stem = opened.run, _stem(opened, request, [row["t"] for row in rows])
     can_write = _can_write(opened, request, stem)
     table = request.output or (run.folder / f"{stem}.csv" if can_write else None)
-    labels = row_labels(run, opened.config, request.split, opened.loaded.name, teacher_name(run))
+    labels = row_labels(
+        run, opened.config, request.split, opened.loaded.name, teachers.teacher_name(run)
+    )
     if table is not None:
-        per_timestep_csv(table, rows, labels)
+        csv_files.per_timestep_csv(table, rows, labels)
     figure = run.folder / "figures" / f"{stem}.png" if request.plot and can_write else None
     if figure is not None:
         steps_of_run = [figures.StepAccuracy.of_row(row) for row in rows]
@@ -200,7 +200,7 @@ def _write(
     return EvaluateResult(run.name, request.split, rows, table, figure, exits, exits_table)
 
 
-def _can_write(opened: FinishedRun, request: EvaluateRequest, stem: str) -> bool:
+def _can_write(opened: FinishedRun, request: options.EvaluateRequest, stem: str) -> bool:
     """Return whether the run's folder takes files; what was measured is worth showing without.
 
     Raises DiskFullError: that can be mended.
@@ -217,9 +217,10 @@ def _can_write(opened: FinishedRun, request: EvaluateRequest, stem: str) -> bool
     return True
 
 
-def _stem(opened: FinishedRun, request: EvaluateRequest, steps: list[int]) -> str:
+def _stem(opened: FinishedRun, request: options.EvaluateRequest, steps: list[int]) -> str:
     """Name the table: the run's own is written again only by a measurement as at its end."""
     trained = opened.config.model.timesteps if opened.loaded.model.spiking else 1
+    # bf16, or images from elsewhere, measure something else than the end of the training did
     changed = any(request.changes.get(key) for key in ("training.precision", "data.dir"))
     if request.split == "test" and steps == list(range(1, trained + 1)) and not changed:
         return "per_timestep"
@@ -234,16 +235,17 @@ def teacher_accuracy(opened: FinishedRun, split: Split) -> float | None:
 
     None where the run had no teacher or, with a warning, where it can't be read any more.
     """
-    result = find_result(opened.run)
+    result = record.find_result(opened.run)
     known = result.teacher_accuracy if result else None
+    # the record is of the test set; no record at all means that there was no teacher
     if split == "test" or known is None:
         return known
     try:
-        teacher = read_run_teacher(opened.run, opened.context.dataset.spec)
+        teacher = teachers.read_run_teacher(opened.run, opened.context.dataset.spec)
     except TserError as error:
         opened.context.progress.warn(f"the teacher's accuracy is left out: {error}")
         return None
     if teacher is None:
         return None
-    opened.context.runtime.place(freeze(teacher.model))
+    opened.context.runtime.place(networks.freeze(teacher.model))
     return evaluate_split(teacher.model, opened.context, split, 1).accuracy

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from tser_cli.base.errors import ConfigError, ExportError
 from tser_cli.base.files import check_folder, sha256, write_text, write_whole
-from tser_cli.data.loaders import evenly_spread
-from tser_cli.data.transforms import evaluation_pipeline
+from tser_cli.data import loaders, transforms
 from tser_cli.energy.table import float_energy
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.opened import FinishedRun, open_finished, select_run
@@ -20,8 +19,7 @@ from tser_cli.export import fixed_point, formats, verify
 from tser_cli.export.card import MARK, CardFacts, card, named
 from tser_cli.export.graph import Facts, Graph, pip_line, trace
 from tser_cli.report.csv_files import read_csv
-from tser_cli.settings import registry
-from tser_cli.settings.wing_options import ExportRequest
+from tser_cli.settings import registry, wing_options
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Exported:
         return self.checks is None or all(check.holds for check in self.checks)
 
 
-def export(request: ExportRequest) -> Exported:
+def export(request: wing_options.ExportRequest) -> Exported:
     """Write a student's file, its FILE.verified.json and a model card.
 
     Nothing is written where a program that reads the format gives other spikes. Raises ExportError
@@ -53,6 +51,7 @@ def export(request: ExportRequest) -> Exported:
     formats.check_format(request.format_name, request.stateful, request.potentials)
     if request.images < 1:
         raise ConfigError(f"--images {request.images}: the check needs at least one image")
+    # before the run is opened: what is not installed would be found after a minute of work
     missing = verify.missing_packages(request.format_name) if request.verify else ()
     if missing:
         raise ExportError(
@@ -75,12 +74,13 @@ def export(request: ExportRequest) -> Exported:
         more={"run": opened.run.name, "model_sha256": opened.loaded.sha256},
     )
     graph = trace(opened.loaded.model, spec.image_shape, facts)
-    indices = evenly_spread(len(dataset.test), request.images).tolist()
-    images_NCHW = evaluation_pipeline(dataset.test, spec)(0, indices)
+    indices = loaders.evenly_spread(len(dataset.test), request.images).tolist()
+    images_NCHW = transforms.evaluation_pipeline(dataset.test, spec)(0, indices)
     draft = _draft(opened, graph, images_NCHW, request)
     checks = None
     if request.verify:
         checks = verify.verify(draft.content, request.format_name, draft.truth, images_NCHW)
+    # a file that computes otherwise is worse than none: the result says so, nothing is written
     size = len(draft.content)
     made = Exported(request.output, opened.run, size, checks, None, draft.change)
     if not made.holds:
@@ -108,7 +108,7 @@ class _Draft:
 
 
 def _draft(
-    opened: FinishedRun, graph: Graph, images_NCHW: Tensor, request: ExportRequest
+    opened: FinishedRun, graph: Graph, images_NCHW: Tensor, request: wing_options.ExportRequest
 ) -> _Draft:
     """Return the file of `graph` as it was asked for."""
     own = verify.record(opened.loaded.model, graph, images_NCHW)
@@ -122,7 +122,9 @@ def _draft(
     return _Draft(content, truth, fixed, change)
 
 
-def _write_checks(made: Exported, graph: Graph, draft: _Draft, request: ExportRequest) -> None:
+def _write_checks(
+    made: Exported, graph: Graph, draft: _Draft, request: wing_options.ExportRequest
+) -> None:
     document = {
         "file": made.path.name,
         "sha256": sha256(draft.content),
@@ -142,7 +144,7 @@ def _write_checks(made: Exported, graph: Graph, draft: _Draft, request: ExportRe
 
 
 def _card_facts(
-    made: Exported, draft: _Draft, opened: FinishedRun, request: ExportRequest
+    made: Exported, draft: _Draft, opened: FinishedRun, request: wing_options.ExportRequest
 ) -> CardFacts:
     folder, method = opened.run.folder, opened.config.method.name
     rows, sidecar = folder / "per_timestep.csv", folder / "energy.json"

@@ -19,15 +19,11 @@ from tser_cli.engine.commands.evaluate import EvaluateResult, evaluate_run
 from tser_cli.engine.commands.train import distill as distill_run
 from tser_cli.engine.evaluation.evaluate import Evaluation
 from tser_cli.engine.evaluation.evaluate import evaluate as evaluate_steps
-from tser_cli.engine.runs import folder, weights
-from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs import folder, record, weights
 from tser_cli.engine.runs.opened import FinishedRun, Options, open_finished, select_run
-from tser_cli.engine.runs.record import RESULT, RunResult
 from tser_cli.engine.runs.runtime import make_runtime, seed_everything
-from tser_cli.engine.training.loop import fit
+from tser_cli.engine.training import loop, settle, state
 from tser_cli.engine.training.run import recording_end
-from tser_cli.engine.training.settle import AUTO, FP32
-from tser_cli.engine.training.state import TrainingJob
 from tser_cli.engine.training.task import distillation
 from tser_cli.models.base import OwnNetwork
 from tser_cli.report.csv_files import per_timestep_csv
@@ -46,7 +42,7 @@ plugins.offer_old_modules()
 
 def distill(
     teacher: str | Path = "resnet34", student: str = "resnet18", **options: Any
-) -> RunResult:
+) -> record.RunResult:
     """Distil a spiking student by name, as `tser distill` does, and return what it measured.
 
     `teacher`: an architecture, a run folder or a model file; it is trained first where there is
@@ -92,7 +88,7 @@ def distill_networks(
     settings: Settings | None = None,
     runs_dir: str | Path = "runs",
     progress: Progress | None = None,
-) -> RunResult:
+) -> record.RunResult:
     """Distil your own student from your own teacher, on your own data loaders.
 
     `teacher(images)` returns logits [N, K]; it is frozen, and None is allowed for methods without
@@ -105,6 +101,7 @@ def distill_networks(
     `runs_dir`. Return what was measured on `test`. Raises TserError.
     """
     config = own_config(timesteps, method, settings)
+    # the inputs may be anything: channels_last is for images [N, C, H, W]
     runtime = make_runtime(config.training, channels_last=False)
     seed_everything(config.training.seed, config.training.deterministic)
     batches, test_batches = OwnLoader(train), OwnLoader(test)
@@ -123,8 +120,8 @@ def distill_networks(
     )
     told = progress or Silent()
     with run.lock(), recording_end(run, runtime, told) as stop:
-        job = TrainingJob(task, batches, config, run, runtime, told, stop)  # type: ignore[arg-type]
-        seconds = sum(row["seconds"] for row in fit(job))
+        job = state.TrainingJob(task, batches, config, run, runtime, told, stop)  # type: ignore[arg-type]
+        seconds = sum(row["seconds"] for row in loop.fit(job))
         evaluation = evaluate_steps(
             own_student, test_batches, runtime, timesteps, task.teacher, stop.check
         )
@@ -148,18 +145,19 @@ def own_config(timesteps: int, method: str, settings: Settings | None) -> Config
     }
     config = recipe.resolve([recipe.Layer("settings", given), recipe.Layer("arguments", fixed)])
     # what is tried for "auto" is a network of ours
-    chosen = {"training.precision": FP32} if config.training.precision == AUTO else {}
+    chosen = {"training.precision": settle.FP32} if config.training.precision == settle.AUTO else {}
     return config.updated(chosen)
 
 
 def _record(
-    run: Run, student: nn.Module, method: str, evaluation: Evaluation, seconds: float
-) -> RunResult:
+    run: folder.Run, student: nn.Module, method: str, evaluation: Evaluation, seconds: float
+) -> record.RunResult:
     name, rows = type(student).__name__, evaluation.rows()
     labels = {"run": run.name, "dataset": OWN, "split": "test", "method": method, "student": name}
     per_timestep_csv(run.folder / "per_timestep.csv", rows, {**labels, "teacher": None})
+    # without a description: nobody but its owner can build such a network again
     digest = weights.save_model(run.model_file, student.state_dict(), {})
-    result = RunResult(
+    result = record.RunResult(
         folder=run.folder,
         kind="student",
         model=name,
@@ -176,11 +174,11 @@ def _record(
         seconds=seconds,
         per_timestep=tuple(rows),
     )
-    run.update_status(model=name, sha256=digest, **{RESULT: result.to_json()})
+    run.update_status(model=name, sha256=digest, **{record.RESULT: result.to_json()})
     return result
 
 
-def evaluate(run: str | Path | RunResult | None = None, **options: Any) -> EvaluateResult:
+def evaluate(run: str | Path | record.RunResult | None = None, **options: Any) -> EvaluateResult:
     """Measure a finished run at every time step, as `tser evaluate` does.
 
     `run`: a folder, a run's name or the beginning of it, "latest", or a result; None is the newest
@@ -204,7 +202,7 @@ def evaluate_network(network: nn.Module, loader: Iterable[Any], timesteps: int) 
 
 
 def load_run(
-    run: str | Path | RunResult | None = None,
+    run: str | Path | record.RunResult | None = None,
     *,
     runs_dir: str | Path = "runs",
     settings: Settings | None = None,
@@ -218,8 +216,8 @@ def load_run(
     return open_finished(select_run(_folder(run), Path(runs_dir)), dict(settings or {}), Silent())
 
 
-def _folder(run: str | Path | RunResult | None) -> Path | None:
-    return run.folder if isinstance(run, RunResult) else None if run is None else Path(run)
+def _folder(run: str | Path | record.RunResult | None) -> Path | None:
+    return run.folder if isinstance(run, record.RunResult) else None if run is None else Path(run)
 
 
 PAIRS = "a data loader must give pairs (images [N, ...], labels [N])"

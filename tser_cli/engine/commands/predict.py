@@ -10,15 +10,14 @@ import torch
 
 from tser_cli.base.errors import ConfigError, DataError
 from tser_cli.base.files import check_folder
-from tser_cli.data.image_files import fitted_picture, picture_files
-from tser_cli.data.transforms import normalise
+from tser_cli.data import image_files, transforms
 from tser_cli.engine.evaluation.evaluate import cumulative_mean, logits_of
 from tser_cli.engine.runs.networks import counting_of
 from tser_cli.engine.runs.opened import FinishedRun, open_finished, select_run
 from tser_cli.report.csv_files import prediction_schema, write_csv
 from tser_cli.settings.wing_options import PredictRequest
 
-BATCH = 32
+BATCH = 32  # files are decoded as they come: a folder of thousands need not fit into memory
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,12 @@ def predict(request: PredictRequest) -> Predicted:
             f"{onnx[0]}: tser predict classifies images with a run (--run); an ONNX file is run by "
             "onnxruntime, as docs/deployment.md shows"
         )
-    files = picture_files(request.images)
+    files = image_files.picture_files(request.images)
     if not files:
         raise ConfigError("no image is named; give files, folders, or - for a list on the input")
     if request.output is not None:
         check_folder(request.output)
+    # only now is a network loaded: a mistyped name is known at once
     run = select_run(request.run, request.runs_dir)
     opened = open_finished(run, request.changes, request.progress)
     answers: list[Prediction | Unread] = []
@@ -95,7 +95,7 @@ def _answers(opened: FinishedRun, files: list[Path], threshold: float) -> list[P
     errors: dict[Path, str] = {}
     for path in files:
         try:
-            read[path] = fitted_picture(path, spec.image_shape, spec.shorter)
+            read[path] = image_files.fitted_picture(path, spec.image_shape, spec.shorter)
         except DataError as error:
             errors[path] = str(error)
     said = _predictions(opened, read, threshold) if read else {}
@@ -107,7 +107,7 @@ def _predictions(
 ) -> dict[Path, Prediction]:
     model, context = opened.loaded.model, opened.context
     spec, steps = context.dataset.spec, opened.config.model.timesteps if model.spiking else 1
-    images_NCHW = normalise(torch.stack(list(read.values())), spec.mean, spec.std)
+    images_NCHW = transforms.normalise(torch.stack(list(read.values())), spec.mean, spec.std)
     with torch.inference_mode(), counting_of(model, steps) as counter:
         logits_TNK = logits_of(model, context.runtime.images(images_NCHW), steps).double().cpu()
     layers = counter.counts().layers

@@ -12,12 +12,9 @@ import torch
 from torch import nn
 
 from tser_cli.base.errors import CheckpointError, ConfigError
-from tser_cli.data.loaders import evenly_spread
-from tser_cli.data.transforms import evaluation_pipeline
-from tser_cli.engine.runs.networks import freeze
+from tser_cli.data import loaders, transforms
+from tser_cli.engine.runs import networks, record, teachers
 from tser_cli.engine.runs.opened import Context, FinishedRun, Options, open_finished, select_run
-from tser_cli.engine.runs.record import RunResult, find_result
-from tser_cli.engine.runs.teachers import TEACHER, read_run_teacher
 from tser_cli.engine.training.budget import profile_of
 from tser_cli.engine.training.run import finish, open_for_training
 from tser_cli.engine.training.settle import with_whole_paths
@@ -25,9 +22,8 @@ from tser_cli.engine.training.task import Task, Trainee
 from tser_cli.losses.base import load_method
 from tser_cli.models.base import Classifier
 from tser_cli.models.integers import quantise, round_weights_
+from tser_cli.settings import fields, wing_options
 from tser_cli.settings.config import FLOAT_BITS
-from tser_cli.settings.fields import NO_BUDGET
-from tser_cli.settings.wing_options import QuantizeRequest
 
 BITS = (8, 4)
 BATCH = 128
@@ -41,14 +37,14 @@ class QuantizeResult:
     cost with weights of 32-bit floating point.
     """
 
-    result: RunResult
+    result: record.RunResult
     parent: Path
     parent_accuracy: float | None
     profile: str
     float_energy_pj: float
 
 
-def quantize(request: QuantizeRequest) -> QuantizeResult:
+def quantize(request: wing_options.QuantizeRequest) -> QuantizeResult:
     """Round a student's weights, calibrate its norms, measure it; the new run names its parent.
 
     Raises ConfigError for other bits, a teacher, or a student with integer weights; RunError.
@@ -68,12 +64,16 @@ def quantize(request: QuantizeRequest) -> QuantizeResult:
             "with --run, or train one anew: tser distill --set model.weight_bits=4"
         )
     # the parent's budget and its profile are for weights of floating point
-    changes = {"model.weight_bits": request.bits, "energy.budget": NO_BUDGET, "energy.profile": ""}
+    changes = {
+        "model.weight_bits": request.bits,
+        "energy.budget": fields.NO_BUDGET,
+        "energy.profile": "",
+    }
     config = with_whole_paths(opened.config.updated(changes))
     context = replace(opened.context, config=config)
     model = rounded(opened, context, request)
     result = _record(model, opened, context, request)
-    before = find_result(opened.run)
+    before = record.find_result(opened.run)
     document = json.loads((result.folder / "energy.json").read_text(encoding="utf-8"))
     return QuantizeResult(
         result=result,
@@ -84,14 +84,18 @@ def quantize(request: QuantizeRequest) -> QuantizeResult:
     )
 
 
-def rounded(opened: FinishedRun, context: Context, request: QuantizeRequest) -> Classifier:
+def rounded(
+    opened: FinishedRun, context: Context, request: wing_options.QuantizeRequest
+) -> Classifier:
     """Return a copy of the run's network with integer weights and norms calibrated for them."""
+    # a copy: the parent's own weights still stand behind `opened`
     model = quantise(copy.deepcopy(opened.loaded.model), request.bits)
     round_weights_(model)
     dataset = context.dataset
-    places = evenly_spread(len(dataset.train), request.images).tolist()
-    pipeline = evaluation_pipeline(dataset.train, dataset.spec)
+    places = loaders.evenly_spread(len(dataset.train), request.images).tolist()
+    pipeline = transforms.evaluation_pipeline(dataset.train, dataset.spec)
     batches = (places[start : start + BATCH] for start in range(0, len(places), BATCH))
+    # a norm needs two images for a variance
     images = (context.runtime.images(pipeline(0, batch)) for batch in batches if len(batch) > 1)
     calibrate_norms(model, images, context.config.model.timesteps)
     return model
@@ -118,25 +122,26 @@ def calibrate_norms(model: Classifier, batches: Any, timesteps: int) -> None:
 
 
 def _record(
-    model: Classifier, opened: FinishedRun, context: Context, request: QuantizeRequest
-) -> RunResult:
+    model: Classifier, opened: FinishedRun, context: Context, request: wing_options.QuantizeRequest
+) -> record.RunResult:
     """Return the new run's folder: weights, tables, result, and where it came from."""
     try:
-        teacher = read_run_teacher(opened.run, opened.context.dataset.spec)
+        teacher = teachers.read_run_teacher(opened.run, opened.context.dataset.spec)
     except CheckpointError as error:
         opened.context.progress.warn(f"the teacher's accuracy and energy are left out: {error}")
         teacher = None
     if teacher is not None:
-        opened.context.runtime.place(freeze(teacher.model))
+        opened.context.runtime.place(networks.freeze(teacher.model))
     config = context.config
     # it is measured, not trained: nothing is asked of the teacher but its answers
     method = load_method(config.method.name)
     task = Task(model, Trainee(model), method, config.method, config.model.timesteps)
+    # "never": what an unfinished run of these settings holds comes from a training
     options = Options(request.runs_dir, "never", request.progress)
     with open_for_training("student", context, options) as (run, stop):
         if context.runtime.is_main:
             parent = {"run": str(opened.run.folder.resolve()), "sha256": opened.loaded.sha256}
             calibration = {"images": request.images, "split": "train"}
-            taught = opened.run.environment().get(TEACHER)
+            taught = opened.run.environment().get(teachers.TEACHER)
             run.update_environment(parent=parent, calibration=calibration, teacher=taught)
         return finish(run, context, task, [], teacher, stop)
