@@ -16,17 +16,8 @@ from tser_cli.base.errors import ConfigError
 from tser_cli.cli import terminal
 from tser_cli.cli.options import offered, spread
 from tser_cli.cli.verbs import VERBS, Verb
-from tser_cli.settings.options import (
-    DATA,
-    PANELS,
-    REQUIRED,
-    TRAINING,
-    DistillRequest,
-    EnergyRequest,
-    EvaluateRequest,
-    TrainingRequest,
-    option,
-)
+from tser_cli.settings import options
+from tser_cli.settings.options import DistillRequest, EnergyRequest, EvaluateRequest, option
 from tser_cli.settings.wing_options import AblateRequest, AuditRequest
 
 
@@ -34,9 +25,9 @@ from tser_cli.settings.wing_options import AblateRequest, AuditRequest
 class Group:
     """Do it."""
 
-    name: str = option(help="what", default=REQUIRED)
-    epochs: int = option("--epochs", "how long", TRAINING, default=3)
-    folder: Path | None = option("--folder", "where", DATA)
+    name: str = option(help="what", default=options.REQUIRED)
+    epochs: int = option("--epochs", "how long", options.TRAINING, default=3)
+    folder: Path | None = option("--folder", "where", options.DATA)
     again: int = option("--again", "how often", least=1, default=0)
     words: tuple[str, ...] = option("--word", "which", default=())
     python: int = 7
@@ -81,27 +72,23 @@ def test_how_much_is_shown_is_chosen_for_each_call() -> None:
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
 def test_every_option_of_a_command_is_there_once(verb: Verb) -> None:
-    options = [one.option for one in offered(verb.request, json=True)]
-    flags = [flag for option in options for flag in option.flags.split()]
+    found = [one.option for one in offered(verb.request, json=True)]
+    flags = [flag for one in found for flag in one.flags.split()]
     assert len(flags) == len(set(flags))
-    assert {option.panel for option in options if option.panel} <= set(PANELS)
+    assert {one.panel for one in found if one.panel} <= set(options.PANELS)
 
 
 def test_every_training_takes_the_same_options() -> None:
     def flags(kind: type[Any]) -> set[str]:
         return {one.option.flags for one in offered(kind, json=True)}
 
-    assert flags(TrainingRequest) <= flags(DistillRequest) <= flags(AblateRequest)
+    assert flags(options.TrainingRequest) <= flags(DistillRequest) <= flags(AblateRequest)
 
 
 def test_a_flag_that_was_not_given_sets_nothing() -> None:
     assert DistillRequest().changes == {}
     request = DistillRequest(timesteps=0, data_dir="", settings={"optimizer.momentum": 0.5})
-    assert request.changes == {
-        "data.dir": "",
-        "model.timesteps": 0,
-        "optimizer.momentum": 0.5,
-    }
+    assert request.changes == {"data.dir": "", "model.timesteps": 0, "optimizer.momentum": 0.5}
     assert request.flags_by_setting == {"data.dir": "--data-dir", "model.timesteps": "-T"}
     assert EvaluateRequest(batch_size=5).changes == {"training.eval_batch_size": 5}
 
@@ -126,7 +113,7 @@ def test_options_that_do_not_fit_together(
 
 
 PLUGIN = """
-from tser_cli.settings.registry import add_dataset, add_model
+from tser_cli import add_dataset, add_model
 
 @add_model("mynet")
 def build(build): return build
@@ -151,16 +138,8 @@ def load(config): return config
 def test_names_are_completed(tmp_path: Path, line: str, found: str) -> None:
     (tmp_path / "names_to_complete.py").write_text(PLUGIN)
     asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-P",
-            "-c",
-            "import sys; sys.argv[0] = 'tser'; from tser_cli.cli.app import main; main()",
-        ],
-        env={**os.environ, **asked, "_TSER_COMPLETE": "complete_bash"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    program = "import sys; sys.argv[0] = 'tser'; from tser_cli.cli.app import main; main()"
+    command = [sys.executable, "-P", "-c", program]
+    shell = {**os.environ, **asked, "_TSER_COMPLETE": "complete_bash"}
+    done = subprocess.run(command, env=shell, cwd=tmp_path, capture_output=True, text=True)
     assert found in done.stdout.split(), done.stderr

@@ -40,20 +40,24 @@ def test_an_epoch_in_a_line() -> None:
     assert describe(ROW, 10) == f"{TEXT}, 1234 images/s"
     validated = {**ROW, "validation_accuracy": 0.5}
     assert describe(validated, 10) == f"{TEXT}, validation 50.00 %, 1234 images/s"
-
-
-def test_energy_stands_beside_the_losses() -> None:
     energy = {"energy_pj": 2.98e6, "energy_budget_pj": 3e6, "energy_multiplier": 0.25}
     told = "energy 2.98 µJ, aim 3 µJ"
     expected = TEXT.replace(", train", f", {told}, train")
     assert describe({**ROW, **energy}, 10) == f"{expected}, 1234 images/s"
 
 
+class Unread:
+    """A loss on a device that nothing may wait for."""
+
+    def __float__(self) -> float:
+        raise AssertionError("this would wait for the device")
+
+
 def test_lines_are_one_an_epoch_unwrapped_and_without_colour() -> None:
     console, stream = plain_console()
     lines = Lines(console)
     lines.begin(epochs=10, steps=3, done_epochs=1)
-    lines.step(8, {"loss": torch.tensor(1.0)})
+    lines.step(8, {"loss": Unread()})
     lines.epoch(ROW)
     lines.say("run folder: /a/path/[with]/brackets/that/is/longer/than/the/console/is/wide")
     lines.warn("it is late")
@@ -65,18 +69,11 @@ def test_lines_are_one_an_epoch_unwrapped_and_without_colour() -> None:
     ]
 
 
-def test_lines_never_wait_for_the_device() -> None:
-    class Unread:
-        def __float__(self) -> float:
-            raise AssertionError("this would wait for the device")
-
-    console, _ = plain_console()
-    Lines(console).step(8, {"loss": Unread()})
-
-
-def test_bars_only_on_a_terminal() -> None:
+def test_bars_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(make_progress(plain_console()[0])) is Lines
     assert type(make_progress(terminal()[0])) is Bars
+    monkeypatch.setenv("TERM", "dumb")
+    assert type(make_progress(terminal()[0])) is Lines
 
 
 @pytest.fixture
@@ -115,6 +112,7 @@ def test_bars_show_speed_and_losses(clock: list[float]) -> None:
 
 def test_a_second_training_has_bars_of_its_own(clock: list[float]) -> None:
     bars = Bars(terminal()[0])
+    bars.end()  # it never began
     for epochs in (4, 7):
         bars.begin(epochs=epochs, steps=2, done_epochs=0)
         clock.append(clock[-1] + 1)
@@ -129,10 +127,6 @@ def test_a_second_training_has_bars_of_its_own(clock: list[float]) -> None:
     bars.step(8, {})
     assert shown(bars)["steps"] == (1, 10, "8 images/s  ")
     bars.end()
-
-
-def test_bars_that_never_began_can_end() -> None:
-    Bars(terminal()[0]).end()
 
 
 def test_the_time_left_is_told_once(clock: list[float]) -> None:

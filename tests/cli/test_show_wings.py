@@ -51,6 +51,8 @@ def test_an_ablation_s_table(shown: Shown, tmp_path: Path) -> None:
     assert lines[-3:] == [
         f"written: {result.folder / name}" for name in ("ablation.csv", "summary.csv", "figures")
     ]
+    show_wings.show_ablation(ablation(tmp_path), AblateRequest())
+    assert not any("figures" in line for line in shown())
 
 
 def test_an_ablation_with_early_exit(shown: Shown, tmp_path: Path) -> None:
@@ -75,22 +77,6 @@ def test_an_ablation_with_early_exit(shown: Shown, tmp_path: Path) -> None:
     ]
 
 
-def test_an_ablation_without_figures_names_none(shown: Shown, tmp_path: Path) -> None:
-    show_wings.show_ablation(ablation(tmp_path), AblateRequest())
-    assert not any("figures" in line for line in shown())
-
-
-def test_an_ablation_s_plan(shown: Shown) -> None:
-    show_wings.show_ablation_plan(ABLATION)
-    assert shown() == [
-        "method=ce, seed 0: finished",
-        "method=[kd], seed 0",
-        "a resnet20 is trained first, 10 epochs",
-        "2 runs, 1 finished; about 30 min of training, one after the other, "
-        "measured on a few real steps",
-    ]
-
-
 @pytest.mark.parametrize(
     ("jobs", "given", "address", "said"),
     [
@@ -109,7 +95,11 @@ def test_how_many_cells_run_at_once(
     plan = replace(ABLATION, jobs=jobs, jobs_given=given, address=address)
     show_wings.show_ablation_plan(plan)
     before, after = "2 runs, 1 finished; about 30 min of training, ", ", measured on a few real"
-    assert shown()[-1] == f"{before}{said}{after} steps"
+    assert shown() == [
+        *("method=ce, seed 0: finished", "method=[kd], seed 0"),
+        "a resnet20 is trained first, 10 epochs",
+        f"{before}{said}{after} steps",
+    ]
 
 
 def test_the_place_of_a_page_and_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from rich.table import Table
 
 from tser_cli.base.errors import OutputError
 from tser_cli.cli import app, show, terminal
-from tser_cli.cli.progress import Lines, make_progress
-from tser_cli.cli.terminal import Terminal
+from tser_cli.cli.progress import Lines
 
 ODD = ["[/red]x", "[/x]", "[bold]x", ":smile:", "\x1b[2Jx", "a\rb", "\u202egnp"]
 
@@ -51,61 +49,43 @@ def test_narrow_terminals_still_show_the_table(
     assert all(text in shown for text in ("cumulative", "99.17 %", "98.33 %", "0.913"))
 
 
-def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "dumb")
-    stream = io.StringIO()
-    assert type(make_progress(Terminal(file=stream, force_terminal=True))) is Lines
-
-
 class Broken(io.StringIO):
     """A stream that fails as the system's do."""
 
-    def __init__(self, error: OSError) -> None:
+    def __init__(self, number: int) -> None:
         super().__init__()
-        self.error = error
+        self.error = OSError(number, os.strerror(number))
 
     def write(self, text: str) -> int:
         raise self.error
 
 
-def broken(number: int) -> Broken:
-    return Broken(OSError(number, os.strerror(number)))
-
-
-@pytest.fixture
-def replaced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    def replace(out: Any, err: Any) -> None:
-        monkeypatch.setattr(sys, "stdout", out)
-        monkeypatch.setattr(sys, "stderr", err)
-
-    yield replace
-
-
 @pytest.mark.parametrize("number", [5, 28, 32])  # EIO, ENOSPC, EPIPE
-def test_messages_that_nobody_reads_are_dropped(replaced: Any, number: int) -> None:
-    replaced(io.StringIO(), broken(number))
+def test_messages_that_nobody_reads_are_dropped(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Broken(number))
     with terminal.guarded():
         Lines(terminal.Terminal(stderr=True)).say("an epoch")
         terminal.tell("a message")
 
 
-def test_results_that_nobody_reads_are_dropped(replaced: Any) -> None:
-    replaced(broken(32), io.StringIO())
+def test_results_that_can_t_be_written_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Broken(32))
     with terminal.guarded():
-        terminal.output().print("accuracy")
-
-
-def test_results_that_can_t_be_written_are_an_error(replaced: Any) -> None:
-    replaced(broken(28), io.StringIO())
+        terminal.output().print("accuracy")  # nobody reads it
+    monkeypatch.setattr(sys, "stdout", Broken(28))
     with terminal.guarded(), pytest.raises(OutputError, match="No space left") as told:
         terminal.output().print("accuracy")
     assert told.value.exit_code == 1
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_characters_that_the_encoding_lacks_are_replaced(replaced: Any, encoding: str) -> None:
+def test_characters_that_the_encoding_lacks_are_replaced(
+    monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
     raw = io.BytesIO()
-    replaced(io.TextIOWrapper(raw, encoding=encoding), io.StringIO())
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
     with terminal.guarded():
         terminal.output().print("accuracy █ 日本")
         sys.stdout.flush()

@@ -17,23 +17,16 @@ from typer.core import TyperCommand, TyperGroup
 import tser_cli
 from tser_cli.base.errors import TserError
 from tser_cli.cli import terminal
-from tser_cli.settings import registry
-from tser_cli.settings.options import (
-    LISTS,
-    OUTPUT,
-    OWN_NETWORK,
-    PANELS,
-    Option,
-    Stated,
-    options_of,
-)
+from tser_cli.settings import options, registry
 
 Kind = TypeVar("Kind", bound=type[TyperCommand] | type[TyperGroup])
 PACKAGE = Path(tser_cli.__file__).parent
-JSON = Option("--json", "One JSON document on standard output instead of text.", OUTPUT)
-QUIET = Option("--quiet -q", "Only results, warnings and errors.", OUTPUT)
-VERBOSE = Option(
-    "--verbose -v", "Also where settings come from, and the traceback of an error.", OUTPUT
+JSON = options.Option(
+    "--json", "One JSON document on standard output instead of text.", options.OUTPUT
+)
+QUIET = options.Option("--quiet -q", "Only results, warnings and errors.", options.OUTPUT)
+VERBOSE = options.Option(
+    "--verbose -v", "Also where settings come from, and the traceback of an error.", options.OUTPUT
 )
 
 
@@ -43,18 +36,18 @@ def is_there(*needs: str) -> bool:
     return all((PACKAGE / path).exists() for path in needs)
 
 
-def offered(request: type[Any], json: bool) -> list[Stated]:
+def offered(request: type[Any], json: bool) -> list[options.Stated]:
     """Return the options of a command: arguments, then by panel; those without one come first."""
     ways = [("as_json", JSON)] if json else []
     ways += [("quiet", QUIET), ("verbose", VERBOSE)]
     own = [
         one
-        for one in options_of(request)
+        for one in options.options_of(request)
         if is_there(one.option.needs)
-        and (one.option.panel != OWN_NETWORK or is_there("energy/any_network"))
+        and (one.option.panel != options.OWN_NETWORK or is_there("energy/any_network"))
     ]
-    every = [*own, *(Stated(name, bool, False, option) for name, option in ways)]
-    places = ("", *PANELS)
+    every = [*own, *(options.Stated(name, bool, False, option) for name, option in ways)]
+    places = ("", *options.PANELS)
     return sorted(every, key=lambda one: (one.option.flags != "", places.index(one.option.panel)))
 
 
@@ -78,7 +71,7 @@ def spread(request: type[Any], run: Callable[[Any, bool], None], json: bool) -> 
     return call
 
 
-def parameter_of(one: Stated) -> Parameter:
+def parameter_of(one: options.Stated) -> Parameter:
     """Return an option as a parameter: by keyword, so that required ones may follow others."""
     option, default = one.option, one.default
     common: dict[str, Any] = {
@@ -170,5 +163,5 @@ COMPLETIONS: dict[str, Callable[..., list[str]]] = {
     "model": names_in(registry.MODELS),
     "method": names_in(registry.METHODS),
     "dataset": names_in(registry.DATASETS),
-    "list": lambda incomplete: [name for name in LISTS if name.startswith(incomplete)],
+    "list": lambda incomplete: [name for name in options.LISTS if name.startswith(incomplete)],
 }
