@@ -10,15 +10,16 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from tser_cli.base.errors import RunError, TserError, cut, visible
 from tser_cli.base.files import is_file, read_json
+from tser_cli.energy.joules import INT8, MEMORY, SAME, SKIPPING
 from tser_cli.engine.page.values import (
     AblationReport,
     AblationRun,
@@ -38,8 +39,7 @@ from tser_cli.engine.page.values import (
 )
 from tser_cli.engine.runs import record
 from tser_cli.engine.runs.folder import Run
-from tser_cli.engine.runs.record import with_result
-from tser_cli.report.ablation_figures import cells_of, draw_tables
+from tser_cli.report import ablation_figures
 from tser_cli.report.comparison import statistics_in
 from tser_cli.report.csv_files import (
     ALL,
@@ -201,38 +201,69 @@ def energy(run: Run) -> Energy:
     return Energy(
         profile=label(total["profile"]),
         layers=tuple(LayerEnergy.of_row(row) for row in layers if row["t"] in shown),
-        sums=tuple(_sums(row) for row in layers if row["t"] == ALL),
+        sums=tuple(
+            LayerSums(
+                layer=row["layer"],
+                input_kind=label(row.get("input_kind") or ""),
+                firing_rate=row["firing_rate"],
+                accumulates=row["sop_value"],
+                macs=row["macs"],
+                energy_pj=row["energy_pj"],
+                ann_energy_pj=row["ann_energy_pj"],
+            )
+            for row in layers
+            if row["t"] == ALL
+        ),
         steps_pj=tuple(row["energy_pj"] for row in steps),
         energy_pj=total["energy_pj"],
         ann_energy_pj=total["ann_energy_pj"],
     )
 
 
-def _sums(row: Mapping[str, Any]) -> LayerSums:
-    return LayerSums(
-        layer=row["layer"],
-        input_kind=label(row.get("input_kind") or ""),
-        firing_rate=row["firing_rate"],
-        accumulates=row["sop_value"],
-        macs=row["macs"],
-        energy_pj=row["energy_pj"],
-        ann_energy_pj=row["ann_energy_pj"],
-    )
+# Under which assumption, which ANN stands beside the student: see `energy.joules.against_ann`.
+ANNS = {
+    SAME: "the ANN of the same shape",
+    SKIPPING: "that ANN, skipping its zeros",
+    MEMORY: "that ANN, with memory traffic",
+    INT8: "that ANN in 8-bit integers",
+}
+Assumptions = dict[str, dict[str, float]]  # the energies of student and ANN by assumption
 
 
-def sidecar(run: Run) -> dict[str, Any]:
-    """Return energy.json, {} where it is missing or damaged: it only adds to energy.csv."""
+@dataclass(frozen=True)
+class Sidecar:
+    """What energy.json adds to energy.csv, as far as it is sound."""
+
+    teacher: str = ""
+    teacher_pj: float | None = None
+    assumptions: Assumptions = field(default_factory=dict)
+
+
+def sidecar(run: Run) -> Sidecar:
+    """Return energy.json; it only adds to energy.csv, so that a damaged one says nothing."""
+
+    def sound(name: str, case: Any) -> bool:
+        needed = ("snn_pj", "ann_pj", *(["skipped"] if name == SKIPPING else []))
+        return name in ANNS and isinstance(case, dict) and all(positive(case, k) for k in needed)
+
+    def positive(values: Mapping[str, Any], key: str) -> bool:
+        found = number(values.get(key))
+        return found is not None and found > 0
+
     try:
-        return read_json(existing(run.folder, "energy.json"))
+        document = read_json(existing(run.folder, "energy.json"))
     except TserError:
-        return {}
-
-
-def teacher_energy(document: Mapping[str, Any]) -> float | None:
-    """Return the teacher's energy in pJ, None where energy.json says nothing sound of it."""
-    teacher = document.get("teacher")
-    found = number(teacher.get("energy_pj")) if isinstance(teacher, dict) else None
-    return found if found is not None and found > 0 else None
+        return Sidecar()
+    parts = (document.get("teacher"), document.get("against_ann"))
+    teacher, against = (found if isinstance(found, dict) else {} for found in parts)
+    found = Sidecar()
+    if positive(teacher, "energy_pj"):
+        found = Sidecar(label(teacher.get("name")), teacher["energy_pj"])
+    stated = against.get("assumptions")
+    # with one case that makes no sense the others are not believed either
+    if isinstance(stated, dict) and SAME in stated and all(sound(*item) for item in stated.items()):
+        return replace(found, assumptions=stated)
+    return found
 
 
 def early_exit(run: Run) -> tuple[ExitPoint, ...]:
@@ -305,21 +336,21 @@ def commands(run: Run, found: Mapping[str, Any]) -> tuple[str, ...]:
     The last one takes every setting from the folder. `found`: environment.json.
     """
     listed = found.get("commands") or [found]
-    typed = [_typed(entry.get("command")) for entry in listed if isinstance(entry, dict)]
+    stated = [entry.get("command") for entry in listed if isinstance(entry, dict)]
+    typed = [
+        # the first word is the path of the program, which differs between machines
+        cut(visible(shlex.join(["tser", *map(str, words[1:])])), 2000)
+        for words in stated
+        if isinstance(words, list) and words
+    ]
     verb = "train-teacher" if run.kind == "teacher" else "distill"
     again = f"tser {verb} --recipe {shlex.quote(str(run.folder))} --resume never"
-    return (*dict.fromkeys(line for line in typed if line), again)
-
-
-def _typed(words: Any) -> str:
-    if not isinstance(words, list) or not words:
-        return ""
-    return cut(visible(shlex.join(["tser", *map(str, words[1:])])), 2000)
+    return (*dict.fromkeys(typed), again)
 
 
 def facts(run: Run, stated: Mapping[str, Any], found: Mapping[str, Any]) -> RunFacts:
     """Return what a run is, as it recorded it, else as its settings or environment.json say."""
-    known, teacher = with_result(run.status()), found.get("teacher")
+    known, teacher = record.with_result(run.status()), found.get("teacher")
     stated_model = stated.get("model.student" if run.kind == "student" else "model.teacher")
     taught_by = teacher.get("model") if isinstance(teacher, dict) else None
     words = {
@@ -368,20 +399,33 @@ def mistakes(found: Predictions, names: Sequence[str]) -> Mistakes:
     true_I, taken_I = found.labels_I.astype(np.int64), found.cumulative_IT[:, -1].astype(np.int64)
     flat = np.bincount(true_I * len(classes) + taken_I, minlength=len(classes) ** 2)
     confusion_KK = flat.astype(np.int64).reshape(len(classes), len(classes))
+    wrong_KK = confusion_KK.copy()
+    np.fill_diagonal(wrong_KK, 0)
+    images_K, wrong_K = confusion_KK.sum(1), wrong_KK.sum(1)
+    # those with the largest share of errors, in the order of classes
+    order = np.argsort(confusion_KK.diagonal() / np.maximum(images_K, 1) - 1, kind="stable")
+    seen = [int(k) for k in order if images_K[k]]
     steps = thinned(range(found.at_t_IT.shape[1]), MOST_STEPS)
-    images_K = confusion_KK.sum(1)
-    shares_K = 1 - confusion_KK.diagonal() / np.maximum(images_K, 1)
-    seen = [int(k) for k in np.argsort(-shares_K, kind="stable") if images_K[k]]
+    by_class = []
+    for k in sorted(seen[:MOST_LISTED_CLASSES]):
+        answers_IT = found.at_t_IT[found.labels_I == k]
+        wrong = tuple(int((answers_IT[:, step] != k).sum()) for step in steps)
+        taken_for = classes[int(wrong_KK[k].argmax())] if wrong_K[k] else ""
+        row = ClassErrors(classes[k], int(images_K[k]), wrong, int(wrong_K[k]), taken_for)
+        by_class.append(row)
+    places = np.argsort(-wrong_KK, axis=None, kind="stable")[:MOST_PAIRS]
+    pairs = [divmod(int(place), len(classes)) for place in places]
     return Mistakes(
         classes=tuple(classes),
         confusion_KK=tuple(map(tuple, confusion_KK.tolist()))
         if len(classes) <= MOST_DRAWN
         else None,
-        pairs=tuple(_pairs(confusion_KK, classes)),
-        by_class=tuple(
-            _of_class(k, classes, found, confusion_KK[k], steps)
-            for k in sorted(seen[:MOST_LISTED_CLASSES])
+        pairs=tuple(
+            Confusion(classes[true], classes[taken], images, images / int(images_K[true]))
+            for true, taken in pairs
+            if (images := int(wrong_KK[true, taken]))
         ),
+        by_class=tuple(by_class),
         steps=tuple(step + 1 for step in steps),
         left_out=max(0, len(seen) - MOST_LISTED_CLASSES),
     )
@@ -394,49 +438,9 @@ def class_names(names: Sequence[str], count: int) -> list[str]:
     return [name if often[name] == 1 else f"{name} ({k})" for k, name in enumerate(shown)]
 
 
-def _of_class(
-    k: int,
-    classes: Sequence[str],
-    found: Predictions,
-    taken_K: NDArray[np.int64],
-    steps: Sequence[int],
-) -> ClassErrors:
-    mine_I = found.labels_I == k
-    others_K = np.where(np.arange(len(classes)) == k, 0, taken_K)
-    return ClassErrors(
-        classes[k],
-        int(mine_I.sum()),
-        tuple(int((found.at_t_IT[mine_I, step] != k).sum()) for step in steps),
-        int(others_K.sum()),
-        classes[int(others_K.argmax())] if others_K.any() else "",
-    )
-
-
-def _pairs(confusion_KK: NDArray[np.int64], classes: Sequence[str]) -> list[Confusion]:
-    wrong_KK = confusion_KK.copy()
-    np.fill_diagonal(wrong_KK, 0)
-    order = np.argsort(-wrong_KK, axis=None, kind="stable")[:MOST_PAIRS]
-    places = [divmod(int(place), len(classes)) for place in order]
-    return [
-        Confusion(
-            classes[true],
-            classes[taken],
-            int(wrong_KK[true, taken]),
-            int(wrong_KK[true, taken]) / int(confusion_KK[true].sum()),
-        )
-        for true, taken in places
-        if wrong_KK[true, taken]
-    ]
-
-
 TABLES = ("ablation.csv", "summary.csv")
 MOST_CELLS = 100
 MOST_RUNS = 2000
-
-
-def is_ablation(folder: Path) -> bool:
-    """Return whether a folder is that of an ablation, finished or not."""
-    return any((folder / name).is_file() for name in (*TABLES, "plan.json"))
 
 
 def ablation_report(folder: Path) -> AblationReport:
@@ -460,22 +464,37 @@ def _report(folder: Path) -> AblationReport:
     known = {name: finished[name].dropna().unique() for name in PROVENANCE if name in finished}
     # the ablation has no command of its own that repeats it, but each cell keeps its settings
     kept = [folder / str(name) / "cell.toml" for name in runs["folder"].dropna()[:1]]
+    states = runs["state"].value_counts()
+    others = [f"{count} {label(state)}" for state, count in states.items() if state != "finished"]
+    said = f"{len(finished)} of {len(runs)} runs are finished ({', '.join(others)})"
     return AblationReport(
         name=label(folder.name),
         folder=str(folder),
         axes=tuple(names.values()),
         measure=label(str(summary["measure"].iloc[0])),
-        said=tuple(_said(runs)),
+        said=(said,) if others else (),
         teachers=tuple(sorted(set(runs["teacher_accuracy"].dropna().tolist()))),
         cells=_cells(runs, summary, names),
-        runs=tuple(_cell_run(row, list(names)) for row in plain_rows(runs[:MOST_RUNS])),
+        runs=tuple(
+            AblationRun(
+                settings=tuple(str(row[axis]) for axis in names),
+                seed=row["seed"],
+                state=str(row["state"]),
+                accuracy=row.get("accuracy"),
+                teacher_accuracy=row.get("teacher_accuracy"),
+                energy_pj=row.get("energy_pj"),
+                seconds=row.get("seconds"),
+                folder=str(row.get("folder") or ""),
+            )
+            for row in plain_rows(runs[:MOST_RUNS])
+        ),
         shared={
             name: cut(visible(str(values[0])), 600)
             for name, values in known.items()
             if len(values) == 1
         },
         commands=tuple(f"tser distill --recipe {shlex.quote(str(path))}" for path in kept),
-        drawings=draw_tables(runs, summary, names),
+        drawings=ablation_figures.draw_tables(runs, summary, names),
     )
 
 
@@ -490,7 +509,7 @@ def _cells(
     runs: pd.DataFrame, summary: pd.DataFrame, names: Mapping[str, str]
 ) -> tuple[CellReport, ...]:
     """Return a report for each row of summary.csv whose cell has a finished run."""
-    by_key = {cell.key: cell for cell in cells_of(runs, names)}
+    by_key = {cell.key: cell for cell in ablation_figures.cells_of(runs, names)}
     reports = []
     for found in plain_rows(summary):
         key = tuple(str(found[axis]) for axis in names)
@@ -500,25 +519,3 @@ def _cells(
             name = label(by_key[key].label)
             reports.append(CellReport(name, statistics_in(found, names), energy_pj))
     return tuple(reports)
-
-
-def _cell_run(row: Mapping[str, Any], axes: Sequence[str]) -> AblationRun:
-    return AblationRun(
-        settings=tuple(str(row[axis]) for axis in axes),
-        seed=row["seed"],
-        state=str(row["state"]),
-        accuracy=row.get("accuracy"),
-        teacher_accuracy=row.get("teacher_accuracy"),
-        energy_pj=row.get("energy_pj"),
-        seconds=row.get("seconds"),
-        folder=str(row.get("folder") or ""),
-    )
-
-
-def _said(runs: pd.DataFrame) -> list[str]:
-    states = runs["state"].value_counts()
-    missing = [f"{count} {label(state)}" for state, count in states.items() if state != "finished"]
-    finished = int(states.get("finished", 0))
-    return (
-        [f"{finished} of {len(runs)} runs are finished ({', '.join(missing)})"] if missing else []
-    )

@@ -8,37 +8,24 @@ from __future__ import annotations
 
 import base64
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tser_cli.base.errors import ConfigError, DataError, RunError, TserError, nearest
 from tser_cli.base.files import check_folder, is_file, is_folder, write_whole
-from tser_cli.base.progress import Progress
 from tser_cli.base.version import __version__
 from tser_cli.data.image_files import thumbnail
 from tser_cli.energy.joules import INT8, MEMORY, SAME, SKIPPING, against_ann, energy_up_to
 from tser_cli.energy.prices import INT8_PROFILE, PROFILES, Profile
 from tser_cli.engine.commands.network_energy import detailed_counts, go_beyond
-from tser_cli.engine.evaluation.early_exit import CONFIDENCE, Rule, offline_exits, row
+from tser_cli.engine.evaluation import early_exit
 from tser_cli.engine.evaluation.evaluate import Answers, Evaluation, answered, evaluate_split
 from tser_cli.engine.page import files
-from tser_cli.engine.page.files import (
-    MOST_STEPS,
-    ablation_report,
-    is_ablation,
-    label,
-    mistakes,
-    number,
-    part,
-    predictions,
-    teacher_energy,
-    thinned,
-)
+from tser_cli.engine.page.files import Assumptions, Sidecar, label, part
 from tser_cli.engine.page.page import render
 from tser_cli.engine.page.values import (
     AblationReport,
@@ -52,7 +39,6 @@ from tser_cli.engine.page.values import (
     Mistakes,
     Page,
     Picture,
-    RunFacts,
     RunReport,
     Tradeoff,
 )
@@ -94,12 +80,12 @@ def make_report(request: ReportRequest) -> ReportResult:
         )
     check_folder(request.output)
     runs, ablations = _subjects(request)
-    each = max(FEWEST_PICTURES, MOST_PICTURES // max(1, len(runs)))
-    wanted = MeasureRequest(request.images, each, request.changes, request.progress)
-    found = [run_report(run, request.measure, wanted) for run in runs]
+    # many runs share the pictures: a page has to load at once
+    pictures = max(FEWEST_PICTURES, MOST_PICTURES // max(1, len(runs)))
+    found = [run_report(run, request, pictures) for run in runs]
     page = Page(
-        runs=tuple(one.report for one in found),
-        ablations=tuple(ablation_report(folder) for folder in ablations),
+        runs=tuple(report for report, _ in found),
+        ablations=tuple(files.ablation_report(folder) for folder in ablations),
         same_images=tuple(_on_same_images(found)),
         version=__version__,
     )
@@ -110,136 +96,123 @@ def make_report(request: ReportRequest) -> ReportResult:
             "name fewer runs at once"
         )
     write_whole(request.output, content)
-    return ReportResult(page, request.output, len(content), tuple(_missing(page)))
+    shown: list[RunReport | AblationReport] = [*page.runs, *page.ablations]
+    missing = tuple(
+        f"{one.name}: {part.name}: {lost.why}"
+        for one in shown
+        for part in fields(one)
+        if isinstance(lost := getattr(one, part.name), Missing) and one.has(part.name)
+    )
+    return ReportResult(page, request.output, len(content), missing)
 
 
 def _subjects(request: ReportRequest) -> tuple[list[Run], list[Path]]:
-    """Return the runs and the folders of ablations, in the order in which they were named."""
+    """Return the runs and the folders of ablations, in the order in which they were named.
+
+    A run is named by its folder or name, finished or not. Raises ConfigError, RunError.
+    """
     if not request.subjects:
         return [select_run(None, request.runs_dir)], []
     if len(request.subjects) > MOST_SUBJECTS:
         raise ConfigError(
             f"{len(request.subjects)} runs are too many for one page; name at most {MOST_SUBJECTS}"
         )
-    named = list(dict.fromkeys(request.subjects))
-    ablations = [path for path in named if not _is_run(path) and is_ablation(path)]
-    return [_open(path, request.runs_dir) for path in named if path not in ablations], ablations
-
-
-def _is_run(path: Path) -> bool:
-    return is_file(path / "status.json")
-
-
-def _open(path: Path, runs_dir: Path) -> Run:
-    """Return the run that `path` means, by its folder or name, finished or not. Raises RunError."""
-    if is_folder(path) and not _is_run(path):
-        beside = [entry.name for entry in path.parent.iterdir()] if is_folder(path.parent) else []
-        raise RunError(
-            f"{path} is neither a run folder nor that of an ablation{nearest(path.name, beside)}: "
-            "it has no status.json, ablation.csv or plan.json"
-        )
-    run = find_run(path, runs_dir)
-    files.existing(run.folder, "status.json")
-    run.status()
-    return run
-
-
-def _on_same_images(found: Sequence[RunFound]) -> list[tuple[str, Disagreement]]:
-    """Compare the first run with each other one that answered the same images."""
-    compared = []
-    for other in found[1:]:
-        one, two = found[0].predictions, other.predictions
-        if isinstance(one, Missing) or isinstance(two, Missing):
+    runs, ablations = list[Run](), list[Path]()
+    for path in dict.fromkeys(request.subjects):
+        is_run = is_file(path / "status.json")
+        if not is_run and any((path / name).is_file() for name in (*files.TABLES, "plan.json")):
+            ablations.append(path)
             continue
-        apart = disagreement(one, two)
-        if apart is not None and found[0].report.facts.dataset == other.report.facts.dataset:
-            compared.append((other.report.name, apart))
-    return compared
+        if is_folder(path) and not is_run:
+            beside = [one.name for one in path.parent.iterdir()] if is_folder(path.parent) else []
+            raise RunError(
+                f"{path} is neither a run folder nor that of an ablation"
+                f"{nearest(path.name, beside)}: it has no status.json, ablation.csv or plan.json"
+            )
+        runs.append(find_run(path, request.runs_dir))
+        files.existing(runs[-1].folder, "status.json")
+        runs[-1].status()  # a damaged one is no run that could be shown
+    return runs, ablations
 
 
-def _missing(page: Page) -> list[str]:
-    """Return a line for each part that a report lacks."""
-    everything: list[RunReport | AblationReport] = [*page.runs, *page.ablations]
-    return [
-        f"{one.name}: {part.name}: {found.why}"
-        for one in everything
-        for part in fields(one)
-        if isinstance(found := getattr(one, part.name), Missing) and one.has(part.name)
-    ]
+def _on_same_images(found: Sequence[RunFound]) -> Iterator[tuple[str, Disagreement]]:
+    """Compare the first run with each other one that answered the same images."""
+    first, answers = found[0] if found else (None, None)
+    for report, others in found[1:]:
+        assert first is not None
+        if isinstance(answers, Predictions) and isinstance(others, Predictions):
+            apart = disagreement(answers, others)
+            if apart is not None and first.facts.dataset == report.facts.dataset:
+                yield report.name, apart
 
 
-Sidecar = Mapping[str, Any]  # energy.json, as a stranger may have written it
+# A run's report, with what each of its test images was answered.
+RunFound = tuple[RunReport, Predictions | Missing]
 
 
-@dataclass(frozen=True)
-class RunFound:
-    """A run's report, with what each of its test images was answered."""
-
-    report: RunReport
-    predictions: Predictions | Missing
-
-
-def run_report(run: Run, measured_too: bool, request: MeasureRequest) -> RunFound:
-    """Return all that a page says of a run; `measured_too`: its network is run as well."""
+def run_report(run: Run, request: ReportRequest, pictures: int) -> RunFound:
+    """Return all that a page says of a run, with so many pictures; see `CountedPass`."""
     known = part("config.toml", lambda: files.stated_settings(run))
     around = part("environment.json", lambda: files.surroundings(run))
     stated = {} if isinstance(known, Missing) else known
     surroundings = {} if isinstance(around, Missing) else around
-    measured = _measured(run, measured_too, request)
+    measured: CountedPass | Missing = Missing("the network was not run (--no-measure)")
+    if run.status().get("state") != "finished":
+        measured = Missing("the run is not finished")
+    elif request.measure:
+        measured = part("the run", lambda: measure(run, request, pictures))
+    counted = None if isinstance(measured, Missing) else measured
     accuracy = part("per_timestep.csv", lambda: files.accuracy(run))
     energy = part("energy.csv", lambda: files.energy(run))
-    # as recorded, else as measured now
-    answered = part("predictions.npz", lambda: predictions(run))
-    if isinstance(answered, Missing) and isinstance(measured, CountedPass):
-        answered = measured.predictions
+    # as the run recorded it, since the network may have been run on fewer images now
+    answers = part("predictions.npz", lambda: files.predictions(run))
+    if isinstance(answers, Missing) and counted:
+        answers = counted.predictions
+    mistakes: Mistakes | Missing = answers if isinstance(answers, Missing) else Missing("")
+    if isinstance(answers, Predictions):
+        names = counted.classes if counted else ()
+        mistakes = part("predictions.npz", lambda: files.mistakes(answers, names))
+    document, cases, pairs = files.sidecar(run), Assumptions(), list[EnergyPair]()
+    if isinstance(energy, Energy):
+        alone = {SAME: {"snn_pj": energy.energy_pj, "ann_pj": energy.ann_energy_pj}}
+        # as energy.json has them, else as measured now, else those of energy.csv alone
+        cases = document.assumptions or (counted and counted.assumptions) or alone
+        pairs = [*energy_pairs(energy, cases, document), *(counted.pairs if counted else ())]
     facts = files.facts(run, stated, surroundings)
-    document = files.sidecar(run)
-    cases = _cases(document, energy, measured)
+    steps = f", T = {facts.timesteps}" if facts.timesteps else ""
     report = RunReport(
         name=label(run.name),
         folder=str(run.folder),
-        title=_title(run, facts),
+        title=f"{facts.model}, a teacher on {facts.dataset}"
+        if run.kind == "teacher"
+        else f"{facts.model} on {facts.dataset}{steps}",
         kind=run.kind,
         state=label(run.status().get("state", "of no known state")),
         said=tuple(_said(run, measured)),
         facts=facts,
         accuracy=accuracy,
         curves=part("metrics.csv", lambda: files.curves(run)),
-        mistakes=_mistakes(answered, measured),
+        mistakes=mistakes,
         energy=energy,
-        headline=_headline(cases),
-        pairs=_pairs(document, energy, cases, measured),
-        tradeoff=part("energy.csv", lambda: _tradeoff(run, document, accuracy, energy, measured)),
+        headline=tuple(headline({"assumptions": cases, "steps_pj": (), "accuracy": ()}))
+        if cases
+        else (),
+        pairs=tuple(pairs),
+        tradeoff=part("energy.csv", lambda: _tradeoff(run, document, accuracy, energy, counted)),
         gallery=measured if isinstance(measured, Missing) else measured.gallery,
         all_settings=files.in_words(stated),
         settings=known if isinstance(known, Missing) else files.settings(stated),
         environment=around if isinstance(around, Missing) else files.environment(around),
         commands=files.commands(run, surroundings),
     )
-    return RunFound(report, answered)
-
-
-def _measured(run: Run, asked: bool, request: MeasureRequest) -> CountedPass | Missing:
-    if run.status().get("state") != "finished":
-        return Missing("the run is not finished")
-    if not asked:
-        return Missing("the network was not run (--no-measure)")
-    return part("the run", lambda: measure(run, request))
-
-
-def _title(run: Run, facts: RunFacts) -> str:
-    if run.kind == "teacher":
-        return f"{facts.model}, a teacher on {facts.dataset}"
-    steps = f", T = {facts.timesteps}" if facts.timesteps else ""
-    return f"{facts.model} on {facts.dataset}{steps}"
+    return report, answers
 
 
 def _said(run: Run, measured: CountedPass | Missing) -> list[str]:
-    status = run.status()
-    state, why = status.get("state"), str(status.get("why") or "")
+    state, why = run.status().get("state"), str(run.status().get("why") or "")
     if state == "finished":
-        without = [measured.why] if isinstance(measured, Missing) else []
-        return [f"Without early exit and pictures: {why}" for why in without]
+        lost = [measured.why] if isinstance(measured, Missing) else []
+        return [f"Without early exit and pictures: {why}" for why in lost]
     because = f" ({label(why)})" if why else ""
     return [
         f"This run is {label(state or 'of no known state')}{because}, not finished. The page shows "
@@ -247,59 +220,24 @@ def _said(run: Run, measured: CountedPass | Missing) -> list[str]:
     ]
 
 
-def _mistakes(
-    answered: Predictions | Missing, measured: CountedPass | Missing
-) -> Mistakes | Missing:
-    if isinstance(answered, Missing):
-        return answered
-    names = () if isinstance(measured, Missing) else measured.classes
-    return part("predictions.npz", lambda: mistakes(answered, names))
-
-
-def _cases(
-    document: Sidecar, energy: Energy | Missing, measured: CountedPass | Missing
-) -> Assumptions:
-    if isinstance(energy, Missing):
-        return {}
-    known = {} if isinstance(measured, Missing) else measured.assumptions
-    return assumptions(document, known, energy)
-
-
-def _headline(cases: Assumptions) -> tuple[str, ...]:
-    return tuple(headline({"assumptions": cases, "steps_pj": (), "accuracy": ()})) if cases else ()
-
-
-def _pairs(
-    document: Sidecar,
-    energy: Energy | Missing,
-    cases: Assumptions,
-    measured: CountedPass | Missing,
-) -> tuple[EnergyPair, ...]:
-    if isinstance(energy, Missing):
-        return ()
-    more = () if isinstance(measured, Missing) else measured.pairs
-    return (*energy_pairs(energy, cases, document), *more)
-
-
 def _tradeoff(
     run: Run,
     document: Sidecar,
     accuracy: Accuracy | Missing,
     energy: Energy | Missing,
-    measured: CountedPass | Missing,
+    counted: CountedPass | None,
 ) -> Tradeoff:
     """Return accuracy against energy: as measured, else from the run's tables. Raises RunError."""
     if isinstance(energy, Missing):
         raise RunError(energy.why)
     if isinstance(accuracy, Missing):
         raise RunError(accuracy.why)
-    teacher_pj = files.teacher_energy(document)
     taught = None
-    if teacher_pj is not None and accuracy.teacher is not None:
-        taught = EnergyPoint("teacher", teacher_pj, accuracy.teacher)
+    if document.teacher_pj is not None and accuracy.teacher is not None:
+        taught = EnergyPoint("teacher", document.teacher_pj, accuracy.teacher)
     ann_pj = energy.ann_energy_pj
-    if isinstance(measured, CountedPass) and measured.steps:
-        return Tradeoff(measured.steps, measured.exits, taught, ann_pj, measured.images)
+    if counted and counted.steps:
+        return Tradeoff(counted.steps, counted.exits, taught, ann_pj, counted.images)
     spent_T = itertools.accumulate(energy.steps_pj)
     steps = (
         EnergyPoint(f"t = {step.t}", spent, step.accuracy)
@@ -314,16 +252,6 @@ THRESHOLDS = (
 )
 SIDE = 64  # pixels of the longer side of a picture on the page
 RIGHT_TO_WRONG = 3  # so many errors are shown for each right answer
-
-
-@dataclass(frozen=True)
-class MeasureRequest:
-    """How to measure for a report; `images` 0: all. `pictures`: how many are to be shown."""
-
-    images: int
-    pictures: int
-    changes: Mapping[str, Any]
-    progress: Progress
 
 
 @dataclass(frozen=True)
@@ -344,7 +272,7 @@ class CountedPass:
     gallery: Gallery | Missing
 
 
-def measure(run: Run, request: MeasureRequest) -> CountedPass:
+def measure(run: Run, request: ReportRequest, pictures: int) -> CountedPass:
     """Run the network of a finished run over its test images. Raises TserError."""
     opened = open_finished(run, dict(request.changes), request.progress)
     model, context = opened.loaded.model, opened.context
@@ -368,7 +296,7 @@ def measure(run: Run, request: MeasureRequest) -> CountedPass:
         exits=tuple(_exits(full, profile) if spiking and model.steps_alone else ()),
         assumptions=against_ann(full.counts, profile, None)["assumptions"] if spiking else {},
         pairs=tuple(pairs_beyond(opened, profile) if spiking else ()),
-        gallery=_gallery(opened, full.answers, classes, request.pictures),
+        gallery=_gallery(opened, full.answers, classes, pictures),
     )
 
 
@@ -380,8 +308,11 @@ def _exits(full: Evaluation, profile: Profile) -> list[ExitPoint]:
     if full.timesteps < 2:
         return []
     assert full.answers is not None, "a counted pass"
-    rules = [Rule(CONFIDENCE, threshold) for threshold in THRESHOLDS]
-    rows = [row(rule, offline_exits(full.answers, rule), full, profile) for rule in rules]
+    rules = [early_exit.Rule(early_exit.CONFIDENCE, threshold) for threshold in THRESHOLDS]
+    rows = [
+        early_exit.row(rule, early_exit.offline_exits(full.answers, rule), full, profile)
+        for rule in rules
+    ]
     # of several thresholds that stop the same images, the lowest
     unlike = {(line["mean_steps"], line["correct"]): line for line in reversed(rows)}
     return [files.exit_point(line) for line in reversed(unlike.values())]
@@ -390,10 +321,15 @@ def _exits(full: Evaluation, profile: Profile) -> list[ExitPoint]:
 def _gallery(
     opened: FinishedRun, answers: Answers, classes: Sequence[str], most: int
 ) -> Gallery | Missing:
+    """Return the first errors and right answers, with fewer right ones: they teach less."""
+
+    def ranked(chosen_I: Tensor, key_I: Tensor) -> list[int]:
+        return [int(place) for place in torch.argsort(key_I, stable=True) if chosen_I[place]]
+
     right_I = answers.correct_cumulative_TI[-1]
     sure_I = answers.confidence_cumulative_TI[-1]
-    wrong = _ranked(~right_I, -sure_I)
-    few_right = _ranked(right_I, sure_I)[: max(1, most // (RIGHT_TO_WRONG + 1))]
+    wrong = ranked(~right_I, -sure_I)
+    few_right = ranked(right_I, sure_I)[: max(1, most // (RIGHT_TO_WRONG + 1))]
     names = [label(name) for name in classes]
     try:
         shown = [
@@ -405,16 +341,10 @@ def _gallery(
     return Gallery(shown[0], shown[1], len(wrong), len(right_I))
 
 
-def _ranked(chosen_I: Tensor, key_I: Tensor) -> list[int]:
-    """Return the places of the chosen images, by their keys."""
-    order = torch.argsort(key_I, stable=True)
-    return [int(place) for place in order if chosen_I[place]]
-
-
 def _picture(opened: FinishedRun, answers: Answers, names: Sequence[str], place: int) -> Picture:
     index = int(answers.index_I[place])
     image_CHW = opened.context.dataset.test.image(index).cpu()
-    steps = thinned(range(len(answers.prediction_TI)), MOST_STEPS)
+    steps = files.thinned(range(len(answers.prediction_TI)), files.MOST_STEPS)
     prediction_T = answers.prediction_TI[:, place]
     confidence_T, correct_T = answers.confidence_TI[:, place], answers.correct_TI[:, place]
     final = int(answers.prediction_cumulative_TI[-1, place])
@@ -436,62 +366,30 @@ def _picture(opened: FinishedRun, answers: Answers, names: Sequence[str], place:
 
 
 DETAILED = 64  # images whose memory accesses are counted
-INT8_PJ = PROFILES[INT8_PROFILE].mac_pj
-# Under which assumption, what stands on the page: see `energy.headline.against_ann`.
-NAMES = {
-    SAME: "the ANN of the same shape",
-    SKIPPING: "that ANN, skipping its zeros",
-    MEMORY: "that ANN, with memory traffic",
-    INT8: "that ANN in 8-bit integers",
-}
-Assumptions = Mapping[str, Mapping[str, float]]
-
-
-def assumptions(document: Mapping[str, Any], measured: Assumptions, found: Energy) -> Assumptions:
-    """Return the energies of student and ANN by assumption: as energy.json has them, else as
-    measured now, else those of energy.csv alone.
-    """
-    against = document.get("against_ann")
-    stated = against.get("assumptions") if isinstance(against, dict) else None
-    if isinstance(stated, dict) and SAME in stated and all(map(_sound, stated.items())):
-        return stated
-    return measured or {SAME: {"snn_pj": found.energy_pj, "ann_pj": found.ann_energy_pj}}
-
-
-def _sound(item: tuple[str, Any]) -> bool:
-    name, case = item
-    needed = ("snn_pj", "ann_pj", *(["skipped"] if name == SKIPPING else []))
-    if name not in NAMES or not isinstance(case, dict):
-        return False
-    numbers = [number(case.get(key)) for key in needed]
-    return all(value is not None and value > 0 for value in numbers)
 
 
 def energy_pairs(found: Energy, cases: Assumptions, document: Sidecar) -> list[EnergyPair]:
     """Return the student beside the ANN of its shape, under each assumption, and its teacher."""
-    made = [
-        EnergyPair(NAMES[name], case["snn_pj"], case["ann_pj"], _how(name, case, found))
-        for name, case in cases.items()
-    ]
-    teacher_pj = teacher_energy(document)
-    if teacher_pj is not None:
-        name = f"its teacher, {label(document['teacher'].get('name'))}"
-        how = _how(SAME, {}, found)
-        made.append(EnergyPair(name, found.energy_pj, teacher_pj, how, in_range=False))
-    return made
-
-
-def _how(name: str, case: Mapping[str, float], found: Energy) -> str:
-    if name == SKIPPING:
-        return (
-            f"arithmetic alone; the ANN leaves out {100 * case['skipped']:.0f} % of its "
+    plain = f"arithmetic alone, both priced by {found.profile}"
+    how = {
+        SAME: plain,
+        MEMORY: f"arithmetic by {found.profile}, and the traffic of weights and potentials",
+        INT8: "arithmetic alone; the ANN's multiply-accumulates at "
+        f"{PROFILES[INT8_PROFILE].mac_pj:g} pJ",
+    }
+    if SKIPPING in cases:
+        how[SKIPPING] = (
+            f"arithmetic alone; the ANN leaves out {100 * cases[SKIPPING]['skipped']:.0f} % of its "
             "multiply-accumulates, which meet a zero in the teacher"
         )
-    if name == MEMORY:
-        return f"arithmetic by {found.profile}, and the traffic of weights and potentials"
-    if name == INT8:
-        return f"arithmetic alone; the ANN's multiply-accumulates at {INT8_PJ:g} pJ"
-    return f"arithmetic alone, both priced by {found.profile}"
+    made = [
+        EnergyPair(files.ANNS[name], case["snn_pj"], case["ann_pj"], how[name])
+        for name, case in cases.items()
+    ]
+    if document.teacher_pj is not None:
+        name = f"its teacher, {document.teacher}"
+        made.append(EnergyPair(name, found.energy_pj, document.teacher_pj, plain, in_range=False))
+    return made
 
 
 def pairs_beyond(opened: FinishedRun, profile: Profile) -> list[EnergyPair]:

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from xml.etree import ElementTree
 
 from tser_cli.base.errors import visible
@@ -23,7 +24,7 @@ from tser_cli.engine.page.values import (
     Accuracy,
     Curves,
     Energy,
-    EnergyPair,
+    ExitPoint,
     Missing,
     Mistakes,
     Page,
@@ -73,12 +74,19 @@ def render(page: Page) -> str:
     environment.tests["missing"] = lambda value: isinstance(value, Missing)
     environment.globals |= GLOBALS
     names = [*(run.name for run in page.runs), *(one.name for one in page.ablations)]
+    # the links at the top: the parts of a single run, else the runs and ablations
+    contents = [("compare", "side by side")] if len(page.runs) > 1 else []
+    lettered = enumerate(zip(page.letters, page.runs, strict=True), start=1)
+    contents += [(f"r{place}", f"{letter}: {run.title}") for place, (letter, run) in lettered]
+    contents += [(f"a{place}", one.name) for place, one in enumerate(page.ablations, start=1)]
+    if len(page.runs) == 1 and not page.ablations:
+        contents = [(f"r1-{end}", name) for end, name in PARTS.items() if page.runs[0].has(end)]
     style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
     return environment.get_template("page.html").render(
         page=page,
         compared=compare_runs(page),
         title=f"{names[0]}{' and others' if len(names) > 1 else ''}: tser report",
-        contents=_contents(page),
+        contents=contents,
         heading="h1" if len(names) == 1 else "h2",
         charts={name: markupsafe.Markup(inline(one, name)) for name, one in drawings_of(page)},
         style=markupsafe.Markup(style),
@@ -86,26 +94,12 @@ def render(page: Page) -> str:
     )
 
 
-def _contents(page: Page) -> list[tuple[str, str]]:
-    """Return the links at the top: the parts of a single run, else the runs and ablations."""
-    if len(page.runs) == 1 and not page.ablations:
-        return [(f"r1-{end}", name) for end, name in PARTS.items() if page.runs[0].has(end)]
-    beside = [("compare", "side by side")] if len(page.runs) > 1 else []
-    runs = [
-        (f"r{place}", f"{letter}: {run.title}")
-        for place, (letter, run) in enumerate(zip(page.letters, page.runs, strict=True), start=1)
-    ]
-    ablations = [(f"a{place}", one.name) for place, one in enumerate(page.ablations, start=1)]
-    return [*beside, *runs, *ablations]
-
-
-def colour_class(letter: str) -> str:
-    """Return the class of a run's letter: that of its colour in the figures."""
-    return f"c{1 + (ord(letter) - ord('A')) % len(PALETTE)}"
-
-
 def inline(drawing: Drawing, name: str) -> str:
     """Return a drawing as an element of the page, in whose SVG no id is used twice."""
+
+    def variable(found: re.Match[str]) -> str:
+        return f"var({COLOURS[found[0]]})" if found[0] in COLOURS else found[0]
+
     root = ElementTree.fromstring(drawing.svg())
     for parent in root.iter():
         parent.tag = parent.tag.removeprefix(f"{{{SVG}}}")
@@ -113,8 +107,7 @@ def inline(drawing: Drawing, name: str) -> str:
             parent.remove(sheet)  # its rules would be the whole page's
         for key, value in list(parent.attrib.items()):
             if key == "style":
-                found = re.sub("#[0-9a-f]{6}", lambda hit: _variable(hit[0]), value)
-                parent.set(key, found)
+                parent.set(key, re.sub("#[0-9a-f]{6}", variable, value))
             if key == "id":
                 parent.set(key, f"{name}-{value}")
             if key.endswith("}href"):  # HTML knows no prefixes
@@ -125,10 +118,6 @@ def inline(drawing: Drawing, name: str) -> str:
     shown = {"viewBox": root.get("viewBox", ""), "style": scale, "role": "img"}
     root.attrib = {**shown, "aria-labelledby": f"{name}-title"}
     return ElementTree.tostring(root, encoding="unicode")
-
-
-def _variable(colour: str) -> str:
-    return f"var({COLOURS[colour]})" if colour in COLOURS else colour
 
 
 def drawings_of(page: Page) -> Drawn:
@@ -225,18 +214,6 @@ def told(ratio: float) -> str:
     return times(ratio) if 0.0 < ratio < math.inf else "-"
 
 
-def energy_range(pairs: Sequence[EnergyPair]) -> str:
-    """Return how the student compares with an ANN of its shape, from the best case to the worst.
-
-    "11.0 times less … 1.8 times more"; "" without a comparison.
-    """
-    ratios = sorted(pair.ratio for pair in pairs if pair.in_range and pair.sound)
-    if not ratios:
-        return ""
-    best, worst = times(ratios[-1]), times(ratios[0])
-    return best if best == worst else f"{best} … {worst}"
-
-
 def summary(run: RunReport) -> list[str]:
     """Return what a reader in a hurry must know, a sentence or two each."""
     lines = list(_of_accuracy(run, run.accuracy)) if isinstance(run.accuracy, Accuracy) else []
@@ -245,7 +222,19 @@ def summary(run: RunReport) -> list[str]:
         lines.append(f"It was trained to an energy budget: {verdict}.")
     lines += run.headline
     if isinstance(run.tradeoff, Tradeoff):
-        lines += _of_exits(run.tradeoff)
+        # the cheapest early exit that costs at most half a point; not where the first step is
+        # enough, which another sentence says, nor where it saves next to nothing
+        full, first = run.tradeoff.steps[-1], run.tradeoff.steps[0]
+        least = full.accuracy - ABOUT_THE_SAME
+        kept = [point for point in run.tradeoff.exits if point.accuracy >= least > first.accuracy]
+        best = min(kept, key=lambda point: point.energy_pj, default=full)
+        if isinstance(best, ExitPoint) and best.energy_pj <= 0.98 * full.energy_pj:
+            lines.append(
+                f"Images that stop once they are decided (confidence {best.threshold:g}) reach "
+                f"{percent(best.accuracy)} for {joules(best.energy_pj)}, "
+                f"{100 * best.energy_pj / full.energy_pj:.0f} % of the energy. The threshold was "
+                "chosen on these images, which flatters it."
+            )
     if isinstance(run.mistakes, Mistakes) and run.mistakes.pairs:
         worst = run.mistakes.pairs[0]
         lines.append(
@@ -267,9 +256,9 @@ def _of_accuracy(run: RunReport, accuracy: Accuracy) -> Iterator[str]:
     )
     if accuracy.teacher is not None and run.kind == "student":
         gap = points(last.accuracy - accuracy.teacher)
+        name = f", {run.facts.teacher}," if run.facts.teacher else ""
         yield (
-            f"Its teacher{named(run.facts.teacher)} reaches {percent(accuracy.teacher)}; the "
-            f"student is {gap} from it."
+            f"Its teacher{name} reaches {percent(accuracy.teacher)}; the student is {gap} from it."
         )
     if last.t > 1:
         share = ""
@@ -283,28 +272,6 @@ def _budget_verdict(facts: RunFacts) -> str:
     """Return "2.98 µJ of 3 µJ: kept", "" for a run without a budget."""
     energy_pj, budget_pj = facts.energy_pj, facts.energy_budget_pj
     return budget_verdict(energy_pj, budget_pj) if energy_pj and budget_pj else ""
-
-
-def named(name: str) -> str:
-    """Return a name to follow a noun: "resnet34" -> ", resnet34,"; "" stays empty."""
-    return f", {name}," if name else ""
-
-
-def _of_exits(tradeoff: Tradeoff) -> list[str]:
-    """Return the cheapest early exit that costs at most half a point; nothing where none saves."""
-    full = tradeoff.steps[-1]
-    if tradeoff.steps[0].accuracy >= full.accuracy - ABOUT_THE_SAME:
-        return []  # the first step is enough, which is told elsewhere
-    kept = [point for point in tradeoff.exits if point.accuracy >= full.accuracy - ABOUT_THE_SAME]
-    best = min(kept, key=lambda point: point.energy_pj, default=None)
-    if best is None or best.energy_pj > 0.98 * full.energy_pj:
-        return []
-    return [
-        f"Images that stop once they are decided (confidence {best.threshold:g}) reach "
-        f"{percent(best.accuracy)} for {joules(best.energy_pj)}, "
-        f"{100 * best.energy_pj / full.energy_pj:.0f} % of the energy. The threshold was "
-        "chosen on these images, which flatters it."
-    ]
 
 
 @dataclass(frozen=True)
@@ -330,20 +297,14 @@ def tiles(run: RunReport) -> Iterator[Tile]:
         verdict = _budget_verdict(run.facts)
         aside = f"budget: {verdict}" if verdict else f"arithmetic alone, {run.energy.profile}"
         yield Tile("energy an image", joules(run.energy.energy_pj), aside)
-        found = energy_range(run.pairs).replace(" … ", " …\n")
-        if found:
-            yield Tile("beside the same ANN", found, "by what one compares and counts")
+        ratios = [pair.ratio for pair in run.pairs if pair.in_range and pair.sound]
+        if ratios:
+            ends = dict.fromkeys((times(max(ratios)), times(min(ratios))))
+            yield Tile("beside the same ANN", " …\n".join(ends), "by what one compares and counts")
     if run.facts.seconds is not None:
         aside = f"{run.facts.epochs} epochs" if run.facts.epochs else ""
         on = f" on {run.facts.device}" if run.facts.device else ""
         yield Tile("training", duration(run.facts.seconds), f"{aside}{on}")
-
-
-def tradeoff_note(found: Tradeoff) -> str:
-    """Return how to read the figure of accuracy against energy."""
-    early = " The line with small points is early exit, a point a threshold." if found.exits else ""
-    measured = f" Measured on {found.images:,} images." if found.images else ""
-    return f"Large points: the steps up to t together.{early}{measured}"
 
 
 def ablation_lines(found: AblationReport) -> list[str]:
@@ -482,10 +443,8 @@ FILTERS = {
 GLOBALS = {
     "tiles": tiles,
     "summary": summary,
-    "named": named,
-    "tradeoff_note": tradeoff_note,
     "ablation_lines": ablation_lines,
     "curves_of": curves_of,
-    "colour_class": colour_class,
+    "letter_colours": {one: f"c{1 + n % len(PALETTE)}" for n, one in enumerate(ascii_uppercase)},
     "shade": shade,
 }
