@@ -155,10 +155,13 @@ def _lighten(element: ElementTree.Element) -> None:
     if element.get("transform", "").startswith("rotate(-0 "):
         del element.attrib["transform"]
     for name, value in element.attrib.items():
-        plain = re.sub(r"(\.\d\d)\d+", r"\1", " ".join(value.split()))
-        element.set(name, re.sub(r" ?font-family: [^;]*(; |$)", "", plain))
+        # a tenth of a point is less than a pixel, even on a wide page
+        plain = re.sub(r"-?\d+\.\d{2,}", lambda hit: f"{float(hit[0]):.1f}", value)
+        if name == "style":
+            plain = re.sub(r" ?font-family: [^;]*(; |$)", "", value)
+        element.set(name, _shorter(value) if name == "d" else " ".join(plain.split()))
     element.text, element.tail = ((text or "").strip() for text in (element.text, element.tail))
-    kept = []
+    kept: list[ElementTree.Element] = []
     for child in element:
         _lighten(child)
         unseen = child.get("style") == "fill: none"
@@ -167,13 +170,40 @@ def _lighten(element: ElementTree.Element) -> None:
         child.attrib.pop("clip-path", None)
         if child.tag.endswith("}g"):
             child.attrib.pop("id", None)
-            styles = {mark.get("style", "") for mark in child}
-            if len(child) > 1 and len(styles) == 1:  # said once for all marks
-                child.set("style", styles.pop())
-                for mark in child:
-                    del mark.attrib["style"]
         kept += [child] if child.attrib or not child.tag.endswith("}g") else list(child)
-    element[:] = kept
+    element[:] = []
+    for style, alike in itertools.groupby(kept, lambda child: child.get("style")):
+        marks = list(alike)
+        if style is None or len(marks) == 1 or any(mark.tag.endswith("}g") for mark in marks):
+            element.extend(marks)
+            continue
+        for mark in marks:  # their style is said once for all of them
+            del mark.attrib["style"]
+        ElementTree.SubElement(element, f"{{{SVG}}}g", style=style).extend(marks)
+
+
+def _shorter(path: str) -> str:
+    """Return a path of straight lines written by its steps, in tenths: half as long."""
+    parts = re.findall(r"[A-Za-z]|-?[\d.]+", path)
+    if set(re.findall("[A-Za-z]", path)) - set("MLz"):  # round marks, each drawn once
+        return re.sub(r"(\.\d\d)\d+", r"\1", " ".join(parts))
+    written, x, y = "", 0, 0
+    while parts:
+        letter = parts.pop(0)
+        if letter == "z":
+            written += letter
+            continue
+        across, up = (round(10 * float(parts.pop(0))) for _ in range(2))
+        if letter == "M":  # an absolute place, since "z" moves the pen back
+            written += f"M{across / 10:g} {up / 10:g}"
+        elif up == y:
+            written += f"h{(across - x) / 10:g}"
+        elif across == x:
+            written += f"v{(up - y) / 10:g}"
+        else:
+            written += f"l{(across - x) / 10:g} {(up - y) / 10:g}"
+        x, y = across, up
+    return written
 
 
 def styled(draw: Callable[Arguments, Drawing]) -> Callable[Arguments, Drawing]:

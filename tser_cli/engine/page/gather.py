@@ -55,6 +55,7 @@ from tser_cli.settings.wing_options import ReportRequest
 
 MOST_SUBJECTS = 12
 MOST_PICTURES = 40  # on a page
+PICTURE_BYTES = 80_000  # of all of them: photographs are fewer than digits
 FEWEST_PICTURES = 8  # of a run
 MOST_BYTES = 5_000_000
 
@@ -338,7 +339,13 @@ def _gallery(
         ]
     except DataError as error:
         return Missing(str(error))
-    return Gallery(shown[0], shown[1], len(wrong), len(right_I))
+    room, kept = PICTURE_BYTES * most // MOST_PICTURES, list[tuple[Picture, ...]]()
+    for pictures, share in zip(shown, (RIGHT_TO_WRONG, 1), strict=True):
+        sizes = itertools.accumulate(len(one.source) for one in pictures)
+        most_bytes = room * share // (RIGHT_TO_WRONG + 1)
+        fitting = sum(size <= most_bytes for size in sizes)
+        kept.append(pictures[: max(1, fitting)])
+    return Gallery(kept[0], kept[1], len(wrong), len(right_I))
 
 
 def _picture(opened: FinishedRun, answers: Answers, names: Sequence[str], place: int) -> Picture:

@@ -100,7 +100,7 @@ def inline(drawing: Drawing, name: str) -> str:
     def variable(found: re.Match[str]) -> str:
         return f"var({COLOURS[found[0]]})" if found[0] in COLOURS else found[0]
 
-    root = ElementTree.fromstring(drawing.svg())
+    root, ids = ElementTree.fromstring(drawing.svg()), dict[str, str]()
     for parent in root.iter():
         parent.tag = parent.tag.removeprefix(f"{{{SVG}}}")
         for sheet in [child for child in parent if child.tag.endswith("}style")]:
@@ -109,10 +109,10 @@ def inline(drawing: Drawing, name: str) -> str:
             if key == "style":
                 parent.set(key, re.sub("#[0-9a-f]{6}", variable, value))
             if key == "id":
-                parent.set(key, f"{name}-{value}")
+                parent.set(key, ids.setdefault(value, f"{name}-{len(ids)}"))
             if key.endswith("}href"):  # HTML knows no prefixes
                 del parent.attrib[key]
-                parent.set("href", f"#{name}-{value.removeprefix('#')}")
+                parent.set("href", "#" + ids.setdefault(value[1:], f"{name}-{len(ids)}"))
     width = float(root.get("viewBox", "").split()[2])
     scale = f"min-width: {0.88 * width:.0f}px; max-width: {1.25 * width:.0f}px"
     shown = {"viewBox": root.get("viewBox", ""), "style": scale, "role": "img"}
