@@ -27,10 +27,11 @@ from tser_cli.report.ablation_figures import (
 )
 from tser_cli.report.csv_files import (
     FRONTIER,
+    STATISTICS,
     TSNE,
     ablation_schema,
+    by_cell,
     read_ablation,
-    summary_schema,
     write_csv,
 )
 from tser_cli.report.style import METHODS, TEACHER
@@ -103,7 +104,7 @@ def means(plot: Axes) -> list[float]:
 def folder(tmp_path: Path) -> Path:
     """The tables of a finished ablation, and nothing else."""
     write_csv(tmp_path / "ablation.csv", rows(), ablation_schema([METHOD], 2))
-    write_csv(tmp_path / "summary.csv", summary(), summary_schema([METHOD]))
+    write_csv(tmp_path / "summary.csv", summary(), by_cell([METHOD], STATISTICS))
     write_csv(tmp_path / "tsne.csv", points(), TSNE)
     return tmp_path
 

@@ -22,7 +22,7 @@ from tser_cli.report.comparison import (
     statistics_in,
     summarise,
 )
-from tser_cli.report.csv_files import read_csv, read_summary, summary_schema, write_csv
+from tser_cli.report.csv_files import STATISTICS, by_cell, read_csv, read_summary, write_csv
 from tser_cli.report.predictions import Predictions
 from tser_cli.report.statistics import two_way_interval
 
@@ -114,7 +114,7 @@ def test_a_partial_baseline_compares_cells_alike_in_the_rest() -> None:
 
 def test_a_row_of_summary_csv_says_the_same_again(tmp_path: Path) -> None:
     path, found = tmp_path / "summary.csv", list(summary(cells()).values())
-    write_csv(path, [cell.row() for cell in found], summary_schema([METHOD]))
+    write_csv(path, [cell.row() for cell in found], by_cell([METHOD], STATISTICS))
     assert list(read_csv(path)[0]) == [
         *("method.name", "measure", "n", "accuracy_mean", "accuracy_std", "baseline"),
         *("difference_mean", "difference_low", "difference_high", "pairs", "resolved"),

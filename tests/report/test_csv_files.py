@@ -17,6 +17,7 @@ from tser_cli.base.errors import RunError
 from tser_cli.report.csv_files import (
     ENERGY,
     EXIT_STATISTICS,
+    FRONTIER,
     INTEGER,
     NUMBER,
     PER_IMAGE,
@@ -27,14 +28,12 @@ from tser_cli.report.csv_files import (
     Schema,
     ablation_exit_schema,
     ablation_schema,
+    by_cell,
     early_exit_schema,
-    exit_summary_schema,
-    frontier_schema,
     metrics_csv,
     per_timestep_csv,
     read_csv,
     read_table,
-    summary_schema,
     write_csv,
 )
 
@@ -182,15 +181,15 @@ def test_columns_beyond_the_schema_are_numbers_or_as_told(tmp_path: Path) -> Non
             "accuracy_cumulative_2 energy_pj seconds folder commit torch threads "
             "temperature weights settings",
         ),
-        (summary_schema(["method.name"]), f"method.name {' '.join(STATISTICS)}"),
+        (by_cell(["method.name"], STATISTICS), f"method.name {' '.join(STATISTICS)}"),
         (
             ablation_exit_schema(["method.name"], 2),
             "method.name seed chosen_on accuracy_margin target_accuracy threshold accuracy "
             "energy_pj accuracy_full energy_full_pj mean_steps share_exit_1 share_exit_2",
         ),
-        (exit_summary_schema(["method.name"]), f"method.name {' '.join(EXIT_STATISTICS)}"),
+        (by_cell(["method.name"], EXIT_STATISTICS), f"method.name {' '.join(EXIT_STATISTICS)}"),
         (
-            frontier_schema(["method.name"]),
+            by_cell(["method.name"], FRONTIER),
             "method.name point threshold n energy_pj energy_low_pj energy_high_pj accuracy "
             "accuracy_low accuracy_high",
         ),

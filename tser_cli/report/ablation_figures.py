@@ -160,7 +160,9 @@ def draw_per_timestep(cells: Sequence[CellRuns], axis: str) -> Drawing:
     high = max(plot.get_xlim()[1] for plot in plots)
     for plot in plots:  # one scale, so that the steps can be compared
         plot.set_xlim(low, high)
-    drawing.figure.supxlabel(told_of_teacher(cells), fontsize=style.LABEL_SIZE)
+    taught = {f"{value:.2f}" for cell in cells for value in cell.percent("teacher_accuracy")}
+    text = f"teacher: {', '.join(sorted(taught))} %" if taught else ""
+    drawing.figure.supxlabel(text, fontsize=style.LABEL_SIZE)
     return drawing
 
 
@@ -290,12 +292,6 @@ def reach_of(values: Sequence[float]) -> list[list[float]] | None:
     return [[mean(values) - found[0]], [found[1] - mean(values)]]
 
 
-def told_of_teacher(cells: Sequence[CellRuns]) -> str:
-    """Return the teachers' accuracies in words, "" where no method had one."""
-    found = {f"{value:.2f}" for cell in cells for value in cell.percent("teacher_accuracy")}
-    return f"teacher: {', '.join(sorted(found))} %" if found else ""
-
-
 # Their accuracy was not measured: they stand as a line at their energy.
 LINES = {ANN: "ANN of the same shape", ANN_INT8: "that ANN, 8-bit integers"}
 
@@ -345,21 +341,21 @@ def draw_point(
     hollow: bool = False,
 ) -> None:
     """Draw a mean, with its intervals in both directions where there are any."""
-    across, up = None, None
+    across, up = None, None  # how far the intervals reach below and above the mean
     if intervals and not math.isnan(point["accuracy_low"]):
-        across = reach(point, "energy_pj", "energy_low_pj", "energy_high_pj", 1e-6)
-        up = reach(point, "accuracy", "accuracy_low", "accuracy_high", 100.0)
+        across, up = (
+            [[scale * (point[name] - point[low])], [scale * (point[high] - point[name])]]
+            for name, low, high, scale in (
+                ("energy_pj", "energy_low_pj", "energy_high_pj", 1e-6),
+                ("accuracy", "accuracy_low", "accuracy_high", 100.0),
+            )
+        )
     look = {**cell.look.marks, **({"markerfacecolor": "none"} if hollow else {})}
     size = 6 if intervals else 4
     place = place_of(point)
     bars = plot.errorbar(*place, xerr=across, yerr=up, markersize=size, elinewidth=1, **look)
     which = "first step alone" if hollow else "all steps"
     drawing.tell(bars[0], [f"{cell.label}, {which}: {place[0]:.4g} µJ, {place[1]:.2f} %"])
-
-
-def reach(point: pd.Series, name: str, low: str, high: str, scale: float) -> list[list[float]]:
-    """Return how far an interval reaches below and above its mean, as matplotlib takes it."""
-    return [[scale * (point[name] - point[low])], [scale * (point[high] - point[name])]]
 
 
 def draw_others(plot: Axes, points: pd.DataFrame) -> None:

@@ -174,7 +174,11 @@ def summarise(
             found = compare(found, values, cells[base_key])
             found = compare_answers(found, answers.get(key, {}), answers.get(base_key, {}))
         summary.append(found)
-    return with_holm(summary)
+    adjusted = holm([one.p_value for one in summary])  # for the number of comparisons
+    return [
+        replace(one, p_holm=p, resolved_holm=None if p is None else p < 1 - CONFIDENCE)
+        for one, p in zip(summary, adjusted, strict=True)
+    ]
 
 
 def describe(values: Values, settings: Mapping[str, str], measure: str) -> CellStatistics:
@@ -210,12 +214,3 @@ def compare_answers(cell: CellStatistics, right: Answers, base: Answers) -> Cell
         return replace(cell, p_mcnemar=mcnemar(right[seeds[0]], base[seeds[0]]))
     pairs = [right[seed].astype(float) - base[seed].astype(float) for seed in seeds]
     return replace(cell, two_way=two_way_interval(np.stack(pairs))) if pairs else cell
-
-
-def with_holm(summary: Sequence[CellStatistics]) -> list[CellStatistics]:
-    """Return the statistics with p-values adjusted for the number of comparisons (Holm)."""
-    adjusted = holm([one.p_value for one in summary])
-    return [
-        replace(one, p_holm=p, resolved_holm=None if p is None else p < 1 - CONFIDENCE)
-        for one, p in zip(summary, adjusted, strict=True)
-    ]

@@ -6,7 +6,7 @@ written so that they come back as the same bits. Files are written whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,11 +111,6 @@ PROVENANCE: Schema = {
 }
 
 
-def metrics_schema(columns: Iterable[str]) -> Schema:
-    """metrics.csv: a row an epoch. Which columns there are depends on the method's terms."""
-    return {name: INTEGER if name == "epoch" else NUMBER for name in columns}
-
-
 def early_exit_schema(timesteps: int) -> Schema:
     """early_exit.csv: a row a threshold, with the share of images that stop at each step."""
     return {
@@ -132,15 +127,6 @@ def early_exit_schema(timesteps: int) -> Schema:
     }
 
 
-def energy_wide_schema(timesteps: int) -> Schema:
-    """energy.csv with a row a layer: its sums over t, then a column a step of each of STEPWISE."""
-    steps = range(1, timesteps + 1)
-    return {
-        **{name: kind for name, kind in ENERGY.items() if name != "t"},
-        **_columns(NUMBER, *(f"{name}_{t}" for name in STEPWISE for t in steps)),
-    }
-
-
 def ablation_exit_schema(axes: Sequence[str], timesteps: int) -> Schema:
     """early_exit.csv of an ablation: a row a run, at the accuracy of its baseline."""
     return {
@@ -153,16 +139,6 @@ def ablation_exit_schema(axes: Sequence[str], timesteps: int) -> Schema:
     }
 
 
-def exit_summary_schema(axes: Sequence[str]) -> Schema:
-    """early_exit_summary.csv: a row a cell; the varied settings, then the statistics."""
-    return {**_columns(TEXT, *axes), **EXIT_STATISTICS}
-
-
-def frontier_schema(axes: Sequence[str]) -> Schema:
-    """frontier.csv: a row a point; the varied settings are empty where it belongs to all cells."""
-    return {**_columns(TEXT, *axes), **FRONTIER}
-
-
 def prediction_schema(timesteps: int) -> Schema:
     """predictions.csv: a row an image; `error` says why one could not be read."""
     return {
@@ -171,6 +147,14 @@ def prediction_schema(timesteps: int) -> Schema:
         **_columns(INTEGER, "stop_t", "sop_value", "macs"),
         **_columns(TEXT, "error"),
     }
+
+
+def by_cell(axes: Sequence[str], schema: Schema) -> Schema:
+    """Return a schema whose rows stand for cells of an ablation: the varied settings come first.
+
+    They are empty where a point of frontier.csv belongs to all cells.
+    """
+    return {**_columns(TEXT, *axes), **schema}
 
 
 def ablation_schema(axes: Sequence[str], timesteps: int) -> Schema:
@@ -187,11 +171,6 @@ def ablation_schema(axes: Sequence[str], timesteps: int) -> Schema:
         **_columns(TEXT, "folder"),
         **PROVENANCE,
     }
-
-
-def summary_schema(axes: Sequence[str]) -> Schema:
-    """summary.csv: a row a cell; the varied settings, then the statistics."""
-    return {**_columns(TEXT, *axes), **STATISTICS}
 
 
 def write_csv(path: Path, rows: Rows, schema: Schema) -> None:
@@ -266,8 +245,12 @@ def axes_of(summary: pd.DataFrame) -> list[str]:
 
 
 def metrics_csv(path: Path, rows: Rows) -> None:
-    """Write metrics.csv: one row an epoch; the columns are those of the first row."""
-    write_csv(path, rows, metrics_schema(rows[0] if rows else ["epoch"]))
+    """Write metrics.csv: one row an epoch; the columns are those of the first row.
+
+    Which there are depends on the terms of the method's loss.
+    """
+    columns = rows[0] if rows else ["epoch"]
+    write_csv(path, rows, {name: INTEGER if name == "epoch" else NUMBER for name in columns})
 
 
 def per_timestep_csv(path: Path, rows: Rows, labels: Mapping[str, str | None]) -> None:
@@ -279,33 +262,26 @@ SUMS, LONG, WIDE = "sums", "long", "wide"
 
 
 def write_energy_csv(path: Path, rows: Rows, form: str) -> None:
-    """Write the rows of energy.csv in a form. Raises RunError where the file can't be written."""
-    write_csv(path, *in_form(rows, form))
-
-
-def in_form(rows: Rows, form: str) -> tuple[Rows, Schema]:
-    """Return the rows of energy.csv, and the columns, in one of three forms.
+    """Write the rows of energy.csv in one of three forms. Raises RunError.
 
     `sums`: as they are, with a row for each layer over all steps and the layer TOTAL. `long`: a row
-    a layer and step. `wide`: a row a layer. In the last two each operation is in one row, so that
-    a column's sum is the network's.
+    a layer and step. `wide`: a row a layer, its sums over t, then a column a step of each of
+    STEPWISE. In the last two each operation is in one row, so that a column's sum is the network's.
     """
+    if form == SUMS:
+        return write_csv(path, rows, ENERGY)
     layers = [row for row in rows if row["layer"] != TOTAL]
     steps = [row for row in layers if row["t"] != ALL]
     if form == LONG:
-        return [{name: row[name] for name in ENERGY_LONG} for row in steps], ENERGY_LONG
-    if form == WIDE:
-        return _wide(layers, steps), energy_wide_schema(rows[0]["timesteps"])
-    assert form == SUMS
-    return rows, ENERGY
-
-
-def _wide(layers: Rows, steps: Rows) -> Rows:
-    by_layer: dict[str, dict[str, Any]] = {
-        row["layer"]: {name: value for name, value in row.items() if name != "t"}
-        for row in layers
-        if row["t"] == ALL
+        stepped = [{name: row[name] for name in ENERGY_LONG} for row in steps]
+        return write_csv(path, stepped, ENERGY_LONG)
+    assert form == WIDE
+    without_t = {name: kind for name, kind in ENERGY.items() if name != "t"}
+    times = range(1, rows[0]["timesteps"] + 1)
+    per_step = _columns(NUMBER, *(f"{name}_{t}" for name in STEPWISE for t in times))
+    by_layer = {
+        row["layer"]: {name: row[name] for name in without_t} for row in layers if row["t"] == ALL
     }
     for row in steps:
-        by_layer[row["layer"]].update({f"{name}_{row['t']}": row[name] for name in STEPWISE})
-    return list(by_layer.values())
+        by_layer[row["layer"]] |= {f"{name}_{row['t']}": row[name] for name in STEPWISE}
+    return write_csv(path, list(by_layer.values()), {**without_t, **per_step})

@@ -5,6 +5,7 @@ What a run folder says may come from anybody: each cell is one short line of pla
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,6 @@ from tser_cli.base.errors import one_line
 from tser_cli.report.words import percent
 from tser_cli.settings import recipe, registry
 from tser_cli.settings.fields import joules, unit_of
-from tser_cli.settings.registry import DatasetEntry
 
 if TYPE_CHECKING:
     from tser_cli.report.comparison import CellStatistics, RunFigures
@@ -220,7 +220,6 @@ def side_by_side(title: str, pairs: Sequence[tuple[str, Sequence[Any]]]) -> Tabl
 
 
 Rows = list[dict[str, Any]]
-COMMAND = "# command:"
 
 
 def methods() -> Rows:
@@ -253,10 +252,14 @@ def models() -> Rows:
 
 def datasets() -> Rows:
     """Return the data sets, and the recipes that are taken where none is named."""
+    known = {"digits": "with scikit-learn", "imagenet": "in --data-dir"}
     return [
         {
             "name": name,
-            "images": where_from(name, entry),
+            # where the images come from: those of a plug-in are its own affair
+            "images": "your own, in --data-dir"
+            if entry.own_images
+            else known.get(name, "downloaded" if registry.is_built_in(entry.target) else ""),
             "student recipe": entry.student_recipe,
             "teacher recipe": entry.teacher_recipe,
             "from": origin(entry.target),
@@ -265,24 +268,15 @@ def datasets() -> Rows:
     ]
 
 
-def where_from(name: str, entry: DatasetEntry) -> str:
-    """Return in a few words where the images come from."""
-    if entry.own_images:
-        return "your own, in --data-dir"
-    known = {"digits": "with scikit-learn", "imagenet": "in --data-dir"}
-    return known.get(name, "downloaded" if registry.is_built_in(entry.target) else "")
-
-
 def recipes() -> Rows:
-    """Return the packaged recipes, and what the head of each says beside its command."""
-    return [{"name": name, "about": about(name)} for name in recipe.available()]
-
-
-def about(name: str) -> str:
-    """Return the comment at the head of a packaged recipe, without the command in it."""
-    lines = recipe.find(name).read_text(encoding="utf-8").splitlines()
-    head = lines[: next((n for n, line in enumerate(lines) if not line.startswith("#")), None)]
-    return " ".join(line.removeprefix("# ") for line in head if not line.startswith(COMMAND))
+    """Return the packaged recipes, with the comment at the head of each, without the command."""
+    rows = []
+    for name in recipe.available():
+        lines = recipe.find(name).read_text(encoding="utf-8").splitlines()
+        head = itertools.takewhile(lambda line: line.startswith("#"), lines)
+        said = [line.removeprefix("# ") for line in head if not line.startswith("# command:")]
+        rows.append({"name": name, "about": " ".join(said)})
+    return rows
 
 
 def profiles(known: Iterable[Any]) -> Rows:

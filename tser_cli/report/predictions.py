@@ -92,7 +92,10 @@ def read_predictions(path: Path) -> Predictions | None:
         return None
     try:
         content = read_regular(path, MOST_BYTES)
-        _check_unpacked(content)
+        with ZipFile(io.BytesIO(content)) as packed:
+            # a small file may unpack into more than there is memory for
+            if sum(member.file_size for member in packed.infolist()) > MOST_BYTES:
+                raise ValueError(f"it unpacks into more than {MOST_BYTES:,} bytes")
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             steps = [stored[f.name] for f in fields(Steps) if f.name in stored]
             found = Predictions(
@@ -107,13 +110,6 @@ def read_predictions(path: Path) -> Predictions | None:
             f"{path} is damaged ({error}). Remove it: the statistics then do without it"
         ) from error
     return found
-
-
-def _check_unpacked(content: bytes) -> None:
-    # a small file may unpack into more than there is memory for
-    with ZipFile(io.BytesIO(content)) as packed:
-        if sum(member.file_size for member in packed.infolist()) > MOST_BYTES:
-            raise ValueError(f"it unpacks into more than {MOST_BYTES:,} bytes")
 
 
 def _check_shapes(found: Predictions) -> None:

@@ -252,7 +252,11 @@ def label_points(
     for place, text, colour in zip(places, texts, colours or [GREY] * len(texts), strict=True):
         x, y = map(float, plot.transData.transform(place))
         size = (0.65 * LABEL_SIZE * pixels * len(text), 1.2 * LABEL_SIZE * pixels)
-        tried = [(offset, label_box((x, y), offset, size, pixels)) for offset in LABEL_PLACES]
+        tried = []
+        for across, up in LABEL_PLACES:  # a label at the left ends where one at the right begins
+            left = x + across * pixels - (size[0] if across < 0 else 0.0)
+            low = y + up * pixels - size[1] / 2
+            tried.append(((across, up), (left, low, left + size[0], low + size[1])))
         inside = [
             (o, box)
             for o, box in tried
@@ -308,13 +312,6 @@ def drawn_boxes(plot: Axes, margin: float) -> list[Box]:
             x, y = plot.transData.transform(path.vertices).T
             boxes.append((x.min() - 1, y.min() - 1, x.max() + 1, y.max() + 1))
     return boxes
-
-
-def label_box(point: Place, offset: Place, size: Place, pixels: float) -> Box:
-    """Return the box of a label of `size` pixels that begins `offset` points beside `point`."""
-    left = point[0] + offset[0] * pixels - (size[0] if offset[0] < 0 else 0.0)
-    middle = point[1] + offset[1] * pixels
-    return left, middle - size[1] / 2, left + size[0], middle + size[1] / 2
 
 
 def overlap(box: Box, other: Box) -> bool:

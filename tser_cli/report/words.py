@@ -15,8 +15,6 @@ from tser_cli.report.csv_files import ALL, TOTAL
 from tser_cli.settings.fields import joules
 from tser_cli.settings.registry import MethodEntry
 
-BAR_WIDTH = 10
-
 
 def percent(fraction: float | None) -> str:
     """0.9534 -> "95.34 %"; None -> "-"."""
@@ -30,16 +28,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def bar(fraction: float, width: int = BAR_WIDTH) -> str:
-    """Return a bar of `width` characters for a fraction from 0 to 1."""
-    return "█" * round(max(0.0, min(fraction, 1.0)) * width)
+def bar(fraction: float) -> str:
+    """Return a bar of up to ten characters for a fraction from 0 to 1."""
+    return "█" * round(10 * max(0.0, min(fraction, 1.0)))
 
 
 def per_timestep_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     """Accuracy at each step, cumulative accuracy, and the teacher's on the last line."""
     table = Table(title=f"{title}: accuracy", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("t", justify="right", no_wrap=True)
-    for name in ("at t", "cumulative", "loss", "entropy", "confidence"):
+    for name in ("t", "at t", "cumulative", "loss", "entropy", "confidence"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for row in rows:
@@ -77,7 +74,9 @@ def methods_table(methods: Mapping[str, MethodEntry]) -> Table:
 
     The weights that most methods read are left to the caption.
     """
-    common = common_weights(methods)
+    stated = [item for entry in methods.values() for item in entry.settings.weights().items()]
+    often = {item for item, n in Counter(stated).items() if 5 * n >= 4 * len(methods)}
+    common = {key: value for key, value in stated if (key, value) in often}
     caption = f"most methods also read {_listed(common)}"
     shown = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left")
     for name in ("method", "what it does", "source", "weights"):
@@ -89,55 +88,39 @@ def methods_table(methods: Mapping[str, MethodEntry]) -> Table:
     return shown
 
 
-def common_weights(methods: Mapping[str, MethodEntry]) -> dict[str, Any]:
-    """Return the weights that at least four in five methods read with the same default."""
-    stated = [item for entry in methods.values() for item in entry.settings.weights().items()]
-    return {key: value for (key, value), n in Counter(stated).items() if 5 * n >= 4 * len(methods)}
-
-
 def _listed(weights: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in weights.items())
 
 
 def deviations(methods: Mapping[str, MethodEntry]) -> str:
     """Return a line a method that differs from the code that its authors released."""
-    stated = {name: entry.settings.deviations for name, entry in methods.items()}
-    lines = [f"  {name}: {text}" for name, text in stated.items() if text]
-    return "\n".join(["different from the authors' code:", *lines])
+    stated = [(name, entry.settings.deviations) for name, entry in methods.items()]
+    lines = ["different from the authors' code:", *(f"  {n}: {text}" for n, text in stated if text)]
+    return "\n".join(lines)
 
 
 def next_steps(folder: Path, commands: Sequence[str]) -> str:
     """Return where the run is, and what to type next."""
-    lines = [f"run folder: {folder}", "next:"]
-    return "\n".join([*lines, *(f"  {command}" for command in commands)])
+    return "\n".join([f"run folder: {folder}", "next:", *(f"  {line}" for line in commands)])
 
 
-Row = Mapping[str, Any]
-
-
-def meaning_sentences(kind: str, rows: Sequence[Row]) -> list[str]:
+def meaning_sentences(kind: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what the accuracies of a run of `kind` (teacher or student) mean, in words.
 
     `rows`: those of per_timestep.csv.
     """
-    if kind == "teacher":
-        return [_right(rows), "A student learns from its answers, and is compared with them."]
-    return [_right(rows)]
 
+    def count(row: Mapping[str, Any], name: str) -> int:
+        return round(float(row[name]) * int(row["images"]))
 
-def _right(rows: Sequence[Row]) -> str:
-    last = rows[-1]
-    right = _count(last, "accuracy_cumulative")
-    text = f"It is right about {right:,} of {last['images']:,} images that it was never trained on"
+    last, images = rows[-1], f"{rows[-1]['images']:,} images that it was never trained on"
+    text = f"It is right about {count(last, 'accuracy_cumulative'):,} of {images}"
     if len(rows) > 1:
-        text += f" ({_count(rows[0], 'accuracy_at_t'):,} by its first time step alone)"
+        text += f" ({count(rows[0], 'accuracy_at_t'):,} by its first time step alone)"
     if last["teacher_accuracy"] is not None:
-        text += f", its teacher about {_count(last, 'teacher_accuracy'):,}"
-    return f"{text}."
-
-
-def _count(row: Row, name: str) -> int:
-    return round(float(row[name]) * int(row["images"]))
+        text += f", its teacher about {count(last, 'teacher_accuracy'):,}"
+    more = ["A student learns from its answers, and is compared with them."]
+    return [f"{text}.", *(more if kind == "teacher" else [])]
 
 
 ABOUT_THE_SAME = 0.005  # half a point of accuracy
@@ -163,7 +146,7 @@ def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     for row in whole:
         if row["layer"] == TOTAL:
             shown.add_section()
-        share = "" if row["layer"] == TOTAL else bar(row["energy_pj"] / largest, 10)
+        share = "" if row["layer"] == TOTAL else bar(row["energy_pj"] / largest)
         shown.add_row(
             str(row["layer"]),
             str(row["op"]),
@@ -198,10 +181,9 @@ def early_exit_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def stopping(row: Mapping[str, Any]) -> str:
     """Return when an image stops: "confidence >= 0.8"; "never"."""
-    if row["threshold"] == math.inf:
-        return "never"
     sign = ">=" if row["criterion"] == "confidence" else "<="
-    return f"{row['criterion']} {sign} {row['threshold']:g}"
+    never = row["threshold"] == math.inf
+    return "never" if never else f"{row['criterion']} {sign} {row['threshold']:g}"
 
 
 def budget_sentence(row: Mapping[str, Any]) -> str:
@@ -227,9 +209,8 @@ def budget_verdict(energy_pj: float, budget_pj: float) -> str:
 
 def kept_or_over(energy_pj: float, budget_pj: float) -> str:
     """Return "kept", or "7 % over"."""
-    if energy_pj <= budget_pj:
-        return "kept"
-    return f"{100 * (energy_pj / budget_pj - 1):.2g} % over"
+    over = 100 * (energy_pj / budget_pj - 1)
+    return "kept" if energy_pj <= budget_pj else f"{over:.2g} % over"
 
 
 def headline(against: Mapping[str, Any]) -> list[str]:
@@ -238,21 +219,23 @@ def headline(against: Mapping[str, Any]) -> list[str]:
     `against` is the entry `against_ann` of the sidecar. The third line is there where fewer steps
     have about the same accuracy.
     """
-    cases = against["assumptions"]
+    cases, accuracy = against["assumptions"], against["accuracy"]
     snn, ann = cases["same"]["snn_pj"], cases["same"]["ann_pj"]
     if snn in (0.0, ann):  # nothing was counted, or the network is that ANN itself
         return [f"One image costs {joules(snn)}."]
+    # from best to worst: one favourable number alone would mislead
     ratios = sorted((case["ann_pj"] / case["snn_pj"] for case in cases.values()), reverse=True)
-    lines = [f"One image costs {joules(snn)}: {spanned(ratios)} the ANN of the same shape."]
-    return [*lines, _cases(cases), *_fewer_steps(against["steps_pj"], against["accuracy"])]
-
-
-def spanned(ratios: Sequence[float]) -> str:
-    """Return the first and the last of several comparisons: "6.8 times less to 2.9 times more
-    than".
-    """
     first, last = times(ratios[0]), times(ratios[-1])
-    return f"{first} than" if first == last else f"from {first} to {last} than"
+    reach = first if first == last else f"from {first} to {last}"
+    lines = [f"One image costs {joules(snn)}: {reach} than the ANN of the same shape."]
+    lines.append(_cases(cases))
+    enough = [t for t, reached in enumerate(accuracy) if reached >= accuracy[-1] - ABOUT_THE_SAME]
+    t = enough[0] if enough else -1
+    if 0 <= t < len(accuracy) - 1:
+        steps = "t = 1 alone has" if t == 0 else f"t = 1..{t + 1} have"
+        fewer = f"{steps} {100 * accuracy[t]:.2f} % for {joules(against['steps_pj'][t])}"
+        lines.append(f"{fewer}; all steps {100 * accuracy[-1]:.2f} %.")
+    return lines
 
 
 def times(ratio: float) -> str:
@@ -274,25 +257,19 @@ def _cases(cases: Mapping[str, Any]) -> str:
     return f"That is {', '.join(told)}."
 
 
-def _fewer_steps(steps_pj: Sequence[float], accuracy: Sequence[float]) -> list[str]:
-    for t, reached in enumerate(accuracy[:-1]):
-        if reached >= accuracy[-1] - ABOUT_THE_SAME:
-            steps = "t = 1 alone has" if t == 0 else f"t = 1..{t + 1} have"
-            whole = 100 * accuracy[-1]
-            return [
-                f"{steps} {100 * reached:.2f} % for {joules(steps_pj[t])}; all steps {whole:.2f} %."
-            ]
-    return []
-
-
 def energy_sentences(document: dict[str, Any]) -> list[str]:
     """Return the totals, and what they mean, in words."""
     totals, profile, stem = document["totals"], document["profile"], document["stem"]
-    lines = [
-        *headline(document["against_ann"]),
-        f"Priced by {profile['name']}, on {document['images']} images"
-        + _teacher(totals["energy_pj"], document["teacher"]),
-        *_in_floating_point(totals, profile["name"]),
+    priced = f"Priced by {profile['name']}, on {document['images']} images"
+    if document["teacher"]:
+        energy, other = totals["energy_pj"], document["teacher"]["energy_pj"]
+        priced += f"; {compare(energy, other)} the {joules(other)} of its teacher, "
+        priced += document["teacher"]["name"]
+    lines = [*headline(document["against_ann"]), priced]
+    if profile["name"].endswith("int8"):
+        wide = joules(totals["energy_fp32_pj"])
+        lines.append(f"The same operations in 32-bit floating point: {wide}")
+    lines += [
         f"operations: {quantity(totals['sop_value'])} accumulates, {quantity(totals['macs'])} "
         f"MACs; the papers' formula, rate x T x FLOP, gives {joules(totals['energy_formula_pj'])}",
         f"stem ({', '.join(stem['layers'])}): counted {stem['policy'].replace('_', ' ')}; the "
@@ -300,31 +277,13 @@ def energy_sentences(document: dict[str, Any]) -> list[str]:
         f"{joules(stem['total_energy_per_step_pj'])} with it at every step",
     ]
     updates = totals["neuron_update_energy_pj"]
-    lines.append(
-        f"neuron updates, not in the total: {quantity(totals['neuron_updates'])}"
-        + (f", {joules(updates)}" if updates is not None else "")
-    )
+    cost = "" if updates is None else f", {joules(updates)}"
+    counted = quantity(totals["neuron_updates"])
+    lines.append(f"neuron updates, not in the total: {counted}{cost}")
     if document["memory"]:
         traffic = joules(document["memory"]["snn"]["energy_pj"])
         lines.append(f"memory traffic, not in the total: {traffic}")
     return lines
-
-
-def _in_floating_point(totals: dict[str, Any], profile: str) -> list[str]:
-    """Return what the same operations cost with wider weights, where they were charged as int8."""
-    if not profile.endswith("int8"):
-        return []
-    return [f"The same operations in 32-bit floating point: {joules(totals['energy_fp32_pj'])}"]
-
-
-def _teacher(energy: float, teacher: dict[str, Any] | None) -> str:
-    if not teacher:
-        return ""
-    other = teacher["energy_pj"]
-    return f"; {compare(energy, other)} the {joules(other)} of its teacher, {teacher['name']}"
-
-
-SMALL_SHARE = 0.001
 
 
 def conventions_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -351,23 +310,16 @@ def conventions_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def match_sentence(figure: str, names: Sequence[str]) -> str:
     """Return which conventions make a figure."""
-    if not names:
-        return f"{figure}: no convention comes within 5 % of it"
-    return f"{figure} is within 5 % of: {', '.join(names)}"
+    near = f"{figure} is within 5 % of: {', '.join(names)}"
+    return near if names else f"{figure}: no convention comes within 5 % of it"
 
 
 def memory_sentence(document: Mapping[str, Any]) -> str:
     """Return what arithmetic alone says, and what memory says, of the network beside its ANN."""
     totals, snn, ann = document["totals"], *(document["lemaire"][name] for name in ("snn", "ann"))
     plain = totals["energy_pj"], totals["ann_energy_pj"]
-    parts = ", ".join(
-        f"{name} {joules(snn[key])}"
-        for name, key in (
-            ("arithmetic", "arithmetic_pj"),
-            ("addressing", "addressing_pj"),
-            ("memory", "memory_pj"),
-        )
-    )
+    names = ("arithmetic", "addressing", "memory")
+    parts = ", ".join(f"{name} {joules(snn[f'{name}_pj'])}" for name in names)
     left_out = f"; without {', '.join(snn['omitted'])}" if snn["omitted"] else ""
     return (
         f"arithmetic alone: {joules(plain[0])}, {compare(*plain)} the {joules(plain[1])} of the "
@@ -417,8 +369,9 @@ def network_sentences(
     for name, met in differing.items():
         calls = ", ".join(f"{kind} in {count}" for kind, count in met.items())
         lines.append(f"warning: {name} is fed with other kinds in other calls: {calls}")
-    shares = [f"{name} {100 * share:.2g} %" for name, share in uncounted if share >= SMALL_SHARE]
-    rest = sum(share for _, share in uncounted if share < SMALL_SHARE)
+    small = 0.001  # a network may have hundreds of such layers
+    shares = [f"{name} {100 * share:.2g} %" for name, share in uncounted if share >= small]
+    rest = sum(share for _, share in uncounted if share < small)
     if rest:
         shares.append(f"others {100 * rest:.2g} %")
     lines.append(f"not counted, of the dense FLOP: {', '.join(shares) or 'nothing'}")

@@ -24,7 +24,13 @@ from tser_cli.engine.ablation.grid import Cell, Request, make_request
 from tser_cli.engine.ablation.summary import Found, key_of
 from tser_cli.engine.evaluation.early_exit import Stops
 from tser_cli.report.comparison import Key
-from tser_cli.report.csv_files import ablation_exit_schema, exit_summary_schema, read_csv, write_csv
+from tser_cli.report.csv_files import (
+    EXIT_STATISTICS,
+    ablation_exit_schema,
+    by_cell,
+    read_csv,
+    write_csv,
+)
 from tser_cli.report.statistics import interval
 from tser_cli.settings.config import Config
 from tser_cli.settings.recipe import Layer
@@ -132,7 +138,7 @@ def test_the_tables_hold_the_rows(tmp_path: Any) -> None:
         tmp_path / "a.csv", [one.row(0.005) for one in rows], ablation_exit_schema(asked.axes, 2)
     )
     summary = [cell.row() for cell in summarised(asked, rows)]
-    write_csv(tmp_path / "b.csv", summary, exit_summary_schema(asked.axes))
+    write_csv(tmp_path / "b.csv", summary, by_cell(asked.axes, EXIT_STATISTICS))
     assert float(read_csv(tmp_path / "a.csv")[0]["energy_pj"]) == rows[0].energy_pj
     assert read_csv(tmp_path / "b.csv")[0]["n"] == "1"
 

@@ -43,7 +43,8 @@ def run(
     `here`: the folder that it runs in; this process's own where None.
     """
     module = "tser_cli.engine.ablation.cell_process"
-    command = [*python(), "-m", module, str(os.getpid()), *arguments]
+    # -P: else a file in the current folder that is called as a package of ours would run
+    command = [sys.executable, "-P", "-m", module, str(os.getpid()), *arguments]
     with _open_log(log) as stream:
         process = subprocess.Popen(
             command,
@@ -60,14 +61,6 @@ def run(
         return ""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TELL_LINES:]
     return f"exit code {code}: {' / '.join(lines)} (see {log})"
-
-
-def python() -> list[str]:
-    """Return how Python is started here: without the current folder among its modules' places.
-
-    Else a file there that is called as a package of ours would run (`python -P`).
-    """
-    return [sys.executable, "-P"]
 
 
 def with_package(environment: Mapping[str, str], path: Sequence[str]) -> dict[str, str]:
@@ -136,7 +129,9 @@ def run_here() -> NoReturn:
         runpy.run_module("tser_cli", run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as stop:
-        code = _exit_code(stop)
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if not isinstance(stop.code, int | None):
+            sys.stderr.write(f"{stop.code}\n")
     except BaseException:
         traceback.print_exc()
         code = 1
@@ -145,13 +140,6 @@ def run_here() -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _exit_code(stop: SystemExit) -> int:
-    if stop.code is None or isinstance(stop.code, int):
-        return stop.code or 0
-    sys.stderr.write(f"{stop.code}\n")
-    return 1
 
 
 if __name__ == "__main__":

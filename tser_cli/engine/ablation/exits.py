@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tser_cli.base.errors import RunError, TserError
+from tser_cli.base.errors import TserError
 from tser_cli.base.files import read_json
 from tser_cli.base.progress import Progress
 from tser_cli.energy.prices import INT8_PROFILE, Profile, load_profile
@@ -22,13 +22,11 @@ from tser_cli.engine.ablation.grid import Cell, Request
 from tser_cli.engine.ablation.summary import Found, key_of, values_of_cells
 from tser_cli.engine.evaluation import early_exit
 from tser_cli.engine.evaluation.early_exit import NEVER, Stops
-from tser_cli.engine.runs.folder import Run
 from tser_cli.report import csv_files
 from tser_cli.report.comparison import CellStatistics, Key, Values, summarise
 from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, read_predictions
 from tser_cli.report.statistics import interval
 
-SIDECAR = "energy.json"
 CHOSEN_ON = "validation"
 POINTS = 41  # of a curve of early exit
 ExitRuns = Mapping[tuple[Key, int], "ExitRun"]  # by varied settings and seed
@@ -125,7 +123,9 @@ def write_exit_tables(
     if not runs:
         return []
     points, axes = frontier(found, request.axes, runs), request.axes
-    csv_files.write_csv(place.folder / "frontier.csv", points, csv_files.frontier_schema(axes))
+    csv_files.write_csv(
+        place.folder / "frontier.csv", points, csv_files.by_cell(axes, csv_files.FRONTIER)
+    )
     steps = max(cell.config.model.timesteps for cell in request.cells)
     reached = equal_accuracy(request, runs) if steps > 1 else []
     if not reached:
@@ -139,7 +139,7 @@ def write_exit_tables(
     csv_files.write_csv(
         place.folder / "early_exit_summary.csv",
         [one.row() for one in summary],
-        csv_files.exit_summary_schema(axes),
+        csv_files.by_cell(axes, csv_files.EXIT_STATISTICS),
     )
     return summary
 
@@ -148,29 +148,25 @@ def exit_runs(found: Found, axes: Sequence[str], progress: Progress) -> ExitRuns
     """Return the finished runs. One that can't be read is named in a warning and left out."""
     runs: dict[tuple[Key, int], ExitRun] = {}
     for cell, run in found:
+        if run.record is None:
+            continue
+        folder = run.record.run.folder
         try:
-            if run.record is not None:
-                runs[key_of(cell, axes), cell.seed] = read_run(run.record.run)
+            document = read_json(folder / "energy.json")
+            profile = Profile.model_validate(document["profile"])
+            float(document["totals"]["ann_macs"])
+            answered = [read_predictions(folder / name) for name in (PREDICTIONS, HELD_OUT)]
         except TserError as error:
             progress.warn(f"{cell.title} is left out of early exit: {error}")
+        except (KeyError, TypeError, ValueError) as error:
+            progress.warn(
+                f"{cell.title} is left out of early exit: {folder / 'energy.json'} can't be read "
+                f"({error}); distil the run again"
+            )
+        else:
+            stops = (early_exit.stops_of(a, profile) if a and a.steps else None for a in answered)
+            runs[key_of(cell, axes), cell.seed] = ExitRun(document, *stops)
     return runs
-
-
-def read_run(run: Run) -> ExitRun:
-    """Return what a run kept. Raises TserError where its sidecar or predictions are damaged."""
-    path = run.folder / SIDECAR
-    try:
-        document = read_json(path)
-        profile = Profile.model_validate(document["profile"])
-        float(document["totals"]["ann_macs"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path} can't be read ({error}); distil the run again") from error
-    answered = [read_predictions(run.folder / name) for name in (PREDICTIONS, HELD_OUT)]
-    test, held_out = (
-        early_exit.stops_of(one, profile) if one is not None and one.steps is not None else None
-        for one in answered
-    )
-    return ExitRun(document, test, held_out)
 
 
 def equal_accuracy(request: Request, runs: ExitRuns) -> list[AtTarget]:
@@ -248,7 +244,12 @@ def frontier(found: Found, axes: Sequence[str], runs: ExitRuns) -> Rows:
         points.append({**settings, "point": csv_files.ALL_STEPS, **point})
         points += [{**settings, **row} for row in early_exit_curve(members)]
         others += [{**settings, **row} for row in references(members, [*taught[key].values()])]
-    return [*points, *alike_once(others, axes)]
+    for name in dict.fromkeys(row["point"] for row in others):
+        alike = [row for row in others if row["point"] == name]
+        bare = [{k: v for k, v in row.items() if k not in axes} for row in alike]
+        # what is the same for all cells stands there once, without their settings
+        points += bare[:1] if all(row == bare[0] for row in bare) else alike
+    return points
 
 
 def spread(energies: Sequence[float], accuracies: Sequence[float]) -> dict[str, Any]:
@@ -297,13 +298,3 @@ def references(runs: Sequence[ExitRun], taught: Sequence[float]) -> Rows:
         energy = float(teacher["energy_pj"])
         rows.append({"point": csv_files.TEACHER, "energy_pj": energy, "accuracy": fmean(taught)})
     return rows
-
-
-def alike_once(rows: Rows, axes: Sequence[str]) -> Rows:
-    """Return points that are the same for all cells once, without settings."""
-    kept: Rows = []
-    for point in dict.fromkeys(row["point"] for row in rows):
-        members = [row for row in rows if row["point"] == point]
-        bare = [{k: v for k, v in row.items() if k not in axes} for row in members]
-        kept += bare[:1] if all(row == bare[0] for row in bare) else members
-    return kept

@@ -154,9 +154,6 @@ def find_cell(cell: Cell, folder: Path) -> Run | None:
     return record.run if record else None
 
 
-SHOWN = 5
-PLAN_BYTES = 2**28
-TEACHER_KEYS = {"file", "sha256"}
 PLAN_TYPES = {"axes": list, "cells": dict, "teachers": dict}
 
 
@@ -203,9 +200,11 @@ def read_plan(place: AblationFolder) -> dict[str, Any]:
     if not os.path.lexists(place.plan):
         return empty
     try:
-        document = {**empty, **read_json(place.plan, PLAN_BYTES, PLAN_TYPES)}
+        document = {**empty, **read_json(place.plan, 2**28, PLAN_TYPES)}
         records = document["teachers"].values()
-        sound = [isinstance(record, dict) and record.keys() >= TEACHER_KEYS for record in records]
+        sound = [
+            isinstance(record, dict) and record.keys() >= {"file", "sha256"} for record in records
+        ]
         texts = [isinstance(axis, str) for axis in document["axes"]]
         cells = [isinstance(settings, dict) for settings in document["cells"].values()]
         if not all([*sound, *texts, *cells]):
@@ -254,7 +253,7 @@ def checked_plan(request: Request, place: AblationFolder) -> dict[str, Any]:
         before = usual | document["cells"].setdefault(cell.label, now)
         if before != now:
             changed = [key for key in {**now, **before} if before.get(key) != now.get(key)]
-            listed = [f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:SHOWN]]
+            listed = [f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:5]]
             raise _belongs_elsewhere(place, listed)
     return {**document, "axes": request.axes}
 

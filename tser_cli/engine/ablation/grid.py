@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -50,22 +50,10 @@ def check_section(section: Mapping[str, Any]) -> None:
         raise ConfigError("\n".join(f"[ablation]: {problem}" for problem in problems))
 
 
-def margin_of(section: Mapping[str, Any], flag: float | None) -> float:
-    """Return how far below the baseline's accuracy energies are compared, as a fraction.
-
-    The flag and the section's `accuracy_margin` are in points of percent. Raises ConfigError.
-    """
-    if flag is not None and not 0.0 <= flag < 100.0:
-        raise ConfigError(f"--accuracy-margin {flag}: it is in points of percent, 0 or more")
-    return float(section.get("accuracy_margin", DEFAULT_MARGIN) if flag is None else flag) / 100
-
-
 SEED = "training.seed"
 ENTROPY = "method.entropy_weight"
 TEMPERATURE = "method.temperature"
 DEFAULT_SEEDS = 3
-MOST_RUNS = 10_000
-LARGE = 1e15  # from here on Python writes a float with an exponent
 
 
 @dataclass(frozen=True)
@@ -146,8 +134,11 @@ def make_request(
     """Return the request of flags over the recipe's [ablation] section. Raises ConfigError.
 
     `seed`: the only one, in the place of several. `flags`: those given of settings, by key.
+    `margin`: how far below the baseline's accuracy energies are compared, in points of percent.
     """
     check_section(section)
+    if margin is not None and not 0.0 <= margin < 100.0:
+        raise ConfigError(f"--accuracy-margin {margin}: it is in points of percent, 0 or more")
     source = "--vary" if vary else "[ablation] vary"
     axes = parse_vary(vary or section.get("vary", []), source)
     chosen = baseline or ("" if vary else section.get("baseline", ""))
@@ -166,9 +157,16 @@ def make_request(
         raise ConfigError(
             f'[ablation] measure = "{measure}" needs images held out: data.validation_fraction'
         )
-    notes = tuple(dict.fromkeys(notes_on(layers, axes)))
+    notes = dict[str, None]()  # each once: which stated weights some cells go without
+    for method in axes.get(METHOD, [recipe.chosen_method(layers)]):
+        vary_method = recipe.Layer("--vary", {METHOD: method})
+        notes |= dict.fromkeys(recipe.left_out([*layers, vary_method]))
+        for one in layers:
+            for key in unread_of(one, axes, method):
+                notes[f"{one.source}: {settings.unread(key, method)}; its cells go without"] = None
+    points = section.get("accuracy_margin", DEFAULT_MARGIN) if margin is None else margin
     base = choose_baseline(cells, chosen)
-    return Request(cells, list(axes), base, measure, notes, margin_of(section, margin))
+    return Request(cells, list(axes), base, measure, tuple(notes), float(points) / 100)
 
 
 def ablation_name(request: Request, recipe_name: str) -> str:
@@ -227,7 +225,8 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
 def parse_value(key: str, word: str) -> Any:
     """Return the value of a word for a key. One number has one name: 2.0 is 2, -0.0 is 0."""
     value = recipe.from_assignments([f"{key}={word}"]).values[key]
-    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < LARGE
+    # from 1e15 on Python writes a float with an exponent
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
     return int(value) if is_whole else value
 
 
@@ -240,7 +239,14 @@ def expand(
     """
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}: at least one is needed, and an interval needs two")
-    _check_number(seeds * math.prod(map(len, axes.values())))
+    runs = seeds * math.prod(map(len, axes.values()))
+    if runs > 10_000:
+        # Python refuses to write a number of thousands of digits
+        number = f"{runs:,}" if runs < 10**100 else "more than 10^100"
+        raise ConfigError(
+            f"--seeds and what is varied make {number} runs; at most 10,000 are taken. Vary less, "
+            "or use fewer seeds"
+        )
     cells: list[Cell] = []
     problems: list[str] = []
     for seed in range(first, first + seeds):
@@ -249,24 +255,19 @@ def expand(
                 break
             varied = dict(zip(axes, values, strict=True))
             top = recipe.Layer("--vary", {**varied, SEED: seed})
+            # Where methods are compared, a weight stated for all of them reaches those that read
+            # it; one that none of them reads stays, to be refused.
+            reaching = [one.without(unread_of(one, axes, varied.get(METHOD))) for one in layers]
             try:
-                config = recipe.resolve([*reaching(layers, axes, varied), top])
-                cells.append(Cell(labelled(varied, config), seed, config))
+                config = recipe.resolve([*reaching, top])
+                if METHOD in varied:  # as results name it: `kd+entropy`, entropy added to all
+                    varied = {**varied, METHOD: method_label(config, varied)}
+                cells.append(Cell(varied, seed, config))
             except ConfigError as error:
                 problems += str(error).splitlines()
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return cells
-
-
-def _check_number(runs: int) -> None:
-    if runs > MOST_RUNS:
-        # Python refuses to write a number of thousands of digits
-        number = f"{runs:,}" if runs < 10**100 else "more than 10^100"
-        raise ConfigError(
-            f"--seeds and what is varied make {number} runs; at most {MOST_RUNS:,} are taken. Vary "
-            "less, or use fewer seeds"
-        )
 
 
 def check_alike(
@@ -293,22 +294,6 @@ def check_alike(
         raise ConfigError("\n".join(problems))
 
 
-def labelled(varied: dict[str, Any], config: Config) -> dict[str, Any]:
-    """`varied` with the method as results name it: `kd+entropy` where entropy was added to all."""
-    return {**varied, METHOD: method_label(config, varied)} if METHOD in varied else varied
-
-
-def reaching(
-    layers: list[recipe.Layer], axes: Mapping[str, list[Any]], varied: Mapping[str, Any]
-) -> list[recipe.Layer]:
-    """Return the layers without the stated weights that this cell's method does not read.
-
-    Where methods are compared, a weight stated for all of them reaches those that read it; one that
-    none of them reads stays, to be refused.
-    """
-    return [layer.without(unread_of(layer, axes, varied.get(METHOD))) for layer in layers]
-
-
 def unread_of(layer: recipe.Layer, axes: Mapping[str, list[Any]], method: Any) -> list[str]:
     """Return the weights in a layer that `method` does not read, while another varied one does."""
     if METHOD not in axes or layer.is_recipe or method not in registry.METHODS:
@@ -321,15 +306,6 @@ def unread_of(layer: recipe.Layer, axes: Mapping[str, list[Any]], method: Any) -
         for key in weights
         if method not in settings.readers(key) and compared & set(settings.readers(key))
     ]
-
-
-def notes_on(layers: list[recipe.Layer], axes: Mapping[str, list[Any]]) -> Iterator[str]:
-    """Yield a line for each weight that the recipe or the user states and some cells go without."""
-    for method in axes.get(METHOD, [recipe.chosen_method(layers)]):
-        yield from recipe.left_out([*layers, recipe.Layer("--vary", {METHOD: method})])
-        for layer in layers:
-            for key in unread_of(layer, axes, method):
-                yield f"{layer.source}: {settings.unread(key, method)}; its cells go without"
 
 
 def choose_baseline(cells: list[Cell], text: str) -> dict[str, Any]:

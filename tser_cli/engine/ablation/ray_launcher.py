@@ -25,9 +25,7 @@ from tser_cli.engine.ablation.grid import Cell
 from tser_cli.engine.ablation.local_launcher import NOT_STARTED
 from tser_cli.engine.runs.stop import StopRequest
 
-AUTO = "auto"
 POLL_SECONDS = 0.5
-CONNECT_SECONDS = 10.0
 RETRIES = 1  # of a lost worker or machine; a cell that fails is not run again
 # A network file system shows what another machine wrote within its attribute cache's time, 60 s.
 SEEN_SECONDS = 90.0
@@ -48,7 +46,12 @@ def connected(address: str) -> Iterator[Cluster]:
     Raises ConfigError where Ray is not installed, or where there is no cluster to use.
     """
     check_address(address)
-    ray = load_ray()
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError as error:
+        raise ConfigError(
+            f'--address needs Ray ({error}): install tser-cli[ray] (pip install "tser-cli[ray]")'
+        ) from error
     with _handler_kept():
         try:
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)
@@ -61,25 +64,15 @@ def connected(address: str) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def load_ray() -> Any:
-    """Return the module `ray`. Raises ConfigError."""
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise ConfigError(
-            f'--address needs Ray ({error}): install tser-cli[ray] (pip install "tser-cli[ray]")'
-        ) from error
-
-
 def check_address(address: str) -> None:
     """Raise ConfigError where `address` is neither auto nor a HOST:PORT where something answers."""
-    if address == AUTO:
+    if address == "auto":
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"--address {address}: write auto or HOST:PORT, as 10.0.0.1:6379")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
     except OSError as error:
         raise _no_cluster(address, error) from error
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from tser_cli.engine.ablation.folder import CellRun, cell_name, read_cell
 from tser_cli.engine.ablation.grid import Cell, Request
-from tser_cli.report.comparison import Answers, CellStatistics, Key, Values, summarise
-from tser_cli.report.csv_files import ablation_schema, summary_schema, write_csv
+from tser_cli.report.comparison import CellStatistics, Key, Values, summarise
+from tser_cli.report.csv_files import STATISTICS, ablation_schema, by_cell, write_csv
 
 Found = Sequence[tuple[Cell, CellRun]]
 
@@ -27,10 +27,13 @@ def write_tables(request: Request, folder: Path) -> list[CellStatistics]:
     rows = [_row(cell, run) for cell, run in found]
     write_csv(folder / "ablation.csv", rows, ablation_schema(request.axes, steps))
     values = values_of_cells(found, request.axes, request.measure)
-    answers = answers_of(found, request.axes) if request.measure == "accuracy" else {}
+    answers: dict[Key, dict[int, NDArray[np.bool_]]] = {}
+    for cell, run in found if request.measure == "accuracy" else ():
+        if run.right is not None:
+            answers.setdefault(key_of(cell, request.axes), {})[cell.seed] = run.right
     summary = summarise(values, request.axes, request.baseline, request.measure, answers)
     write_csv(
-        folder / "summary.csv", [cell.row() for cell in summary], summary_schema(request.axes)
+        folder / "summary.csv", [cell.row() for cell in summary], by_cell(request.axes, STATISTICS)
     )
     return summary
 
@@ -71,12 +74,3 @@ def values_of_cells(found: Found, axes: Sequence[str], measure: str) -> Mapping[
         if result is not None and getattr(result, measure) is not None:
             of_cell[cell.seed] = getattr(result, measure)
     return values
-
-
-def answers_of(found: Found, axes: Sequence[str]) -> Mapping[Key, Answers]:
-    """Return which test images each finished run gets right."""
-    answers: dict[Key, dict[int, NDArray[np.bool_]]] = {}
-    for cell, run in found:
-        if run.right is not None:
-            answers.setdefault(key_of(cell, axes), {})[cell.seed] = run.right
-    return answers

@@ -17,7 +17,7 @@ from tser_cli.engine.ablation.folder import find_cell
 from tser_cli.engine.ablation.grid import Cell
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.networks import freeze
-from tser_cli.engine.runs.opened import Context, FinishedRun, open_finished
+from tser_cli.engine.runs.opened import Context, open_finished
 from tser_cli.engine.runs.teachers import TEACHER, read_run_teacher
 from tser_cli.models.base import Classifier, penultimate
 from tser_cli.report.csv_files import TSNE, read_table, write_csv
@@ -38,8 +38,10 @@ def write(cells: list[Cell], folder: Path, progress: Progress) -> None:
         return
     rows: list[dict[str, Any]] = []
     for label, run in runs.items():
-        opened = _opened(label, run, progress)
-        if opened is None:
+        try:
+            opened = open_finished(run, {}, progress)
+        except CheckpointError as error:
+            progress.warn(f"{label} is left out of {TSNE_CSV}: {error}")
             continue
         if not any(row["network"] == TEACHER for row in rows):
             rows += teacher_rows(run, opened.context)
@@ -47,14 +49,6 @@ def write(cells: list[Cell], folder: Path, progress: Progress) -> None:
         rows += embed(label, opened.loaded.model, opened.context, steps)
     rows.sort(key=lambda row: row["network"] != TEACHER)
     write_csv(folder / TSNE_CSV, rows, TSNE)
-
-
-def _opened(label: str, run: Run, progress: Progress) -> FinishedRun | None:
-    try:
-        return open_finished(run, {}, progress)
-    except CheckpointError as error:
-        progress.warn(f"{label} is left out of {TSNE_CSV}: {error}")
-        return None
 
 
 def first_runs(cells: list[Cell], folder: Path) -> dict[str, Run]:

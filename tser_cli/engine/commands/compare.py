@@ -62,6 +62,16 @@ def compare_runs(request: CompareRequest) -> ComparedRuns:
     known = policies()
     apart = [name for name, _ in differing([_told_apart(record) for record in records])]
     axes = tuple(name for name in apart if name not in known or known[name].results)
+    around: list[dict[str, Any]] = [{} for _ in records]  # dicts one level deep
+    for found, record in zip(around, records, strict=True):
+        for name in SURROUNDINGS:
+            of = record.environment.get(name)
+            inner = (
+                {f"{name}.{key}": value for key, value in of.items()}
+                if isinstance(of, dict)
+                else {}
+            )
+            found |= inner if isinstance(of, dict) else {name: of}
     first, *others = [_figures(record) for record in records]
     return ComparedRuns(
         records=tuple(records),
@@ -70,7 +80,7 @@ def compare_runs(request: CompareRequest) -> ComparedRuns:
             *(_against(records[0], first, *pair) for pair in zip(records[1:], others, strict=True)),
         ),
         settings=differing([_settings(record) for record in records]),
-        surroundings=differing([_surroundings(record) for record in records]),
+        surroundings=differing(around),
         axes=axes,
         cells=tuple(_cells(records, axes)),
     )
@@ -82,18 +92,6 @@ def _settings(record: RunRecord) -> dict[str, Any]:
         return {}
     usual = {k: v for k, v in Config().flat().items() if not k.startswith("method.")}
     return {**usual, **record.settings}
-
-
-def _surroundings(record: RunRecord) -> dict[str, Any]:
-    """Return versions, processor and threads, one level deep."""
-    found: dict[str, Any] = {}
-    for name in SURROUNDINGS:
-        value = record.environment.get(name)
-        inside = (
-            {f"{name}.{key}": of for key, of in value.items()} if isinstance(value, dict) else None
-        )
-        found |= {name: value} if inside is None else inside
-    return found
 
 
 def _told_apart(record: RunRecord) -> dict[str, Any]:

@@ -60,27 +60,21 @@ def parse_filter(text: str) -> Filter:
 
     VALUE may be alternatives, a,b, with * and ? for any characters. Raises ConfigError.
     """
-    key, equals, wanted = text.partition("=")
+    key, equals, listed = text.partition("=")
     if not equals or not key:
         raise ConfigError(f'"{text}" is no filter; write KEY=VALUE, as method=tser, or T=1,2')
-    value_of = _value_of(key)
-    alternatives = wanted.split(",")
-    return lambda record: any(_alike(value_of(record), one) for one in alternatives)
-
-
-def _value_of(key: str) -> Callable[[RunRecord], Any]:
     if key in NO_FILTER:
         raise ConfigError(f'"{key}" can be sorted by (--sort {key}), but is no filter')
-    if key in COLUMNS:
-        return COLUMNS[key]
-    dotted = full_key(key)
-    return lambda record: record.settings.get(dotted)
+    dotted = "" if key in COLUMNS else full_key(key)
+    alternatives = [(wanted, parse_value(wanted)) for wanted in listed.split(",")]
 
+    def passes(record: RunRecord) -> bool:
+        value = record.settings.get(dotted) if dotted else COLUMNS[key](record)
+        return value is not None and any(
+            fnmatchcase(str(value), wanted) or value == parsed for wanted, parsed in alternatives
+        )
 
-def _alike(value: Any, wanted: str) -> bool:
-    if value is None:
-        return False
-    return fnmatchcase(str(value), wanted) or value == parse_value(wanted)
+    return passes
 
 
 @dataclass(frozen=True)
@@ -98,33 +92,27 @@ def find_removable(names: Iterable[Path], runs_dir: Path) -> list[Removable]:
     """
     found = {_place(run): run for run in (find_run(name, runs_dir) for name in names)}
     records = {_place(run): read_record(run) for run in run_folders(runs_dir)}
-    for folder, run in found.items():
-        _check_removable(run, folder in records, runs_dir)
-    taught_by = [_teacher_folder(record) for record in records.values()]
+    for place, run in found.items():
+        if run.folder.is_symlink():
+            raise RunError(
+                f"{run.folder} is a link to a folder elsewhere; remove the link by itself"
+            )
+        if place not in records:
+            raise RunError(
+                f"{run.folder} is no run folder under {runs_dir}, and no other is removed; "
+                "--runs-dir names the place"
+            )
+        with _holding(run):
+            pass
+    taught = [record.environment.get("teacher") for record in records.values()]
+    sources = [one.get("source") if isinstance(one, dict) else None for one in taught]
+    taught_by = [Path(source).parent for source in sources if isinstance(source, str)]
     return [Removable(records[folder], taught_by.count(folder)) for folder in found]
 
 
 def _place(run: Run) -> Path:
     # where the folder itself lies: a link among the runs does not make its target one of them
     return run.folder.parent.resolve() / run.folder.name
-
-
-def _check_removable(run: Run, is_here: bool, runs_dir: Path) -> None:
-    if run.folder.is_symlink():
-        raise RunError(f"{run.folder} is a link to a folder elsewhere; remove the link by itself")
-    if not is_here:
-        raise RunError(
-            f"{run.folder} is no run folder under {runs_dir}, and no other is removed; --runs-dir "
-            "names the place"
-        )
-    with _holding(run):
-        pass
-
-
-def _teacher_folder(record: RunRecord) -> Path | None:
-    taught = record.environment.get("teacher")
-    source = taught.get("source") if isinstance(taught, dict) else None
-    return Path(source).parent if isinstance(source, str) else None
 
 
 @contextmanager

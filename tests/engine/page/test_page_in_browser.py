@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.pages import HOSTILE, ablation, bare_run, page_of, run_report
+from tests.engine.page.pages import HOSTILE, ablation, bare_run, page_of, run_report
 from tser_cli.engine.page.page import render
 from tser_cli.report.style import overlap
 

@@ -33,10 +33,11 @@ from tser_cli.models.base import Classifier
 from tser_cli.report.comparison import Key, summarise
 from tser_cli.report.csv_files import (
     ENERGY,
+    STATISTICS,
     ablation_schema,
+    by_cell,
     metrics_csv,
     per_timestep_csv,
-    summary_schema,
     write_csv,
 )
 from tser_cli.report.figures import EnergyPoint
@@ -463,7 +464,7 @@ def ablation(tmp_path: Path) -> Path:
     for row in rows:
         values.setdefault((row["method.name"],), {})[row["seed"]] = row["accuracy"]
     summary = [cell.row() for cell in summarise(values, axes, {"method.name": "kd"}, "accuracy")]
-    write_csv(folder / "summary.csv", summary, summary_schema(axes))
+    write_csv(folder / "summary.csv", summary, by_cell(axes, STATISTICS))
     return folder
 
 

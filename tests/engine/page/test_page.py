@@ -9,7 +9,16 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tests.report.pages import HOSTILE, NAMES, ablation, bare_run, cell, energy, page_of, run_report
+from tests.engine.page.pages import (
+    HOSTILE,
+    NAMES,
+    ablation,
+    bare_run,
+    cell,
+    energy,
+    page_of,
+    run_report,
+)
 from tser_cli.engine.page.page import COLOURS, TEMPLATES, render, shade
 from tser_cli.engine.page.values import EnergyPair, Page, Tradeoff
 from tser_cli.report.figures import EnergyPoint
