@@ -46,7 +46,7 @@ def test_percent(fraction: float | None, text: str) -> None:
     ("fraction", "length"), [(0.0, 0), (0.24, 2), (0.26, 3), (1.0, 10), (1.5, 10), (-0.5, 0)]
 )
 def test_a_bar_is_as_long_as_its_fraction(fraction: float, length: int) -> None:
-    assert bar(fraction, 10) == "█" * length
+    assert bar(fraction) == "█" * length
 
 
 def test_the_table_has_a_line_a_step() -> None:

@@ -113,7 +113,7 @@ def test_a_cell_over_its_energy_budget_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, fine: bool
 ) -> None:
     monkeypatch.setattr(cell_process, "_wait", lambda process, stopped: process.wait() and code)
-    monkeypatch.setattr(cell_process, "python", lambda: ["false"])
+    monkeypatch.setattr(sys, "executable", "false")
     said = cell_process.run([], tmp_path / "cell.log", {}, lambda: False)
     assert (said == "") is fine
     assert fine or said.startswith(f"exit code {code}: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from dataclasses import replace
 from functools import cache
@@ -19,9 +20,21 @@ from tests.engine.page.pages import (
     page_of,
     run_report,
 )
+from tser_cli.engine.page.gather import PICTURE_BYTES
 from tser_cli.engine.page.page import COLOURS, TEMPLATES, render, shade
-from tser_cli.engine.page.values import EnergyPair, Page, Tradeoff
-from tser_cli.report.figures import EnergyPoint
+from tser_cli.engine.page.values import (
+    ClassErrors,
+    Confusion,
+    Curves,
+    Energy,
+    EnergyPair,
+    Gallery,
+    LayerSums,
+    Mistakes,
+    Page,
+    Tradeoff,
+)
+from tser_cli.report.figures import EnergyPoint, LayerEnergy
 from tser_cli.report.style import PALETTE
 
 
@@ -118,6 +131,40 @@ def test_a_run_has_every_figure_and_its_size_is_small() -> None:
         ]
     )
     assert len(text.encode()) < 100_000  # with three pictures and two layers
+
+
+def test_the_page_of_a_large_network_loads_at_once() -> None:
+    """A ResNet-34 of four steps, 100 classes, 300 epochs, and as many pictures as a page has."""
+    draw = random.Random(0)
+    steps, names = range(1, 5), [f"layer{n // 10}.{n % 10}.conv1" for n in range(40)]
+    points = tuple(EnergyPoint(f"t = {t}", 1e6 * t, 0.6 + 0.02 * t) for t in steps)
+    classes = tuple(f"class number {k}" for k in range(100))
+    series = {
+        name: [(n, draw.random()) for n in range(1, 301)]
+        for name in ("lr", "loss", "ce", "kd", "rate", "train_accuracy", "validation_accuracy")
+    }
+    each_step = [
+        LayerEnergy(n, t, 1e6 * draw.random(), draw.random()) for n in names for t in steps
+    ]
+    seen = replace(picture("cat"), source=f"data:image/png;base64,{'A' * (PICTURE_BYTES // 40)}")
+    run = run_report(
+        energy=Energy(
+            "horowitz-45nm-fp32",
+            tuple(each_step),
+            tuple(LayerSums(n, "spikes", draw.random(), 1e6, 0.0, 1e6, 1e7) for n in names),
+            *((1e6,) * 4, 4e6, 4e7),
+        ),
+        curves=Curves(series, ("loss", "ce", "kd", "rate")),
+        mistakes=Mistakes(
+            *(classes, None, tuple(Confusion(name, "cat", 7, 0.07) for name in classes[:20])),
+            tuple(ClassErrors(name, 100, (41, 37, 29, 28), 27, "cat") for name in classes[:60]),
+            tuple(steps),
+        ),
+        tradeoff=Tradeoff(points, (), points[-1], 4e7),
+        gallery=Gallery((seen,) * 30, (seen,) * 10, 100, 1000),
+    )
+    size = len(render(page_of(run)).encode())
+    assert 150_000 < size < 300_000, size
 
 
 @every_page
