@@ -18,6 +18,7 @@ from tests.engine.page.pages import (
     cell,
     energy,
     page_of,
+    picture,
     run_report,
 )
 from tser_cli.engine.page.gather import PICTURE_BYTES

@@ -66,8 +66,8 @@ def compare_runs(request: CompareRequest) -> ComparedRuns:
     for found, record in zip(around, records, strict=True):
         for name in SURROUNDINGS:
             of = record.environment.get(name)
-            nested = isinstance(of, dict)
-            found |= {f"{name}.{k}": v for k, v in of.items()} if nested else {name: of}
+            parts = of.items() if isinstance(of, dict) else ()
+            found |= {f"{name}.{key}": value for key, value in parts} or {name: of}
     first, *others = [_figures(record) for record in records]
     return ComparedRuns(
         records=tuple(records),
