@@ -66,8 +66,10 @@ def compare_runs(request: CompareRequest) -> ComparedRuns:
     for found, record in zip(around, records, strict=True):
         for name in SURROUNDINGS:
             of = record.environment.get(name)
-            parts = of.items() if isinstance(of, dict) else ()
-            found |= {f"{name}.{key}": value for key, value in parts} or {name: of}
+            if isinstance(of, dict):
+                found |= {f"{name}.{key}": value for key, value in of.items()}
+            else:
+                found[name] = of
     first, *others = [_figures(record) for record in records]
     return ComparedRuns(
         records=tuple(records),
