@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from subprocess import run
 from typing import Any
-from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -111,13 +110,11 @@ def folder(tmp_path: Path) -> Path:
 
 def test_png_and_svg_from_the_tables_alone(folder: Path) -> None:
     written = draw_all(folder, NAMES)
-    assert {path.name for path in written} == {f"{n}.{s}" for n in FIGURES for s in ("png", "svg")}
+    files = {folder / "figures" / f"{n}.{suffix}" for n in FIGURES for suffix in ("png", "svg")}
+    assert set(written) == files
     for path in written:
-        assert path.parent == folder / "figures"
-        if path.suffix == ".png":
-            assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-        else:
-            assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+        start = path.read_bytes()[:8]
+        assert start == b"\x89PNG\r\n\x1a\n" if path.suffix == ".png" else start[:4] == b"<svg"
 
 
 def test_drawing_again_needs_no_torch(folder: Path) -> None:
@@ -140,11 +137,6 @@ def test_unfinished_runs_are_not_drawn(folder: Path) -> None:
     assert [len(cell.runs) for cell in cells_of(runs, NAMES)] == [2, 2]
     write_csv(folder / "ablation.csv", [failed], ablation_schema([METHOD], 2))
     assert draw_all(folder, NAMES) == []
-
-
-def test_without_coordinates_there_is_no_t_sne(folder: Path) -> None:
-    (folder / "tsne.csv").unlink()
-    assert len(draw_all(folder, NAMES)) == 6
 
 
 def test_a_column_more_changes_no_figure(folder: Path) -> None:
@@ -214,13 +206,11 @@ def test_differences_are_paired_by_seed() -> None:
     assert [text.get_text() for text in right.texts] == ["baseline"]
     assert left.get_xlabel() == "accuracy (%)"
     assert left.get_ylabel() == "method"
-
-
-def test_another_measure() -> None:
-    measure = "best_validation_accuracy"
-    left, _ = draw_differences(cells(), "method", measure, {0: "kd"}).figure.axes
+    measure = "best_validation_accuracy"  # another one, and a baseline without a finished run
+    left, right = draw_differences(cells(), "method", measure, {0: "ce"}).figure.axes
     assert faint(left)[0] == pytest.approx([50.0, 51.0])
     assert left.get_xlabel() == "best validation accuracy (%)"
+    assert [text.get_text() for text in right.texts] == ["no pairs", "no pairs"]
 
 
 def test_a_partial_baseline_is_compared_within_the_rest() -> None:
@@ -239,11 +229,6 @@ def test_a_partial_baseline_is_compared_within_the_rest() -> None:
     assert baseline_of(of) == {0: "kd"}
     found = differences(cells(made, names), "accuracy", baseline_of(of))
     assert found == [[], pytest.approx([2.0, 2.0]), [], pytest.approx([5.0, 5.0])]
-
-
-def test_a_baseline_without_a_finished_run() -> None:
-    figure = draw_differences(cells(), "method", "accuracy", {0: "ce"}).figure
-    assert [text.get_text() for text in figure.axes[1].texts] == ["no pairs", "no pairs"]
 
 
 def test_energy_in_microjoules() -> None:
@@ -295,6 +280,7 @@ def frontier(exits: bool = True) -> pd.DataFrame:
 
 def test_cells_stand_with_their_curves_and_both_intervals() -> None:
     near = draw_frontier(frontier(), cells(), [METHOD]).figure.axes[0]
+    assert [text.get_text() for text in near.texts] == ["kd", "ts"]
     curve = near.lines[0]
     assert curve.get_xdata() == pytest.approx([2.0, 3.0, 4.0])
     assert curve.get_ydata() == pytest.approx([90.0, 90.5, 91.0])
@@ -310,7 +296,18 @@ def test_cells_stand_with_their_curves_and_both_intervals() -> None:
     bars = [bar.get_paths()[0].vertices for bar in near.collections]
     assert [3.9, 4.1] in [pytest.approx(v[:, 0].tolist()) for v in bars]
     assert [90.0, 92.0] in [pytest.approx(v[:, 1].tolist()) for v in bars]
-    assert [text.get_text() for text in near.texts] == ["kd", "ts"]
+
+
+def test_what_has_no_early_exit_no_seeds_or_no_point() -> None:
+    plain = frontier(exits=False)
+    near = draw_frontier(plain, cells(), [METHOD]).figure.axes[0]
+    assert (len(near.lines), near.get_title("left")) == (2, "")
+    for name in FRONTIER:
+        if name.endswith(("_low", "_high", "_low_pj", "_high_pj")):
+            plain[name] = float("nan")
+    alone = draw_frontier(plain[plain[METHOD] != "ts"], cells(), [METHOD]).figure.axes[0]
+    assert len(alone.collections) == 0  # one seed has no interval
+    assert [text.get_text() for text in alone.texts] == ["kd"]
 
 
 def test_the_ann_is_a_line_and_the_teacher_a_point() -> None:
@@ -325,23 +322,3 @@ def test_the_ann_is_a_line_and_the_teacher_a_point() -> None:
     assert lines == pytest.approx([30.0, 1.5])
     assert far.get_xlim()[0] < 1.5 < 60.0 < far.get_xlim()[1]
     assert len(far.collections) == 0  # intervals are drawn once
-
-
-def test_cells_without_early_exit_are_frontier() -> None:
-    near = draw_frontier(frontier(exits=False), cells(), [METHOD]).figure.axes[0]
-    assert len(near.lines) == 2
-    assert near.get_title("left") == ""
-
-
-def test_one_seed_has_no_interval() -> None:
-    alone = frontier()
-    for name in FRONTIER:
-        if name.endswith(("_low", "_high", "_low_pj", "_high_pj")):
-            alone[name] = float("nan")
-    assert len(draw_frontier(alone, cells(), [METHOD]).figure.axes[0].collections) == 0
-
-
-def test_a_cell_without_a_point_is_left_out() -> None:
-    table = frontier()
-    some = draw_frontier(table[table[METHOD] != "ts"], cells(), [METHOD])
-    assert [text.get_text() for text in some.figure.axes[0].texts] == ["kd"]

@@ -9,22 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tser_cli.base.errors import RunError
+from tser_cli.energy.counts import Counts, LayerCounts, LayerFacts
+from tser_cli.energy.prices import load_profile
+from tser_cli.energy.table import Labels, energy_rows
 from tser_cli.report.csv_files import (
     ENERGY,
     EXIT_STATISTICS,
     FRONTIER,
     INTEGER,
+    LONG,
     NUMBER,
     PER_IMAGE,
     PER_TIMESTEP,
     STATISTICS,
+    SUMS,
     TEXT,
     TSNE,
+    WIDE,
     Schema,
     ablation_exit_schema,
     ablation_schema,
@@ -35,6 +42,7 @@ from tser_cli.report.csv_files import (
     read_csv,
     read_table,
     write_csv,
+    write_energy_csv,
 )
 
 # As the design states them.
@@ -71,7 +79,8 @@ def row(t: int, **changes: Any) -> dict[str, Any]:
 
 def test_per_timestep_csv_to_the_letter(tmp_path: Path) -> None:
     path = tmp_path / "per_timestep.csv"
-    per_timestep_csv(path, [row(1), row(2, teacher_accuracy=1.0)], LABELS)
+    backwards = dict(reversed(row(1).items()))  # whatever the order in a row
+    per_timestep_csv(path, [backwards, row(2, teacher_accuracy=1.0)], LABELS)
     line = "r,digits,test,tser,resnet34,resnet18,2,{t},0.3333333333333333,0.6666666666666666,1,2,3,"
     line += "0.30000000000000004,1e-300,0.9999999999999999,{teacher}\n"
     expected = f"{HEADER}\n" + line.format(t=1, teacher="") + line.format(t=2, teacher="1.0")
@@ -79,43 +88,10 @@ def test_per_timestep_csv_to_the_letter(tmp_path: Path) -> None:
     assert ",".join(PER_TIMESTEP) == HEADER
 
 
-def test_the_columns_stand_in_their_order_whatever_the_rows_order(tmp_path: Path) -> None:
-    backwards = dict(reversed(row(1).items()))
-    per_timestep_csv(tmp_path / "a.csv", [backwards], LABELS)
-    per_timestep_csv(tmp_path / "b.csv", [row(1)], LABELS)
-    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
-
-
 def test_a_surplus_column_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="speed"):
         per_timestep_csv(tmp_path / "table.csv", [row(1, speed=3)], LABELS)
     assert list(tmp_path.iterdir()) == []
-
-
-@given(value=st.floats(allow_nan=False))
-def test_floats_come_back_as_they_were(
-    value: float, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "float.csv"
-    write_csv(path, [{"x": value}], {"x": NUMBER})
-    (line,) = read_csv(path)
-    assert math.copysign(1.0, float(line["x"])) == math.copysign(1.0, value)
-    assert float(line["x"]) == value
-
-
-@given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1))
-def test_texts_come_back_as_they_were(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = tmp_path_factory.getbasetemp() / "text.csv"
-    write_csv(path, [{"x": text, "y": 1}], {"x": TEXT, "y": INTEGER})
-    assert read_csv(path) == [{"x": text, "y": "1"}]
-
-
-def by_the_csv_module(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> bytes:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return path.read_bytes()
 
 
 FIELDS = st.one_of(
@@ -134,8 +110,24 @@ def test_the_bytes_are_those_of_python_s_csv_module(
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
     write_csv(folder / "ours.csv", rows, dict.fromkeys("abc", TEXT))
-    expected = by_the_csv_module(folder / "theirs.csv", rows, ["a", "b", "c"])
-    assert (folder / "ours.csv").read_bytes() == expected
+    with (folder / "theirs.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, ["a", "b", "c"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    assert (folder / "ours.csv").read_bytes() == (folder / "theirs.csv").read_bytes()
+
+
+@given(
+    x=st.floats(allow_nan=False), y=st.text(st.characters(codec="utf-8", exclude_characters="\0\r"))
+)
+def test_values_come_back_as_they_were(
+    x: float, y: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "values.csv"
+    write_csv(path, [{"x": x, "y": y}], {"x": NUMBER, "y": TEXT})
+    (line,) = read_csv(path)
+    assert (float(line["x"]), line["y"]) == (x, y)
+    assert math.copysign(1.0, float(line["x"])) == math.copysign(1.0, x)
 
 
 def test_a_table_comes_back_with_its_kinds(tmp_path: Path) -> None:
@@ -148,13 +140,6 @@ def test_a_table_comes_back_with_its_kinds(tmp_path: Path) -> None:
     assert table["run"].tolist() == ["NA", "NA"]
     assert table["teacher_accuracy"].isna().all()
     assert table["loss_at_t"].tolist() == [0.1 + 0.2] * 2
-
-
-def test_columns_beyond_the_schema_are_numbers_or_as_told(tmp_path: Path) -> None:
-    path = tmp_path / "table.csv"
-    path.write_text("epoch,loss\n1,0.5\n2,nan\n")
-    assert read_table(path, {"epoch": INTEGER})["loss"].tolist()[0] == 0.5
-    assert read_table(path, {"epoch": INTEGER}, others=TEXT)["loss"].tolist() == ["0.5", "nan"]
 
 
 @pytest.mark.parametrize(
@@ -199,22 +184,16 @@ def test_the_headers(schema: Schema, header: str) -> None:
     assert " ".join(schema) == header
 
 
-def test_metrics_csv_takes_the_columns_of_its_rows(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    rows = [{"epoch": n, "loss": n / 7, "validation_accuracy": None} for n in (1, 2)]
-    metrics_csv(path, rows)
-    with path.open(newline="") as stream:
-        lines = list(csv.reader(stream))
-    assert lines == [
-        ["epoch", "loss", "validation_accuracy"],
-        ["1", repr(1 / 7), ""],
-        ["2", repr(2 / 7), ""],
-    ]
-
-
 def test_no_row_is_a_header_alone(tmp_path: Path) -> None:
     metrics_csv(tmp_path / "metrics.csv", [])
     assert (tmp_path / "metrics.csv").read_text() == "epoch\n"
+    rows = [{"epoch": n, "loss": n / 7, "validation_accuracy": None} for n in (1, 2)]
+    metrics_csv(tmp_path / "metrics.csv", rows)  # the columns of the first row
+    text = f"epoch,loss,validation_accuracy\n1,{1 / 7!r},\n2,{2 / 7!r},\n"
+    assert (tmp_path / "metrics.csv").read_text() == text
+    epochs = {"epoch": INTEGER}
+    assert read_table(tmp_path / "metrics.csv", epochs)["loss"].tolist() == [1 / 7, 2 / 7]
+    assert read_table(tmp_path / "metrics.csv", epochs, TEXT)["loss"][0] == repr(1 / 7)
     per_timestep_csv(tmp_path / "table.csv", [], LABELS)
     assert (tmp_path / "table.csv").read_text() == f"{HEADER}\n"
 
@@ -239,6 +218,46 @@ def test_a_write_that_fails_leaves_the_old_table(
     assert path.read_text() == "epoch\n1\n2\n"
 
 
-def test_a_table_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"missing/table\.csv can't be written"):
-        write_csv(tmp_path / "missing" / "table.csv", [], {"x": NUMBER})
+def layer_counts(name: str, spikes_T: list[int]) -> LayerCounts:
+    """A linear layer of 6 inputs and 2 outputs that one image feeds with so many spikes."""
+    layer = LayerFacts(
+        name, "linear", "spikes", 6, 2, macs=12, macs_formula=12, weight_bytes=4, bias_bytes=0
+    )
+    nonzero_TI = np.array(spikes_T)[:, None]
+    return LayerCounts(layer, 0, np.ones(3, np.int64), nonzero_TI, 2 * nonzero_TI, 2 * nonzero_TI)
+
+
+@pytest.fixture
+def rows() -> list[dict[str, object]]:
+    """Two layers of three steps: (3 + 1 + 2) and (2 + 0 + 1) spikes x 2 outputs = 18 SOP."""
+    counts = Counts(3, 1, (layer_counts("one", [3, 1, 2]), layer_counts("two", [2, 0, 1])))
+    profile = load_profile("horowitz-45nm-fp32")
+    return energy_rows(counts, profile, Labels("run", "digits", "", "fp32"))
+
+
+@pytest.mark.parametrize(
+    ("form", "rows_of_it", "sop"), [(SUMS, 12, 72), (LONG, 6, 18), (WIDE, 2, 18)]
+)
+def test_what_the_sum_of_a_column_is(
+    rows: list[dict[str, object]], tmp_path: Path, form: str, rows_of_it: int, sop: int
+) -> None:
+    write_energy_csv(tmp_path / "energy.csv", rows, form)
+    table = pd.read_csv(tmp_path / "energy.csv")
+    assert (len(table), table["sop_value"].sum()) == (rows_of_it, sop)
+    assert table["energy_pj"].sum() == pytest.approx(0.9 * sop)
+
+
+def test_the_wide_form_has_a_column_a_step_and_the_long_form_none_without_steps(
+    rows: list[dict[str, object]], tmp_path: Path
+) -> None:
+    write_energy_csv(tmp_path / "wide.csv", rows, WIDE)
+    wide = pd.read_csv(tmp_path / "wide.csv").set_index("layer")
+    assert wide.loc["one", ["sop_value_1", "sop_value_2", "sop_value_3"]].tolist() == [6, 2, 4]
+    assert wide.loc["two", "firing_rate_2"] == 0
+    # the ANN has 12 multiply-accumulates a layer, once
+    assert wide["ann_macs"].sum() == 24
+    assert "t" not in wide
+    write_energy_csv(tmp_path / "long.csv", rows, LONG)
+    long = pd.read_csv(tmp_path / "long.csv")
+    assert long["t"].tolist() == [1, 2, 3, 1, 2, 3]
+    assert not {"ann_macs", "ann_energy_pj", "ratio_snn_ann"} & set(long)

@@ -31,19 +31,10 @@ def test_classes_come_back(tmp_path: Path) -> None:
         assert array.tolist() == written.tolist()
     assert found.right().tolist() == [True, True, False, True]
     assert [path.name for path in tmp_path.iterdir()] == [PREDICTIONS]
-
-
-def test_the_same_classes_give_the_same_bytes(tmp_path: Path) -> None:
-    write_predictions(tmp_path / "a.npz", LABELS, AT_T, CUMULATIVE)
+    assert read_predictions(tmp_path / "none.npz") is None
+    # the same classes, of whatever type, give the same bytes
     write_predictions(tmp_path / "b.npz", LABELS.astype(np.int32), AT_T, CUMULATIVE)
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-
-
-def test_ten_thousand_images_are_small(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    classes = generator.integers(0, 10, (10_000, 4))
-    write_predictions(tmp_path / PREDICTIONS, classes[:, 0], classes, classes)
-    assert (tmp_path / PREDICTIONS).stat().st_size < 100_000
+    assert (tmp_path / "b.npz").read_bytes() == (tmp_path / PREDICTIONS).read_bytes()
 
 
 STEPS = Steps(
@@ -77,15 +68,20 @@ def test_steps_of_other_images_are_damage(tmp_path: Path, steps: Steps) -> None:
         read_predictions(tmp_path / PREDICTIONS)
 
 
-def test_a_part_of_the_steps_is_damage(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"macs_T": STEPS.macs_T}, r"predictions\.npz is damaged"),  # a part of the steps
+        ({"labels_I": LABELS.astype(str), "cumulative_IT": CUMULATIVE.astype(str)}, "no integers"),
+    ],
+)
+def test_arrays_that_are_none_of_ours_are_damage(
+    tmp_path: Path, changes: dict[str, np.ndarray], said: str
+) -> None:
     arrays = {"labels_I": LABELS, "at_t_IT": AT_T, "cumulative_IT": CUMULATIVE}
-    np.savez(tmp_path / PREDICTIONS, **arrays, macs_T=STEPS.macs_T)
-    with pytest.raises(RunError, match=r"predictions\.npz is damaged"):
+    np.savez(tmp_path / PREDICTIONS, **{**arrays, **changes})
+    with pytest.raises(RunError, match=said):
         read_predictions(tmp_path / PREDICTIONS)
-
-
-def test_a_run_without_them(tmp_path: Path) -> None:
-    assert read_predictions(tmp_path / PREDICTIONS) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04 cut off"])
@@ -104,19 +100,15 @@ def test_a_class_that_does_not_fit_is_a_defect(tmp_path: Path, label: int) -> No
 def test_what_unpacks_into_too_much_is_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    classes = np.random.default_rng(0).integers(0, 10, (10_000, 4))
+    write_predictions(tmp_path / PREDICTIONS, classes[:, 0], classes, classes)
+    assert (tmp_path / PREDICTIONS).stat().st_size < 100_000  # and so small as a rule
     zeros = np.zeros((10_000, 4), np.uint16)
     write_predictions(tmp_path / PREDICTIONS, zeros[:, 0], zeros, zeros)
     assert (tmp_path / PREDICTIONS).stat().st_size < 10_000
     monkeypatch.setattr(predictions, "MOST_BYTES", 100_000)
     with pytest.raises(RunError, match="unpacks into more than 100,000 bytes"):
         read_predictions(tmp_path / PREDICTIONS)
-
-
-def hostile(path: Path, header: bytes) -> None:
-    with ZipFile(path, "w") as packed:
-        for name in ("labels_I", "at_t_IT", "cumulative_IT"):
-            text = header.ljust(117) + b"\n"
-            packed.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + bytes([118, 0]) + text)
 
 
 @pytest.mark.parametrize(
@@ -132,14 +124,10 @@ def test_a_hostile_header_is_damage_and_runs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: bytes
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    hostile(tmp_path / PREDICTIONS, header)
+    with ZipFile(tmp_path / PREDICTIONS, "w") as packed:
+        for name in ("labels_I", "at_t_IT", "cumulative_IT"):
+            text = header.ljust(117) + b"\n"
+            packed.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + bytes([118, 0]) + text)
     with pytest.raises(RunError, match="is damaged"):
         read_predictions(tmp_path / PREDICTIONS)
     assert [path.name for path in tmp_path.iterdir()] == [PREDICTIONS]
-
-
-def test_classes_that_are_no_integers_are_damage(tmp_path: Path) -> None:
-    arrays = {"labels_I": LABELS, "at_t_IT": AT_T, "cumulative_IT": CUMULATIVE}
-    np.savez(tmp_path / PREDICTIONS, **{k: a.astype(str) for k, a in arrays.items()})
-    with pytest.raises(RunError, match="no integers"):
-        read_predictions(tmp_path / PREDICTIONS)

@@ -129,13 +129,8 @@ def test_labels_cover_neither_points_nor_each_other(seed: int) -> None:
     assert not any(
         overlap(box, (p[0] - 1, p[1] - 1, p[2] + 1, p[3] + 1)) for box in boxes for p in points
     )
-
-
-def test_a_lone_label_stands_beside_its_point_without_a_line() -> None:
-    figure = Figure()
-    plot = figure.subplots()
-    plot.plot(1.0, 2.0, "o")
-    label_points(plot, [(1.0, 2.0)], ["kd"])
-    (text,) = plot.texts
-    assert (text.get_text(), text.xy) == ("kd", (1.0, 2.0))
-    assert text.arrow_patch is None
+    alone = Figure().subplots()
+    alone.plot(1.0, 2.0, "o")
+    label_points(alone, [(1.0, 2.0)], ["kd"])
+    (text,) = alone.texts
+    assert (text.get_text(), text.xy, text.arrow_patch) == ("kd", (1.0, 2.0), None)
