@@ -60,7 +60,7 @@ def card(graph: Graph, facts: CardFacts) -> str:
         ("Checked in other programs", _checks(facts.checks)),
         ("Limits", [line.format(dataset=graph.facts.dataset) for line in LIMITS]),
         ("Recipe", ["```toml", facts.settings.strip(), "```"]),
-        ("Citation", _citation(facts)),
+        ("Citation", [f"Method `{facts.method}`: {facts.source}. Exported by tser."]),
     ]
     text = [MARK, ""]
     for number, (title, lines) in enumerate(sections):
@@ -146,7 +146,3 @@ def _checks(checks: tuple[ProgramCheck, ...] | None) -> list[str]:
         gap = max(c.logits_difference)
         lines.append(f"| {versions} | {c.values:,} | {c.differing} | {c.ties} | {gap:.1e} |")
     return lines
-
-
-def _citation(facts: CardFacts) -> list[str]:
-    return [f"Method `{facts.method}`: {facts.source}. Exported by tser."]

@@ -112,20 +112,17 @@ def onnx_in_onnxruntime(path: str, images_NCHW: Any, timesteps: int) -> Result:
     facts = {entry.key: entry.value for entry in model.metadata_props}
     made = [name for node in model.graph.node for name in node.output if name.endswith("/spikes")]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    content = model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     images = {"input": images_NCHW.astype(np.float32)}
     if facts["stateful"] == "true":
         first = json.loads(facts["first_potentials"])
         return _run_stateful(session, made, images, timesteps, first)
     values = dict(zip(_outputs(session), session.run(None, images), strict=True))
+    layers = [name.split("/")[0] for name in made if name.endswith("/0/spikes")]
     spikes = {
-        name.split("/")[0]: np.stack(
-            [values[f"{name.split('/')[0]}/{t}/spikes"] != 0 for t in range(timesteps)]
-        )
-        for name in made
-        if name.endswith("/0/spikes")
+        layer: np.stack([values[f"{layer}/{t}/spikes"] != 0 for t in range(timesteps)])
+        for layer in layers
     }
     return {"logits_TNK": values["logits"], **spikes}
 

@@ -33,18 +33,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tser_cli.base.errors import ExportError
-from tser_cli.export.graph import (
-    INPUT,
-    Conv,
-    Flatten,
-    Graph,
-    Linear,
-    Neuron,
-    Node,
-    Pool,
-    metadata,
-    needs,
-)
+from tser_cli.export import graph as graphs
+from tser_cli.export.graph import INPUT, Conv, Flatten, Graph, Linear, Neuron, Node, Pool
 from tser_cli.export.onnx_file import Writer, conv_sizes, pool_sizes
 from tser_cli.export.verify import Recording
 
@@ -180,6 +170,7 @@ def _fixed(node: Neuron, fixed: FixedGraph, largest: Mapping[str, float]) -> Fix
             f"the potentials of {node.name} reach {inputs * steps / node.threshold:.3g} times the "
             "threshold, too much for integers of 32 bits: export float potentials"
         )
+    # a power of two of it: the threshold itself is then a whole number, and compared exactly
     unit = node.threshold / (1 << bits)
     by_name = {layer.name: layer for layer in fixed.graph.weighted}
     terms, bias = [], np.zeros(1)
@@ -338,7 +329,7 @@ def integer_content(fixed: FixedGraph, stateful: bool, said: str) -> bytes:
 
     As `onnx_file.content`, except that `v/LAYER` and `v_next/LAYER` are int32.
     """
-    writer = _IntegerWriter(needs("onnx", "onnx"), fixed, stateful)
+    writer = _IntegerWriter(graphs.needs("onnx", "onnx"), fixed, stateful)
     writer.write()
     neurons = fixed.neurons.items()
     facts = {
@@ -353,7 +344,7 @@ def integer_content(fixed: FixedGraph, stateful: bool, said: str) -> bytes:
             "floating point, with a scale per output channel"
         ),
     }
-    return writer.model({**metadata(fixed.graph), **facts})
+    return writer.model({**graphs.metadata(fixed.graph), **facts})
 
 
 class _IntegerWriter(Writer):
@@ -371,7 +362,11 @@ class _IntegerWriter(Writer):
         elif node.name in self._fixed.accumulators:
             self._accumulate(node, step)
         elif isinstance(node, Pool) and node.name in self._fixed.whole:
-            self._pool(node, step)
+            # no runtime has a max pool of int32: it is one of floats, and cast back
+            pooled = f"{self.name(node.name, step)}/pooled"
+            self.add("MaxPool", [self.read(node, step)], pooled, **pool_sizes(node))
+            to = self.onnx.TensorProto.INT32
+            self.add("Cast", [pooled], self.name(node.name, step), to=to)
         else:
             super().emit(node, step)
 
@@ -401,13 +396,6 @@ class _IntegerWriter(Writer):
             return
         weight = self.constant(f"{node.name}.integers", node.quantised.integers)
         self.add("ConvInteger", [read, weight], output, **conv_sizes(node))
-
-    def _pool(self, node: Pool, step: int) -> None:
-        """Append a max pool of spikes, which no runtime has for int32."""
-        pooled = f"{self.name(node.name, step)}/pooled"
-        self.add("MaxPool", [self.read(node, step)], pooled, **pool_sizes(node))
-        to = self.onnx.TensorProto.INT32
-        self.add("Cast", [pooled], self.name(node.name, step), to=to)
 
     def _integer_neuron(self, node: Neuron, fixed: FixedNeuron, step: int) -> None:
         own = self.name(node.name, step)

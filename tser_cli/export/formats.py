@@ -20,19 +20,9 @@ import numpy as np
 from safetensors.numpy import save
 
 from tser_cli.base.errors import ExportError, unknown
+from tser_cli.export import graph as graphs
 from tser_cli.export import onnx_file
-from tser_cli.export.graph import (
-    INPUT,
-    Conv,
-    Flatten,
-    Graph,
-    Linear,
-    Neuron,
-    Node,
-    Pool,
-    metadata,
-    needs,
-)
+from tser_cli.export.graph import INPUT, Conv, Flatten, Graph, Linear, Neuron, Node, Pool
 
 FORMATS = ("nir", "onnx", "safetensors")
 FLOAT, INTEGER = "float", "integer"
@@ -73,7 +63,7 @@ DT = 1e-4  # seconds a time step: what snnTorch and spikingjelly assume
 def nir_content(graph: Graph) -> bytes:
     """Return the NIR file of `graph`. Raises ExportError where NIR can't hold it, or is missing."""
     check(graph)
-    nir = needs("nir", "nir")
+    nir = graphs.needs("nir", "nir")
     shapes = {INPUT: graph.input_shape, **{node.name: node.shape for node in graph.nodes}}
     nodes = {
         INPUT: nir.Input(np.array(graph.input_shape)),
@@ -82,7 +72,7 @@ def nir_content(graph: Graph) -> bytes:
     }
     edges = [*graph.edges, (graph.output, "output")]
     stream = io.BytesIO()
-    nir.write(stream, nir.NIRGraph(nodes, edges, metadata=metadata(graph)))
+    nir.write(stream, nir.NIRGraph(nodes, edges, metadata=graphs.metadata(graph)))
     return stream.getvalue()
 
 
@@ -148,4 +138,4 @@ def safetensors_content(graph: Graph) -> bytes:
         }
         for node in graph.nodes
     ]
-    return save(arrays, {**metadata(graph), "graph": json.dumps(described)})
+    return save(arrays, {**graphs.metadata(graph), "graph": json.dumps(described)})

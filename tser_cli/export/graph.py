@@ -218,6 +218,7 @@ def trace(model: Classifier, image_shape: tuple[int, int, int], facts: Facts) ->
                 module = traced.get_submodule(str(call.target))
                 if not isinstance(module, (*WITH_NODE, *PASSED_OVER, nn.BatchNorm2d)):
                     raise _unsupported(f"{_name(call)} ({type(module).__name__})")
+            # run once, since torch.fx knows no shapes: pools and flattening need them
             weight = next(step.parameters())
             zeros = torch.zeros(1, *image_shape, dtype=weight.dtype, device=weight.device)
             _Shapes(traced).run(zeros)

@@ -10,17 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tser_cli.export.graph import (
-    INPUT,
-    Conv,
-    Graph,
-    Linear,
-    Neuron,
-    Node,
-    Pool,
-    metadata,
-    needs,
-)
+from tser_cli.export import graph as graphs
+from tser_cli.export.graph import INPUT, Conv, Graph, Linear, Neuron, Node, Pool
 
 OPSET = 17
 IR_VERSION = 9  # read by onnxruntime from 1.15 on
@@ -35,10 +26,9 @@ def content(graph: Graph, stateful: bool = False) -> bytes:
     Unrolled: `input` [N, C, H, W] -> `logits` [T, N, K]. Stateful: also `v/LAYER` -> `v_next/LAYER`
     for every spiking layer, and `logits` [N, K]; potentials start at each neuron's rest.
     """
-    onnx = needs("onnx", "onnx")
-    writer = Writer(onnx, graph, stateful)
+    writer = Writer(graphs.needs("onnx", "onnx"), graph, stateful)
     writer.write()
-    return writer.model({**metadata(graph), "stateful": str(stateful).lower()})
+    return writer.model({**graphs.metadata(graph), "stateful": str(stateful).lower()})
 
 
 class Writer:
@@ -68,6 +58,7 @@ class Writer:
             self.outputs.append(self._tensor(LOGITS, classes))
         for step in range(self._steps):
             for node in self._graph.nodes:
+                # what no spike reaches is the same at every step: it is computed once
                 if step == 0 or node.name in self._moving:
                     self.emit(node, step)
         last = [self.name(self._graph.output, step) for step in range(self._steps)]
@@ -104,11 +95,9 @@ class Writer:
 
     def _neuron(self, node: Neuron, step: int) -> None:
         own, x = self.name(node.name, step), self.read(node, step)
-        before = None
-        if self.stateful:
-            before = self.state(node)
-        elif step:
-            before = f"{node.name}/{step - 1}/v"
+        # at the first step of all there is no potential yet: it rests
+        before = f"{node.name}/{step - 1}/v" if step else None
+        before = self.state(node) if self.stateful else before
         charged = self._charge(node, x, before, own)
         rest = None if node.reset is None else self.own(node, "rest")
         self.fire(node, step, charged, self.own(node, "threshold"), rest)

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -147,7 +146,11 @@ def record(model: Classifier, graph: Graph, images_NCHW: Tensor) -> Recording:
     kept: dict[str, tuple[Tensor, Tensor]] = {}
     for name, module in twin.named_modules():
         if isinstance(module, SpikingNeuron):
-            module.register_forward_hook(partial(_keep, kept, name))
+
+            def keep(_: nn.Module, args: tuple[Any, ...], spikes: Tensor, name: str = name) -> None:
+                kept[name] = (args[0], spikes)
+
+            module.register_forward_hook(keep)
     logits_TNK = twin(images_NCHW.double().cpu(), steps)
     spikes, distance = {}, {}
     for neuron in graph.neurons:
@@ -156,19 +159,10 @@ def record(model: Classifier, graph: Graph, images_NCHW: Tensor) -> Recording:
         )
         charged_T = charges(x_T, neuron)
         assert np.array_equal(charged_T >= neuron.threshold, fired_T != 0), neuron.name
+        # float32 will do: it takes few digits to tell a distance from a tie
         spikes[neuron.name] = fired_T != 0
         distance[neuron.name] = np.abs(charged_T - neuron.threshold).astype(np.float32)
     return Recording(logits_TNK.numpy(), spikes, distance)
-
-
-def _keep(
-    kept: dict[str, tuple[Tensor, Tensor]],
-    name: str,
-    module: nn.Module,
-    args: tuple[Any, ...],
-    output: Tensor,
-) -> None:
-    kept[name] = (args[0], output)
 
 
 def charges(x_T: Array, neuron: Neuron) -> Array:
@@ -250,6 +244,7 @@ def compare(
     layers = list(truth.spikes)
     if missing := [name for name in layers if name not in found]:
         raise ValueError(f"no spikes of {', '.join(missing[:3])}")
+    # In the order of computation: what follows a first difference may differ for good reasons.
     followed_N = np.ones(truth.images, dtype=bool)
     differing = dict.fromkeys(layers, 0)
     for t in range(len(truth.logits_TNK)):

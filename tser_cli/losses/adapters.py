@@ -43,6 +43,7 @@ class Blur(nn.Module):
 
     def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = self.align(features[-1])
+        # a channel is lost in the whole map: single values would be filled in from their neighbours
         if self.training:
             x = x * (torch.rand(*x.shape[:2], 1, 1, device=x.device) >= MASKED)
         return (*features[:-1], self.rebuild(x))
@@ -50,32 +51,17 @@ class Blur(nn.Module):
 
 def check_stages(student: list[Shape], teacher: list[Shape]) -> None:
     """Raise ConfigError where the stages of the two networks can't be compared one by one."""
-    _check_some(student, teacher)
     if len(student) != len(teacher):
         raise ConfigError(
             f"method.name: the student has {len(student)} stages and the teacher {len(teacher)}; "
             "this method needs as many, as resnet18 and resnet34 have"
         )
     for number, (ours, theirs) in enumerate(zip(student, teacher, strict=True), start=1):
-        _check_maps(f"stage {number}", ours, theirs)
+        check_maps(f"stage {number}", ours, theirs)
 
 
-def check_last_stage(student: list[Shape], teacher: list[Shape]) -> None:
-    """Raise ConfigError where the last stages of the two networks can't be compared."""
-    _check_some(student, teacher)
-    _check_maps("the last stage", student[-1], teacher[-1])
-
-
-def _check_some(student: list[Shape], teacher: list[Shape]) -> None:
-    for who, stages in (("student", student), ("teacher", teacher)):
-        if not stages:
-            raise ConfigError(
-                f"method.name: the {who} has no stages whose features could be compared; this "
-                "method needs ResNets"
-            )
-
-
-def _check_maps(where: str, ours: Shape, theirs: Shape) -> None:
+def check_maps(where: str, ours: Shape, theirs: Shape) -> None:
+    """Raise ConfigError where two stages' maps differ in height or width."""
     if ours[1:] != theirs[1:]:
         raise ConfigError(
             f"method.name: {where} is {ours[1]} x {ours[2]} in the student and {theirs[1]} x "

@@ -23,11 +23,10 @@ from tser_cli.settings.config import MethodSettings
 from tser_cli.settings.fields import Fraction, NonNegative, Positive
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 Terms = dict[str, "Tensor"]
 Shape = tuple[int, int, int]
-MakeAdapters = Callable[[list[Shape], list[Shape]], "nn.Module"]
 
 
 @dataclass(frozen=True)
@@ -94,11 +93,8 @@ def distillation(ce: Tensor, kl: Tensor, settings: Distilling) -> Terms:
     tau^2 keeps the gradient's size independent of the temperature (Hinton et al., 2015, section 2).
     """
     scaled = settings.temperature**2 * kl
-    return {
-        "loss": settings.ce_weight * ce + settings.kd_weight * scaled,
-        "ce": ce,
-        "kd": scaled,
-    }
+    total = settings.ce_weight * ce + settings.kd_weight * scaled
+    return {"loss": total, "ce": ce, "kd": scaled}
 
 
 def mean_cross_entropy(outputs: Outputs, settings: Supervised) -> Tensor:
@@ -133,7 +129,8 @@ def step_kl(outputs: Outputs, temperature: float) -> Tensor:
 
 def kl_per_image(target: Tensor, student: Tensor, temperature: float) -> Tensor:
     """KL(softmax(target / tau) || softmax(student / tau)) of each row: [..., K] twice -> [...]."""
-    # detached here, so that no method can train its target by mistake
+    # Detached here, so that no method can train its target by mistake. From logarithms: where a
+    # probability underflows to 0, its own logarithm would make 0 * inf.
     log_p = log_probabilities(target.detach(), temperature)
     return (log_p.exp() * (log_p - log_probabilities(student, temperature))).sum(-1)
 
@@ -176,6 +173,7 @@ def reward_entropy(found: Terms, outputs: Outputs, settings: MethodSettings) -> 
     if settings.entropy_weight == 0.0 or "entropy" in found:
         return found
     mean_entropy = entropy(outputs.logits_TNK).mean()
+    # taken away: a student that is rewarded for doubt does not copy the teacher's sure mistakes
     weighted = settings.entropy_weight * mean_entropy
     return {**found, "loss": found["loss"] - weighted, "entropy": mean_entropy}
 
@@ -188,6 +186,7 @@ def charge_firing(found: Terms, outputs: Outputs, settings: MethodSettings) -> T
     if settings.rate_weight == 0.0:
         return found
     assert outputs.firing_rate is not None, "the engine provides the rate"
+    # the rate carries gradients, through the surrogate of every neuron
     added = settings.rate_weight * outputs.firing_rate
     return {**found, "loss": found["loss"] + added, "rate": outputs.firing_rate}
 
@@ -203,12 +202,6 @@ def load_method(name: str) -> Method:
     return method
 
 
-def load_adapters(name: str) -> MakeAdapters | None:
-    """Return the maker of a method's adapters, None for methods that compare logits alone."""
-    make: MakeAdapters | None = registry.lookup("method", registry.METHODS, name).make_adapters
-    return make
-
-
 def check_terms(name: str, found: Any) -> None:
     """Raise ConfigError where a method's function does not return what it must."""
     said = f"method {name}: its function returns"
@@ -221,5 +214,6 @@ def check_terms(name: str, found: Any) -> None:
     wrong = [f"{key} {shape}" for key, shape in shapes.items() if shape != ()]
     if wrong:
         raise ConfigError(f"{said} {', '.join(wrong)}; every term must be a scalar tensor")
+    # torch itself would say so at the first backward, after the folder of the run was made
     if not found["loss"].requires_grad:
         raise ConfigError(f"{said} a loss that does not depend on the student's outputs")

@@ -19,23 +19,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from tser_cli.losses.base import (
-    Distilling,
-    Outputs,
-    Shape,
-    Terms,
-    kl_per_image,
-    mean_cross_entropy,
-    stage_features,
-    teacher_logits,
-    time_mean,
-)
+from tser_cli.losses import base
+from tser_cli.losses.base import Distilling, Outputs, Shape, Terms
 from tser_cli.settings.fields import NonNegative
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SMALLEST_CE = 1e-7
+SMALLEST_CE = 1e-7  # the authors': a teacher that is sure and right would divide by 0
 
 
 class Settings(Distilling):
@@ -58,9 +49,9 @@ class Settings(Distilling):
 
 def make_adapters(student: list[Shape], teacher: list[Shape]) -> nn.Module:
     """Return the blur of the last stage."""
-    from tser_cli.losses.adapters import Blur, check_last_stage
+    from tser_cli.losses.adapters import Blur, check_maps
 
-    check_last_stage(student, teacher)
+    check_maps("the last stage", student[-1], teacher[-1])
     return Blur(student[-1][0], teacher[-1][0])
 
 
@@ -75,11 +66,12 @@ def distance_weights(student_NK: Tensor, teacher_NK: Tensor, labels_N: Tensor) -
 
 def loss(outputs: Outputs, settings: Settings) -> Terms:
     """Cross entropy, the weighted logits' term, and the rebuilt features' error."""
-    features, tau = stage_features(outputs), settings.temperature
+    features, tau = base.stage_features(outputs), settings.temperature
+    # a mean, where the authors sum: so the weight does not depend on the size of the map
     error = (features.student[-1] - features.teacher[-1]).square().mean()
-    ce = mean_cross_entropy(outputs, settings)
-    student, teacher = time_mean(outputs.logits_TNK), teacher_logits(outputs)
+    ce = base.mean_cross_entropy(outputs, settings)
+    student, teacher = base.time_mean(outputs.logits_TNK), base.teacher_logits(outputs)
     weights_N = distance_weights(student, teacher, outputs.labels_N)
-    kd = tau**2 * (weights_N * kl_per_image(teacher, student, tau)).mean()
+    kd = tau**2 * (weights_N * base.kl_per_image(teacher, student, tau)).mean()
     total = settings.ce_weight * ce + settings.kd_weight * kd + settings.feature_weight * error
     return {"loss": total, "ce": ce, "kd": kd, "feature": error}

@@ -15,15 +15,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar
 
-from tser_cli.losses.base import (
-    Distilling,
-    Outputs,
-    Terms,
-    kl_per_image,
-    log_probabilities,
-    step_cross_entropy,
-    teacher_logits,
-)
+from tser_cli.losses import base
+from tser_cli.losses.base import Distilling, Outputs, Terms
 from tser_cli.settings.fields import NonNegative, Positive
 
 if TYPE_CHECKING:
@@ -62,7 +55,7 @@ def target_and_rest(logits: Tensor, labels: Tensor, temperature: float) -> Tenso
     """
     import torch
 
-    log_p = log_probabilities(logits, temperature)
+    log_p = base.log_probabilities(logits, temperature)
     target = labels[:, None]
     rest = log_p.scatter(1, target, -math.inf).logsumexp(1)
     return torch.stack([log_p.gather(1, target)[:, 0], rest])
@@ -70,29 +63,22 @@ def target_and_rest(logits: Tensor, labels: Tensor, temperature: float) -> Tenso
 
 def other_kl(teacher: Tensor, student: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """KL over the classes other than y of each row: [M, K] twice, [M] -> [M]."""
+    # each row loses exactly one class, so that the rest is a matrix again
     others = teacher.new_ones(teacher.shape).bool().scatter_(1, labels[:, None], False)
     shape = (len(labels), teacher.shape[1] - 1)
-    return kl_per_image(teacher[others].view(shape), student[others].view(shape), temperature)
-
-
-def warm_up(epoch: int, epochs: float) -> float:
-    """w(e) with `epoch` counted from 0."""
-    return min((epoch + 1) / epochs, 1.0) if epochs else 1.0
+    return base.kl_per_image(teacher[others].view(shape), student[others].view(shape), temperature)
 
 
 def loss(outputs: Outputs, settings: Settings) -> Terms:
     """Cross entropy, the target class's term and the other classes' term at every step."""
     steps, tau = outputs.logits_TNK.shape[0], settings.temperature
     student = outputs.logits_TNK.flatten(0, 1)
-    teacher, labels = teacher_logits(outputs).repeat(steps, 1), outputs.labels_N.repeat(steps)
-    ce = step_cross_entropy(outputs, settings)
+    teacher, labels = base.teacher_logits(outputs).repeat(steps, 1), outputs.labels_N.repeat(steps)
+    ce = base.step_cross_entropy(outputs, settings)
     target = tau**2 * target_kl(teacher, student, labels, tau).mean()
     others = tau**2 * other_kl(teacher, student, labels, tau).mean()
     kd = settings.alpha * target + settings.beta * others
-    weight = warm_up(outputs.progress.epoch, settings.kd_warmup_epochs) * settings.kd_weight
-    return {
-        "loss": settings.ce_weight * ce + weight * kd,
-        "ce": ce,
-        "target": target,
-        "others": others,
-    }
+    epoch, epochs = outputs.progress.epoch, settings.kd_warmup_epochs  # the epoch is from 0 on
+    warmed = min((epoch + 1) / epochs, 1.0) if epochs else 1.0
+    total = settings.ce_weight * ce + warmed * settings.kd_weight * kd
+    return {"loss": total, "ce": ce, "target": target, "others": others}

@@ -13,14 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from tser_cli.losses.base import (
-    Outputs,
-    Shape,
-    Supervised,
-    Terms,
-    mean_cross_entropy,
-    stage_features,
-)
+from tser_cli.losses import base
+from tser_cli.losses.base import Outputs, Shape, Supervised, Terms
 from tser_cli.losses.ladder import KdSettings, kd
 from tser_cli.settings.fields import NonNegative
 
@@ -56,14 +50,15 @@ def feature_error(outputs: Outputs) -> Tensor:
     import torch
     from torch.nn import functional as F
 
-    features = stage_features(outputs)
+    features = base.stage_features(outputs)
+    # a mean, so that a network of more stages does not weigh its features more
     pairs = zip(features.student, features.teacher, strict=True)
     return torch.stack([F.mse_loss(ours, theirs) for ours, theirs in pairs]).mean()
 
 
 def loss(outputs: Outputs, settings: Settings) -> Terms:
     """Cross entropy of the mean logits, and the features' error."""
-    ce, error = mean_cross_entropy(outputs, settings), feature_error(outputs)
+    ce, error = base.mean_cross_entropy(outputs, settings), feature_error(outputs)
     total = settings.ce_weight * ce + settings.feature_weight * error
     return {"loss": total, "ce": ce, "feature": error}
 

@@ -20,18 +20,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tser_cli.losses.base import (
-    Distilling,
-    Outputs,
-    Supervised,
-    Terms,
-    distillation,
-    mean_cross_entropy,
-    mean_kl,
-    reward_entropy,
-    step_cross_entropy,
-    step_kl,
-)
+from tser_cli.losses import base
+from tser_cli.losses.base import Distilling, Outputs, Supervised, Terms
 from tser_cli.settings.fields import Real
 
 PAPER = "Yu et al., CVPR 2025, arXiv 2503.03144"
@@ -50,7 +40,7 @@ class CeSettings(Supervised):
 
 def ce(outputs: Outputs, settings: CeSettings) -> Terms:
     """Train the student alone: the usual training of an SNN."""
-    term = mean_cross_entropy(outputs, settings)
+    term = base.mean_cross_entropy(outputs, settings)
     return {"loss": settings.ce_weight * term, "ce": term}
 
 
@@ -66,8 +56,8 @@ class KdSettings(Distilling):
 
 def kd(outputs: Outputs, settings: KdSettings) -> Terms:
     """Average over time before both terms: classical distillation."""
-    ce, kl = mean_cross_entropy(outputs, settings), mean_kl(outputs, settings.temperature)
-    return distillation(ce, kl, settings)
+    ce, kl = base.mean_cross_entropy(outputs, settings), base.mean_kl(outputs, settings.temperature)
+    return base.distillation(ce, kl, settings)
 
 
 class TsklSettings(Distilling):
@@ -81,8 +71,8 @@ class TsklSettings(Distilling):
 
 def tskl(outputs: Outputs, settings: TsklSettings) -> Terms:
     """Separate only the KL term over time."""
-    ce, kl = mean_cross_entropy(outputs, settings), step_kl(outputs, settings.temperature)
-    return distillation(ce, kl, settings)
+    ce, kl = base.mean_cross_entropy(outputs, settings), base.step_kl(outputs, settings.temperature)
+    return base.distillation(ce, kl, settings)
 
 
 class TsceSettings(Distilling):
@@ -96,8 +86,8 @@ class TsceSettings(Distilling):
 
 def tsce(outputs: Outputs, settings: TsceSettings) -> Terms:
     """Separate only the cross entropy over time."""
-    ce, kl = step_cross_entropy(outputs, settings), mean_kl(outputs, settings.temperature)
-    return distillation(ce, kl, settings)
+    ce, kl = base.step_cross_entropy(outputs, settings), base.mean_kl(outputs, settings.temperature)
+    return base.distillation(ce, kl, settings)
 
 
 class TsSettings(Distilling):
@@ -111,8 +101,8 @@ class TsSettings(Distilling):
 
 def ts(outputs: Outputs, settings: TsSettings) -> Terms:
     """Separate both terms: cross entropy and KL at every time step."""
-    ce, kl = step_cross_entropy(outputs, settings), step_kl(outputs, settings.temperature)
-    return distillation(ce, kl, settings)
+    ce, kl = base.step_cross_entropy(outputs, settings), base.step_kl(outputs, settings.temperature)
+    return base.distillation(ce, kl, settings)
 
 
 class TserSettings(TsSettings):
@@ -124,9 +114,10 @@ class TserSettings(TsSettings):
     summary: ClassVar[str] = "ts, with the entropy of every step rewarded"
 
     name: str = "tser"
+    # every method has this weight; here alone it is not 0 by itself
     entropy_weight: Real = 0.05
 
 
 def tser(outputs: Outputs, settings: TserSettings) -> Terms:
     """Take the weighted mean entropy of every step's prediction from `ts`."""
-    return reward_entropy(ts(outputs, settings), outputs, settings)
+    return base.reward_entropy(ts(outputs, settings), outputs, settings)

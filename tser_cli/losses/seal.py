@@ -13,15 +13,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar
 
-from tser_cli.losses.base import (
-    Outputs,
-    Supervised,
-    Terms,
-    entropy,
-    kl_per_image,
-    step_cross_entropy,
-    teacher_logits,
-)
+from tser_cli.losses import base
+from tser_cli.losses.base import Outputs, Supervised, Terms
 from tser_cli.settings.fields import NonNegative, Positive
 
 if TYPE_CHECKING:
@@ -48,6 +41,7 @@ def aligned_copies(
 
     true, said = labels_M[:, None], student_MK.detach().argmax(-1, keepdim=True)
     wrong = said != true
+    # levelled, not masked: the student's gradient then goes to the true class
     level_s = torch.where(wrong, student_MK.gather(1, true), student_MK.gather(1, said))
     student = student_MK.scatter(1, said, level_s)
     pair = torch.cat([teacher_MK.gather(1, true), teacher_MK.gather(1, said)], dim=1)
@@ -62,10 +56,10 @@ def error_aware(outputs: Outputs, temperature: float) -> Tensor:
     steps = outputs.logits_TNK.shape[0]
     student, teacher = aligned_copies(
         outputs.logits_TNK.flatten(0, 1),
-        teacher_logits(outputs).detach().repeat(steps, 1),
+        base.teacher_logits(outputs).detach().repeat(steps, 1),
         outputs.labels_N.repeat(steps),
     )
-    return temperature**2 * kl_per_image(teacher, student, temperature).mean()
+    return temperature**2 * base.kl_per_image(teacher, student, temperature).mean()
 
 
 def step_targets(logits_TNK: Tensor) -> Tensor:
@@ -74,7 +68,7 @@ def step_targets(logits_TNK: Tensor) -> Tensor:
     from torch.nn import functional as F
 
     z = logits_TNK.detach().transpose(0, 1)
-    confidence_NT = 1 - entropy(z) / math.log(z.shape[-1])
+    confidence_NT = 1 - base.entropy(z) / math.log(z.shape[-1])
     cosine_NTT = F.cosine_similarity(z.unsqueeze(2), z.unsqueeze(1), dim=-1)
     # own steps get no weight: a step would learn from itself most of all
     score_NTT = confidence_NT.unsqueeze(1) * cosine_NTT
@@ -86,14 +80,14 @@ def step_targets(logits_TNK: Tensor) -> Tensor:
 def step_alignment(outputs: Outputs, temperature: float) -> Tensor:
     """STA: tau^2 times the mean KL of each step to its target; 0 at T = 1."""
     logits = outputs.logits_TNK
-    if logits.shape[0] == 1:
+    if logits.shape[0] == 1:  # no other step to learn from; the column of metrics.csv stays
         return logits.new_zeros(())
-    return temperature**2 * kl_per_image(step_targets(logits), logits, temperature).mean()
+    return temperature**2 * base.kl_per_image(step_targets(logits), logits, temperature).mean()
 
 
 def loss(outputs: Outputs, settings: Settings) -> Terms:
     """Cross entropy at every step, ELA and STA."""
-    ce = step_cross_entropy(outputs, settings)
+    ce = base.step_cross_entropy(outputs, settings)
     ela = error_aware(outputs, settings.temperature)
     sta = step_alignment(outputs, settings.temperature)
     total = settings.ce_weight * ce + settings.alpha * ela + settings.beta * sta

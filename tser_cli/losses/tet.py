@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tser_cli.losses.base import Outputs, Supervised, Terms, step_cross_entropy
+from tser_cli.losses import base
+from tser_cli.losses.base import Outputs, Supervised, Terms
 from tser_cli.settings.fields import Fraction
 
 
@@ -26,7 +27,7 @@ class Settings(Supervised):
 
 def loss(outputs: Outputs, settings: Settings) -> Terms:
     """Cross entropy at every step, and the squared distance of all logits from 1."""
-    ce = step_cross_entropy(outputs, settings)
+    ce = base.step_cross_entropy(outputs, settings)
     error = (outputs.logits_TNK - 1).square().mean()
     total = settings.ce_weight * (1 - settings.lam) * ce + settings.lam * error
     return {"loss": total, "ce": ce, "mse": error}

@@ -16,14 +16,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tser_cli.losses.base import (
-    Outputs,
-    Supervised,
-    Terms,
-    kl_per_image,
-    step_cross_entropy,
-    step_kl,
-)
+from tser_cli.losses import base
+from tser_cli.losses.base import Outputs, Supervised, Terms
 from tser_cli.settings.fields import NonNegative, Positive
 
 if TYPE_CHECKING:
@@ -62,7 +56,8 @@ def self_distillation(outputs: Outputs, settings: Settings) -> Tensor:
     """tau^2 mean_n mean_t KL_tau(zhat, z_t)."""
     tau, logits_TNK = settings.temperature, outputs.logits_TNK
     target_NK, has_N = ensemble(logits_TNK, outputs.labels_N, settings.target)
-    kl_TN = kl_per_image(target_NK.expand_as(logits_TNK), logits_TNK, tau)
+    # one target for all steps: each is drawn to where the right ones agree
+    kl_TN = base.kl_per_image(target_NK.expand_as(logits_TNK), logits_TNK, tau)
     if settings.no_right_step == "skip":
         kl_TN = kl_TN * has_N
     return tau**2 * kl_TN.mean()
@@ -71,7 +66,7 @@ def self_distillation(outputs: Outputs, settings: Settings) -> Tensor:
 def loss(outputs: Outputs, settings: Settings) -> Terms:
     """Cross entropy, the teacher's KL and the ensemble's KL, all at every step."""
     tau = settings.temperature
-    ce, kd = step_cross_entropy(outputs, settings), tau**2 * step_kl(outputs, tau)
+    ce, kd = base.step_cross_entropy(outputs, settings), tau**2 * base.step_kl(outputs, tau)
     own = self_distillation(outputs, settings)
     total = settings.ce_weight * ce + settings.alpha * kd + settings.beta * own
     return {"loss": total, "ce": ce, "kd": kd, "self": own}

@@ -131,6 +131,7 @@ def build_model(
     that builds no network.
     """
     entry = registry.lookup("model", registry.MODELS, name)
+    # the neurons alone tell an SNN from an ANN: all else of a definition is shared
     spiking = neuron is not None
     if entry.spiking_only and not spiking:
         raise ConfigError(
@@ -272,7 +273,7 @@ class FeatureTap:
     def take(self) -> tuple[Tensor, ...]:
         """Return the stages' outputs, first stage first; they are forgotten here."""
         features = tuple(self._kept[name] for name in self._names)
-        self._kept.clear()
+        self._kept.clear()  # or a whole step's maps would live on in memory until the next one
         return features
 
 
@@ -286,6 +287,7 @@ def neuron_names(model: nn.Module) -> tuple[str, ...]:
 def firing_rates(spikes: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Mean spikes per neuron per time step, of each layer and of all: -> [L] and a scalar."""
     rates_L = torch.stack([layer.float().mean() for layer in spikes])
+    # weighted by neurons: the rate over all of them is no mean of the layers' rates
     values_L = torch.tensor([layer.numel() for layer in spikes], device=rates_L.device)
     return rates_L, (rates_L * values_L).sum() / values_L.sum()
 

@@ -71,7 +71,7 @@ class QuantisedLinear(nn.Linear):
     """A linear layer that rounds its weights at every call; the parameter stays a float."""
 
     bits: int
-    weight_bytes = 1  # as they are stored for inference, those of 4 bits too
+    weight_bytes = 1
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, quantised(self.weight, self.bits), self.bias)
@@ -119,6 +119,7 @@ def quantised(weight: Tensor, bits: int) -> Tensor:
     """`weight` rounded to its integers; its gradient is that of the result."""
     scale_O = scale_of(weight, bits)
     integers = integers_of(weight, scale_O, bits).to(weight.dtype)
+    # multiplied in the weight's own type: a float64 copy of a network then has no float32 in it
     rounded = integers * _by_channel(scale_O, weight).to(weight.dtype)
     # the value is the rounded one, the gradient that of the weight: straight-through
     return weight + (rounded - weight).detach() if weight.requires_grad else rounded

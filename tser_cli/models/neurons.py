@@ -60,6 +60,8 @@ class SpikingNeuron(nn.Module):
         self.node = make_node(config)
         self._fused = constants(config)
         self._streaming = False
+        # Used while streaming alone. Else potentials live within a call: a batch that was broken
+        # off, or a copy of the network, then leaves nothing behind.
         self._voltage: Tensor | None = None
 
     def forward(self, x: Tensor, timesteps: int) -> Tensor:
@@ -202,6 +204,7 @@ def one_step(x: Tensor, voltage: Tensor | None, neuron: Constants) -> tuple[Tens
 def _forward(x_T: Tensor, neuron: Constants) -> Tensor:
     x_TM = _in_order(x_T, x_T)
     spikes_TM = torch.empty_like(x_TM)
+    # a piece through all steps, and not a step through all pieces: so its potentials stay in cache
     for x_piece, spikes_piece in _pieces(x_TM, spikes_TM):
         _charge(x_piece, neuron, spikes_piece)
     return _shaped_as(x_T, spikes_TM)
@@ -287,9 +290,8 @@ def _charge_backward(x_TM: Tensor, grad_TM: Tensor, grad_x_TM: Tensor, neuron: C
 
 def _fp32(target: Tensor) -> Tensor:
     """Return where to compute what goes to `target`: there, or in memory of its own."""
-    return (
-        target if target.dtype == torch.float32 else torch.empty_like(target, dtype=torch.float32)
-    )
+    wide = target.dtype == torch.float32
+    return target if wide else torch.empty_like(target, dtype=torch.float32)
 
 
 def _hand_over(result: Tensor, target: Tensor) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 from torch import Tensor, nn
@@ -56,9 +57,9 @@ class ResNet(Classifier):
         self._averages = -(-max(build.height, build.width) // (1 << halvings)) > 1
         hidden = layout.hidden_head
         last = nn.Linear(hidden or width, build.num_classes)
-        self.fc = (
-            Timed([nn.Linear(width, hidden), build.make_activation(), last]) if hidden else last
-        )
+        # a lone layer keeps torchvision's name, fc: its weights are then found
+        head = [nn.Linear(width, hidden), build.make_activation(), last] if hidden else []
+        self.fc = Timed(head) if head else last
         initialise(self)
 
     def stage_names(self) -> tuple[str, ...]:
@@ -75,6 +76,7 @@ class ResNet(Classifier):
         x = self.maxpool(self.act1(x, timesteps))
         for stage in self.stages:
             x = self.get_submodule(stage)(x, timesteps, self.remembered)
+        # over space alone: time is part of the batch, and each step keeps its own logits
         x = self.avgpool(x).flatten(1)
         logits: Tensor = self.fc(x, timesteps) if isinstance(self.fc, Timed) else self.fc(x)
         return logits
@@ -205,19 +207,11 @@ def _standard(
     return ResNet(build, Layout(block, (64, 128, 256, 512), blocks, stem_width=64, sew=sew))
 
 
-def resnet18(build: Build) -> ResNet:
-    """ResNet-18."""
-    return _standard(build, (2, 2, 2, 2))
-
-
-def resnet34(build: Build) -> ResNet:
-    """ResNet-34."""
-    return _standard(build, (3, 4, 6, 3))
-
-
-def resnet50(build: Build) -> ResNet:
-    """ResNet-50."""
-    return _standard(build, (3, 4, 6, 3), Bottleneck)
+resnet18 = partial(_standard, blocks=(2, 2, 2, 2))
+resnet34 = partial(_standard, blocks=(3, 4, 6, 3))
+resnet50 = partial(_standard, blocks=(3, 4, 6, 3), block=Bottleneck)
+sew_resnet18 = partial(_standard, blocks=(2, 2, 2, 2), sew=True)
+sew_resnet34 = partial(_standard, blocks=(3, 4, 6, 3), sew=True)
 
 
 def resnet19(build: Build) -> ResNet:
@@ -231,16 +225,4 @@ def resnet20(build: Build, sew: bool = False) -> ResNet:
     return ResNet(build, Layout(BasicBlock, (16, 32, 64), (3, 3, 3), stem_width=16, sew=sew))
 
 
-def sew_resnet18(build: Build) -> ResNet:
-    """SEW ResNet-18, ADD."""
-    return _standard(build, (2, 2, 2, 2), sew=True)
-
-
-def sew_resnet20(build: Build) -> ResNet:
-    """SEW ResNet-20, ADD."""
-    return resnet20(build, sew=True)
-
-
-def sew_resnet34(build: Build) -> ResNet:
-    """SEW ResNet-34, ADD."""
-    return _standard(build, (3, 4, 6, 3), sew=True)
+sew_resnet20 = partial(resnet20, sew=True)

@@ -42,14 +42,21 @@ def as_of_copies(norm: nn.Module, copies: int) -> Iterator[None]:
     if copies == 1 or not isinstance(norm, _BatchNorm) or norm.running_var is None:
         yield
         return
+    before_C, values = norm.running_var.clone(), 0
+
+    def count(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        # how many values the norm averages for each channel, over all processes
+        nonlocal values
+        shared = isinstance(module, nn.SyncBatchNorm) and distributed.is_initialized()
+        processes = distributed.get_world_size() if shared else 1
+        values = args[0].numel() // args[0].shape[1] * processes
+
     # a hook, since norms are torch's own: they must stay what checkpoints and SyncBatchNorm know
-    before_C, counted = norm.running_var.clone(), Count()
-    hook = norm.register_forward_pre_hook(counted)
+    hook = norm.register_forward_pre_hook(count)
     try:
         yield
     finally:
         hook.remove()
-    values = counted.values
     if values < 2:
         return
     momentum = norm.momentum
@@ -62,24 +69,13 @@ def as_of_copies(norm: nn.Module, copies: int) -> Iterator[None]:
     norm.running_var.data.sub_(kept_C).mul_(factor).add_(kept_C)
 
 
-class Count:
-    """A hook that notes how many values a norm averages for each channel, over all processes."""
-
-    def __init__(self) -> None:
-        self.values = 0
-
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        shared = isinstance(module, nn.SyncBatchNorm) and distributed.is_initialized()
-        processes = distributed.get_world_size() if shared else 1
-        self.values = args[0].numel() // args[0].shape[1] * processes
-
-
 def computed_again(block: nn.Module, x: Tensor, timesteps: int) -> Tensor:
     """`block(x, timesteps)` that keeps only `x` for the backward pass (Chen et al., 2016).
 
     The second computation gives the same bits and leaves the running statistics alone.
     """
 
+    # The first pass runs as it is; the second sees the same batch again, which would count twice.
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), statistics_kept(block)
 

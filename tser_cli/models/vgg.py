@@ -6,6 +6,8 @@ nothing is passed over, and the head is one linear layer.
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from tser_cli.models.base import Build, Classifier, initialise
@@ -105,11 +107,5 @@ def _make_features(build: Build, plan: Plan) -> tuple[Timed, int]:
     return Timed(layers), width
 
 
-def vgg11(build: Build) -> Vgg:
-    """VGG-11 with batch norm."""
-    return Vgg(build, VGG11)
-
-
-def vgg16(build: Build) -> Vgg:
-    """VGG-16 with batch norm."""
-    return Vgg(build, VGG16)
+vgg11 = partial(Vgg, plan=VGG11)
+vgg16 = partial(Vgg, plan=VGG16)

@@ -200,7 +200,7 @@ def distillation(
     tap = neurons = meter = None
     if config.method.reads_firing_rates or config.method.rate_weight:
         neurons = FeatureTap(student, models.neuron_names(student))
-    make_adapters = losses.load_adapters(name)
+    make_adapters = registry.METHODS[name].make_adapters
     if make_adapters is not None and task.teacher is not None:
         for role, network in (("student", student), ("teacher", task.teacher)):
             if not network.stage_names():
