@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 Result = dict[str, Any]
+# seconds a time step, as these readers of NIR fix it in their code
 DT = 1e-4
 
 
@@ -39,6 +40,7 @@ def nir_in_snntorch(path: str, images_NCHW: Any, timesteps: int, reset: str = "z
             threshold=torch.tensor(threshold, dtype=torch.float64),
             spike_grad=lambda above: (above > 0).to(above.dtype),  # the stock ones give float32
             reset_mechanism=reset,
+            # by default the reset of snnTorch comes a step late
             reset_delay=False,
             init_hidden=True,
         )
@@ -58,6 +60,7 @@ def nir_in_snntorch(path: str, images_NCHW: Any, timesteps: int, reset: str = "z
         nir.IF: neuron,
         nir.Affine: affine,
         nir.AvgPool2d: pool,
+        # NIR counts axes without the batch
         nir.Flatten: lambda node: torch.nn.Flatten(int(node.start_dim) + 1, -1),
     }
     graph = nir.read(path)
@@ -85,6 +88,7 @@ def _run_module(network: Any, graph: Any, images_NCHW: Any, timesteps: int) -> R
 
     def keep(name: str) -> Callable[[Any, Any, Any], None]:
         def hook(module: Any, inputs: Any, output: Any) -> None:
+            # some neurons return their state beside the spikes
             fired = output[0] if isinstance(output, tuple) else output
             spikes.setdefault(name, []).append(fired.numpy() != 0)
 
@@ -92,6 +96,7 @@ def _run_module(network: Any, graph: Any, images_NCHW: Any, timesteps: int) -> R
 
     for name, node in graph.nodes.items():
         if isinstance(node, nir.LIF | nir.IF):
+            # in the name of a submodule a dot would be a level
             network.get_submodule(name.replace(".", "_")).register_forward_hook(keep(name))
     images = torch.from_numpy(images_NCHW).double()
     state = None
@@ -111,6 +116,7 @@ def onnx_in_onnxruntime(path: str, images_NCHW: Any, timesteps: int) -> Result:
     model = onnx.load(path)
     facts = {entry.key: entry.value for entry in model.metadata_props}
     made = [name for node in model.graph.node for name in node.output if name.endswith("/spikes")]
+    # in this copy alone: the file itself gives logits
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
     content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -166,6 +172,7 @@ def safetensors_in_torch(path: str, images_NCHW: Any, timesteps: int) -> Result:
         constants = {name: file.get_tensor(name).double() for name in file.keys()}  # noqa: SIM118 (it is no dict)
     for name in [name for name in constants if name.endswith(".scale")]:
         weight = constants[name.removesuffix("scale") + "weight"]
+        # exact: an int8 times a float32 has 32 bits at most, float64 holds 53
         weight.mul_(constants[name].view(-1, *(1 for _ in weight.shape[1:])))
     potentials: dict[str, Any] = {}
     spikes: dict[str, list[Any]] = {}
@@ -173,6 +180,7 @@ def safetensors_in_torch(path: str, images_NCHW: Any, timesteps: int) -> Result:
     for _ in range(timesteps):
         values = {"input": torch.from_numpy(images_NCHW).double()}
         for node in nodes:
+            # several inputs: their sum, there is no node for an addition
             x = sum(values[source] for source in node["inputs"])
             values[node["name"]] = _compute(node, x, constants, potentials)
             if node["type"] == "Neuron":

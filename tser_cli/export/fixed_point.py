@@ -42,7 +42,7 @@ Integers: TypeAlias = NDArray[np.int64]
 Values: TypeAlias = dict[str, Tensor]
 MOST_BITS = 24  # as many as a float32 input has
 FEWEST_BITS = 8
-LARGEST = 0.99 * 2**31
+LARGEST = 0.99 * 2**31  # the rest is for the rounding of multipliers and biases
 LARGEST_SUM = 255  # of spikes, as unsigned integers of 8 bits
 
 
@@ -129,6 +129,7 @@ def fixed_point(graph: Graph) -> FixedGraph:
         if node.quantised is not None
         and whole.issuperset(node.inputs)
         and node.name != graph.output
+        # only neurons undo the scale: to anything else bare sums would be wrong numbers
         and all(isinstance(reader, Neuron) for reader in readers[node.name])
     )
     largest = _largest(graph)
@@ -280,6 +281,7 @@ def _charge(neuron: FixedNeuron, values: Values, before: Tensor | None) -> Tenso
     for term in neuron.terms:
         value = values[term.source]
         if term.factor:
+            # in float32, as the file computes it: in float64 another integer may be the nearest
             given = (value * torch.tensor(term.factor, dtype=torch.float32)).round().long()
         else:
             given = value * _by_channel(term.multiplier, value)
@@ -389,8 +391,10 @@ class _IntegerWriter(Writer):
     def _accumulate(self, node: Node, step: int) -> None:
         assert isinstance(node, Conv | Linear) and node.quantised is not None
         spikes = self.total([self.name(source, step) for source in node.inputs])
+        # ConvInteger and MatMulInteger take 8 bits; sums of more were refused by `fixed_point`
         read, output = self.cast(spikes, "UINT8"), self.name(node.name, step)
         if isinstance(node, Linear):
+            # MatMulInteger has no transB
             weight = self.constant(f"{node.name}.integers", node.quantised.integers.T)
             self.add("MatMulInteger", [read, weight], output)
             return

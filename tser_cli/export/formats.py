@@ -88,10 +88,12 @@ def _nir_node(nir: Any, node: Node, read: tuple[int, ...]) -> object:
     if isinstance(node, Flatten):
         return nir.Flatten({INPUT: np.array(read)}, start_dim=0, end_dim=-1)
     assert isinstance(node, Neuron), "there are no other nodes"
+    # a value for each neuron, as NIR wants it, though those of a layer are all alike
     everywhere = np.ones(node.shape, dtype=np.float64)
     common = {"v_threshold": node.threshold * everywhere, "v_reset": node.rest * everywhere}
     if node.kind == "if":
         return nir.IF(r=everywhere / DT, **common)
+    # the equations at the head of this file, solved for tau and r
     tau = DT / (1.0 - node.leak)
     gain = node.gain * tau / DT
     return nir.LIF(tau=tau * everywhere, r=gain * everywhere, v_leak=common["v_reset"], **common)
@@ -125,6 +127,7 @@ def safetensors_content(graph: Graph) -> bytes:
     arrays: dict[str, np.ndarray] = {}
     for node in graph.weighted:
         arrays[f"{node.name}.bias"] = node.bias_O.astype(np.float32)
+        # integers stay integers, so that a program of yours can compute with them
         if node.quantised is None:
             arrays[f"{node.name}.weight"] = node.weight.astype(np.float32)
         else:

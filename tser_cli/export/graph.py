@@ -32,6 +32,7 @@ Pair: TypeAlias = tuple[int, int]
 INPUT = "input"
 
 
+# None of these compares by value (eq=False): two arrays have no single truth value.
 @dataclass(frozen=True, eq=False)
 class Quantised:
     """Integer weights behind a float weight: weight = scale_O * integers_O..., exactly."""
@@ -179,6 +180,7 @@ def metadata(graph: Graph) -> dict[str, str]:
             "membrane potentials and the thresholds are floating point, in the units of the float "
             "network"
         )
+    # strings alone: the headers of ONNX and safetensors hold nothing else
     values = {
         "model": facts.model,
         "dataset": facts.dataset,
@@ -262,6 +264,8 @@ class _Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # fx takes torch's own layers for whole; of quantised ones, which are ours, it would trace
+        # the rounding of their weights
         known = isinstance(m, SpikingNeuron | nn.Conv2d | nn.Linear)
         return known or super().is_leaf_module(m, module_qualified_name)
 
@@ -304,6 +308,7 @@ class _Reader:
             return sources
         if isinstance(module, nn.BatchNorm2d):
             conv = self._nodes.get(sources[0])
+            # what something else reads as well must stay without the norm
             alone = len(sources) == 1 and len(before.users) == 1
             if not alone or not isinstance(conv, Conv):
                 raise _unsupported(f"{name} (a batch norm that does not follow a convolution)")
@@ -316,6 +321,7 @@ class _Reader:
         operands = call.all_input_nodes
         if call.target in ADDITIONS and len(operands) == 2:
             first, second = (self._sources[operand] for operand in operands)
+            # a node reads the sum of its sources, each of them once
             if set(first) & set(second):
                 raise _unsupported(f"{call.name} (it adds an output to itself)")
             return first + second
@@ -333,6 +339,7 @@ def folded(conv: Conv, norm: nn.BatchNorm2d) -> Conv:
     bias_O = (conv.bias_O - values(norm.running_mean)) * factor_O + values(norm.bias)
     integers = conv.quantised
     if integers is not None:
+        # the factor goes into the scale: integers stay those that were trained
         integers = replace(integers, scale_O=integers.scale_O * factor_O)
     weight = conv.weight * factor_O[:, None, None, None]
     return replace(conv, weight=weight, bias_O=bias_O, quantised=integers)
@@ -362,6 +369,7 @@ def _node(module: nn.Module, name: str, sources: tuple[str, ...], call: fx.Node)
         before, after = _shape(call.all_input_nodes[0])[1:], shape[1:]
         if any(old % new for old, new in zip(before, after, strict=True)):
             raise _unsupported(f"{name} (an average pool from {before} to {after}: windows differ)")
+        # with windows that are all alike it is a plain pool, which every format has
         kernel = (before[0] // after[0], before[1] // after[1])
         return Pool(name, sources, shape, False, kernel, kernel, (0, 0))
     assert isinstance(module, SpikingNeuron), "the layers have been checked"

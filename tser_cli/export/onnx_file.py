@@ -54,6 +54,7 @@ class Writer:
 
     def write(self) -> None:
         classes = self._graph.nodes[-1].shape
+        # outputs are listed in this order: logits come before the potentials that neurons add
         if self.stateful:
             self.outputs.append(self._tensor(LOGITS, classes))
         for step in range(self._steps):
@@ -126,12 +127,14 @@ class Writer:
         fired = self.add("GreaterOrEqual", [charged, threshold], f"{own}/fired")
         to = getattr(self.onnx.TensorProto, self.state_type)
         spikes = self.add("Cast", [fired], f"{own}/spikes", to=to)
+        # under two names: readers ask for the output of a layer, checks for its spikes
         self.add("Identity", [spikes], own)
         after = STATE_OUT + node.name if self.stateful else f"{own}/v"
         if rest is None:
             lost = self.add("Mul", [spikes, threshold], f"{own}/lost")
             self.add("Sub", [charged, lost], after)
         else:
+            # a choice, and no product: what is kept is kept to the bit
             self.add("Where", [fired, rest, charged], after)
 
     def model(self, facts: dict[str, str]) -> bytes:
@@ -193,6 +196,7 @@ class Writer:
         name = f"{node.name}.weight"
         if node.quantised is None:
             return self.constant(name, node.weight)
+        # int8 in the file: a quarter of its size
         if name not in self._known:
             integers = self.constant(f"{node.name}.integers", node.quantised.integers)
             scale = self.constant(f"{node.name}.scale", node.quantised.scale_O)

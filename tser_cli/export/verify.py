@@ -141,6 +141,7 @@ def record(model: Classifier, graph: Graph, images_NCHW: Tensor) -> Recording:
     must give the spikes that the network gave: AssertionError otherwise.
     """
     # float64: rounding then lies far below any distance to a threshold that is not a tie
+    # with its norms unfolded: the folding is then checked as well
     twin = copy.deepcopy(model).double().cpu().eval()
     steps = graph.facts.timesteps
     kept: dict[str, tuple[Tensor, Tensor]] = {}
@@ -250,6 +251,7 @@ def compare(
     for t in range(len(truth.logits_TNK)):
         for name in layers:
             wrong = truth.spikes[name][t] != found[name][t]
+            # an image that parted at a tie is followed no further
             wrong[~followed_N] = False
             differing[name] += int((wrong & (truth.distance[name][t] >= tie)).sum())
             followed_N &= ~wrong.reshape(truth.images, -1).any(1)

@@ -102,6 +102,7 @@ def row(rule: Rule, exits: Exits, full: Evaluation, profile: Profile) -> dict[st
     """Return one line: accuracy, mean steps, share of images per exit step, the energy spent."""
     assert full.answers is not None and full.counts is not None, "a counted pass"
     answers, offline = full.answers, offline_exits(full.answers, rule)
+    # from the full pass: an image costs the same whatever others are computed along
     energy_TI = torch.from_numpy(energy_up_to(full.counts, profile))
     images, timesteps = len(exits.step_I), full.timesteps
     differ = (exits.step_I != offline.step_I) | (exits.correct_I != offline.correct_I)
@@ -140,6 +141,7 @@ def run_exits(
             images, labels = runtime.images(batch.images_NCHW), batch.labels_N.to(runtime.device)
             with runtime.autocast():
                 step_N, correct_N = exit_batch(stepper, images, labels, timesteps, rule)
+            # on the CPU, as in `evaluate`: a large test set would fill the device
             steps.append(step_N.cpu())
             corrects.append(correct_N.cpu())
     return Exits(torch.cat(steps), torch.cat(corrects))
@@ -208,6 +210,7 @@ def parse_thresholds(text: str, criterion: str, flag: str) -> list[Rule]:
             f"{flag}: {text.count(',') + 1:,} thresholds; at most {MOST_THRESHOLDS:,} are allowed"
         )
     for part in text.split(","):
+        # float() alone would take nan, 1_0 and words such as infinity
         if not re.fullmatch(r"\s*\d*\.?\d+(e-?\d+)?\s*", part):
             raise ConfigError(
                 f'{flag}: "{cut(part.strip(), 80)}" is no threshold; write 0.8,0.9,0.99'
@@ -236,18 +239,19 @@ class Stepper:
         self._current: Tensor | None = None
 
     def __enter__(self) -> Stepper:
-        for neuron in self._neurons:
-            neuron.set_streaming(True)
+        self._stream(True)
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._stream(False)
+
+    def _stream(self, streaming: bool) -> None:
         for neuron in self._neurons:
-            neuron.set_streaming(False)
+            neuron.set_streaming(streaming)
 
     def start(self, images_NCHW: Tensor) -> None:
         """Begin with new images; the stem is computed once, every membrane starts anew."""
-        for neuron in self._neurons:
-            neuron.set_streaming(True)
+        self._stream(True)
         self._current = self._model.stem(images_NCHW)
 
     def step(self) -> Tensor:
@@ -283,7 +287,6 @@ class Stops:
 
     @property
     def images(self) -> int:
-        """Return the number of images, I."""
         return int(self.right_TI.shape[1])
 
     def thresholds(self) -> FloatArray:
@@ -302,6 +305,7 @@ class Stops:
     def shares(self, threshold: float) -> list[float]:
         """Return the share of images that stop at each step, [T]."""
         steps, chosen = len(self.right_TI), np.array([threshold])
+        # 1 at one step and 0 at all others: such sums count the images that stop there
         here_TI = np.eye(steps)[:, :, None].repeat(self.images, axis=2)
         return [
             float(sums(here_TI[t], self.confidence_TI, chosen)[0]) / self.images
@@ -341,7 +345,10 @@ def sums(values_TI: FloatArray, confidence_TI: FloatArray, thresholds_C: FloatAr
     An image stops at the first step whose confidence is at least the threshold, else at the last.
     """
     reached = largest_so_far(confidence_TI).ravel()
+    # Sorted by the threshold below which it stops there, each pair (image, step) moves its image
+    # one step ahead: so one cumulative sum holds the totals of all thresholds.
     order = np.argsort(-reached, kind="stable")
+    # what changes in the sum where an image stops at a step, and not at the next one
     gains = (values_TI[:-1] - values_TI[1:]).ravel()[order]
     gained = np.concatenate([[0.0], np.cumsum(gains)])
     stopping = np.searchsorted(-reached[order], -thresholds_C, side="right")
@@ -368,9 +375,11 @@ def keep_budget(stops: Stops, budget_pj: float, test_images: int) -> float:
             f"{joules(budget_pj)}; early exit saves no more than the other steps. Allow more, or "
             "distil a student that costs less"
         )
+    # both sets are samples: the one that the threshold is chosen on, and the test images
     error = math.sqrt(1 / stops.images + 1 / test_images)
     reach_C = NormalDist().inv_cdf(CERTAINTY) * error * stops.deviation(thresholds_C)
     keeps_C = stops.energy(thresholds_C) + reach_C <= budget_pj
+    # the largest: images then stop as late as the budget allows
     return float(thresholds_C[keeps_C].max(initial=ALWAYS))
 
 

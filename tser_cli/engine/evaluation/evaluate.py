@@ -52,7 +52,6 @@ class Evaluation:
 
     @property
     def timesteps(self) -> int:
-        """Return the number of time steps that were evaluated."""
         return len(self.correct_at)
 
     @property
@@ -115,6 +114,7 @@ class Answers:
         """Return the answers of all parts together, in the order of their images' places."""
         columns = zip(*(vars(part).values() for part in parts), strict=True)
         joined = [torch.cat(column, dim=-1) for column in columns]
+        # index_I is the first of the fields
         order = joined[0].argsort()
         return cls(*(column[..., order] for column in joined))
 
@@ -139,6 +139,7 @@ def evaluate(
     was_training = model.training
     model.eval()  # a norm that used the batch's own statistics would mix the images
     steps = timesteps if model.spiking else 1
+    # A sum is read once, at the end: to read one after each batch would make the CPU wait.
     sums, kept = _Sums(steps, runtime.device), list[Answers]()
     with counting(model, steps) if count else nullcontext() as counter:
         for batch in loader:
@@ -147,6 +148,7 @@ def evaluate(
                 logits_TNK = logits_of(model, images, steps)
                 taught = None if teacher is None else teacher(images)
             teacher_right = None if taught is None else (taught.argmax(-1) == labels).sum()
+            # index: processes and batches may come in any order, the images of a table do not
             answers = answers_of(logits_TNK, labels, batch.indices_N.to(runtime.device))
             sums.add(answers, teacher_right)
             if count:
@@ -164,6 +166,7 @@ def evaluate(
         return evaluation
     mine = (Answers.joined(kept), counter.counts()) if kept else None
     parts = [part for part in runtime.gather(mine) if part]  # none of a process without images
+    # by their places in the split: the processes took turns at its batches
     order = torch.cat([answers.index_I for answers, _ in parts]).argsort().numpy()
     return replace(
         evaluation,
@@ -176,6 +179,8 @@ class _Sums:
     """Sums over the images of one process, kept on the device and read once at the end."""
 
     def __init__(self, timesteps: int, device: torch.device) -> None:
+        # integers are exact in any order; of losses, float64 leaves the order's trace below what a
+        # table shows
         self.counts = torch.zeros(2, timesteps, dtype=torch.int64, device=device)
         self.sums = torch.zeros(3, timesteps, dtype=torch.float64, device=device)
         self.seen = torch.zeros(2, dtype=torch.int64, device=device)
@@ -273,6 +278,7 @@ def evaluate_split(
         images=images,
         batch_size=fitting,
     )
+    # asked together by all processes, so that none waits for one that has stopped
     check_stop = make_check_stop(stop, runtime) if stop else None
     return evaluate(model, loader, runtime, timesteps, teacher, check_stop, count, counting)
 
@@ -282,6 +288,7 @@ def as_measured(model: Classifier, context: Context) -> Classifier:
 
     Their spikes differ by rounding at most.
     """
+    # the kernels are those of oneDNN, which is for CPUs
     on_cpu = context.runtime.device.type == "cpu"
     return integer(model) if on_cpu and context.config.performance.integer_kernels else model
 
@@ -299,6 +306,7 @@ def keep_answers(
     Interrupted or RunError.
     """
     passes = {PREDICTIONS: test}
+    # A threshold that was chosen on the test images would be measured on what it was fitted to.
     if context.config.data.validation_fraction and model.steps_alone:
         passes[HELD_OUT] = evaluate_split(
             model, context, "validation", test.timesteps, stop=stop, count=True
@@ -317,11 +325,8 @@ def answered(evaluation: Evaluation, can_stop: bool) -> Predictions:
     answers, counts = evaluation.answers, evaluation.counts
     assert answers is not None and counts is not None, "a counted pass"
     macs_T, acs_TI = operations(counts)
-    steps = Steps(
-        answers.confidence_cumulative_TI.float().numpy().T,
-        macs_T.cumsum(),
-        acs_TI.cumsum(axis=0).T,
-    )
+    confidence_IT = answers.confidence_cumulative_TI.float().numpy().T
+    steps = Steps(confidence_IT, macs_T.cumsum(), acs_TI.cumsum(axis=0).T)
     return Predictions(
         answers.labels_I.numpy(),
         answers.prediction_TI.T.numpy(),

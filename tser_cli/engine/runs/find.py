@@ -47,6 +47,7 @@ def find_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:
     the runs of `kind` under `runs_dir`. The run need not be finished. Raises RunError, which names
     the nearest or the candidates.
     """
+    # a path first: what lies there is meant, whatever the runs are called
     if is_file(named / "status.json"):
         return Run(named)
     name = str(named)
@@ -122,6 +123,7 @@ def newest_finished(
         for run, status in all_runs(runs_dir, kind, dataset)
         if status.get("state") == "finished" and (fits is None or fits(status))
     ]
+    # by what it recorded: a folder that was copied has new times of its files
     newest = max(finished, key=lambda one: time_of(one[1], "finished"), default=None)
     return newest[0] if newest else None
 
@@ -176,6 +178,7 @@ def differences(run: Run, config: Config, must: bool = False) -> list[str]:
     """
     allowed = (EPOCHS,) if must else ()
     try:
+        # code counts as settings do: a plug-in that was changed gives other results
         before, records = run.config().flat(), run.plugin_records()
     except (ConfigError, RunError) as error:
         return [str(error)]

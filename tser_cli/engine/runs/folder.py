@@ -79,6 +79,7 @@ class Run:
         Raises ConfigError, and RunError where it needs a plug-in that is not loaded.
         """
         layer = read(str(self.folder / "config.toml"))
+        # a plug-in is code, which reading a run must not import by itself: it has to be there
         plugins.check_loaded(self.plugin_records(), registry.used_by(layer.values), self.folder)
         return layer
 
@@ -140,6 +141,7 @@ def time_of(status: Mapping[str, Any], event: str) -> float:
 
 
 def _now() -> str:
+    # so fine that runs of the same second still have an order
     return datetime.now().astimezone().isoformat(timespec="microseconds")
 
 
@@ -209,6 +211,7 @@ def create(
 def _new_folder(base: Path) -> Path:
     """Make and return `base`, or `base`-2 and so on: each caller gets a folder of its own."""
     files.make_folder(base.parent)
+    # the name has seconds alone: cells of an ablation may begin in the same one
     folder, number = base, 1
     while True:
         try:

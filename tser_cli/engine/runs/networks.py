@@ -48,6 +48,7 @@ def counting_of(
     kinds = model.input_kinds()
     if kinds is not None:
         return counting(model, kinds, detailed)
+    # looked up by its name: the package works without that folder
     try:
         count_operations = registry.load(BY_TRIAL)
     except ModuleNotFoundError as error:
@@ -73,6 +74,7 @@ def check_contract(name: str, model: Classifier, spec: DataSpec, timesteps: int)
         f"{spec.width} for {timesteps} time steps" if model.spiking else f"{spec.width}"
     )
     with torch.random.fork_rng(devices=[]):
+        # the same images each time: whether a network is accepted is no matter of chance
         torch.manual_seed(0)
         # a copy: what is tried leaves gradients and running statistics behind
         tried = copy.deepcopy(model).cpu().eval()
@@ -118,6 +120,7 @@ def _norms_problem(model: Classifier, images_NCHW: Tensor, timesteps: int) -> st
     """
     if not model.norms_follow:
         return ""
+    # of their own: norms that have seen nothing yet are nearly the identity, wherever they are
     changed = copy.deepcopy(model).double()
     for norm in changed.modules():
         if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None:
@@ -184,6 +187,7 @@ def build(name: str, spec: DataSpec, config: Config, spiking: bool) -> Classifie
         neuron=config.neuron if spiking else None,
         stem=config.model.stem,
     )
+    # afterwards, as attributes: they change how it is computed, not what it is
     model.stem_once = config.performance.stem_once
     model.save_memory = config.performance.save_memory
     model = quantise(model, config.model.weight_bits) if spiking else model
@@ -235,15 +239,14 @@ def read(path: Path, spec: DataSpec, stem: str = "auto", expected: str | None = 
             "status.json. Restore it from a copy, or train again"
         )
     check_finite(state, path)
-    source = str(path.resolve())
+    classes: tuple[str, ...] = ()
     if "tser" in metadata:
         name, model = _from_description(metadata["tser"], state, path)
-        load_weights(model, state, str(path))
         classes = tuple(str(label) for label in json.loads(metadata["tser"])["classes"])
-        return Loaded(model, name, source, digest, classes)
-    name, model, state = recognise(state, spec, stem, path)
+    else:
+        name, model, state = recognise(state, spec, stem, path)
     load_weights(model, state, str(path))
-    return Loaded(model, name, source, digest)
+    return Loaded(model, name, str(path.resolve()), digest, classes)
 
 
 def read_of_run(run: Run, spec: DataSpec) -> Loaded:

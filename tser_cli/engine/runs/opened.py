@@ -126,6 +126,7 @@ def open_finished(run: Run, changes: dict[str, Any], progress: Progress) -> Fini
     context = prepare(measuring_config(run, changes), progress)
     check_test_images(run, context.dataset)
     if run.status().get(IMAGES) not in (None, fingerprint(context.dataset)):
+        # a warning: to measure a network on other images may be just what is wanted
         context.progress.warn(f"these are other images than {run.folder} was trained and tested on")
     loaded = networks.read_of_run(run, context.dataset.spec)
     check_network(loaded, run.kind, context.dataset.spec)

@@ -87,6 +87,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
 def digest(network: nn.Module) -> str:
     """SHA-256 of the weights, in the order of their names."""
     made = hashlib.sha256()
+    # by name: in which order a module registers its parts changes nothing of what it computes
     for name, value in sorted(network.state_dict().items()):
         made.update(name.encode())
         if isinstance(value, Tensor):

@@ -208,6 +208,7 @@ def _result_in(status: Mapping[str, Any], folder: Path) -> RunResult | None:
     try:
         result = _result_type().validate_python({**found, "folder": folder})
         steps = result.per_timestep
+        # checked here once: whoever draws or compares it can then rely on it
         rows = [row[name] for row in steps for name in ("accuracy_at_t", "accuracy_cumulative")]
         others = (result.teacher_accuracy, result.best_validation_accuracy)
         fractions = [result.accuracy, *rows, *(value for value in others if value is not None)]
@@ -256,6 +257,7 @@ def size_of(folder: Path) -> int:
     while waiting:
         with suppress(OSError), os.scandir(waiting.pop()) as entries:
             for entry in entries:
+                # a link may lead out of the folder, or back into it
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
                 else:

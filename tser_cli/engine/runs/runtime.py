@@ -130,6 +130,7 @@ class Runtime:
     def main_first(self, action: Callable[[], Result]) -> Result:
         """Run `action` in every process, on rank 0 before the others; return its result."""
         results: list[Result] = []
+        # on_main broadcasts at its end: so the others begin when rank 0 is done
         self.on_main(lambda: results.append(action()))
         return results[0] if results else action()
 
@@ -137,6 +138,7 @@ class Runtime:
         """End all processes with the exit code of `error`; only rank 0 prints it."""
         if self.is_main:
             raise error
+        # with the same exit code, so that a launcher sees one reason, and not a crash
         raise SystemExit(error.exit_code)
 
     @contextmanager

@@ -248,6 +248,7 @@ def keep_teacher(run: Run, context: Context, found: Loaded) -> Loaded:
     def keep() -> Loaded:
         before = recorded_teacher(run)
         if before is None or before.sha256 == found.sha256:
+            # again where it is the same: its file may have moved since
             record = RecordedTeacher(found.source, found.name, found.sha256)
             run.update_environment(teacher=asdict(record))
             return found

@@ -8,6 +8,7 @@ import json
 import struct
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ NAMES_SHOWN = 3
 def unwrapped(state: State) -> dict[str, Tensor]:
     """Return the weights without the prefixes that all their names share with a wrapper."""
     names = dict(state)
+    # twice: one may wrap another, as DataParallel a compiled network
     for prefix in WRAPPERS * 2:
         if names and all(name.startswith(prefix) for name in names):
             names = {name.removeprefix(prefix): value for name, value in names.items()}
@@ -122,6 +124,13 @@ def recognise(
 
     Any stem will do, the settings' `stem` before others. Raises CheckpointError.
     """
+    build = partial(
+        build_model,
+        channels=spec.channels,
+        height=spec.height,
+        width=spec.width,
+        num_classes=spec.num_classes,
+    )
     # A medium stem has the weights of a small one, so that only the settings can ask for it.
     for tried in dict.fromkeys((stem, "small", "large")):
         for name, entry in registry.MODELS.items():
@@ -132,27 +141,16 @@ def recognise(
                 ours = registry.is_built_in(entry.target)
                 place = torch.device("meta") if ours else nullcontext()
                 with place, torch.random.fork_rng(devices=[]):
-                    expected = _build(name, spec, tried).state_dict()
+                    expected = build(name, stem=tried).state_dict()
                 counters = {key for key in expected if key.endswith(COUNTER)} - state.keys()
                 whole = {**state, **{key: torch.tensor(0) for key in counters}}
                 shapes = {key: value.shape for key, value in expected.items()}
                 if shapes == {key: value.shape for key, value in whole.items()}:
-                    return name, _build(name, spec, tried), whole
+                    return name, build(name, stem=tried), whole
     raise CheckpointError(
         f"{path} holds {len(state)} weights ({', '.join(list(state)[:NAMES_SHOWN])}, ...), which "
         f"by names and shapes are no network of ours for {spec.name}: {spec.channels} channels, "
         f"{spec.num_classes} classes. Name another teacher, train one on this data set (tser "
         "train-teacher), or build the file's own network: --teacher MODULE:FUNCTION "
         "--teacher-weights FILE"
-    )
-
-
-def _build(name: str, spec: DataSpec, stem: str) -> Classifier:
-    return build_model(
-        name,
-        channels=spec.channels,
-        height=spec.height,
-        width=spec.width,
-        num_classes=spec.num_classes,
-        stem=stem,
     )

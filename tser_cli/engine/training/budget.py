@@ -21,15 +21,9 @@ import torch
 from torch import Tensor
 
 from tser_cli.base.errors import ConfigError
-from tser_cli.energy.counts import Counts
+from tser_cli.energy import prices
 from tser_cli.energy.joules import ann_macs, operations, stem_energy
-from tser_cli.energy.prices import (
-    DEFAULT_PROFILE,
-    INT8_PROFILE,
-    Profile,
-    check_precision,
-    load_profile,
-)
+from tser_cli.energy.prices import Profile
 from tser_cli.engine.runs.networks import counting_of
 from tser_cli.engine.runs.runtime import Runtime
 from tser_cli.models.base import Classifier
@@ -71,8 +65,14 @@ def settle_budget(
         )
     if config.performance.compile == "on":
         raise ConfigError("energy.budget does not go with performance.compile = on; leave it off")
-    profile, text = profile_of(config), config.energy.budget
-    counts = count_silence(model, image_shape, config.model.timesteps)
+    profile, text, timesteps = profile_of(config), config.energy.budget, config.model.timesteps
+    # One black image, in eval mode: what costs energy without a spike does not depend on the data.
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    with torch.no_grad(), counting_of(model, timesteps) as counter:
+        model(torch.zeros(1, *image_shape, device=device), timesteps)
+    model.train(was_training)
+    counts = counter.counts()
     macs, most = int(operations(counts)[0].sum()), ann_macs(counts) * profile.mac_pj
     least, pj = macs * profile.mac_pj, parse_budget(text, "energy.budget").in_pj(most)
     if pj <= least:
@@ -90,17 +90,6 @@ def settle_budget(
     return EnergyBudget(pj, macs, profile)
 
 
-@torch.no_grad()
-def count_silence(model: Classifier, image_shape: tuple[int, int, int], timesteps: int) -> Counts:
-    """Count one black image in eval mode, for what does not depend on the data."""
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    with counting_of(model, timesteps) as counter:
-        model(torch.zeros(1, *image_shape, device=device), timesteps)
-    model.train(was_training)
-    return counter.counts()
-
-
 def profile_of(config: Config, asked: str = "") -> Profile:
     """Return the profile that charges a student: by its settings, or by the bits of its weights.
 
@@ -109,11 +98,11 @@ def profile_of(config: Config, asked: str = "") -> Profile:
     weights.
     """
     if asked:
-        return load_profile(asked)
+        return prices.load_profile(asked)
     bits = config.model.weight_bits
-    by_bits = DEFAULT_PROFILE if bits == FLOAT_BITS else INT8_PROFILE
-    profile = load_profile(config.energy.profile or by_bits)
-    check_precision(profile, bits, assume_int8=False)
+    by_bits = prices.DEFAULT_PROFILE if bits == FLOAT_BITS else prices.INT8_PROFILE
+    profile = prices.load_profile(config.energy.profile or by_bits)
+    prices.check_precision(profile, bits, assume_int8=False)
     return profile
 
 
@@ -173,7 +162,7 @@ class BudgetController:
     def update(self, energy_pj: float, loss: float) -> None:
         """Take in the mean energy of an image in this step, and the loss."""
         free, self.done = self._free, self.done + 1
-        # a plain mean at first, then a running one
+        # A plain mean at first, then a running one: from 0, that would need its window to rise.
         share = 1.0 / min(self.done, max(5.0, WINDOW * self.steps))
         self.mean_pj += share * (energy_pj - self.mean_pj)
         if free:
@@ -184,6 +173,7 @@ class BudgetController:
 
     def calibrate(self, energy_pj: float) -> None:
         """Take in the energy in eval mode, now."""
+        # the norms' running statistics are not a batch's: the same weights spike otherwise
         self.ratio = energy_pj / self.mean_pj
 
     def state(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def save(job: TrainingJob, optimizer: Any, position: Position) -> None:
     Rank 0 writes it, with the sums of all processes in it. The weights are the same in each, the
     sums are not.
     """
-    sums = job.runtime.gather(position.sums.state())
+    sums = job.runtime.gather(position.sums.state())  # of all, and so before rank 0 is alone
     number = position.epoch * job.loader.steps_per_epoch + position.step
 
     def write() -> None:
@@ -46,7 +46,7 @@ def save(job: TrainingJob, optimizer: Any, position: Position) -> None:
             "step": position.step,
             "meter": sums[0],
             "other_meters": sums[1:],
-            "rows": position.rows,
+            "rows": position.rows,  # metrics.csv may be damaged, or a row ahead
             "seconds": position.seconds,
             "best_accuracy": position.best_accuracy,
             "best_state": position.best_state,

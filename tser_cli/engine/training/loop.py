@@ -61,6 +61,7 @@ def fit(job: TrainingJob) -> list[Row]:
         if stopped:
             raise Interrupted(stopped)
     if position.best_state is not None:
+        # after the last checkpoint, which keeps the last weights: more epochs would begin there
         job.task.model.load_state_dict(position.best_state)
     job.progress.end()
     return position.rows
@@ -105,6 +106,7 @@ def train_step(
     runtime, accumulate = job.runtime, job.config.training.accumulate
     images = runtime.images(batch.images_NCHW)
     labels = batch.labels_N.to(runtime.device, non_blocking=True)
+    # They stay on the device: to read one here would make the CPU wait for it, part by part.
     values: dict[str, Tensor] = {}
     progress = position.progress(job.loader.steps_per_epoch, job.config.training.epochs)
     multiplier = job.control.controller.multiplier if job.control else 0.0
@@ -124,10 +126,11 @@ def train_step(
         for name, term in result.terms.items():
             values[name] = values.get(name, torch.zeros_like(term.detach())) + term.detach() * share
         values["correct"] = values.get("correct", torch.zeros_like(result.correct)) + result.correct
+    # before the step: the weights that are kept have then met no number that is not finite
     check_finite(job, values, position)
     if job.config.training.clip_norm:
         moved = [parameter for _, parameter in job.task.named_parameters()]
-        runtime.accelerator.unscale_gradients()
+        runtime.accelerator.unscale_gradients()  # of fp16: the norm is one of true gradients
         # accelerate's own function is for sharded tensors too, and imports half a second of torch
         torch.nn.utils.clip_grad_norm_(moved, job.config.training.clip_norm)
     optimizer.step()
@@ -211,7 +214,17 @@ def check_finite(job: TrainingJob, values: dict[str, Tensor], position: Position
         bad = not math.isfinite(float(torch.nn.utils.get_total_norm(gradients)))
     if not job.runtime.any(bad):
         return
-    findings = job.runtime.gather((bad_loss, describe_terms(job, values, bad_loss)))
+    named = ", ".join(f"{name} = {float(value):g}" for name, value in values.items())
+    layers = [
+        name
+        for name, p in job.task.named_parameters()
+        if p.grad is not None and not torch.isfinite(p.grad).all()
+    ]
+    where = f"gradients of {', '.join(layers[:3])}{' ...' if len(layers) > 3 else ''}"
+    several = bad_loss and job.runtime.world > 1
+    process = f"{job.runtime.process_description} has " if several else ""
+    told = f"{process}{named}; {where if layers else 'the gradients here are finite'}"
+    findings = job.runtime.gather((bad_loss, told))
     # Gradients are means over all processes by now: only a loss says whose fault it is.
     finding = next((text for culprit, text in findings if culprit), findings[0][1])
     saved = job.runtime.on_main(lambda: any(job.run.checkpoints.glob("step-*")))
@@ -222,16 +235,3 @@ def check_finite(job: TrainingJob, values: dict[str, Tensor], position: Position
         "training.clip_norm, or fp32"
     )
     job.runtime.fail(error)
-
-
-def describe_terms(job: TrainingJob, values: dict[str, Tensor], culprit: bool) -> str:
-    """Describe the terms of a step and the layers whose gradients are not finite."""
-    named = ", ".join(f"{name} = {float(value):g}" for name, value in values.items())
-    layers = [
-        name
-        for name, p in job.task.named_parameters()
-        if p.grad is not None and not torch.isfinite(p.grad).all()
-    ]
-    where = f"gradients of {', '.join(layers[:3])}{' ...' if len(layers) > 3 else ''}"
-    process = f"{job.runtime.process_description} has " if culprit and job.runtime.world > 1 else ""
-    return f"{process}{named}; {where if layers else 'the gradients here are finite'}"

@@ -51,18 +51,14 @@ def make_optimizer(
     found = getattr(torch.optim.SGD, "_init_group", None)
     known = found is not None and list(inspect.signature(found).parameters) == expected
     sgd = QuickSGD if fused and known else torch.optim.SGD
-    return sgd(
-        groups,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        fused=fused,
-    )
+    momentum, nesterov = settings.momentum, settings.nesterov
+    return sgd(groups, lr=settings.lr, momentum=momentum, nesterov=nesterov, fused=fused)
 
 
 def parameter_groups(modules: list[nn.Module], weight_decay: float) -> list[dict[str, object]]:
     """Two groups: convolution and linear weights, which decay, and all else, which does not."""
     decayed: list[nn.Parameter] = []
+    # Norms and biases: to decay what scales a layer anew only changes its learning rate.
     plain: list[nn.Parameter] = []
     for module in modules:
         for layer in module.modules():

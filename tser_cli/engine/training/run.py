@@ -108,21 +108,19 @@ def recording_end(run: Run, runtime: Runtime, progress: Progress) -> Iterator[St
         except BaseException as error:
             progress.end()
             if runtime.is_main:
-                _record_failure(run, error)
+                interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
+                try:
+                    run.update_status(
+                        state="stopped" if interrupted else "failed",
+                        why=str(error) or type(error).__name__,
+                        # to resume it would lead to the same loss: from the same state, by the
+                        # same images
+                        resumable=not isinstance(error, NonFiniteError),
+                    )
+                except Exception as second:
+                    # The first error is the one to report; a full disk, say, causes both.
+                    error.add_note(f"status.json could not be written either: {second}")
             raise
-
-
-def _record_failure(run: Run, error: BaseException) -> None:
-    interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
-    try:
-        run.update_status(
-            state="stopped" if interrupted else "failed",
-            why=str(error) or type(error).__name__,
-            resumable=not isinstance(error, NonFiniteError),
-        )
-    except Exception as second:
-        # The first error is the one to report; a full disk, say, is the cause of both.
-        error.add_note(f"status.json could not be written either: {second}")
 
 
 def train(task: Task, context: Context, run: Run, stop: StopRequest) -> list[Row]:
@@ -133,9 +131,8 @@ def train(task: Task, context: Context, run: Run, stop: StopRequest) -> list[Row
         context.dataset, config, rank=runtime.rank, world=runtime.world, device=runtime.device
     )
     if keeps_logits(task, config, loader.deterministic_train, runtime.world):
-        task.teacher_logits_MK = compute_teacher_logits(
-            task, context, make_check_stop(stop, runtime)
-        )
+        check_stop = make_check_stop(stop, runtime)
+        task.teacher_logits_MK = compute_teacher_logits(task, context, check_stop)
     # DDP wraps what is compiled, and after the teacher's logits: their batches have another size,
     # for which the teacher would be compiled once more.
     compile_networks(task, config, runtime.device)
@@ -222,7 +219,7 @@ def _write_results(
         energy_budget_kept=energy.energy_pj <= budget.pj if energy and budget else None,
         ann_energy_pj=float(energy.document["totals"]["ann_energy_pj"]) if energy else None,
         seconds=sum(row["seconds"] for row in epochs),
-        per_timestep=tuple(evaluation.rows()),
+        per_timestep=tuple(rows),
         against_ann=energy.document["against_ann"] if energy else None,
     )
     run.update_status(
@@ -308,12 +305,11 @@ def measure_eval_energy(task: Task, context: Context) -> Callable[[], float]:
     def measure() -> float:
         budget = task.budget
         assert budget is not None, "only a budget asks for it"
+        # eval mode goes by the running statistics, which each process has of its own part alone
         share_statistics(task.network, context.runtime)
-        found = evaluate_split(
-            task.model, context, split, task.timesteps, count=True, images=IMAGES
-        )
-        counts = found.counts
-        assert counts is not None, "a counted pass"
-        return mean_energy(counts, budget.profile)
+        steps = task.timesteps
+        found = evaluate_split(task.model, context, split, steps, count=True, images=IMAGES)
+        assert found.counts is not None, "a counted pass"
+        return mean_energy(found.counts, budget.profile)
 
     return measure

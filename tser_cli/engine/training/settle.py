@@ -180,6 +180,7 @@ def bf16_over_fp32(kind: str, context: Context) -> float:
 
     images = images_to_try(lambda number: step(number, FP32), config.training.batch_size)
     step(images, FP32), step(images, BF16)  # the first of a size takes longer
+    # in turns: a machine that slows down meanwhile slows both
     spent = [(step(images, FP32), step(images, BF16)) for _ in range(ROUNDS)]
     least_fp32, least_bf16 = (min(column) for column in zip(*spent, strict=True))
     return float(least_bf16 / least_fp32)

@@ -80,7 +80,7 @@ class Task:
         features = None
         if self.teacher_tap is not None:
             features = Features(_full(student), _full(self.teacher_tap.take()))
-        # Methods see every step: the mean over time is theirs to take, or not.
+        # Methods see every step: to average over time, or not to, is what sets them apart.
         outputs = Outputs(logits_TNK, labels_N, teacher_NK, features, progress, *(rates or ()))
         terms = self.method(outputs, self.settings)
         terms = losses.reward_entropy(terms, outputs, self.settings)
@@ -95,6 +95,7 @@ class Task:
         return StepResult(terms, correct, logits_TNK)
 
     def _teacher_logits(self, images_NCHW: Tensor, indices_N: Tensor | None) -> Tensor | None:
+        # kept where images look the same in every epoch: the teacher then answers them once
         if self.teacher_logits_MK is not None and indices_N is not None:
             return self.teacher_logits_MK[indices_N.to(self.teacher_logits_MK.device)]
         return None if self.teacher is None else teach(self.teacher, images_NCHW)
