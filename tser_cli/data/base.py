@@ -205,6 +205,7 @@ def split_off(
         )
         is_held_out_M = torch.zeros(len(labels_M), dtype=torch.bool)
         is_held_out_M[torch.tensor(held_out)] = True
+        # ascending, whatever scikit-learn's order is: neighbours on disk are read together
         training, held = indices_M[~is_held_out_M], indices_M[is_held_out_M]
         # scikit-learn may leave a rare class out of one of the two
         for name, chosen in (("training", training), (part, held)):

@@ -230,6 +230,7 @@ def _provided(name: str, config: DataConfig, files: dict[str, str]) -> Path:
         if found is not None:
             return found
         home.mkdir(parents=True, exist_ok=True)
+        # processes of one run, or cells of an ablation, may all find it missing
         with FileLock(home / f".{name}.lock"):
             # another process may have finished meanwhile
             found = find_downloaded(name, config)

@@ -81,6 +81,7 @@ class TrainLoader:
         self, feed: Feed, indices_M: torch.Tensor, share: Share, seed: int, deterministic: bool
     ) -> None:
         self.images = len(indices_M)
+        # the incomplete last batch is left out: its images would weigh more than others
         self.steps_per_epoch = max(1, self.images // share.size)
         self.deterministic_train = deterministic
         self._feed, self._indices_M, self._share, self._seed = feed, indices_M, share, seed
@@ -261,6 +262,7 @@ class LocalFeed:
             made = (self._pipeline(block[0][0], indices), labels[indices_B], indices_B)
             sizes = [len(part) for _, part in block]
             for parts in zip(*(torch.split(all_B, sizes) for all_B in made), strict=True):
+                # pinned, its copy to the GPU runs beside what the GPU computes
                 yield Batch(*(part.pin_memory() if self._pin else part for part in parts))
 
 
@@ -300,9 +302,11 @@ class WorkerFeed:
         with _workers_as_asked():
             self._loader: DataLoader[Batch | DataError] = DataLoader(
                 _Batches(pipeline),
+                # a key is a whole batch already
                 batch_size=None,
                 sampler=self._keys,
                 num_workers=workers,
+                # by itself torch would take each batch apart and stack it anew
                 collate_fn=_as_it_is,
                 pin_memory=pin,
                 worker_init_fn=partial(_init_worker, os.getpid() if main else None),
@@ -405,6 +409,7 @@ def _signals_held() -> Iterator[None]:
 
 def _init_worker(parent: int | None, _worker: int) -> None:
     """Leaves stopping to the main process, which saves first; dies with it, however it dies."""
+    # there are as many workers as cores: more threads would wait for one another
     torch.set_num_threads(1)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

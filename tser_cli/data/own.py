@@ -391,6 +391,7 @@ def fingerprint(dataset: Dataset) -> str:
         return ""
     # names may hold bytes that are no UTF-8: folders are named by anyone
     made = hashlib.sha256("\0".join(spec.classes).encode(errors="surrogateescape"))
+    # the same files shown otherwise train another network
     made.update(repr((spec.image_shape, spec.shorter, spec.mean, spec.std)).encode())
     for source in (dataset.train, dataset.test):
         made.update(source.labels.cpu().numpy().tobytes())

@@ -169,6 +169,7 @@ def is_costly(source: ImageSource, augment: AugmentConfig, device: torch.device)
 def normalise(images_NCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 images as float32: (image / 255 - mean) / std, by channel."""
     mean_C11, std_C11 = (_channels(tuple(values), images_NCHW.device) for values in (mean, std))
+    # in place and in this order: another one rounds otherwise
     return images_NCHW.to(torch.float32).div_(255.0).sub_(mean_C11).div_(std_C11)
 
 
@@ -239,6 +240,7 @@ def table(
 
     Drawn on the CPU, whatever the device. The result is cached: do not write to it.
     """
+    # for all images at once: an image has the same draws whichever process asks for it
     rng = np.random.default_rng([draw, seed, epoch])
     draws = rng.integers(0, bounds, size=(count, len(bounds)))
     return sent(torch.from_numpy(draws.astype(np.int32)), device)

@@ -118,6 +118,7 @@ def _input(graph: Graph, fixed: FixedGraph | None) -> list[str]:
     colour = "grey" if channels == 1 else "RGB"
     own = [node.equations for node in graph.neurons]
     rounded = [neuron.equations for neuron in fixed.neurons.values()] if fixed else []
+    # each set of equations once: most layers have the same
     neurons = dict.fromkeys(rounded or own)
     return [
         f"Input: float [N, {channels}, {height}, {width}], {colour}, (pixel / 255 - mean) / std, "

@@ -118,6 +118,7 @@ def onnx_in_onnxruntime(path: str, images_NCHW: Any, timesteps: int) -> Result:
     made = [name for node in model.graph.node for name in node.output if name.endswith("/spikes")]
     # in this copy alone: the file itself gives logits
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
+    # on a CPU: what holds there holds without a GPU, too
     content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     images = {"input": images_NCHW.astype(np.float32)}
@@ -145,6 +146,7 @@ def _run_stateful(
     for entry in session.get_inputs():
         if entry.name != "input":
             shape, rest = entry.shape[1:], first[entry.name.removeprefix("v/")]
+            # a potential begins at rest, which is not 0 for every neuron
             state[entry.name] = np.full([len(images["input"]), *shape], rest, types[entry.type])
     logits = []
     spikes: dict[str, list[Any]] = {name: [] for name in made}

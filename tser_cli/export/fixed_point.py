@@ -118,6 +118,7 @@ def fixed_point(graph: Graph) -> FixedGraph:
     whole: set[str] = set()
     readers: dict[str, list[Node]] = defaultdict(list)
     for node in graph.nodes:
+        # spikes stay spikes in another order, and so does the largest of some
         keeps = isinstance(node, Flatten) or (isinstance(node, Pool) and node.largest)
         if isinstance(node, Neuron) or (keeps and whole.issuperset(node.inputs)):
             whole.add(node.name)
@@ -406,6 +407,7 @@ class _IntegerWriter(Writer):
         before = self.state(node) if self.stateful else f"{node.name}/{step - 1}/v"
         x = self.total([self._term(node, term, step) for term in fixed.terms])
         bias = fixed.bias.reshape(-1, *(1 for _ in node.shape[1:]))
+        # integers: sums are exact in any order, so that no program can differ
         charged = self.add("Add", [x, self._int32(f"{node.name}.bias", bias)], f"{own}/x")
         if step or self.stateful:
             charged = self.add(

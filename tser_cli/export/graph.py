@@ -216,6 +216,7 @@ def trace(model: Classifier, image_shape: tuple[int, int, int], facts: Facts) ->
     try:
         with torch.no_grad():
             traced = fx.GraphModule(step, _Tracer().trace(step))
+            # before anything runs, so that the error names the layer
             for call in traced.graph.find_nodes(op="call_module"):
                 module = traced.get_submodule(str(call.target))
                 if not isinstance(module, (*WITH_NODE, *PASSED_OVER, nn.BatchNorm2d)):
@@ -320,11 +321,13 @@ class _Reader:
     def _function(self, call: fx.Node) -> tuple[str, ...]:
         operands = call.all_input_nodes
         if call.target in ADDITIONS and len(operands) == 2:
+            # no node for it: whoever reads the sum lists both
             first, second = (self._sources[operand] for operand in operands)
             # a node reads the sum of its sources, each of them once
             if set(first) & set(second):
                 raise _unsupported(f"{call.name} (it adds an output to itself)")
             return first + second
+        # from axis 1 on: the batch stays
         if call.target in ("flatten", torch.flatten) and call.args[1:] == (1,):
             name = call.name
             self._nodes[name] = Flatten(name, self._sources[operands[0]], _shape(call))

@@ -68,6 +68,7 @@ def verify(
         np.savez(images, images_NCHW=images_NCHW.cpu().numpy(), timesteps=steps)
         for target in TARGETS[format_name]:
             spikes = run(target.library, path, images)
+            # what is left is by the name of a layer
             logits_TNK = spikes.pop("logits_TNK")
             versions = {package: _version(package) or "" for package in target.packages}
             comparison = compare(truth, logits_TNK, spikes, target.tie)
@@ -257,6 +258,7 @@ def compare(
             followed_N &= ~wrong.reshape(truth.images, -1).any(1)
     gap_TNK = np.abs(truth.logits_TNK - logits_TNK)[:, followed_N]
     truth_N, predicted_N = (logits.mean(0).argmax(-1) for logits in (truth.logits_TNK, logits_TNK))
+    # over all images, those that parted too: it says how near to ties this network runs
     near = [truth.distance[name] for name in layers]
     return SpikeComparison(
         layers=tuple(

@@ -53,6 +53,7 @@ class Outputs:
     labels_N: Tensor
     teacher_NK: Tensor | None = None
     features: Features | None = None
+    # one for all will do: it is frozen
     progress: TrainingProgress = TrainingProgress()
     firing_rates_L: Tensor | None = None
     firing_rate: Tensor | None = None
@@ -117,6 +118,7 @@ def step_cross_entropy(outputs: Outputs, settings: Supervised) -> Tensor:
 
 def mean_kl(outputs: Outputs, temperature: float) -> Tensor:
     """mean_n KL_tau(z_A, zbar), without the factor tau^2: time is averaged before the loss."""
+    # over images: the "mean" of torch's own kl_div divides by the classes as well
     return kl_per_image(teacher_logits(outputs), time_mean(outputs.logits_TNK), temperature).mean()
 
 

@@ -59,6 +59,7 @@ def self_distillation(outputs: Outputs, settings: Settings) -> Tensor:
     # one target for all steps: each is drawn to where the right ones agree
     kl_TN = base.kl_per_image(target_NK.expand_as(logits_TNK), logits_TNK, tau)
     if settings.no_right_step == "skip":
+        # a skipped image stays in the mean, as 0: else few right ones would weigh more
         kl_TN = kl_TN * has_N
     return tau**2 * kl_TN.mean()
 

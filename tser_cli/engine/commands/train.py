@@ -14,7 +14,6 @@ from filelock import FileLock, Timeout
 from tser_cli.base.files import make_folder, write_error
 from tser_cli.engine.runs import networks, teachers
 from tser_cli.engine.runs.folder import Run
-from tser_cli.engine.runs.networks import Loaded, freeze
 from tser_cli.engine.runs.opened import Context, Options
 from tser_cli.engine.runs.record import RunResult
 from tser_cli.engine.runs.runtime import random_state, restore_random_state
@@ -23,7 +22,7 @@ from tser_cli.engine.training.settle import settle, settle_batch_size
 from tser_cli.settings import registry
 from tser_cli.settings.config import Config
 
-TURN = 60.0  # seconds
+TURN = 60.0  # seconds; well below the time after which the other processes give up
 
 
 def distill(config: Config, options: Options) -> RunResult:
@@ -67,7 +66,7 @@ def train_teacher_in(context: Context, options: Options) -> RunResult:
         return training.finish(run, context, task, epochs, None, stop)
 
 
-def provide_teacher(context: Context, options: Options) -> Loaded | None:
+def provide_teacher(context: Context, options: Options) -> networks.Loaded | None:
     """Return the student's teacher, checked to fit; None where the method has no use for one.
 
     Where there is no such teacher yet, one is trained as a run of its own.
@@ -82,11 +81,11 @@ def provide_teacher(context: Context, options: Options) -> Loaded | None:
         training.student_task(context, untrained)
         loaded = _train_once(context, options)
     context.progress.say(f"teacher: {loaded.name} from {loaded.source}")
-    freeze(loaded.model)
+    networks.freeze(loaded.model)
     return loaded
 
 
-def _train_once(context: Context, options: Options) -> Loaded:
+def _train_once(context: Context, options: Options) -> networks.Loaded:
     """Train the teacher, unless another process is doing so: then wait for it, and use that."""
     runtime, config, spec = context.runtime, context.config, context.dataset.spec
     with ExitStack() as held:

@@ -172,6 +172,7 @@ def exit_batch(
             break
         # decided rows may be computed along, see rows_to_keep: they no longer count
         kept = rows_to_keep(open_R, count)
+        # dropping rows copies the potentials of all that stay
         if len(kept) < len(open_R):
             stepper.keep(kept)
             image_R, open_R, total_RK = image_R[kept], open_R[kept], total_RK[kept]
@@ -257,6 +258,7 @@ class Stepper:
     def step(self) -> Tensor:
         """Logits [N, K] of the next time step, for the images that are left."""
         assert self._current is not None, "start() comes first"
+        # one step: the neurons remember, and see no axis of time
         return self._model.body(self._current, 1)
 
     def keep(self, chosen: Tensor) -> None:

@@ -216,6 +216,7 @@ def answers_of(logits_TNK: Tensor, labels_N: Tensor, index_N: Tensor) -> Answers
     logits_TNK = logits_TNK.double()
     mean_TNK = cumulative_mean(logits_TNK)
     steps = logits_TNK.shape[0]
+    # one call over T * N rows, time outermost: the labels repeat as a whole
     losses = F.cross_entropy(
         logits_TNK.flatten(0, 1), labels_N.repeat(steps), reduction="none"
     ).view(steps, -1)

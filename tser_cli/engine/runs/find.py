@@ -28,6 +28,7 @@ def run_folders(runs_dir: Path, kind: str = ANY) -> list[Run]:
     """
     kinds = KINDS if kind == ANY else (kind,)
     found = [path for of in kinds for path in _folders(_folders([runs_dir / of]))]
+    # either will do: a run whose status is lost is damaged, and still to be listed
     files = ("status.json", "config.toml")
     return [Run(path) for path in found if any(os.path.lexists(path / name) for name in files)]
 

@@ -117,6 +117,7 @@ class Run:
     def lock(self) -> AbstractContextManager[Any]:
         """Hold the folder's exclusive lock. Raises RunError at once if another process has it."""
         try:
+            # at once or not at all: who waits can't know when the other one ends
             return files.hold_lock(self.folder / ".lock")
         except filelock.Timeout:
             status = _if_sound(self.status)

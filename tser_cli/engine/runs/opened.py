@@ -17,7 +17,6 @@ from tser_cli.data.own import fingerprint
 from tser_cli.engine.runs import networks
 from tser_cli.engine.runs.find import newest_finished, open_run
 from tser_cli.engine.runs.folder import IMAGES, Run
-from tser_cli.engine.runs.networks import Loaded, check_network, freeze
 from tser_cli.engine.runs.runtime import Runtime, make_runtime
 from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.settings import recipe
@@ -80,7 +79,7 @@ class FinishedRun:
 
     run: Run
     context: Context
-    loaded: Loaded
+    loaded: networks.Loaded
 
     @property
     def config(self) -> Config:
@@ -129,8 +128,8 @@ def open_finished(run: Run, changes: dict[str, Any], progress: Progress) -> Fini
         # a warning: to measure a network on other images may be just what is wanted
         context.progress.warn(f"these are other images than {run.folder} was trained and tested on")
     loaded = networks.read_of_run(run, context.dataset.spec)
-    check_network(loaded, run.kind, context.dataset.spec)
-    context.runtime.place(freeze(loaded.model))
+    networks.check_network(loaded, run.kind, context.dataset.spec)
+    context.runtime.place(networks.freeze(loaded.model))
     return FinishedRun(run, context, loaded)
 
 

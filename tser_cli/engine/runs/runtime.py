@@ -188,6 +188,7 @@ def make_runtime(training: TrainingConfig, channels_last: bool = True) -> Runtim
         end_with_parent()  # torchrun
     # accelerate keeps one state a process; teacher and student may differ in precision.
     AcceleratorState._reset_state()
+    # a GPU by its number: accelerate has no argument for it
     os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
     if ":" in training.device:
         os.environ["ACCELERATE_TORCH_DEVICE"] = training.device

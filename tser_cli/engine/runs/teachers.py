@@ -20,7 +20,7 @@ from tser_cli.data.own import fingerprint
 from tser_cli.engine.runs import networks, own_modules
 from tser_cli.engine.runs.find import all_runs, existing_path, newest_finished, open_run
 from tser_cli.engine.runs.folder import IMAGES, Run
-from tser_cli.engine.runs.networks import Loaded, check_network, freeze
+from tser_cli.engine.runs.networks import Loaded
 from tser_cli.engine.runs.opened import Context
 from tser_cli.models.base import OwnNetwork
 from tser_cli.settings import recipe, registry
@@ -107,7 +107,7 @@ def fitting_teacher(loaded: Loaded, spec: DataSpec) -> Loaded:
         raise CheckpointError(
             f"{loaded.source} is a spiking network; a teacher is an ANN (tser train-teacher)"
         )
-    check_network(loaded, "teacher", spec)
+    networks.check_network(loaded, "teacher", spec)
     if loaded.classes and loaded.classes != spec.classes:
         raise CheckpointError(
             f"{loaded.source} was trained to tell apart {', '.join(loaded.classes[:3])} ..., the "
@@ -258,7 +258,7 @@ def keep_teacher(run: Run, context: Context, found: Loaded) -> Loaded:
         return earlier
 
     kept = context.runtime.on_main(keep)
-    freeze(kept.model)
+    networks.freeze(kept.model)
     return kept
 
 
@@ -281,5 +281,5 @@ def teacher_to_count(run: Run, context: Context) -> Loaded | None:
             context.progress.warn(f"the teacher's energy is left out: {problem}")
             return None
     if loaded is not None:
-        context.runtime.place(freeze(loaded.model))
+        context.runtime.place(networks.freeze(loaded.model))
     return loaded

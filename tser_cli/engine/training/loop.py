@@ -145,33 +145,21 @@ def end_epoch(
     stopped: int,
     images_per_second: float,
 ) -> int:
-    """Finish the epoch and save where that is due; return the signal that asked to stop, or 0."""
+    """Validate, record the epoch, move to the next, and save where that is due.
+
+    Return the signal that asked to stop, or 0. Raises Interrupted, with `position` as it was, where
+    validation hears of it.
+    """
     runtime = job.runtime
+    # first, so that what is validated is what is saved
+    share_statistics(job.task.network, runtime)
+    means = position.sums.means(runtime)
     try:
-        finish_epoch(job, position, optimizer, images_per_second)
+        accuracy = job.validate() if job.validate else None
     except Interrupted:
-        # Validation was stopped: the epoch's end is computed again when the run is resumed.
+        # The epoch's end is computed again when the run is resumed.
         save(job, optimizer, position)
         raise
-    stopped = stopped or runtime.largest(job.stop.signal or 0)
-    last = position.epoch == job.config.training.epochs
-    due = runtime.any(runtime.is_main and clock.now(position.epoch * job.loader.steps_per_epoch))
-    if stopped or last or due:
-        save(job, optimizer, position)
-    return stopped
-
-
-def finish_epoch(
-    job: TrainingJob, position: Position, optimizer: Any, images_per_second: float
-) -> None:
-    """Validate, add the epoch's row, and move to the next epoch.
-
-    Raises Interrupted, with `position` as it was, where validation hears a request to stop.
-    """
-    # first, so that what is validated is what is saved
-    share_statistics(job.task.network, job.runtime)
-    means = position.sums.means(job.runtime)
-    accuracy = job.validate() if job.validate else None
     better = accuracy is not None and accuracy > position.best_accuracy
     # An epoch that is over the budget is no candidate: the last one then counts.
     if accuracy is not None and better and (not job.control or job.control.keeps_budget()):
@@ -186,7 +174,7 @@ def finish_epoch(
         **(job.control.columns() if job.control else {}),
         "train_accuracy": means["correct"],
         "validation_accuracy": accuracy,
-        "images_per_second": images_per_second * job.runtime.world,
+        "images_per_second": images_per_second * runtime.world,
         "seconds": position.seconds,
     }
     position.rows.append(row)
@@ -199,8 +187,14 @@ def finish_epoch(
         metrics_csv(job.run.folder / "metrics.csv", position.rows)
         job.run.update_status(epoch=position.epoch)
 
-    job.runtime.on_main(record)
+    runtime.on_main(record)
     job.progress.epoch(row)
+    stopped = stopped or runtime.largest(job.stop.signal or 0)
+    last = position.epoch == job.config.training.epochs
+    due = runtime.any(runtime.is_main and clock.now(position.epoch * job.loader.steps_per_epoch))
+    if stopped or last or due:
+        save(job, optimizer, position)
+    return stopped
 
 
 def check_finite(job: TrainingJob, values: dict[str, Tensor], position: Position) -> None:
