@@ -95,12 +95,6 @@ def test_open_run_hints_at_the_nearest_folder(tmp_path: Path) -> None:
         find.open_run(tmp_path / "there" / "is" / "nothing", tmp_path)
 
 
-@pytest.mark.parametrize("state", ["running", "stopped", "failed"])
-def test_open_run_wants_a_finished_one(unfinished: Callable[..., Run], state: str) -> None:
-    with pytest.raises(RunError, match=f"is {state}, not finished; repeat the command"):
-        find.open_run(unfinished(state).folder, Path())
-
-
 @pytest.fixture
 def several(tmp_path: Path) -> Path:
     """A runs folder with two students, a teacher, and a damaged student."""
@@ -178,11 +172,12 @@ def test_a_run_that_does_not_exist(several: Path, named: str, said: str) -> None
         find.find_run(Path(named), several)
 
 
-def test_the_latest_of_none(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"no finished run under .*; --runs-dir names the place"):
-        find.find_run(Path("latest"), tmp_path)
-    with pytest.raises(RunError, match="no finished teacher under"):
-        find.find_run(Path("latest"), tmp_path, "teacher")
+@pytest.mark.parametrize(
+    ("kind", "said"), [("*", r"run under .*; --runs-dir"), ("teacher", "teach")]
+)
+def test_the_latest_of_none(tmp_path: Path, kind: str, said: str) -> None:
+    with pytest.raises(RunError, match=f"no finished {said}"):
+        find.find_run(Path("latest"), tmp_path, kind)
 
 
 def test_finding_runs_loads_no_torch() -> None:
@@ -191,57 +186,74 @@ def test_finding_runs_loads_no_torch() -> None:
     assert done.stdout == "False\n", done.stderr
 
 
-@pytest.mark.parametrize("must", [True, False])
+Resume = Callable[..., Run | None]
+
+
+@pytest.fixture
+def resume(tmp_path: Path, make_config: MakeConfig) -> Resume:
+    """`resume({"training.epochs": 9}, must=True)`: the student's run that these settings resume."""
+
+    def found(changes: dict[str, Any] | None = None, must: bool = False) -> Run | None:
+        return find.find_unfinished(tmp_path, "student", make_config(changes), must)
+
+    return found
+
+
 @pytest.mark.parametrize("state", ["running", "stopped", "failed"])
 def test_an_unfinished_run_of_the_same_settings_is_found(
-    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig, state: str, must: bool
+    unfinished: Callable[..., Run],
+    resume: Resume,
+    tmp_path: Path,
+    make_config: MakeConfig,
+    state: str,
 ) -> None:
     run = unfinished(state)
-    assert find.find_unfinished(tmp_path, "student", make_config(), must) == run
+    with pytest.raises(RunError, match=f"is {state}, not finished; repeat the command"):
+        find.open_run(run.folder, Path())
+    assert resume() == resume(must=True) == run
     assert find.find_unfinished(tmp_path, "teacher", make_config(), False) is None
 
 
 @pytest.mark.parametrize("status", [{"state": "finished"}, {"state": "failed", "resumable": False}])
-def test_nothing_to_go_on_with(
-    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig, status: dict[str, Any]
+def test_nothing_to_resume(
+    unfinished: Callable[..., Run], resume: Resume, status: dict[str, Any]
 ) -> None:
     unfinished(**status)
-    assert find.find_unfinished(tmp_path, "student", make_config(), False) is None
+    assert resume() is None
     with pytest.raises(RunError, match="--resume must: no unfinished student run of digits"):
-        find.find_unfinished(tmp_path, "student", make_config(), True)
+        resume(must=True)
 
 
 def test_other_settings_begin_anew_or_are_listed(
-    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig
+    unfinished: Callable[..., Run], resume: Resume
 ) -> None:
     run = unfinished()
-    other = make_config({"optimizer.lr": 0.5, "training.batch_size": 4, "training.epochs": 9})
-    assert find.find_unfinished(tmp_path, "student", other, False) is None
+    other = {"optimizer.lr": 0.5, "training.batch_size": 4, "training.epochs": 9}
+    assert resume(other) is None
     with pytest.raises(ConfigError) as error:
-        find.find_unfinished(tmp_path, "student", other, True)
+        resume(other, must=True)
     lines = str(error.value).splitlines()
     assert str(run.folder) in lines[0]
     assert lines[1:] == ["  optimizer.lr: 0.1 -> 0.5", "  training.batch_size: 8 -> 4"]
 
 
 def test_the_newest_of_several_with_the_same_settings_is_taken(
-    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig
+    unfinished: Callable[..., Run], resume: Resume
 ) -> None:
     unfinished(started="2025-01-01T00:00:00+00:00")
     newer = unfinished(started="2025-01-02T00:00:00+00:00")
     unfinished(started="2025-01-03T00:00:00+00:00", changes={"optimizer.lr": 0.3})
-    assert find.find_unfinished(tmp_path, "student", make_config(), True) == newer
+    assert resume(must=True) == newer
 
 
 @pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "onecycle"])
 def test_more_epochs_make_a_run_longer_where_no_learning_rate_knows_of_them_or_it_must(
-    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig, schedule: str
+    unfinished: Callable[..., Run], resume: Resume, schedule: str
 ) -> None:
     run = unfinished(changes={"schedule.name": schedule})
-    longer = make_config({"schedule.name": schedule, "training.epochs": 9})
-    found = run if schedule in ("constant", "step") else None
-    assert find.find_unfinished(tmp_path, "student", longer, False) == found
-    assert find.find_unfinished(tmp_path, "student", longer, True) == run
+    longer = {"schedule.name": schedule, "training.epochs": 9}
+    assert resume(longer) == (run if schedule in ("constant", "step") else None)
+    assert resume(longer, must=True) == run
 
 
 CHANGES = {
@@ -258,30 +270,28 @@ CHANGES = {
 
 
 def test_these_settings_may_change_on_a_resume(
-    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig
+    unfinished: Callable[..., Run], resume: Resume
 ) -> None:
     # of epochs it depends on the schedule
     assert {*CHANGES, EPOCHS} == keys_where(lambda policy: policy.resume)
     run = unfinished()
-    assert find.find_unfinished(tmp_path, "student", make_config(CHANGES), True) == run
+    assert resume(CHANGES, must=True) == run
 
 
 def test_a_run_with_damaged_settings_is_passed_over(
-    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig
+    unfinished: Callable[..., Run], resume: Resume
 ) -> None:
-    run = unfinished()
-    (run.folder / "config.toml").write_text("[data\n")
-    assert find.find_unfinished(tmp_path, "student", make_config(), False) is None
+    (unfinished().folder / "config.toml").write_text("[data\n")
+    assert resume() is None
     with pytest.raises(ConfigError, match=r"config\.toml"):
-        find.find_unfinished(tmp_path, "student", make_config(), True)
+        resume(must=True)
 
 
-def test_another_folder_of_one_s_own_images_is_another_run(
-    unfinished: Callable[..., Run], tmp_path: Path, make_config: MakeConfig
+def test_another_folder_of_your_own_images_is_another_run(
+    unfinished: Callable[..., Run], resume: Resume
 ) -> None:
     mine = {"data.name": "imagefolder", "data.dir": "/mine"}
     run = unfinished(changes=mine)
-    assert find.find_unfinished(tmp_path, "student", make_config(mine), True) == run
+    assert resume(mine, must=True) == run
     with pytest.raises(ConfigError, match=r"data\.dir: '/mine' -> '/other'"):
-        other = make_config({**mine, "data.dir": "/other"})
-        find.find_unfinished(tmp_path, "student", other, True)
+        resume({**mine, "data.dir": "/other"}, must=True)

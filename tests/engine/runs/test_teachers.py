@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tser_cli.base.errors import CheckpointError, ConfigError, RunError, TserErr
 from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs import folder, networks, teachers
 from tser_cli.engine.runs.folder import Run
-from tser_cli.engine.runs.networks import Loaded, counting_of
+from tser_cli.engine.runs.networks import Loaded
 from tser_cli.engine.runs.opened import Context
 from tser_cli.engine.runs.teachers import (
     RecordedTeacher,
@@ -36,6 +37,7 @@ from tser_cli.settings.config import Config, keys_where
 
 MakeConfig = Callable[..., Config]
 MakeTeacher = Callable[..., Run]
+Network = Callable[..., Loaded]
 
 
 @pytest.fixture
@@ -53,27 +55,33 @@ def make_teacher(tmp_path: Path, make_config: MakeConfig) -> MakeTeacher:
     return make
 
 
-def find(config: Config, spec: DataSpec, runs_dir: Path) -> str | None:
-    """Where the teacher of `config` comes from."""
-    loaded = teachers.find_teacher(config, spec, runs_dir)
-    return None if loaded is None else loaded.source
+Find = Callable[..., str | None]
+
+
+@pytest.fixture
+def find(tmp_path: Path, spec: DataSpec, make_config: MakeConfig) -> Find:
+    """`find({"model.teacher": "resnet18"})`: where the teacher comes from."""
+
+    def source(changes: dict[str, Any] | None = None, runs_dir: Path = tmp_path) -> str | None:
+        loaded = find_teacher(make_config(changes), spec, runs_dir)
+        return None if loaded is None else loaded.source
+
+    return source
 
 
 def test_the_newest_finished_one_that_fits(
-    tmp_path: Path, spec: DataSpec, make_config: MakeConfig, make_teacher: MakeTeacher
+    tmp_path: Path, find: Find, make_teacher: MakeTeacher
 ) -> None:
-    assert find(make_config(), spec, tmp_path) is None  # one must be trained
+    assert find() is None  # one must be trained
     newest = make_teacher(9)
     make_teacher(8)
     make_teacher(11, state="stopped")
     make_teacher(12, name="resnet18")
     held_out = make_teacher(13, part=0.25)
-    assert find(make_config(), spec, tmp_path) == str(newest.model_file)
-    part = make_config({"data.validation_fraction": 0.25})
-    assert find(part, spec, tmp_path) == str(held_out.model_file)
-    for other in ({"data.validation_fraction": 0.5}, {"data.name": "mnist"}):
-        assert find(make_config(other), spec, tmp_path) is None
-    assert find(make_config(), spec, tmp_path / "elsewhere") is None
+    assert find() == str(newest.model_file)
+    assert find({"data.validation_fraction": 0.25}) == str(held_out.model_file)
+    assert find({"data.validation_fraction": 0.5}) is find({"data.name": "mnist"}) is None
+    assert find(runs_dir=tmp_path / "elsewhere") is None
 
 
 def test_a_teacher_of_another_test_split_or_other_images_is_passed_over(
@@ -95,20 +103,15 @@ def test_a_teacher_of_another_test_split_or_other_images_is_passed_over(
 
 
 def test_a_path_goes_before_the_newest_and_must_be_of_a_finished_run(
-    tmp_path: Path,
-    spec: DataSpec,
-    make_config: MakeConfig,
-    make_teacher: MakeTeacher,
-    monkeypatch: pytest.MonkeyPatch,
+    find: Find, make_teacher: MakeTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named, _newer = make_teacher(8), make_teacher(9)
     monkeypatch.setenv("HOME", str(named.folder.parent))
     for path in (named.folder, named.model_file, f"~/{named.name}"):
-        config = make_config({"model.teacher": str(path)})
-        assert find(config, spec, tmp_path) == str(named.model_file)
+        assert find({"model.teacher": str(path)}) == str(named.model_file)
     named.update_status(state="stopped")
     with pytest.raises(RunError, match="is stopped, not finished"):
-        find(make_config({"model.teacher": str(named.folder)}), spec, tmp_path)
+        find({"model.teacher": str(named.folder)})
 
 
 @pytest.mark.parametrize(
@@ -123,28 +126,25 @@ def test_a_path_goes_before_the_newest_and_must_be_of_a_finished_run(
         ("a\0/b", "no such run folder or model file"),
     ],
 )
-def test_a_name_that_is_nothing(
-    tmp_path: Path, spec: DataSpec, make_config: MakeConfig, name: str, message: str
-) -> None:
+def test_a_name_that_is_nothing(find: Find, name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        find(make_config({"model.teacher": name}), spec, tmp_path)
+        find({"model.teacher": name})
 
 
 def test_imagenet_falls_back_on_torchvision_last(
     tmp_path: Path,
-    spec: DataSpec,
+    find: Find,
+    network: Network,
     make_config: MakeConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = make_config({"data.name": "imagenet"})
-    model = networks.build("resnet20", spec, config, spiking=False)
-    theirs = Loaded(model, "resnet20", "torchvision", "")
+    config, theirs = make_config({"data.name": "imagenet"}), network()
     monkeypatch.setattr(networks, "pretrained", lambda name, spec: theirs)
-    assert teachers.find_teacher(config, spec, tmp_path) is theirs
+    assert find({"data.name": "imagenet"}) == theirs.source
     run = folder.create(tmp_path, "teacher", config)
     write_network(run.model_file, config)
     run.update_status(state="finished", model="resnet20", validation_fraction=0.0)
-    assert find(config, spec, tmp_path) == str(run.model_file)
+    assert find({"data.name": "imagenet"}) == str(run.model_file)
 
 
 def test_a_teacher_trained_first_has_its_recipe_and_the_student_s_data(
@@ -176,9 +176,6 @@ def test_the_teacher_s_recipe_can_be_chosen(tmp_path: Path, make_config: MakeCon
     assert teachers.teacher_config(config).training.epochs == 3
     with pytest.raises(ConfigError, match="no recipe"):
         teachers.teacher_config(make_config({"model.teacher_recipe": "mine"}))
-
-
-Network = Callable[..., Loaded]
 
 
 @pytest.fixture
@@ -345,17 +342,6 @@ def test_settings_that_do_not_go_together(
 ) -> None:
     with pytest.raises((ConfigError, ValueError), match=message):
         find_teacher(settings(make_config, **changes), spec, tmp_path)
-
-
-def test_its_operations_are_counted_though_it_declares_no_kinds() -> None:
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-    model = OwnNetwork(module, spiking=False).eval()
-    with torch.inference_mode(), counting_of(model, 1) as counter:
-        model(torch.rand(1, 1, 8, 8))
-    (layer,) = counter.counts().layers
-    assert layer.layer.input_kind == "real"
-    assert layer.layer.macs_formula == 64 * 3
 
 
 def test_a_run_never_imports_it_by_itself(
