@@ -52,9 +52,13 @@ def test_kl_as_a_literal(temperature: float) -> None:
 
 
 @given(STEPS_CLASSES, st.integers(0, 10**6), st.floats(0.5, 20.0))
-def test_kl_is_never_negative(shape: tuple[int, int, int], seed: int, temperature: float) -> None:
+def test_bounds_of_kl_and_entropy(
+    shape: tuple[int, int, int], seed: int, temperature: float
+) -> None:
     target, student = normal(*shape, seed=seed), normal(*shape, seed=seed + 1)
     assert (kl_per_image(target, student, temperature) >= -1e-12).all()
+    entropy_TN = entropy(student)
+    assert ((entropy_TN >= 0) & (entropy_TN <= math.log(shape[2]) + 1e-12)).all()
 
 
 @given(STEPS_CLASSES, st.integers(0, 10**6), st.randoms(use_true_random=False))
@@ -75,7 +79,7 @@ def test_the_order_of_the_batch_does_not_matter(
         assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("classes", [2, 10, 1000])
+@pytest.mark.parametrize("classes", [2, 1000])
 def test_entropy_of_uniform_logits_is_log_k(classes: int) -> None:
     entropy_TN = entropy(torch.full((2, 3, classes), 7.0, dtype=torch.float64))
     assert entropy_TN.shape == (2, 3)
@@ -93,10 +97,4 @@ def test_entropy_of_certainty_is_zero_not_nan() -> None:
     found = entropy(logits_K)
     found.backward()
     assert found.item() == 0.0
-    assert logits_K.grad is not None and torch.isfinite(logits_K.grad).all()
-
-
-@given(STEPS_CLASSES, st.integers(0, 10**6))
-def test_entropy_lies_between_zero_and_log_k(shape: tuple[int, int, int], seed: int) -> None:
-    entropy_TN = entropy(normal(*shape, seed=seed))
-    assert ((entropy_TN >= 0) & (entropy_TN <= math.log(shape[2]) + 1e-12)).all()
+    assert torch.isfinite(logits_K.grad).all()
