@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -78,22 +79,13 @@ def test_the_best_scale_errs_less_than_the_widest() -> None:
 def test_a_quantised_network_keeps_parameters_and_names(build_lively: Build) -> None:
     model = build_lively()
     before = copy.deepcopy(model.state_dict())
-    quantise(model, 8)
+    quantise(model, 4)
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert all(isinstance(layer, QuantisedConv2d | QuantisedLinear) for layer in layers)
-
-
-def test_the_first_and_last_layer_keep_eight_bits(build_lively: Build) -> None:
-    model = quantise(build_lively(), 4)
-    assert model.conv1.bits == model.fc.bits == 8
-    inner = [m.bits for m in model.modules() if isinstance(m, QuantisedConv2d)][1:]
-    assert set(inner) == {4}
-
-
-def test_integer_weights_count_as_a_byte_each(build_lively: Build) -> None:
-    model = quantise(build_lively(), 4)
+    # the first and the last layer keep eight bits
+    assert [layer.bits for layer in layers] == [8, *[4] * (len(layers) - 2), 8]
     with counting(model, model.input_kinds()) as counter:
         model(torch.randn(1, 1, 8, 8), timesteps=2)
     assert {layer.layer.weight_bytes for layer in counter.counts().layers} == {1}
@@ -133,14 +125,13 @@ needs_kernels = pytest.mark.skipif(
 )
 
 
-def make_layer(inputs: int = 6, stride: int = 1, bits: int = 8) -> IntegerConv2d:
+def make_layer(inputs: int = 6, stride: int = 1) -> IntegerConv2d:
     source = nn.Conv2d(inputs, 10, 3, stride=stride, padding=1, bias=False)
     source.__class__ = QuantisedConv2d
-    source.bits = bits
+    source.bits = 8
     norm = nn.BatchNorm2d(10)
     nn.init.uniform_(norm.weight, -1.0, 1.0)
     norm.train()(torch.randn(4, 10, 5, 5))
-    assert isinstance(source, QuantisedConv2d)
     return IntegerConv2d(source, norm.eval(), reads_integers=True)
 
 
@@ -160,17 +151,10 @@ def test_without_the_kernel_the_result_is_the_same(monkeypatch: pytest.MonkeyPat
     layer = make_layer()
     spikes = torch.randint(0, 2, (2, 6, 8, 8)).float()
     fast = layer(spikes)
-    monkeypatch.setattr(integers, "kernels_serve", lambda: False)
-    torch.testing.assert_close(layer(spikes), fast, rtol=1e-6, atol=1e-6)
-
-
-def test_a_build_without_the_operator_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*args: object) -> None:
-        raise RuntimeError("no kernel")
-
-    monkeypatch.setattr(integers, "_packed", missing)
     integers.kernels_serve.cache_clear()
+    monkeypatch.setattr(integers, "_packed", Mock(side_effect=RuntimeError("no kernel")))
     assert not integers.kernels_serve()
+    torch.testing.assert_close(layer(spikes), fast, rtol=1e-6, atol=1e-6)
     integers.kernels_serve.cache_clear()
 
 
@@ -211,30 +195,22 @@ def test_every_spike_of_a_network_is_that_of_its_float_form(build_lively: Build,
         torch.testing.assert_close(fast_x, x, rtol=0, atol=1e-4)
 
 
-def test_the_image_is_convolved_in_floating_point(build_lively: Build) -> None:
-    fast = integers.integer(quantise(build_lively(), 8))
-    assert not fast.conv1.reads_integers
-    assert fast.layer1[0].conv1.reads_integers
-
-
 def test_the_network_itself_is_left_alone(build_lively: Build) -> None:
-    model = quantise(build_lively(), 8)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    integers.integer(model)
-    assert model.state_dict().keys() == before.keys()
+    model = build_lively()
+    assert integers.integer(model) is model  # of floats
+    assert not integers.has_integer_layers(model)
+    keys = quantise(model, 8).state_dict().keys()
+    fast = integers.integer(model)
+    assert integers.has_integer_layers(fast)
+    assert not fast.conv1.reads_integers  # the image is convolved in floating point
+    assert fast.layer1[0].conv1.reads_integers
+    assert model.state_dict().keys() == keys
     assert type(model.conv1) is QuantisedConv2d
 
 
 def test_batches_shrink_with_the_images() -> None:
     sizes = [integers.batch_size(side, side) for side in (8, 32, 224)]
     assert sizes == [256, 16, 4]
-
-
-def test_a_network_of_floats_is_returned_itself(build_lively: Build) -> None:
-    model = build_lively()
-    assert integers.integer(model) is model
-    assert not integers.has_integer_layers(model)
-    assert integers.has_integer_layers(integers.integer(quantise(model, 8)))
 
 
 @pytest.mark.parametrize("mode", ["reflect", "same"])

@@ -43,22 +43,17 @@ def test_an_ann_gives_torchvision_s_outputs(build: Build, name: str) -> None:
     assert (ours(images_NCHW) - expected).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet19", "resnet20"])
 @pytest.mark.parametrize("stem", ["small", "medium", "large"])
 def test_names_follow_torchvision(build: Build, name: str, stem: str) -> None:
+    known = name if name in ("resnet18", "resnet50") else "resnet34"
     with torch.device("meta"):
-        theirs = torchvision.models.get_model(name, weights=None)
-        ours = build(name, stem=stem, neuron=None)
-    assert ours.state_dict().keys() == theirs.state_dict().keys()
-
-
-@pytest.mark.parametrize("name", ["resnet19", "resnet20"])
-def test_names_of_the_small_resnets_are_torchvision_s_too(build: Build, name: str) -> None:
-    with torch.device("meta"):
-        theirs = torchvision.models.resnet34(weights=None).state_dict().keys()
-        ours = build(name, neuron=None).state_dict().keys()
-    heads = {"fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias"}
-    assert ours - theirs == (heads if name == "resnet19" else set())
+        theirs = torchvision.models.get_model(known, weights=None).state_dict().keys()
+        ours = build(name, stem=stem, neuron=None).state_dict().keys()
+    if name == "resnet19":
+        assert ours - theirs == {"fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias"}
+    else:  # resnet20 has fewer stages
+        assert ours <= theirs if name == "resnet20" else ours == theirs
 
 
 @pytest.mark.parametrize("name", ["sew_resnet18", "sew_resnet20", "sew_resnet34"])
@@ -185,57 +180,39 @@ def one_step(
     return hidden @ state["fc.2.weight"].T + state["fc.2.bias"]
 
 
-def step_by_step(
-    model: Classifier,
-    images_NCHW: Tensor,
-    timesteps: int,
-    settings: NeuronConfig,
-    blocks: tuple[int, ...],
-    sew: bool,
-) -> Tensor:
-    cells, state = Membranes(settings), model.state_dict()
-    logits = [one_step(state, images_NCHW, cells, blocks, sew) for _ in range(timesteps)]
-    silent = [name for name, count in cells.spikes_seen.items() if count == 0]
-    assert not silent, "a comparison of silent layers would say nothing"
-    return torch.stack(logits)
-
-
 @pytest.mark.parametrize(
-    "changes",
+    ("name", "blocks", "changes"),
     [
-        {},
-        {"reset": "soft"},
-        {"reset_value": -0.2},
-        {"tau": 3.0, "threshold": 0.7},
-        {"decay_input": True, "threshold": 0.5},
-        {"name": "if", "reset": "soft"},
-        {"name": "plif", "tau": 2.5},
+        *(
+            ("resnet20", (3, 3, 3), changes)
+            for changes in (
+                {},
+                {"reset": "soft"},
+                {"reset_value": -0.2},
+                {"tau": 3.0, "threshold": 0.7},
+                {"decay_input": True, "threshold": 0.5},
+                {"name": "if", "reset": "soft"},
+                {"name": "plif", "tau": 2.5},
+            )
+        ),
+        ("resnet18", (2, 2, 2, 2), {}),
+        ("resnet19", (3, 3, 2), {}),
+        ("sew_resnet18", (2, 2, 2, 2), {}),
     ],
     ids=str,
 )
 @torch.no_grad()
 def test_a_network_equals_its_neurons_one_by_one(
-    build_lively: Build, changes: dict[str, Any]
+    build_lively: Build, name: str, blocks: tuple[int, ...], changes: dict[str, Any]
 ) -> None:
     settings = NeuronConfig(**changes)
-    model = build_lively("resnet20", neuron=settings).double()
+    model = build_lively(name, neuron=settings).double()
     images_NCHW = torch.randn(4, 1, 8, 8, dtype=torch.float64)
-    expected_TNK = step_by_step(model, images_NCHW, 5, settings, (3, 3, 3), sew=False)
-    assert torch.allclose(model(images_NCHW, timesteps=5), expected_TNK, atol=1e-10)
+    cells, state, sew = Membranes(settings), model.state_dict(), name.startswith("sew_")
+    steps = 5 if name == "resnet20" else 3
+    logits = [one_step(state, images_NCHW, cells, blocks, sew) for _ in range(steps)]
+    silent = [name for name, count in cells.spikes_seen.items() if count == 0]
+    assert not silent, "a comparison of silent layers would say nothing"
+    expected_TNK = torch.stack(logits)
+    assert torch.allclose(model(images_NCHW, timesteps=steps), expected_TNK, atol=1e-10)
     assert not torch.allclose(expected_TNK[0], expected_TNK[-1])
-
-
-@pytest.mark.parametrize(
-    ("name", "blocks"),
-    [("resnet18", (2, 2, 2, 2)), ("resnet19", (3, 3, 2)), ("sew_resnet18", (2, 2, 2, 2))],
-)
-@torch.no_grad()
-def test_other_networks_equal_their_neurons_one_by_one(
-    build_lively: Build, name: str, blocks: tuple[int, ...]
-) -> None:
-    settings = NeuronConfig()
-    model = build_lively(name).double()
-    images_NCHW = torch.randn(4, 1, 8, 8, dtype=torch.float64)
-    sew = name.startswith("sew_")
-    expected_TNK = step_by_step(model, images_NCHW, 3, settings, blocks, sew)
-    assert torch.allclose(model(images_NCHW, timesteps=3), expected_TNK, atol=1e-10)
