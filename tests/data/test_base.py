@@ -16,13 +16,9 @@ from tser_cli.settings import registry
 from tser_cli.settings.config import DataConfig
 
 
-def test_spec_tells_classes_and_shape() -> None:
+def test_a_spec_tells_classes_and_shape_and_a_source_gives_raw_images() -> None:
     spec = DataSpec("x", 3, 12, 10, ("a", "b"), (0.0,) * 3, (1.0,) * 3)
-    assert spec.num_classes == 2
-    assert spec.image_shape == (3, 12, 10)
-
-
-def test_tensor_source_gives_raw_images() -> None:
+    assert (spec.num_classes, spec.image_shape) == (2, (3, 12, 10))
     images = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).view(2, 3, 4, 5)
     source = TensorSource(images, torch.tensor([1, 0]))
     assert len(source) == 2
@@ -36,9 +32,6 @@ def test_every_registered_data_set_has_a_loader() -> None:
 
 def test_the_named_data_set_is_loaded() -> None:
     assert load_dataset(DataConfig(name="digits")).spec.name == "digits"
-
-
-def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(ConfigError, match='did you mean "digits"'):
         load_dataset(DataConfig.model_construct(name="digit"))
 
@@ -48,6 +41,7 @@ def pixels(*shape: int) -> torch.Tensor:
 
 
 SPEC = DataSpec("own", 1, 8, 8, ("a", "b", "c"), (0.5,), (0.5,))
+THIRDS = torch.arange(6) % 3
 
 
 class OneByOne:
@@ -65,9 +59,12 @@ class OneByOne:
         return self._image
 
 
-def of(source: object) -> object:
-    good = TensorSource(pixels(6, 1, 8, 8), torch.arange(6) % 3)
-    return Dataset(SPEC, good, source)  # type: ignore[arg-type]
+def of(images: torch.Tensor, labels: torch.Tensor = THIRDS) -> Callable[[], object]:
+    return lambda: of_source(TensorSource(images, labels))
+
+
+def of_source(source: object) -> object:
+    return Dataset(SPEC, TensorSource(pixels(6, 1, 8, 8), THIRDS), source)  # type: ignore[arg-type]
 
 
 def fails() -> object:
@@ -79,27 +76,23 @@ def fails() -> object:
     [
         (lambda: 3, "its function returns int, not a Dataset"),
         (fails, r"can't be loaded: OSError: disk on fire \(.*test_base\.py, line \d+\)"),
-        (lambda: of(TensorSource(torch.rand(6, 1, 8, 8), torch.arange(6))), "must be uint8"),
+        (of(torch.rand(6, 1, 8, 8), torch.arange(6)), "must be uint8"),
+        (of(pixels(6, 1, 8, 8), torch.arange(5)), r"labels must .*\[6\].*\[5"),
         (
-            lambda: of(TensorSource(pixels(6, 1, 8, 8), torch.arange(5))),
-            r"labels must .*\[6\].*\[5",
-        ),
-        (
-            lambda: of(TensorSource(pixels(6, 1, 8, 8), torch.arange(6))),
+            of(pixels(6, 1, 8, 8), torch.arange(6)),
             r"data set own_data: its test images: labels go from 0 to 5; there are 3 classes",
         ),
-        (lambda: of(TensorSource(pixels(6, 1, 8, 8), torch.arange(6) % 3 - 1)), "go from -1 to 1"),
-        (
-            lambda: of(TensorSource(pixels(0, 1, 8, 8), torch.arange(0))),
-            "test images: there are no",
-        ),
-        (lambda: of(TensorSource(pixels(6, 1, 9, 8), torch.arange(6) % 3)), r"first .*\[1, 9, 8\]"),
-        (lambda: of(OneByOne(pixels(3, 9, 8))), r"first is torch.uint8 \[3, 9, 8\]; they must be"),
-        (lambda: of(OneByOne(torch.rand(1, 8, 8))), r"the first is torch.float32"),
+        (of(pixels(6, 1, 8, 8), THIRDS - 1), "go from -1 to 1"),
+        (of(pixels(0, 1, 8, 8), torch.arange(0)), "test images: there are no"),
+        (of(pixels(6, 1, 9, 8)), r"first .*\[1, 9, 8\]"),
+        (lambda: of_source(OneByOne(pixels(3, 9, 8))), r"is torch.uint8 \[3, 9, 8\]; they must be"),
+        (lambda: of_source(OneByOne(torch.rand(1, 8, 8))), r"the first is torch.float32"),
         (
             lambda: replace(SPEC, mean=(0.1, 0.2)),
-            "mean and std have 2 and 1 numbers, for images of",
+            "mean and std have 2 and 1 numbers, for images",
         ),
+        (lambda: of_source(OneByOne(pixels(1, 8, 8))), ""),  # one by one they may have any size
+        (lambda: of_source(OneByOne(pixels(1, 30, 20))), ""),
     ],
 )
 def test_a_data_set_of_a_plug_in_is_checked(
@@ -107,17 +100,11 @@ def test_a_data_set_of_a_plug_in_is_checked(
 ) -> None:
     monkeypatch.setitem(registry.DATASETS, "own_data", registry.DatasetEntry("elsewhere:load"))
     monkeypatch.setattr(registry, "load", lambda target: lambda config: make())
-    with pytest.raises(DataError, match=said):
-        load_dataset(DataConfig(name="own_data"))
-
-
-@pytest.mark.parametrize("image", [pixels(1, 8, 8), pixels(1, 30, 20)])
-def test_images_that_are_read_one_by_one_may_have_any_size(
-    monkeypatch: pytest.MonkeyPatch, image: torch.Tensor
-) -> None:
-    monkeypatch.setitem(registry.DATASETS, "own_data", registry.DatasetEntry("elsewhere:load"))
-    monkeypatch.setattr(registry, "load", lambda target: lambda config: of(OneByOne(image)))
-    assert load_dataset(DataConfig(name="own_data")).spec == SPEC
+    if said:
+        with pytest.raises(DataError, match=said):
+            load_dataset(DataConfig(name="own_data"))
+    else:
+        assert load_dataset(DataConfig(name="own_data")).spec == SPEC
 
 
 @settings(max_examples=30, deadline=None)
@@ -136,18 +123,14 @@ def test_parts_are_disjoint_whole_and_stratified(counts: list[int], fraction: fl
     assert all(abs(h - fraction * c) <= 2 for h, c in zip(held, counts, strict=True))
 
 
-def test_no_fraction_holds_nothing_out() -> None:
-    training, validation = split_off(torch.tensor([0, 0, 1]), 0.0)
-    assert training.tolist() == [0, 1, 2]
-    assert validation.tolist() == []
-
-
 def test_the_same_labels_give_the_same_split_whatever_the_random_state() -> None:
     labels = torch.arange(200) % 5
     torch.manual_seed(1)
     first = split_off(labels, 0.25)[1]
     torch.manual_seed(2)
     assert torch.equal(first, split_off(labels, 0.25)[1])
+    training, validation = split_off(labels, 0.0)  # no fraction holds nothing out
+    assert (training.tolist(), validation.tolist()) == (list(range(200)), [])
 
 
 @pytest.mark.parametrize(

@@ -46,17 +46,13 @@ def test_no_program_is_started_for_postscript(
 
 
 @pytest.mark.parametrize("suffix", ["PNG", "TIFF", "PPM"])
-def test_of_16_grey_bits_the_upper_8_count(tmp_path: Path, suffix: str) -> None:
+def test_of_16_bits_the_upper_8_count(tmp_path: Path, suffix: str) -> None:
     values = np.array([[0, 255, 256], [40_000, 65_279, 65_535]], np.uint16)
     path = tmp_path / f"x.{suffix.lower()}"
     Image.fromarray(values).save(path, suffix)
     expected = [[0, 0, 1], [156, 254, 255]]
     assert read_image(path, 1).tolist() == [expected]
     assert read_image(path, 3).tolist() == [expected] * 3
-
-
-def test_16_bit_colour_is_scaled_like_grey(tmp_path: Path) -> None:
-    path = tmp_path / "x.png"
     path.write_bytes(png(1, 1, 16, 2, b"\0" + struct.pack(">3H", 255, 40_000, 65_535)))
     assert read_image(path).flatten().tolist() == [0, 156, 255]
 
@@ -92,13 +88,6 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
             read_image(path)
 
 
-def test_grey_is_one_channel(tmp_path: Path) -> None:
-    path = tmp_path / "x.png"
-    Image.new("RGB", (3, 2), (255, 0, 0)).save(path)
-    assert read_image(path, 1).tolist() == [[[76] * 3] * 2]
-    assert read_image(path).shape == (3, 2, 3)
-
-
 @pytest.mark.parametrize("suffix", ["PNG", "JPEG", "TIFF", "BMP", "WEBP", "PPM"])
 def test_damage_anywhere_is_told_or_harmless(tmp_path: Path, suffix: str) -> None:
     rng = np.random.default_rng(0)
@@ -126,6 +115,8 @@ def save(path: Path, pixels: np.ndarray) -> Path:
 
 
 def test_folders_are_searched_to_their_depth_in_order(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no images"):
+        picture_files([str(tmp_path)])
     for name in ("b.png", "a/z.PNG", "a/b/c.bmp", ".hidden.png"):
         save(tmp_path / name, GREY)
     (tmp_path / "notes.txt").write_text("no image")
@@ -135,16 +126,15 @@ def test_folders_are_searched_to_their_depth_in_order(tmp_path: Path) -> None:
     assert named[-1] == Path("elsewhere.png")
 
 
-def test_a_folder_without_images_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no images"):
-        picture_files([str(tmp_path)])
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_an_image_of_the_network_s_size_keeps_its_pixels(tmp_path: Path, channels: int) -> None:
+def test_an_image_of_the_network_s_size_keeps_its_pixels(tmp_path: Path) -> None:
     path = save(tmp_path / "grey.png", GREY)
-    expected = torch.from_numpy(GREY).expand(channels, -1, -1)
-    assert torch.equal(fitted_picture(path, (channels, 6, 8)), expected)
+    for channels in (1, 3):
+        expected = torch.from_numpy(GREY).expand(channels, -1, -1)
+        assert torch.equal(fitted_picture(path, (channels, 6, 8)), expected)
+    with pytest.raises(DataError, match="2 channels"):
+        fitted_picture(path, (2, 8, 8))
+    with pytest.raises(DataError, match="2 channels"):
+        thumbnail(torch.zeros(2, 8, 8, dtype=torch.uint8), 64)
 
 
 def test_colours_become_grey_and_transparency_is_dropped(tmp_path: Path) -> None:
@@ -154,11 +144,9 @@ def test_colours_become_grey_and_transparency_is_dropped(tmp_path: Path) -> None
     assert fitted_picture(path, (3, 2, 2))[:, 0, 0].tolist() == [200, 0, 0]
     # 0.299 of red (ITU-R 601)
     assert fitted_picture(path, (1, 2, 2))[0, 0, 0] == 60
-
-
-def test_a_network_of_other_channels_takes_no_pictures(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="2 channels"):
-        fitted_picture(save(tmp_path / "grey.png", GREY), (2, 8, 8))
+    Image.new("RGB", (3, 2), (255, 0, 0)).save(path)
+    assert read_image(path, 1).tolist() == [[[76] * 3] * 2]
+    assert read_image(path).shape == (3, 2, 3)
 
 
 @pytest.mark.parametrize(("side", "sizes"), [(8, (16, 24)), (96, (300, 200)), (96, (20, 30))])
@@ -192,8 +180,3 @@ def test_a_thumbnail_is_a_small_png(
         assert (image.size, image.mode, image.format) == (size, mode, "PNG")
         if size == shape[:0:-1]:  # nothing was scaled
             assert list(image.tobytes()) == pixels_CHW.permute(1, 2, 0).flatten().tolist()
-
-
-def test_two_channels_are_no_picture() -> None:
-    with pytest.raises(DataError, match="2 channels"):
-        thumbnail(torch.zeros(2, 8, 8, dtype=torch.uint8), 64)
