@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tser_cli.base.errors import ConfigError
 from tser_cli.engine.ablation.grid import Request, choose_baseline, expand, make_request, parse_vary
 from tser_cli.settings import recipe, registry
-from tser_cli.settings.config import Config
 from tser_cli.settings.recipe import Layer
 
 BASE = [Layer("recipe base.toml", {"data.name": "digits", "optimizer.lr": 0.05})]
@@ -29,6 +26,8 @@ def refused(message: str, **section: Any) -> None:
 
 def test_every_combination_once_seed_by_seed() -> None:
     cells = request().cells
+    assert request().baseline == cells[0].varied  # where none is named
+    assert {cell.seed for cell in make_request(BASE, {"vary": ["method=ce"]}).cells} == {0, 1, 2}
     assert [(c.seed, *c.varied.values()) for c in cells] == [
         *[(0, "ce", 1), (0, "ce", 2), (0, "kd", 1), (0, "kd", 2)],
         *[(1, "ce", 1), (1, "ce", 2), (1, "kd", 1), (1, "kd", 2)],
@@ -94,6 +93,8 @@ def test_a_stated_weight_reaches_the_methods_that_read_it() -> None:
 
 
 def test_a_stated_weight_that_no_cell_reads() -> None:
+    with pytest.raises(ConfigError, match=r"--vary: method\.temperature: ce does not read it"):
+        make_request(BASE, {}, ["method=ce,kd", "temperature=2,4"], 1)
     stated = [*BASE, Layer("--set", {"method.lam": 0.1})]
     with pytest.raises(ConfigError) as error:
         make_request(stated, {}, ["method=kd,ce"], 1)
@@ -101,11 +102,6 @@ def test_a_stated_weight_that_no_cell_reads() -> None:
         "--set: method.lam: kd does not read it",
         "--set: method.lam: ce does not read it",
     ]
-
-
-def test_a_varied_weight_that_a_cell_does_not_read() -> None:
-    with pytest.raises(ConfigError, match=r"--vary: method\.temperature: ce does not read it"):
-        make_request(BASE, {}, ["method=ce,kd", "temperature=2,4"], 1)
 
 
 def test_entropy_that_is_added_shows_in_the_cells_names() -> None:
@@ -116,6 +112,9 @@ def test_entropy_that_is_added_shows_in_the_cells_names() -> None:
     assert [cell.config.method.name for cell in made.cells] == ["tser", "kd"]
     varied = make_request(BASE, {}, ["method=kd", "entropy_weight=0,0.1"], 1)
     assert [cell.varied["method.name"] for cell in varied.cells] == ["kd", "kd"]
+    stated = [*BASE, Layer("--set", {"method.rate_weight": 0.5})]
+    labels = [cell.label for cell in make_request(stated, {}, ["method=tser,ce"], 1).cells]
+    assert labels == ["method=tser+rate", "method=ce+rate"]
 
 
 def test_energy_budgets_are_varied_by_their_short_name() -> None:
@@ -127,29 +126,6 @@ def test_energy_budgets_are_varied_by_their_short_name() -> None:
     assert made.names == ["energy_budget"]
     with pytest.raises(ConfigError, match=r"energy\.budget = '4': \"4\" is no energy"):
         make_request(BASE, {}, ["energy_budget=4"], 1)
-
-
-def test_a_rate_penalty_shows_in_the_cells_names_unless_it_is_varied() -> None:
-    stated = [*BASE, Layer("--set", {"method.rate_weight": 0.5})]
-    made = make_request(stated, {}, ["method=tser,ce"], 1)
-    assert [cell.label for cell in made.cells] == ["method=tser+rate", "method=ce+rate"]
-    varied = make_request(BASE, {}, ["method=tser", "rate_weight=0,0.5"], 1)
-    assert [cell.label for cell in varied.cells] == [
-        *("method=tser, rate_weight=0", "method=tser, rate_weight=0.5")
-    ]
-
-
-@given(st.lists(st.integers(1, 3), min_size=1, max_size=3), st.integers(1, 4))
-def test_the_number_of_cells_is_the_product(sizes: list[int], seeds: int) -> None:
-    keys = ["model.timesteps", "training.epochs", "training.batch_size"]
-    axes = {key: list(range(1, size + 1)) for key, size in zip(keys, sizes, strict=False)}
-    cells = expand(BASE, axes, seeds)
-    product = seeds
-    for size in sizes:
-        product *= size
-    assert len(cells) == product
-    assert len({(c.seed, *c.varied.values()) for c in cells}) == product
-    assert [c.seed for c in cells] == sorted(c.seed for c in cells)
 
 
 def test_values_have_the_type_of_their_key() -> None:
@@ -186,33 +162,17 @@ def test_what_can_t_be_varied(texts: list[str], said: str) -> None:
         parse_vary(texts)
 
 
-def test_all_texts_are_told_at_once() -> None:
+def test_all_bad_values_are_told_at_once_and_once() -> None:
     with pytest.raises(ConfigError) as error:
         parse_vary(["methd=ce", "lrr=1", "T=1"])
-    assert [line.split(":")[0] for line in str(error.value).splitlines()] == [
-        "--vary methd=ce",
-        "--vary lrr=1",
-    ]
-
-
-def test_all_bad_values_are_told_at_once_and_once() -> None:
+    told = [line.split(":")[0] for line in str(error.value).splitlines()]
+    assert told == ["--vary methd=ce", "--vary lrr=1"]
     with pytest.raises(ConfigError) as error:
         make_request(BASE, {}, ["method=ce,kdd", "timesteps=0,1"], 3)
     lines = str(error.value).splitlines()
     assert len(lines) == 2
     assert sum('unknown method "kdd" (did you mean "kd"?)' in line for line in lines) == 1
     assert sum("model.timesteps = 0" in line for line in lines) == 1
-
-
-@pytest.mark.parametrize("seeds", [0, -1])
-def test_no_seed_is_no_ablation(seeds: int) -> None:
-    with pytest.raises(ConfigError, match=rf"--seeds {seeds}: at least one"):
-        make_request(BASE, {}, ["method=ce"], seeds)
-
-
-def test_nothing_varied() -> None:
-    with pytest.raises(ConfigError, match="nothing is varied"):
-        make_request(BASE, {})
 
 
 def test_flags_stand_above_the_section() -> None:
@@ -226,10 +186,6 @@ def test_flags_stand_above_the_section() -> None:
     assert made.names == ["method"]
     assert len(made.cells) == 2
     assert made.baseline == {"method.name": "ce"}  # the section's belongs to what it varies
-
-
-def test_three_seeds_where_none_are_stated() -> None:
-    assert {cell.seed for cell in make_request(BASE, {"vary": ["method=ce"]}).cells} == {0, 1, 2}
 
 
 def test_problems_of_a_section() -> None:
@@ -268,10 +224,6 @@ def test_a_validation_accuracy_needs_validation_images() -> None:
     assert request().measure == "accuracy"
 
 
-def test_the_baseline_is_the_first_cell_where_none_is_named() -> None:
-    assert request().baseline == {"method.name": "ce", "model.timesteps": 1}
-
-
 @pytest.mark.parametrize(
     ("text", "chosen"),
     [
@@ -290,16 +242,8 @@ def test_a_baseline_that_is_named(text: str, chosen: dict[str, Any]) -> None:
 def test_a_baseline_that_is_no_cell(text: str) -> None:
     with pytest.raises(ConfigError, match=r"no such cell. Cells: method=ce, timesteps=1; .*=2$"):
         choose_baseline(request().cells, text)
-
-
-def test_a_baseline_with_an_unknown_key() -> None:
     with pytest.raises(ConfigError, match="--baseline methd=kd: unknown key"):
         choose_baseline(request().cells, "methd=kd")
-
-
-def test_cells_are_complete_settings() -> None:
-    assert all(isinstance(cell.config, Config) for cell in request().cells)
-    assert {cell.config.optimizer.lr for cell in request().cells} == {0.05}
 
 
 PACKAGED = [name for name in recipe.available() if name.startswith("ablations/")]
@@ -340,7 +284,16 @@ def test_the_packaged_ablations_compare_every_method() -> None:
     assert compared == registry.METHODS.keys()
 
 
-@pytest.mark.parametrize("seeds", [10**17, 10**4000, 5001])
-def test_too_many_runs_are_refused_at_once(seeds: int) -> None:
-    with pytest.raises(ConfigError, match="at most 10,000 are taken"):
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        *((n, "at most 10,000 are taken") for n in (10**17, 10**4000, 5001)),
+        *((n, f"--seeds {n}: at least one") for n in (0, -1)),
+    ],
+    ids=range(5),
+)
+def test_too_many_runs_and_none_are_refused_at_once(seeds: int, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
         expand([Layer("tests", {})], {"model.timesteps": [1, 2]}, seeds)
+    with pytest.raises(ConfigError, match="nothing is varied"):
+        make_request(BASE, {})

@@ -139,17 +139,13 @@ def lost(run: RunReport | AblationReport) -> dict[str, str]:
     return {name: part.why for name, part in parts.items() if isinstance(part, Missing)}
 
 
-def test_a_finished_student_has_every_part(finished: Finished) -> None:
-    run = finished()
-    result = reported(run.folder, measure=True)
-    assert lost(only(result)) == {} and result.missing == ()
-    text = result.output.read_text(encoding="utf-8")
-    assert len(text.encode()) == result.bytes < 5_000_000
-    assert text.count("data:image/png;base64,") == 11  # each of the 11 images, right or wrong
-
-
 def test_what_was_measured_agrees_with_itself(finished: Finished) -> None:
-    run = only(reported(finished().folder, measure=True))
+    result = reported(finished().folder, measure=True)
+    run = only(result)
+    assert lost(run) == {} and result.missing == ()
+    text = result.output.read_text(encoding="utf-8")
+    assert len(text.encode()) == result.bytes
+    assert text.count("data:image/png;base64,") == 11  # each of the 11 images, right or wrong
     assert not isinstance(run.gallery, Missing) and not isinstance(run.tradeoff, Missing)
     right = 11 - run.gallery.errors
     assert run.gallery.images == 11
@@ -160,10 +156,6 @@ def test_what_was_measured_agrees_with_itself(finished: Finished) -> None:
     energies = [point.energy_pj for point in run.tradeoff.exits]
     assert energies == sorted(energies)
     assert all(energy_pj <= run.tradeoff.steps[-1].energy_pj for energy_pj in energies)
-
-
-def test_the_student_stands_beside_many_others(finished: Finished) -> None:
-    run = only(reported(finished().folder, measure=True))
     assert [pair.name for pair in run.pairs] == [
         *("the ANN of the same shape", "that ANN, with memory traffic"),
         *("that ANN in 8-bit integers", "its teacher, resnet34"),
@@ -198,13 +190,9 @@ def test_a_teacher_has_no_energy_of_spikes(finished: Finished) -> None:
     assert "LayerFacts by layer" not in result.output.read_text(encoding="utf-8")
 
 
-def test_the_files_alone_give_all_but_the_pictures(written: Written) -> None:
-    result = reported(written().folder)
-    assert lost(only(result)) == {"gallery": "the network was not run (--no-measure)"}
-
-
 def test_values_are_those_of_the_tables(written: Written) -> None:
     run = only(reported(written().folder))
+    assert lost(run) == {"gallery": "the network was not run (--no-measure)"}
     assert not isinstance(run.accuracy, Missing) and not isinstance(run.energy, Missing)
     first = run.accuracy.steps[0]
     assert first.interval_at_t == proportion_interval(8, 11)
@@ -230,9 +218,6 @@ def test_mistakes_are_counted_by_class_and_step() -> None:
     assert last == ClassErrors("2", 3, (3, 0), 1, "cat")
     assert found.pairs == (Confusion("2", "cat", 1, 1 / 3),)
     assert found.largest == 1.0
-
-
-def test_equal_names_of_classes_stay_apart() -> None:
     assert files.class_names(["a", "a", "b"], 4) == ["a (0)", "a (1)", "b", "3"]
 
 
@@ -379,29 +364,18 @@ def test_a_run_that_does_not_exist_is_told_with_the_nearest(written: Written) ->
     assert not (folder.parent / "page.html").exists()
 
 
-def test_a_damaged_status_is_refused(written: Written) -> None:
-    run = written()
-    (run.folder / "status.json").write_text("{")
-    with pytest.raises(TserError, match="damaged"):
-        reported(run.folder)
-
-
-def test_another_suffix_is_refused(written: Written, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"call it page\.html"):
-        reported(written().folder, output=tmp_path / "page.pdf")
-
-
-def test_too_many_runs_are_refused(tmp_path: Path) -> None:
-    folders = [tmp_path / str(n) for n in range(13)]
-    with pytest.raises(ConfigError, match="13 runs are too many"):
-        reported(*folders)
-
-
-def test_a_page_that_is_too_large_is_refused(
-    written: Written, monkeypatch: pytest.MonkeyPatch
+def test_what_can_t_be_reported(
+    written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run, another = written(), written()
+    with pytest.raises(ConfigError, match=r"call it page\.html"):
+        reported(run.folder, output=tmp_path / "page.pdf")
+    with pytest.raises(ConfigError, match="13 runs are too many"):
+        reported(*(tmp_path / str(n) for n in range(13)))
+    (another.folder / "status.json").write_text("{")
+    with pytest.raises(TserError, match="damaged"):
+        reported(another.folder)
     monkeypatch.setattr(gather, "MOST_BYTES", 1000)
-    run = written()
     with pytest.raises(ConfigError, match="name fewer runs"):
         reported(run.folder)
     assert not (run.folder.parent / "report.html").exists()
@@ -415,13 +389,10 @@ def test_by_default_the_newest_finished_student_is_reported(
         runs_dir=tmp_path / "runs", output=tmp_path / "page.html", measure=False
     )
     assert only(make_report(request)).name == run.name
-
-
-def test_a_run_is_found_by_the_beginning_of_its_name(written: Written, tmp_path: Path) -> None:
-    run = written()
     named = {"runs_dir": tmp_path / "runs", "output": tmp_path / "page.html"}
-    assert only(reported(Path("resnet20_T"), **named)).name == run.name
-    assert only(reported(Path("latest"), **named)).name == run.name
+    for name in ("resnet20_T", "latest"):  # the beginning of its name
+        assert only(reported(Path(name), **named)).name == run.name
+    assert only(reported(run.folder, run.folder)).name == run.name  # named twice, it stands once
 
 
 def test_runs_on_the_same_images_are_compared_image_by_image(written: Written) -> None:
@@ -432,11 +403,6 @@ def test_runs_on_the_same_images_are_compared_image_by_image(written: Written) -
     ((_, pair),) = reported(one.folder, other.folder).page.same_images
     assert (pair.only_first, pair.only_other) == (4, 0)
     assert pair.p_value == pytest.approx(2 * 0.5**4)
-
-
-def test_the_same_run_named_twice_stands_once(written: Written) -> None:
-    folder = written().folder
-    assert len(reported(folder, folder).page.runs) == 1
 
 
 def ablation_rows() -> list[dict[str, Any]]:
@@ -517,8 +483,3 @@ def test_unfinished_cells_are_counted(ablation: Path) -> None:
     write_csv(ablation / "ablation.csv", rows, ablation_schema(["method.name"], 2))
     (found,) = reported(ablation).page.ablations
     assert found.said == ("6 of 10 runs are finished (4 failed)",)
-
-
-def test_thinned_rows_keep_both_ends() -> None:
-    assert files.thinned(range(100), 4) == [0, 33, 66, 99]
-    assert files.thinned([1, 2], 4) == [1, 2]

@@ -16,7 +16,6 @@ from tests.engine.page.pages import (
     ablation,
     bare_run,
     cell,
-    energy,
     page_of,
     picture,
     run_report,
@@ -173,15 +172,11 @@ def test_colours_of_figures_are_those_of_the_page(name: str) -> None:
     figures = re.findall("<svg.*?</svg>", text_of(name), flags=re.DOTALL)
     assert all(not re.search("#[0-9a-f]{6}\\b", figure) for figure in figures)
     assert all("font-family" not in figure and "<style" not in figure for figure in figures)
-
-
-def test_there_is_one_palette_for_figures_and_page() -> None:
     sheet = (TEMPLATES / "page.css").read_text()
     light, dark, paper = (
         re.findall(r"--s\d: (#\w+);", rules) for rules in sheet.split(":root")[1:]
     )
-    assert tuple(light) == tuple(paper) == PALETTE
-    assert len(dark) == len(PALETTE)
+    assert tuple(light) == tuple(paper) == PALETTE and len(dark) == len(PALETTE)
     assert all(f"{name}:" in sheet for name in COLOURS.values())
 
 
@@ -202,13 +197,17 @@ def test_the_summary_says_what_matters() -> None:
     assert "energy an image 80 pJ budget: 80 pJ of 75 pJ: 6.7 % over" in text
     assert "beside the same ANN 11.5 times less … 2.0 times more" in text
     assert "(confidence 0.9) reach 80.00 % for 65 pJ, 81 % of the energy." in text
+    assert "Side by side" not in text
+    assert text.count("75 % ✗") == 9  # three images, two steps and all together
 
 
-def test_a_run_without_a_budget_has_no_verdict() -> None:
+def test_what_a_run_does_not_have_is_not_told() -> None:
     run = run_report()
     free = replace(run, facts=replace(run.facts, energy_budget_pj=None))
     text = words_of(page_of(free))
     assert "budget" not in text and "energy an image 80 pJ arithmetic alone" in text
+    ann = words_of(page_of(run_report(kind="teacher", title="resnet20, a teacher")))
+    assert "Layer by layer" not in ann and "Further left is cheaper" not in ann
 
 
 def test_energies_of_nothing_are_not_compared() -> None:
@@ -225,11 +224,6 @@ def test_what_is_missing_is_said_with_its_reason() -> None:
     assert "This run is stopped." in text
 
 
-def test_an_ann_has_no_part_for_its_spikes() -> None:
-    text = words_of(page_of(run_report(kind="teacher", title="resnet20, a teacher")))
-    assert "Layer by layer" not in text and "Further left is cheaper" not in text
-
-
 def test_differences_between_runs_are_marked() -> None:
     other = run_report("run-b", all_settings={"method.name": "kd", "optimizer.lr": "0.1"})
     text = render(page_of(run_report(), other))
@@ -237,10 +231,6 @@ def test_differences_between_runs_are_marked() -> None:
     assert marked[:1] == ["kd"] and "0.1" in marked
     words = Document(text).text
     assert "3 are right in A alone, 1 in B alone" in words and "p = 0.62" in words
-
-
-def test_one_run_has_nothing_beside_it() -> None:
-    assert "Side by side" not in text_of("a run")
 
 
 def test_the_lines_of_an_ablation_give_interval_n_and_verdict() -> None:
@@ -251,17 +241,6 @@ def test_the_lines_of_an_ablation_give_interval_n_and_verdict() -> None:
     assert "kd against" not in text
 
 
-def test_images_carry_their_answers() -> None:
-    text = text_of("a run")
-    assert text.count('src="data:image/png;base64,') == 3
-    assert Document(text).text.count("75 % ✗") == 9  # three images, two steps and all together
-
-
-def test_bars_of_errors_are_numbers() -> None:
-    parts = re.findall(r"--part: ([^\"]*)\"", text_of("a run"))
-    assert parts and all(0.0 <= float(part) <= 1.0 for part in parts)
-
-
 def test_every_column_of_a_table_has_a_header() -> None:
     tables = re.findall(r"<table[^>]*>\n<thead>.*?</table>", text_of("all"), flags=re.DOTALL)
     assert len(tables) > 10
@@ -270,11 +249,6 @@ def test_every_column_of_a_table_has_a_header() -> None:
         headers = len(re.findall(r"<t[hd][ >]", head))
         for row in re.findall(r"<tr>(.*?)</tr>", table.split("</thead>")[1], flags=re.DOTALL):
             assert len(re.findall(r"<t[hd][ >]", row)) == headers
-
-
-def test_a_small_energy_has_its_unit() -> None:
-    text = words_of(page_of(run_report(energy=energy(("conv1",)))))
-    assert "energy an image 40 pJ" in text
 
 
 def test_the_matrix_is_a_table_of_classes() -> None:
