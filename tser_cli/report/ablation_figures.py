@@ -14,21 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tser_cli.base.errors import drawable
-from tser_cli.report import figures, style
-from tser_cli.report.csv_files import (
-    ALL_STEPS,
-    ANN,
-    ANN_INT8,
-    EARLY_EXIT,
-    FRONTIER,
-    TEACHER,
-    TEXT,
-    TSNE,
-    axes_of,
-    read_ablation,
-    read_summary,
-    read_table,
-)
+from tser_cli.report import csv_files, figures, style
 from tser_cli.report.statistics import interval
 from tser_cli.report.style import PALETTE, Drawing, Look, label_points, look_of, styled
 from tser_cli.settings.fields import unit_of
@@ -70,15 +56,15 @@ def draw_all(folder: Path, names: Names) -> list[Path]:
 
     `names` are the short names of the varied settings, by their columns. Raises RunError.
     """
-    runs = read_ablation(folder / "ablation.csv", list(names))
-    summary = read_summary(folder / "summary.csv")
+    runs = csv_files.read_ablation(folder / "ablation.csv", list(names))
+    summary = csv_files.read_summary(folder / "summary.csv")
     drawn = draw_tables(runs, summary, names)
     points = folder / "tsne.csv"
     if drawn and points.is_file():
-        drawn["tsne"] = draw_tsne(read_table(points, TSNE))
+        drawn["tsne"] = draw_tsne(csv_files.read_table(points, csv_files.TSNE))
     exits = folder / "frontier.csv"
     if drawn and exits.is_file():
-        table = read_table(exits, FRONTIER, others=TEXT)
+        table = csv_files.read_table(exits, csv_files.FRONTIER, others=csv_files.TEXT)
         drawn["frontier"] = draw_frontier(table, cells_of(runs, names), list(names))
     return [path for name in drawn for path in drawn[name].save(folder / "figures" / name)]
 
@@ -102,6 +88,7 @@ def cells_of(runs: pd.DataFrame, names: Names) -> list[CellRuns]:
 
     A cell of one varied setting is called by its value, `kd`; else `method=kd, timesteps=2`.
     """
+    # by seed, so that differences pair the runs of equal seeds
     finished = runs[runs["state"] == "finished"].set_index("seed")
     cells = []
     for key, members in finished.groupby(list(names), sort=False):
@@ -121,7 +108,7 @@ def baseline_of(summary: pd.DataFrame) -> dict[int, str]:
     bases = summary[summary["baseline"] == 1]
     return {
         place: str(bases[axis].iloc[0])
-        for place, axis in enumerate(axes_of(summary))
+        for place, axis in enumerate(csv_files.axes_of(summary))
         if bases[axis].nunique() == 1
     }
 
@@ -293,7 +280,7 @@ def reach_of(values: Sequence[float]) -> list[list[float]] | None:
 
 
 # Their accuracy was not measured: they stand as a line at their energy.
-LINES = {ANN: "ANN of the same shape", ANN_INT8: "that ANN, 8-bit integers"}
+LINES = {csv_files.ANN: "ANN of the same shape", csv_files.ANN_INT8: "that ANN, 8-bit integers"}
 
 
 @styled
@@ -304,11 +291,13 @@ def draw_frontier(points: pd.DataFrame, cells: Sequence[CellRuns], axes: Sequenc
     """
     drawing, (near, far) = style.blank(8.4, 3.8, ncols=2, width_ratios=[1.9, 1.0])
     every = [(cell, points[(points[list(axes)] == list(cell.key)).all(axis=1)]) for cell in cells]
-    drawn = [(cell, rows) for cell, rows in every if (rows["point"] == ALL_STEPS).any()]
+    drawn = [(cell, rows) for cell, rows in every if (rows["point"] == csv_files.ALL_STEPS).any()]
     draw_others(far, points)
     for plot in (near, far):
         for cell, rows in drawn:
-            curve, ends = (rows[rows["point"] == kind] for kind in (EARLY_EXIT, ALL_STEPS))
+            curve, ends = (
+                rows[rows["point"] == kind] for kind in (csv_files.EARLY_EXIT, csv_files.ALL_STEPS)
+            )
             if len(curve):
                 energies = curve["energy_pj"] / 1e6
                 plot.plot(energies, 100 * curve["accuracy"], color=cell.look.colour)
@@ -317,11 +306,11 @@ def draw_frontier(points: pd.DataFrame, cells: Sequence[CellRuns], axes: Sequenc
     drawing.figure.supxlabel("energy an image (µJ, arithmetic alone)", fontsize="medium")
     near.set_ylabel(figures.ACCURACY)
     near.margins(0.1, 0.08)
-    exits = bool((points["point"] == EARLY_EXIT).any())
+    exits = bool((points["point"] == csv_files.EARLY_EXIT).any())
     near.set_title(
         "first step alone (hollow), early exit (line), all steps (filled)" if exits else ""
     )
-    places = [place_of(rows[rows["point"] == ALL_STEPS].iloc[0]) for _, rows in drawn]
+    places = [place_of(rows[rows["point"] == csv_files.ALL_STEPS].iloc[0]) for _, rows in drawn]
     names = [drawable(cell.label) for cell, _ in drawn]
     label_points(near, places, names, [cell.look.colour for cell, _ in drawn])
     return drawing
@@ -364,7 +353,7 @@ def draw_others(plot: Axes, points: pd.DataFrame) -> None:
     figures.energy_axis(plot, energies, 1e6)
     plot.set_xlabel("")
     plot.set_ylabel("")
-    taught = points[points["point"] == TEACHER].drop_duplicates(["energy_pj", "accuracy"])
+    taught = points[points["point"] == csv_files.TEACHER].drop_duplicates(["energy_pj", "accuracy"])
     for place in [place_of(point) for _, point in taught.iterrows()]:
         plot.plot(*place, **style.TEACHER.marks)
         plot.annotate("teacher", place, (-6, 5), textcoords="offset points", ha="right")

@@ -76,6 +76,7 @@ def disagreement(first: Predictions, other: Predictions) -> Disagreement | None:
     """Compare the answers after all steps; None where the images are not the same."""
     if not np.array_equal(first.labels_I, other.labels_I):
         return None
+    # labels are all that is kept of the images: equal ones count as the same images
     right_I, others_I = first.right(), other.right()
     only_first, only_other = int((right_I & ~others_I).sum()), int((others_I & ~right_I).sum())
     return Disagreement(only_first, only_other, mcnemar(others_I, right_I))

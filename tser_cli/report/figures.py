@@ -301,6 +301,7 @@ def energy_axis(plot: Axes, energies_pj: Sequence[float], in_unit_of: float) -> 
     """
     scale, unit = unit_of(in_unit_of)
     low, high = min(energies_pj) / scale / 1.5, 1.5 * max(energies_pj) / scale
+    # ANN and SNN often lie a factor of ten apart
     if 0.0 < low <= high < math.inf:
         ticks = log_ticks(low, high)
         plot.set_xscale("log")
@@ -393,6 +394,7 @@ def over_epochs(curves: Mapping[str, Series], told: str, narrow: bool = True) ->
 def _legend(plot: Axes) -> None:
     """Name the lines above the plot, where they hide nothing."""
     names = plot.get_legend_handles_labels()[1]
+    # about as many letters as the plot is wide
     columns = max(1, min(len(names), 60 // (max(map(len, names), default=0) + 7)))
     if names:
         plot.legend(ncols=columns, loc="lower left", bbox_to_anchor=(0.0, 1.0))

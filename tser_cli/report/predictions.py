@@ -75,6 +75,7 @@ def write_predictions(
     assert at_t_IT.shape == cumulative_IT.shape == (len(labels_I), at_t_IT.shape[1])
     for name, array in arrays.items():
         assert array.size == 0 or 0 <= array.min() <= array.max() < MOST_CLASSES, name
+    # in memory first, so that the file is written whole
     buffer = io.BytesIO()
     small = {name: array.astype(np.uint16) for name, array in arrays.items()}
     np.savez_compressed(buffer, allow_pickle=False, **small, **(vars(steps) if steps else {}))

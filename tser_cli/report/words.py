@@ -136,6 +136,7 @@ def quantity(count: float) -> str:
 def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     """Return a line a layer over all steps, the totals last; bars show each layer's share."""
     whole = [row for row in rows if row["t"] == ALL]
+    # bars beside the largest layer: beside the total, those of a deep network would vanish
     largest = max(row["energy_pj"] for row in whole[:-1]) or 1.0
     shown = Table(title=f"{title}: means per image", title_justify="left", box=SIMPLE_HEAD)
     shown.add_column("layer", overflow="fold")

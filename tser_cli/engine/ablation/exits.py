@@ -182,6 +182,7 @@ def equal_accuracy(request: Request, runs: ExitRuns) -> list[AtTarget]:
         if base is not None and base.held_out is not None:
             target = _at(base.held_out, NEVER)[0] - request.accuracy_margin
         whole = _at(run.test, NEVER)
+        # chosen on held-out images and measured on test images: else it would flatter itself
         threshold = None if target is None else early_exit.reach_accuracy(run.held_out, target)
         if threshold is None:
             reached.append(AtTarget(cell, *whole, target))

@@ -17,16 +17,8 @@ import numpy as np
 import tomli_w
 from numpy.typing import NDArray
 
+from tser_cli.base import files
 from tser_cli.base.errors import ConfigError, DamagedFileError, RunError, warn_once
-from tser_cli.base.files import (
-    hold_lock,
-    is_file,
-    make_folder,
-    read_json,
-    sha256,
-    write_json,
-    write_text,
-)
 from tser_cli.engine.ablation.grid import SEED, Cell, Request
 from tser_cli.engine.runs import teachers
 from tser_cli.engine.runs.find import existing_path, run_folders
@@ -48,8 +40,8 @@ def write_settings(cell: Cell, folder: Path) -> Path:
     home, config = cell_folder(cell, folder).resolve(), cell.config
     if config.data.dir:
         config = config.updated({"data.dir": str(Path(config.data.dir).expanduser().resolve())})
-    make_folder(home)
-    write_text(home / SETTINGS, tomli_w.dumps(config.model_dump(mode="json")))
+    files.make_folder(home)
+    files.write_text(home / SETTINGS, tomli_w.dumps(config.model_dump(mode="json")))
     return home
 
 
@@ -115,10 +107,10 @@ def read_cell(cell: Cell, folder: Path) -> CellRun:
     """
     home = cell_folder(cell, folder).absolute()
     runs = run_folders(home, "student")
-    files = tuple((run.name, *_version(run.folder / "status.json")) for run in runs)
+    versions = tuple((run.name, *_version(run.folder / "status.json")) for run in runs)
     before = _read_before.get(home)
-    if before is None or before[0] != files:
-        before = files, _read_cell(cell, [read_record(run) for run in runs])
+    if before is None or before[0] != versions:
+        before = versions, _read_cell(cell, [read_record(run) for run in runs])
         _read_before[home] = before
     return before[1]
 
@@ -183,9 +175,9 @@ class AblationFolder:
 @contextmanager
 def hold(place: AblationFolder) -> Iterator[None]:
     """Keep the ablation's folder for this process alone. Raises RunError if another has it."""
-    make_folder(place.folder)
+    files.make_folder(place.folder)
     try:
-        lock = hold_lock(place.folder / ".lock")
+        lock = files.hold_lock(place.folder / ".lock")
     except filelock.Timeout:
         raise RunError(
             f"{place.folder} is in use by another tser ablate. Wait for it, or stop it first"
@@ -200,7 +192,7 @@ def read_plan(place: AblationFolder) -> dict[str, Any]:
     if not os.path.lexists(place.plan):
         return empty
     try:
-        document = {**empty, **read_json(place.plan, 2**28, PLAN_TYPES)}
+        document = {**empty, **files.read_json(place.plan, 2**28, PLAN_TYPES)}
         records = document["teachers"].values()
         sound = [
             isinstance(record, dict) and record.keys() >= {"file", "sha256"} for record in records
@@ -219,8 +211,8 @@ def read_plan(place: AblationFolder) -> dict[str, Any]:
 
 def write_plan(place: AblationFolder, document: dict[str, Any]) -> None:
     """Write plan.json. Raises RunError."""
-    make_folder(place.folder)
-    write_json(place.plan, document)
+    files.make_folder(place.folder)
+    files.write_json(place.plan, document)
 
 
 def settings_of(cell: Cell) -> dict[str, Any]:
@@ -244,6 +236,7 @@ def checked_plan(request: Request, place: AblationFolder) -> dict[str, Any]:
             "their differences would not be those of what is varied: name a size (--set "
             "training.batch_size=128)"
         )
+    # cells of other axes would have no place in the tables of this one
     if document["axes"] and document["axes"] != request.axes:
         raise _belongs_elsewhere(place, [f"it varies {', '.join(document['axes'])}"])
     for cell in request.cells:
@@ -279,7 +272,7 @@ def shared_teacher(document: dict[str, Any], key: str) -> str | None:
     if record is None:
         return None
     path = Path(str(record["file"]))
-    if not is_file(path) or sha256(path.read_bytes()) != record["sha256"]:
+    if not files.is_file(path) or files.sha256(path.read_bytes()) != record["sha256"]:
         raise ConfigError(
             f"{path}, the teacher that this ablation began with, is gone or has changed. Put it "
             "back, or choose another --output"

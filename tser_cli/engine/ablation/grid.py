@@ -249,6 +249,7 @@ def expand(
         )
     cells: list[Cell] = []
     problems: list[str] = []
+    # Seed by seed, so that an ablation that is stopped has whole pairs of cells.
     for seed in range(first, first + seeds):
         for values in itertools.product(*axes.values()):
             if len(problems) >= MOST_REPORTED:

@@ -32,6 +32,7 @@ class Launcher:
 
     def run(self, cell: Cell) -> str:
         """Run a cell to its end; return what went wrong, "" where nothing did."""
+        # a slot is a GPU: two cells in one would share its memory
         slot = self._slots.get()
         try:
             if self._stop.requested:

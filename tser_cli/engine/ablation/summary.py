@@ -26,6 +26,7 @@ def write_tables(request: Request, folder: Path) -> list[CellStatistics]:
     found = [(cell, read_cell(cell, folder)) for cell in request.cells]
     rows = [_row(cell, run) for cell, run in found]
     write_csv(folder / "ablation.csv", rows, ablation_schema(request.axes, steps))
+    # the whole table each time: a difference changes with every cell that its baseline gains
     values = values_of_cells(found, request.axes, request.measure)
     answers: dict[Key, dict[int, NDArray[np.bool_]]] = {}
     for cell, run in found if request.measure == "accuracy" else ():

@@ -47,6 +47,7 @@ def write(cells: list[Cell], folder: Path, progress: Progress) -> None:
             rows += teacher_rows(run, opened.context)
         steps = opened.config.model.timesteps
         rows += embed(label, opened.loaded.model, opened.context, steps)
+    # the teacher first, in the figure too
     rows.sort(key=lambda row: row["network"] != TEACHER)
     write_csv(folder / TSNE_CSV, rows, TSNE)
 

@@ -20,41 +20,12 @@ import pandas as pd
 from tser_cli.base.errors import RunError, TserError, cut, visible
 from tser_cli.base.files import is_file, read_json
 from tser_cli.energy.joules import INT8, MEMORY, SAME, SKIPPING
-from tser_cli.engine.page.values import (
-    AblationReport,
-    AblationRun,
-    Accuracy,
-    CellReport,
-    ClassErrors,
-    Confusion,
-    Curves,
-    Energy,
-    ExitPoint,
-    LayerSums,
-    MeasuredStep,
-    Missing,
-    Mistakes,
-    RunFacts,
-    Setting,
-)
+from tser_cli.engine.page import values
+from tser_cli.engine.page.values import Missing
 from tser_cli.engine.runs import record
 from tser_cli.engine.runs.folder import Run
-from tser_cli.report import ablation_figures
+from tser_cli.report import ablation_figures, csv_files
 from tser_cli.report.comparison import statistics_in
-from tser_cli.report.csv_files import (
-    ALL,
-    ENERGY,
-    INTEGER,
-    PER_TIMESTEP,
-    PROVENANCE,
-    TOTAL,
-    Schema,
-    axes_of,
-    early_exit_schema,
-    read_ablation,
-    read_summary,
-    read_table,
-)
 from tser_cli.report.figures import LayerEnergy
 from tser_cli.report.predictions import PREDICTIONS, Predictions, read_predictions
 from tser_cli.settings.config import keys, short_name
@@ -113,12 +84,12 @@ def existing(folder: Path, name: str) -> Path:
     return path
 
 
-def table(run: Run, name: str, schema: Schema) -> list[dict[str, Any]]:
+def table(run: Run, name: str, schema: csv_files.Schema) -> list[dict[str, Any]]:
     """Return the rows of a table; empty fields, NaN and infinities are None.
 
     Raises RunError where there is no file, ValueError where it is damaged or has no rows.
     """
-    rows = plain_rows(read_table(existing(run.folder, name), schema))
+    rows = plain_rows(csv_files.read_table(existing(run.folder, name), schema))
     if not rows:
         raise ValueError("it has no rows")
     return rows
@@ -146,63 +117,68 @@ def thinned(rows: Sequence[Value], most: int) -> list[Value]:
     return [rows[round(n * (len(rows) - 1) / (most - 1))] for n in range(most)]
 
 
-def accuracy(run: Run) -> Accuracy:
+def accuracy(run: Run) -> values.Accuracy:
     """Return per_timestep.csv. Raises RunError; ValueError where damaged."""
-    rows = table(run, "per_timestep.csv", PER_TIMESTEP)
+    rows = table(run, "per_timestep.csv", csv_files.PER_TIMESTEP)
     steps = tuple(_step(row) for row in rows)
     times = [step.t for step in steps]
     if times != sorted(set(times)) or len(times) > MAX_TIMESTEPS:
         raise ValueError("its time steps do not follow each other")
-    return Accuracy(steps, rows[-1].get("teacher_accuracy"))
+    return values.Accuracy(steps, rows[-1].get("teacher_accuracy"))
 
 
-def _step(row: Mapping[str, Any]) -> MeasuredStep:
+def _step(row: Mapping[str, Any]) -> values.MeasuredStep:
     """Return a step; raises ValueError where more images are right than there are."""
     alone = (row.get(f"{name}_at_t") for name in ("loss", "entropy", "confidence"))
     right = (row["correct_at_t"], row["correct_cumulative"])
     if not 0 <= min(right) <= max(right) <= row["images"] or not row["images"]:
         raise ValueError(f"of {row['images']} images {right[0]} and {right[1]} are right")
     loss, entropy, confidence = alone
-    return MeasuredStep(row["t"], row["images"], *right, loss, entropy, confidence)
+    return values.MeasuredStep(row["t"], row["images"], *right, loss, entropy, confidence)
 
 
-def curves(run: Run) -> Curves:
+def curves(run: Run) -> values.Curves:
     """Return metrics.csv. Raises RunError; ValueError where damaged."""
-    rows = table(run, "metrics.csv", {"epoch": INTEGER})
+    rows = table(run, "metrics.csv", {"epoch": csv_files.INTEGER})
     if any(row["epoch"] is None for row in rows):
         raise ValueError("an epoch has no number")
-    shown = thinned(rows, MOST_EPOCHS)
+    shown = thinned(rows, MOST_EPOCHS)  # more would be less than a pixel apart
     columns = {
         name: [(row["epoch"], row[name]) for row in shown if row[name] is not None]
         for name in rows[0]
         if name != "epoch"
     }
-    return Curves(
+    return values.Curves(
         {name: series for name, series in columns.items() if series},
         tuple(name for name in columns if name not in NO_TERMS),
     )
 
 
-def energy(run: Run) -> Energy:
+def energy(run: Run) -> values.Energy:
     """Return energy.csv. Raises RunError; ValueError where damaged."""
-    rows = table(run, "energy.csv", ENERGY)
+    rows = table(run, "energy.csv", csv_files.ENERGY)
     if len(rows) > (MOST_LAYERS + 1) * (MAX_TIMESTEPS + 1):
         raise ValueError(f"it has {len(rows):,} rows")
     for row in rows:
         if any(row.get(name) is None or row[name] < 0 for name in PRICED):
             raise ValueError("a count or an energy is missing or negative")
-        row |= {"layer": label(row["layer"]), "t": row["t"] if row["t"] == ALL else int(row["t"])}
-    layers = [row for row in rows if row["layer"] != TOTAL]
+        row |= {
+            "layer": label(row["layer"]),
+            "t": row["t"] if row["t"] == csv_files.ALL else int(row["t"]),
+        }
+    layers = [row for row in rows if row["layer"] != csv_files.TOTAL]
     if len({row["layer"] for row in layers}) > MOST_LAYERS:
         raise ValueError(f"it has more than {MOST_LAYERS} layers")
-    steps = [row for row in rows if row["layer"] == TOTAL and row["t"] != ALL]
+    steps = [row for row in rows if row["layer"] == csv_files.TOTAL and row["t"] != csv_files.ALL]
     shown = {row["t"] for row in thinned(steps, MOST_STEPS)}
-    (total,) = [row for row in rows if row["layer"] == TOTAL and row["t"] == ALL]
-    return Energy(
+    (total,) = [
+        row for row in rows if row["layer"] == csv_files.TOTAL and row["t"] == csv_files.ALL
+    ]
+    return values.Energy(
         profile=label(total["profile"]),
         layers=tuple(LayerEnergy.of_row(row) for row in layers if row["t"] in shown),
         sums=tuple(
-            LayerSums(
+            values.LayerSums(
                 layer=row["layer"],
                 input_kind=label(row.get("input_kind") or ""),
                 firing_rate=row["firing_rate"],
@@ -212,7 +188,7 @@ def energy(run: Run) -> Energy:
                 ann_energy_pj=row["ann_energy_pj"],
             )
             for row in layers
-            if row["t"] == ALL
+            if row["t"] == csv_files.ALL
         ),
         steps_pj=tuple(row["energy_pj"] for row in steps),
         energy_pj=total["energy_pj"],
@@ -246,8 +222,8 @@ def sidecar(run: Run) -> Sidecar:
         needed = ("snn_pj", "ann_pj", *(["skipped"] if name == SKIPPING else []))
         return name in ANNS and isinstance(case, dict) and all(positive(case, k) for k in needed)
 
-    def positive(values: Mapping[str, Any], key: str) -> bool:
-        found = number(values.get(key))
+    def positive(case: Mapping[str, Any], key: str) -> bool:
+        found = number(case.get(key))
         return found is not None and found > 0
 
     try:
@@ -266,9 +242,11 @@ def sidecar(run: Run) -> Sidecar:
     return found
 
 
-def early_exit(run: Run) -> tuple[ExitPoint, ...]:
+def early_exit(run: Run) -> tuple[values.ExitPoint, ...]:
     """Return early_exit.csv by confidence, () where there is no sound row."""
-    found = part("early_exit.csv", lambda: table(run, "early_exit.csv", early_exit_schema(0)))
+    found = part(
+        "early_exit.csv", lambda: table(run, "early_exit.csv", csv_files.early_exit_schema(0))
+    )
     needed = ("threshold", "accuracy", "energy_pj", "mean_steps")
     return tuple(
         exit_point(row)
@@ -278,10 +256,12 @@ def early_exit(run: Run) -> tuple[ExitPoint, ...]:
     )
 
 
-def exit_point(row: Mapping[str, Any]) -> ExitPoint:
+def exit_point(row: Mapping[str, Any]) -> values.ExitPoint:
     """Return what a row of early_exit.csv says."""
     name = f"early exit, confidence {row['threshold']:g}, {row['mean_steps']:.2f} steps"
-    return ExitPoint(name, row["energy_pj"], row["accuracy"], row["threshold"], row["mean_steps"])
+    return values.ExitPoint(
+        name, row["energy_pj"], row["accuracy"], row["threshold"], row["mean_steps"]
+    )
 
 
 MOST_LISTED = 200  # entries of environment.json
@@ -293,11 +273,11 @@ def stated_settings(run: Run) -> dict[str, Any]:
     return record.stated_settings(run.folder)
 
 
-def settings(stated: Mapping[str, Any]) -> tuple[Setting, ...]:
+def settings(stated: Mapping[str, Any]) -> tuple[values.Setting, ...]:
     """Return the settings that are not tser's defaults."""
     usual = keys()
     return tuple(
-        Setting(label(key), _words(value), _words(usual[key]) if key in usual else None)
+        values.Setting(label(key), _words(value), _words(usual[key]) if key in usual else None)
         for key, value in stated.items()
         if key not in usual or _words(usual[key]) != _words(value)
     )
@@ -348,7 +328,7 @@ def commands(run: Run, found: Mapping[str, Any]) -> tuple[str, ...]:
     return (*dict.fromkeys(typed), again)
 
 
-def facts(run: Run, stated: Mapping[str, Any], found: Mapping[str, Any]) -> RunFacts:
+def facts(run: Run, stated: Mapping[str, Any], found: Mapping[str, Any]) -> values.RunFacts:
     """Return what a run is, as it recorded it, else as its settings or environment.json say."""
     known, teacher = record.with_result(run.status()), found.get("teacher")
     stated_model = stated.get("model.student" if run.kind == "student" else "model.teacher")
@@ -362,7 +342,7 @@ def facts(run: Run, stated: Mapping[str, Any], found: Mapping[str, Any]) -> RunF
         "finished": str(known.get("finished", ""))[:16].replace("T", " "),
         "device": found.get("device", ""),
     }
-    return RunFacts(
+    return values.RunFacts(
         **{key: label(value) for key, value in words.items()},
         timesteps=number(known.get("timesteps") or stated.get("model.timesteps")),
         epochs=number(known.get("epoch")),
@@ -387,11 +367,12 @@ def predictions(run: Run) -> Predictions:
     return found
 
 
-def mistakes(found: Predictions, names: Sequence[str]) -> Mistakes:
+def mistakes(found: Predictions, names: Sequence[str]) -> values.Mistakes:
     """Return what was taken for what; `names` are the classes', which else go by their number.
 
     Raises ValueError for more than 4,096 classes.
     """
+    # a network may answer with a class that no image has
     largest = max(int(found.labels_I.max()), int(found.cumulative_IT.max()), len(names) - 1)
     if largest >= MOST_CLASSES:
         raise ValueError(f"it has more than {MOST_CLASSES:,} classes")
@@ -411,17 +392,17 @@ def mistakes(found: Predictions, names: Sequence[str]) -> Mistakes:
         answers_IT = found.at_t_IT[found.labels_I == k]
         wrong = tuple(int((answers_IT[:, step] != k).sum()) for step in steps)
         taken_for = classes[int(wrong_KK[k].argmax())] if wrong_K[k] else ""
-        row = ClassErrors(classes[k], int(images_K[k]), wrong, int(wrong_K[k]), taken_for)
+        row = values.ClassErrors(classes[k], int(images_K[k]), wrong, int(wrong_K[k]), taken_for)
         by_class.append(row)
     places = np.argsort(-wrong_KK, axis=None, kind="stable")[:MOST_PAIRS]
     pairs = [divmod(int(place), len(classes)) for place in places]
-    return Mistakes(
+    return values.Mistakes(
         classes=tuple(classes),
         confusion_KK=tuple(map(tuple, confusion_KK.tolist()))
         if len(classes) <= MOST_DRAWN
         else None,
         pairs=tuple(
-            Confusion(classes[true], classes[taken], images, images / int(images_K[true]))
+            values.Confusion(classes[true], classes[taken], images, images / int(images_K[true]))
             for true, taken in pairs
             if (images := int(wrong_KK[true, taken]))
         ),
@@ -443,31 +424,33 @@ MOST_CELLS = 100
 MOST_RUNS = 2000
 
 
-def ablation_report(folder: Path) -> AblationReport:
+def ablation_report(folder: Path) -> values.AblationReport:
     """Return what the tables in `folder` say; what is missing or damaged is said in words."""
     found = part("ablation.csv or summary.csv", lambda: _report(folder))
     if isinstance(found, Missing):
-        return AblationReport(label(folder.name), str(folder), found)
+        return values.AblationReport(label(folder.name), str(folder), found)
     return found
 
 
-def _report(folder: Path) -> AblationReport:
+def _report(folder: Path) -> values.AblationReport:
     """Return what both tables say. Raises TserError, or ValueError where they are damaged."""
-    summary = read_summary(existing(folder, "summary.csv"))
-    names = {axis: label(_short(axis)) for axis in axes_of(summary)}
-    runs = read_ablation(existing(folder, "ablation.csv"), list(names))
+    summary = csv_files.read_summary(existing(folder, "summary.csv"))
+    names = {axis: label(_short(axis)) for axis in csv_files.axes_of(summary)}
+    runs = csv_files.read_ablation(existing(folder, "ablation.csv"), list(names))
     if not len(summary) or not len(runs):
         raise ValueError("it has no rows")
     if len(summary) > MOST_CELLS:
         raise ValueError(f"it has more than {MOST_CELLS} cells")
     finished = runs[runs["state"] == "finished"]
-    known = {name: finished[name].dropna().unique() for name in PROVENANCE if name in finished}
+    known = {
+        name: finished[name].dropna().unique() for name in csv_files.PROVENANCE if name in finished
+    }
     # the ablation has no command of its own that repeats it, but each cell keeps its settings
     kept = [folder / str(name) / "cell.toml" for name in runs["folder"].dropna()[:1]]
     states = runs["state"].value_counts()
     others = [f"{count} {label(state)}" for state, count in states.items() if state != "finished"]
     said = f"{len(finished)} of {len(runs)} runs are finished ({', '.join(others)})"
-    return AblationReport(
+    return values.AblationReport(
         name=label(folder.name),
         folder=str(folder),
         axes=tuple(names.values()),
@@ -476,7 +459,7 @@ def _report(folder: Path) -> AblationReport:
         teachers=tuple(sorted(set(runs["teacher_accuracy"].dropna().tolist()))),
         cells=_cells(runs, summary, names),
         runs=tuple(
-            AblationRun(
+            values.AblationRun(
                 settings=tuple(str(row[axis]) for axis in names),
                 seed=row["seed"],
                 state=str(row["state"]),
@@ -489,9 +472,9 @@ def _report(folder: Path) -> AblationReport:
             for row in plain_rows(runs[:MOST_RUNS])
         ),
         shared={
-            name: cut(visible(str(values[0])), 600)
-            for name, values in known.items()
-            if len(values) == 1
+            name: cut(visible(str(texts[0])), 600)
+            for name, texts in known.items()
+            if len(texts) == 1
         },
         commands=tuple(f"tser distill --recipe {shlex.quote(str(path))}" for path in kept),
         drawings=ablation_figures.draw_tables(runs, summary, names),
@@ -507,7 +490,7 @@ def _short(axis: str) -> str:
 
 def _cells(
     runs: pd.DataFrame, summary: pd.DataFrame, names: Mapping[str, str]
-) -> tuple[CellReport, ...]:
+) -> tuple[values.CellReport, ...]:
     """Return a report for each row of summary.csv whose cell has a finished run."""
     by_key = {cell.key: cell for cell in ablation_figures.cells_of(runs, names)}
     reports = []
@@ -517,5 +500,5 @@ def _cells(
             spent = by_key[key].energies_pj
             energy_pj = sum(spent) / len(spent) if spent else None
             name = label(by_key[key].label)
-            reports.append(CellReport(name, statistics_in(found, names), energy_pj))
+            reports.append(values.CellReport(name, statistics_in(found, names), energy_pj))
     return tuple(reports)

@@ -24,24 +24,10 @@ from tser_cli.energy.prices import INT8_PROFILE, PROFILES, Profile
 from tser_cli.engine.commands.network_energy import detailed_counts, go_beyond
 from tser_cli.engine.evaluation import early_exit
 from tser_cli.engine.evaluation.evaluate import Answers, Evaluation, answered, evaluate_split
-from tser_cli.engine.page import files
+from tser_cli.engine.page import files, values
 from tser_cli.engine.page.files import Assumptions, Sidecar, label, part
 from tser_cli.engine.page.page import render
-from tser_cli.engine.page.values import (
-    AblationReport,
-    Accuracy,
-    Answer,
-    Energy,
-    EnergyPair,
-    ExitPoint,
-    Gallery,
-    Missing,
-    Mistakes,
-    Page,
-    Picture,
-    RunReport,
-    Tradeoff,
-)
+from tser_cli.engine.page.values import Accuracy, Energy, EnergyPair, Missing
 from tser_cli.engine.runs.find import find_run
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.opened import FinishedRun, open_finished, select_run
@@ -64,7 +50,7 @@ MOST_BYTES = 5_000_000
 class ReportResult:
     """The page's values, where it was written, its size in bytes, and which parts it lacks."""
 
-    page: Page
+    page: values.Page
     output: Path
     bytes: int
     missing: tuple[str, ...]
@@ -84,7 +70,7 @@ def make_report(request: ReportRequest) -> ReportResult:
     # many runs share the pictures: a page has to load at once
     pictures = max(FEWEST_PICTURES, MOST_PICTURES // max(1, len(runs)))
     found = [run_report(run, request, pictures) for run in runs]
-    page = Page(
+    page = values.Page(
         runs=tuple(report for report, _ in found),
         ablations=tuple(files.ablation_report(folder) for folder in ablations),
         same_images=tuple(_on_same_images(found)),
@@ -97,7 +83,7 @@ def make_report(request: ReportRequest) -> ReportResult:
             "name fewer runs at once"
         )
     write_whole(request.output, content)
-    shown: list[RunReport | AblationReport] = [*page.runs, *page.ablations]
+    shown: list[values.RunReport | values.AblationReport] = [*page.runs, *page.ablations]
     missing = tuple(
         f"{one.name}: {part.name}: {lost.why}"
         for one in shown
@@ -148,7 +134,7 @@ def _on_same_images(found: Sequence[RunFound]) -> Iterator[tuple[str, Disagreeme
 
 
 # A run's report, with what each of its test images was answered.
-RunFound = tuple[RunReport, Predictions | Missing]
+RunFound = tuple[values.RunReport, Predictions | Missing]
 
 
 def run_report(run: Run, request: ReportRequest, pictures: int) -> RunFound:
@@ -169,7 +155,7 @@ def run_report(run: Run, request: ReportRequest, pictures: int) -> RunFound:
     answers = part("predictions.npz", lambda: files.predictions(run))
     if isinstance(answers, Missing) and counted:
         answers = counted.predictions
-    mistakes: Mistakes | Missing = answers if isinstance(answers, Missing) else Missing("")
+    mistakes: values.Mistakes | Missing = answers if isinstance(answers, Missing) else Missing("")
     if isinstance(answers, Predictions):
         names = counted.classes if counted else ()
         mistakes = part("predictions.npz", lambda: files.mistakes(answers, names))
@@ -181,7 +167,7 @@ def run_report(run: Run, request: ReportRequest, pictures: int) -> RunFound:
         pairs = [*energy_pairs(energy, cases, document), *(counted.pairs if counted else ())]
     facts = files.facts(run, stated, surroundings)
     steps = f", T = {facts.timesteps}" if facts.timesteps else ""
-    report = RunReport(
+    report = values.RunReport(
         name=label(run.name),
         folder=str(run.folder),
         title=f"{facts.model}, a teacher on {facts.dataset}"
@@ -227,7 +213,7 @@ def _tradeoff(
     accuracy: Accuracy | Missing,
     energy: Energy | Missing,
     counted: CountedPass | None,
-) -> Tradeoff:
+) -> values.Tradeoff:
     """Return accuracy against energy: as measured, else from the run's tables. Raises RunError."""
     if isinstance(energy, Missing):
         raise RunError(energy.why)
@@ -238,13 +224,13 @@ def _tradeoff(
         taught = EnergyPoint("teacher", document.teacher_pj, accuracy.teacher)
     ann_pj = energy.ann_energy_pj
     if counted and counted.steps:
-        return Tradeoff(counted.steps, counted.exits, taught, ann_pj, counted.images)
+        return values.Tradeoff(counted.steps, counted.exits, taught, ann_pj, counted.images)
     spent_T = itertools.accumulate(energy.steps_pj)
     steps = (
         EnergyPoint(f"t = {step.t}", spent, step.accuracy)
         for spent, step in zip(spent_T, accuracy.steps, strict=True)
     )
-    return Tradeoff(tuple(steps), files.early_exit(run), taught, ann_pj)
+    return values.Tradeoff(tuple(steps), files.early_exit(run), taught, ann_pj)
 
 
 THRESHOLDS = (
@@ -267,10 +253,10 @@ class CountedPass:
     classes: tuple[str, ...]
     predictions: Predictions
     steps: tuple[EnergyPoint, ...]
-    exits: tuple[ExitPoint, ...]
+    exits: tuple[values.ExitPoint, ...]
     assumptions: Assumptions
     pairs: tuple[EnergyPair, ...]
-    gallery: Gallery | Missing
+    gallery: values.Gallery | Missing
 
 
 def measure(run: Run, request: ReportRequest, pictures: int) -> CountedPass:
@@ -301,7 +287,7 @@ def measure(run: Run, request: ReportRequest, pictures: int) -> CountedPass:
     )
 
 
-def _exits(full: Evaluation, profile: Profile) -> list[ExitPoint]:
+def _exits(full: Evaluation, profile: Profile) -> list[values.ExitPoint]:
     """Return early exit at a range of thresholds, without those that repeat.
 
     Where an image would stop is known from the full pass, which early exit agrees with.
@@ -321,7 +307,7 @@ def _exits(full: Evaluation, profile: Profile) -> list[ExitPoint]:
 
 def _gallery(
     opened: FinishedRun, answers: Answers, classes: Sequence[str], most: int
-) -> Gallery | Missing:
+) -> values.Gallery | Missing:
     """Return the first errors and right answers, with fewer right ones: they teach less."""
 
     def ranked(chosen_I: Tensor, key_I: Tensor) -> list[int]:
@@ -339,31 +325,35 @@ def _gallery(
         ]
     except DataError as error:
         return Missing(str(error))
-    room, kept = PICTURE_BYTES * most // MOST_PICTURES, list[tuple[Picture, ...]]()
+    room, kept = PICTURE_BYTES * most // MOST_PICTURES, list[tuple[values.Picture, ...]]()
     for pictures, share in zip(shown, (RIGHT_TO_WRONG, 1), strict=True):
         sizes = itertools.accumulate(len(one.source) for one in pictures)
         most_bytes = room * share // (RIGHT_TO_WRONG + 1)
         fitting = sum(size <= most_bytes for size in sizes)
         kept.append(pictures[: max(1, fitting)])
-    return Gallery(kept[0], kept[1], len(wrong), len(right_I))
+    return values.Gallery(kept[0], kept[1], len(wrong), len(right_I))
 
 
-def _picture(opened: FinishedRun, answers: Answers, names: Sequence[str], place: int) -> Picture:
+def _picture(
+    opened: FinishedRun, answers: Answers, names: Sequence[str], place: int
+) -> values.Picture:
     index = int(answers.index_I[place])
     image_CHW = opened.context.dataset.test.image(index).cpu()
     steps = files.thinned(range(len(answers.prediction_TI)), files.MOST_STEPS)
     prediction_T = answers.prediction_TI[:, place]
     confidence_T, correct_T = answers.confidence_TI[:, place], answers.correct_TI[:, place]
     final = int(answers.prediction_cumulative_TI[-1, place])
-    return Picture(
+    return values.Picture(
         source="data:image/png;base64," + base64.b64encode(thumbnail(image_CHW, SIDE)).decode(),
         index=index,
         label=names[int(answers.labels_I[place])],
         answers=tuple(
-            Answer(t + 1, names[int(prediction_T[t])], float(confidence_T[t]), bool(correct_T[t]))
+            values.Answer(
+                t + 1, names[int(prediction_T[t])], float(confidence_T[t]), bool(correct_T[t])
+            )
             for t in steps
         ),
-        final=Answer(
+        final=values.Answer(
             len(answers.prediction_TI),
             names[final],
             float(answers.confidence_cumulative_TI[-1, place]),
@@ -401,6 +391,7 @@ def energy_pairs(found: Energy, cases: Assumptions, document: Sidecar) -> list[E
 
 def pairs_beyond(opened: FinishedRun, profile: Profile) -> list[EnergyPair]:
     """Return the comparisons that take more detailed counts: they are made on a few images."""
+    # each memory access is counted, which takes long: a few images have to do
     try:
         details = detailed_counts(opened, DETAILED)
     except TserError as error:  # a network whose details can't be counted has its other figures
