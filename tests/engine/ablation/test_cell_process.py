@@ -25,13 +25,8 @@ from tser_cli.engine.ablation import cell_process
 def test_a_cell_s_process_ends_with_the_code_of_tser(
     tmp_path: Path, arguments: list[str], code: int, out: str, err: str
 ) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "tser_cli.engine.ablation.cell_process",
-        str(os.getpid()),
-        *arguments,
-    ]
+    module = "tser_cli.engine.ablation.cell_process"
+    command = [sys.executable, "-m", module, str(os.getpid()), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout[:5]) == (code, out)
     assert err in done.stderr
@@ -61,17 +56,11 @@ def test_what_is_left_to_do_at_exit_is_done(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends it")
 def test_a_process_whose_parent_ended_before_it_began_ends_too() -> None:
-    program = (
-        "from tser_cli.base.system import end_with_parent\nend_with_parent({})\nprint('alive')"
-    )
-    orphan = subprocess.run(
-        [sys.executable, "-c", program.format(1)], capture_output=True, text=True
-    )
-    assert (orphan.returncode, orphan.stdout) == (137, "")
-    child = subprocess.run(
-        [sys.executable, "-c", program.format(os.getpid())], capture_output=True, text=True
-    )
-    assert (child.returncode, child.stdout) == (0, "alive\n")
+    program = "from tser_cli.base.system import end_with_parent as e\ne({})\nprint('alive')"
+    for parent, ended in ((1, (137, "")), (os.getpid(), (0, "alive\n"))):
+        command = [sys.executable, "-c", program.format(parent)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == ended
 
 
 def test_a_file_in_the_current_folder_does_not_stand_in_for_a_package(

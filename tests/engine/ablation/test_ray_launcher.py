@@ -21,7 +21,6 @@ from tser_cli.engine.ablation import cell_process, ray_launcher
 from tser_cli.engine.ablation.folder import cell_folder
 from tser_cli.engine.ablation.grid import Cell
 from tser_cli.engine.ablation.ray_launcher import Cluster, RayLauncher, connected, share
-from tser_cli.engine.commands import ablate
 from tser_cli.engine.runs.folder import create
 from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.settings.config import Config
@@ -116,9 +115,6 @@ def test_what_a_cell_asks_for(
     machines: list[dict[str, float]], device: str, jobs: int | None, wanted: dict[str, int]
 ) -> None:
     assert share(machines, device, jobs) == wanted
-
-
-def test_a_cluster_without_cores_is_refused() -> None:
     with pytest.raises(ConfigError, match="offers no cores"):
         share([{"CPU": 0.0}, {}], "cpu", None)
 
@@ -183,12 +179,6 @@ def test_a_stop_cancels_once_and_waits_for_the_end(
     assert len(ray.calls) == 1
 
 
-def test_a_worker_without_the_folder_says_so(tmp_path: Path) -> None:
-    said = cell_process.run_in_folder(["--version"], str(tmp_path / "elsewhere"), "cell.log", "/")
-    assert "on a path that all machines share" in said
-    assert socket.gethostname() in said
-
-
 def test_a_worker_finds_plug_ins_from_the_folder_of_the_command(tmp_path: Path) -> None:
     here = tmp_path / "here"
     (here / "found_from_here").mkdir(parents=True)
@@ -198,6 +188,8 @@ def test_a_worker_finds_plug_ins_from_the_folder_of_the_command(tmp_path: Path) 
     said = cell_process.run_in_folder(own, str(tmp_path), "cell.log", str(tmp_path / "gone"))
     assert "exit code 2" in said
     assert "no such module" in said
+    said = cell_process.run_in_folder(own, str(tmp_path / "elsewhere"), "cell.log", "/")
+    assert "on a path that all machines share" in said and socket.gethostname() in said
 
 
 @pytest.mark.parametrize("address", ["there", "there:", ":1", "there:port", "there:99999"])
@@ -249,11 +241,6 @@ def test_a_cluster_is_left_at_the_end_and_signals_stay_ours(
     fake.init = refuse
     with pytest.raises(ConfigError, match=r"there: Version mismatch\. Start"), connected("auto"):
         raise AssertionError
-
-
-def test_importing_an_ablation_imports_no_ray() -> None:
-    assert ablate.connected is connected
-    assert "ray" not in sys.modules
 
 
 IN_A_CLUSTER = """
