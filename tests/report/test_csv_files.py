@@ -20,14 +20,12 @@ from tser_cli.energy.prices import load_profile
 from tser_cli.energy.table import Labels, energy_rows
 from tser_cli.report.csv_files import (
     ENERGY,
-    EXIT_STATISTICS,
     FRONTIER,
     INTEGER,
     LONG,
     NUMBER,
     PER_IMAGE,
     PER_TIMESTEP,
-    STATISTICS,
     SUMS,
     TEXT,
     TSNE,
@@ -166,13 +164,11 @@ def test_a_table_comes_back_with_its_kinds(tmp_path: Path) -> None:
             "accuracy_cumulative_2 energy_pj seconds folder commit torch threads "
             "temperature weights settings",
         ),
-        (by_cell(["method.name"], STATISTICS), f"method.name {' '.join(STATISTICS)}"),
         (
             ablation_exit_schema(["method.name"], 2),
             "method.name seed chosen_on accuracy_margin target_accuracy threshold accuracy "
             "energy_pj accuracy_full energy_full_pj mean_steps share_exit_1 share_exit_2",
         ),
-        (by_cell(["method.name"], EXIT_STATISTICS), f"method.name {' '.join(EXIT_STATISTICS)}"),
         (
             by_cell(["method.name"], FRONTIER),
             "method.name point threshold n energy_pj energy_low_pj energy_high_pj accuracy "

@@ -26,35 +26,22 @@ from tser_cli.settings import registry
 DARK = "#0d1117"  # the ground of GitHub's dark pages
 # Machado, Oliveira and Fernandes, IEEE TVCG 15(6), 2009: severity 1.0, of linear RGB
 DEFICIENCIES = {
-    "none": np.eye(3),
-    "protanopia": np.array(
-        [
-            [0.152286, 1.052583, -0.204868],
-            [0.114503, 0.786281, 0.099216],
-            [-0.003882, -0.048116, 1.051998],
-        ]
-    ),
-    "deuteranopia": np.array(
-        [
-            [0.367322, 0.860646, -0.227968],
-            [0.280085, 0.672501, 0.047413],
-            [-0.011820, 0.042940, 0.968881],
-        ]
-    ),
-    "tritanopia": np.array(
-        [
-            [1.255528, -0.076749, -0.178779],
-            [-0.078411, 0.930809, 0.147602],
-            [0.004733, 0.691367, 0.303900],
-        ]
-    ),
+    "none": "1 0 0; 0 1 0; 0 0 1",
+    "protanopia": "0.152286 1.052583 -0.204868; 0.114503 0.786281 0.099216; "
+    "-0.003882 -0.048116 1.051998",
+    "deuteranopia": "0.367322 0.860646 -0.227968; 0.280085 0.672501 0.047413; "
+    "-0.011820 0.042940 0.968881",
+    "tritanopia": "1.255528 -0.076749 -0.178779; -0.078411 0.930809 0.147602; "
+    "0.004733 0.691367 0.303900",
 }
-TO_XYZ = np.array(
-    [
-        [0.4124564, 0.3575761, 0.1804375],
-        [0.2126729, 0.7151522, 0.0721750],
-        [0.0193339, 0.1191920, 0.9503041],
-    ]
+
+
+def matrix(text: str) -> np.ndarray:
+    return np.array([row.split() for row in text.split(";")], dtype=float)
+
+
+TO_XYZ = matrix(
+    "0.4124564 0.3575761 0.1804375; 0.2126729 0.7151522 0.0721750; 0.0193339 0.1191920 0.9503041"
 )
 
 
@@ -85,7 +72,7 @@ def test_text_and_points_stand_out_from_light_and_dark_pages(ground: str) -> Non
 
 @pytest.mark.parametrize("deficiency", DEFICIENCIES)
 def test_colours_can_be_told_apart(deficiency: str) -> None:
-    seen = [lab(DEFICIENCIES[deficiency] @ linear(colour)) for colour in PALETTE]
+    seen = [lab(matrix(DEFICIENCIES[deficiency]) @ linear(colour)) for colour in PALETTE]
     # 2.3 is just noticeable (Mahy et al., 1994)
     assert min(float(np.linalg.norm(a - b)) for a, b in combinations(seen, 2)) > 15
 

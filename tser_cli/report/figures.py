@@ -369,6 +369,7 @@ def over_epochs(curves: Mapping[str, Series], told: str, narrow: bool = True) ->
     values = [value for series in curves.values() for _, value in series]
     for place, (name, series) in enumerate(curves.items()):
         colour = PALETTE[place % len(PALETTE)]
+        # a mark for each of a thousand epochs would hide the line, and weigh on the page
         every = max(1, math.ceil(len(series) / DENSE))
         size = 5 if len(series) <= DENSE else 2
         epochs, heights = zip(*series, strict=True)

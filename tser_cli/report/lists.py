@@ -170,6 +170,7 @@ def listing(columns: Mapping[str, Sequence[Any]], width: int | None) -> Table:
 
 def fitting(cells: Mapping[str, Sequence[str]], width: int | None) -> list[str]:
     """Return the columns for which there is room, in the order of the table."""
+    # the name is never left out: it is what other commands take
     chosen, room = {"run"}, None if width is None else width - EDGES
     for name in [name for name in FIRST if name in cells]:
         needed = max(map(cell_len, [name, *cells[name]])) + GAP

@@ -104,14 +104,15 @@ def test_a_broken_folder_is_a_line_like_others(runs_dir: Path) -> None:
     for name, content in (("d", "{"), ("e", "[" * 100_000)):
         (runs_dir / "student" / "digits" / name).mkdir()
         (runs_dir / "student" / "digits" / name / "status.json").write_text(content)
+    place = runs_dir / "file"
+    place.write_text("")
+    for none in (runs_dir / "nowhere", place, Path("x" * 5000), Path("a\0b")):
+        assert list_runs(RunsRequest(none)) == []
     states = {record.name: record.state for record in list_runs(RunsRequest(runs_dir))}
     assert states == {**dict.fromkeys("abc", "finished"), "d": "damaged", "e": "damaged"}
-
-
-def test_no_runs(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for place in (tmp_path / "nowhere", tmp_path / "file", Path("x" * 5000), Path("a\0b")):
-        assert list_runs(RunsRequest(place)) == []
+    (removable,) = find_removable([Path("d")], runs_dir)
+    remove(removable)
+    assert "d" not in names(runs_dir)
 
 
 def test_a_run_is_removed_with_all_that_is_in_it(runs_dir: Path, tmp_path: Path) -> None:
@@ -159,14 +160,6 @@ def test_only_runs_of_the_place_are_removed(runs_dir: Path, tmp_path: Path) -> N
     with pytest.raises(RunError, match="is a link to a folder elsewhere"):
         find_removable([Path("link")], runs_dir)
     assert elsewhere.is_dir()
-
-
-def test_a_damaged_run_can_be_removed(runs_dir: Path) -> None:
-    (runs_dir / "student" / "digits" / "a" / "status.json").write_text("{")
-    (removable,) = find_removable([Path("a")], runs_dir)
-    assert removable.record.state == "damaged"
-    remove(removable)
-    assert "a" not in names(runs_dir)
 
 
 def test_who_learned_from_a_teacher_is_counted(runs_dir: Path, make_config: MakeConfig) -> None:

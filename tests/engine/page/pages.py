@@ -163,15 +163,6 @@ def bare_run() -> RunReport:
     """A run that has nothing to show, as one that was stopped in its first epoch."""
     lost = Missing(f"there is nothing: {HOSTILE}")
     names = ("accuracy", "curves", "mistakes", "energy", "tradeoff", "gallery", "settings")
-    return run_report(
-        "bare",
-        **{
-            **dict.fromkeys(names, lost),
-            "environment": lost,
-            "pairs": (),
-            "headline": (),
-            "commands": ("tser",),
-        },
-        state="stopped",
-        said=("This run is stopped",),
-    )
+    nothing: dict[str, Any] = dict.fromkeys((*names, "environment"), lost)
+    nothing |= {"pairs": (), "headline": (), "commands": ("tser",), "state": "stopped"}
+    return run_report("bare", **nothing, said=("This run is stopped",))

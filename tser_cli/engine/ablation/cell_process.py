@@ -52,6 +52,7 @@ def run(
             stdout=stream,
             stderr=stream,
             cwd=here,
+            # what TSER_ variables set stands in the cell's own settings already
             env=with_package(
                 {k: v for k, v in environment.items() if not k.startswith("TSER_")}, sys.path
             ),

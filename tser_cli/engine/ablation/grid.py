@@ -319,6 +319,7 @@ def choose_baseline(cells: list[Cell], text: str) -> dict[str, Any]:
     found = parse_vary(re.split(r"\s*[,;]\s*", text), "--baseline")
     wanted = {key: values[0] for key, values in found.items()}
     for cell in cells:
+        # a method may be named as its cell is (`kd+entropy`) or as it was stated (`kd`)
         stated = cell.config.flat()
         if all(
             key in cell.varied and wanted[key] in (cell.varied[key], stated[key]) for key in wanted

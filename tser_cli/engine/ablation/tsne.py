@@ -34,6 +34,7 @@ def write(cells: list[Cell], folder: Path, progress: Progress) -> None:
     Nothing is done where the table is there already, or where no cell has finished.
     """
     runs = first_runs(cells, folder)
+    # t-SNE takes long: the table is made again only for a network that it lacks
     if not runs or set(runs) <= known_networks(folder / TSNE_CSV):
         return
     rows: list[dict[str, Any]] = []

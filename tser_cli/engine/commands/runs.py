@@ -137,6 +137,7 @@ def remove(run: Removable) -> None:
     Raises RunError where the run has been taken up meanwhile, or can't be deleted.
     """
     folder = run.record.folder
+    # held meanwhile: another process may have taken the run up since it was found
     with _holding(run.record.run):
         try:
             shutil.rmtree(folder)

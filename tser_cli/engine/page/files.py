@@ -59,6 +59,7 @@ def part(name: str, find: Callable[[], Value]) -> Value | Missing:
     except TserError as error:
         return Missing(str(error))
     except DAMAGED as error:
+        # an error may quote the file's content, which may be long
         return Missing(f"{name} is damaged: {cut(str(error) or type(error).__name__, 200)}")
 
 
@@ -247,6 +248,7 @@ def early_exit(run: Run) -> tuple[values.ExitPoint, ...]:
     found = part(
         "early_exit.csv", lambda: table(run, "early_exit.csv", csv_files.early_exit_schema(0))
     )
+    # the shares of images that stop at each step, a column each, are not shown
     needed = ("threshold", "accuracy", "energy_pj", "mean_steps")
     return tuple(
         exit_point(row)

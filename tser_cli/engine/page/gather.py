@@ -265,6 +265,7 @@ def measure(run: Run, request: ReportRequest, pictures: int) -> CountedPass:
     model, context = opened.loaded.model, opened.context
     steps = opened.config.model.timesteps if model.spiking else 1
     request.progress.say(f"running {run.name} over the test images")
+    # one counted pass gives the answers, the energies, and where early exit would stop
     full = evaluate_split(model, context, "test", steps, count=True, images=request.images)
     assert full.answers is not None and full.counts is not None, "a counted pass"
     classes = opened.loaded.classes or context.dataset.spec.classes

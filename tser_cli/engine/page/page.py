@@ -64,6 +64,7 @@ def render(page: Page) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
+        # a name that is mistyped in a template is an error, not a gap on the page
         undefined=jinja2.StrictUndefined,
         # control characters of what comes from outside; markup of our own is no plain str
         finalize=lambda value: visible(value) if type(value) is str else value,
@@ -113,6 +114,7 @@ def inline(drawing: Drawing, name: str) -> str:
             if key.endswith("}href"):  # HTML knows no prefixes
                 del parent.attrib[key]
                 parent.set("href", "#" + ids.setdefault(value[1:], f"{name}-{len(ids)}"))
+    # between these widths a figure grows with its card; its texts stay legible on a phone
     width = float(root.get("viewBox", "").split()[2])
     scale = f"min-width: {0.88 * width:.0f}px; max-width: {1.25 * width:.0f}px"
     shown = {"viewBox": root.get("viewBox", ""), "style": scale, "role": "img"}
