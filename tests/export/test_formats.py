@@ -46,7 +46,7 @@ def test_other_libraries_give_the_spikes_of_integer_weights(
     assert compare(truth, result.pop("logits_TNK"), result, 1e-5).holds(1e-5)
 
 
-def test_the_file_holds_the_integers(quantised: Any, tmp_path: Path) -> None:
+def test_files_hold_the_integers(quantised: Any, tmp_path: Path) -> None:
     bits, graph, _, _ = quantised
     path = tmp_path / "file"
     path.write_bytes(formats.content(graph, "safetensors", False))
@@ -58,20 +58,12 @@ def test_the_file_holds_the_integers(quantised: Any, tmp_path: Path) -> None:
     assert scale.shape == (10,)
     assert "8-bit integers" in metadata["weights"]
     assert json.loads(metadata["weight_bits"])["layer1.0.conv1"] == bits
-
-
-def test_an_onnx_file_keeps_eight_bit_weights_small(quantised: Any) -> None:
-    _, graph, _, _ = quantised
     onnx = importlib.import_module("onnx")
     model = onnx.load_from_string(formats.content(graph, "onnx", False))
     integers = [c for c in model.graph.initializer if c.name.endswith(".integers")]
     assert len(integers) == len(graph.weighted)
     assert {c.data_type for c in integers} == {onnx.TensorProto.INT8}
-
-
-def test_weights_and_integers_are_the_same_numbers(quantised: Any) -> None:
-    _, graph, _, _ = quantised
-    for node in graph.weighted:
+    for node in graph.weighted:  # weights and integers are the same numbers
         scale = node.quantised.scale_O.reshape(-1, *(1 for _ in node.weight.shape[1:]))
         assert np.allclose(node.quantised.integers * scale, node.weight, rtol=1e-12, atol=0)
 

@@ -40,19 +40,21 @@ def named(name: str, **changes: Any) -> Classifier:
     return build_model(name, neuron=NeuronConfig(), **sizes).eval()
 
 
-def test_a_residual_sum_is_several_inputs_of_one_node(small: Small) -> None:
+def test_sums_are_several_inputs_of_a_node(small: Small) -> None:
     graph = graph_of(small("residual", NeuronConfig()))
     inputs = {node.name: node.inputs for node in graph.nodes}
     assert inputs["conv1"] == ("input",)
     assert inputs["layer1.0.act2"] == ("layer1.0.conv2", "act1")
     assert inputs["layer2.0.act2"] == ("layer2.0.conv2", "layer2.0.downsample.0")
     assert inputs["layer2.0.conv1"] == ("layer1.1.act2",)
-
-
-def test_a_sew_sum_reaches_every_reader(small: Small) -> None:
+    facts = metadata(graph)
+    assert facts["mean"] == "[0.3]"
+    assert facts["normalisation"] == "(pixel / 255 - mean) / std, by channel"
+    assert facts["timesteps"] == "2"
+    assert facts["neuron_equations"].count("h >= 1.0") == 7
     graph = graph_of(small("sew", NeuronConfig()))
     inputs = {node.name: node.inputs for node in graph.nodes}
-    summed = ("layer1.1.act2", "layer1.0.act2", "act1")
+    summed = ("layer1.1.act2", "layer1.0.act2", "act1")  # reaches every reader
     assert inputs["layer2.0.conv1"] == summed
     assert inputs["layer2.0.downsample.0"] == summed
     assert inputs["avgpool"] == ("layer2.0.act2", "layer2.0.downsample.2")
@@ -113,14 +115,6 @@ def test_the_equations_are_exact_and_readable() -> None:
     hard = replace(soft, reset=-0.5)
     assert "h = -0.5 + 0.5 * (v - -0.5) + 1.0 * x" in hard.equations
     assert hard.equations.endswith("v = -0.5 where s = 1, else h")
-
-
-def test_the_metadata_says_how_to_feed_the_graph(small: Small) -> None:
-    facts = metadata(graph_of(small("residual", NeuronConfig())))
-    assert facts["mean"] == "[0.3]"
-    assert facts["normalisation"] == "(pixel / 255 - mean) / std, by channel"
-    assert facts["timesteps"] == "2"
-    assert facts["neuron_equations"].count("h >= 1.0") == 7
 
 
 def test_an_ann_is_refused(small: Small) -> None:
