@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.energy import foreign
 from tser_cli.energy.any_network.layouts import present
-from tser_cli.energy.audit import NOTE, Audit, audit
+from tser_cli.energy.audit import NOTE, Audit, audit, counted
 from tser_cli.models.base import Classifier
 
 
@@ -139,8 +139,32 @@ def test_a_fault_is_found_and_named(make: Callable[[], nn.Module], check: str, l
     assert (check, layer) in found(result)
     assert not result.clean
     finding = next(f for f in result.findings if (f.check, f.layer) == (check, layer))
-    assert finding.evidence > 0
+    assert finding.evidence[0] in "123456789", "a count, not a share"
     assert finding.advice
+
+
+def test_shares_are_printed_with_what_they_are_shares_of() -> None:
+    """Acts on 4 x 4 maps of 4 channels: 64 neurons in act2, all of them silent."""
+    torch.manual_seed(1)
+    silent = next(f for f in audited(Dead()).findings if f.layer == "act2")
+    assert silent.evidence == "64 of its 64 neurons never fired (100 %) on 4 images"
+    always = next(f for f in audited(Saturated()).findings if f.layer == "act2")
+    assert always.evidence == "64 of its 64 neurons fired at every step (100 %)"
+    real = next(f for f in audited(RealSpikes()).findings if f.layer == "conv3")
+    assert real.evidence.startswith("1 of its 1 calls met real values")
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "words"),
+    [
+        (16384, 16384, "16,384 of its 16,384 x (100 %)"),
+        (16383, 16384, "16,383 of its 16,384 x (over 99.9 %)"),
+        (1, 2048, "1 of its 2,048 x (0.0488 %)"),
+        (0, 0, "0 of its 0 x (0 %)"),
+    ],
+)
+def test_a_share_is_never_rounded_up_to_all(count: int, total: int, words: str) -> None:
+    assert counted(count, total, "x") == words
 
 
 def test_a_sound_network_is_clean() -> None:

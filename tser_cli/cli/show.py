@@ -131,7 +131,9 @@ def show_energy(
     if request.network:  # a run's layers are ours: nothing of them is left out
         of = cast("network_energy.NetworkEnergyResult", result)
         show_lines(
-            words.network_sentences(of.layout, of.inputs, of.kinds, of.differing, of.uncounted)
+            words.network_sentences(
+                of.layout, of.inputs, of.kinds, of.differing, of.uncounted, of.notes
+            )
         )
     beyond, document = result.beyond, result.document
     if beyond.conventions:

@@ -27,15 +27,14 @@ FINDING, NOTE = "finding", "note"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found: where, how much of it (`evidence`, of which `unit`), and what to do.
+    """One thing found: where, how much of it (`evidence`, in words), and what to do.
 
     `severity`: finding, or note where it may be meant.
     """
 
     check: str
     layer: str
-    evidence: float
-    unit: str
+    evidence: str
     advice: str
     severity: str = FINDING
 
@@ -89,19 +88,23 @@ def check_reset(subject: Subject) -> Iterator[Finding]:
     kept, _ = observe(made, subject.plan, subject.presentation)
     reset_states(made)
     second, again = observe(made, subject.plan, subject.presentation)
-    layer, share = _worst(first, second)
+    layer, differing = _worst(first, second)
     pairs = zip(map(first_tensor, outputs), map(first_tensor, again), strict=True)
     apart = [float((a - b).abs().max()) for a, b in pairs if a is not None and b is not None]
     if layer or max(apart, default=0.0):
-        unit = "of the inputs of the second pass differ" if layer else "largest difference"
+        evidence = (
+            _share(differing, "inputs (of a step and image) differ in the second pass")
+            if layer
+            else f"the outputs of the second pass differ by up to {max(apart):.3g}"
+        )
         advice = "the network keeps something from the batch before; reset it, in a method called "
-        yield Finding("reset", layer or "(output)", share or max(apart), unit, f"{advice}reset")
+        yield Finding("reset", layer or "(output)", evidence, f"{advice}reset")
         return
-    layer, share = _worst(first, kept)
+    layer, differing = _worst(first, kept)
     if layer:
-        unit = "of the inputs of a second pass differ unless states are reset in between"
+        what = "inputs (of a step and image) differ in a second pass without a reset"
         advice = "reset the states before every batch, as tser energy does"
-        yield Finding("reset", layer, share, unit, advice, NOTE)
+        yield Finding("reset", layer, _share(differing, what), advice, NOTE)
 
 
 def check_batch(subject: Subject) -> Iterator[Finding]:
@@ -118,8 +121,7 @@ def check_batch(subject: Subject) -> Iterator[Finding]:
                 yield Finding(
                     "batch independence",
                     key[0],
-                    _share(mixed_S),
-                    "of one image's steps change with another image",
+                    _share(mixed_S, "steps of an image change with another image"),
                     "this layer, or the neurons before it, go over the batch as if it were time; "
                     "give them [T, N, ...], and check with a batch of one image",
                 )
@@ -150,8 +152,7 @@ def check_causality(subject: Subject) -> Iterator[Finding]:
             yield Finding(
                 "causality",
                 key[0],
-                _share(rows_SN),
-                "of the earlier steps change with a later input",
+                _share(rows_SN, "earlier inputs (of a step and image) change with a later one"),
                 "something before this layer looks ahead in time: a norm over the time axis, a "
                 "reversed order, or an attention over all steps",
             )
@@ -177,9 +178,9 @@ def check_inputs(
         elif kind in (SUMS, SIGNED):
             severity = NOTE
         if severity:
-            share = met[name].get(kind, 0) / max(sum(met[name].values()), 1)
-            unit = f"of its calls met {kind} values"
-            yield Finding("spike-driven inputs", name, share, unit, INPUT_ADVICE[kind], severity)
+            calls, what = sum(met[name].values()), f"calls met {kind} values"
+            evidence = counted(met[name].get(kind, 0), calls, what)
+            yield Finding("spike-driven inputs", name, evidence, INPUT_ADVICE[kind], severity)
 
 
 def check_firing(counts: Counts) -> Iterator[Finding]:
@@ -193,8 +194,8 @@ def check_firing(counts: Counts) -> Iterator[Finding]:
             yield Finding(
                 "firing",
                 neurons.name,
-                silent,
-                f"of its {neurons.updates} neurons never fired ({counts.images} images)",
+                counted(neurons.silent, neurons.updates, "neurons never fired")
+                + f" on {counts.images} images",
                 "no spike leaves this layer: lower the threshold, or look at its inputs"
                 if silent >= SILENT_SHARE
                 else "dead on these images; on more of them they may fire",
@@ -204,8 +205,7 @@ def check_firing(counts: Counts) -> Iterator[Finding]:
             yield Finding(
                 "firing",
                 neurons.name,
-                always,
-                f"of its {neurons.updates} neurons fired at every step of every image",
+                counted(neurons.always, neurons.updates, "neurons fired at every step"),
                 "they carry no information, and cost as much as can be: raise the threshold",
                 FINDING if always >= ALWAYS_SHARE else NOTE,
             )
@@ -232,8 +232,7 @@ def check_order(subject: Subject, labels_N: Tensor | None) -> Iterator[Finding]:
         yield Finding(
             "order of axes",
             "(output)",
-            gain,
-            "more accuracy when outputs are read as [N, T] than as [T, N]",
+            f"{100 * gain:.3g} points more accuracy with outputs read as [N, T] than as [T, N]",
             "time and batch are swapped somewhere; put time outermost",
         )
 
@@ -243,26 +242,37 @@ def check_numbers(subject: Subject) -> Iterator[Finding]:
     found, outputs = subject.run(subject.presentation)
     for key, rows_SN in found.items():
         if not rows_SN.isfinite().all():
-            share = _share(~rows_SN.isfinite())
-            yield Finding("numbers", key[0], share, "of its inputs are NaN or infinite", NAN_ADVICE)
+            evidence = _share(
+                ~rows_SN.isfinite(), "inputs (of a step and image) are NaN or infinite"
+            )
+            yield Finding("numbers", key[0], evidence, NAN_ADVICE)
             return
     tensors = [first_tensor(output) for output in outputs]
-    wrong = [_share(~x.isfinite()) for x in tensors if x is not None and not x.isfinite().all()]
+    wrong = [~x.isfinite() for x in tensors if x is not None and not x.isfinite().all()]
     if wrong:
-        yield Finding("numbers", "(output)", wrong[0], "of the outputs are NaN", NAN_ADVICE)
+        evidence = _share(wrong[0], "outputs are NaN or infinite")
+        yield Finding("numbers", "(output)", evidence, NAN_ADVICE)
 
 
-def _worst(first: Signature, second: Signature) -> tuple[str, float]:
-    """Return the first layer that is fed differently, "" if none, and how much of it differs."""
+def _worst(first: Signature, second: Signature) -> tuple[str, Tensor]:
+    """Return the first layer that is fed differently, "" if none, and where it differs, [S, N]."""
     for key in first:
         differing = changes(first[key], second[key])
         if differing.any():
-            return key[0], _share(differing)
-    return "", 0.0
+            return key[0], differing
+    return "", torch.empty(0)
 
 
-def _share(flags: Tensor) -> float:
-    return float(flags.double().mean())
+def _share(flags: Tensor, what: str) -> str:
+    return counted(int(flags.sum()), flags.numel(), what)
+
+
+def counted(count: int, total: int, what: str) -> str:
+    """Return a share in words: "3 of its 12 neurons never fired (25 %)"."""
+    percent = f"{100 * count / max(total, 1):.3g}"
+    # Rounded up, one that is missing would be hidden.
+    exact = percent if percent != "100" or count == total else "over 99.9"
+    return f"{count:,} of its {total:,} {what} ({exact} %)"
 
 
 def audit(

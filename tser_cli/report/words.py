@@ -355,6 +355,7 @@ def network_sentences(
     kinds: Mapping[str, str],
     differing: Mapping[str, Mapping[str, int]],
     uncounted: Sequence[tuple[str, float]],
+    notes: Sequence[str] = (),
 ) -> list[str]:
     """Return what was found out about a network from elsewhere."""
     groups: dict[str, list[str]] = {}
@@ -362,11 +363,7 @@ def network_sentences(
         groups.setdefault(kind, []).append(name)
     lines = [f"layout: {layout}; fed with {inputs}"]
     lines += [f"fed with {kind}: {', '.join(names)}" for kind, names in groups.items()]
-    if next(iter(kinds.values()), "") == "sums":
-        lines.append(
-            "warning: the network's input is whole numbers, which are taken for sums of spikes; if "
-            "they are pixels, scale them"
-        )
+    lines += notes
     for name, met in differing.items():
         calls = ", ".join(f"{kind} in {count}" for kind, count in met.items())
         lines.append(f"warning: {name} is fed with other kinds in other calls: {calls}")
@@ -381,5 +378,5 @@ def network_sentences(
 
 def finding_sentence(row: Mapping[str, Any]) -> str:
     """Return a finding of an audit: where, how much of it, and what to do."""
-    evidence = f"{row['evidence']:.3g} {row['unit']}"
-    return f"{row['severity']}: {row['check']}: {row['layer']}: {evidence}; {row['advice']}"
+    what = f"{row['severity']}: {row['check']}: {row['layer']}"
+    return f"{what}: {row['evidence']}; {row['advice']}"

@@ -60,6 +60,15 @@ def number():
 def breaks():
     raise ValueError("no such size")
 
+class Summing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = (neuron.IFNode(v_threshold=v) for v in (0.1, 0.2))
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.fc(self.a(x) + self.b(x))
+
 class Text(nn.Module):
     def __init__(self):
         super().__init__()
@@ -229,9 +238,15 @@ def test_a_network_whose_fault_hides_its_layout_is_audited() -> None:
 def test_whole_numbers_are_taken_for_sums_and_this_is_told(here: Path) -> None:
     np.save(here / "x.npy", np.arange(128, dtype=np.uint8).reshape(2, 1, 8, 8))
     result = measured(here, input_shape="", data=here / "x.npy", images=0)
-    lines = network_sentences(result.layout, result.inputs, result.kinds, {}, [])
+    lines = network_sentences(result.layout, result.inputs, result.kinds, {}, [], result.notes)
     assert result.kinds["0"] == "sums"
     assert any("if they are pixels, scale them" in line for line in lines)
+
+
+def test_sums_that_neurons_make_of_real_input_are_not_told_of_the_input(here: Path) -> None:
+    result = measured(here, network="mine:Summing", input_shape="6", layout="stepwise")
+    assert result.kinds == {"fc": "sums"}
+    assert result.notes == []
 
 
 def test_a_network_is_audited() -> None:

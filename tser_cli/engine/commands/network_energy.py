@@ -31,9 +31,10 @@ from tser_cli.energy.any_network.network_counter import (
 from tser_cli.energy.any_network.plan import TrialPlan, make_plan
 from tser_cli.energy.conventions import rival
 from tser_cli.energy.conventions.conventions import AsCounted, Auxiliary, compare, matching
-from tser_cli.energy.counts import Counts
+from tser_cli.energy.counts import SUMS, Counts
 from tser_cli.energy.prices import DEFAULT_PROFILE, Profile, check_precision, load_profile
 from tser_cli.energy.table import Labels, energy_rows, sidecar
+from tser_cli.energy.tally import find_kind
 from tser_cli.engine.commands.energy import EnergyResult, measure_energy, weight_bits
 from tser_cli.engine.evaluation.energy import Beyond, Memory
 from tser_cli.engine.runs.opened import Context, FinishedRun, prepare
@@ -144,7 +145,8 @@ def go_beyond(output: Path, details: Details, profile: Profile, wanted: Wanted) 
 class NetworkEnergyResult:
     """What was counted and priced; `uncounted`: operations left out, with their share of the FLOP.
 
-    `differing`: of layers whose kind of input differs between calls, how many met which.
+    `differing`: of layers whose kind of input differs between calls, how many met which. `notes`:
+    what to know of the count.
     """
 
     name: str
@@ -155,6 +157,7 @@ class NetworkEnergyResult:
     kinds: dict[str, str]
     differing: dict[str, dict[str, int]]
     uncounted: list[tuple[str, float]]
+    notes: list[str]
     beyond: Beyond
     written: tuple[Path, ...]
 
@@ -199,6 +202,7 @@ def measure_network(request: EnergyRequest) -> NetworkEnergyResult:
         kinds=counter.kinds(),
         differing=counter.differing(),
         uncounted=uncounted,
+        notes=notes_of(counter, inputs.first()[0]),
         beyond=beyond,
         written=(request.output, aside, *beyond.written),
     )
@@ -299,6 +303,18 @@ def uncounted_shares(plan: TrialPlan, counts: Counts) -> list[tuple[str, float]]
     total = 2 * macs + sum(others.values())
     shares = [(name, flop / total) for name, flop in others.items()]
     return sorted(shares, key=lambda share: -share[1])
+
+
+def notes_of(counter: TrialCounter, images: Tensor) -> list[str]:
+    """Return what to know of a count, in sentences."""
+    notes = []
+    # Of the input itself: a first layer may well be fed with sums of spikes that neurons made.
+    if find_kind(images) == SUMS and SUMS in counter.kinds().values():
+        notes.append(
+            "warning: the network's input is whole numbers; a layer that reads them counts as fed "
+            "with sums of spikes; if they are pixels, scale them"
+        )
+    return notes
 
 
 def dtype_of(network: nn.Module) -> str:
