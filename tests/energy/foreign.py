@@ -10,11 +10,15 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tser_cli.energy.any_network.layouts import present
+from tser_cli.energy.any_network.network_counter import TrialCounter, count_operations
+from tser_cli.energy.counts import Counts
 from tser_cli.energy.geometry import Geometry, layer_geometry, shape_of
 
 
@@ -38,6 +42,12 @@ class Noting(nn.Module):
         (x,) = self.note(name, x, form=form)
         y: Tensor = self.get_submodule(name)(x)
         return y
+
+
+def over_steps(act: nn.Module, x: Tensor, steps: int) -> Tensor:
+    """Neurons on [T * N, ...], time outermost."""
+    y: Tensor = act(x.unflatten(0, (steps, -1))).flatten(0, 1)
+    return y
 
 
 def if_node(threshold: float = 0.5, mode: str = "m") -> nn.Module:
@@ -77,15 +87,11 @@ class Strided(Noting):
         self.act1, self.act2, self.act3 = if_node(0.3), if_node(0.2), if_node(0.1)
         self.fc = nn.Linear(4, 3)
 
-    def spikes(self, act: nn.Module, x: Tensor) -> Tensor:
-        functional.reset_net(act)
-        y: Tensor = act(x.unflatten(0, (self.timesteps, -1))).flatten(0, 1)
-        return y
-
     def forward(self, x: Tensor) -> Tensor:
-        x = self.spikes(self.act1, self.layer("stem", x))
-        x = self.spikes(self.act2, self.layer("grouped", x))
-        x = self.spikes(self.act3, self.layer("dilated", x))
+        functional.reset_net(self)
+        x = over_steps(self.act1, self.layer("stem", x), self.timesteps)
+        x = over_steps(self.act2, self.layer("grouped", x), self.timesteps)
+        x = over_steps(self.act3, self.layer("dilated", x), self.timesteps)
         return self.layer("fc", x.amax((2, 3)))
 
 
@@ -121,10 +127,8 @@ class OneDimensional(Noting):
     def forward(self, x: Tensor) -> Tensor:
         steps = len(x)
         x = self.layer("stem", x.flatten(0, 1))
-        x = self.act1(x.unflatten(0, (steps, -1))).flatten(0, 1)
-        (x,) = self.note("kernel", x)
-        x = F.conv1d(x, self.kernel, stride=2, padding=1)
-        x = self.act2(x.unflatten(0, (steps, -1))).flatten(0, 1)
+        (x,) = self.note("kernel", over_steps(self.act1, x, steps))
+        x = over_steps(self.act2, F.conv1d(x, self.kernel, stride=2, padding=1), steps)
         return self.layer("up", x).unflatten(0, (steps, -1))
 
 
@@ -157,16 +161,12 @@ class Sew(Noting):
         self.after = nn.Conv2d(4, 2, 1)
         self.act1, self.act2, self.act3 = if_node(0.2), if_node(0.1), if_node(0.1)
 
-    def spikes(self, act: nn.Module, x: Tensor, steps: int) -> Tensor:
-        y: Tensor = act(x.unflatten(0, (steps, -1))).flatten(0, 1)
-        return y
-
     def forward(self, x: Tensor) -> Tensor:
         steps = len(x)
-        first = self.spikes(self.act1, self.layer("stem", x.flatten(0, 1)), steps)
-        second = self.spikes(self.act2, self.layer("block", first), steps)
+        first = over_steps(self.act1, self.layer("stem", x.flatten(0, 1)), steps)
+        second = over_steps(self.act2, self.layer("block", first), steps)
         (summed,) = self.note("block#2", first + second)
-        third = self.spikes(self.act3, self.block(summed), steps)
+        third = over_steps(self.act3, self.block(summed), steps)
         (y,) = self.note("after", summed + third)
         return self.after(y).unflatten(0, (steps, -1)).mean((3, 4))
 
@@ -229,8 +229,7 @@ class Merged(Noting):
 
     def forward(self, x: Tensor) -> Tensor:
         functional.reset_net(self)
-        x = self.layer("stem", x).unflatten(0, (self.timesteps, -1))
-        x = self.act(x).flatten(0, 1)
+        x = over_steps(self.act, self.layer("stem", x), self.timesteps)
         q = x.unflatten(-1, (self.heads, -1)).transpose(1, 2).flatten(0, 1)
         self.note("core", q, q.transpose(1, 2), form="folded")
         scores = self.core(q, q).unflatten(0, (-1, self.heads))
@@ -377,3 +376,29 @@ def geometry(module: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> Geometry:
     conv = shape_of(module) if isinstance(module, nn.Conv2d) else None
     features = shape[1] if conv is not None else prod(shape[1:])
     return layer_geometry(conv, tuple(module.weight.shape), shape, features)
+
+
+def assert_same(first: Counts, second: Counts) -> None:
+    """Both are counts of the same layers, figure by figure."""
+    assert (first.timesteps, first.images) == (second.timesteps, second.images)
+    for one, other in zip(first.layers, second.layers, strict=True):
+        assert (one.layer, one.neuron_updates) == (other.layer, other.neuron_updates)
+        for name in ("executed_T", "nonzero_TI", "events_TI", "value_TI"):
+            assert np.array_equal(getattr(one, name), getattr(other, name)), name
+
+
+def detailed_counter(
+    net: Any, images: Tensor, timesteps: int, layout: str = "", found: str = ""
+) -> TrialCounter:
+    """The counter of a network that was shown these images [N, ...], with all details.
+
+    `layout`: where the network does not say its own; `found`: what is said to the counter.
+    """
+    layout = layout or net.layout
+    shown = present(layout, images, timesteps, ((), {}))
+    with (
+        torch.no_grad(),
+        count_operations(net, found or layout, timesteps, detailed=True) as counter,
+    ):
+        shown.call(net)
+    return counter

@@ -21,54 +21,46 @@ class Sound(nn.Module):
 
     layout = "time-first"
 
-    def __init__(self) -> None:
+    def __init__(self, threshold: float = 0.2) -> None:
         super().__init__()
         self.conv1 = layer.Conv2d(2, 4, 3, padding=1, step_mode="m")
         self.act1 = foreign.if_node(0.4)
         self.conv2 = layer.Conv2d(4, 4, 3, step_mode="m")
-        self.act2 = foreign.if_node(0.2)
+        self.act2 = neuron.IFNode(v_threshold=threshold, step_mode="m")
         self.fc = nn.Linear(64, 3)
+        self.kept: Any = 0
 
-    def middle(self, x: Tensor) -> Tensor:
-        y: Tensor = self.conv2(self.act1(self.conv1(x)))
-        return y
+    def middle(self, x: Tensor) -> Any:
+        return self.conv2(self.act1(self.conv1(x)))
+
+    def fire(self, x: Tensor) -> Any:
+        return self.act2(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc(self.act2(self.middle(x)).flatten(2))
+        y: Tensor = self.fc(self.fire(self.middle(x)).flatten(2))
         return y
 
 
 class OverBatch(Sound):
     """QKFormer's fault: the neuron's time axis is T x N, so that images run into each other."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.middle(x)
-        y = self.act2(y.flatten(0, 1)).unflatten(0, y.shape[:2])
-        z: Tensor = self.fc(y.flatten(2))
-        return z
+    def fire(self, x: Tensor) -> Any:
+        return self.act2(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 class NoReset(Sound):
     """The neurons' potential is kept where nobody resets it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.middle(x)
-        self.kept = y.sum(0) if self.kept is None else 0.9 * self.kept + y.sum(0)
-        z: Tensor = self.fc(self.act2(y + self.kept).flatten(2))
-        return z
+    def fire(self, x: Tensor) -> Any:
+        self.kept = 0.9 * self.kept + x.sum(0)
+        return self.act2(x + self.kept)
 
 
 class LooksAhead(Sound):
     """A norm over the time axis: the mean of all steps is taken off each."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.middle(x)
-        z: Tensor = self.fc(self.act2(y - y.mean(0, keepdim=True)).flatten(2))
-        return z
+    def fire(self, x: Tensor) -> Any:
+        return self.act2(x - x.mean(0, keepdim=True))
 
 
 class RealSpikes(Sound):
@@ -81,18 +73,13 @@ class RealSpikes(Sound):
         self.act3 = foreign.if_node(0.1)
         self.fc = nn.Linear(4, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.act3(self.conv3(self.pool(self.act2(self.middle(x)))))
-        z: Tensor = self.fc(y.flatten(2))
-        return z
+    def fire(self, x: Tensor) -> Any:
+        return self.act3(self.conv3(self.pool(self.act2(x))))
 
 
-class Dead(Sound):
+def dead() -> nn.Module:
     """A threshold that nothing reaches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.act2 = foreign.if_node(1e6)
+    return Sound(threshold=1e6)
 
 
 class Saturated(Sound):
@@ -106,10 +93,9 @@ class Saturated(Sound):
 class NotANumber(Sound):
     """A division of zero by zero in the second layer's input."""
 
-    def middle(self, x: Tensor) -> Tensor:
+    def middle(self, x: Tensor) -> Any:
         y = self.act1(self.conv1(x))
-        z: Tensor = self.conv2(y / y.amax((2, 3, 4), keepdim=True) * 0 / 0)
-        return z
+        return self.conv2(y / y.amax((2, 3, 4), keepdim=True) * 0 / 0)
 
 
 def audited(net: Any, images: int = 4, timesteps: int = 3, **kw: Any) -> Audit:
@@ -128,7 +114,7 @@ def found(result: Audit) -> set[tuple[str, str]]:
         (NoReset, "reset", "act2"),
         (LooksAhead, "causality", "act2"),
         (RealSpikes, "spike-driven inputs", "conv3"),
-        (Dead, "firing", "act2"),
+        (dead, "firing", "act2"),
         (Saturated, "firing", "act2"),
         (NotANumber, "numbers", "conv2"),
     ],
@@ -146,7 +132,7 @@ def test_a_fault_is_found_and_named(make: Callable[[], nn.Module], check: str, l
 def test_shares_are_printed_with_what_they_are_shares_of() -> None:
     """Acts on 4 x 4 maps of 4 channels: 64 neurons in act2, all of them silent."""
     torch.manual_seed(1)
-    silent = next(f for f in audited(Dead()).findings if f.layer == "act2")
+    silent = next(f for f in audited(dead()).findings if f.layer == "act2")
     assert silent.evidence == "64 of its 64 neurons never fired (100 %) on 4 images"
     always = next(f for f in audited(Saturated()).findings if f.layer == "act2")
     assert always.evidence == "64 of its 64 neurons fired at every step (100 %)"
@@ -177,11 +163,7 @@ def test_a_sound_network_is_clean() -> None:
 
 def test_spikes_that_are_added_are_a_note() -> None:
     torch.manual_seed(3)
-    result = audit(
-        foreign.Sew().eval(),
-        present("time-first", torch.rand(4, 2, 6, 6) * 2, 3, ((), {})),
-        3,
-    )
+    result = audited(foreign.Sew())
     assert result.clean
     assert "block#2" in {f.layer for f in result.findings if f.check == "spike-driven inputs"}
 

@@ -15,6 +15,7 @@ from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpC
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.energy.foreign import assert_same
 from tser_cli.base.errors import TserError
 from tser_cli.energy.counter import counting
 from tser_cli.energy.counts import Counts
@@ -75,22 +76,23 @@ def test_a_network_equals_brute_force(
 
 
 @torch.no_grad()
-def test_the_large_stem_with_its_pool_equals_brute_force(
-    lively: Lively, spy: Any, brute_force: BruteForce
+@pytest.mark.parametrize("network", ["large stem and pool", "groups, dilation and strides"])
+def test_other_geometries_equal_brute_force(
+    lively: Lively,
+    small_sew: nn.Module,
+    exact_images: Any,
+    spy: Any,
+    brute_force: BruteForce,
+    network: str,
 ) -> None:
-    model = lively("sew_resnet18", stem="large", height=37, width=33)
+    model: Any = small_sew
+    images_NCHW = exact_images(5)
+    if network == "large stem and pool":
+        model = lively("sew_resnet18", stem="large", height=37, width=33)
+        images_NCHW = torch.randn(2, 3, 37, 33)
     with counting(model, model.input_kinds()) as counter, spy(model) as inputs:
-        model(torch.randn(2, 3, 37, 33), timesteps=2)
+        model(images_NCHW, timesteps=4)
     check_against_brute_force(model, counter.counts(), inputs, brute_force)
-
-
-@torch.no_grad()
-def test_groups_dilation_and_strides_equal_brute_force(
-    small_sew: nn.Module, exact_images: Any, spy: Any, brute_force: BruteForce
-) -> None:
-    with counting(small_sew, small_sew.input_kinds()) as counter, spy(small_sew) as inputs:
-        small_sew(exact_images(5), timesteps=4)
-    check_against_brute_force(small_sew, counter.counts(), inputs, brute_force)
 
 
 def test_a_network_in_bfloat16_autocast_equals_brute_force(
@@ -131,14 +133,6 @@ def gathered(model: Any, images_NCHW: Tensor, timesteps: int, sizes: list[int]) 
         for part in images_NCHW.split(sizes):
             model(part, timesteps=timesteps)
     return counter.counts()
-
-
-def assert_same(first: Counts, second: Counts) -> None:
-    assert (first.timesteps, first.images) == (second.timesteps, second.images)
-    for one, other in zip(first.layers, second.layers, strict=True):
-        assert (one.layer, one.neuron_updates) == (other.layer, other.neuron_updates)
-        for name in ("executed_T", "nonzero_TI", "events_TI", "value_TI"):
-            assert np.array_equal(getattr(one, name), getattr(other, name)), name
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
@@ -264,17 +258,14 @@ def hooks(model: nn.Module) -> int:
     return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
 
 
-def test_hooks_are_taken_off(small_sew: nn.Module, exact_images: Any) -> None:
+def test_hooks_are_taken_off_after_an_exception_too(
+    small_sew: nn.Module, exact_images: Any
+) -> None:
     with counting(small_sew, small_sew.input_kinds()):
         assert hooks(small_sew) == 10
     assert hooks(small_sew) == 0
-
-
-def test_hooks_are_taken_off_after_an_exception(small_sew: nn.Module, exact_images: Any) -> None:
-    with (
-        pytest.raises(RuntimeError, match="channels"),
-        counting(small_sew, small_sew.input_kinds()),
-    ):
+    counted = counting(small_sew, small_sew.input_kinds())
+    with pytest.raises(RuntimeError, match="channels"), counted:
         small_sew(exact_images(2)[:, :1], timesteps=2)
     assert hooks(small_sew) == 0
 

@@ -18,86 +18,70 @@ from tser_cli.energy.geometry import fan_out_1d, uncountable
 EVEN_SAME = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 
-def fan_out_map(layer: nn.Conv2d, height: int, width: int) -> list[list[int]]:
-    maps: list[list[int]] = (
-        geometry(layer, (1, 1, height, width)).fan_out_P.view(height, width).tolist()
-    )
-    return maps
-
-
-def test_three_by_three_with_padding_corner_four_edge_six_centre_nine() -> None:
-    layer = nn.Conv2d(1, 1, 3, padding=1)
-    assert fan_out_map(layer, 3, 3) == [[4, 6, 4], [6, 9, 6], [4, 6, 4]]
-    assert geometry(layer, (1, 1, 3, 3)).macs == 49
-    assert geometry(layer, (1, 1, 3, 3)).macs_formula == 81
-
-
-def test_output_channels_multiply_the_fan_out() -> None:
-    assert fan_out_map(nn.Conv2d(1, 5, 3, padding=1), 3, 3)[1] == [30, 45, 30]
-
-
-def test_one_by_one_with_stride_two_feeds_every_other_position() -> None:
-    layer = nn.Conv2d(2, 3, 1, stride=2)
-    assert fan_out_map(layer, 3, 4) == [[3, 0, 3, 0], [0, 0, 0, 0], [3, 0, 3, 0]]
-
-
-def test_groups_divide_the_fan_out() -> None:
-    layer = nn.Conv2d(4, 6, 3, groups=2)
-    assert fan_out_map(layer, 3, 3) == [[3, 3, 3]] * 3
-    assert geometry(layer, (1, 1, 3, 3)).macs == 4 * 27
-    assert geometry(layer, (1, 1, 3, 3)).outputs == 6
-
-
-def test_depthwise_convolution() -> None:
-    assert geometry(nn.Conv2d(4, 4, 3, padding=1, groups=4), (1, 1, 3, 3)).macs == 4 * 49
-
-
-def test_dilation_spreads_the_taps() -> None:
-    assert fan_out_1d(5, 2, 1, (0, 0), 3)[0].tolist() == [1, 1, 0, 1, 1]
-    assert fan_out_1d(5, 3, 1, (2, 2), 2)[0].tolist() == [2, 2, 3, 2, 2]
-
-
-def test_a_stride_leaves_the_last_position_out() -> None:
-    assert fan_out_1d(4, 3, 2, (0, 0), 1)[0].tolist() == [1, 1, 1, 0]
-
-
-def test_a_map_smaller_than_the_padded_kernel() -> None:
-    assert fan_out_map(nn.Conv2d(1, 1, 3, padding=1), 1, 1) == [[1]]
-
-
-@pytest.mark.parametrize(("padding", "row"), [("valid", [1, 2, 2, 1]), ("same", [2, 3, 3, 2])])
-def test_padding_by_name(padding: str, row: list[int]) -> None:
-    kernel = (1, 2) if padding == "valid" else (1, 3)
-    assert fan_out_map(nn.Conv2d(1, 1, kernel, padding=padding), 1, 4) == [row]
-
-
-def test_same_padding_of_an_even_kernel_puts_the_odd_zero_after() -> None:
-    layer = nn.Conv2d(1, 1, (1, 2), padding="same")
-    assert fan_out_map(layer, 1, 3) == [[1, 2, 2]]
-
-
-def test_linear_feeds_every_output() -> None:
-    found = geometry(nn.Linear(7, 3), (5, 7))
-    assert found.fan_out_P.tolist() == [3]
-    assert (found.neurons_in, found.outputs, found.macs, found.macs_formula) == (7, 3, 21, 21)
-
-
-def test_linear_on_several_vectors_an_image() -> None:
-    found = geometry(nn.Linear(7, 3), (5, 2, 4, 7))
-    assert (found.neurons_in, found.outputs, found.macs) == (56, 24, 168)
-
-
-@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-def test_other_padding_is_refused(mode: str) -> None:
-    assert mode in uncountable(nn.Conv2d(1, 1, 3, padding=1, padding_mode=mode))
-    assert not uncountable(nn.Conv2d(1, 1, 3, padding=1))
+CORNERS = [[4, 6, 4], [6, 9, 6], [4, 6, 4]]
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.Conv1d(1, 1, 1), nn.ConvTranspose2d(1, 1, 1), nn.LSTM(1, 1)], ids=repr
+    ("layer", "expected"),
+    [
+        (nn.Conv2d(1, 1, 3, padding=1), CORNERS),
+        (nn.Conv2d(4, 4, 3, padding=1, groups=4), CORNERS),
+        (nn.Conv2d(1, 5, 3, padding=1), [[5 * n for n in row] for row in CORNERS]),
+        (nn.Conv2d(4, 6, 3, groups=2), [[3, 3, 3]] * 3),
+        (nn.Conv2d(2, 3, 1, stride=2), [[3, 0, 3, 0], [0, 0, 0, 0], [3, 0, 3, 0]]),
+        (nn.Conv2d(1, 1, 3, padding=1), [[1]]),
+        (nn.Conv2d(1, 1, (1, 2), padding="valid"), [[1, 2, 2, 1]]),
+        (nn.Conv2d(1, 1, (1, 3), padding="same"), [[2, 3, 3, 2]]),
+        # The odd zero of an even kernel comes after.
+        (nn.Conv2d(1, 1, (1, 2), padding="same"), [[1, 2, 2]]),
+    ],
+    ids=str,
 )
-def test_other_layers_with_weights_are_refused(layer: nn.Module) -> None:
-    assert type(layer).__name__ in uncountable(layer)
+def test_maps_that_can_be_counted_by_hand(layer: nn.Conv2d, expected: list[list[int]]) -> None:
+    height, width = len(expected), len(expected[0])
+    found = geometry(layer, (1, 1, height, width))
+    assert found.fan_out_P.view(height, width).tolist() == expected
+    assert found.macs == layer.in_channels * sum(map(sum, expected))
+
+
+def test_the_formula_counts_the_padding_and_groups_divide_both() -> None:
+    assert geometry(nn.Conv2d(1, 1, 3, padding=1), (1, 1, 3, 3)).macs_formula == 81
+    grouped = geometry(nn.Conv2d(4, 6, 3, groups=2), (1, 1, 3, 3))
+    assert (grouped.macs, grouped.macs_formula, grouped.outputs) == (4 * 27, 4 * 27, 6)
+
+
+@pytest.mark.parametrize(
+    ("axis", "expected"),
+    [
+        ((5, 2, 1, (0, 0), 3), [1, 1, 0, 1, 1]),
+        ((5, 3, 1, (2, 2), 2), [2, 2, 3, 2, 2]),
+        ((4, 3, 2, (0, 0), 1), [1, 1, 1, 0]),  # a stride leaves the last position out
+    ],
+)
+def test_dilation_and_stride_along_one_axis(axis: Any, expected: list[int]) -> None:
+    assert fan_out_1d(*axis)[0].tolist() == expected
+
+
+@pytest.mark.parametrize(("shape", "rows"), [((5, 7), 1), ((5, 2, 4, 7), 8)])
+def test_linear_feeds_every_output_of_each_vector(shape: tuple[int, ...], rows: int) -> None:
+    found = geometry(nn.Linear(7, 3), shape)
+    assert found.fan_out_P.tolist() == [3]
+    assert (found.neurons_in, found.outputs) == (7 * rows, 3 * rows)
+    assert found.macs == found.macs_formula == 21 * rows
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        *((nn.Conv2d(1, 1, 3, padding=1, padding_mode=m), m) for m in ("reflect", "circular")),
+        *((x, type(x).__name__) for x in (nn.Conv1d(1, 1, 1), nn.ConvTranspose2d(1, 1, 1))),
+        (nn.LSTM(1, 1), "LSTM"),
+    ],
+    ids=repr,
+)
+def test_what_can_not_be_counted_says_why(layer: nn.Module, said: str) -> None:
+    assert said in uncountable(layer)
+    assert not uncountable(nn.Conv2d(1, 1, 3, padding=1))
 
 
 @st.composite

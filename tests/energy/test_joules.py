@@ -69,17 +69,11 @@ def test_energy_up_to_each_step(counts: Counts) -> None:
     each = [[180 * 4 + 4, 180 * 4], [90 * 4 + 1, 90 * 4 + 3], [90 * 4, 90 * 4 + 10]]
     expected = np.cumsum(each, axis=0)
     assert energy_up_to(counts, CHIP).tolist() == expected.tolist()
+    assert mean_energy(counts, CHIP) == expected[-1].mean() == 1449.0
 
 
-def test_the_headline_is_the_mean_of_the_last(counts: Counts) -> None:
-    assert mean_energy(counts, CHIP) == energy_up_to(counts, CHIP)[-1].mean() == 1449.0
-
-
-def test_the_ann_of_the_same_shape_computes_every_layer_once(counts: Counts) -> None:
+def test_the_ann_of_the_same_shape_and_the_stem_both_ways(counts: Counts) -> None:
     assert ann_macs(counts) == 270
-
-
-def test_the_stem_both_ways(counts: Counts) -> None:
     assert stem_energy(counts, CHIP) == {"once": 360.0, "per_step": 1080.0}
 
 
@@ -132,21 +126,17 @@ def test_traffic_is_what_spikingjelly_counts() -> None:
     expected = theirs.get_counts()["Global"]
     traffic = memory_traffic(counter.counts())
     total = sum(expected.values())
+    assert SimpleEnergyCostConfig().e_memory_pj_per_byte == MEMORY_PJ_PER_BYTE
     assert all(expected.values()) and len(expected) == 4
     assert {name: 3 * traffic[name] for name in expected} == pytest.approx(dict(expected))
     assert 3 * traffic["energy_pj"] == pytest.approx(total * MEMORY_PJ_PER_BYTE)
 
 
-def test_the_cost_of_a_byte_is_spikingjelly_s() -> None:
-    assert SimpleEnergyCostConfig().e_memory_pj_per_byte == MEMORY_PJ_PER_BYTE
-
-
 @torch.no_grad()
 def test_a_sum_of_spikes_reads_its_weight_once() -> None:
-    model = nn.Linear(3, 10, bias=False)
-    wrapped = nn.Sequential(model)
-    with counting(wrapped, {"0": "sums"}) as counter:
-        wrapped(torch.tensor([[2.0, 0.0, 1.0]]))
+    model = nn.Sequential(nn.Linear(3, 10, bias=False))
+    with counting(model, {"0": "sums"}) as counter:
+        model(torch.tensor([[2.0, 0.0, 1.0]]))
     assert memory_traffic(counter.counts())["weight_read_bytes"] == 2 * 10 * 4
 
 
@@ -166,11 +156,14 @@ def sew_counts(small_sew: nn.Module, exact_images: Callable[[int], Tensor]) -> C
 
 
 def test_the_same_arithmetic_and_an_ann_that_skips_or_has_integers(sew_counts: Counts) -> None:
-    found = against_ann(sew_counts, FP32, skipped=0.25)["assumptions"]
+    told = against_ann(sew_counts, FP32, skipped=0.25)
+    found, steps = told["assumptions"], told["steps_pj"]
     snn, macs = mean_energy(sew_counts, FP32), ann_macs(sew_counts)
     assert found["same"] == {"snn_pj": snn, "ann_pj": 4.6 * macs}
     assert found["skipping"] == {"snn_pj": snn, "ann_pj": 0.75 * 4.6 * macs, "skipped": 0.25}
     assert found["int8"] == {"snn_pj": snn, "ann_pj": 0.23 * macs}
+    assert steps == pytest.approx(energy_up_to(sew_counts, FP32).mean(axis=1))
+    assert steps[-1] == pytest.approx(snn)
 
 
 def test_the_ann_of_the_same_shape_moves_as_much_as_one_that_was_counted() -> None:
@@ -185,12 +178,6 @@ def test_the_ann_of_the_same_shape_moves_as_much_as_one_that_was_counted() -> No
     assert found["snn_pj"] == pytest.approx(snn_pj)
     ann_pj = mean_energy(counted, FP32) + memory_traffic(counted)["energy_pj"]
     assert found["ann_pj"] == pytest.approx(ann_pj)
-
-
-def test_energy_after_each_step(sew_counts: Counts) -> None:
-    steps = against_ann(sew_counts, FP32, None)["steps_pj"]
-    assert steps == pytest.approx(energy_up_to(sew_counts, FP32).mean(axis=1))
-    assert steps[-1] == pytest.approx(mean_energy(sew_counts, FP32))
 
 
 @pytest.mark.parametrize(

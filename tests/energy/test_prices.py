@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tser_cli.base.errors import ConfigError
-from tser_cli.energy.prices import DEFAULT_PROFILE, PROFILES, load_profile
+from tser_cli.energy.prices import PROFILES, load_profile
 
 OWN = """
 name = "edge-chip"
@@ -33,29 +33,16 @@ def test_constants(name: str, mac: float, ac: float, update: float | None) -> No
     assert (profile.mac_pj, profile.ac_pj, profile.neuron_update_pj) == (mac, ac, update)
     assert profile.name == name
     assert profile.source and profile.technology
+    assert ("no multiply-accumulate" in profile.note) == (name == "loihi")
 
 
-def test_the_default_is_what_papers_use() -> None:
-    assert DEFAULT_PROFILE == "horowitz-45nm-fp32"
-    assert DEFAULT_PROFILE in PROFILES
-
-
-def test_loihi_says_what_a_multiply_accumulate_is_charged_as() -> None:
-    assert "no multiply-accumulate" in load_profile("loihi").note
-
-
-def test_a_profile_of_one_s_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("update", [1.5, None])
+def test_a_profile_of_your_own(tmp_path: Path, update: float | None) -> None:
     path = tmp_path / "own.toml"
-    path.write_text(OWN)
+    path.write_text(OWN if update else OWN.replace("neuron_update_pj = 1.5\n", ""))
     profile = load_profile(str(path))
     assert (profile.name, profile.mac_pj, profile.ac_pj) == ("edge-chip", 2.0, 0.5)
-    assert profile.neuron_update_pj == 1.5
-
-
-def test_neuron_updates_are_optional(tmp_path: Path) -> None:
-    path = tmp_path / "own.toml"
-    path.write_text(OWN.replace("neuron_update_pj = 1.5\n", ""))
-    assert load_profile(str(path)).neuron_update_pj is None
+    assert profile.neuron_update_pj == update
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
@@ -101,13 +88,10 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
     assert all(key in str(caught.value) for key in keys)
 
 
-def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+def test_a_file_that_is_no_text_and_a_folder(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="can't be read"):
         load_profile(str(path))
-
-
-def test_a_folder_is_no_profile(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown cost profile"):
         load_profile(str(tmp_path))

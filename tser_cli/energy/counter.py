@@ -409,8 +409,10 @@ class LayerCall:
                 f"{record.shape}; count images of one size at a time"
             )
         kind = find(0, x)
-        if not self.declared:
-            x = tally.magnitude(x, kind)
+        if not x.is_floating_point():
+            x = x.float()
+        if not self.declared and kind not in (SPIKES, REAL):
+            x = x.abs()  # an accumulate of -1 costs as much as one of 1
         counted = tally.count(x, kind if kind in (SUMS, REAL) else SPIKES, record.fan_out_P)
         if kind == SUMS or (self.declared and kind != REAL):
             # Whether a declaration holds is looked at in the end: nothing waits for the device.

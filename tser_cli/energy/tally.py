@@ -106,14 +106,6 @@ def find_kind(x: Tensor) -> str:
     return SUMS
 
 
-def magnitude(x: Tensor, kind: str) -> Tensor:
-    """Return `x` as `count` takes it, without signs."""
-    if not x.is_floating_point():
-        x = x.float()
-    # An accumulate of -1 costs as much as one of 1.
-    return x if kind in (SPIKES, REAL) else x.abs()
-
-
 def effective_operations(
     x: Tensor,
     weight: Tensor,

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.energy import foreign
-from tests.energy.foreign import Noting
-from tser_cli.energy.any_network.layouts import AUTO, present
-from tser_cli.energy.any_network.network_counter import TrialCounter, count_operations
+from tests.energy.foreign import Noting, detailed_counter
+from tser_cli.energy.any_network.layouts import AUTO
 from tser_cli.energy.counts import Counts
 
 Make = Callable[[int], Noting]
@@ -44,13 +43,6 @@ def make(name: str, timesteps: int) -> tuple[Noting, tuple[int, ...]]:
         pytest.skip(f"{library} is not installed")
     torch.manual_seed(3)
     return maker(timesteps).eval(), shape
-
-
-def run(net: Noting, images: Tensor, timesteps: int, layout: str, **kw: Any) -> TrialCounter:
-    shown = present(net.layout, images, timesteps, ((), {}))
-    with torch.no_grad(), count_operations(net, layout, timesteps, **kw) as counter:
-        shown.call(net)
-    return counter
 
 
 def by_step(net: Noting, name: str, timesteps: int, images: int) -> list[Tensor]:
@@ -131,36 +123,25 @@ def check(net: Noting, counts: Counts, timesteps: int, images: int) -> None:
         assert counted.layer.macs == dense[0, 0], name
 
 
-@pytest.mark.parametrize(("timesteps", "images"), [(4, 4), (3, 2), (2, 5), (4, 1)])
+@pytest.mark.parametrize(("timesteps", "images"), [(4, 4), (3, 2), (2, 5), (4, 1), (1, 3)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_equals_brute_force(name: str, timesteps: int, images: int) -> None:
     net, shape = make(name, timesteps)
-    counter = run(net, torch.rand(images, *shape) * 2, timesteps, net.layout)
+    counter = detailed_counter(net, torch.rand(images, *shape) * 2, timesteps)
     check(net, counter.counts(), timesteps, images)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_layer_of_the_networks_is_reached_by_spikes(name: str) -> None:
+def test_the_layout_is_found_and_spikes_reach_every_layer(name: str) -> None:
     net, shape = make(name, 4)
-    counts = run(net, torch.rand(4, *shape) * 2, 4, net.layout, detailed=True).counts()
+    counter = detailed_counter(net, torch.rand(4, *shape) * 2, 4, found=AUTO)
+    counts = counter.counts()
+    assert counter.plan is not None
+    assert counter.plan.layout == net.layout
+    check(net, counts, 4, 4)
+    # Networks that stayed silent would prove nothing.
     assert all(counted.nonzero_TI.any() for counted in counts.layers)
     assert any(counted.value_TI.any() for counted in counts.layers)
     spikes = [neuron.spikes_TI for neuron in counts.neurons]
     assert all(sent_TI is not None and sent_TI.any() for sent_TI in spikes)
     assert counts.neurons or name == "own neurons"
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_layout_is_found(name: str) -> None:
-    net, shape = make(name, 4)
-    counter = run(net, torch.rand(4, *shape) * 2, 4, AUTO)
-    assert counter.plan is not None
-    assert counter.plan.layout == net.layout
-    check(net, counter.counts(), 4, 4)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_one_time_step(name: str) -> None:
-    net, shape = make(name, 1)
-    counter = run(net, torch.rand(3, *shape) * 2, 1, net.layout)
-    check(net, counter.counts(), 1, 3)

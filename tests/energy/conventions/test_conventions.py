@@ -12,8 +12,9 @@ from spikingjelly.activation_based.op_counter import DispatchCounterMode, MACCou
 from torch import Tensor, nn
 
 from tests.energy import foreign
+from tests.energy.foreign import detailed_counter
 from tser_cli.energy.any_network.layouts import present
-from tser_cli.energy.any_network.network_counter import TrialCounter, count_operations
+from tser_cli.energy.any_network.network_counter import count_operations
 from tser_cli.energy.conventions.conventions import compare, matching
 from tser_cli.energy.counts import Counts
 from tser_cli.energy.prices import load_profile
@@ -21,11 +22,8 @@ from tser_cli.energy.prices import load_profile
 PROFILE = load_profile("horowitz-45nm-fp32")
 
 
-def counter_of(net: Any, images: Tensor, timesteps: int) -> TrialCounter:
-    shown = present(net.layout, images, timesteps, ((), {}))
-    with torch.no_grad(), count_operations(net, net.layout, timesteps, detailed=True) as counter:
-        shown.call(net)
-    return counter
+def counts_of(net: Any, images: Tensor, timesteps: int) -> Counts:
+    return detailed_counter(net, images, timesteps).counts()
 
 
 def figures(counts: Counts) -> dict[str, tuple[float, float]]:
@@ -49,7 +47,7 @@ def test_spikingjelly_is_what_its_counters_say(kind: str) -> None:
     }
     make, shape = makers[kind]
     net, images = make().eval(), torch.rand(3, *shape) * 2
-    mine = figures(counter_of(net, images, 4).counts())["spikingjelly"]
+    mine = figures(counts_of(net, images, 4))["spikingjelly"]
     functional.reset_net(net)
     synops, macs = SynOpCounter(), MACCounter()
     with torch.no_grad(), DispatchCounterMode([synops, macs]):
@@ -60,7 +58,7 @@ def test_spikingjelly_is_what_its_counters_say(kind: str) -> None:
 def test_spikingjelly_counts_nothing_under_inference_mode_and_this_does() -> None:
     torch.manual_seed(3)
     net, images = foreign.Plain().eval(), torch.rand(2, *foreign.MAPS) * 2
-    expected = figures(counter_of(net, images, 4).counts())
+    expected = figures(counts_of(net, images, 4))
     functional.reset_net(net)
     synops = SynOpCounter()
     shown = present(net.layout, images, 4, ((), {}))
@@ -83,7 +81,7 @@ def test_neurobench_is_what_its_metric_says(zeros: bool) -> None:
         with torch.no_grad():
             for weight in net.parameters():
                 weight.mul_(torch.rand_like(weight) > 0.3)
-    counts = counter_of(net, images, 4).counts()
+    counts = counts_of(net, images, 4)
     macs = acs = 0
     for name, calls in net.noted.items():
         for (x,) in calls:
@@ -112,7 +110,7 @@ def test_the_page_s_example_by_hand() -> None:
     # A spike in a corner meets 4 taps, in the centre 9; two output channels.
     images = torch.zeros(1, 1, 3, 3)
     images[0, 0, 0, 0] = images[0, 0, 1, 1] = 1.0
-    counts = counter_of(Hand().eval(), images, 1).counts()
+    counts = counts_of(Hand().eval(), images, 1)
     (counted,) = counts.layers
     assert (counted.layer.macs, counted.layer.macs_formula) == (2 * 49, 2 * 81)
     found = figures(counts)
@@ -126,7 +124,7 @@ def test_the_page_s_example_by_hand() -> None:
 def test_attention_by_hand() -> None:
     torch.manual_seed(3)
     net = foreign.Attention("qk first").eval()
-    counts = counter_of(net, torch.rand(1, *foreign.TOKENS) * 2, 2).counts()
+    counts = counts_of(net, torch.rand(1, *foreign.TOKENS) * 2, 2)
     by_name = {counted.layer.name: counted for counted in counts.layers}
     first, second = by_name["(network)"], by_name["(network)#2"]
     steps, heads, tokens, width = 2, 2, 7, 4
@@ -152,16 +150,11 @@ def test_attention_by_hand() -> None:
     assert found["spikformer"][0] == 5 * 8 * tokens
 
 
-def test_sums_that_are_billed_dense_are_told() -> None:
+def test_sums_billed_dense_are_told_and_a_figure_is_matched_to_its_convention() -> None:
     torch.manual_seed(3)
-    counts = counter_of(foreign.Sew().eval(), torch.rand(3, *foreign.MAPS) * 2, 4).counts()
+    counts = counts_of(foreign.Sew().eval(), torch.rand(3, *foreign.MAPS) * 2, 4)
     assert "sums of spikes billed dense" in reasons(counts)["spikingjelly"]
     assert "sums of spikes counted once" in reasons(counts)["formula"]
-
-
-def test_a_figure_is_matched_to_its_convention() -> None:
-    torch.manual_seed(3)
-    counts = counter_of(foreign.Sew().eval(), torch.rand(3, *foreign.MAPS) * 2, 4).counts()
     compared = compare(counts, PROFILE)
     formula = next(one for one in compared if one.convention == "formula")
     assert matching(compared, formula.energy_pj * 1.04)[0].convention == "formula"

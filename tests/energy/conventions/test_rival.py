@@ -12,8 +12,6 @@ from torch import nn
 
 from tests.energy import foreign
 from tser_cli.base.errors import ConfigError
-from tser_cli.energy.any_network.layouts import present
-from tser_cli.energy.any_network.network_counter import count_operations
 from tser_cli.energy.conventions import rival
 from tser_cli.energy.conventions.rival import bits_for, fair_rival, operation_rate
 from tser_cli.energy.counts import Counts
@@ -34,10 +32,7 @@ def network(last: nn.Module) -> nn.Sequential:
 
 
 def counts_of(net: nn.Module, x: torch.Tensor, timesteps: int) -> Counts:
-    with torch.no_grad(), count_operations(net, "stepwise", timesteps, detailed=True) as counter:
-        for _ in range(timesteps):
-            net(x)
-    return counter.counts()
+    return foreign.detailed_counter(net, x, timesteps, "stepwise").counts()
 
 
 @pytest.mark.parametrize("last", ["linear", "conv", "real"])
@@ -95,10 +90,12 @@ def test_two_layers_by_hand() -> None:
 def test_what_the_model_has_no_formula_for_is_named() -> None:
     torch.manual_seed(3)
     net = foreign.Attention("qk first").eval()
-    shown = present("time-first", torch.rand(2, *foreign.TOKENS), 2, ((), {}))
-    with torch.no_grad(), count_operations(net, detailed=True) as counter:
-        shown.call(net)
-    assert rival.snn_energy(counter.counts()).omitted == ("(network)", "(network)#2")
+    counts = foreign.detailed_counter(net, torch.rand(2, *foreign.TOKENS), 2).counts()
+    assert (
+        rival.ann_energy(counts).omitted
+        == rival.snn_energy(counts).omitted
+        == ("(network)", "(network)#2")
+    )
 
 
 @pytest.mark.parametrize(("timesteps", "bits"), [(1, 1), (2, 2), (3, 2), (4, 3), (7, 3), (8, 4)])

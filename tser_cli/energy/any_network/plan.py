@@ -198,7 +198,7 @@ def _grouped(run: TrialRun) -> Calls:
 def _family(
     calls: list[TrialCall], wider: list[TrialCall], longer: list[TrialCall], timesteps: int
 ) -> Family:
-    name, uses = calls[0].name, len(calls) // timesteps
+    name, uses = calls[0].key[0], len(calls) // timesteps
     # As many calls for one step more: each holds all steps.
     if len(longer) == len(calls):
         return Family(tuple(_uses(calls, wider, longer, timesteps)), loops=False)
@@ -213,7 +213,7 @@ def _family(
 def _guessed(
     calls: list[TrialCall], wider: list[TrialCall], timesteps: int, loops: bool | None
 ) -> Family:
-    name = calls[0].name
+    name = calls[0].key[0]
     found = [
         tuple(
             a and guess_time(name, a, shape, len(calls), timesteps, loops)
@@ -235,9 +235,9 @@ def _uses(
     for i, (call, more) in enumerate(zip(calls, wider, strict=True)):
         late: Sequence[Shape | None] = longer[i].shapes if longer else [None] * len(call.shapes)
         shapes = zip(call.shapes, more.shapes, late, strict=True)
-        uses.append(tuple(learn(call.name, a, b, c, timesteps) for a, b, c in shapes))
+        uses.append(tuple(learn(call.key[0], a, b, c, timesteps) for a, b, c in shapes))
         if all(axes is None for axes in uses[-1]):
-            raise TserError(f"{call.name} is fed with nothing that belongs to an image")
+            raise TserError(f"{call.key[0]} is fed with nothing that belongs to an image")
     return uses
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -46,16 +46,10 @@ class Factor:
 
 @dataclass(frozen=True)
 class Product:
-    """Two factors and the letters of their product."""
+    """Two factors, left first, and the letters of their product."""
 
-    left: Factor
-    right: Factor
+    factors: tuple[Factor, Factor]
     output: str
-
-    @property
-    def factors(self) -> tuple[Factor, Factor]:
-        """Both factors, left first."""
-        return self.left, self.right
 
     def sizes(self) -> dict[str, int]:
         """Return the size of every letter."""
@@ -87,7 +81,7 @@ def matmul_product(left: Tensor, right: Tensor) -> Product:
                 letters[i] = next(spare)
         names.append("".join(letters) + end)
     output = "".join(dict.fromkeys(letter for name in names for letter in name if letter != "y"))
-    return Product(factor(left, names[0]), factor(right, names[1]), output)
+    return Product((factor(left, names[0]), factor(right, names[1])), output)
 
 
 def einsum_product(equation: str, *operands: Tensor) -> Product | Iterator[Product]:
@@ -112,7 +106,7 @@ def einsum_product(equation: str, *operands: Tensor) -> Product | Iterator[Produ
         output = "".join(sorted(letter for letter in set(every) if every.count(letter) == 1))
     if any(len(set(name)) < len(name) for name in names):
         raise TserError(f'einsum "{equation}" takes a diagonal, and can\'t be counted')
-    return Product(factor(operands[0], names[0]), factor(operands[1], names[1]), output)
+    return Product((factor(operands[0], names[0]), factor(operands[1], names[1])), output)
 
 
 def _without_ellipsis(
@@ -145,7 +139,8 @@ def attention_products(
     sizes = (*query.shape[:-1], key.shape[-2])
     # The softmax in between makes the second's left factor real; the fused kernel never forms it.
     whole = matmul_product(torch.empty(sizes, device="meta"), value)
-    yield Product(Factor(None, whole.left.letters, sizes), whole.right, whole.output)
+    left, right = whole.factors
+    yield Product((replace(left, tensor=None), right), whole.output)
 
 
 def _two(left: Tensor, right: Tensor, **kwargs: Any) -> Product:
@@ -289,7 +284,8 @@ def tally_product(product: Product, rows: str, kinds: tuple[str, str]) -> tuple[
 
 def _both(product: Product, rows: str, change: Callable[[Tensor], Tensor]) -> Tensor:
     """Return the sum of |a * b| over a product of two factors of spikes, with `change` of each."""
-    shared = set(product.left.letters) & set(product.right.letters)
+    left, right = product.factors
+    shared = set(left.letters) & set(right.letters)
     reduced, names = [], []
     for part in product.factors:
         assert part.tensor is not None, "a factor that is never formed is real"

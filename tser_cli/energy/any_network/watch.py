@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tser_cli.base.errors import TserError
 from tser_cli.energy.any_network.layouts import Presentation, fresh_copy, try_out
 from tser_cli.energy.any_network.products import PRODUCTS, Product, ProductCall
-from tser_cli.energy.counter import NEURON, Key, LayerCall, Met, first_tensor
+from tser_cli.energy.counter import NEURON, Key, LayerCall, Met, Shape, first_tensor
 from tser_cli.energy.counts import CONV, LINEAR, SPIKES
 from tser_cli.energy.geometry import ConvShape, zeros_added
 from tser_cli.energy.neurons import neuron_class, neuron_layers
@@ -33,8 +33,7 @@ CONVOLUTIONS = {
     **{getattr(torch, f"conv{n}d"): (n, False) for n in (1, 2, 3)},
     **{getattr(torch, f"conv_transpose{n}d"): (n, True) for n in (1, 2, 3)},
 }
-
-
+WATCHED = {*CONVOLUTIONS, F.linear, *PRODUCTS}
 Sink = Callable[[Met], None]
 Leaving = Callable[[str, nn.Module, tuple[Any, ...], Any], None]
 
@@ -66,29 +65,23 @@ class Interceptor(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if not self.running or (func not in CONVOLUTIONS and func not in OTHERS):
+        if not self.running or func not in WATCHED:
             return func(*args, **kwargs)
         with torch.no_grad():
-            for operation in self._operations(func, args, kwargs):
-                self.sink(operation)
+            if func in CONVOLUTIONS:
+                self.sink(self._convolution(*CONVOLUTIONS[func], *args, **kwargs))
+            elif func is F.linear:
+                self.sink(self._layer(LINEAR, *args, **kwargs))
+            else:
+                found = PRODUCTS[func](*args, **kwargs)
+                for product in [found] if isinstance(found, Product) else found:
+                    self.sink(self._product(product))
         # What a watched function computes inside is counted already, whatever kernels it takes.
         self.claimed = True
         try:
             return func(*args, **kwargs)
         finally:
             self.claimed = False
-
-    def _operations(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Iterator[Met]:
-        if func in CONVOLUTIONS:
-            yield self._convolution(*CONVOLUTIONS[func], *args, **kwargs)
-        elif func is F.linear:
-            yield self._layer(LINEAR, *args, **kwargs)
-        elif func in PRODUCTS:
-            found = PRODUCTS[func](*args, **kwargs)
-            for product in [found] if isinstance(found, Product) else found:
-                yield self._product(product)
 
     # With torch's own parameters, so that positions and names are bound as torch binds them.
     def _convolution(
@@ -145,9 +138,6 @@ class Interceptor(TorchFunctionMode):
 
     def _here(self) -> str:
         return self.path[-1] if self.path and self.path[-1] else "(network)"
-
-
-OTHERS = {F.linear, *PRODUCTS}
 
 
 @contextmanager
@@ -211,29 +201,21 @@ FREE = {
 class TrialCall:
     """A call of a layer, product or layer of neurons: the shapes met, and at which network call."""
 
-    name: str
-    type: str
-    shapes: tuple[tuple[int, ...], ...]
-    step: int = 0
-
-    @property
-    def key(self) -> Key:
-        """Return what its calls are gathered under."""
-        return self.name, self.type
+    key: Key
+    shapes: tuple[Shape, ...]
+    step: int
 
 
 @dataclass
 class TrialRun:
     """A trial run: its calls in order, what it gave, and the FLOP of what is not counted.
 
-    `uncounted`: FLOP by operation, outside of neurons; `in_neurons`: those inside them. `neurons`:
-    the class of each layer of neurons.
+    `uncounted`: by operation, outside of neurons. `neurons`: the class of each layer of neurons.
     """
 
     calls: list[TrialCall] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
     uncounted: dict[str, int] = field(default_factory=dict)
-    in_neurons: int = 0
     neurons: dict[str, str] = field(default_factory=dict)
 
 
@@ -252,31 +234,23 @@ class Unclaimed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not self.interceptor.running:
+        if not self.interceptor.running or self.interceptor.claimed:
             return result
-        name = func._schema.name.partition("::")[2]
+        name, path = func._schema.name.partition("::")[2], self.interceptor.path
+        plain = name.strip("_")
         if name in MATRIX_OPERATIONS:
-            if not self.interceptor.claimed and not self.problem:
-                # Not raised here: compiled code would wrap the error up in its own.
-                self.problem = (
-                    f"{self._where()} can't be counted: it computes {name} in compiled or fused "
-                    "code, whose inputs can't be seen; write it with Conv, Linear or matmul"
-                )
-        elif not self.interceptor.claimed and not func.is_view and name.strip("_") not in FREE:
-            self._add(name.strip("_"), args, result)
+            # Not raised here: compiled code would wrap the error up in its own.
+            where = f"layer {path[-1]}" if path and path[-1] else "the network"
+            self.problem = self.problem or (
+                f"{where} can't be counted: it computes {name} in compiled or fused "
+                "code, whose inputs can't be seen; write it with Conv, Linear or matmul"
+            )
+        # What is inside neurons has a column of its own: their updates.
+        elif not func.is_view and plain not in FREE and not self.neurons.intersection(path):
+            values = [*args, *(result if isinstance(result, tuple | list) else [result])]
+            flop = max((v.numel() for v in values if isinstance(v, Tensor)), default=0)
+            self.trace.uncounted[plain] = self.trace.uncounted.get(plain, 0) + flop
         return result
-
-    def _where(self) -> str:
-        path = self.interceptor.path
-        return f"layer {path[-1]}" if path and path[-1] else "the network"
-
-    def _add(self, name: str, args: tuple[Any, ...], result: Any) -> None:
-        values = [*args, *(result if isinstance(result, tuple | list) else [result])]
-        flop = max((v.numel() for v in values if isinstance(v, Tensor)), default=0)
-        if any(where in self.neurons for where in self.interceptor.path):
-            self.trace.in_neurons += flop
-        else:
-            self.trace.uncounted[name] = self.trace.uncounted.get(name, 0) + flop
 
 
 def trace(network: nn.Module, presentation: Presentation, neurons: set[str]) -> TrialRun:
@@ -285,12 +259,12 @@ def trace(network: nn.Module, presentation: Presentation, neurons: set[str]) -> 
     at = [0]
 
     def sink(met: Met) -> None:
-        found.calls.append(TrialCall(met.name, met.type, met.shapes(), at[0]))
+        found.calls.append(TrialCall((met.name, met.type), met.shapes(), at[0]))
 
     def leaving(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         x = first_tensor(output)
         if name in neurons and x is not None:
-            found.calls.append(TrialCall(name, NEURON, (tuple(x.shape),), at[0]))
+            found.calls.append(TrialCall((name, NEURON), (tuple(x.shape),), at[0]))
 
     with intercepted(made, sink, leaving):
         found.outputs = try_out(made, presentation, lambda step: at.__setitem__(0, step))

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -64,28 +65,25 @@ class Auxiliary:
         x, y = first_tensor(args), first_tensor(output)
         if x is None or y is None:
             return
-        if isinstance(module, NORMS):
-            affine = bool(getattr(module, "affine", True))
-            self._by_kind(x, x.numel() * (2 if affine else 1))
-        elif isinstance(module, AVERAGES):
+        if isinstance(module, AVERAGES):
             self.macs += x.numel()
-        elif isinstance(module, MAXIMA):
-            self._by_kind(x, x.numel())
-        elif isinstance(module, ACTIVATIONS):
-            self._by_kind(y, y.numel())
+        elif isinstance(module, NORMS + MAXIMA + ACTIVATIONS):
+            fed = y if isinstance(module, ACTIVATIONS) else x
+            affine = isinstance(module, NORMS) and getattr(module, "affine", True)
+            operations, rate = fed.numel() * (2 if affine else 1), _spike_rate(fed)
+            if rate is None:
+                self.macs += operations
+            else:
+                self.acs += operations * rate
         elif type(module).__name__ in IF_NAMES + LIF_NAMES:
-            self.acs += x.numel() * (_mean(x) if find_kind(x) in ("", SPIKES) else 1.0)
+            rate = _spike_rate(x)
+            self.acs += x.numel() * (1.0 if rate is None else rate)
             self.macs += x.numel() if type(module).__name__ in LIF_NAMES else 0
 
-    def _by_kind(self, x: Tensor, operations: int) -> None:
-        if find_kind(x) in ("", SPIKES):
-            self.acs += operations * _mean(x)
-        else:
-            self.macs += operations
 
-
-def _mean(x: Tensor) -> float:
-    return float(x.double().mean())
+def _spike_rate(x: Tensor) -> float | None:
+    """Return the share of ones of a tensor of spikes, None of other values."""
+    return float(x.double().mean()) if find_kind(x) in ("", SPIKES) else None
 
 
 @dataclass(frozen=True)
@@ -111,15 +109,12 @@ def attentions(counts: Counts) -> Iterator[Attention]:
     A pair is two products in a row of one module, of which the first has two factors of spikes and
     the second takes its result, [N, N] or [d, d], beside a factor of spikes.
     """
-    products = [layer for layer in counts.layers if layer.layer.type == MATMUL]
-    at = 0
-    while at + 1 < len(products):
-        found = _pair(products[at], products[at + 1])
-        if found is None:
-            at += 1
-        else:
+    taken = None
+    for first, second in pairwise(x for x in counts.layers if x.layer.type == MATMUL):
+        found = None if first is taken else _pair(first, second)
+        if found is not None:
+            taken = second
             yield found
-            at += 2
 
 
 def _pair(first: LayerCounts, second: LayerCounts) -> Attention | None:
@@ -130,24 +125,19 @@ def _pair(first: LayerCounts, second: LayerCounts) -> Attention | None:
     if REAL in (operand.kind for operand in first.operands):
         return None
     left, right = (_rate(operand, first) for operand in first.operands)
+    q_or_scores, v_or_state = (_rate(operand, second) for operand in second.operands)
     (heads, rows, inside, columns), (_, rows2, inside2, columns2) = one, two
-    scores = rows * columns
-    if rows == columns == inside2 and scores == rows2 * inside2:
+    if rows == columns == inside2 == rows2:
         # [N, d] x [d, N], then [N, N] x [N, d].
-        return Attention(
-            (first, second), heads, rows, inside, left, right, _rate(second.operands[1], second)
-        )
+        return Attention((first, second), heads, rows, inside, left, right, v_or_state)
     if inside2 == rows and columns2 == columns and rows2 == inside:
         # [d, N] x [N, d], then [N, d] x [d, d].
-        return Attention(
-            (first, second), heads, inside, rows, _rate(second.operands[0], second), left, right
-        )
+        return Attention((first, second), heads, inside, rows, q_or_scores, left, right)
     return None
 
 
 def _rate(operand: Operand, layer: LayerCounts) -> float:
-    executed = layer.executions
-    return mean_of(operand.nonzero_TI) / (operand.size * executed)
+    return mean_of(operand.nonzero_TI) / (operand.size * layer.executions)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ are the same in both, once an image in the rival.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil, log2, prod
 
@@ -85,33 +86,34 @@ def has_formula(layer: LayerCounts) -> bool:
 
 def snn_energy(counts: Counts) -> LemaireEnergy:
     """Energy of one image over all time steps, from counts with the details of calls."""
-    total = LemaireEnergy()
-    for layer in counts.layers:
-        if not has_formula(layer):
-            total += LemaireEnergy(omitted=(layer.layer.name,))
-            continue
-        total += spiking_layer(layer)
+
+    def costs(layer: LayerCounts) -> tuple[LemaireEnergy, ...]:
         # What a layer met beside 0 and 1 is dense, as are all calls of a layer of real values.
-        dense = float(layer.executions)
-        if layer.layer.input_kind == SPIKES or layer.binary_TI is None:
-            dense = 0.0 if layer.layer.accumulates else dense
-        elif layer.layer.accumulates:
+        dense, kind = float(layer.executions), layer.layer.input_kind
+        if kind == SPIKES or (layer.layer.accumulates and layer.binary_TI is None):
+            dense = 0.0
+        elif layer.layer.accumulates and layer.binary_TI is not None:
             dense -= mean_of(layer.binary_TI)
         # Where neurons follow, their spikes are what is written.
-        total += dense_layer(layer, dense, writes=not counts.neurons)
-    for neurons in counts.neurons:
-        total += neuron_energy(neurons, counts.timesteps)
-    return total
+        return spiking_layer(layer), dense_layer(layer, dense, writes=not counts.neurons)
+
+    energies = [neuron_energy(neurons, counts.timesteps) for neurons in counts.neurons]
+    return sum(energies, _of_layers(counts, costs))
 
 
 def ann_energy(counts: Counts) -> LemaireEnergy:
     """Energy of one pass through the ANN of the same shape: every layer once, dense."""
+    return _of_layers(counts, lambda layer: (dense_layer(layer, 1, writes=True),))
+
+
+def _of_layers(
+    counts: Counts, costs: Callable[[LayerCounts], tuple[LemaireEnergy, ...]]
+) -> LemaireEnergy:
+    """Return what the layers cost together; those without a formula are named, not priced."""
     total = LemaireEnergy()
     for layer in counts.layers:
-        if has_formula(layer):
-            total += dense_layer(layer, 1, writes=True)
-        else:
-            total += LemaireEnergy(omitted=(layer.layer.name,))
+        omitted = LemaireEnergy(omitted=(layer.layer.name,))
+        total = sum(costs(layer) if has_formula(layer) else (omitted,), total)
     return total
 
 
@@ -172,7 +174,6 @@ def neuron_energy(neurons: NeuronCounts, timesteps: int) -> LemaireEnergy:
     )
 
 
-YAN_RATE, YAN_STEPS = 0.057, 5
 WORD_BITS = 32
 
 
