@@ -25,9 +25,9 @@ class SmallSew(nn.Module):
     are the same whatever the batch, the layout or the order of additions.
     """
 
-    def __init__(self, stem_once: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.stem_once = stem_once
+        self.stem_once = True
         self.stem = nn.Conv2d(2, 4, 3, padding=1)
         self.act1 = SpikingNeuron(NeuronConfig())
         self.conv2 = nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False)
@@ -47,10 +47,8 @@ class SmallSew(nn.Module):
         return {"stem": "real", "conv2": "spikes", "conv3": "sums", "fc": "real", "head": "spikes"}
 
     def forward(self, images_NCHW: Tensor, timesteps: int = 1) -> Tensor:
-        if self.stem_once:
-            x = self.stem(images_NCHW).repeat(timesteps, 1, 1, 1)
-        else:
-            x = self.stem(images_NCHW.repeat(timesteps, 1, 1, 1))
+        x = self.stem(images_NCHW.repeat(1 if self.stem_once else timesteps, 1, 1, 1))
+        x = x.repeat(timesteps if self.stem_once else 1, 1, 1, 1)
         first = self.act1(x, timesteps)
         summed = first + self.act2(self.conv2(first), timesteps)
         x = self.pool(self.act3(self.conv3(summed), timesteps)).flatten(1)
@@ -60,14 +58,8 @@ class SmallSew(nn.Module):
 
 @pytest.fixture
 def small_sew() -> SmallSew:
-    """The network above; the stem is computed once an image."""
+    """The network above; its stem is computed once an image, or as `stem_once` says."""
     return SmallSew()
-
-
-@pytest.fixture
-def small_sew_per_step() -> SmallSew:
-    """The network above; the stem is computed at every step."""
-    return SmallSew(stem_once=False)
 
 
 @pytest.fixture

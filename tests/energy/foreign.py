@@ -274,98 +274,91 @@ class Own(Noting):
         return torch.stack(outputs)
 
 
-def snntorch_inside(timesteps: int) -> Noting:
+class SnnTorchInside(Noting):
     """The usual snnTorch network, which makes its own steps."""
-    import snntorch
 
-    class Network(Noting):
-        layout, form = "inside", "steps"
+    layout, form = "inside", "steps"
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.fc = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(144, 3)
-            self.lif1 = snntorch.Leaky(beta=0.8, threshold=0.3)
-            self.lif2 = snntorch.Leaky(beta=0.8, threshold=0.3)
+    def __init__(self, timesteps: int) -> None:
+        import snntorch
 
-        def forward(self, x: Tensor) -> Tensor:
-            first, second = self.lif1.reset_mem(), self.lif2.reset_mem()
-            sent = []
-            for _ in range(timesteps):
-                spikes, first = self.lif1(self.layer("conv", x), first)
-                spikes, second = self.lif2(self.layer("fc", spikes.flatten(1)), second)
-                sent.append(spikes)
-            return torch.stack(sent)
+        super().__init__()
+        self.timesteps = timesteps
+        self.conv, self.fc = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(144, 3)
+        self.lif1 = snntorch.Leaky(beta=0.8, threshold=0.3)
+        self.lif2 = snntorch.Leaky(beta=0.8, threshold=0.3)
 
-    return Network()
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.lif1.reset_mem(), self.lif2.reset_mem()
+        sent = []
+        for _ in range(self.timesteps):
+            spikes, first = self.lif1(self.layer("conv", x), first)
+            spikes, second = self.lif2(self.layer("fc", spikes.flatten(1)), second)
+            sent.append(spikes)
+        return torch.stack(sent)
 
 
-def snntorch_stepwise() -> Noting:
+class SnnTorchStepwise(Noting):
     """snnTorch with hidden states, one step a call."""
-    import snntorch
 
-    class Network(Noting):
-        layout, form = "stepwise", "steps"
+    layout, form = "stepwise", "steps"
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.fc = nn.Conv2d(2, 4, 3, stride=2), nn.Linear(16, 3)
-            self.lif1 = snntorch.Leaky(beta=0.8, threshold=0.3, init_hidden=True)
-            self.lif2 = snntorch.Synaptic(alpha=0.5, beta=0.8, threshold=0.2, init_hidden=True)
+    def __init__(self) -> None:
+        import snntorch
 
-        def forward(self, x: Tensor) -> Tensor:
-            spikes = self.lif1(self.layer("conv", x))
-            y: Tensor = self.lif2(self.layer("fc", spikes.flatten(1)))
-            return y
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(2, 4, 3, stride=2), nn.Linear(16, 3)
+        self.lif1 = snntorch.Leaky(beta=0.8, threshold=0.3, init_hidden=True)
+        self.lif2 = snntorch.Synaptic(alpha=0.5, beta=0.8, threshold=0.2, init_hidden=True)
 
-    return Network()
+    def forward(self, x: Tensor) -> Any:
+        spikes = self.lif1(self.layer("conv", x))
+        return self.lif2(self.layer("fc", spikes.flatten(1)))
 
 
-def norse_time_first() -> Noting:
+class Norse(Noting):
     """norse's sequential network on [T, N, ...]."""
-    import norse.torch as norse
 
-    class Network(Noting):
-        form = "time"
+    form = "time"
 
-        def __init__(self) -> None:
-            super().__init__()
-            p = norse.LIFParameters(v_th=torch.as_tensor(0.02), tau_mem_inv=torch.as_tensor(500.0))
-            self.lift = norse.Lift(nn.Conv2d(2, 4, 3, padding=1))
-            self.lif1, self.fc, self.lif2 = norse.LIF(p), nn.Linear(144, 6), norse.LIF(p)
-            self.head = nn.Linear(6, 2)
+    def __init__(self) -> None:
+        import norse.torch as norse
 
-        def forward(self, x: Tensor) -> Tensor:
-            self.note("lift.lifted_module", x)
-            spikes, _ = self.lif1(self.lift(x))
-            spikes, _ = self.lif2(self.layer("fc", spikes.flatten(2)))
-            return self.layer("head", spikes)
+        super().__init__()
+        p = norse.LIFParameters(v_th=torch.as_tensor(0.02), tau_mem_inv=torch.as_tensor(500.0))
+        self.lift = norse.Lift(nn.Conv2d(2, 4, 3, padding=1))
+        self.lif1, self.fc, self.lif2 = norse.LIF(p), nn.Linear(144, 6), norse.LIF(p)
+        self.head = nn.Linear(6, 2)
 
-    return Network()
+    def forward(self, x: Tensor) -> Tensor:
+        self.note("lift.lifted_module", x)
+        spikes, _ = self.lif1(self.lift(x))
+        spikes, _ = self.lif2(self.layer("fc", spikes.flatten(2)))
+        return self.layer("head", spikes)
 
 
-def norse_recurrent(timesteps: int) -> Noting:
+class NorseRecurrent(Noting):
     """norse's recurrent cell in a loop of the network's own."""
-    import norse.torch as norse
 
-    class Network(Noting):
-        layout, form = "inside", "steps"
+    layout, form = "inside", "steps"
 
-        def __init__(self) -> None:
-            super().__init__()
-            p = norse.LIFParameters(v_th=torch.as_tensor(0.05), tau_mem_inv=torch.as_tensor(500.0))
-            self.cell, self.fc = norse.LIFRecurrentCell(5, 7, p), nn.Linear(7, 2)
+    def __init__(self, timesteps: int) -> None:
+        import norse.torch as norse
 
-        def forward(self, x: Tensor) -> Tensor:
-            state: Any = None
-            outputs, before = [], torch.zeros(len(x), 7)
-            for _ in range(timesteps):
-                self.note("cell.input_weights", x)
-                self.note("cell.recurrent_weights", before)
-                before, state = self.cell(x, state)
-                outputs.append(self.layer("fc", before))
-            return torch.stack(outputs)
+        super().__init__()
+        self.timesteps = timesteps
+        p = norse.LIFParameters(v_th=torch.as_tensor(0.05), tau_mem_inv=torch.as_tensor(500.0))
+        self.cell, self.fc = norse.LIFRecurrentCell(5, 7, p), nn.Linear(7, 2)
 
-    return Network()
+    def forward(self, x: Tensor) -> Tensor:
+        state: Any = None
+        outputs, before = [], torch.zeros(len(x), 7)
+        for _ in range(self.timesteps):
+            self.note("cell.input_weights", x)
+            self.note("cell.recurrent_weights", before)
+            before, state = self.cell(x, state)
+            outputs.append(self.layer("fc", before))
+        return torch.stack(outputs)
 
 
 MAPS, VECTORS, VOLUMES, SERIES, TOKENS = (2, 6, 6), (5,), (1, 4, 4, 4), (2, 11), (7, 5)

@@ -120,12 +120,10 @@ def test_neuron_updates_are_counted_with_the_layer_before(lively: Lively) -> Non
     updates = {layer.layer.name: layer.neuron_updates for layer in counter.counts().layers}
     assert updates["conv1"] == updates["layer1.1.conv2"] == 64 * 8 * 8
     assert updates["layer2.0.downsample.0"] == updates["layer2.0.conv1"] == 128 * 4 * 4
-    assert updates["layer4.1.conv2"] == 512
     assert updates["fc"] == 0
-    sizes = [(64, 8), (128, 4), (256, 2), (512, 1)]
-    per_stage = [4 * width * side**2 for width, side in sizes]
-    shortcuts = [width * side**2 for width, side in sizes[1:]]
-    assert sum(updates.values()) == 64 * 8 * 8 + sum(per_stage) + sum(shortcuts)
+    # The stem's, four layers a stage, and one more on each of three shortcuts.
+    stages = [64 * 8 * 8, 128 * 4 * 4, 256 * 2 * 2, 512]
+    assert sum(updates.values()) == stages[0] + 4 * sum(stages) + sum(stages[1:])
 
 
 def gathered(model: Any, images_NCHW: Tensor, timesteps: int, sizes: list[int]) -> Counts:
@@ -179,16 +177,6 @@ def test_steps_of_a_shorter_run_are_those_of_a_longer_one(
     short, long = (gathered(small_sew, images_NCHW, steps, [3]) for steps in (2, 5))
     for one, other in zip(short.layers, long.layers, strict=True):
         assert np.array_equal(one.value_TI, other.value_TI[:2])
-
-
-@torch.no_grad()
-def test_a_stem_at_every_step_is_told_from_one_at_the_first(
-    small_sew_per_step: nn.Module, exact_images: Any
-) -> None:
-    counts = gathered(small_sew_per_step, exact_images(3), 4, [3])
-    assert counts.stem[0].layer.name == "stem"
-    assert counts.stem[0].executed_T.tolist() == [1, 1, 1, 1]
-    assert not counts.stem_once
 
 
 @torch.no_grad()
@@ -314,46 +302,36 @@ def test_a_network_that_cannot_be_counted_is_refused(layer: nn.Module, message: 
         pass
 
 
-def run_wrongly(model: nn.Module, exact_images: Any, how: str) -> None:
-    images_NCHW = exact_images(3)
-    if how == "nothing":
-        return
-    if how == "layer alone":
-        model.stem(images_NCHW)
-        return
-    model(images_NCHW, timesteps=2)
-    if how == "other steps":
-        model(images_NCHW, timesteps=3)
-    elif how == "other size":
-        model(images_NCHW[..., 1:], timesteps=2)
-    elif how == "twice":
-        model.stem(images_NCHW)
-    elif how == "interrupted":
-        with pytest.raises(ZeroDivisionError):
-            model.act3.register_forward_pre_hook(lambda *_: 1 // 0)
-            model(images_NCHW, timesteps=2)
+def interrupted(model: Any, images_NCHW: Tensor) -> None:
+    model.act3.register_forward_pre_hook(lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        model(images_NCHW, timesteps=2)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("before", "then", "message"),
     [
-        ("nothing", "nothing to count"),
-        ("layer alone", "stem ran outside a call"),
-        ("other steps", "3 time steps follows one of 2"),
-        ("other size", "stem met an input of"),
-        ("twice", "stem ran outside a call of the network, or twice"),
-        ("interrupted", "fc ran 0 times in a batch, not 1"),
+        (False, lambda model, x: None, "nothing to count"),
+        (False, lambda model, x: model.stem(x), "stem ran outside a call"),
+        (True, lambda model, x: model(x, timesteps=3), "3 time steps follows one of 2"),
+        (True, lambda model, x: model(x[..., 1:], timesteps=2), "stem met an input of"),
+        (True, lambda model, x: model.stem(x), "stem ran outside a call of the network, or twice"),
+        (True, interrupted, "fc ran 0 times in a batch, not 1"),
     ],
 )
 def test_what_would_be_counted_wrongly_is_an_error(
-    small_sew: nn.Module, exact_images: Any, how: str, message: str
+    small_sew: nn.Module,
+    exact_images: Any,
+    before: bool,
+    then: Callable[[Any, Tensor], Any],
+    message: str,
 ) -> None:
-    with (
-        pytest.raises(TserError, match=message),
-        counting(small_sew, small_sew.input_kinds()) as counter,
-    ):
-        run_wrongly(small_sew, exact_images, how)
+    images_NCHW, counted = exact_images(3), counting(small_sew, small_sew.input_kinds())
+    with pytest.raises(TserError, match=message), counted as counter:
+        if before:
+            small_sew(images_NCHW, timesteps=2)
+        then(small_sew, images_NCHW)
         counter.counts()
 
 

@@ -49,14 +49,11 @@ def test_the_value_is_the_counter_s_integer(
     assert value.requires_grad
 
 
-def test_strides_groups_and_sums_give_the_counter_s_integer(
-    small_sew: nn.Module, exact_images: Callable[[int], Tensor]
+def test_strides_groups_and_bfloat16_give_the_counter_s_integer(
+    small_sew: nn.Module, exact_images: Callable[[int], Tensor], lively: Lively
 ) -> None:
     value, counted = metered(small_sew, exact_images(5), 4)
     assert value.item() == counted > 0
-
-
-def test_bfloat16_gives_the_counter_s_integer(lively: Lively) -> None:
     model = lively("sew_resnet20").train()
     with torch.autocast("cpu", torch.bfloat16):
         value, counted = metered(model, torch.randn(4, 3, 8, 8), 2)

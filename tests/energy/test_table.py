@@ -151,7 +151,9 @@ def test_the_stem_is_reported_both_ways(
     images_NCHW = exact_images(4)
     once = sidecar(count(small_sew, images_NCHW, 3), FP32, LABELS)
     small_sew.stem_once = False
-    per_step = sidecar(count(small_sew, images_NCHW, 3), FP32, LABELS)
+    counted = count(small_sew, images_NCHW, 3)
+    assert counted.stem[0].executed_T.tolist() == [1, 1, 1]
+    per_step = sidecar(counted, FP32, LABELS)
     assert once["stem"]["policy"] == "once"
     assert per_step["stem"]["policy"] == "per_step"
     assert once["stem"]["layers"] == per_step["stem"]["layers"] == ["stem"]

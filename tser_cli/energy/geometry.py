@@ -16,6 +16,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+# Layers with weights whose cost is not known: a count without them would be too low.
 OTHER_LAYERS = (
     *(nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     *(nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase),

@@ -22,6 +22,7 @@ from tser_cli.energy.prices import HOROWITZ, INT8_PROFILE, PROFILES, Profile
 def operations(counts: Counts) -> tuple[IntArray, IntArray]:
     """Multiply-accumulates [T] and accumulates [T, I] of all layers, exact, per image and step."""
     macs_T = sum((layer.step_macs for layer in counts.layers), np.zeros(counts.timesteps, np.int64))
+    # Integers: the order of layers, batches and processes can't change a sum.
     shape = (counts.timesteps, counts.images)
     acs_TI = sum((layer.value_TI for layer in counts.layers), np.zeros(shape, np.int64))
     return macs_T, acs_TI
@@ -136,6 +137,7 @@ def against_ann(counts: Counts, profile: Profile, skipped: float | None) -> dict
 
 def as_ann(counts: Counts) -> Counts:
     """Return the counts of one pass through the ANN of the same shape: every layer once, dense."""
+    # One image stands for all: what an ANN of dense layers computes does not depend on it.
     once_T, none_TI = np.ones(1, np.int64), np.zeros((1, 1), np.int64)
     layers = []
     for layer in counts.layers:

@@ -59,6 +59,7 @@ def energy_rows(counts: Counts, profile: Profile, labels: Labels) -> list[dict[s
         for layer in counts.layers
     ]
     ann = [layer.layer.macs for layer in counts.layers]
+    # A row like those of layers, so that columns and totals come from the same code.
     total = {name: np.sum([means[name] for _, means in layers], axis=0) for name in layers[0][1]}
     layers.append(({"layer": TOTAL, "type": "total", "input_kind": "", "op": ""}, total))
     common = {
@@ -132,6 +133,7 @@ def sidecar(
             "energy_pj": energy,
             "ratio_snn_teacher": _ratio(joules.mean_energy(counts, profile), energy),
         }
+    # Never part of the totals: the headline is arithmetic alone, as papers have it.
     if memory:
         traffic = {
             "pj_per_byte": joules.MEMORY_PJ_PER_BYTE,
@@ -193,6 +195,7 @@ def stem_policy(counts: Counts, profile: Profile) -> dict[str, Any]:
     """
     stem = joules.stem_energy(counts, profile)
     policy = "once" if counts.stem_once else "per_step"
+    # What the program did is counted; the other policy differs in the stem alone.
     rest = joules.mean_energy(counts, profile) - stem[policy]
     return {
         "layers": [layer.layer.name for layer in counts.stem],

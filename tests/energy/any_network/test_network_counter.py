@@ -30,10 +30,10 @@ NETWORKS: dict[str, tuple[Make, tuple[int, ...], str]] = {
     "softmax": (lambda t: foreign.Attention("softmax"), foreign.TOKENS, ""),
     "merged": (foreign.Merged, (7, 6), ""),
     "own neurons": (foreign.Own, foreign.VECTORS, ""),
-    "snntorch inside": (foreign.snntorch_inside, foreign.MAPS, "snntorch"),
-    "snntorch stepwise": (lambda t: foreign.snntorch_stepwise(), foreign.MAPS, "snntorch"),
-    "norse": (lambda t: foreign.norse_time_first(), foreign.MAPS, "norse"),
-    "norse recurrent": (foreign.norse_recurrent, foreign.VECTORS, "norse"),
+    "snntorch inside": (foreign.SnnTorchInside, foreign.MAPS, "snntorch"),
+    "snntorch stepwise": (lambda t: foreign.SnnTorchStepwise(), foreign.MAPS, "snntorch"),
+    "norse": (lambda t: foreign.Norse(), foreign.MAPS, "norse"),
+    "norse recurrent": (foreign.NorseRecurrent, foreign.VECTORS, "norse"),
 }
 
 

@@ -283,26 +283,16 @@ def test_calls_that_do_not_fit_are_refused(
         net(torch.rand(shape))
 
 
-def test_time_steps_that_the_network_does_not_make_are_refused() -> None:
-    net = foreign.Own(4).eval()
+def test_time_that_is_not_there_or_not_whole_is_refused() -> None:
     with pytest.raises(TserError, match="4 time steps by itself, not 3"):
-        counts_of(net, [torch.rand(2, 5) * 2], "inside", 3)
-
-
-def test_a_network_without_time_is_not_taken_for_one() -> None:
+        counts_of(foreign.Own(4).eval(), [torch.rand(2, 5) * 2], "inside", 3)
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2)).eval()
     with pytest.raises(TserError, match="no notice of time"), count_operations(net, timesteps=4):
         net(torch.rand(4, 2, 6, 6))
-
-
-def test_an_unfinished_batch_is_refused() -> None:
-    net = foreign.Transposed().eval()
-    with (
-        pytest.raises(TserError, match="all time steps"),
-        torch.no_grad(),
-        count_operations(net, "stepwise", 4) as counter,
-    ):
-        net(torch.rand(2, 2, 6, 6))
+    stepwise: Any = foreign.Transposed().eval()
+    counted = count_operations(stepwise, "stepwise", 4)
+    with pytest.raises(TserError, match="all time steps"), torch.no_grad(), counted as counter:
+        stepwise(torch.rand(2, 2, 6, 6))
         counter.counts()
 
 
@@ -340,28 +330,24 @@ def test_spikingjelly_s_form_is_refused_by_declared_counting() -> None:
 
 
 def test_functional_convolutions_of_every_kind_are_seen() -> None:
+    def around(x: Tensor) -> Tensor:
+        return F.pad(x, (1, 1, 1, 1), mode="circular")
+
     class Functional(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.w = nn.Parameter(torch.rand(3, 2, 3, 3))
 
         def forward(self, x: Tensor) -> Tensor:
-            padded = F.pad(x, (1, 1, 1, 1), mode="circular")
-            first = F.conv2d(padded, self.w)
-            return (
-                first
-                + F.conv2d(x, self.w * 2, padding="same")
-                + F.conv2d(input=x, weight=self.w, padding=(1, 1))
-            )
+            same = F.conv2d(x, self.w * 2, padding="same")
+            return F.conv2d(around(x), self.w) + same + F.conv2d(input=x, weight=self.w, padding=1)
 
-    x = (torch.rand(2, 2, 5, 5) > 0.5).float()
+    x, ones = (torch.rand(2, 2, 5, 5) > 0.5).float(), torch.ones(3, 2, 3, 3)
     counts = counts_of(Functional(), [x], "inside", 1)
-    assert [c.layer.name for c in counts.layers] == ["w", "(network)", "w#2"]
-    circular = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), torch.ones(3, 2, 3, 3))
-    zeros = F.conv2d(x, torch.ones(3, 2, 3, 3), padding=1)
-    assert counts.layers[0].value_TI[0].tolist() == circular.sum((1, 2, 3)).tolist()
-    assert counts.layers[1].value_TI[0].tolist() == zeros.sum((1, 2, 3)).tolist()
-    assert counts.layers[2].value_TI[0].tolist() == zeros.sum((1, 2, 3)).tolist()
+    found = {c.layer.name: c.value_TI[0].tolist() for c in counts.layers}
+    zeros = F.conv2d(x, ones, padding=1).sum((1, 2, 3)).tolist()
+    circular = F.conv2d(around(x), ones).sum((1, 2, 3)).tolist()
+    assert found == {"(network)": zeros, "w": circular, "w#2": zeros}
 
 
 def test_a_head_on_the_mean_of_all_steps_is_no_stem() -> None:

@@ -209,6 +209,7 @@ def choose(
     """
     fitting: list[TrialPlan] = []
     reasons: list[str] = []
+    # All are tried, not the first that runs: an input can often be read in several ways.
     for candidate in candidates:
         try:
             fitting.append(check(network, candidate, timesteps, certain))

@@ -116,6 +116,7 @@ class TrialPlan:
         """Return the layer that runs last before each layer of neurons."""
         owners: dict[str, str] = {}
         last = ran[0]
+        # In the order of calls: modules may be defined in another one.
         for name, kind in self.order:
             if kind == NEURON:
                 owners.setdefault(name, last)
@@ -329,6 +330,7 @@ def learn(name: str, two: Shape, three: Shape, longer: Shape | None, timesteps: 
     grown, base = changed(two, three, name), three if trial_images(timesteps) == 3 else two
     if not grown and (longer is None or not changed(base, longer, name)):
         return None
+    # In proportion: an axis of N + 1 tokens grows too, and holds no images.
     if len(grown) != 1 or 3 * two[grown[0]] != 2 * three[grown[0]]:
         raise TserError(
             f"{name} met inputs of {two} for 2 images and {three} for 3: no axis of it holds the "
@@ -340,6 +342,7 @@ def learn(name: str, two: Shape, three: Shape, longer: Shape | None, timesteps: 
     stretched = changed(base, longer, name)
     if not stretched:
         return Axes(batch, inner=width)
+    # Time folded into the batch: the same axis grows with T, and as much.
     if stretched == [batch] and longer[batch] * timesteps == base[batch] * (timesteps + 1):
         return Axes(batch, folded=True, inner=width // timesteps)
     if len(stretched) == 1 and two[stretched[0]] == timesteps:
@@ -368,6 +371,7 @@ def guess_time(
     if timesteps == 1:
         return axes
     looped, whole = readings(axes, shape, calls, timesteps)
+    # An axis of T behind the images may be tokens, features, or the steps.
     tokens = len(shape) > axes.batch + 2 and shape[axes.batch + 1] == timesteps
     if loops is None and ((looped and whole) or (not looped and not whole and tokens)):
         raise TserError(

@@ -178,6 +178,7 @@ def intercepted(
         yield interceptor
 
 
+# Kernels that multiply, by all the names that backends have for them.
 MATRIX_OPERATIONS = {
     *("convolution", "mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "linear"),
     *("_convolution", "mkldnn_convolution", "mkldnn_linear", "cudnn_convolution", "conv2d"),
@@ -186,6 +187,7 @@ MATRIX_OPERATIONS = {
     *("_native_multi_head_attention", "lstm", "gru", "_thnn_fused_lstm_cell", "bilinear"),
     *("_trilinear", "matmul", "mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn", "vdot", "ger"),
 }
+# They cost memory traffic, which is another total, and no arithmetic.
 FREE = {
     *("clone", "copy", "_to_copy", "cat", "stack", "index_select", "index", "repeat", "fill"),
     *("empty", "empty_like", "zeros", "zeros_like", "ones", "ones_like", "new_zeros", "full_like"),

@@ -45,6 +45,7 @@ AVERAGES = (
 )
 MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 ACTIVATIONS = (nn.ReLU, nn.PReLU, nn.ELU, nn.LeakyReLU, nn.ReLU6, nn.GELU)
+# By name, as syops does: spikingjelly's neurons have moved from module to module.
 IF_NAMES, LIF_NAMES = ("IFNode", "MultiStepIFNode"), ("LIFNode", "MultiStepLIFNode")
 
 
@@ -122,6 +123,7 @@ def _pair(first: LayerCounts, second: LayerCounts) -> Attention | None:
     one, two = first.layer.product, second.layer.product
     if not same or one is None or two is None or one[0] != two[0]:
         return None
+    # After a softmax, say, no rates tell what the pair costs.
     if REAL in (operand.kind for operand in first.operands):
         return None
     left, right = (_rate(operand, first) for operand in first.operands)
@@ -301,6 +303,7 @@ WEIGHTS, ZEROS = "zero weights left out", "zeros of real inputs left out"
 NO_PRODUCTS, NO_TRANSPOSED = "matrix products left out", "transposed convolutions left out"
 REAL_BY_RATE = "real inputs priced as spikes"
 
+# In the order of the table; the exact count first, as the others are compared with it.
 CONVENTIONS = {
     "exact": Convention(exact, ()),
     "formula": Convention(formula, (PADDING, EVENTS, RATES)),
@@ -308,6 +311,7 @@ CONVENTIONS = {
     "neurobench": Convention(neurobench, (WEIGHTS, ZEROS, DENSE, NO_PRODUCTS, NO_TRANSPOSED)),
     "syops": Convention(syops, (PADDING, DENSE, BIASES, OTHERS, NO_PRODUCTS)),
 }
+# Of papers on spiking transformers: they say nothing new of a network without products.
 ATTENTION = {
     "spikformer": Convention(spikformer, (PADDING, EVENTS, ONCE, RATES, REAL_BY_RATE)),
     "spikingformer-1": Convention(

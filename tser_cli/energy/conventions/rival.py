@@ -130,6 +130,7 @@ def spiking_layer(layer: LayerCounts) -> LemaireEnergy:
         channels = shape.out_channels // shape.groups
         steps = [ceil(k / s) for k, s in zip(shape.kernel, shape.stride, strict=True)]
         reached, weights = channels * prod(steps), channels * prod(shape.kernel)
+    # Where a spike's outputs begin in memory: two multiplications in a convolution.
     multiplies = 0.0 if facts.conv is None else 2 * spikes
     biases = binary * facts.outputs if facts.bias_bytes else 0.0
     return LemaireEnergy(
@@ -166,6 +167,7 @@ def neuron_energy(neurons: NeuronCounts, timesteps: int) -> LemaireEnergy:
     assert neurons.spikes_TI is not None, "counted with the details of neurons"
     updates = neurons.updates * timesteps
     spikes = mean_of(neurons.spikes_TI)
+    # An IF neuron does not leak.
     leaks = 0 if neurons.type.startswith("IF") else updates
     return LemaireEnergy(
         arithmetic_pj=spikes * ADD_PJ + leaks * (MULTIPLY_PJ + ADD_PJ),
@@ -268,6 +270,7 @@ def _with_memory(counts: Counts, bits: int, rate: float) -> RivalDuel:
 
 def _break_even(fixed: float, moving: float, rival: float, rate: float) -> float | None:
     """Return the rate at which fixed + moving, which grows with it, costs what the rival does."""
+    # A rival cheaper than the part without spikes is beaten at no rate.
     if moving <= 0 or rival <= fixed:
         return None
     return rate * (rival - fixed) / moving

@@ -62,32 +62,24 @@ class SamePass:
 
     def __init__(self) -> None:
         self.details: Details | None = None
+        self.counts: Callable[[], Counts]
 
     @contextmanager
-    def counting(self, model: Classifier, timesteps: int) -> Iterator[SamePass.AsDeclared]:
-        """Count what `model` does, by a plan by trial, which finds products too."""
+    def counting(self, model: Classifier, timesteps: int) -> Iterator[SamePass]:
+        """Count what `model` does, by a plan by trial; `counts` are then those of hooks."""
         # By trial, though the network declares its kinds: conventions go by what each call met, and
         # hooks would pass products by.
         kinds, others = model.input_kinds(), Auxiliary()
         with count_operations(model, INSIDE, timesteps, True, others.add) as counter:
             counter.declared = kinds or {}
-            yield SamePass.AsDeclared(self, model, counter, others)
 
-    @dataclass(frozen=True)
-    class AsDeclared:
-        """The counts as hooks would give them, once the details are handed over."""
+            def counts() -> Counts:
+                found = counter.counts()
+                self.details = Details(found, others)
+                return found if kinds is None else as_declared(found, model, kinds)
 
-        owner: SamePass
-        model: Classifier
-        counter: TrialCounter
-        others: Auxiliary
-
-        def counts(self) -> Counts:
-            """Return the plain counts."""
-            found = self.counter.counts()
-            self.owner.details = Details(found, self.others)
-            kinds = self.model.input_kinds()
-            return found if kinds is None else as_declared(found, self.model, kinds)
+            self.counts = counts
+            yield self
 
     def write(self, opened: FinishedRun, request: EnergyRequest, profile: Profile) -> Beyond:
         """Write the table of conventions, and return what else was asked for."""
