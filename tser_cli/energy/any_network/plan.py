@@ -137,8 +137,9 @@ def make_plan(network: nn.Module, presentation: layouts.Presentation, timesteps:
         kind = type(first.outputs[-1]).__name__
         raise TserError(f"the network gives no tensor of logits, but {kind}")
     names = set(first.neurons)
-    # 2 and 3 images: a size that is one of them by chance can't grow from 2 to 3 by chance too.
-    # Few, as these runs come before any result; and not 1, which broadcasts.
+    # Trial images, since shapes are the only sign of time that every network gives. 2 and 3: a size
+    # that is one of them by chance can't grow from 2 to 3 by chance too. Few, as these runs come
+    # before any result; and not 1, which broadcasts.
     run = trace(network, two, names)
     by_key, wider = _grouped(run), _grouped(trace(network, presentation.of(3), names))
     if presentation.layout == layouts.INSIDE:

@@ -45,7 +45,7 @@ AVERAGES = (
 )
 MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 ACTIVATIONS = (nn.ReLU, nn.PReLU, nn.ELU, nn.LeakyReLU, nn.ReLU6, nn.GELU)
-# By name, as syops does: spikingjelly's neurons have moved from module to module.
+# By name: spikingjelly's neurons have moved from package to package, and may not be installed.
 IF_NAMES, LIF_NAMES = ("IFNode", "MultiStepIFNode"), ("LIFNode", "MultiStepLIFNode")
 
 
