@@ -49,9 +49,8 @@ from tser_cli.energy.geometry import ConvShape, layer_geometry, shape_of, uncoun
 from tser_cli.energy.neurons import is_spiking_neuron, neuron_class, neuron_layers
 
 NEURON = "neuron"
-Key = tuple[
-    str, str
-]  # the name of a layer, and its type: one name may be a layer's and a product's
+Key = tuple[str, str]
+"""A name and a type of operation: one name may be a layer's and a product's."""
 Shape = tuple[int, ...]
 FindKind = Callable[[int, Tensor], str]
 
