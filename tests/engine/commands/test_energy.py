@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tser_cli.base.errors import ConfigError
-from tser_cli.engine.commands.energy import EnergyRequest, measure_energy
-from tser_cli.engine.commands.evaluate import EvaluateRequest, evaluate_run
+from tser_cli.engine.commands.energy import measure_energy
+from tser_cli.engine.commands.evaluate import evaluate_run
 from tser_cli.engine.runs import folder, networks, opened
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.opened import Context
@@ -19,6 +19,7 @@ from tser_cli.engine.runs.weights import load_model
 from tser_cli.models.base import Classifier
 from tser_cli.report.csv_files import ENERGY, PER_IMAGE, read_csv
 from tser_cli.settings.config import Config
+from tser_cli.settings.options import EnergyRequest, EvaluateRequest
 
 
 @pytest.fixture
