@@ -120,7 +120,9 @@ class Counter:
 
     `kinds_met`: of each layer, in how many calls it was fed with what ("": zeros alone).
     `declared`: what feeds layers that met nothing but zeros; spikes, where it does not say.
-    `detailed`: also keep what only conventions, an audit and the share of zeros need.
+    `weights_alone`: what multiplies weights with each other, as a chip would have done before it
+    runs, and is not counted. `detailed`: also keep what only conventions, an audit and the share of
+    zeros need.
     """
 
     def __init__(self, plan: Plan | None, detailed: bool = False) -> None:
@@ -130,6 +132,7 @@ class Counter:
         self.images: list[int] = []
         self.records: dict[tuple[str, str, int], LayerRecord] = {}
         self.neuron_records: dict[str, NeuronRecord] = {}
+        self.weights_alone: set[str] = set()
         self._guesses: dict[tuple[str, int], str] = {}
         # How often each layer has run in this batch, which is all that tells its calls apart.
         self._ordinals: collections.Counter[Key] = collections.Counter()
@@ -157,6 +160,9 @@ class Counter:
     def operation(self, met: Met) -> None:
         """Count one operation. Raises TserError where it can't be placed."""
         use, place = self.place((met.name, met.type), met.shapes())
+        if not any(place.axes):
+            self.weights_alone.add(met.name)
+            return
         name = met.name if use == 0 else f"{met.name}#{use + 1}"
         find, key = partial(self._find_kind, name), (met.name, met.type, use)
         with torch.no_grad():

@@ -313,6 +313,10 @@ def observe(
         key = (name, kind)
         use, _, axes = plan.learned(key, ordinals[key])
         ordinals[key] += 1
+        if not any(axes):
+            # Each image's alike. Were they no weights, an image would change another's.
+            sums = [x.detach().double().sum() for x in tensors if x is not None]
+            parts.setdefault((*key, use), []).append(torch.stack(sums).sum().expand(1, images))
         for x, found in zip(tensors, axes, strict=True):
             if x is None or found is None:
                 continue

@@ -117,11 +117,12 @@ class TrialPlan:
         owners: dict[str, str] = {}
         last = ran[0]
         # In the order of calls: modules may be defined in another one.
+        counted = {one.partition("#")[0]: one for one in reversed(ran)}
         for name, kind in self.order:
             if kind == NEURON:
                 owners.setdefault(name, last)
-            else:
-                last = name
+            else:  # a product of weights alone ran, but is not counted
+                last = counted.get(name, last)
         return owners
 
 
@@ -153,7 +154,8 @@ def make_plan(network: nn.Module, presentation: layouts.Presentation, timesteps:
     families = learn_families(by_key, wider, longer, presentation.layout, timesteps)
     if presentation.layout != layouts.STEPWISE:
         families = _with_order(families, [call.key for call in run.calls], timesteps)
-    if not any(key[1] != NEURON for key in families):
+    counted = [family.uses for key, family in families.items() if key[1] != NEURON]
+    if not any(axes for uses in counted for use in uses for axes in use):
         raise TserError("the network computes no Conv, Linear or matmul; there is nothing to count")
     return TrialPlan(presentation.layout, timesteps, families, first, tuple(by_key))
 
@@ -238,8 +240,6 @@ def _uses(
         late: Sequence[Shape | None] = longer[i].shapes if longer else [None] * len(call.shapes)
         shapes = zip(call.shapes, more.shapes, late, strict=True)
         uses.append(tuple(learn(call.key[0], a, b, c, timesteps) for a, b, c in shapes))
-        if all(axes is None for axes in uses[-1]):
-            raise TserError(f"{call.key[0]} is fed with nothing that belongs to an image")
     return uses
 
 

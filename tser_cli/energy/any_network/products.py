@@ -154,7 +154,7 @@ def _second_and_third(added: Any, left: Tensor, right: Tensor, **kwargs: Any) ->
 PRODUCTS: dict[Any, Callable[..., Product | Iterator[Product]]] = {
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.linalg.matmul), _two),
     **dict.fromkeys((torch.mm, Tensor.mm, torch.bmm, Tensor.bmm), _two),
-    **dict.fromkeys((torch.mv, Tensor.mv, torch.dot, Tensor.dot), _two),
+    **dict.fromkeys((torch.mv, Tensor.mv, torch.dot, Tensor.dot, torch.vdot), _two),
     Tensor.__rmatmul__: lambda right, left: matmul_product(left, right),
     **dict.fromkeys((torch.addmm, Tensor.addmm, Tensor.addmm_), _second_and_third),
     **dict.fromkeys((torch.baddbmm, Tensor.baddbmm, Tensor.baddbmm_), _second_and_third),

@@ -306,6 +306,11 @@ def notes_of(counter: TrialCounter, images: Tensor) -> list[str]:
             "warning: the network's input is whole numbers; a layer that reads them counts as fed "
             "with sums of spikes; if they are pixels, scale them"
         )
+    if counter.weights_alone:
+        notes.append(
+            f"not counted, as only weights are multiplied, the same for every image: "
+            f"{', '.join(sorted(counter.weights_alone))}"
+        )
     return notes
 
 
