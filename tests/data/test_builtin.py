@@ -478,4 +478,4 @@ for batches in (build_train_loader(dataset, config).epoch(0), *evaluation):
     assert next(iter(batches)).images_NCHW.shape[1:] == (1, 8, 8)
 assert "torchvision" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", script], check=True)

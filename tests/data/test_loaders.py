@@ -470,9 +470,7 @@ def is_running(pid: int) -> bool:
     ],
 )
 def test_workers_end_with_the_process(end: str, code: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT + end], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", SCRIPT + end], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (code, "")
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 2

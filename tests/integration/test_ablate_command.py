@@ -207,7 +207,10 @@ def test_a_cell_that_fails_and_then_the_folder_of_another_ablation(
     assert sorted((home / "failing").rglob("*")) == before
 
 
-def test_a_dry_run_writes_nothing(home: Path, tser: Invoke) -> None:
+def test_a_dry_run_writes_nothing(
+    home: Path, tser: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of the plug-in
     before = sorted(home.rglob("*"))
     command = ("recipe.toml", "--vary", "T=1,2", "--seeds", "2", "--jobs", "2", "--dry-run")
     code, out, _ = tser("ablate", *command, "--set", "method.name=ce")

@@ -144,7 +144,7 @@ def test_a_stopped_cell_may_save_before_its_end_is_told(
             assert not told.done(), told.result()
             time.sleep(0.01)
         stop.signal = signal.SIGTERM
-        assert told.result(timeout=60).startswith("exit code 143: saved (see ")
+        assert told.result().startswith("exit code 143: saved (see ")
 
 
 def test_what_a_failed_cell_said_last_is_told(
