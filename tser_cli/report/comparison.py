@@ -175,7 +175,12 @@ def summarise(
             found = compare(found, values, cells[base_key])
             found = compare_answers(found, answers.get(key, {}), answers.get(base_key, {}))
         summary.append(found)
-    adjusted = holm([one.p_value for one in summary])  # for the number of comparisons
+    return with_holm(summary)
+
+
+def with_holm(summary: Sequence[CellStatistics]) -> list[CellStatistics]:
+    """Return the statistics with p-values adjusted for the number of comparisons (Holm)."""
+    adjusted = holm([one.p_value for one in summary])
     return [
         replace(one, p_holm=p, resolved_holm=None if p is None else p < 1 - CONFIDENCE)
         for one, p in zip(summary, adjusted, strict=True)
