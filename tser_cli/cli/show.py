@@ -126,10 +126,11 @@ def show_energy(
 
     Of a network from elsewhere also what feeds it, and what is not counted.
     """
-    output().print(words.table(result.name, result.rows))
+    of = cast("network_energy.NetworkEnergyResult", result)
+    title = f"{of.name}, {of.weights}" if request.network and of.weights else result.name
+    output().print(words.table(title, result.rows))
     show_lines(words.energy_sentences(result.document))
     if request.network:  # a run's layers are ours: nothing of them is left out
-        of = cast("network_energy.NetworkEnergyResult", result)
         show_lines(
             words.network_sentences(
                 of.layout, of.inputs, of.kinds, of.differing, of.uncounted, of.notes

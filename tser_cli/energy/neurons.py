@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 # By name, as none of these libraries has to be installed, nor is imported for a network without.
 NEURON_BASES = {
@@ -45,17 +49,75 @@ def neuron_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def reset_states(network: nn.Module) -> None:
-    """Forget the states of all neurons, each by its own method; without one it has no state."""
+    """Forget the states of all neurons, each by its own method; without one it has no state.
+
+    Methods of the known libraries are called, and of others those that take no argument and leave
+    the weights as they are.
+    """
     # By the library's method, as only that knows what a neuron keeps. norse's neurons are given
     # their state by their caller, and have nothing to forget.
     for module in network.modules():
         for name in RESETS:
             method = getattr(module, name, None)
-            if not callable(method):
+            # A layer or a list of layers may be called so: the reset gate of a recurrent cell.
+            if not callable(method) or isinstance(method, nn.Module | type):
                 continue
             try:
                 inspect.signature(method).bind()
             except (TypeError, ValueError):
                 continue  # one that asks for more is its network's to call
-            method()
-            break
+            if _only_forgets(module, name, method):
+                method()
+                break
+
+
+_forgets: WeakKeyDictionary[type, dict[str, bool]] = WeakKeyDictionary()
+
+
+def _only_forgets(module: nn.Module, name: str, method: Callable[[], Any]) -> bool:
+    """Return whether a method can be called and leaves weights alone; found out once a class."""
+    if (getattr(method, "__module__", "") or "").split(".")[0] in (
+        "spikingjelly",
+        "snntorch",
+        "norse",
+    ):
+        return True
+    if not inspect.ismethod(method):
+        return False  # a function kept as an attribute would reset the original of a copy
+    known = _forgets.setdefault(type(module), {})
+    if name not in known:
+        states = [value for part in module.modules() for value in vars(part).values()]
+        memo = {
+            id(x): x.detach().clone() for x in states if isinstance(x, Tensor) and not x.is_leaf
+        }
+        try:
+            tried = copy.deepcopy(module, memo)
+        except Exception:
+            return False
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            before = {key: x.clone() for key, x in _weights(tried)}
+            try:
+                getattr(tried, name)()
+                known[name] = _same_weights(before, dict(_weights(tried)))
+            except Exception:  # whatever a stranger's method raises
+                known[name] = False
+    return known[name]
+
+
+def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield parameters and buffers that have a size."""
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        if not nn.parameter.is_lazy(value):
+            yield name, value
+
+
+def _same_weights(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
+    """Return whether weights are as before; a buffer that has become constant is a state."""
+    for name, value in before.items():
+        now = after.get(name)
+        if now is not None and now.shape == value.shape and torch.equal(now, value):
+            continue
+        constant = now is None or now.numel() == 0 or bool((now == now.flatten()[0]).all())
+        if isinstance(now, nn.Parameter) or not constant or "running_" in name:
+            return False
+    return True

@@ -369,6 +369,13 @@ class NetworkRequest(CommonRequest):
         OWN_NETWORK,
         default="auto",
     )
+    seed: int = option(
+        "--seed",
+        "Of weights that the function draws, of random numbers, and of chance in the network.",
+        OWN_NETWORK,
+        least=0,
+        default=0,
+    )
     # options of some commands only, with words of their own
     images: int = 0
     batch_size: int | None = None
@@ -379,7 +386,7 @@ class NetworkRequest(CommonRequest):
         if self.network:
             mixed, why = self.flags_of(*of_runs), "not with --network"
         else:
-            mixed = [*fed, *self.flags_of("arguments", "weights", "timesteps", "layout")]
+            mixed = [*fed, *self.flags_of("arguments", "weights", "timesteps", "layout", "seed")]
             why = "only with --network"
         if mixed:
             raise ConfigError(f"{', '.join(mixed)}: {why}")

@@ -272,7 +272,7 @@ def test_what_cannot_be_counted_is_refused(how: str, message: str) -> None:
         ("time-first", 3, (4, 2, 2, 6, 6), "can't be time-first"),
         ("folded", 0, (8, 2, 6, 6), "say timesteps"),
         ("auto", 4, (2, 3, 6, 6), "layout"),
-        ("time-first", 0, (4, 2, 5, 6, 6), "fails on an input"),
+        ("time-first", 0, (4, 2, 5, 6, 6), "takes 2 channels"),
     ],
 )
 def test_calls_that_do_not_fit_are_refused(
@@ -380,7 +380,7 @@ def test_a_layer_that_meets_zeros_alone_is_told_apart() -> None:
 def test_a_step_is_not_taken_for_an_image() -> None:
     torch.manual_seed(3)
     net = foreign.Transposed().eval()
-    with pytest.raises(TserError, match="keeps its state"), count_operations(net):
+    with pytest.raises(TserError, match="has spiking neurons"), count_operations(net):
         net(torch.rand(2, 2, 6, 6) * 2)
     with torch.no_grad(), count_operations(net, timesteps=1) as counter:
         net(torch.rand(2, 2, 6, 6) * 2)

@@ -199,7 +199,7 @@ def test_what_is_no_network_is_refused(spec: str, arguments: tuple[str, ...], me
         ({"input_shape": ""}, "say what it is fed with"),
         ({"input_shape": "1,x"}, "write 3,32,32"),
         ({"input_shape": "1,0"}, "at least 1"),
-        ({"input_shape": "3,8,8"}, "to have 1 channels"),
+        ({"input_shape": "3,8,8"}, "^the network takes 1 channel, the images have 3$"),
         ({"data": Path("none.npy")}, "can't be read"),
         ({"timesteps": 0, "layout": "time-first"}, "with -T"),
         ({"layout": "time-fist"}, "did you mean"),

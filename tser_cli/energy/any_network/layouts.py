@@ -9,10 +9,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import inspect
+import random
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +27,27 @@ from tser_cli.energy.neurons import reset_states
 TIME_FIRST, FOLDED, STEPWISE, INSIDE = "time-first", "folded", "stepwise", "inside"
 LAYOUTS = (TIME_FIRST, FOLDED, STEPWISE, INSIDE)
 AUTO = "auto"
+TIME_ARGUMENTS = (
+    *("timesteps", "time_steps", "num_timesteps", "num_time_steps", "n_timesteps", "n_time_steps"),
+    *("T", "num_steps", "n_steps", "nsteps", "time_step", "timestep", "time_window", "steps"),
+)
+"""What networks call the argument of `forward` that says T."""
+STATE_ARGUMENT = re.compile(
+    r".*(state|mem|hid|syn|carry|cell|potential|recurrent).*|(h|c|s|u|v|hx|cx|hc|prev|previous)\d*",
+    re.IGNORECASE,
+)
+
+
+class UnrunnableError(TserError):
+    """The network fails when it is called so, which says nothing of another layout."""
+
+
+class MisfitError(UnrunnableError):
+    """A layer takes `wanted` features, or channels of the images, and is fed with others."""
+
+    def __init__(self, message: str, wanted: int, channels: bool) -> None:
+        super().__init__(message)
+        self.wanted, self.channels = wanted, channels
 
 
 @dataclass(frozen=True)
@@ -59,16 +85,97 @@ class Presentation:
         return replace(self, x_TN=x)
 
     def call(self, network: nn.Module, before: Callable[[int], None] | None = None) -> list[Any]:
-        """Call `network` as the layout says; its outputs, call by call."""
-        outputs = []
+        """Call `network` as the layout says; its outputs, call by call.
+
+        A state that comes out beside the output goes in again at the next step. Raises TserError
+        where it is unclear what goes in again.
+        """
+        outputs: list[Any] = []
         for step, x in enumerate(self.inputs()):
             if before:
                 before(step)
+            args, kwargs = self.args, self.kwargs
+            if step:
+                kwargs = {**kwargs, **handed_on(network, outputs[-1], len(args), kwargs)}
             if self.keyword is None:
-                outputs.append(network(x, *self.args, **self.kwargs))
+                outputs.append(network(x, *args, **kwargs))
             else:
-                outputs.append(network(**{self.keyword: x}, **self.kwargs))
+                outputs.append(network(**{self.keyword: x}, **kwargs))
         return outputs
+
+
+def handed_on(
+    network: nn.Module, output: Any, given: int, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments that hand the state beside an output on to the next step.
+
+    That is of `forward(x, mem=None) -> (out, mem)`, as norse's networks have it too. `given`: how
+    many positional arguments follow the input. Raises TserError where an output holds more than
+    the network takes, or what it takes is called otherwise than a state.
+    """
+    parameters = list(inspect.signature(network.forward).parameters.values())
+    open_ = [
+        one.name
+        for one in parameters[1 + given :]
+        if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+        and one.name not in kwargs
+        and (one.default is None or one.default is one.empty or isinstance(one.default, Tensor))
+    ]
+    if not open_ or not isinstance(output, list | tuple) or len(output) < 2:
+        return {}
+    rest = output[1:]
+    if not any(_holds_tensor(part) for part in rest):
+        return {}
+    if len(open_) != len(rest) and len(rest) == 1 and isinstance(rest[0], list | tuple):
+        rest = rest[0]
+    if len(open_) == len(rest) and all(STATE_ARGUMENT.fullmatch(name) for name in open_):
+        return dict(zip(open_, rest, strict=True))
+    raise TserError(
+        f"the network takes {', '.join(open_)} beside its input and gives {len(output) - 1} more "
+        "beside its output; which of them is a state that goes in again at the next step can't be "
+        "told: call it forward(x, state=None) -> (out, state), or make the steps in the network"
+    )
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return any(_holds_tensor(part) for part in value)
+    return isinstance(value, Tensor)
+
+
+def told_timesteps(network: nn.Module, layout: str) -> str:
+    """Return the argument of `forward` that says T, "" where it has none or the layout needs none.
+
+    One that is a fraction or a switch by default means something else.
+    """
+    parameters = inspect.signature(network.forward).parameters
+    for name in TIME_ARGUMENTS:
+        one = parameters.get(name)
+        if one is None or one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY):
+            continue
+        whole = one.default in (None, one.empty) or type(one.default) is int
+        needed = layout == INSIDE or (one.default is one.empty and layout != STEPWISE)
+        if whole and needed and one.annotation not in (float, bool, "float", "bool"):
+            return name
+    return ""
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Return what a compiled, parallel or averaged network wraps, which computes the same."""
+    parallel = (
+        nn.DataParallel,
+        nn.parallel.DistributedDataParallel,
+        torch.optim.swa_utils.AveragedModel,
+    )
+    while True:
+        inner = getattr(network, "_orig_mod", network)
+        if isinstance(network, parallel):
+            inner = network.module
+        if inner is network:
+            return network
+        network = inner
 
 
 def present(
@@ -84,8 +191,12 @@ def fresh_copy(network: nn.Module) -> nn.Module:
     # torch does not copy a tensor that has a gradient's history, as a potential after a pass does.
     values = [value for module in network.modules() for value in vars(module).values()]
     states = [x for x in values if isinstance(x, Tensor) and not x.is_leaf]
+    memo: dict[int, Any] = {id(x): x.detach().clone() for x in states}
+    for x in network.buffers():
+        if nn.parameter.is_lazy(x):  # torch copies parameters without a size, but no buffers
+            memo[id(x)] = nn.parameter.UninitializedBuffer()
     try:
-        made = copy.deepcopy(network, {id(x): x.detach().clone() for x in states}).eval()
+        made = copy.deepcopy(network, memo).eval()
     except Exception as error:
         raise TserError(
             f"the network can't be copied, to find out what is time in it: {_line(error)}; reset "
@@ -95,31 +206,64 @@ def fresh_copy(network: nn.Module) -> nn.Module:
     return made
 
 
+class Chance:
+    """Whether the code inside `seeded` drew random numbers, once it has ended."""
+
+    drew = False
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[Chance]:
+    """Draw from this seed inside; afterwards random numbers go on as if nothing had been drawn."""
+    chance, before, numpy_before = Chance(), random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+
+    def drawn() -> tuple[Any, ...]:
+        cuda = [torch.cuda.get_rng_state(device).tolist() for device in devices]
+        found: Any = np.random.get_state()
+        return torch.get_rng_state().tolist(), cuda, random.getstate(), found[1].tolist(), found[2]
+
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        start = drawn()
+        try:
+            yield chance
+            chance.drew = drawn() != start
+        finally:
+            random.setstate(before)
+            np.random.set_state(numpy_before)
+
+
 def try_out(
     network: nn.Module,
     presentation: Presentation,
     before: Callable[[int], None] | None = None,
+    chance: Chance | None = None,
 ) -> list[Any]:
     """Call a network without gradients; random numbers are drawn as if it had not run.
 
-    Raises TserError with the network's own error where it fails.
+    `chance` notes whether it draws any. Raises TserError with the network's own error where it
+    fails.
     """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     # Not in inference mode: what the network keeps from here could not be used outside of it.
-    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=devices):
-        # Trial runs are compared with each other: dropout or noise must be the same in all.
-        torch.manual_seed(0)
+    # Trial runs are compared with each other: dropout or noise must be the same in all.
+    with torch.inference_mode(False), torch.no_grad(), seeded(0) as drawn:
         # A copy of the input, too: a first layer in place would change the user's images.
         owned = replace(presentation, x_TN=presentation.x_TN.clone())
         try:
-            return owned.call(network, before)
+            outputs = owned.call(network, before)
         except TserError:
             raise
         except Exception as error:
             shape = tuple(presentation.inputs()[0].shape)
-            raise TserError(
+            raise UnrunnableError(
                 f"the network fails on an input of {shape} ({presentation.layout}): {_line(error)}"
             ) from error
+    if chance is not None:
+        chance.drew = chance.drew or drawn.drew
+    return outputs
 
 
 def _line(error: Exception) -> str:

@@ -24,7 +24,16 @@ from torch import Tensor, nn
 from tser_cli.base.errors import TserError, unknown
 from tser_cli.energy import tally
 from tser_cli.energy.any_network import layouts
-from tser_cli.energy.any_network.layouts import AUTO, INSIDE, LAYOUTS, Presentation, fresh_copy
+from tser_cli.energy.any_network.layouts import (
+    AUTO,
+    INSIDE,
+    LAYOUTS,
+    Chance,
+    MisfitError,
+    Presentation,
+    UnrunnableError,
+    fresh_copy,
+)
 from tser_cli.energy.any_network.plan import TrialPlan, make_plan
 from tser_cli.energy.any_network.products import ProductCall
 from tser_cli.energy.any_network.watch import intercepted
@@ -50,6 +59,19 @@ DISTURBANCES: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: -x - 1,
 )
 TOLERANCE = 1e-5  # float32 sums differ by rounding where other images are in the batch
+NO_TIME = (
+    "nothing that comes after the first time step changes with it: the network takes no notice of "
+    "time when it is called so, or no spike arrives"
+)
+
+SAY_T = (
+    "the network has spiking neurons, and makes no time steps of its own: say how many an image "
+    "has, with timesteps or -T: 1 if it is shown once"
+)
+KEEPS_STATE = (
+    "the network keeps its state from one call to the next, so that a call may be one time step of "
+    "several; say how many time steps an image has, with timesteps or -T: 1 if a call is an image"
+)
 
 
 class TrialCounter(Counter):
@@ -90,7 +112,7 @@ def count_operations(
     """
     if layout not in (*LAYOUTS, AUTO):
         raise TserError(unknown("layout", layout, (*LAYOUTS, AUTO)))
-    plain: nn.Module = getattr(network, "_orig_mod", network)
+    plain = layouts.unwrapped(network)
     counter = TrialCounter(None, detailed)
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -199,69 +221,147 @@ def find_plan(
     return choose(network, candidates, timesteps, certain=layout != AUTO)
 
 
+class SeveralFitError(TserError):
+    """Several layouts fit: their `plans`."""
+
+    def __init__(self, plans: list[TrialPlan]) -> None:
+        names = " and ".join(plan.layout for plan in plans)
+        super().__init__(f"the network can be {names}; say which layout it is")
+        self.plans = plans
+
+
 def choose(
-    network: nn.Module, candidates: list[Presentation], timesteps: int, certain: bool
+    network: nn.Module,
+    candidates: list[Presentation],
+    timesteps: int,
+    certain: bool,
+    faulty: bool = False,
 ) -> TrialPlan:
     """Return the plan of the one candidate that fits.
 
     `certain`: the layout was said; it is believed without a sign of time, but not against the data.
-    Raises TserError with why not, where none fits.
+    `faulty`: also one whose states nothing resets. Raises SeveralFitError where several fit, and
+    TserError with why not where none does.
     """
     fitting: list[TrialPlan] = []
-    reasons: list[str] = []
+    errors: list[tuple[str, TserError]] = []
     # All are tried, not the first that runs: an input can often be read in several ways.
     for candidate in candidates:
         try:
-            fitting.append(check(network, candidate, timesteps, certain))
+            fitting.append(check(network, candidate, timesteps, certain, faulty))
         except TserError as error:
             if certain:
                 raise
-            reasons.append(f"  {candidate.layout}: {error}")
+            errors.append((candidate.layout, error))
     # A network without time steps can be called anyhow; one that has some shows them.
     timed = [plan for plan in fitting if plan.timesteps > 1]
     fitting = timed or fitting
     if len(fitting) == 1 or (fitting and not timed):
         return fitting[0]
     if fitting:
-        names = " and ".join(plan.layout for plan in fitting)
-        raise TserError(f"the network can be {names}; say which layout it is")
-    tried = "\n".join(reasons)
+        raise SeveralFitError(fitting)
+    misfits = [error for _, error in errors if isinstance(error, MisfitError)]
+    if misfits and all(isinstance(error, UnrunnableError) for _, error in errors):
+        raise misfits[-1]  # the last ones show the images as they are
+    clear = [error for _, error in errors if isinstance(error, StaleStateError | UnsaidError)]
+    if clear:
+        raise clear[0]
+    tried = "\n".join(f"  {name}: {error}" for name, error in errors)
     raise TserError(f"how the network takes its time steps can't be found; say the layout\n{tried}")
 
 
+class StaleStateError(TserError):
+    """The network keeps a state that nothing resets."""
+
+
+class UnsaidError(TserError):
+    """The network needs to be told T."""
+
+
 def check(
-    network: nn.Module, presentation: Presentation, timesteps: int, certain: bool
+    network: nn.Module,
+    presentation: Presentation,
+    timesteps: int,
+    certain: bool = False,
+    faulty: bool = False,
 ) -> TrialPlan:
-    """Return the plan for one presentation, once the data have confirmed it. Raises TserError."""
+    """Return the plan for one presentation, once the data have confirmed it; see `choose`."""
     steps = timesteps if presentation.layout == INSIDE else len(presentation.x_TN)
     plan = make_plan(network, presentation, steps)
+    made, two, chance = fresh_copy(network), presentation.of(2), Chance()
+    first, outputs = observe(made, plan, two, chance)
     if not steps and plan.timesteps == 1:
+        if plan.spiking:
+            raise UnsaidError(SAY_T)
         # A second call that differs, with no reset in between, is a step and no image.
-        made = fresh_copy(network)
-        first, second = (observe(made, plan, presentation.of(2))[0] for _ in range(2))
-        if any(bool(changes(first[key], second[key]).any()) for key in first):
-            raise TserError(
-                "the network keeps its state from one call to the next, so that a call may be one "
-                "time step of several; say how many time steps an image has, with timesteps or -T: "
-                "1 if a call is an image"
-            )
-    if not confirm(network, plan, presentation.of(2)) and not certain:
-        raise TserError(
-            "nothing that comes after the first time step changes with it: the network takes no "
-            "notice of time when it is called so, or no spike arrives"
-        )
-    return plan
+        if _differ(first, observe(made, plan, two)[0]):
+            raise TserError(KEEPS_STATE)
+    if not faulty:
+        for (name, _, _), rows_SN in first.items():
+            if not rows_SN.isfinite().all():
+                raise TserError(f"layer {name} is fed with NaN or infinite values; look before it")
+        _check_reset(network, made, plan, two, (first, outputs))
+    if not confirm(network, plan, two, first) and not certain:
+        raise TserError(NO_TIME)
+    return replace(plan, chance=chance.drew)
 
 
-def confirm(network: nn.Module, plan: TrialPlan, two: Presentation) -> bool:
-    """Return whether time shows in the data of 2 images. Raises TserError where they deny it."""
+def _differ(first: Signature, second: Signature) -> bool:
+    return any(bool(changes(first[key], second[key]).any()) for key in first)
+
+
+def _check_reset(
+    network: nn.Module,
+    used: nn.Module,
+    plan: TrialPlan,
+    two: Presentation,
+    before: tuple[Signature, list[Any]],
+) -> None:
+    """Raise StaleStateError where a copy that was used, and reset, does not give the same again."""
+    reset_states(used)
+    kept = _kept(used, fresh_copy(network))
+    again, outputs = observe(used, plan, two)
+    pairs = zip(map(first_tensor, before[1]), map(first_tensor, outputs), strict=True)
+    if not _differ(before[0], again) and all(
+        a is None or b is None or torch.allclose(a, b, 1e-3, 1e-5, equal_nan=True) for a, b in pairs
+    ):
+        return
+    raise StaleStateError(
+        f"the network gives something else when it is run again, though its states were reset: "
+        f"{kept or 'it'} keeps something from the batch before, or draws from a random generator "
+        "of its own; forget it in a method called reset, without arguments"
+    )
+
+
+def _kept(used: nn.Module, fresh: nn.Module) -> str:
+    """Return the module whose tensors differ from those of a fresh copy, and the attribute."""
+    for (name, module), other in zip(used.named_modules(), fresh.modules(), strict=True):
+        mine, theirs = ({**vars(x), **x._buffers, **x._parameters} for x in (module, other))
+        for attribute, value in mine.items():
+            was = theirs.get(attribute)
+            same = type(was) is type(value)
+            if isinstance(value, Tensor) and isinstance(was, Tensor):
+                same = value.shape == was.shape and torch.equal(value, was)
+            elif not isinstance(value, int | float | str | None):
+                same = True
+            elif same:
+                same = value == was
+            if not same:
+                return f"{name or type(module).__name__} (in {attribute})"
+    return ""
+
+
+def confirm(network: nn.Module, plan: TrialPlan, two: Presentation, before: Signature) -> bool:
+    """Return whether time shows in the data of 2 images; `before`: without a disturbance.
+
+    Raises TserError where they contradict it.
+    """
 
     def fed(shown: Presentation) -> Signature:
         return observe(fresh_copy(network), plan, shown)[0]
 
     # Shapes alone can't tell what is time: in one image one step is changed. Nothing of the other
     # image may change with it, nothing of an earlier step, and something of a later step has to.
-    before = fed(two)
     seen = plan.timesteps == 1
     for change in DISTURBANCES:
         after = fed(disturbed(two, 0, change))
@@ -302,7 +402,7 @@ def disturbed(two: Presentation, step: int, change: Callable[[Tensor], Tensor]) 
 
 
 def observe(
-    network: nn.Module, plan: TrialPlan, presentation: Presentation
+    network: nn.Module, plan: TrialPlan, presentation: Presentation, chance: Chance | None = None
 ) -> tuple[Signature, list[Any]]:
     """Run a network; the sum of what every call is fed with, [T, N] or [1, N], and its outputs."""
     parts: dict[tuple[str, str, int], list[Tensor]] = {}
@@ -338,5 +438,5 @@ def observe(
             note(name, NEURON, (first_tensor(output),))
 
     with intercepted(network, sink, leaving):
-        outputs = layouts.try_out(network, presentation)
+        outputs = layouts.try_out(network, presentation, chance=chance)
     return {key: torch.cat(sums) for key, sums in parts.items()}, outputs

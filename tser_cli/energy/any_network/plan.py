@@ -7,10 +7,12 @@ time folded into the batch. Sizes alone would mislead where T = N, heads = T or 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import gcd, prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,7 +47,8 @@ class Family:
 class TrialPlan:
     """How to count a network: `families` by layer and type, `order` that in which layers run.
 
-    `survey`: the first trial run, with the neurons that it found.
+    `survey`: the first trial run, with the neurons that it found. `spiking`: whether there are
+    some. `chance`: whether random numbers are drawn. `also_fits`: other layouts, of equal counts.
     """
 
     layout: str
@@ -53,6 +56,9 @@ class TrialPlan:
     families: dict[Key, Family]
     survey: TrialRun
     order: tuple[Key, ...]
+    spiking: bool = False
+    chance: bool = False
+    also_fits: tuple[str, ...] = ()
     kinds: None = None  # they are found from the data
 
     @property
@@ -143,21 +149,40 @@ def make_plan(network: nn.Module, presentation: layouts.Presentation, timesteps:
     # before any result; and not 1, which broadcasts.
     run = trace(network, two, names)
     by_key, wider = _grouped(run), _grouped(trace(network, presentation.of(3), names))
+    for (name, kind), calls in by_key.items() if presentation.layout == layouts.STEPWISE else ():
+        # spikingjelly's neurons take their first axis for time then, whatever it is.
+        whole = kind == NEURON and getattr(network.get_submodule(name), "step_mode", "s") == "m"
+        if whole and calls[0].shapes[0][0] > 1:
+            raise TserError(
+                f"layer {name} takes several time steps at each call (step_mode m); it can't be "
+                f"counted stepwise: use --layout {layouts.INSIDE} or {layouts.TIME_FIRST}"
+            )
+    told = None
+    for name in layouts.TIME_ARGUMENTS if presentation.layout == layouts.INSIDE else ():
+        if timesteps and presentation.kwargs.get(name) == timesteps:
+            kwargs = {**presentation.kwargs, name: timesteps + 1}
+            with suppress(TserError):
+                told = _grouped(trace(network, replace(two, kwargs=kwargs), names))
     if presentation.layout == layouts.INSIDE:
-        timesteps = _own_steps(by_key, wider, timesteps)
-    longer = None
+        timesteps = _own_steps(run, wider, timesteps, told)
+    longer = late = None
     if two.layout == layouts.TIME_FIRST:
         # Other layouts have no time axis to make longer, and some networks know their T.
         more = two.of(trial_images(len(two.x_TN)), more_steps=1)
         with suppress(TserError):
-            longer = _grouped(trace(network, more, names))
+            late = trace(network, more, names)
+            longer = _grouped(late)
+    if two.layout != layouts.INSIDE:
+        _check_loops(run, late, two.layout, timesteps)
     families = learn_families(by_key, wider, longer, presentation.layout, timesteps)
     if presentation.layout != layouts.STEPWISE:
         families = _with_order(families, [call.key for call in run.calls], timesteps)
     counted = [family.uses for key, family in families.items() if key[1] != NEURON]
     if not any(axes for uses in counted for use in uses for axes in use):
         raise TserError("the network computes no Conv, Linear or matmul; there is nothing to count")
-    return TrialPlan(presentation.layout, timesteps, families, first, tuple(by_key))
+    return TrialPlan(
+        presentation.layout, timesteps, families, first, tuple(by_key), is_spiking(run)
+    )
 
 
 def learn_families(
@@ -280,27 +305,108 @@ def _with_order(families: dict[Key, Family], ran: list[Key], timesteps: int) -> 
     return families
 
 
-def _own_steps(by_key: Calls, wider: Calls, timesteps: int) -> int:
-    """T of a network that makes its own steps, as its neurons show it.
+def repeats(calls: Sequence[TrialCall]) -> int:
+    """Return how often a network goes through the same calls of layers; 1 where it does not.
 
-    Raises TserError where they show another one than asked for, or several.
+    What runs once, before or after them, is no part of it.
     """
-    found = set()
-    for key, calls in by_key.items():
-        if key[1] != NEURON:
+    times = Counter(call.key for call in calls)
+    again = [at for at, call in enumerate(calls) if times[call.key] > 1]
+    order = [call.key for call in calls[again[0] : again[-1] + 1]] if again else []
+    # A layer that two places of a step share has others between them.
+    if all(key[1] == NEURON for key in order) or len(order) > len(again):
+        return 1
+    most = gcd(*(times[key] for key in order))
+    fits = (n for n in range(most, 1, -1) if order == order[: len(order) // n] * n)
+    return next(fits, 1)
+
+
+def is_spiking(run: TrialRun) -> bool:
+    """Return whether there are layers of neurons, or layers after the first are fed with spikes."""
+    layers = [call for call in run.calls if call.key[1] != NEURON]
+    return len(layers) < len(run.calls) or any(
+        call.spikes and call.key[0] != layers[0].key[0] for call in layers
+    )
+
+
+def _own_steps(two: TrialRun, wider: Calls, timesteps: int, told: Calls | None) -> int:
+    """Return T of a network that makes its own steps, as its neurons and its loops show it.
+
+    `told`: a run that was told T + 1, where the network takes T. Raises TserError where they show
+    another T than asked for, or several.
+    """
+    loops, by_key = repeats(two.calls), _grouped(two)
+    shown: dict[str, set[int]] = {}
+    most: list[int] = []
+    leads = False
+    for (name, kind), calls in by_key.items():
+        if kind != NEURON:
             continue
-        ((axes,),) = _uses(calls[:1], wider.get(key, [])[:1], None, timesteps or 1)
-        assert axes is not None, "neurons hold something of each image"
-        shown = len(calls) * (calls[0].shapes[0][0] if axes.batch == 1 else axes.inner)
-        # Neurons that several places of a step share show a multiple of T.
-        found.add(timesteps if timesteps > 1 and shown % timesteps == 0 else shown)
-    if not found:
+        rows, leading = _rows(calls, wider.get((name, kind), []))
+        # Several places of a step may share neurons, and rows beside the steps may be tokens.
+        most.append(len(calls) * rows)
+        shown[name] = {rows, most[-1]} if leading else {rows, len(calls), most[-1], loops}
+        leads = leads or leading
+    if not shown and (loops in (1, timesteps) or not is_spiking(two)):
         return timesteps or 1
-    if len(found) > 1 or (timesteps and found != {timesteps}):
-        asked = f", not {timesteps}" if timesteps else ""
-        own = ", ".join(str(steps) for steps in sorted(found))
-        raise TserError(f"the network runs its neurons for {own} time steps by itself{asked}")
-    return found.pop()
+    if not timesteps and loops > 1 and not leads:
+        return loops
+    distinct = {frozenset(options - {1}) for options in shown.values()}
+    if not timesteps and len(distinct) == 1 and len(next(iter(distinct))) < 2:
+        return max(most)
+    # 1 may be among them by chance: a call of one row may be one step of several.
+    believable = timesteps > 1 or set(most) == {1}
+    if shown and believable and all(timesteps in options for options in shown.values()):
+        return timesteps
+    if told is not None and _grow(by_key, told, timesteps):
+        return timesteps
+    steps = ", ".join(str(n) for n in ([loops] if loops > 1 else sorted(set(most))))
+    what = "runs its neurons" if shown else "goes through its layers"
+    asked = (
+        f", not {timesteps}: say the T that it makes" if timesteps else "; say how many, with -T"
+    )
+    raise TserError(f"the network {what} for {steps} time steps by itself{asked}")
+
+
+def _rows(calls: list[TrialCall], wider: list[TrialCall]) -> tuple[int, bool]:
+    """Return the rows that a call of neurons has for an image, and whether they lead the images."""
+    ((axes,),), shape = _uses(calls[:1], wider[:1], None, 1), calls[0].shapes[0]
+    assert axes is not None, "neurons hold something of each image"
+    if axes.batch == 1 and shape[0] > 1:
+        return shape[0], True
+    return axes.inner, False
+
+
+def _grow(
+    few: dict[Key, list[TrialCall]], more: dict[Key, list[TrialCall]], timesteps: int
+) -> bool:
+    """Return whether all neurons do T + 1 steps where they were told T + 1, and T did T."""
+    sizes = [
+        [sum(prod(call.shapes[0]) for call in calls) for calls in (few[key], more.get(key, []))]
+        for key in few
+        if key[1] == NEURON
+    ]
+    return bool(sizes) and all(a * (timesteps + 1) == b * timesteps for a, b in sizes)
+
+
+def _check_loops(run: TrialRun, longer: TrialRun | None, layout: str, timesteps: int) -> None:
+    """Raise TserError where a network that is given its steps makes more of its own."""
+    calls = [call for call in run.calls if layout != layouts.STEPWISE or call.step == 0]
+    loops, times = repeats(calls), Counter(call.key for call in calls)
+    neurons = [key for key in times if key[1] == NEURON]
+    outside = [key for key in neurons if times[key] % loops or times[key] == 1]
+    if loops == 1 or outside or (not neurons and not is_spiking(run)):
+        return
+    if (
+        layout != layouts.STEPWISE
+        and loops == timesteps
+        and (longer is None or repeats(longer.calls) == timesteps + 1)
+    ):
+        return
+    raise TserError(
+        f"the network goes through its layers {loops} times at each call, as if it made {loops} "
+        f"time steps by itself; count it with --layout {layouts.INSIDE} (layout), T = {loops}"
+    )
 
 
 def trial_images(timesteps: int) -> int:

@@ -21,7 +21,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tser_cli.base.errors import TserError
-from tser_cli.energy.any_network.layouts import Presentation, fresh_copy, try_out
+from tser_cli.energy.any_network.layouts import (
+    MisfitError,
+    Presentation,
+    fresh_copy,
+    try_out,
+)
 from tser_cli.energy.any_network.products import PRODUCTS, Product, ProductCall
 from tser_cli.energy.counter import NEURON, Key, LayerCall, Met, Shape, first_tensor
 from tser_cli.energy.counts import CONV, LINEAR, SPIKES
@@ -201,11 +206,15 @@ FREE = {
 
 @dataclass(frozen=True)
 class TrialCall:
-    """A call of a layer, product or layer of neurons: the shapes met, and at which network call."""
+    """A call of a layer, product or layer of neurons: the shapes met, and at which network call.
+
+    `spikes`: whether it is a layer that was fed with spikes.
+    """
 
     key: Key
     shapes: tuple[Shape, ...]
     step: int
+    spikes: bool = False
 
 
 @dataclass
@@ -261,7 +270,8 @@ def trace(network: nn.Module, presentation: Presentation, neurons: set[str]) -> 
     at = [0]
 
     def sink(met: Met) -> None:
-        found.calls.append(TrialCall((met.name, met.type), met.shapes(), at[0]))
+        spikes = isinstance(met, LayerCall) and find_kind(met.x) == SPIKES
+        found.calls.append(TrialCall((met.name, met.type), met.shapes(), at[0], spikes))
 
     def leaving(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         x = first_tensor(output)
@@ -283,6 +293,13 @@ def survey(network: nn.Module, presentation: Presentation) -> TrialRun:
     known = {name: neuron_class(module) for name, module in neuron_layers(made)}
     inside = _descendants(made, known)
     busy: set[str] = set()
+    ran: list[str] = []
+
+    def sink(met: Met) -> None:
+        if isinstance(met, LayerCall):
+            _check_size(met, first=not ran)
+        ran.append(met.name)
+        busy.update(interceptor.path)
 
     def leaving(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         fed, x = first_tensor(args), first_tensor(output)
@@ -293,7 +310,7 @@ def survey(network: nn.Module, presentation: Presentation) -> TrialRun:
             found.neurons[name] = type(module).__name__
 
     with (
-        intercepted(made, lambda _: busy.update(interceptor.path), leaving) as interceptor,
+        intercepted(made, sink, leaving) as interceptor,
         Unclaimed(interceptor, found, set(known)) as unclaimed,
     ):
         found.outputs = try_out(made, presentation)
@@ -303,6 +320,20 @@ def survey(network: nn.Module, presentation: Presentation) -> TrialRun:
     own = {name: kind for name, kind in found.neurons.items() if name not in nested | busy}
     found.neurons = {**known, **own}
     return found
+
+
+def _check_size(met: LayerCall, first: bool) -> None:
+    """Raise MisfitError where a layer takes other sizes than it is fed with."""
+    wanted, axis = met.weight.shape[-1], -1
+    if met.conv is not None:
+        wanted, axis = met.conv.in_channels, -1 - len(met.conv.kernel)
+    if met.x.dim() < -axis or met.x.shape[axis] != wanted:
+        what = "channels" if met.conv else "features"
+        raise MisfitError(
+            f"layer {met.name} takes {wanted} {what}, and is fed with {tuple(met.x.shape)}",
+            wanted,
+            first and met.conv is not None,
+        )
 
 
 def _descendants(network: nn.Module, names: Iterable[str]) -> set[str]:

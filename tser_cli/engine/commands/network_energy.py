@@ -6,11 +6,10 @@ runs too: conventions, memory, and the fair rival.
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,23 @@ from torch import Tensor, nn
 from tser_cli.base.errors import ConfigError, DataError, TserError, unknown
 from tser_cli.base.files import check_folder, write_text
 from tser_cli.data.loaders import build_eval_loader
-from tser_cli.energy.any_network.layouts import AUTO, INSIDE, LAYOUTS, Presentation, present
+from tser_cli.energy.any_network.layouts import (
+    AUTO,
+    FOLDED,
+    INSIDE,
+    LAYOUTS,
+    TIME_FIRST,
+    MisfitError,
+    Presentation,
+    fresh_copy,
+    present,
+    seeded,
+    told_timesteps,
+    try_out,
+    unwrapped,
+)
 from tser_cli.energy.any_network.network_counter import (
+    SeveralFitError,
     TrialCounter,
     as_declared,
     choose,
@@ -32,6 +46,7 @@ from tser_cli.energy.any_network.plan import TrialPlan, make_plan
 from tser_cli.energy.conventions import rival
 from tser_cli.energy.conventions.conventions import AsCounted, Auxiliary, compare, matching
 from tser_cli.energy.counts import SUMS, Counts
+from tser_cli.energy.neurons import reset_states
 from tser_cli.energy.prices import DEFAULT_PROFILE, Profile, check_precision, load_profile
 from tser_cli.energy.table import Labels, energy_rows, sidecar
 from tser_cli.energy.tally import find_kind
@@ -47,6 +62,7 @@ from tser_cli.settings.fields import parse_energy
 from tser_cli.settings.options import EnergyRequest, NetworkRequest, Wanted
 
 IMAGES_OF_TRIAL = 2
+UNTRAINED = "weights as the function made them: untrained"
 
 
 @dataclass(frozen=True)
@@ -137,11 +153,12 @@ def go_beyond(output: Path, details: Details, profile: Profile, wanted: Wanted) 
 class NetworkEnergyResult:
     """What was counted and priced; `uncounted`: operations left out, with their share of the FLOP.
 
-    `differing`: of layers whose kind of input differs between calls, how many met which. `notes`:
-    what to know of the count.
+    `differing`: of layers whose kind of input differs between calls, how many met which.
+    `weights`: where they come from, where that is not a file. `notes`: what else is to be known.
     """
 
     name: str
+    weights: str
     layout: str
     inputs: str
     rows: list[dict[str, Any]]
@@ -174,8 +191,25 @@ def measure_network(request: EnergyRequest) -> NetworkEnergyResult:
     document = sidecar(counts, profile, labels, memory=request.memory)
     uncounted = uncounted_shares(plan, counts)
     beyond = go_beyond(request.output, Details(counts, counted.others), profile, request)
+    untrained = request.weights is None and any(True for _ in network.parameters())
+    weights = UNTRAINED if untrained else ""
+    notes = notes_of(counter, inputs.first()[0])
+    told = told_timesteps(network, plan.layout) if request.timesteps else ""
+    if told:
+        notes.append(f"note: T = {plan.timesteps} was passed to the network as {told}")
+    if plan.also_fits:
+        others = " and ".join(plan.also_fits)
+        notes.append(f"note: it can be called {others} too, with equal counts on the trial images")
+    if plan.chance:
+        notes.append(
+            f"note: the network draws random numbers (seed {request.seed}): another --seed gives "
+            "another count"
+        )
     document["network"] = {
         "layout": plan.layout,
+        "weights": weights or str(request.weights or ""),
+        "seed": request.seed,
+        "notes": notes,
         "neurons": plan.neurons,
         "kinds_met": {name: dict(kinds) for name, kinds in counter.kinds_met.items()},
         "differing": counter.differing(),
@@ -187,6 +221,7 @@ def measure_network(request: EnergyRequest) -> NetworkEnergyResult:
     write_text(aside, json.dumps(document, indent=2) + "\n")
     return NetworkEnergyResult(
         name=request.network,
+        weights=weights,
         layout=f"{plan.layout}, T = {plan.timesteps}",
         inputs=inputs.name,
         rows=rows,
@@ -194,7 +229,7 @@ def measure_network(request: EnergyRequest) -> NetworkEnergyResult:
         kinds=counter.kinds(),
         differing=counter.differing(),
         uncounted=uncounted,
-        notes=notes_of(counter, inputs.first()[0]),
+        notes=notes,
         beyond=beyond,
         written=(request.output, aside, *beyond.written),
     )
@@ -221,6 +256,7 @@ def count(
     also = others.add if detailed else None
     with (
         torch.no_grad(),
+        seeded(request.seed),
         count_operations(network, plan.layout, plan.timesteps, detailed, also) as counter,
     ):
         counter.plan, counter.declared = plan, declared or {}
@@ -229,15 +265,56 @@ def count(
     return Counted(plan, counter, others)
 
 
-def find_layout(network: nn.Module, images: Tensor, request: NetworkRequest) -> TrialPlan:
-    """Return the plan of the network for the layout that was said, or for the one that fits."""
+def find_layout(
+    network: nn.Module, images: Tensor, request: NetworkRequest, faulty: bool = False
+) -> TrialPlan:
+    """Return the plan of the network for the layout that was said, or for the one that fits.
+
+    Of several that fit and give equal counts the first is taken. `faulty`: see `choose`.
+    """
     check_layout(request)
     layouts = LAYOUTS if request.layout == AUTO else (request.layout,)
     if not request.timesteps:
         layouts = (INSIDE,)
     candidates = [presented(name, images, request.timesteps, network) for name in layouts]
     certain = request.layout != AUTO or not request.timesteps
-    return choose(network, candidates, request.timesteps, certain)
+    try:
+        return choose(network, candidates, request.timesteps, certain, faulty)
+    except MisfitError as error:
+        raise misfit(error, images) from error
+    except SeveralFitError as error:
+        shown = {one.layout: one.of(IMAGES_OF_TRIAL) for one in candidates}
+        first, *others = (_trial_counts(network, plan, shown[plan.layout]) for plan in error.plans)
+        if any(other != first for other in others):
+            raise
+        # One that is told T goes before one that is given it in front of the images.
+        error.plans.sort(key=lambda plan: not told_timesteps(network, plan.layout))
+        taken, *also = error.plans
+        return replace(taken, also_fits=tuple(plan.layout for plan in also))
+
+
+def _trial_counts(network: nn.Module, plan: TrialPlan, shown: Presentation) -> list[Any]:
+    """Return what a plan counts on a few images, layer by layer."""
+    made = fresh_copy(network)
+    with count_operations(made, plan.layout, plan.timesteps) as counter:
+        counter.plan = plan
+        try_out(made, shown)
+    return [
+        (one.layer, one.executed_T.tolist(), one.value_TI.tolist(), one.events_TI.tolist())
+        for one in counter.counts().layers
+    ]
+
+
+def misfit(error: MisfitError, images: Tensor) -> TserError:
+    """Return what is wrong with the size of the images, in one line."""
+    wanted, axis = error.wanted, images.dim() - 3
+    if not error.channels or axis < 1:
+        return TserError(f"{error}; images of {tuple(images.shape[1:])} have another size than it")
+    plural = "s" * (wanted > 1)
+    have = f"the network takes {wanted} channel{plural}, the images have {images.shape[axis]}"
+    if images.shape[-1] == wanted != images.shape[axis]:
+        have += f"; their last axis has {wanted}: they look like [N, H, W, C], give [N, C, H, W]"
+    return TserError(have)
 
 
 def check_layout(request: NetworkRequest) -> None:
@@ -261,7 +338,7 @@ def find_audit_layout(
     if request.layout != AUTO:
         return request.layout, request.timesteps
     try:
-        plan = find_layout(network, images, request)
+        plan = find_layout(network, images, request, faulty=True)
     except TserError as error:
         possible = []
         for name in LAYOUTS if request.timesteps else ():
@@ -276,15 +353,9 @@ def find_audit_layout(
 
 
 def presented(layout: str, images: Tensor, timesteps: int, network: nn.Module) -> Presentation:
-    """Images as a layout presents them; a network that makes its own steps is told T if it asks."""
-    named: dict[str, Any] = {}
-    if (
-        layout == INSIDE
-        and timesteps
-        and "timesteps" in inspect.signature(network.forward).parameters
-    ):
-        named["timesteps"] = timesteps
-    return present(layout, images, timesteps or 1, ((), named))
+    """Images as a layout presents them; a network whose `forward` asks for T is told it."""
+    told = told_timesteps(network, layout) if timesteps else ""
+    return present(layout, images, timesteps or 1, ((), {told: timesteps} if told else {}))
 
 
 def uncounted_shares(plan: TrialPlan, counts: Counts) -> list[tuple[str, float]]:
@@ -316,9 +387,19 @@ def notes_of(counter: TrialCounter, images: Tensor) -> list[str]:
 
 def dtype_of(network: nn.Module) -> str:
     """Return the type of the first weight, fp32 without any."""
-    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    first = next(iter(network.parameters()), None)
-    return "fp32" if first is None else names.get(first.dtype, str(first.dtype))
+    names = {torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    dtype = float_type(network)
+    return names.get(dtype, "fp32")
+
+
+def float_type(network: nn.Module) -> torch.dtype:
+    """Return the type that the network computes in: that of its first weight, float32 without any.
+
+    Norms are often kept wider than weights.
+    """
+    floats = [value for value in network.parameters() if value.is_floating_point()]
+    weights = [value for value in floats if nn.parameter.is_lazy(value) or value.dim() > 1]
+    return next((value.dtype for value in (*weights, *floats)), torch.float32)
 
 
 RANDOM_IMAGES = 8
@@ -358,21 +439,57 @@ def open_network(request: NetworkRequest) -> tuple[nn.Module, Inputs]:
 
     Raises ConfigError, CheckpointError or DataError with what is wrong.
     """
-    network = build_network(request.network, request.arguments)
-    if request.weights is not None:
-        load_weights(network, request.weights)
+    with seeded(request.seed):
+        network = unwrapped(build_network(request.network, request.arguments))
     config = recipe.resolve([recipe.Layer("flags", request.changes)])
     if request.dataset:
         context = prepare(config, request.progress)
-        network.to(context.runtime.device)
-        return network.eval(), test_images(context, request.images)
-    runtime = make_runtime(config.training, channels_last=False)
-    images = _images(request)
-    images = images[: request.images or len(images)].to(runtime.device)
-    network.eval().to(runtime.device)
-    parts = torch.split(images, request.batch_size or NETWORK_BATCH)
-    name = str(request.data) if request.data else f"random numbers of {request.input_shape}"
-    return network, Inputs(lambda: ((part, None) for part in parts), name)
+        device, given = context.runtime.device, test_images(context, request.images)
+    else:
+        device = make_runtime(config.training, channels_last=False).device
+        images = _images(request)
+        images = images[: request.images or len(images)].to(device)
+        parts = torch.split(images, request.batch_size or NETWORK_BATCH)
+        name = str(request.data) if request.data else f"random numbers of {request.input_shape}"
+        given = Inputs(lambda: ((part, None) for part in parts), name)
+    network, dtype = network.eval().to(device), float_type(network)
+    inputs = Inputs(
+        lambda: ((images.to(dtype), labels) for images, labels in given.batches()), given.name
+    )
+    if any(nn.parameter.is_lazy(value) for value in (*network.parameters(), *network.buffers())):
+        network = initialised(network, inputs.first()[0], request)
+    if request.weights is not None:
+        load_weights(network, request.weights)
+    for key, value in network.named_parameters():
+        if value.is_floating_point() and value.isnan().any():
+            raise TserError(f"the network's weights hold NaN: {key}")
+    return network, inputs
+
+
+def initialised(network: nn.Module, images: Tensor, request: NetworkRequest) -> nn.Module:
+    """Return a copy of a network whose lazy modules have learnt their sizes in a trial pass.
+
+    Raises TserError where it runs in no layout.
+    """
+    said = () if request.layout == AUTO else (request.layout,)
+    # One call with the images as they are, before one with time in front.
+    for layout in said or (INSIDE, FOLDED, TIME_FIRST):
+        made = fresh_copy(network)
+        with torch.no_grad(), seeded(request.seed):
+            shown = presented(layout, images, request.timesteps, made).of(IMAGES_OF_TRIAL)
+            try:
+                shown.call(made)
+            except Exception as error:
+                failed = error
+                continue
+        reset_states(made)
+        if not any(nn.parameter.is_lazy(value) for value in made.parameters()):
+            return made.to(images.device)
+        failed = ValueError("a lazy layer does not run")
+    raise TserError(
+        "the network has lazy layers, which get their sizes from what they are fed with, and "
+        f"fails on these images: {error_line(failed)}"
+    ) from failed
 
 
 def _images(request: NetworkRequest) -> Tensor:
@@ -386,14 +503,16 @@ def _images(request: NetworkRequest) -> Tensor:
             raise DataError(
                 f"--data {request.data} holds {array.dtype} {array.shape}, not numbers [N, ...]"
             )
-        return torch.from_numpy(array.astype(np.float32))
+        if not np.isfinite(array).all():
+            raise DataError(f"--data {request.data} holds NaN or infinite values")
+        return torch.from_numpy(array.astype(np.float64 if array.itemsize == 8 else np.float32))
     try:
         shape = [int(part) for part in request.input_shape.split(",")]
     except ValueError as error:
         raise ConfigError(f'--input "{request.input_shape}": write 3,32,32') from error
     if not shape or min(shape) < 1:
         raise ConfigError(f'--input "{request.input_shape}": sizes are at least 1')
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(request.seed)
     return torch.rand(request.images or RANDOM_IMAGES, *shape, generator=generator)
 
 
