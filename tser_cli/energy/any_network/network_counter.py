@@ -339,12 +339,12 @@ def _kept(used: nn.Module, fresh: nn.Module) -> str:
         mine, theirs = ({**vars(x), **x._buffers, **x._parameters} for x in (module, other))
         for attribute, value in mine.items():
             was = theirs.get(attribute)
-            same = type(was) is type(value)
+            same = True
             if isinstance(value, Tensor) and isinstance(was, Tensor):
                 same = value.shape == was.shape and torch.equal(value, was)
-            elif not isinstance(value, int | float | str | None):
-                same = True
-            elif same:
+            elif isinstance(value, Tensor) or isinstance(was, Tensor):
+                same = False
+            elif isinstance(value, int | float | str):
                 same = value == was
             if not same:
                 return f"{name or type(module).__name__} (in {attribute})"
