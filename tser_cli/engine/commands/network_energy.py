@@ -193,18 +193,7 @@ def measure_network(request: EnergyRequest) -> NetworkEnergyResult:
     beyond = go_beyond(request.output, Details(counts, counted.others), profile, request)
     untrained = request.weights is None and any(True for _ in network.parameters())
     weights = UNTRAINED if untrained else ""
-    notes = notes_of(counter, inputs.first()[0])
-    told = told_timesteps(network, plan.layout) if request.timesteps else ""
-    if told:
-        notes.append(f"note: T = {plan.timesteps} was passed to the network as {told}")
-    if plan.also_fits:
-        others = " and ".join(plan.also_fits)
-        notes.append(f"note: it can be called {others} too, with equal counts on the trial images")
-    if plan.chance:
-        notes.append(
-            f"note: the network draws random numbers (seed {request.seed}): another --seed gives "
-            "another count"
-        )
+    notes = notes_of(network, counted, inputs.first()[0], request)
     document["network"] = {
         "layout": plan.layout,
         "weights": weights or str(request.weights or ""),
@@ -368,11 +357,13 @@ def uncounted_shares(plan: TrialPlan, counts: Counts) -> list[tuple[str, float]]
     return sorted(shares, key=lambda share: -share[1])
 
 
-def notes_of(counter: TrialCounter, images: Tensor) -> list[str]:
+def notes_of(
+    network: nn.Module, counted: Counted, images: Tensor, request: NetworkRequest
+) -> list[str]:
     """Return what to know of a count, in sentences."""
-    notes = []
+    notes, plan = [], counted.plan
     # Of the input itself: a first layer may well be fed with sums of spikes that neurons made.
-    if find_kind(images) == SUMS and SUMS in counter.kinds().values():
+    if find_kind(images) == SUMS and SUMS in counted.counter.kinds().values():
         notes.append(
             "warning: the network's input is whole numbers; a layer that reads them counts as fed "
             "with sums of spikes; if they are pixels, scale them"
@@ -381,6 +372,17 @@ def notes_of(counter: TrialCounter, images: Tensor) -> list[str]:
         notes.append(
             f"not counted, as only weights are multiplied, the same for every image: "
             f"{', '.join(sorted(counter.weights_alone))}"
+        )
+    told = told_timesteps(network, plan.layout) if request.timesteps else ""
+    if told:
+        notes.append(f"note: T = {plan.timesteps} was passed to the network as {told}")
+    if plan.also_fits:
+        others = " and ".join(plan.also_fits)
+        notes.append(f"note: it can be called {others} too, with equal counts on the trial images")
+    if plan.chance:
+        notes.append(
+            f"note: the network draws random numbers (seed {request.seed}): another --seed gives "
+            "another count"
         )
     return notes
 
