@@ -361,9 +361,9 @@ def notes_of(
     network: nn.Module, counted: Counted, images: Tensor, request: NetworkRequest
 ) -> list[str]:
     """Return what to know of a count, in sentences."""
-    notes, plan = [], counted.plan
+    notes, plan, counter = [], counted.plan, counted.counter
     # Of the input itself: a first layer may well be fed with sums of spikes that neurons made.
-    if find_kind(images) == SUMS and SUMS in counted.counter.kinds().values():
+    if find_kind(images) == SUMS and SUMS in counter.kinds().values():
         notes.append(
             "warning: the network's input is whole numbers; a layer that reads them counts as fed "
             "with sums of spikes; if they are pixels, scale them"
