@@ -91,6 +91,7 @@ def cells_of(runs: pd.DataFrame, names: Names) -> list[CellRuns]:
     # by seed, so that differences pair the runs of equal seeds
     finished = runs[runs["state"] == "finished"].set_index("seed")
     cells = []
+    # in the order of the table, which is the one in which the values were named
     for key, members in finished.groupby(list(names), sort=False):
         values = tuple(map(str, key))
         named = dict(zip(names, values, strict=True))
@@ -109,6 +110,7 @@ def baseline_of(summary: pd.DataFrame) -> dict[int, str]:
     return {
         place: str(bases[axis].iloc[0])
         for place, axis in enumerate(csv_files.axes_of(summary))
+        # a baseline may name some of the settings alone: in the others baselines differ
         if bases[axis].nunique() == 1
     }
 
@@ -127,6 +129,7 @@ def differences(
         if base is None or base is cell:
             found.append([])
         else:
+            # pandas pairs by the index, the seed; one that either side lacks becomes NaN
             paired = (cell.runs[measure] - base.runs[measure]).dropna()
             found.append([100 * float(value) for value in paired])
     return found
@@ -147,6 +150,7 @@ def draw_per_timestep(cells: Sequence[CellRuns], axis: str) -> Drawing:
     high = max(plot.get_xlim()[1] for plot in plots)
     for plot in plots:  # one scale, so that the steps can be compared
         plot.set_xlim(low, high)
+    # as text, so that teachers which differ by rounding are named once
     taught = {f"{value:.2f}" for cell in cells for value in cell.percent("teacher_accuracy")}
     text = f"teacher: {', '.join(sorted(taught))} %" if taught else ""
     drawing.figure.supxlabel(text, fontsize=style.LABEL_SIZE)
@@ -211,10 +215,12 @@ def draw_tsne(points: pd.DataFrame) -> Drawing:
         for label, members in points[points["network"] == name].groupby("label"):
             colour = PALETTE[int(str(label)) % len(PALETTE)]
             panel.scatter(members["x"], members["y"], s=4, color=colour, alpha=0.6, linewidths=0)
+            # the median: a point far away does not draw the number off its class
             middle = (float(members["x"].median()), float(members["y"].median()))
             if labelled:
                 panel.annotate(str(label), middle, ha="center", va="center", weight="bold")
         panel.set_title(drawable(name))
+        # t-SNE keeps neighbours, not distances: numbers on its axes would mean nothing
         panel.set_xticks([])
         panel.set_yticks([])
     return drawing
@@ -225,6 +231,7 @@ def lines_of_cells(cells: Sequence[CellRuns], panels: int, axis: str) -> tuple[D
     columns = min(PANELS_A_LINE, panels)
     names = [drawable(cell.label) for cell in cells]
     widest = max(map(len, names))
+    # names of cells may be long: some 0.07 inch a letter
     size = (2.2 + (0.07 * widest + 0.6) / columns, 0.3 * len(cells) + 1.0)
     drawing, plots = grid(panels, size, sharey=True)
     plots[0].set_yticks(range(len(cells)), names)
@@ -268,6 +275,7 @@ def draw_cells(
 
 def mean(values: Sequence[float]) -> float:
     """Return the arithmetic mean."""
+    # summed exactly: the order in which seeds finished does not matter
     return math.fsum(values) / len(values)
 
 
@@ -289,6 +297,7 @@ def draw_frontier(points: pd.DataFrame, cells: Sequence[CellRuns], axes: Sequenc
 
     `points` are those of frontier.csv, `axes` the varied settings; `cells` give label and look.
     """
+    # apart, since the ANN may cost ten times as much: beside it all cells would be one dot
     drawing, (near, far) = style.blank(8.4, 3.8, ncols=2, width_ratios=[1.9, 1.0])
     every = [(cell, points[(points[list(axes)] == list(cell.key)).all(axis=1)]) for cell in cells]
     drawn = [(cell, rows) for cell, rows in every if (rows["point"] == csv_files.ALL_STEPS).any()]
@@ -331,6 +340,7 @@ def draw_point(
 ) -> None:
     """Draw a mean, with its intervals in both directions where there are any."""
     across, up = None, None  # how far the intervals reach below and above the mean
+    # a single seed has no interval
     if intervals and not math.isnan(point["accuracy_low"]):
         across, up = (
             [[scale * (point[name] - point[low])], [scale * (point[high] - point[name])]]
@@ -353,6 +363,7 @@ def draw_others(plot: Axes, points: pd.DataFrame) -> None:
     figures.energy_axis(plot, energies, 1e6)
     plot.set_xlabel("")
     plot.set_ylabel("")
+    # cells that share a teacher have its point in common
     taught = points[points["point"] == csv_files.TEACHER].drop_duplicates(["energy_pj", "accuracy"])
     for place in [place_of(point) for _, point in taught.iterrows()]:
         plot.plot(*place, **style.TEACHER.marks)

@@ -132,6 +132,7 @@ def statistics_in(row: Mapping[str, Any], axes: Iterable[str] = ()) -> CellStati
     """Return what a row of summary.csv says; a column that it lacks is None."""
 
     def flag(name: str) -> bool | None:
+        # a flag is 0, 1 or empty: empty is no verdict, which is not the same as "no"
         return None if row.get(name) is None else bool(row[name])
 
     def reach(low: str, high: str) -> Interval | None:
@@ -191,12 +192,14 @@ def describe(values: Values, settings: Mapping[str, str], measure: str) -> CellS
     """Return the mean of a cell and the standard deviation over its seeds."""
     found = list(values.values())
     mean = fmean(found) if found else None
+    # the seeds are a sample of those that might have been: n - 1
     std = float(np.std(found, ddof=1)) if len(found) > 1 else None
     return CellStatistics(settings, measure, len(found), mean, std)
 
 
 def compare(cell: CellStatistics, values: Values, base: Values) -> CellStatistics:
     """Return `cell` with the differences to its baseline, over the seeds that both have."""
+    # by seed: cells finish in any order, and the last bits of a sum depend on it
     differences = [value - base[seed] for seed, value in sorted(values.items()) if seed in base]
     reach = interval(differences)
     judged = reach is not None and len(differences) >= FEWEST
@@ -215,7 +218,9 @@ def compare_answers(cell: CellStatistics, right: Answers, base: Answers) -> Cell
 
     As it is where the runs have no predictions, or not of the same images.
     """
+    # answers of another number are not to the same test images
     seeds = [seed for seed in right if seed in base and len(right[seed]) == len(base[seed])]
+    # one seed shows no spread between seeds: only the images can be tested
     if len(seeds) == 1:
         return replace(cell, p_mcnemar=mcnemar(right[seeds[0]], base[seeds[0]]))
     pairs = [right[seed].astype(float) - base[seed].astype(float) for seed in seeds]

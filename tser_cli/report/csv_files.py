@@ -35,6 +35,7 @@ def _columns(kind: str, *names: str) -> dict[str, str]:
     return dict.fromkeys(names, kind)
 
 
+# Counts stand beside the fractions: intervals are made of them, and they are exact.
 PER_TIMESTEP: Schema = {
     **_columns(TEXT, "run", "dataset", "split", "method", "teacher", "student"),
     **_columns(INTEGER, "timesteps", "t"),
@@ -46,6 +47,7 @@ PER_TIMESTEP: Schema = {
 ENERGY: Schema = {
     **_columns(TEXT, "run", "dataset", "profile", "layer", "type", "input_kind", "op", "t"),
     **_columns(INTEGER, "timesteps", "images"),
+    # means per image, and so floats even where operations are counted
     **_columns(NUMBER, "neurons_in", "nonzero_in", "firing_rate", "sop_events", "sop_value"),
     **_columns(NUMBER, "macs", "sop_formula", "neuron_updates", "energy_pj"),
     **_columns(NUMBER, "energy_formula_pj", "ann_macs", "ann_energy_pj", "ratio_snn_ann"),
@@ -181,6 +183,7 @@ def write_csv(path: Path, rows: Rows, schema: Schema) -> None:
     """
     import pandas as pd  # a training would begin later by the time that this takes
 
+    # a misspelled column would else be left out without a word
     surplus = dict.fromkeys(name for row in rows for name in row if name not in schema)
     if surplus:
         raise ValueError(f"{path.name} has no column {', '.join(surplus)}")
@@ -188,6 +191,7 @@ def write_csv(path: Path, rows: Rows, schema: Schema) -> None:
     # As objects every value is written by str(): integers stay integers beside empty fields, and
     # a float gets the fewest digits that give the same bits again.
     table = pd.DataFrame(fields, columns=list(schema), dtype=object)
+    # not the system's line ends: the same rows give the same bytes everywhere
     # NaN is a number that went wrong, an empty field one that is not there
     write_text(path, table.to_csv(index=False, lineterminator="\n", na_rep="nan"))
 
@@ -229,6 +233,7 @@ def _typed(fields: list[str], kind: str) -> pd.Series:
 
 def read_ablation(path: Path, axes: Sequence[str]) -> pd.DataFrame:
     """Return ablation.csv; the varied settings stay texts, as they were written."""
+    # as many columns as the largest T of the cells, which only the header tells
     steps = sum(str(name).startswith("accuracy_at_") for name in _texts(path))
     return read_table(path, ablation_schema(axes, steps), others=TEXT)
 
@@ -240,6 +245,7 @@ def read_summary(path: Path) -> pd.DataFrame:
 
 def axes_of(summary: pd.DataFrame) -> list[str]:
     """Return the varied settings of a table from summary.csv: the columns before the statistics."""
+    # any setting may be varied, a plug-in's too: only the columns after them are known
     names = list(map(str, summary.columns))
     return names[: names.index("measure")]
 

@@ -37,6 +37,7 @@ Series = Sequence[tuple[int, float]]
 class StepAccuracy:
     """How many test images are right at step t alone, and by the mean logits of steps 1 to t."""
 
+    # Counts, not fractions: an interval depends on how many images there were.
     t: int
     images: int
     right_at_t: int
@@ -80,6 +81,7 @@ class LayerEnergy:
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> LayerEnergy:
         """Return what a row of energy.csv says of one layer and step."""
+        # what feeds other layers than those of accumulates are no spikes
         rate = row["firing_rate"] if row["op"] == "AC" else None
         return cls(row["layer"], row["t"], row["energy_pj"], rate)
 
@@ -113,8 +115,10 @@ def accuracy(
             fontsize=LABEL_SIZE,
         )
     _time_axis(plot, [step.t for step in steps])
+    # room for the labels of the last points
     plot.margins(y=0.2)
     plot.set_title(drawable(title))
+    # last: where a label has room depends on the limits of the axes
     style.label_points(plot, ends, ["step t alone", "steps 1 to t together"])
     return drawing
 
@@ -125,7 +129,9 @@ def accuracies(runs: Mapping[str, Sequence[StepAccuracy]]) -> Drawing:
     drawing, plot = style.blank(WIDTH, 3.3)
     for place, (name, steps) in enumerate(runs.items()):
         look = Look(PALETTE[place % len(PALETTE)])
+        # beside each other, so that no interval hides another
         _accuracy_line(drawing, plot, steps, False, look, 0.03 * place, f"{name}, ")
+        # named by an empty line: an error bar would bring its bars into the legend
         plot.plot([], label=_short(name, 26), **look.marks)
     _time_axis(plot, sorted({step.t for steps in runs.values() for step in steps}))
     _legend(plot)
@@ -145,6 +151,7 @@ def _accuracy_line(
     heights = [100 * (step.accuracy_at_t if alone else step.accuracy) for step in steps]
     ends = [step.interval_at_t if alone else step.interval for step in steps]
     places = [step.t + aside for step in steps]
+    # matplotlib asks how far a bar reaches, not where it ends
     below = [height - 100 * low for height, (low, _) in zip(heights, ends, strict=True)]
     above = [100 * high - height for height, (_, high) in zip(heights, ends, strict=True)]
     hollow: dict[str, Any] = {"markerfacecolor": "none", "linestyle": ":"} if alone else {}
@@ -160,6 +167,7 @@ def _accuracy_line(
 
 
 def _time_axis(plot: Axes, steps: Sequence[int]) -> None:
+    # of many steps every eighth and both ends: numbers at all of them would overlap
     few = len(steps) <= LABELLED
     plot.set_xticks([t for t in steps if few or t in (steps[0], steps[-1]) or t % 8 == 0])
     # room for the teacher's label at the left
@@ -175,6 +183,7 @@ def by_layer(rows: Sequence[LayerEnergy], title: str = "") -> Drawing:
     drawing, plot, layers = _layer_plot(rows)
     steps = sorted({row.t for row in rows})
     sums = {name: sum(row.energy_pj for row in rows if row.layer == name) for name in layers}
+    # the unit of the longest bar, for all of them
     scale, unit = unit_of(max(sums.values()))
     base = dict.fromkeys(layers, 0.0)
     for rank, step in enumerate(steps):
@@ -192,6 +201,7 @@ def by_layer(rows: Sequence[LayerEnergy], title: str = "") -> Drawing:
             base[row.layer] += row.energy_pj / scale
             drawing.tell(bar, [f"{row.layer}, t = {row.t}: {joules(row.energy_pj)}"])
     plot.set_xlabel(f"energy an image ({unit})")
+    # above the legend, which stands above the plot
     plot.set_title(drawable(title), pad=22)
     _legend(plot)
     return drawing
@@ -205,6 +215,7 @@ def firing(rows: Sequence[LayerEnergy]) -> Drawing:
     for name, place in layers.items():
         rates = [100 * float(row.firing_rate or 0.0) for row in spiking if row.layer == name]
         if rates:
+            # ties the points of a layer together, which may lie far apart
             plot.plot([min(rates), max(rates)], [place, place], color=PALE, alpha=0.6, linewidth=2)
     steps = sorted({row.t for row in spiking})
     for rank, step in enumerate(steps):
@@ -226,6 +237,7 @@ def _layer_plot(rows: Sequence[LayerEnergy]) -> tuple[Drawing, Axes, dict[str, i
     layers = {name: place for place, name in enumerate(dict.fromkeys(row.layer for row in rows))}
     drawing, plot = style.blank(WIDTH, ROW * len(layers) + 1.1)
     plot.set_yticks(range(len(layers)), [_short(name, 26) for name in layers])
+    # from above: the first layer that sees the image is the first line
     plot.set_ylim(len(layers) - 0.4, -0.6)
     plot.grid(visible=False, axis="y")
     plot.tick_params(axis="y", length=0)
@@ -233,6 +245,7 @@ def _layer_plot(rows: Sequence[LayerEnergy]) -> tuple[Drawing, Axes, dict[str, i
 
 
 def _strength(rank: int, steps: int) -> float:
+    # the last step keeps 0.3: fainter would be lost on a light or a dark page
     return 1.0 - 0.7 * rank / max(1, steps - 1)
 
 
@@ -256,9 +269,11 @@ def tradeoff(
     look = style.look_of(method)
     if ann_pj:
         style.name_line(plot, ann_pj / scale, "ANN of this shape")
+    # early exit first, so that the points of whole steps lie on top
     if exits:
         marks = {"marker": ".", "color": look.colour, "linewidth": 1}
         _points(drawing, plot, exits, scale, **marks)
+    # where early exit lies between the steps, their own line joins what nobody measured
     _points(drawing, plot, steps, scale, linestyle=":" if exits else "-", **look.marks)
     if teacher is not None:
         marks = {"marker": style.TEACHER.marker, "color": GREY}
@@ -306,6 +321,7 @@ def energy_axis(plot: Axes, energies_pj: Sequence[float], in_unit_of: float) -> 
         ticks = log_ticks(low, high)
         plot.set_xscale("log")
         plot.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+        # else matplotlib would number the ticks between ours as well
         plot.set_xticks([], minor=True)
         plot.set_xlim(low, high)
     plot.set_xlabel(f"energy an image ({unit}, arithmetic alone)")
@@ -352,6 +368,7 @@ def beside_others(pairs: Sequence[tuple[str, float, float]]) -> Drawing:
         drawing.tell(line, texts)
     plot.set_ylim(len(pairs) - 0.6, -0.8)
     plot.set_xlabel(f"energy an image ({unit})")
+    # the axis of energies names the accuracy, which is not shown here
     plot.set_ylabel("")
     plot.set_yticks([])
     plot.spines["left"].set_visible(False)
@@ -377,6 +394,7 @@ def over_epochs(curves: Mapping[str, Series], told: str, narrow: bool = True) ->
         (line,) = plot.plot(epochs, heights, label=_short(name, 26), **look)
         of = f"{name}, " if len(curves) > 1 else ""
         drawing.tell(line, [f"{of}epoch {n}: {told} {value:.4g}" for n, value in series[::every]])
+    # not the learning rate: its schedule has the shape that was asked for on a linear scale
     if told != "lr" and min(values) > 0 and max(values) > WIDE * min(values):
         ticks = log_ticks(min(values), max(values))
         plot.set_yscale("log")
@@ -384,6 +402,7 @@ def over_epochs(curves: Mapping[str, Series], told: str, narrow: bool = True) ->
         plot.set_yticks([], minor=True)
     else:
         plot.locator_params(axis="y", nbins=4)
+    # no tick at epoch 2.5
     plot.xaxis.get_major_locator().set_params(integer=True, nbins=6)
     plot.grid(visible=False, axis="x")
     plot.set_xlabel("epoch")

@@ -71,6 +71,7 @@ def exits_table(
     title = f"early exit at the accuracy of the baseline less {100 * margin:g} points"
     captions = ["thresholds chosen on held-out images, measured on test images"]
     captions += [STAR] if any(energy.starred for energy, _, _ in summary) else []
+    # one unit for the whole column, so that its numbers can be compared at a glance
     scale, unit = unit_of(max((energy.mean or 0.0 for energy, _, _ in summary), default=0.0))
     columns = ("n", f"energy {unit}", "accuracy %", "difference", "95 % interval")
     shown = _table_of_cells(title, captions, names, columns)
@@ -100,6 +101,7 @@ def difference_words(cell: CellStatistics, scale: float = 100) -> str:
     """Return the difference to the baseline in points, or what stands in its way."""
     if cell.is_baseline:
         return "baseline"
+    # None is no verdict at all, as of fewer than five pairs: the difference is shown then
     if cell.resolved is False:
         return "not resolved"
     return _scaled(cell.difference, scale, "+") + (" *" if cell.starred else "")
@@ -118,6 +120,7 @@ SIZES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"
 
 def age(seconds: float) -> str:
     """Write a time span by its largest unit: 200 -> "3 min", 90000 -> "1 d"."""
+    # the clock of another machine may be ahead: no run is younger than now
     return _by_unit(max(0.0, seconds), AGES)
 
 
@@ -173,9 +176,11 @@ def fitting(cells: Mapping[str, Sequence[str]], width: int | None) -> list[str]:
     # the name is never left out: it is what other commands take
     chosen, room = {"run"}, None if width is None else width - EDGES
     for name in [name for name in FIRST if name in cells]:
+        # places on the screen, not characters: some letters take two
         needed = max(map(cell_len, [name, *cells[name]])) + GAP
         if room is not None:
             room -= needed
+            # a narrower one of less use does not take the place of what comes before it
             if room < 0 and name != "run":
                 break
         chosen.add(name)
@@ -212,6 +217,7 @@ def figures(runs: Sequence[RunFigures]) -> Table:
 def side_by_side(title: str, pairs: Sequence[tuple[str, Sequence[Any]]]) -> Table:
     """Return a line a name, with its value in each run."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    # folded, never cut: the end of a path may be all that differs
     table.add_column("", overflow="fold")
     for letter in letters(len(pairs[0][1])):
         table.add_column(letter, overflow="fold")
@@ -280,6 +286,7 @@ def recipes() -> Rows:
     return rows
 
 
+# handed in: this floor is below that of energies, which knows them
 def profiles(known: Iterable[Any]) -> Rows:
     """Return cost profiles (`tser_cli.energy.prices`), with their constants and sources."""
     return [

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PREDICTIONS = "predictions.npz"
 HELD_OUT = "predictions_validation.npz"
+# uint16 for all of them: two bytes an image and step
 MOST_CLASSES = 2**16
 MOST_BYTES = 2**30  # 1,000 steps of half a million images
 
@@ -73,6 +74,7 @@ def write_predictions(
 
     arrays = {"labels_I": labels_I, "at_t_IT": at_t_IT, "cumulative_IT": cumulative_IT}
     assert at_t_IT.shape == cumulative_IT.shape == (len(labels_I), at_t_IT.shape[1])
+    # a class that does not fit would wrap round to another one without a word
     for name, array in arrays.items():
         assert array.size == 0 or 0 <= array.min() <= array.max() < MOST_CLASSES, name
     # in memory first, so that the file is written whole
@@ -97,6 +99,7 @@ def read_predictions(path: Path) -> Predictions | None:
             # a small file may unpack into more than there is memory for
             if sum(member.file_size for member in packed.infolist()) > MOST_BYTES:
                 raise ValueError(f"it unpacks into more than {MOST_BYTES:,} bytes")
+        # a pickle could run code, and a run folder may come from anybody
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             steps = [stored[f.name] for f in fields(Steps) if f.name in stored]
             found = Predictions(
@@ -119,6 +122,7 @@ def _check_shapes(found: Predictions) -> None:
     if found.steps is not None:
         per_image = (found.steps.confidence_IT.shape, found.steps.accumulates_IT.shape)
         alike = alike and per_image == (shape, shape) and found.steps.macs_T.shape == shape[1:]
+    # arrays of other images could be compared all the same, and say what is not true
     if len(shape) != 2 or not shape[1] or not alike:
         raise ValueError("its arrays are no images by steps")
     if any(array.dtype.kind not in "iu" for array in (found.labels_I, found.cumulative_IT)):

@@ -24,6 +24,7 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
         return None
     if min(values) == max(values):  # the t statistic of no variance is 0 / 0
         return values[0], values[0]
+    # scipy.stats takes long to load, and most commands need none of it
     from scipy import stats
 
     with _rounding_is_no_news():
@@ -38,6 +39,7 @@ def paired_p(differences: Sequence[float]) -> float | None:
     """
     if len(differences) < 2:
         return None
+    # without variance t is infinite or 0 / 0: no test is needed where all differences are equal
     if min(differences) == max(differences):
         return 1.0 if differences[0] == 0.0 else 0.0
     from scipy import stats
@@ -103,6 +105,7 @@ def two_way_interval(values_SI: NDArray[np.float64]) -> tuple[float, float] | No
     if variance == 0.0:
         return mean, mean
     freedoms = np.array([seeds - 1, images - 1, (seeds - 1) * (images - 1)])
+    # with MS_E taken off, Satterthwaite's estimate can fall below the freedom of the seeds alone
     freedom = max(variance**2 / (squares**2 / freedoms).sum(), seeds - 1)
     reach = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(variance / (seeds * images))
     return mean - float(reach), mean + float(reach)
@@ -119,6 +122,7 @@ def mcnemar(right_I: NDArray[np.bool_], other_right_I: NDArray[np.bool_]) -> flo
 
     only_first = int((right_I & ~other_right_I).sum())
     only_other = int((other_right_I & ~right_I).sum())
+    # no image tells the two apart: nothing speaks against equal errors
     if only_first + only_other == 0:
         return 1.0
     return float(stats.binomtest(only_first, only_first + only_other, 0.5).pvalue)

@@ -93,6 +93,7 @@ def look_of(method: str) -> Look:
     """Return a method's look, the same in every figure; that of no method for ""."""
     if not method or method in METHODS:
         return METHODS.get(method, Look())
+    # a plug-in's method: hash() gives a text another number in each process, a checksum does not
     return Look(PALETTE[zlib.crc32(method.encode()) % len(PALETTE)], "v")
 
 
@@ -114,15 +115,19 @@ class Drawing:
         import matplotlib
 
         buffer = io.BytesIO()
+        # the style once more: how texts and ids are written is decided here, not when drawing
         with matplotlib.rc_context(fname=STYLE_FILE):
             self.figure.savefig(buffer, format="svg", metadata={"Date": None})
         root = ElementTree.fromstring(buffer.getvalue())
         for group in root.iter(f"{{{SVG}}}g"):
+            # points are uses of one mark, bars have paths of their own; most groups tell nothing
             marks = list(group.iter(f"{{{SVG}}}use")) or list(group.iter(f"{{{SVG}}}path"))
             for mark, text in zip(marks, self.told.get(group.get("id", ""), ()), strict=False):
                 ElementTree.SubElement(mark, f"{{{SVG}}}title").text = text
         _lighten(root)
+        # said once for all texts: it was taken from each of them
         root.set("style", f"font-family: {FONTS}")
+        # else elements would be called ns0:svg, which no browser draws inside a page
         ElementTree.register_namespace("", SVG)
         ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
         return ElementTree.tostring(root, encoding="unicode")
@@ -138,8 +143,10 @@ class Drawing:
         with matplotlib.rc_context(fname=STYLE_FILE):
             self.figure.savefig(buffer, format="png")
         make_folder(path.parent)
+        # a run's name may hold a dot: only endings of ours are cut off
         stem = path.stem if path.suffix in FORMATS else path.name
         written = []
+        # both are drawn before one is written: a figure that can't be drawn leaves the old files
         for suffix, content in zip(FORMATS, (buffer.getvalue(), self.svg().encode()), strict=True):
             written.append(path.with_name(f"{stem}{suffix}"))
             write_whole(written[-1], content)
@@ -152,6 +159,7 @@ def _lighten(element: ElementTree.Element) -> None:
     That is the font at each text, digits that nobody sees, groups and names that nothing refers to,
     metadata, and clipping, since nothing is drawn outside its axes.
     """
+    # a rotation by nothing, as matplotlib writes it at each text
     if element.get("transform", "").startswith("rotate(-0 "):
         del element.attrib["transform"]
     for name, value in element.attrib.items():
@@ -168,6 +176,7 @@ def _lighten(element: ElementTree.Element) -> None:
         if unseen or child.tag.endswith(("}metadata", "}clipPath")):
             continue
         child.attrib.pop("clip-path", None)
+        # ids of groups alone: those of paths are what uses refer to
         if child.tag.endswith("}g"):
             child.attrib.pop("id", None)
         kept += [child] if child.attrib or not child.tag.endswith("}g") else list(child)
@@ -193,6 +202,7 @@ def _shorter(path: str) -> str:
         if letter == "z":
             written += letter
             continue
+        # each step is taken between rounded places, so that rounding errors do not add up
         across, up = (round(10 * float(parts.pop(0))) for _ in range(2))
         if letter == "M":  # an absolute place, since "z" moves the pen back
             written += f"M{across / 10:g} {up / 10:g}"
@@ -229,6 +239,7 @@ def _settle(figure: Figure) -> None:
 
 def blank(width: float, height: float, **panels: Any) -> tuple[Drawing, Any]:
     """Return an empty drawing of a size in inches, and what `Figure.subplots` makes in it."""
+    # not pyplot: it would look for a screen, and keep every figure in memory
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
@@ -251,6 +262,7 @@ def label_points(
     width, height = figure.get_size_inches() * figure.dpi
     for place, text, colour in zip(places, texts, colours or [GREY] * len(texts), strict=True):
         x, y = map(float, plot.transData.transform(place))
+        # about the width of the text: to measure it would take a drawing for each
         size = (0.65 * LABEL_SIZE * pixels * len(text), 1.2 * LABEL_SIZE * pixels)
         tried = []
         for across, up in LABEL_PLACES:  # a label at the left ends where one at the right begins
@@ -263,6 +275,7 @@ def label_points(
             if box[0] > 0 and box[1] > 0 and box[2] < width and box[3] < height
         ]
         free = [(o, box) for o, box in inside if not any(overlap(box, other) for other in taken)]
+        # rather over something else than beyond the edge of the figure
         offset, box = (free or inside or tried)[0]
         taken.append(box)
         line = {"arrowstyle": "-", "color": colour, "lw": 0.8, "shrinkA": 0, "shrinkB": 3}

@@ -49,6 +49,7 @@ def per_timestep_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
             f"{row['confidence_at_t']:.3f}",
             bar(row["accuracy_cumulative"]),
         )
+    # an ANN has no time steps: its accuracy is set beside that of all steps together
     teacher = rows[-1]["teacher_accuracy"]
     if teacher is not None:
         table.add_section()
@@ -75,6 +76,7 @@ def methods_table(methods: Mapping[str, MethodEntry]) -> Table:
     The weights that most methods read are left to the caption.
     """
     stated = [item for entry in methods.values() for item in entry.settings.weights().items()]
+    # what four of five methods read would fill each line and hide what is particular
     often = {item for item, n in Counter(stated).items() if 5 * n >= 4 * len(methods)}
     common = {key: value for key, value in stated if (key, value) in often}
     caption = f"most methods also read {_listed(common)}"
@@ -83,6 +85,7 @@ def methods_table(methods: Mapping[str, MethodEntry]) -> Table:
         shown.add_column(name, no_wrap=name == "method")
     for name, entry in methods.items():
         read = entry.settings
+        # one with another default than the others has it in its own line
         own = {key: value for key, value in read.weights().items() if common.get(key) != value}
         shown.add_row(name, read.summary, read.source, _listed(own))
     return shown
@@ -111,6 +114,7 @@ def meaning_sentences(kind: str, rows: Sequence[Mapping[str, Any]]) -> list[str]
     """
 
     def count(row: Mapping[str, Any], name: str) -> int:
+        # accuracies are quotients of whole numbers: rounding gives the number back
         return round(float(row[name]) * int(row["images"]))
 
     last, images = rows[-1], f"{rows[-1]['images']:,} images that it was never trained on"
@@ -137,6 +141,7 @@ def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     """Return a line a layer over all steps, the totals last; bars show each layer's share."""
     whole = [row for row in rows if row["t"] == ALL]
     # bars beside the largest layer: beside the total, those of a deep network would vanish
+    # 1.0 where no layer spent anything: no bars, instead of a division by 0
     largest = max(row["energy_pj"] for row in whole[:-1]) or 1.0
     shown = Table(title=f"{title}: means per image", title_justify="left", box=SIMPLE_HEAD)
     shown.add_column("layer", overflow="fold")
@@ -151,6 +156,7 @@ def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
         shown.add_row(
             str(row["layer"]),
             str(row["op"]),
+            # other layers are fed with values: their share of non-zeros is no firing rate
             f"{row['firing_rate']:.3f}" if row["op"] == "AC" else "",
             quantity(row["sop_value"] + row["macs"]),
             joules(row["energy_pj"]),
@@ -167,6 +173,7 @@ def early_exit_table(rows: Sequence[dict[str, Any]]) -> Table:
     shown.add_column("stop when", no_wrap=True)
     for name in ("accuracy", "steps", "energy", "of full"):
         shown.add_column(name, justify="right", no_wrap=True)
+    # in one column: a column a step would leave no room on a terminal
     shown.add_column(f"stopped at 1..{len(steps)}")
     for row in rows:
         shown.add_row(
@@ -183,6 +190,7 @@ def early_exit_table(rows: Sequence[dict[str, Any]]) -> Table:
 def stopping(row: Mapping[str, Any]) -> str:
     """Return when an image stops: "confidence >= 0.8"; "never"."""
     sign = ">=" if row["criterion"] == "confidence" else "<="
+    # a threshold of inf is how a rule says that no image stops before the last step
     never = row["threshold"] == math.inf
     return "never" if never else f"{row['criterion']} {sign} {row['threshold']:g}"
 
@@ -210,6 +218,7 @@ def budget_verdict(energy_pj: float, budget_pj: float) -> str:
 
 def kept_or_over(energy_pj: float, budget_pj: float) -> str:
     """Return "kept", or "7 % over"."""
+    # significant digits, not decimals: 0.03 % over must not read as 0 % over
     over = 100 * (energy_pj / budget_pj - 1)
     return "kept" if energy_pj <= budget_pj else f"{over:.2g} % over"
 
@@ -230,6 +239,7 @@ def headline(against: Mapping[str, Any]) -> list[str]:
     reach = first if first == last else f"from {first} to {last}"
     lines = [f"One image costs {joules(snn)}: {reach} than the ANN of the same shape."]
     lines.append(_cases(cases))
+    # no accuracies come from a report page, which shows the steps by themselves
     enough = [t for t, reached in enumerate(accuracy) if reached >= accuracy[-1] - ABOUT_THE_SAME]
     t = enough[0] if enough else -1
     if 0 <= t < len(accuracy) - 1:
@@ -267,12 +277,14 @@ def energy_sentences(document: dict[str, Any]) -> list[str]:
         priced += f"; {compare(energy, other)} the {joules(other)} of its teacher, "
         priced += document["teacher"]["name"]
     lines = [*headline(document["against_ann"]), priced]
+    # a cheaper price of each operation must not pass for fewer operations
     if profile["name"].endswith("int8"):
         wide = joules(totals["energy_fp32_pj"])
         lines.append(f"The same operations in 32-bit floating point: {wide}")
     lines += [
         f"operations: {quantity(totals['sop_value'])} accumulates, {quantity(totals['macs'])} "
         f"MACs; the papers' formula, rate x T x FLOP, gives {joules(totals['energy_formula_pj'])}",
+        # others count the first layer at every step: with both totals a reader can compare
         f"stem ({', '.join(stem['layers'])}): counted {stem['policy'].replace('_', ' ')}; the "
         f"total is {joules(stem['total_energy_once_pj'])} with it once an image, "
         f"{joules(stem['total_energy_per_step_pj'])} with it at every step",

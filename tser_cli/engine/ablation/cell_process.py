@@ -48,6 +48,7 @@ def run(
     with _open_log(log) as stream:
         process = subprocess.Popen(
             command,
+            # nobody is there to answer: a cell that asks must fail, not wait
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
@@ -60,6 +61,7 @@ def run(
         code = _wait(process, stopped)
     if code in FINISHED:
         return ""
+    # what a library printed may be no UTF-8
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TELL_LINES:]
     return f"exit code {code}: {' / '.join(lines)} (see {log})"
 
@@ -71,6 +73,7 @@ def with_package(environment: Mapping[str, str], path: Sequence[str]) -> dict[st
     folder, the first entry of `path`.
     """
     place = str(Path(__file__).resolve().parents[3])
+    # with -P Python puts no place of its own first in the path
     kept = [
         str(Path(entry).resolve()) for entry in path[0 if sys.flags.safe_path else 1 :] if entry
     ]
@@ -84,6 +87,7 @@ def _open_log(path: Path) -> BinaryIO:
     # not through a link or into a pipe, which a folder from somebody else may hold
     careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
+        # appended: a cell that is resumed keeps what it said before
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | careful, 0o666)
     except OSError as error:
         raise write_error(path, error) from error
@@ -127,6 +131,7 @@ def _wait(process: subprocess.Popen[bytes], stopped: Callable[[], bool]) -> int:
 def run_here() -> NoReturn:
     """Run `tser` with this process's arguments, then end it with tser's exit code."""
     try:
+        # as `python -m tser_cli` would run it: its own name stands in sys.argv
         runpy.run_module("tser_cli", run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as stop:
@@ -137,6 +142,7 @@ def run_here() -> NoReturn:
         traceback.print_exc()
         code = 1
     # Taking torch's modules apart costs seconds, and far more on busy cores: the run is over.
+    # os._exit calls no exit handlers and flushes nothing: both are done by hand
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -144,5 +150,6 @@ def run_here() -> NoReturn:
 
 
 if __name__ == "__main__":
+    # before anything heavy is imported: from now on this process can't outlive its parent
     end_with_parent(int(sys.argv.pop(1)))
     run_here()

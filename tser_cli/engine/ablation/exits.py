@@ -122,6 +122,7 @@ def write_exit_tables(
     runs = exit_runs(found, request.axes, progress)
     if not runs:
         return []
+    # first, since it needs no images held out
     points, axes = frontier(found, request.axes, runs), request.axes
     csv_files.write_csv(
         place.folder / "frontier.csv", points, csv_files.by_cell(axes, csv_files.FRONTIER)
@@ -153,7 +154,9 @@ def exit_runs(found: Found, axes: Sequence[str], progress: Progress) -> ExitRuns
         folder = run.record.run.folder
         try:
             document = read_json(folder / "energy.json")
+            # the prices that the run was counted by: their file may have changed, or be gone
             profile = Profile.model_validate(document["profile"])
+            # read here, so that a damaged file costs this run alone and not the tables
             float(document["totals"]["ann_macs"])
             answered = [read_predictions(folder / name) for name in (PREDICTIONS, HELD_OUT)]
         except TserError as error:
@@ -174,6 +177,7 @@ def equal_accuracy(request: Request, runs: ExitRuns) -> list[AtTarget]:
     reached = []
     for cell in request.cells:
         settings = {**cell.varied, **request.baseline}
+        # of the same seed, as all differences of an ablation
         base = runs.get((tuple(str(settings[axis]) for axis in request.axes), cell.seed))
         run = runs.get((key_of(cell, request.axes), cell.seed))
         if run is None or run.test is None or run.held_out is None:
@@ -203,6 +207,7 @@ def summarise_exits(
 ) -> list[ExitStatistics]:
     """Return the statistics of each cell, of those of its runs that reach the target."""
     energies, accuracies = _by_cell(reached, "energy_pj"), _by_cell(reached, "accuracy")
+    # without a baseline there was no target to miss
     missed = Counter(
         key for (key, _), one in reached.items() if one.target is not None and one.energy_pj is None
     )
@@ -238,6 +243,7 @@ def frontier(found: Found, axes: Sequence[str], runs: ExitRuns) -> Rows:
     points, others = Rows(), Rows()
     for key, accuracies in values_of_cells(found, axes, "accuracy").items():
         settings = dict(zip(axes, key, strict=True))
+        # the point is from the results: a cell whose answers are damaged loses its curve alone
         members = [run for (name, _), run in runs.items() if name == key]
         if not accuracies:
             continue
@@ -266,6 +272,7 @@ def spread(energies: Sequence[float], accuracies: Sequence[float]) -> dict[str, 
 def early_exit_curve(runs: Sequence[ExitRun]) -> Rows:
     """Return a point a threshold, the mean of the runs; none where a run can't stop early."""
     stops = [run.test for run in runs if run.test is not None]
+    # a mean over some of its seeds would not be the curve of this cell
     if not stops or len(stops) < len(runs) or len(stops[0].right_TI) < 2:
         return []
     # between two of these thresholds about equally many images stop one step later
@@ -288,6 +295,7 @@ def references(runs: Sequence[ExitRun], taught: Sequence[float]) -> Rows:
     """Return the points that do not spike: the ANN of the same shape, priced twice, the teacher."""
     if not runs:
         return []
+    # of any seed: what an ANN computes depends on its shape alone
     document = runs[0].document
     totals, teacher = document["totals"], document.get("teacher") or {}
     int8_pj = float(totals["ann_macs"]) * load_profile(INT8_PROFILE).mac_pj

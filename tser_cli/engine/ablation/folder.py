@@ -61,6 +61,7 @@ def cell_name(cell: Cell) -> str:
     Characters that a file name may not have are replaced, and a checksum is added.
     """
     name = f"{cell.label.replace(', ', '_')}_s{cell.seed}"
+    # file systems allow 255 bytes a name; the checksum tells apart what is cut alike
     safe = re.sub(r"[^\w.=+-]", "-", name, flags=re.ASCII)[:200]
     return safe if safe == name else f"{safe}-{zlib.crc32(name.encode()):08x}"
 
@@ -125,6 +126,7 @@ def _version(path: Path) -> tuple[int, ...]:
 
 def _read_cell(cell: Cell, records: Sequence[RunRecord]) -> CellRun:
     finished = [one for one in records if one.status.get("state") == FINISHED]
+    # the newest: a cell that was trained again replaces what was there
     newest = max(finished, key=lambda one: time_of(one.status, FINISHED), default=None)
     if newest is not None and newest.result is not None and not newest.trouble:
         return CellRun(FINISHED, newest)
@@ -177,6 +179,7 @@ def hold(place: AblationFolder) -> Iterator[None]:
     """Keep the ablation's folder for this process alone. Raises RunError if another has it."""
     files.make_folder(place.folder)
     try:
+        # two commands would train the same cells, and overwrite each other's tables
         lock = files.hold_lock(place.folder / ".lock")
     except filelock.Timeout:
         raise RunError(
@@ -189,6 +192,7 @@ def hold(place: AblationFolder) -> Iterator[None]:
 def read_plan(place: AblationFolder) -> dict[str, Any]:
     """Return plan.json, or one without cells where there is none. Raises ConfigError."""
     empty: dict[str, Any] = {"axes": [], "cells": {}, "teachers": {}}
+    # lexists: a link that leads nowhere is damage, not an ablation without a plan
     if not os.path.lexists(place.plan):
         return empty
     try:
@@ -227,6 +231,7 @@ def checked_plan(request: Request, place: AblationFolder) -> dict[str, Any]:
     ablation, nothing else. Raises it too where a teacher is neither a path nor an ANN architecture.
     """
     document = read_plan(place)
+    # a mistyped teacher is reported before any cell is trained
     for name in {c.config.model.teacher for c in request.cells if needs_teacher(c)}:
         if existing_path(name) is None:
             teachers.check_architecture(name)
@@ -260,6 +265,7 @@ def _belongs_elsewhere(place: AblationFolder, listed: list[str]) -> ConfigError:
 
 def teacher_key(config: Config) -> str:
     """Return what cells share a teacher by."""
+    # the split counts: a teacher trained on what a student holds out would help it there
     return f"{config.data.name}, {config.model.teacher}, {config.data.validation_fraction}"
 
 

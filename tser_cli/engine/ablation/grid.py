@@ -36,6 +36,7 @@ def check_section(section: Mapping[str, Any]) -> None:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         problems.append('vary must be a list, as ["method=ce,kd", "timesteps=1,2"]')
     count = section.get("seeds", 1)
+    # true is an int to Python, and no number of seeds
     if not isinstance(count, int) or isinstance(count, bool):
         problems.append(f"seeds = {count!r} must be a whole number")
     if not isinstance(section.get("baseline", ""), str):
@@ -141,6 +142,7 @@ def make_request(
         raise ConfigError(f"--accuracy-margin {margin}: it is in points of percent, 0 or more")
     source = "--vary" if vary else "[ablation] vary"
     axes = parse_vary(vary or section.get("vary", []), source)
+    # a recipe's baseline is one of its own cells: what --vary makes may have no such cell
     chosen = baseline or ("" if vary else section.get("baseline", ""))
     if not axes:
         raise ConfigError("nothing is varied: give --vary key=value,value or an [ablation] section")
@@ -153,6 +155,7 @@ def make_request(
     cells = expand(layers, axes, 1 if seed is not None else count, seed or 0)
     check_alike(layers, axes, cells)
     measure = measure_of(section)
+    # an accuracy on images held out is missing where none were
     if measure == MEASURES[1] and any(c.config.data.validation_fraction == 0.0 for c in cells):
         raise ConfigError(
             f'[ablation] measure = "{measure}" needs images held out: data.validation_fraction'
@@ -216,6 +219,7 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     if key == SEED:
         raise ConfigError("seeds are counted by --seeds, not varied")
     values = [parse_value(key, word) for word in words]
+    # compared as values, not as words: 2 and 2.0 are one cell
     twice = [word for place, word in enumerate(words) if values[place] in values[:place]]
     if twice:
         raise ConfigError(f"{twice[0]} stands there twice")
@@ -239,6 +243,7 @@ def expand(
     """
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}: at least one is needed, and an interval needs two")
+    # counted before the cells are made: their number may be beyond any memory
     runs = seeds * math.prod(map(len, axes.values()))
     if runs > 10_000:
         # Python refuses to write a number of thousands of digits
@@ -267,6 +272,7 @@ def expand(
             except ConfigError as error:
                 problems += str(error).splitlines()
     if problems:
+        # a wrong value comes back in every combination that has it: each is reported once
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return cells
 
@@ -316,6 +322,7 @@ def choose_baseline(cells: list[Cell], text: str) -> dict[str, Any]:
     """
     if not text:
         return cells[0].varied
+    # with a comma between, as the labels of cells are written, or a semicolon
     found = parse_vary(re.split(r"\s*[,;]\s*", text), "--baseline")
     wanted = {key: values[0] for key, values in found.items()}
     for cell in cells:

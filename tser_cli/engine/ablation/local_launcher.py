@@ -35,6 +35,7 @@ class Launcher:
         # a slot is a GPU: two cells in one would share its memory
         slot = self._slots.get()
         try:
+            # asked after the wait for a slot: the stop may have come meanwhile
             if self._stop.requested:
                 return NOT_STARTED
             home = write_settings(cell, self._folder)
@@ -42,6 +43,7 @@ class Launcher:
             return cell_process.run(
                 arguments(home), home / LOG, environment, lambda: self._stop.requested
             )
+        # this cell alone has failed: the others go on
         except (TserError, OSError) as error:
             return str(error)
         finally:
@@ -54,6 +56,7 @@ def cell_environment(cell: Cell, slot: int, jobs: int) -> dict[str, str]:
     # cells side by side that each use all cores are slower than one after the other
     environment.setdefault("OMP_NUM_THREADS", str(threads_of(jobs)))
     if jobs > 1 and cell.config.training.device in ("auto", "cuda") and torch.cuda.is_available():
+        # what is visible here may be names, or other numbers than torch counts by
         listed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         gpus = listed.split(",") if listed else [str(n) for n in range(torch.cuda.device_count())]
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
@@ -63,6 +66,7 @@ def cell_environment(cell: Cell, slot: int, jobs: int) -> dict[str, str]:
 def threads_of(jobs: int) -> int:
     """Return the threads of one of `jobs` cells side by side: OMP_NUM_THREADS, else its share."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
+    # OpenMP takes lists too, for nested teams: then, and of nonsense, the share is used
     sensible = re.fullmatch("[0-9]{1,3}", asked) and int(asked)
     return int(asked) if sensible else max(1, cores() // jobs)
 
@@ -70,4 +74,5 @@ def threads_of(jobs: int) -> int:
 def default_jobs(cells: list[Cell]) -> int:
     """Return as many cells side by side as GPUs, if the cells are free to use any; else one."""
     free = all(cell.config.training.device in ("auto", "cuda") for cell in cells)
+    # on CPUs cells side by side would only share the cores
     return max(1, torch.cuda.device_count()) if free else 1

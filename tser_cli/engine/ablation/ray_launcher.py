@@ -45,6 +45,7 @@ def connected(address: str) -> Iterator[Cluster]:
 
     Raises ConfigError where Ray is not installed, or where there is no cluster to use.
     """
+    # first: a mistyped address is reported at once, with Ray or without
     check_address(address)
     try:
         ray: Any = importlib.import_module("ray")
@@ -54,6 +55,7 @@ def connected(address: str) -> Iterator[Cluster]:
         ) from error
     with _handler_kept():
         try:
+            # what cells print goes into their logs, not onto this terminal
             ray.init(address=address, logging_level="ERROR", log_to_driver=False)
         # ConnectionError, RuntimeError and errors of Ray's own, by what is wrong
         except Exception as error:
@@ -111,6 +113,7 @@ def share(machines: list[dict[str, float]], device: str, jobs: int | None) -> di
     """
     with_gpus = [machine for machine in machines if machine.get("GPU", 0) >= 1]
     if with_gpus and (device == "auto" or device.startswith("cuda")):
+        # Ray may choose any of these machines: a cell must fit the one with the least
         cores = min(machine.get("CPU", 0) // machine["GPU"] for machine in with_gpus)
         return {"num_gpus": 1, "num_cpus": int(cores)}
     sizes = [int(machine["CPU"]) for machine in machines if machine.get("CPU", 0) >= 1]
@@ -151,6 +154,7 @@ class RayLauncher:
 
     def _finish(self, reference: Any) -> str:
         ray, cancelled = self._cluster.ray, False
+        # a wait that ends now and then, so that a request to stop is noticed
         while not ray.wait([reference], timeout=POLL_SECONDS)[0]:
             if self._stop.requested and not cancelled:
                 ray.cancel(reference)  # its process saves its state; the task ends after that

@@ -41,9 +41,11 @@ def write(cells: list[Cell], folder: Path, progress: Progress) -> None:
     for label, run in runs.items():
         try:
             opened = open_finished(run, {}, progress)
+        # one network less costs the others nothing
         except CheckpointError as error:
             progress.warn(f"{label} is left out of {TSNE_CSV}: {error}")
             continue
+        # one stands for all cells, which share their teacher
         if not any(row["network"] == TEACHER for row in rows):
             rows += teacher_rows(run, opened.context)
         steps = opened.config.model.timesteps
@@ -62,6 +64,7 @@ def first_runs(cells: list[Cell], folder: Path) -> dict[str, Run]:
         run = None if cell.label in found else find_cell(cell, folder)
         if run is not None and len(found) < NETWORKS:
             found[cell.label] = run
+    # in the order of the cells, as in every other table
     return {cell.label: found[cell.label] for cell in cells if cell.label in found}
 
 
@@ -71,6 +74,7 @@ def known_networks(path: Path) -> set[str]:
         return set()
     try:
         table = read_table(path, TSNE)
+        # NaN would leave an empty panel, and the table would never be made again
         if not np.isfinite(table[["x", "y"]].to_numpy()).all():
             raise ValueError("a coordinate is not finite")
         return set(table["network"])
@@ -95,6 +99,7 @@ def teacher_rows(run: Run, context: Context) -> list[dict[str, Any]]:
 def embed(name: str, model: Classifier, context: Context, timesteps: int) -> list[dict[str, Any]]:
     """Return the rows of one network: t-SNE of its penultimate features, averaged over time."""
     features, labels, left = [], [], IMAGES
+    # a loader for measuring does not shuffle: each network sees the same images
     for batch in build_eval_loader(context.dataset, "test", context.config):
         images = context.runtime.images(batch.images_NCHW[:left])
         features.append(penultimate(model, images, timesteps).float().cpu())
@@ -113,6 +118,7 @@ def coordinates(features_NF: Tensor) -> list[list[float]]:
     """t-SNE (van der Maaten and Hinton, 2008): [N, F] -> N pairs, the same for the same input."""
     from sklearn.manifold import TSNE
 
+    # scikit-learn looks at three neighbours for each unit of perplexity: so many there must be
     perplexity = min(PERPLEXITY, (len(features_NF) - 1) / 3)
     tsne = TSNE(init="random", perplexity=perplexity, random_state=0)
     with warnings.catch_warnings():

@@ -83,6 +83,7 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
             tables = partial(write_tables, request, place.folder)
             failures = run_cells(waiting, launcher, jobs, progress, tables)
             if stop.requested:
+                # the exit code is 128 and the number of the signal; 15 is SIGTERM
                 raise Interrupted(stop.signal or 15)
         summary = write_tables(request, place.folder)
         exits = write_exit_tables(request, place, progress)

@@ -17,6 +17,7 @@ from tser_cli.settings.config import Config, policies
 from tser_cli.settings.wing_options import CompareRequest
 
 SEED, TEACHER = "training.seed", "model.teacher"
+# a damaged or foreign status.json may state any number
 MOST_IMAGES = 10**9
 # What can move a result beside settings, as environment.json has it.
 SURROUNDINGS = ("tser", "python", "processor", "threads", "git", "packages")
@@ -54,6 +55,7 @@ class ComparedRuns:
 def compare_runs(request: CompareRequest) -> ComparedRuns:
     """Compare runs of any state: what is not there is None. Raises ConfigError, RunError."""
     named = (find_run(name, request.runs_dir) for name in request.runs)
+    # a run that is named twice, or by a link too, is one
     runs = {run.folder.resolve(): run for run in named}
     if len(runs) < 2:
         raise ConfigError("name at least two different runs; tser runs lists them")
@@ -88,6 +90,7 @@ def _settings(record: RunRecord) -> dict[str, Any]:
     """Return the run's settings; those that it does not know, being older, have their defaults."""
     if not record.settings:
         return {}
+    # a method's own defaults depend on which method it is
     usual = {k: v for k, v in Config().flat().items() if not k.startswith("method.")}
     return {**usual, **record.settings}
 
@@ -107,8 +110,10 @@ def _cells(records: Sequence[RunRecord], axes: Sequence[str]) -> list[CellStatis
         if usable and record.accuracy is not None and record.seed is not None:
             # of two runs of the same seed the first that was named counts
             cells.setdefault(key, {}).setdefault(record.seed, record.accuracy)
+    # one run each: there is nothing to take a mean of
     if all(len(values) == 1 for values in cells.values()):
         return []
+    # all differ in the seed alone, and a table needs a column to name its rows
     if not axes:
         cells, axes = {("",): cells[()]}, ["group"]
     baseline = dict(zip(axes, keys[0] or ("",), strict=True))
@@ -120,6 +125,7 @@ def _figures(record: RunRecord) -> RunFigures:
     images = None if record.trouble else with_result(record.status).get("images")
     if not isinstance(images, int) or not 0 < images <= MOST_IMAGES or record.accuracy is None:
         return found
+    # an accuracy is a quotient of whole numbers: rounding gives the number back
     low, high = proportion_interval(round(record.accuracy * images), images)
     return replace(found, images=images, low=low, high=high)
 
@@ -131,6 +137,7 @@ def _against(
     if first.accuracy is None or found.accuracy is None:
         return found
     found = replace(found, difference=found.accuracy - first.accuracy)
+    # McNemar's test is of answers to the same images
     if base.dataset != record.dataset:
         return found
     try:

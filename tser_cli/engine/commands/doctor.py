@@ -75,12 +75,14 @@ def unmet_requirements(stated: list[str]) -> Iterator[str]:
         # extras have a check of their own
         needed = one.marker is None or one.marker.evaluate({"extra": ""})
         found = _version(one.name)
+        # True: a pre-release, such as torch's nightly builds, will do
         if needed and (found == "not installed" or not one.specifier.contains(found, True)):
             yield f"{one.name}{one.specifier}"
 
 
 def extras() -> Checkup:
     """Look at what can be installed besides."""
+    # looked for, not imported: some take seconds
     missing = [extra for extra, modules in EXTRAS.items() if not all(map(find_spec, modules))]
     here = [name for name in EXTRAS if name not in missing]
     found = f"installed: {', '.join(here) or 'none'}; not: {', '.join(missing) or 'none'}"
@@ -156,6 +158,7 @@ def steal() -> Checkup | None:
 def room(name: str, folder: Path) -> Checkup:
     """Look at the free space where `folder` is, or would be made, and whether it can be written."""
     whole = folder.absolute()
+    # a folder that is not made yet will lie on the disk of its nearest parent
     there = next(place for place in (whole, *whole.parents) if place.exists())
     free = shutil.disk_usage(there).free
     found = f"{free / 2**30:,.1f} GiB free at {folder}"

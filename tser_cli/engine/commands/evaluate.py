@@ -44,6 +44,7 @@ class EvaluateResult:
     @property
     def kept(self) -> bool:
         """Return whether the energy budget that was asked for, if any, was kept."""
+        # None where a row was held to no budget
         return all(row["kept"] != 0 for row in self.early_exit_rows)
 
 
@@ -81,6 +82,7 @@ def evaluate_run(request: options.EvaluateRequest) -> EvaluateResult:
         profile = profile_of(opened.config, request.profile)
         if budget is not None and other is not None:
             assert full.counts, "a counted pass, for a budget"
+            # a share, such as 25%, is of the ANN of the same shape
             budget_pj = budget.in_pj(joules.ann_macs(full.counts) * profile.mac_pj)
             stops = early_exit.stops_of(answered(other, can_stop=True), profile)
             threshold = keep_budget(stops, budget_pj, full.images)
@@ -114,6 +116,7 @@ def _check(request: options.EvaluateRequest) -> tuple[list[early_exit.Rule], fie
     if request.output is not None:
         check_folder(request.output)
     if request.profile:
+        # read for its errors alone, before any work
         prices.load_profile(request.profile)
     asked = (
         (request.early_exit, early_exit.CONFIDENCE, "--early-exit"),
@@ -190,6 +193,7 @@ def _write(
         figures.accuracy(steps_of_run, taught, method, run.name).save(figure)
     exits, exits_table = Rows(), None
     if rules:
+        # by split: a table on other images must not replace the one on test images
         split = "" if request.split == "test" else f"_{request.split}"
         if request.output is not None:
             exits_table = request.output.with_name(f"{request.output.stem}_early_exit.csv")

@@ -127,6 +127,7 @@ def _write_checks(
 ) -> None:
     document = {
         "file": made.path.name,
+        # of the content that was checked: a file that is changed later can be told from it
         "sha256": sha256(draft.content),
         "format": request.format_name,
         "stateful": request.stateful,

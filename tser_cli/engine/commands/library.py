@@ -119,6 +119,7 @@ def distill_networks(
         Path(runs_dir), "student", config, dataset=OWN, model=name, left_out=NOT_OWN
     )
     told = progress or Silent()
+    # held like any run: no other command may resume or remove it meanwhile
     with run.lock(), recording_end(run, runtime, told) as stop:
         job = state.TrainingJob(task, batches, config, run, runtime, told, stop)  # type: ignore[arg-type]
         seconds = sum(row["seconds"] for row in loop.fit(job))
@@ -168,7 +169,9 @@ def _record(
         accuracy=evaluation.accuracy,
         teacher=None,
         teacher_accuracy=evaluation.teacher_accuracy,
+        # nothing was held out
         best_validation_accuracy=None,
+        # what the layers are is not known: no operations were counted
         energy_pj=None,
         ann_energy_pj=None,
         seconds=seconds,
@@ -230,9 +233,11 @@ class OwnLoader:
     as the loader gives them then, not with the same bits.
     """
 
+    # It may augment: a teacher's logits must be computed anew each time.
     deterministic_train = False
 
     def __init__(self, loader: Iterable[Any]) -> None:
+        # the schedule needs to know how many steps there are before the first one
         if not isinstance(loader, Sized):
             raise ConfigError("a data loader must know its number of batches: give it a __len__")
         self.steps_per_epoch = len(loader)
@@ -241,6 +246,7 @@ class OwnLoader:
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from `start_step` on."""
         for step, batch in enumerate(self):
+            # passed over, since a loader can only be run through from its beginning
             if step >= start_step:
                 yield batch
 

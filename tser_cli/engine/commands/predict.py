@@ -109,9 +109,11 @@ def _predictions(
     spec, steps = context.dataset.spec, opened.config.model.timesteps if model.spiking else 1
     images_NCHW = transforms.normalise(torch.stack(list(read.values())), spec.mean, spec.std)
     with torch.inference_mode(), counting_of(model, steps) as counter:
+        # in float64, as `tser evaluate` does it: the same image stops at the same step
         logits_TNK = logits_of(model, context.runtime.images(images_NCHW), steps).double().cpu()
     layers = counter.counts().layers
     sops_N = sum(layer.value_TI.sum(axis=0) for layer in layers)
+    # the same for every image: multiply-accumulates leave no zeros out
     macs = sum(int(layer.step_macs.sum()) for layer in layers)
     probabilities_TNK = cumulative_mean(logits_TNK).softmax(-1)
     confidence_TN, class_N = probabilities_TNK.amax(-1), probabilities_TNK[-1].argmax(-1)

@@ -92,7 +92,9 @@ def rounded(
     model = quantise(copy.deepcopy(opened.loaded.model), request.bits)
     round_weights_(model)
     dataset = context.dataset
+    # data may be sorted by class: the first images would be of one alone
     places = loaders.evenly_spread(len(dataset.train), request.images).tolist()
+    # without augmentation, as the norms will see images from now on
     pipeline = transforms.evaluation_pipeline(dataset.train, dataset.spec)
     batches = (places[start : start + BATCH] for start in range(0, len(places), BATCH))
     # a norm needs two images for a variance
@@ -111,6 +113,7 @@ def calibrate_norms(model: Classifier, batches: Any, timesteps: int) -> None:
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
+        # the statistics of the parent's weights would else be part of the average
         norm.reset_running_stats()
         norm.momentum = None  # a plain average over the batches
         norm.train()

@@ -32,6 +32,7 @@ COLUMNS: Mapping[str, Callable[[RunRecord], Any]] = {
     "state": lambda record: record.state,
     "accuracy": lambda record: record.accuracy,
     "energy": lambda record: record.energy_pj,
+    # a time taken negatively sorts as an age does
     "age": lambda record: -record.when,
     "size": lambda record: record.size,
 }
@@ -65,11 +66,13 @@ def parse_filter(text: str) -> Filter:
         raise ConfigError(f'"{text}" is no filter; write KEY=VALUE, as method=tser, or T=1,2')
     if key in NO_FILTER:
         raise ConfigError(f'"{key}" can be sorted by (--sort {key}), but is no filter')
+    # an unknown name is an error here, instead of a filter that nothing passes
     dotted = "" if key in COLUMNS else full_key(key)
     alternatives = [(wanted, parse_value(wanted)) for wanted in listed.split(",")]
 
     def passes(record: RunRecord) -> bool:
         value = record.settings.get(dotted) if dotted else COLUMNS[key](record)
+        # as a pattern, or as a value: 0.10 is 0.1
         return value is not None and any(
             fnmatchcase(str(value), wanted) or value == parsed for wanted, parsed in alternatives
         )
@@ -92,6 +95,7 @@ def find_removable(names: Iterable[Path], runs_dir: Path) -> list[Removable]:
     """
     found = {_place(run): run for run in (find_run(name, runs_dir) for name in names)}
     records = {_place(run): read_record(run) for run in run_folders(runs_dir)}
+    # all are looked at before one is removed: a command is done whole or not at all
     for place, run in found.items():
         if run.folder.is_symlink():
             raise RunError(
@@ -102,6 +106,7 @@ def find_removable(names: Iterable[Path], runs_dir: Path) -> list[Removable]:
                 f"{run.folder} is no run folder under {runs_dir}, and no other is removed; "
                 "--runs-dir names the place"
             )
+        # raises where somebody works on it; remove() looks once more
         with _holding(run):
             pass
     taught = [record.environment.get("teacher") for record in records.values()]

@@ -33,6 +33,7 @@ from tser_cli.settings.config import keys, short_name
 Value = TypeVar("Value")
 # What a file of the right kind with wrong content can make its reader raise.
 DAMAGED = (ValueError, KeyError, TypeError, ArithmeticError, LookupError, OSError, MemoryError)
+# Bounds: what comes from a stranger must fill neither memory nor the page.
 MOST_BYTES = 2**26  # of a table
 MAX_TIMESTEPS = 1024  # that tser evaluate measures
 MOST_STEPS = 16  # time steps that the parts with a row or mark for each step show
@@ -40,6 +41,7 @@ MOST_EPOCHS = 1000
 MOST_LAYERS = 300
 LABEL = 80  # characters of a name
 PRICED = ("firing_rate", "sop_value", "macs", "energy_pj", "ann_macs", "ann_energy_pj")
+# columns of metrics.csv beside the terms of a loss, whose names are the method's own
 NO_TERMS = {
     *("epoch", "lr", "train_accuracy", "validation_accuracy", "images_per_second", "seconds"),
 }
@@ -98,6 +100,7 @@ def table(run: Run, name: str, schema: csv_files.Schema) -> list[dict[str, Any]]
 
 def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a row a dict, of plain values; what is missing or not finite is None."""
+    # pandas' own signs for what is missing are not None, and nothing can be formatted with them
     records = frame.to_dict("records")
     return [
         {str(key): value if isinstance(value, str) else number(value) for key, value in row.items()}
@@ -107,6 +110,7 @@ def plain_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def number(value: Any) -> float | int | None:
     """Return a finite number from a file, None for anything else."""
+    # True is an int to Python
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if is_number and math.isfinite(value) else None
 
@@ -163,6 +167,7 @@ def energy(run: Run) -> values.Energy:
     for row in rows:
         if any(row.get(name) is None or row[name] < 0 for name in PRICED):
             raise ValueError("a count or an energy is missing or negative")
+        # a number that is text in the file, where it may be "all"
         row |= {
             "layer": label(row["layer"]),
             "t": row["t"] if row["t"] == csv_files.ALL else int(row["t"]),
@@ -172,6 +177,7 @@ def energy(run: Run) -> values.Energy:
         raise ValueError(f"it has more than {MOST_LAYERS} layers")
     steps = [row for row in rows if row["layer"] == csv_files.TOTAL and row["t"] != csv_files.ALL]
     shown = {row["t"] for row in thinned(steps, MOST_STEPS)}
+    # exactly one: with none or several this raises ValueError, and the table is damaged
     (total,) = [
         row for row in rows if row["layer"] == csv_files.TOTAL and row["t"] == csv_files.ALL
     ]
@@ -271,16 +277,19 @@ MOST_LISTED = 200  # entries of environment.json
 
 def stated_settings(run: Run) -> dict[str, Any]:
     """Return config.toml by dotted key, as it stands. Raises ConfigError, RunError."""
+    # refused where it is a link or too large, before it is read
     existing(run.folder, "config.toml")
     return record.stated_settings(run.folder)
 
 
 def settings(stated: Mapping[str, Any]) -> tuple[values.Setting, ...]:
     """Return the settings that are not tser's defaults."""
+    # a plug-in's settings have no default here, since none of its code is run
     usual = keys()
     return tuple(
         values.Setting(label(key), _words(value), _words(usual[key]) if key in usual else None)
         for key, value in stated.items()
+        # as words, in which 1 and 1.0, or a list and a tuple, are the same
         if key not in usual or _words(usual[key]) != _words(value)
     )
 
@@ -327,6 +336,7 @@ def commands(run: Run, found: Mapping[str, Any]) -> tuple[str, ...]:
     ]
     verb = "train-teacher" if run.kind == "teacher" else "distill"
     again = f"tser {verb} --recipe {shlex.quote(str(run.folder))} --resume never"
+    # each once: a run that was resumed was begun by the same command several times
     return (*dict.fromkeys(typed), again)
 
 
@@ -379,6 +389,7 @@ def mistakes(found: Predictions, names: Sequence[str]) -> values.Mistakes:
     if largest >= MOST_CLASSES:
         raise ValueError(f"it has more than {MOST_CLASSES:,} classes")
     classes = class_names(names, largest + 1)
+    # not as uint16, in which a class times the number of classes would overflow
     true_I, taken_I = found.labels_I.astype(np.int64), found.cumulative_IT[:, -1].astype(np.int64)
     flat = np.bincount(true_I * len(classes) + taken_I, minlength=len(classes) ** 2)
     confusion_KK = flat.astype(np.int64).reshape(len(classes), len(classes))
@@ -396,6 +407,7 @@ def mistakes(found: Predictions, names: Sequence[str]) -> values.Mistakes:
         taken_for = classes[int(wrong_KK[k].argmax())] if wrong_K[k] else ""
         row = values.ClassErrors(classes[k], int(images_K[k]), wrong, int(wrong_K[k]), taken_for)
         by_class.append(row)
+    # stable: equal shares stay in the order of classes
     places = np.argsort(-wrong_KK, axis=None, kind="stable")[:MOST_PAIRS]
     pairs = [divmod(int(place), len(classes)) for place in places]
     return values.Mistakes(
@@ -417,6 +429,7 @@ def mistakes(found: Predictions, names: Sequence[str]) -> values.Mistakes:
 def class_names(names: Sequence[str], count: int) -> list[str]:
     """Return a name for each class, each another one; the number where there is no name."""
     shown = [label(names[k]) if k < len(names) else str(k) for k in range(count)]
+    # two classes of one name would else look like one
     often = Counter(shown)
     return [name if often[name] == 1 else f"{name} ({k})" for k, name in enumerate(shown)]
 
@@ -479,6 +492,7 @@ def _report(folder: Path) -> values.AblationReport:
             if len(texts) == 1
         },
         commands=tuple(f"tser distill --recipe {shlex.quote(str(path))}" for path in kept),
+        # drawn from the tables: the figures in somebody's folder may hold scripts
         drawings=ablation_figures.draw_tables(runs, summary, names),
     )
 
@@ -486,6 +500,7 @@ def _report(folder: Path) -> values.AblationReport:
 def _short(axis: str) -> str:
     try:
         return short_name(axis)
+    # a setting of a plug-in, whose code is not run here, goes by its whole name
     except TserError:
         return axis
 

@@ -65,6 +65,7 @@ def make_report(request: ReportRequest) -> ReportResult:
         raise ConfigError(
             f"{request.output}: the report is a web page; call it {request.output.stem}.html"
         )
+    # before the networks are run, which may take minutes
     check_folder(request.output)
     runs, ablations = _subjects(request)
     # many runs share the pictures: a page has to load at once
@@ -76,6 +77,7 @@ def make_report(request: ReportRequest) -> ReportResult:
         same_images=tuple(_on_same_images(found)),
         version=__version__,
     )
+    # half a surrogate pair, as in a broken file name, has no UTF-8
     content = render(page).encode(errors="backslashreplace")
     if len(content) > MOST_BYTES:
         raise ConfigError(
@@ -105,8 +107,10 @@ def _subjects(request: ReportRequest) -> tuple[list[Run], list[Path]]:
             f"{len(request.subjects)} runs are too many for one page; name at most {MOST_SUBJECTS}"
         )
     runs, ablations = list[Run](), list[Path]()
+    # a run named twice is shown once
     for path in dict.fromkeys(request.subjects):
         is_run = is_file(path / "status.json")
+        # an ablation that has only begun has a plan and no tables: it can be shown as that
         if not is_run and any((path / name).is_file() for name in (*files.TABLES, "plan.json")):
             ablations.append(path)
             continue
@@ -117,6 +121,7 @@ def _subjects(request: ReportRequest) -> tuple[list[Run], list[Path]]:
                 f"{nearest(path.name, beside)}: it has no status.json, ablation.csv or plan.json"
             )
         runs.append(find_run(path, request.runs_dir))
+        # a link that leads elsewhere is refused here
         files.existing(runs[-1].folder, "status.json")
         runs[-1].status()  # a damaged one is no run that could be shown
     return runs, ablations
@@ -129,6 +134,7 @@ def _on_same_images(found: Sequence[RunFound]) -> Iterator[tuple[str, Disagreeme
         assert first is not None
         if isinstance(answers, Predictions) and isinstance(others, Predictions):
             apart = disagreement(answers, others)
+            # equal labels alone may be chance: two data sets can be in the same order
             if apart is not None and first.facts.dataset == report.facts.dataset:
                 yield report.name, apart
 
@@ -233,6 +239,7 @@ def _tradeoff(
     return values.Tradeoff(tuple(steps), files.early_exit(run), taught, ann_pj)
 
 
+# denser towards 1, where most confidences of a trained network lie
 THRESHOLDS = (
     *(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99),
     *(0.995, 0.998, 0.999, 0.9995, 0.9999, 0.99999),
@@ -281,6 +288,7 @@ def measure(run: Run, request: ReportRequest, pictures: int) -> CountedPass:
             for t in range(steps)
             if spiking
         ),
+        # a network that computes all its steps at once can't stop between them
         exits=tuple(_exits(full, profile) if spiking and model.steps_alone else ()),
         assumptions=against_ann(full.counts, profile, None)["assumptions"] if spiking else {},
         pairs=tuple(pairs_beyond(opened, profile) if spiking else ()),
@@ -312,6 +320,7 @@ def _gallery(
     """Return the first errors and right answers, with fewer right ones: they teach less."""
 
     def ranked(chosen_I: Tensor, key_I: Tensor) -> list[int]:
+        # stable: equal confidences stay in the order of the images
         return [int(place) for place in torch.argsort(key_I, stable=True) if chosen_I[place]]
 
     right_I = answers.correct_cumulative_TI[-1]
@@ -324,13 +333,16 @@ def _gallery(
             tuple(_picture(opened, answers, names, place) for place in chosen)
             for chosen in (wrong[: most - len(few_right)], few_right)
         ]
+    # images that can't be read cost the pictures alone
     except DataError as error:
         return Missing(str(error))
+    # by size, not by number: a photograph has many times the bytes of a digit
     room, kept = PICTURE_BYTES * most // MOST_PICTURES, list[tuple[values.Picture, ...]]()
     for pictures, share in zip(shown, (RIGHT_TO_WRONG, 1), strict=True):
         sizes = itertools.accumulate(len(one.source) for one in pictures)
         most_bytes = room * share // (RIGHT_TO_WRONG + 1)
         fitting = sum(size <= most_bytes for size in sizes)
+        # one at least, however large it is
         kept.append(pictures[: max(1, fitting)])
     return values.Gallery(kept[0], kept[1], len(wrong), len(right_I))
 

@@ -89,6 +89,7 @@ def render(page: Page) -> str:
         title=f"{names[0]}{' and others' if len(names) > 1 else ''}: tser report",
         contents=contents,
         heading="h1" if len(names) == 1 else "h2",
+        # our own SVG: names from outside were escaped when it was made
         charts={name: markupsafe.Markup(inline(one, name)) for name, one in drawings_of(page)},
         style=markupsafe.Markup(style),
         policy=POLICY,
@@ -109,6 +110,7 @@ def inline(drawing: Drawing, name: str) -> str:
         for key, value in list(parent.attrib.items()):
             if key == "style":
                 parent.set(key, re.sub("#[0-9a-f]{6}", variable, value))
+            # drawings on one page would else share ids, and marks of one take shapes of another
             if key == "id":
                 parent.set(key, ids.setdefault(value, f"{name}-{len(ids)}"))
             if key.endswith("}href"):  # HTML knows no prefixes
@@ -134,12 +136,14 @@ def drawings_of(page: Page) -> Drawn:
 
 def _of_run(run: RunReport) -> Drawn:
     method = run.facts.method
+    # one step alone is no curve: a tile says it
     if isinstance(run.accuracy, Accuracy) and len(run.accuracy.steps) > 1:
         yield "accuracy", figures.accuracy(run.accuracy.steps, run.accuracy.teacher, method)
     if isinstance(run.energy, Energy):
         if any(row.firing_rate is not None for row in run.energy.layers):
             yield "firing", figures.firing(run.energy.layers)
         yield "layers", figures.by_layer(run.energy.layers)
+    # energies are drawn by their logarithms, and 0 has none
     sound = [(one.name, one.student_pj, one.other_pj) for one in run.pairs if one.sound]
     if sound:
         yield "beside", figures.beside_others(sound)
@@ -162,6 +166,7 @@ def _of_run(run: RunReport) -> Drawn:
 def curves_of(curves: Curves) -> dict[str, str]:
     """Return the names of the figures over the epochs, by the ends of their ids."""
     names = [name for name in (*curves.terms[:MOST_TERMS], "lr") if name in curves.series]
+    # numbered: the name of a term may be anything, an id may not
     listed = {f"term{n}": name for n, name in enumerate(names)}
     accuracy = {"train_accuracy", "validation_accuracy"} & curves.series.keys()
     return {**listed, **({"accuracies": figures.ACCURACY} if accuracy else {})}
@@ -323,6 +328,7 @@ def ablation_lines(found: AblationReport) -> list[str]:
             lines.append(
                 f"{cell.label} against the baseline: {points(of.difference)}, "
                 f"95\N{NO-BREAK SPACE}% interval {reach(of.interval)}, n = {of.pairs}: "
+                # after Holm's correction: of many comparisons some would else be resolved by chance
                 f"{verdicts[of.resolved_holm]}."
             )
     if len(lines) > MOST_LINES:
@@ -379,6 +385,7 @@ def compare_runs(page: Page) -> SideBySide | None:
     keys = dict.fromkeys(key for run in runs for key in run.all_settings if key not in PLACES)
     settings = [(key, _words([run.all_settings.get(key) for run in runs])) for key in keys]
     return SideBySide(
+        # what no run has is left out
         tuple(row for row in measures if any(entry.text != "-" for entry in row[1])),
         tuple(row for row in settings if any(entry.differs for entry in row[1])),
         tuple((by_name.get(other, ""), apart) for other, apart in page.same_images),
@@ -402,6 +409,7 @@ def _numbers(
     for number in numbers:
         if number is None:
             made.append(InWords("-"))
+        # nothing to compare with, or no difference: not marked
         elif first is None or number == first:
             made.append(InWords(in_words(number)))
         else:

@@ -19,6 +19,7 @@ from tser_cli.report.style import Drawing
 class Missing:
     """A part that can't be shown, and why in words."""
 
+    # Instead of None: what is missing is said, on the page and by the command.
     why: str
 
 
@@ -319,6 +320,7 @@ class AblationReport:
 
     def has(self, part: str) -> bool:
         """Return whether the page has a part by this name: all of them."""
+        # asked of runs and ablations alike
         return True
 
 
@@ -337,4 +339,5 @@ class Page:
     @property
     def letters(self) -> Sequence[str]:
         """Return a letter for each run."""
+        # enough letters: `gather.MOST_SUBJECTS` is a dozen
         return ascii_uppercase[: len(self.runs)]
