@@ -127,7 +127,7 @@ class Drawing:
         _lighten(root)
         # said once for all texts: it was taken from each of them
         root.set("style", f"font-family: {FONTS}")
-        # else elements would be called ns0:svg, which no browser draws inside a page
+        # else ElementTree would put a prefix, ns0:, before the name of every element
         ElementTree.register_namespace("", SVG)
         ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
         return ElementTree.tostring(root, encoding="unicode")
@@ -239,7 +239,7 @@ def _settle(figure: Figure) -> None:
 
 def blank(width: float, height: float, **panels: Any) -> tuple[Drawing, Any]:
     """Return an empty drawing of a size in inches, and what `Figure.subplots` makes in it."""
-    # not pyplot: it would look for a screen, and keep every figure in memory
+    # not pyplot: it would choose a backend by MPLBACKEND, and keep every figure in memory
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
@@ -262,7 +262,7 @@ def label_points(
     width, height = figure.get_size_inches() * figure.dpi
     for place, text, colour in zip(places, texts, colours or [GREY] * len(texts), strict=True):
         x, y = map(float, plot.transData.transform(place))
-        # about the width of the text: to measure it would take a drawing for each
+        # estimated by its letters: a browser may show the text of an SVG in another font
         size = (0.65 * LABEL_SIZE * pixels * len(text), 1.2 * LABEL_SIZE * pixels)
         tried = []
         for across, up in LABEL_PLACES:  # a label at the left ends where one at the right begins

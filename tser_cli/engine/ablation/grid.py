@@ -155,7 +155,7 @@ def make_request(
     cells = expand(layers, axes, 1 if seed is not None else count, seed or 0)
     check_alike(layers, axes, cells)
     measure = measure_of(section)
-    # an accuracy on images held out is missing where none were
+    # known now, not after the first training: without such images the column stays empty
     if measure == MEASURES[1] and any(c.config.data.validation_fraction == 0.0 for c in cells):
         raise ConfigError(
             f'[ablation] measure = "{measure}" needs images held out: data.validation_fraction'

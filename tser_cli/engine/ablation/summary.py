@@ -29,7 +29,7 @@ def write_tables(request: Request, folder: Path) -> list[CellStatistics]:
     # the whole table each time: a difference changes with every cell that its baseline gains
     values = values_of_cells(found, request.axes, request.measure)
     answers: dict[Key, dict[int, NDArray[np.bool_]]] = {}
-    # answers are to test images: they say nothing of an accuracy on others
+    # kept answers are to test images: they say nothing of an accuracy on held-out ones
     for cell, run in found if request.measure == "accuracy" else ():
         if run.right is not None:
             answers.setdefault(key_of(cell, request.axes), {})[cell.seed] = run.right

@@ -137,7 +137,7 @@ def _against(
     if first.accuracy is None or found.accuracy is None:
         return found
     found = replace(found, difference=found.accuracy - first.accuracy)
-    # McNemar's test is of answers to the same images
+    # McNemar's test is of answers to the same images, which two data sets do not share
     if base.dataset != record.dataset:
         return found
     try:

@@ -118,7 +118,7 @@ def _plan(
 def step_seconds(task: Task, context: Context) -> float:
     """Measure the seconds of one training step, on a few real ones that change no file."""
     runtime = context.runtime
-    # in training mode, in which norms compute their statistics anew
+    # in training mode, as what is estimated: norms compute their statistics from the batch
     runtime.place(task.network).train()
     loader = build_train_loader(context.dataset, context.config, device=runtime.device)
     # a step of length 0: the time is that of a real one, and no weight moves

@@ -92,7 +92,7 @@ def rounded(
     model = quantise(copy.deepcopy(opened.loaded.model), request.bits)
     round_weights_(model)
     dataset = context.dataset
-    # data may be sorted by class: the first images would be of one alone
+    # data may be sorted by class: the first images would all be of one
     places = loaders.evenly_spread(len(dataset.train), request.images).tolist()
     # without augmentation, as the norms will see images from now on
     pipeline = transforms.evaluation_pipeline(dataset.train, dataset.spec)

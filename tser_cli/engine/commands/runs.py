@@ -32,7 +32,7 @@ COLUMNS: Mapping[str, Callable[[RunRecord], Any]] = {
     "state": lambda record: record.state,
     "accuracy": lambda record: record.accuracy,
     "energy": lambda record: record.energy_pj,
-    # a time taken negatively sorts as an age does
+    # a time of day taken negatively sorts as an age does: the youngest first
     "age": lambda record: -record.when,
     "size": lambda record: record.size,
 }

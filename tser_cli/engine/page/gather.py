@@ -107,7 +107,6 @@ def _subjects(request: ReportRequest) -> tuple[list[Run], list[Path]]:
             f"{len(request.subjects)} runs are too many for one page; name at most {MOST_SUBJECTS}"
         )
     runs, ablations = list[Run](), list[Path]()
-    # a run named twice is shown once
     for path in dict.fromkeys(request.subjects):
         is_run = is_file(path / "status.json")
         # an ablation that has only begun has a plan and no tables: it can be shown as that
@@ -342,7 +341,7 @@ def _gallery(
         sizes = itertools.accumulate(len(one.source) for one in pictures)
         most_bytes = room * share // (RIGHT_TO_WRONG + 1)
         fitting = sum(size <= most_bytes for size in sizes)
-        # one at least, however large it is
+        # at least one, however large: none at all would look as if there were no errors
         kept.append(pictures[: max(1, fitting)])
     return values.Gallery(kept[0], kept[1], len(wrong), len(right_I))
 

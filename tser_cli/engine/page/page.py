@@ -385,7 +385,6 @@ def compare_runs(page: Page) -> SideBySide | None:
     keys = dict.fromkeys(key for run in runs for key in run.all_settings if key not in PLACES)
     settings = [(key, _words([run.all_settings.get(key) for run in runs])) for key in keys]
     return SideBySide(
-        # what no run has is left out
         tuple(row for row in measures if any(entry.text != "-" for entry in row[1])),
         tuple(row for row in settings if any(entry.differs for entry in row[1])),
         tuple((by_name.get(other, ""), apart) for other, apart in page.same_images),
