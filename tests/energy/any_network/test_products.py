@@ -102,3 +102,96 @@ def test_what_a_batch_has_in_common_is_no_weight() -> None:
 def test_weights_alone_are_nothing_to_count() -> None:
     with pytest.raises(TserError, match="nothing to count"):
         ran(Net(lambda net, spikes: spikes + (net.a @ net.a)[0], a=parameter(16, 16)))
+
+
+SEEN: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "sparse.mm": lambda net, spikes: torch.sparse.mm(spikes.to_sparse(), net.w),
+    "sparse.mm, csr": lambda net, spikes: torch.sparse.mm(spikes.to_sparse_csr(), net.w),
+    "sparse matmul": lambda net, spikes: spikes.to_sparse() @ net.w,
+    "sparse weights": lambda net, spikes: torch.sparse.mm(net.w.t().to_sparse(), spikes.t()).t(),
+    "sparse.addmm": lambda net, spikes: torch.sparse.addmm(
+        torch.zeros(len(spikes), 50), spikes.to_sparse(), net.w
+    ),
+    "transposed weights of 1": lambda net, spikes: spikes @ net.w.t().contiguous().t(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("name", SEEN)
+@pytest.mark.parametrize("weight", [1.0, 2.0, 0.0])
+def test_sparse_products_count_as_dense_ones(name: str, weight: float) -> None:
+    """Sixteen spikes x 50 outputs, whatever the weights are: a 2 is no sum, a 0 saves nothing."""
+    net = Net(SEEN[name], w=nn.Parameter(torch.full((16, 50), weight)))
+    (layer,) = ran(net, 2).counts().layers
+    assert layer.events_TI.tolist() == [[800, 800]] * 2
+    assert layer.value_TI.tolist() == [[800, 800]] * 2
+
+
+def test_integer_products_count_their_spikes() -> None:
+    net = Net(lambda net, spikes: torch._int_mm(spikes.to(torch.int8), net.w.to(torch.int8)))
+    net.register_buffer("w", torch.full((16, 24), 3.0))
+    shown = present("stepwise", torch.ones(32, 16), 1, ((), {}))
+    with torch.no_grad(), count_operations(net, "stepwise", 1) as counter:
+        shown.call(net)
+    (layer,) = counter.counts().layers
+    assert layer.value_TI.tolist() == [[16 * 24] * 32]
+
+
+HIDDEN: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
+    "embedding bag": (
+        lambda net, s: F.embedding_bag(s.long(), net.w, mode="sum"),
+        "_embedding_bag",
+    ),
+    "broadcast, sum": (lambda net, s: (s[:, None] * net.w.t()).sum(-1), "broadcasting and sums"),
+    "broadcast, mean": (
+        lambda net, s: torch.mul(s.unsqueeze(-1), net.w).mean(dim=1),
+        "broadcasting and sums",
+    ),
+    "broadcast, viewed": (
+        lambda net, s: (s[:, None] * net.w.t()).reshape(len(s), 50, 4, 4).sum((2, 3)),
+        "broadcasting and sums",
+    ),
+    "tensordot": (lambda net, s: torch.tensordot(s, net.w, 1), "computes mm"),
+    "distances": (lambda net, s: torch.cdist(s, net.w.t()), "_euclidean_dist"),
+    "two sparse": (
+        lambda net, s: torch.sparse.sampled_addmm(
+            s.to_sparse_csr(), torch.ones(len(s), 3), torch.ones(3, 16)
+        ).to_dense(),
+        "sparse_sampled_addmm",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_products_that_cannot_be_seen_are_refused_by_name(name: str) -> None:
+    then, what = HIDDEN[name]
+    with pytest.raises(TserError, match=f"can't be counted: .*{what}"):
+        ran(Net(then, w=parameter(16, 50)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_and_deformable_products_are_refused_by_name() -> None:
+    linear = torch.ao.nn.quantized.dynamic.Linear(16, 5)  # type: ignore[no-untyped-call]
+    with pytest.raises(TserError, match="linear_dynamic"):
+        ran(Net(**LINEAR, fc=linear))
+    vision = pytest.importorskip("torchvision")
+
+    def deformed(net: Any, spikes: Tensor) -> Tensor:
+        maps, offset = spikes.reshape(-1, 1, 4, 4), torch.zeros(len(spikes), 18, 2, 2)
+        made: Tensor = vision.ops.deform_conv2d(maps, offset, torch.ones(3, 1, 3, 3))
+        return made
+
+    with pytest.raises(TserError, match="deform_conv2d"):
+        ran(Net(deformed))
+
+
+def test_products_by_element_and_their_sums_are_no_matrix_product() -> None:
+    """Gates over channels and masks are listed with their share, as they were."""
+
+    def gated(net: Any, spikes: Tensor) -> Tensor:
+        maps = net.fc(spikes).unsqueeze(-1) * net.outer
+        made: Tensor = (maps * net.gate[:, None]).sum(-1)
+        return made
+
+    net = Net(gated, fc=nn.Linear(16, 5), gate=parameter(5), outer=parameter(1, 4))
+    assert [layer.layer.name for layer in ran(net).counts().layers] == ["fc"]

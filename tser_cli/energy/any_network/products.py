@@ -61,8 +61,13 @@ class Product:
 
 
 def factor(tensor: Tensor, letters: str) -> Factor:
-    """Return the factor of a tensor."""
-    return Factor(tensor, letters, tuple(tensor.shape))
+    """Return the factor of a tensor; a sparse one is made dense, and counts alike."""
+    return Factor(dense(tensor), letters, tuple(tensor.shape))
+
+
+def dense(x: Tensor) -> Tensor:
+    """Return a tensor that is stored in full, itself where it is."""
+    return x if x.layout == torch.strided else x.to_dense()
 
 
 def matmul_product(left: Tensor, right: Tensor) -> Product:
@@ -143,7 +148,7 @@ def attention_products(
     yield Product((replace(left, tensor=None), right), whole.output)
 
 
-def _two(left: Tensor, right: Tensor, **kwargs: Any) -> Product:
+def _two(left: Tensor, right: Tensor, *args: Any, **kwargs: Any) -> Product:
     return matmul_product(left, right)
 
 
@@ -155,6 +160,8 @@ PRODUCTS: dict[Any, Callable[..., Product | Iterator[Product]]] = {
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.linalg.matmul), _two),
     **dict.fromkeys((torch.mm, Tensor.mm, torch.bmm, Tensor.bmm), _two),
     **dict.fromkeys((torch.mv, Tensor.mv, torch.dot, Tensor.dot, torch.vdot), _two),
+    **dict.fromkeys((torch.sparse.mm, torch.smm, Tensor.smm, torch.hspmm, torch._int_mm), _two),
+    **dict.fromkeys((torch.sparse.addmm, torch.sspaddmm, Tensor.sspaddmm), _second_and_third),
     Tensor.__rmatmul__: lambda right, left: matmul_product(left, right),
     **dict.fromkeys((torch.addmm, Tensor.addmm, Tensor.addmm_), _second_and_third),
     **dict.fromkeys((torch.baddbmm, Tensor.baddbmm, Tensor.baddbmm_), _second_and_third),
@@ -178,7 +185,8 @@ class ProductCall:
         return tuple(part.sizes for part in self.product.factors)
 
     def described(self, name: str, place: Place, find: FindKind) -> LayerRecord:
-        kinds, rows = tuple(kind or SPIKES for kind in self._kinds(find)), self.rows(place)
+        kinds = tuple(kind or SPIKES for kind in self._kinds(place, find))
+        rows = self.rows(place)
         inner = next(axes for axes in place.axes if axes).inner
         sizes = {c: size for c, size in self.product.sizes().items() if c not in rows}
         per_row = [
@@ -210,7 +218,7 @@ class ProductCall:
     def tallied(
         self, record: LayerRecord, place: Place, find: FindKind, detailed: bool
     ) -> tuple[Tallied, str]:
-        found = self._kinds(find)
+        found = self._kinds(place, find)
         left, right = (kind or SPIKES for kind in found)
         counted, operands = tally_product(self.product, self.rows(place), (left, right))
         # As with layers, one call of real values makes the factor real.
@@ -242,11 +250,14 @@ class ProductCall:
             )
         return "".join(times) + "".join(batches)
 
-    def _kinds(self, find: FindKind) -> list[str]:
-        # A weight is no spike, even where all of its values happen to be 0 and 1.
+    def _kinds(self, place: Place, find: FindKind) -> list[str]:
+        # A weight is no spike, even where all of its values happen to be 0 and 1, or integers. A
+        # view of it, or a buffer, shows by having no images.
         return [
-            REAL if part.tensor is None or part.tensor is self.weight else find(i, part.tensor)
-            for i, part in enumerate(self.product.factors)
+            REAL
+            if part.tensor is None or part.tensor is self.weight or axes is None
+            else find(i, part.tensor)
+            for i, (part, axes) in enumerate(zip(self.product.factors, place.axes, strict=True))
         ]
 
 

@@ -8,6 +8,7 @@ Below: trial runs on a few images, which show what a network does, in which orde
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,7 +28,7 @@ from tser_cli.energy.any_network.layouts import (
     fresh_copy,
     try_out,
 )
-from tser_cli.energy.any_network.products import PRODUCTS, Product, ProductCall
+from tser_cli.energy.any_network.products import PRODUCTS, Product, ProductCall, dense
 from tser_cli.energy.counter import NEURON, Key, LayerCall, Met, Shape, first_tensor
 from tser_cli.energy.counts import CONV, LINEAR, SPIKES
 from tser_cli.energy.geometry import ConvShape, zeros_added
@@ -133,7 +134,8 @@ class Interceptor(TorchFunctionMode):
         conv: ConvShape | None = None,
     ) -> LayerCall:
         name = self._owners.get(id(weight)) or self._here()
-        return LayerCall(name, type, input, weight, bias, weight.element_size(), conv)
+        stored = weight.element_size()
+        return LayerCall(name, type, dense(input), dense(weight), bias, stored, conv)
 
     def _product(self, product: Product) -> ProductCall:
         for part in product.factors:
@@ -191,7 +193,18 @@ MATRIX_OPERATIONS = {
     *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention"),
     *("_native_multi_head_attention", "lstm", "gru", "_thnn_fused_lstm_cell", "bilinear"),
     *("_trilinear", "matmul", "mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn", "vdot", "ger"),
+    *("_sparse_mm", "_sparse_addmm", "sspaddmm", "hspmm", "smm", "_sparse_sparse_matmul"),
+    *("sparse_sampled_addmm", "_sparse_mm_reduce_impl", "_cslt_sparse_mm", "_euclidean_dist"),
+    *("_sparse_semi_structured_linear", "_sparse_semi_structured_mm", "_int_mm", "_scaled_mm"),
+    *("_sparse_semi_structured_addmm", "_addmm_activation", "_grouped_mm", "_scaled_grouped_mm"),
+    *("_weight_int4pack_mm", "_weight_int8pack_mm", "_weight_int4pack_mm_for_cpu", "_mixed_mm"),
+    *("_embedding_bag", "_embedding_bag_forward_only", "_transformer_encoder_layer_fwd"),
+    *("_flash_attention_forward", "_efficient_attention_forward", "_thnn_fused_gru_cell"),
+    *("_scaled_dot_product_fused_attention_overrideable", "conv_depthwise3d", "slow_conv3d"),
+    *("_slow_conv2d_forward", "_conv_depthwise2d", "slow_conv_transpose2d", "slow_conv_dilated2d"),
 }
+FOREIGN_PRODUCT = re.compile("conv|linear|matmul|mm|gemm|attention|attn|bag|lstm|gru|rnn")
+"""How products are called that are not torch's own: torchvision's, quantised ones."""
 # They cost memory traffic, which is another total, and no arithmetic.
 FREE = {
     *("clone", "copy", "_to_copy", "cat", "stack", "index_select", "index", "repeat", "fill"),
@@ -199,7 +212,7 @@ FREE = {
     *("new_empty", "empty_strided", "new_empty_strided", "zero", "full", "arange", "scalar_tensor"),
     *("constant_pad_nd", "gather", "scatter", "flip", "roll", "lift_fresh", "item", "detach"),
     *("_local_scalar_dense", "alias", "new_ones", "select_scatter", "slice_scatter", "new_full"),
-    *("unsafe_view", "resize", "set", "as_strided", "index_put"),
+    *("unsafe_view", "resize", "set", "as_strided", "index_put", "to_dense", "to_sparse"),
 }
 """Operations that move values, and compute none."""
 
@@ -240,6 +253,9 @@ class Unclaimed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.interceptor, self.trace, self.neurons = interceptor, trace, neurons
         self.problem = ""
+        # By storage, which views share: products that are larger than either factor, and the sizes
+        # of these. The product is kept, so that its storage is not given to another tensor.
+        self._outer: dict[int, tuple[Tensor, Shape, Shape]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -247,21 +263,43 @@ class Unclaimed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         if not self.interceptor.running or self.interceptor.claimed:
             return result
-        name, path = func._schema.name.partition("::")[2], self.interceptor.path
-        plain = name.strip("_")
-        if name in MATRIX_OPERATIONS:
+        (space, _, name), path = func._schema.name.partition("::"), self.interceptor.path
+        plain, problem = name.strip("_"), ""
+        # What is inside neurons has a column of its own: their updates.
+        outside = not self.neurons.intersection(path)
+        foreign = outside and space != "aten" and FOREIGN_PRODUCT.search(name)
+        if foreign or name.rstrip("_") in MATRIX_OPERATIONS:
+            problem = f"computes {name} in compiled or fused code, whose inputs can't be seen"
+        elif outside and self._sums_products(name, args, result):
+            problem = "multiplies tensors by broadcasting and sums, as a matrix product does"
+        if problem and not self.problem:
             # Not raised here: compiled code would wrap the error up in its own.
             where = f"layer {path[-1]}" if path and path[-1] else "the network"
-            self.problem = self.problem or (
-                f"{where} can't be counted: it computes {name} in compiled or fused "
-                "code, whose inputs can't be seen; write it with Conv, Linear or matmul"
+            self.problem = (
+                f"{where} can't be counted: it {problem}; write it with Conv, Linear or matmul"
             )
-        # What is inside neurons has a column of its own: their updates.
-        elif not func.is_view and plain not in FREE and not self.neurons.intersection(path):
+        if not problem and outside and not func.is_view and plain not in FREE:
             values = [*args, *(result if isinstance(result, tuple | list) else [result])]
             flop = max((v.numel() for v in values if isinstance(v, Tensor)), default=0)
             self.trace.uncounted[plain] = self.trace.uncounted.get(plain, 0) + flop
         return result
+
+    def _sums_products(self, name: str, args: tuple[Any, ...], result: Any) -> bool:
+        """Return whether this sums products over an axis that both of their factors have."""
+        factors = [x for x in args[:2] if isinstance(x, Tensor)]
+        if name == "mul" and len(factors) == 2 and result.layout == torch.strided:
+            if result.numel() > max(x.numel() for x in factors):
+                shapes = [(1,) * (result.dim() - x.dim()) + tuple(x.shape) for x in factors]
+                self._outer[result.untyped_storage().data_ptr()] = (result, shapes[0], shapes[1])
+        elif name in ("sum", "mean") and factors and factors[0].layout == torch.strided:
+            x = factors[0]
+            product, left, right = self._outer.get(x.untyped_storage().data_ptr(), (None, (), ()))
+            if product is None or x.shape != product.shape:
+                return product is not None
+            given = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ()
+            summed = [axis % x.dim() for axis in given] or range(x.dim())
+            return any(left[axis] > 1 and right[axis] > 1 for axis in summed)
+        return False
 
 
 def trace(network: nn.Module, presentation: Presentation, neurons: set[str]) -> TrialRun:
