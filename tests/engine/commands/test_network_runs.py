@@ -6,6 +6,7 @@ is known.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from tser_cli.base.errors import TserError
+from tser_cli.energy.any_network.network_counter import count_operations
 from tser_cli.engine.commands.audit import run_audit
 from tser_cli.engine.commands.network_energy import NetworkEnergyResult, measure_network
 from tser_cli.settings.options import EnergyRequest
@@ -97,6 +99,14 @@ class ToldFolded(Loop):
         x = torch.stack([x, x], 1).expand(timesteps, -1, -1, -1)
         rows = a(x.flatten(0, 2))
         return b((rows >= 0.5).float()).unflatten(0, (timesteps, -1, 2)).mean((0, 2))
+class InlineFolded(nn.Module):
+    """4 steps folded into the batch, with spikes that no module makes."""
+    def __init__(self):
+        super().__init__()
+        self.a, _, self.b = eye()
+    def forward(self, x):
+        x = self.a(x.repeat(4, 1, 1).flatten(0, 1))
+        return self.b((x >= 0.5).float()).unflatten(0, (4, -1)).mean(0)
 class Temperature(Loop):
     def forward(self, x, T=1.0): return super().forward(x) / T
 class Deaf(Loop):
@@ -124,6 +134,10 @@ class HandedTwo(Handed):
         return y, v, torch.zeros(len(x), 3)
 class HandedMask(Handed):
     def forward(self, x, mask=None): return self.step(x, mask)
+class HandedDict(Handed):
+    def forward(self, x, state=None): return dict(zip(("out", "state"), self.step(x, state)))
+class HandedTwoNames(Handed):
+    def forward(self, x, mask=None, mem=None): return self.step(x, mem)
 class HandedHook(Handed):
     """What it gives beside its output is no tensor."""
     def __init__(self):
@@ -133,7 +147,7 @@ class HandedHook(Handed):
 
 def norse_cells():
     import norse.torch as norse
-    p = norse.LIFBoxParameters(tau_mem_inv=torch.as_tensor(1000.0), v_th=torch.as_tensor(1.5))
+    p = norse.LIFBoxParameters(tau_mem_inv=torch.as_tensor(500.0), v_th=torch.as_tensor(0.7))
     net = norse.SequentialState(nn.Linear(4, 4), norse.LIFBoxCell(p), nn.Linear(4, 3))
     nn.init.constant_(net[0].weight, 0.25), nn.init.zeros_(net[0].bias)
     return net
@@ -327,6 +341,20 @@ def test_an_argument_that_means_t_is_passed(network: str, argument: str) -> None
     assert accumulates(result, "net.2") == 3 * 4 * 3
 
 
+def test_tokens_beside_steps_are_told_apart_by_a_network_that_is_told_t() -> None:
+    result = measured("ToldFolded", timesteps=3, layout="inside")
+    assert accumulates(result, "net.2") == 3 * 2 * 4 * 3
+    assert ann_macs(result) == 2 * ANN
+
+
+def test_steps_in_the_batch_are_counted_without_neurons_too() -> None:
+    result = measured("InlineFolded", layout="inside")
+    assert (accumulates(result, "b"), ann_macs(result)) == (4 * 4 * 3, ANN)
+    for said in (0, 1, 2):
+        with pytest.raises(TserError, match="4 time steps by itself"):
+            measured("InlineFolded", timesteps=said, layout="inside")
+
+
 def test_arguments_that_mean_something_else_are_left_alone() -> None:
     assert not measured("Temperature").notes
     with pytest.raises(TserError, match="4 time steps by itself, not 2"):
@@ -343,7 +371,7 @@ def test_t_is_required_where_spiking_neurons_get_none() -> None:
         assert ann_macs(measured(network, timesteps=0)) == macs
 
 
-@pytest.mark.parametrize("network", ["HandedMem", "HandedTuple", "HandedTwo"])
+@pytest.mark.parametrize("network", ["HandedMem", "HandedTuple", "HandedTwo", "HandedTwoNames"])
 @pytest.mark.parametrize("layout", ["auto", "stepwise"])
 def test_a_state_that_comes_out_goes_in_again(network: str, layout: str) -> None:
     np.save("x.npy", np.full((2, 4), 0.3, "float32"))
@@ -354,13 +382,14 @@ def test_a_state_that_comes_out_goes_in_again(network: str, layout: str) -> None
 
 def test_norse_hands_its_states_on() -> None:
     pytest.importorskip("norse")
-    # The box neuron: v = 1 after a step, 1 + 1 - 1 = 1 after more of them: no spike above 1.5.
-    assert accumulates(measured("norse_cells", layout="stepwise"), "2") == 0
+    # A current of 1, half of it kept: v = 0.5, 0.75, a spike, and the same again.
+    assert accumulates(measured("norse_cells", layout="stepwise"), "2") == 2 * 4 * 3
 
 
 def test_what_may_be_a_state_or_not_is_refused() -> None:
-    with pytest.raises(TserError, match="takes mask beside its input"):
-        measured("HandedMask", layout="stepwise")
+    for network, name in (("HandedMask", "mask"), ("HandedDict", "state")):
+        with pytest.raises(TserError, match=f"takes {name} beside its input"):
+            measured(network, layout="stepwise")
     assert accumulates(measured("HandedHook", layout="stepwise"), "net.2") == 48
 
 
@@ -489,3 +518,15 @@ def test_images_with_nan_are_said_first() -> None:
     np.save("x.npy", np.array([[1, 2, 3, np.nan]], "float32"))
     with pytest.raises(TserError, match=r"--data x\.npy holds NaN or infinite values"):
         measured("eye")
+
+
+def test_a_caller_in_python_hands_states_on_by_itself() -> None:
+    sys.path.insert(0, ".")
+    net: Any = importlib.import_module("nets").HandedMem()
+    for first in (None, torch.zeros(1)):
+        with torch.no_grad(), count_operations(net, "stepwise", timesteps=3) as counter:
+            state = first
+            for _ in range(3):
+                _, state = net(torch.full((2, 4), 0.3), state)
+        counted = {one.layer.name: one for one in counter.counts().layers}["b"]
+        assert counted.events_TI.sum(0).tolist() == [36, 36]

@@ -96,7 +96,11 @@ class Presentation:
                 before(step)
             args, kwargs = self.args, self.kwargs
             if step:
-                kwargs = {**kwargs, **handed_on(network, outputs[-1], len(args), kwargs)}
+                parameters = list(inspect.signature(network.forward).parameters)
+                named = dict(zip(parameters[1:], args, strict=False))
+                state = handed_on(network, outputs[-1], {**kwargs, **named}, self.keyword)
+                if state:
+                    args, kwargs = (), {**kwargs, **named, **state}
             if self.keyword is None:
                 outputs.append(network(x, *args, **kwargs))
             else:
@@ -105,35 +109,38 @@ class Presentation:
 
 
 def handed_on(
-    network: nn.Module, output: Any, given: int, kwargs: dict[str, Any]
+    network: nn.Module, output: Any, given: dict[str, Any], keyword: str | None = None
 ) -> dict[str, Any]:
     """Return the arguments that hand the state beside an output on to the next step.
 
-    That is of `forward(x, mem=None) -> (out, mem)`, as norse's networks have it too. `given`: how
-    many positional arguments follow the input. Raises TserError where an output holds more than
-    the network takes, or what it takes is called otherwise than a state.
+    That is of `forward(x, mem=None) -> (out, mem)`, as norse's networks have it too. `given`: what
+    else was passed at the first step. Raises TserError where it can't be told what is a state.
     """
-    parameters = list(inspect.signature(network.forward).parameters.values())
+    first, *parameters = inspect.signature(network.forward).parameters.values()
+    others = [one for one in parameters if one.name != keyword]
+    if keyword is not None and first.name != keyword:
+        others = [first, *others]
     open_ = [
         one.name
-        for one in parameters[1 + given :]
+        for one in others
         if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
-        and one.name not in kwargs
         and (one.default is None or one.default is one.empty or isinstance(one.default, Tensor))
+        and (given.get(one.name) is None or STATE_ARGUMENT.fullmatch(one.name))
     ]
-    if not open_ or not isinstance(output, list | tuple) or len(output) < 2:
+    if not open_ or isinstance(output, Tensor):
         return {}
-    rest = output[1:]
+    rest = list(output[1:]) if isinstance(output, list | tuple) else [output]
     if not any(_holds_tensor(part) for part in rest):
         return {}
-    if len(open_) != len(rest) and len(rest) == 1 and isinstance(rest[0], list | tuple):
-        rest = rest[0]
-    if len(open_) == len(rest) and all(STATE_ARGUMENT.fullmatch(name) for name in open_):
-        return dict(zip(open_, rest, strict=True))
+    states = [name for name in open_ if STATE_ARGUMENT.fullmatch(name)]
+    if len(states) != len(rest) and len(rest) == 1 and isinstance(rest[0], list | tuple):
+        rest = list(rest[0])
+    if len(states) == len(rest) and isinstance(output, list | tuple):
+        return dict(zip(states, rest, strict=True))
     raise TserError(
-        f"the network takes {', '.join(open_)} beside its input and gives {len(output) - 1} more "
-        "beside its output; which of them is a state that goes in again at the next step can't be "
-        "told: call it forward(x, state=None) -> (out, state), or make the steps in the network"
+        f"the network takes {', '.join(open_)} beside its input, and what it gives beside its "
+        "output can't be told to be a state that goes in again at the next step: call it "
+        "forward(x, state=None) -> (out, state), or make the steps in the network"
     )
 
 

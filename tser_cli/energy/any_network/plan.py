@@ -347,8 +347,14 @@ def _own_steps(two: TrialRun, wider: Calls, timesteps: int, told: Calls | None) 
         most.append(len(calls) * rows)
         shown[name] = {rows, most[-1]} if leading else {rows, len(calls), most[-1], loops}
         leads = leads or leading
-    if not shown and (loops in (1, timesteps) or not is_spiking(two)):
+    if not shown and (1 < loops == timesteps or not is_spiking(two)):
         return timesteps or 1
+    if not shown and loops == 1:
+        # Spikes that no module makes: rows of their readers are steps, or tokens.
+        fed = [key for key, calls in by_key.items() if any(call.spikes for call in calls)]
+        most = [_rows(by_key[key], wider[key])[0] for key in fed]
+        if all(rows in (1, timesteps) for rows in most):
+            return timesteps or 1
     if not timesteps and loops > 1 and not leads:
         return loops
     distinct = {frozenset(options - {1}) for options in shown.values()}
@@ -380,11 +386,12 @@ def _rows(calls: list[TrialCall], wider: list[TrialCall]) -> tuple[int, bool]:
 def _grow(
     few: dict[Key, list[TrialCall]], more: dict[Key, list[TrialCall]], timesteps: int
 ) -> bool:
-    """Return whether all neurons do T + 1 steps where they were told T + 1, and T did T."""
+    """Return whether neurons, or readers of spikes, make T + 1 steps where they are told T + 1."""
+    no_neurons = all(key[1] != NEURON for key in few)
     sizes = [
         [sum(prod(call.shapes[0]) for call in calls) for calls in (few[key], more.get(key, []))]
         for key in few
-        if key[1] == NEURON
+        if key[1] == NEURON or (no_neurons and any(call.spikes for call in few[key]))
     ]
     return bool(sizes) and all(a * (timesteps + 1) == b * timesteps for a, b in sizes)
 
