@@ -492,6 +492,11 @@ def test_of_two_layouts_with_equal_counts_one_is_taken() -> None:
     assert accumulates(result, "net.2") == 48
     with pytest.raises(TserError, match="say which layout"):
         measured("both_unequal")
+    with pytest.raises(TserError, match="4 time steps by itself, not 2"):
+        measured("both", timesteps=2, layout="inside")
+    with pytest.raises(TserError, match="several time steps at each call"):
+        measured("both", layout="stepwise")
+    assert measured("both", timesteps=0).layout == "inside, T = 4"
 
 
 @pytest.mark.parametrize(

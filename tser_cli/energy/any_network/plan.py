@@ -366,7 +366,11 @@ def _own_steps(two: TrialRun, wider: Calls, timesteps: int, told: Calls | None) 
         return timesteps
     if told is not None and _grow(by_key, told, timesteps):
         return timesteps
-    steps = ", ".join(str(n) for n in ([loops] if loops > 1 else sorted(set(most))))
+    if loops > 1 and not leads:
+        most = [loops]
+    elif leads:
+        most = [min(options - {1}, default=1) for options in shown.values()]
+    steps = ", ".join(str(n) for n in sorted(set(most)))
     what = "runs its neurons" if shown else "goes through its layers"
     asked = (
         f", not {timesteps}: say the T that it makes" if timesteps else "; say how many, with -T"
