@@ -310,8 +310,9 @@ ANN = 16 + 12
 @pytest.mark.parametrize("layout", ["auto", "inside", "stepwise"])
 @pytest.mark.parametrize("said", [1, 2, 3, 8])
 def test_another_t_than_the_network_makes_is_refused(network: str, layout: str, said: int) -> None:
-    with pytest.raises(TserError, match=r"4 times|4 time steps by itself"):
+    with pytest.raises(TserError, match=r"4 times|4 time steps by itself") as raised:
         measured(network, timesteps=said, layout=layout)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("network", ["Loop", "Inline", "SharedNeuron", "Twice"])

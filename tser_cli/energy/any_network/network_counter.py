@@ -34,7 +34,7 @@ from tser_cli.energy.any_network.layouts import (
     UnrunnableError,
     fresh_copy,
 )
-from tser_cli.energy.any_network.plan import TrialPlan, make_plan
+from tser_cli.energy.any_network.plan import OwnStepsError, TrialPlan, make_plan
 from tser_cli.energy.any_network.products import ProductCall
 from tser_cli.energy.any_network.watch import intercepted
 from tser_cli.energy.counter import (
@@ -263,7 +263,13 @@ def choose(
     misfits = [error for _, error in errors if isinstance(error, MisfitError)]
     if misfits and all(isinstance(error, UnrunnableError) for _, error in errors):
         raise misfits[-1]  # the last ones show the images as they are
-    clear = [error for _, error in errors if isinstance(error, StaleStateError | UnsaidError)]
+    clear: list[TserError] = [
+        error for _, error in errors if isinstance(error, StaleStateError | UnsaidError)
+    ]
+    own = [error for _, error in errors if isinstance(error, OwnStepsError)]
+    dull = (UnrunnableError, OwnStepsError)
+    if all(isinstance(error, dull) or str(error) == NO_TIME for _, error in errors):
+        clear += own[-1:]  # the last is tried as a network that makes its own steps
     if clear:
         raise clear[0]
     tried = "\n".join(f"  {name}: {error}" for name, error in errors)

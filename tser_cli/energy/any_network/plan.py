@@ -26,6 +26,10 @@ from tser_cli.energy.counts import Axes
 Calls = dict[Key, list[TrialCall]]
 
 
+class OwnStepsError(TserError):
+    """The network makes time steps by itself, others than it is said to."""
+
+
 @dataclass(frozen=True)
 class Family:
     """How the calls of one layer go on: `uses` of it at a step, each with its axes by operand.
@@ -375,7 +379,8 @@ def _own_steps(two: TrialRun, wider: Calls, timesteps: int, told: Calls | None) 
     asked = (
         f", not {timesteps}: say the T that it makes" if timesteps else "; say how many, with -T"
     )
-    raise TserError(f"the network {what} for {steps} time steps by itself{asked}")
+    problem = TserError if set(most) == {1} else OwnStepsError
+    raise problem(f"the network {what} for {steps} time steps by itself{asked}")
 
 
 def _rows(calls: list[TrialCall], wider: list[TrialCall]) -> tuple[int, bool]:
@@ -414,7 +419,7 @@ def _check_loops(run: TrialRun, longer: TrialRun | None, layout: str, timesteps:
         and (longer is None or repeats(longer.calls) == timesteps + 1)
     ):
         return
-    raise TserError(
+    raise OwnStepsError(
         f"the network goes through its layers {loops} times at each call, as if it made {loops} "
         f"time steps by itself; count it with --layout {layouts.INSIDE} (layout), T = {loops}"
     )
