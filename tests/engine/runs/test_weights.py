@@ -11,7 +11,7 @@ from torch import nn
 
 from tser_cli.base.errors import CheckpointError
 from tser_cli.data.base import DataSpec
-from tser_cli.engine.runs import networks
+from tser_cli.engine.runs import networks, own_modules
 from tser_cli.engine.runs.weights import unwrapped
 from tser_cli.models.base import Classifier, build_model
 
@@ -77,3 +77,34 @@ def test_a_pickled_module_is_refused_in_plain_words(tmp_path: Path, spec: DataSp
     assert "torch.save(network.state_dict(), FILE)" in told
     assert "\x1b" not in told
     assert "weights_only" not in told
+
+
+def checkpoint(path: Path, **more: object) -> nn.Module:
+    """Save a linear layer as a checkpoint does: behind the optimizer's tensors, and other parts."""
+    theirs = nn.Linear(4, 2)
+    parts = {"optimizer": {"step": torch.zeros(3)}, "net": theirs.state_dict(), **more}
+    torch.save(parts, path)
+    return theirs
+
+
+def test_the_part_of_a_checkpoint_that_fits_is_taken(tmp_path: Path) -> None:
+    theirs, ours = checkpoint(tmp_path / "w.pt", ema=nn.Linear(5, 2).state_dict()), nn.Linear(4, 2)
+    own_modules.load_weights(ours, tmp_path / "w.pt")
+    assert torch.equal(ours.weight, theirs.get_parameter("weight"))
+
+
+def test_parts_of_a_checkpoint_that_fit_alike_are_named(tmp_path: Path) -> None:
+    average, ours = nn.Linear(4, 2), nn.Linear(4, 2)
+    checkpoint(tmp_path / "w.pt", model={"module": {"ema": average.state_dict()}})
+    with pytest.raises(CheckpointError, match=r"net, model\.module\.ema; name one .*w\.pt::net"):
+        own_modules.load_weights(ours, tmp_path / "w.pt")
+    own_modules.load_weights(ours, Path(f"{tmp_path / 'w.pt'}::model.module.ema"))
+    assert torch.equal(ours.weight, average.weight)
+    with pytest.raises(CheckpointError, match="no state dict ema; it has optimizer, net"):
+        own_modules.load_weights(ours, Path(f"{tmp_path / 'w.pt'}::ema"))
+
+
+def test_a_checkpoint_of_which_nothing_fits_says_what_is_missing(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match="does not fit the network"):
+        own_modules.load_weights(nn.Linear(7, 2), tmp_path / "w.pt")

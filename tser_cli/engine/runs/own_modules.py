@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +73,23 @@ def _argument(text: str) -> tuple[str, Any]:
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a safetensors file or a pickled state dict. Raises CheckpointError."""
-    state, _, _ = load_model(path)
-    names = network.state_dict().keys()
+    """Load a safetensors file or a pickled state dict: FILE, or FILE::KEY for a part of it.
+
+    Raises CheckpointError.
+    """
+    expected = network.state_dict()
     # a network whose weights all lie in a part called so was not wrapped in it to be saved
-    prefix = next((p for p in WRAPPERS if names and all(n.startswith(p) for n in names)), "")
-    state = {f"{prefix}{name}": value for name, value in state.items()}
-    problems = differences(network.state_dict(), state)
+    prefix = next((p for p in WRAPPERS if expected and all(n.startswith(p) for n in expected)), "")
+
+    def named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {f"{prefix}{name}": value for name, value in state.items()}
+
+    file, _, key = str(path).partition("::")
+    found, _, _ = load_model(Path(file), lambda state: not differences(expected, named(state)), key)
+    problems = differences(expected, named(found))
     if problems:
-        raise CheckpointError(f"{path} does not fit the network: {problems}")
-    network.load_state_dict(state)
+        raise CheckpointError(f"{file} does not fit the network: {problems}")
+    network.load_state_dict(named(found))
 
 
 def digest(network: nn.Module) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,9 @@ from tser_cli.engine.runs.checkpoints import read_tensors
 from tser_cli.models.base import Classifier, build_model
 from tser_cli.settings import registry
 
+State = Mapping[str, Tensor]
 LARGEST_FILE = 2**40  # bytes
+DEEPEST = 3  # levels of a checkpoint in which weights are looked for
 
 
 def save_model(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> str:
@@ -36,10 +38,14 @@ def save_model(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -
     return sha256(content)
 
 
-def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
+def load_model(
+    path: Path, fits: Callable[[State], bool] | None = None, key: str = ""
+) -> tuple[dict[str, Tensor], dict[str, str], str]:
     """Weights, metadata and SHA-256 of a model file: safetensors, or a torch file of tensors.
 
-    Raises CheckpointError for a file that is missing, damaged or would run code.
+    Of a torch file with several dicts of tensors: the one at the dotted `key`, else the only one
+    that `fits`, else the usual one. Raises CheckpointError for a file that is missing, damaged or
+    would run code, and where several dicts fit.
     """
     try:
         content = read_regular(path, LARGEST_FILE)
@@ -49,7 +55,7 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
     if path.suffix == ".safetensors":
         state, metadata = _parse_safetensors(content, path)
     else:
-        state, metadata = _state_dict(read_tensors(content, path), path), {}
+        state, metadata = _state_dict(read_tensors(content, path), path, fits, key), {}
     # The SHA-256 is of the content that was read: of the file it may be another's by now.
     return state if "tser" in metadata else unwrapped(state), metadata, sha256(content)
 
@@ -67,17 +73,41 @@ def _parse_safetensors(content: bytes, path: Path) -> tuple[dict[str, Tensor], d
     return state, metadata
 
 
-def _state_dict(document: dict[str, Any], path: Path) -> dict[str, Tensor]:
+def _state_dict(
+    document: dict[str, Any], path: Path, fits: Callable[[State], bool] | None, key: str
+) -> dict[str, Tensor]:
     if "format" in document and "optimizer" in document:
         raise CheckpointError(
             f"{path} is a state to resume a run from, not a model; name the run's folder instead"
         )
-    nested = (document.get(key) for key in ("model", "state_dict", *document))
-    inner = next((part for part in nested if _is_state_dict(part)), None)
-    state = document if _is_state_dict(document) else inner
-    if state is None:
+    found = _state_dicts(document)
+    listed = ", ".join(name for name in found if name)
+    if key:
+        if key not in found:
+            raise CheckpointError(f"{path} holds no state dict {key}; it has {listed or 'none'}")
+        return found[key]
+    # An optimizer, or averaged weights, may stand before the network's own in a checkpoint.
+    fitting = [name for name, part in found.items() if fits is not None and fits(unwrapped(part))]
+    if len(fitting) > 1:
+        raise CheckpointError(
+            f"{path} holds several state dicts that fit the network: {', '.join(fitting)}; name "
+            f"one of them: --weights {path}::{fitting[0]}"
+        )
+    usual = [*fitting, *(name for name in ("", "model", "state_dict", *found) if name in found)]
+    if not usual:
         raise CheckpointError(f"{path} holds no state dict of named tensors")
-    return state
+    return found[usual[0]]
+
+
+def _state_dicts(document: Any, name: str = "") -> dict[str, dict[str, Tensor]]:
+    """Return each dict of named tensors in a checkpoint, by its dotted key; "" is the whole."""
+    if _is_state_dict(document):
+        return {name: document}
+    found: dict[str, dict[str, Tensor]] = {}
+    if isinstance(document, dict) and name.count(".") < DEEPEST:
+        for key, part in document.items():
+            found |= _state_dicts(part, f"{name}.{key}" if name else str(key))
+    return found
 
 
 def _is_state_dict(document: Any) -> bool:
@@ -100,7 +130,6 @@ def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
             )
 
 
-State = Mapping[str, Tensor]
 # What wraps a network that was saved: DataParallel, torch.compile, Lightning.
 WRAPPERS = ("module.", "_orig_mod.", "model.")
 COUNTER = "num_batches_tracked"  # of a norm; files from before torch 0.4.1 do not have it
