@@ -342,16 +342,18 @@ class NetworkRequest(CommonRequest):
 
     network: str = option(
         "--network",
-        "A function, found from here, that returns an nn.Module.",
+        "A function or class that makes an nn.Module, or such a module, found from here.",
         OWN_NETWORK,
-        metavar="MODULE:FUNCTION",
+        metavar="MODULE:NAME|FILE.py:NAME",
         default="",
     )
     arguments: tuple[str, ...] = option(
         "--arg", "An argument of that function: --arg depth=4. Repeatable.", OWN_NETWORK, default=()
     )
     weights: Path | None = option(
-        "--weights", "Its weights: safetensors or a state dict.", OWN_NETWORK
+        "--weights",
+        "Its weights: safetensors or a state dict; FILE::KEY for a part of a checkpoint.",
+        OWN_NETWORK,
     )
     dataset: str | None = option(
         "--dataset", f"Feed it the test images of {DATASETS}.", OWN_NETWORK, "data.name"

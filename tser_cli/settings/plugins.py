@@ -115,7 +115,7 @@ def _import(name: str) -> ModuleType:
     offer_old_modules()
     try:
         with process_unchanged():
-            module = _import_file(name) if _is_path(name) else _import_module(name)
+            module = import_file(name) if _is_path(name) else _import_module(name)
         if module.__file__ is None:
             raise ConfigError(f"it is a folder without {INIT}; name a module in it, as {name}.mine")
     except ConfigError as error:
@@ -158,7 +158,8 @@ def _import_module(name: str) -> ModuleType:
         ) from None
 
 
-def _import_file(name: str) -> ModuleType:
+def import_file(name: str) -> ModuleType:
+    """Import a file or a folder with __init__.py by its path. Raises ConfigError."""
     file = Path(name).expanduser().resolve()
     if file.is_dir() and not (file / INIT).is_file():
         raise ConfigError(f"it is a folder without {INIT}; name a file in it")

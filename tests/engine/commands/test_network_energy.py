@@ -145,6 +145,16 @@ def test_arrays_are_fed_as_they_are(here: Path) -> None:
     assert result.document["images"] == 3
 
 
+def test_a_network_is_found_in_a_file_as_a_function_or_a_module(here: Path) -> None:
+    (here / "nets").mkdir()
+    net = "class Net(nn.Linear):\n    def __init__(self): super().__init__(4, 2)\n"
+    text = f"from torch import nn\n{net}"
+    (here / "nets" / "apart.py").write_text(text + "made = Net()\n")
+    assert build_network("nets/apart.py:Net").state_dict().keys() == {"weight", "bias"}
+    made = build_network("nets/apart.py:made")
+    assert build_network(f"{here}/nets/apart.py:made") is made
+
+
 def test_weights_come_from_safetensors_or_a_state_dict(here: Path) -> None:
     built = build_network("mine:build")
     doubled = {name: 2 * value for name, value in built.state_dict().items()}
@@ -177,7 +187,8 @@ def test_pickles_with_code_are_not_run(here: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("spec", "arguments", "message"),
     [
-        ("mine", (), "write MODULE:FUNCTION"),
+        ("mine", (), "write MODULE:NAME"),
+        ("nosuch.py:build", (), "there is no such file"),
         ("other:build", (), "can't be imported from"),
         ("mine:bild", (), "has no function bild"),
         ("mine:name", (), "has no function name"),

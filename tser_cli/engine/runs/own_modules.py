@@ -17,18 +17,25 @@ from tser_cli.base.errors import CheckpointError, ConfigError
 from tser_cli.base.system import process_unchanged
 from tser_cli.engine.runs.weights import WRAPPERS, load_model
 from tser_cli.models.base import differences
-from tser_cli.settings.plugins import look_here
+from tser_cli.settings.plugins import import_file, look_here
 
 
 def build_network(spec: str, arguments: tuple[str, ...] = (), flag: str = "--network") -> nn.Module:
-    """Call MODULE:FUNCTION, found from the current folder. Raises ConfigError, naming the flag."""
+    """Return what MODULE:NAME or FILE.py:NAME makes: a function or class is called, a module taken.
+
+    Modules are found from the current folder. Raises ConfigError, naming the flag.
+    """
     said = f"{flag} {spec}"
-    module_name, colon, function_name = spec.partition(":")
-    if not colon or not module_name or not function_name:
-        raise ConfigError(f'{flag} "{spec}": write MODULE:FUNCTION, as mypackage.models:build')
-    function = getattr(_import(module_name, said), function_name, None)
+    module_name, colon, name = spec.rpartition(":")
+    if not colon or not module_name or not name:
+        raise ConfigError(
+            f'{flag} "{spec}": write MODULE:NAME, as mypackage.models:build, or FILE.py:NAME'
+        )
+    function = getattr(_import(module_name, said), name, None)
+    if isinstance(function, nn.Module) and not arguments:
+        return function
     if not callable(function):
-        raise ConfigError(f"{said}: {module_name} has no function {function_name}")
+        raise ConfigError(f"{said}: {module_name} has no function {name}")
     values = dict(_argument(text) for text in arguments)
     try:
         inspect.signature(function).bind(**values)
@@ -54,7 +61,9 @@ def _import(name: str, said: str) -> Any:
     here = look_here()
     try:
         with process_unchanged():
-            return importlib.import_module(name)
+            return import_file(name) if name.endswith(".py") else importlib.import_module(name)
+    except ConfigError as error:
+        raise ConfigError(f"{said}: {error}") from error
     except (Exception, SystemExit) as error:
         raise ConfigError(
             f"{said}: {name} can't be imported from {here}: {error_line(error)}"

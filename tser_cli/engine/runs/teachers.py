@@ -26,7 +26,7 @@ from tser_cli.models.base import OwnNetwork
 from tser_cli.settings import recipe, registry
 from tser_cli.settings.config import Config, ModelConfig, keys_where
 
-FUNCTION = re.compile(r"[\w.]+:\w+")
+FUNCTION = re.compile(r"([\w.]+|.+\.py):\w+")
 
 
 def is_function(teacher: str) -> bool:
