@@ -130,7 +130,6 @@ def test_a_verb_whose_wing_is_off_is_not_offered(tmp_path: Path) -> None:
             gone = tmp_path / "tser_cli" / path
             shutil.rmtree(gone) if gone.is_dir() else gone.unlink(missing_ok=True)
     (tmp_path / "tser_cli" / "engine" / "commands" / "dry_run.py").unlink()
-    shutil.rmtree(tmp_path / "tser_cli" / "energy" / "conventions")
 
     def said(*words: str) -> str:
         return help_of(*words, folder=tmp_path, PYTHONPATH=str(tmp_path))
@@ -141,6 +140,15 @@ def test_a_verb_whose_wing_is_off_is_not_offered(tmp_path: Path) -> None:
     assert "--dry-run" not in said("distill")
     energy = said("energy")
     assert "--profile" in energy and "--network" not in energy and "--match" not in energy
+
+
+def test_what_needs_another_wing_is_not_offered_without_it(tmp_path: Path) -> None:
+    shutil.copytree(Path(tser_cli.__file__).parent, tmp_path / "tser_cli")
+    shutil.rmtree(tmp_path / "tser_cli" / "energy" / "conventions")
+    text = help_of(folder=tmp_path, PYTHONPATH=str(tmp_path))
+    assert "│ audit " not in text and "│ report " not in text and "│ compare " in text
+    energy = help_of("energy", folder=tmp_path, PYTHONPATH=str(tmp_path))
+    assert "--profile" in energy and "--network" not in energy
 
 
 PLUGIN = """

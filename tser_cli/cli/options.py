@@ -43,8 +43,8 @@ def offered(request: type[Any], json: bool) -> list[options.Stated]:
     own = [
         one
         for one in options.options_of(request)
-        if is_there(one.option.needs)
-        and (one.option.panel != options.OWN_NETWORK or is_there("energy/any_network"))
+        if is_there(*one.option.needs)
+        and (one.option.panel != options.OWN_NETWORK or is_there(*options.ANY_NETWORK))
     ]
     every = [*own, *(options.Stated(name, bool, False, option) for name, option in ways)]
     places = ("", *options.PANELS)

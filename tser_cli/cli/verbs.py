@@ -165,7 +165,7 @@ VERBS = (
             "tser audit --run resnet18_T2_tser --images 64",
             "tser audit --network mypackage.models:build --dataset cifar10 -T 4",
         ),
-        needs=("engine/commands/audit.py", "energy/audit.py", "energy/any_network"),
+        needs=("engine/commands/audit.py", "energy/audit.py", *trunk.ANY_NETWORK),
         code=held(lambda result: result.found.clean),
     ),
     Verb(
@@ -192,7 +192,7 @@ VERBS = (
             "tser report --output page.html",
             "tser report runs/ablations/digits_rivals",
         ),
-        needs=("engine/page",),
+        needs=("engine/page", "report/ablation_figures.py", *trunk.ANY_NETWORK),
         document=None,
     ),
     Verb(

@@ -24,7 +24,8 @@ PLACES, OUTPUT = "Places", "Output"
 PANELS = (GRID, NETWORKS, OWN_NETWORK, DATA, TRAINING, HOW, MACHINE, SETTINGS, PLACES, OUTPUT)
 LISTS = ("methods", "models", "datasets", "recipes", "profiles")
 RESUME = ("auto", "must", "never")
-CONVENTIONS = "energy/conventions"  # a wing, which may be taken off
+# Wings, which may be taken off; one file is the way into both, and imports them together.
+ANY_NETWORK = ("energy/any_network", "energy/conventions", "engine/commands/network_energy.py")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Option:
 
     `sets`: the setting that it stands for, by dotted key. `complete`: what a shell offers for it.
     `shown`: what its help says of the default, where that is not the field's own value. `needs`:
-    the file or folder of the package without which it is not offered.
+    the files and folders of the package without which it is not offered.
     """
 
     flags: str = ""
@@ -45,7 +46,7 @@ class Option:
     least: int | None = None
     complete: str = ""
     variable: str | None = None
-    needs: str = ""
+    needs: tuple[str, ...] = ()
 
 
 def stated(option: Option, default: Any = None) -> Any:
@@ -199,7 +200,7 @@ class TrainingRequest(DataRequest):
         "--dry-run",
         "Show settings, size and time; write nothing.",
         SETTINGS,
-        needs="engine/commands/dry_run.py",
+        needs=("engine/commands/dry_run.py",),
     )
 
     def __post_init__(self) -> None:
@@ -406,19 +407,19 @@ class Wanted:
     """What `tser energy` tells beyond one table."""
 
     conventions: bool = switch(
-        "--conventions", "Also as spikingjelly, NeuroBench and papers count.", needs=CONVENTIONS
+        "--conventions", "Also as spikingjelly, NeuroBench and papers count.", needs=ANY_NETWORK
     )
     match: str = option(
         "--match",
         "Which conventions make this figure?",
         metavar="1.38mJ",
-        needs=CONVENTIONS,
+        needs=ANY_NETWORK,
         default="",
     )
     fair_rival: bool = switch(
         "--fair-rival",
         "Compare with the ANN of ceil(log2(T + 1)) bits, both ways.",
-        needs=CONVENTIONS,
+        needs=ANY_NETWORK,
     )
     assume_int8: bool = switch("--assume-int8", "Price wider weights as if they were of 8 bits.")
 
