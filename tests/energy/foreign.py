@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tser_cli.energy.any_network.layouts import present
 from tser_cli.energy.any_network.network_counter import TrialCounter, count_operations
 from tser_cli.energy.counts import Counts
-from tser_cli.energy.geometry import Geometry, layer_geometry, shape_of
+from tser_cli.energy.tally import Geometry, layer_geometry, shape_of
 
 
 class Noting(nn.Module):
@@ -390,7 +390,7 @@ def detailed_counter(
     `layout`: where the network does not say its own; `found`: what is said to the counter.
     """
     layout = layout or net.layout
-    shown = present(layout, images, timesteps, ((), {}))
+    shown = present(layout, images, timesteps)
     with (
         torch.no_grad(),
         count_operations(net, found or layout, timesteps, detailed=True) as counter,

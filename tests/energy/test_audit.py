@@ -100,7 +100,7 @@ class NotANumber(Sound):
 
 def audited(net: Any, images: int = 4, timesteps: int = 3, **kw: Any) -> Audit:
     x = torch.rand(images, 2, 6, 6) * 2
-    return audit(net.eval(), present(net.layout, x, timesteps, ((), {})), timesteps, **kw)
+    return audit(net.eval(), present(net.layout, x, timesteps), timesteps, **kw)
 
 
 def found(result: Audit) -> set[tuple[str, str]]:
@@ -185,7 +185,7 @@ def test_swapped_axes_are_found_by_the_labels() -> None:
     with torch.no_grad():
         net.fc.weight.copy_(torch.eye(4))
     labels = torch.arange(12) % 4
-    shown = present("time-first", torch.eye(4)[labels], 3, ((), {}))
+    shown = present("time-first", torch.eye(4)[labels], 3)
     result = audit(net, shown, 3, labels_N=labels)
     assert "order of axes" in {f.check for f in result.findings}
 
@@ -196,7 +196,7 @@ def test_networks_of_our_own_pass(
 ) -> None:
     model: Any = small_sew if name == "small_sew" else lively(name)
     images_NCHW = exact_images(4) if name == "small_sew" else torch.randn(4, 3, 8, 8)
-    shown = present("inside", images_NCHW, 3, ((), {"timesteps": 3}))
+    shown = present("inside", images_NCHW, 3, timesteps=3)
     result = audit(model.eval(), shown, 3, declared=model.input_kinds())
     assert found(result) == set()
     assert "causality" not in {name for name, _ in result.skipped}

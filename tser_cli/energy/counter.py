@@ -5,9 +5,13 @@
             model(images_NCHW, timesteps=T)
     counts = counter.counts()
 
-A watcher shows the counter every call of a layer, and a plan says where the steps and images of
-that call are. Here hooks are the watcher, and the plan is what the network declares. For other
-networks `any_network` finds a plan by trial, and watches functions.
+1. `watch` shows the counter every call of a layer, by hooks.
+2. `DeclaredPlan` says where the steps and images of that call are.
+3. `LayerCall` sums what the layer was fed with, each input times the outputs that it feeds.
+4. `Counter` keeps the sums on the device until `counts` reads them, layer by layer.
+
+For networks that declare nothing `any_network` watches functions and finds a plan by trial: what
+the counter asks of both is below, as `Met` and `Plan`.
 
 The totals are integers, exact for the inputs that the layers met, whatever the batch split, memory
 layout, device or autocast; rounding can only change them by changing a spike. An ANN's operations
@@ -38,6 +42,7 @@ from tser_cli.energy.counts import (
     SPIKES,
     SUMS,
     Axes,
+    ConvShape,
     Counts,
     LayerFacts,
     LayerRecord,
@@ -45,13 +50,15 @@ from tser_cli.energy.counts import (
     Place,
     Tallied,
 )
-from tser_cli.energy.geometry import ConvShape, layer_geometry, shape_of, uncountable
 from tser_cli.energy.neurons import is_spiking_neuron, neuron_class, neuron_layers
 
 NEURON = "neuron"
+Layer = nn.Conv2d | nn.Linear
 Key = tuple[str, str]
 """A name and a type of operation: one name may be a layer's and a product's."""
 Shape = tuple[int, ...]
+Position = tuple[int, int | None, tuple[Axes | None, ...]]
+"""Of a call: which use of its layer, at which step (None: all or the first), by operand its axes"""
 FindKind = Callable[[int, Tensor], str]
 
 
@@ -81,7 +88,7 @@ def counting(
 def watch(
     model: nn.Module,
     counter: Counter,
-    layers: Mapping[str, nn.Conv2d | nn.Linear],
+    layers: Mapping[str, Layer],
     neurons: Iterable[str],
     stack: ExitStack,
 ) -> None:
@@ -94,10 +101,8 @@ def watch(
         name: str, conv: ConvShape | None, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
-        of, stored = CONV if conv else LINEAR, stored_bytes(layer)
-        counter.operation(
-            LayerCall(name, of, x, layer.weight, layer.bias, stored, conv, declared=True)
-        )
+        stored = stored_bytes(layer)
+        counter.operation(LayerCall(name, x, layer.weight, layer.bias, stored, conv, declared=True))
 
     def sends(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         counter.neurons(name, module, output)
@@ -107,7 +112,7 @@ def watch(
     # no name that a network could declare.
     stack.callback(model.register_forward_pre_hook(begins, with_kwargs=True).remove)
     for name, layer in layers.items():
-        hook = partial(runs, name, shape_of(layer) if isinstance(layer, nn.Conv2d) else None)
+        hook = partial(runs, name, tally.shape_of(layer) if isinstance(layer, nn.Conv2d) else None)
         # Before the layer runs: one that works in place would leave other inputs behind.
         stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
     for name in neurons:
@@ -225,8 +230,7 @@ class Counter:
         """Return what feeds a layer, all its calls together."""
         # One batch of real values makes it a layer of multiply-accumulates, whatever came before:
         # hardware that only adds could not compute it.
-        met = max(self.kinds_met[name], key=lambda kind: RANK[kind])
-        return met or self.declared.get(name, SPIKES)
+        return max(self.kinds_met[name], key=RANK.__getitem__) or self.declared.get(name, SPIKES)
 
     def _find_kind(self, name: str, operand: int, x: Tensor) -> str:
         assert self.plan is not None
@@ -270,13 +274,8 @@ class Plan(Protocol):
     def begin(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """Return the images of the batch that a call of the network begins. Raises TserError."""
 
-    def place(
-        self, key: Key, ordinal: int, shapes: tuple[Shape, ...], images: int
-    ) -> tuple[int, int | None, tuple[Axes | None, ...]]:
-        """Return use, step and axes of a layer's call, by the calls before it in the batch.
-
-        Raises TserError where it can't be placed.
-        """
+    def place(self, key: Key, ordinal: int, shapes: tuple[Shape, ...], images: int) -> Position:
+        """Place a layer's call by the calls before it in the batch. Raises TserError."""
 
     def owners(self, ran: list[str]) -> Mapping[str, str]:
         """Return the layer that the updates of each layer of neurons are listed with."""
@@ -309,7 +308,7 @@ class DeclaredPlan:
     """
 
     kinds: Mapping[str, str]
-    layers: Mapping[str, nn.Conv2d | nn.Linear]
+    layers: Mapping[str, Layer]
     names: Mapping[str, str] = field(default_factory=dict)
     timesteps: int = 0
     calls: int = 1
@@ -331,9 +330,7 @@ class DeclaredPlan:
         self.timesteps = timesteps
         return len(x)
 
-    def place(
-        self, key: Key, ordinal: int, shapes: tuple[Shape, ...], images: int
-    ) -> tuple[int, int | None, tuple[Axes | None, ...]]:
+    def place(self, key: Key, ordinal: int, shapes: tuple[Shape, ...], images: int) -> Position:
         """Return that a call holds all steps, or the first alone, by the size of its batch."""
         (name, of), (shape,) = key, shapes
         if of != NEURON and ordinal:
@@ -373,7 +370,6 @@ class LayerCall:
     """
 
     name: str
-    type: str
     x: Tensor
     weight: Tensor
     bias: Tensor | None
@@ -381,12 +377,17 @@ class LayerCall:
     conv: ConvShape | None = None
     declared: bool = False
 
+    @property
+    def type(self) -> str:
+        return LINEAR if self.conv is None else CONV
+
     def shapes(self) -> tuple[Shape, ...]:
         return (tuple(self.x.shape),)
 
     def described(self, name: str, place: Place, find: FindKind) -> LayerRecord:
         axes, x = self._rows(place)
-        found = layer_geometry(self.conv, tuple(self.weight.shape), tuple(self.x.shape), x.shape[1])
+        weight, shape = tuple(self.weight.shape), tuple(self.x.shape)
+        found = tally.layer_geometry(self.conv, weight, shape, x.shape[1])
         # A linear layer's rows have their inner vectors with them, a convolution's maps are apart.
         times = axes.inner if self.conv is not None else 1
         facts = LayerFacts(
@@ -450,14 +451,14 @@ class LayerCall:
         return axes, maps if maps.dim() == 4 else maps.flatten(2).unsqueeze(-1)
 
 
-def checked_layers(model: nn.Module, kinds: Mapping[str, str]) -> dict[str, nn.Conv2d | nn.Linear]:
+def checked_layers(model: nn.Module, kinds: Mapping[str, str]) -> dict[str, Layer]:
     """Return the layers of `model`. Raises TserError where one can't be counted by `kinds`."""
-    layers: dict[str, nn.Conv2d | nn.Linear] = {}
+    layers: dict[str, Layer] = {}
     for name, module in model.named_modules():
-        problem = uncountable(module)
+        problem = tally.uncountable(module)
         if problem:
             raise TserError(f"layer {name} can't be counted: {problem}")
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, Layer):
             if kinds.get(name) not in INPUT_KINDS:
                 kind = kinds.get(name, "")
                 raise TserError(f"layer {name}: {unknown('kind of input', kind, INPUT_KINDS)}")
@@ -483,16 +484,16 @@ def neuron_owners(model: nn.Module) -> dict[str, str]:
     That is the Conv2d or Linear defined last before it, or the first one where none is.
     """
     owners: dict[str, str] = {}
-    layer = next((n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)), "")
+    layer = next((n for n, m in model.named_modules() if isinstance(m, Layer)), "")
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, Layer):
             layer = name
         elif is_spiking_neuron(module):
             owners[name] = layer
     return owners
 
 
-def stored_bytes(layer: nn.Conv2d | nn.Linear) -> int:
+def stored_bytes(layer: Layer) -> int:
     """Return the size of a stored weight: what the layer says of it, or that of its parameter."""
     # Layers that are trained with integer weights keep them as floats, and say `weight_bytes`.
     return int(getattr(layer, "weight_bytes", layer.weight.element_size()))

@@ -14,8 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tser_cli.energy.geometry import ConvShape
-
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
@@ -33,11 +31,31 @@ def mean_of(counted_TI: IntArray) -> float:
 
 
 @dataclass(frozen=True)
+class ConvShape:
+    """What a convolution is, in one, two or three dimensions, apart from its input's size.
+
+    `kernel`, `stride`, `dilation`, `padding` (zeros before and after) and `output_padding` have an
+    element an axis. `transposed`: ConvTranspose, where an input feeds outputs i * stride + k *
+    dilation - padding.
+    """
+
+    in_channels: int
+    out_channels: int
+    groups: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class LayerFacts:
     """The facts of a layer that do not depend on the data, for one image and one execution.
 
     `type`: conv, linear or matmul. `input_kind`: real, spikes (0 or 1), signed (-1, 0 or 1) or sums
-    (integer sums of spikes). `macs` and `macs_formula`: see `tser_cli.energy.geometry.Geometry`.
+    (integer sums of spikes). `macs` and `macs_formula`: see `tser_cli.energy.tally.Geometry`.
     `weight_bytes` and `bias_bytes`: size of one stored weight and of one stored bias, 0 without
     bias. `parameters`: weights and biases. `conv`: the shape of a convolution. `product`: of a
     matrix product [M, K] x [K, P], computed H times an image and step, H, M, K and P.

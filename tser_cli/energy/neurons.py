@@ -76,22 +76,15 @@ _forgets: WeakKeyDictionary[type, dict[str, bool]] = WeakKeyDictionary()
 
 def _only_forgets(module: nn.Module, name: str, method: Callable[[], Any]) -> bool:
     """Return whether a method can be called and leaves weights alone; found out once a class."""
-    if (getattr(method, "__module__", "") or "").split(".")[0] in (
-        "spikingjelly",
-        "snntorch",
-        "norse",
-    ):
+    library = (getattr(method, "__module__", "") or "").partition(".")[0]
+    if library in ("spikingjelly", "snntorch", "norse"):
         return True
     if not inspect.ismethod(method):
         return False  # a function kept as an attribute would reset the original of a copy
     known = _forgets.setdefault(type(module), {})
     if name not in known:
-        states = [value for part in module.modules() for value in vars(part).values()]
-        memo = {
-            id(x): x.detach().clone() for x in states if isinstance(x, Tensor) and not x.is_leaf
-        }
         try:
-            tried = copy.deepcopy(module, memo)
+            tried = copied(module)
         except Exception:
             return False
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -102,6 +95,19 @@ def _only_forgets(module: nn.Module, name: str, method: Callable[[], Any]) -> bo
             except Exception:  # whatever a stranger's method raises
                 known[name] = False
     return known[name]
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """Return a deep copy, of potentials that have a gradient's history and of lazy buffers too."""
+    # torch copies neither by itself, though it copies parameters without a size.
+    values = [value for part in module.modules() for value in vars(part).values()]
+    memo: dict[int, Any] = {
+        id(x): x.detach().clone() for x in values if isinstance(x, Tensor) and not x.is_leaf
+    }
+    for x in module.buffers():
+        if nn.parameter.is_lazy(x):
+            memo[id(x)] = nn.parameter.UninitializedBuffer()
+    return copy.deepcopy(module, memo)
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import random
 import re
@@ -22,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from tser_cli.base.errors import TserError
-from tser_cli.energy.neurons import reset_states
+from tser_cli.energy.counter import first_tensor
+from tser_cli.energy.neurons import copied, reset_states
 
 TIME_FIRST, FOLDED, STEPWISE, INSIDE = "time-first", "folded", "stepwise", "inside"
 LAYOUTS = (TIME_FIRST, FOLDED, STEPWISE, INSIDE)
@@ -130,7 +130,7 @@ def handed_on(
     if not open_ or isinstance(output, Tensor):
         return {}
     rest = list(output[1:]) if isinstance(output, list | tuple) else [output]
-    if not any(_holds_tensor(part) for part in rest):
+    if first_tensor(rest) is None:
         return {}
     states = [name for name in open_ if STATE_ARGUMENT.fullmatch(name)]
     if len(states) != len(rest) and len(rest) == 1 and isinstance(rest[0], list | tuple):
@@ -142,14 +142,6 @@ def handed_on(
         "output can't be told to be a state that goes in again at the next step: call it "
         "forward(x, state=None) -> (out, state), or make the steps in the network"
     )
-
-
-def _holds_tensor(value: Any) -> bool:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return any(_holds_tensor(part) for part in value)
-    return isinstance(value, Tensor)
 
 
 def told_timesteps(network: nn.Module, layout: str) -> str:
@@ -185,25 +177,16 @@ def unwrapped(network: nn.Module) -> nn.Module:
         network = inner
 
 
-def present(
-    layout: str, images: Tensor, timesteps: int, extra: tuple[tuple[Any, ...], dict[str, Any]]
-) -> Presentation:
+def present(layout: str, images: Tensor, timesteps: int, /, **kwargs: Any) -> Presentation:
     """Images [N, ...] shown at each of T steps, as `layout` presents them."""
     x = images if layout == INSIDE else images.expand(timesteps, *images.shape)
-    return Presentation(layout, x, *extra)
+    return Presentation(layout, x, kwargs=kwargs)
 
 
 def fresh_copy(network: nn.Module) -> nn.Module:
     """Return a copy in eval mode without state, to try things on. Raises TserError."""
-    # torch does not copy a tensor that has a gradient's history, as a potential after a pass does.
-    values = [value for module in network.modules() for value in vars(module).values()]
-    states = [x for x in values if isinstance(x, Tensor) and not x.is_leaf]
-    memo: dict[int, Any] = {id(x): x.detach().clone() for x in states}
-    for x in network.buffers():
-        if nn.parameter.is_lazy(x):  # torch copies parameters without a size, but no buffers
-            memo[id(x)] = nn.parameter.UninitializedBuffer()
     try:
-        made = copy.deepcopy(network, memo).eval()
+        made = copied(network).eval()
     except Exception as error:
         raise TserError(
             f"the network can't be copied, to find out what is time in it: {_line(error)}; reset "

@@ -263,9 +263,7 @@ def choose(
     misfits = [error for _, error in errors if isinstance(error, MisfitError)]
     if misfits and all(isinstance(error, UnrunnableError) for _, error in errors):
         raise misfits[-1]  # the last ones show the images as they are
-    clear: list[TserError] = [
-        error for _, error in errors if isinstance(error, StaleStateError | UnsaidError)
-    ]
+    clear: list[TserError] = [error for _, error in errors if isinstance(error, ClearError)]
     own = [error for _, error in errors if isinstance(error, OwnStepsError)]
     dull = (UnrunnableError, OwnStepsError)
     if all(isinstance(error, dull) or str(error) == NO_TIME for _, error in errors):
@@ -276,12 +274,8 @@ def choose(
     raise TserError(f"how the network takes its time steps can't be found; say the layout\n{tried}")
 
 
-class StaleStateError(TserError):
-    """The network keeps a state that nothing resets."""
-
-
-class UnsaidError(TserError):
-    """The network needs to be told T."""
+class ClearError(TserError):
+    """What is wrong in any layout: a state that nothing resets, or a T that was not said."""
 
 
 def check(
@@ -298,7 +292,7 @@ def check(
     first, outputs = observe(made, plan, two, chance)
     if not steps and plan.timesteps == 1:
         if plan.spiking:
-            raise UnsaidError(SAY_T)
+            raise ClearError(SAY_T)
         # A second call that differs, with no reset in between, is a step and no image.
         if _differ(first, observe(made, plan, two)[0]):
             raise TserError(KEEPS_STATE)
@@ -323,7 +317,7 @@ def _check_reset(
     two: Presentation,
     before: tuple[Signature, list[Any]],
 ) -> None:
-    """Raise StaleStateError where a copy that was used, and reset, does not give the same again."""
+    """Raise ClearError where a copy that was used, and reset, does not give the same again."""
     reset_states(used)
     kept = _kept(used, fresh_copy(network))
     again, outputs = observe(used, plan, two)
@@ -332,7 +326,7 @@ def _check_reset(
         a is None or b is None or torch.allclose(a, b, 1e-3, 1e-5, equal_nan=True) for a, b in pairs
     ):
         return
-    raise StaleStateError(
+    raise ClearError(
         f"the network gives something else when it is run again, though its states were reset: "
         f"{kept or 'it'} keeps something from the batch before, or draws from a random generator "
         "of its own; forget it in a method called reset, without arguments"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tser_cli.base.errors import TserError
 from tser_cli.energy.any_network import layouts
 from tser_cli.energy.any_network.watch import TrialCall, TrialRun, survey, trace
-from tser_cli.energy.counter import NEURON, Key, Shape, first_tensor
+from tser_cli.energy.counter import NEURON, Key, Position, Shape, first_tensor
 from tser_cli.energy.counts import Axes
 
 Calls = dict[Key, list[TrialCall]]
@@ -93,9 +93,7 @@ class TrialPlan:
             raise TserError(f"{len(x)} rows are no whole number of {self.timesteps} time steps")
         return len(x) // self.timesteps
 
-    def place(
-        self, key: Key, ordinal: int, shapes: tuple[Shape, ...], images: int
-    ) -> tuple[int, int | None, tuple[Axes | None, ...]]:
+    def place(self, key: Key, ordinal: int, shapes: tuple[Shape, ...], images: int) -> Position:
         """Use, step and axes of a call. Raises TserError for one that no trial run had."""
         use, step, axes = self.learned(key, ordinal)
         for found, shape in zip(axes, shapes, strict=True):
@@ -106,7 +104,7 @@ class TrialPlan:
                 )
         return use, step, axes
 
-    def learned(self, key: Key, ordinal: int) -> tuple[int, int | None, tuple[Axes | None, ...]]:
+    def learned(self, key: Key, ordinal: int) -> Position:
         """Use, step and axes of a call, whatever its size. Raises TserError for one too many."""
         family = self.families.get(key)
         if family is None or ordinal >= family.calls(self.timesteps):
@@ -200,12 +198,10 @@ def learn_families(
                 f"{len(wider.get(key, []))} times for 3; a network that goes over its images "
                 "one by one, or computes by what it sees, can't be counted"
             )
-    loops = None
-    if longer is None and layout != layouts.STEPWISE:
-        loops = _votes(by_key, wider, timesteps)
-    families = {}
+    stepwise, families = layout == layouts.STEPWISE, {}
+    loops = None if stepwise or longer is not None else _votes(by_key, wider, timesteps)
     for key, calls in by_key.items():
-        if layout == layouts.STEPWISE:
+        if stepwise:
             here = [call for call in calls if call.step == 0]
             if len(here) * timesteps != len(calls) or not here:
                 raise TserError(
@@ -213,11 +209,20 @@ def learn_families(
                     "stepwise"
                 )
             uses = _uses(here, wider[key][: len(here)], None, timesteps)
-            families[key] = Family(tuple(uses), loops=True)
-        elif longer is not None:
-            families[key] = _family(calls, wider[key], longer.get(key, []), timesteps)
-        else:
+            families[key] = Family(uses, loops=True)
+        elif longer is None:
             families[key] = _guessed(calls, wider[key], timesteps, loops)
+        elif len(late := longer.get(key, [])) == len(calls):
+            # As many calls for one step more: each holds all steps.
+            families[key] = Family(_uses(calls, wider[key], late, timesteps), loops=False)
+        elif len(calls) % timesteps or len(late) * timesteps != len(calls) * (timesteps + 1):
+            raise TserError(
+                f"layer {key[0]} runs {len(calls)} times in {timesteps} time steps and "
+                f"{len(late)} times in {timesteps + 1}; it can't be told which call is which step"
+            )
+        else:
+            uses = _uses(calls, wider[key], None, timesteps)[: len(calls) // timesteps]
+            families[key] = Family(uses, loops=True)
     return families
 
 
@@ -228,48 +233,33 @@ def _grouped(run: TrialRun) -> Calls:
     return groups
 
 
-def _family(
-    calls: list[TrialCall], wider: list[TrialCall], longer: list[TrialCall], timesteps: int
-) -> Family:
-    name, uses = calls[0].key[0], len(calls) // timesteps
-    # As many calls for one step more: each holds all steps.
-    if len(longer) == len(calls):
-        return Family(tuple(_uses(calls, wider, longer, timesteps)), loops=False)
-    if len(calls) % timesteps or len(longer) != uses * (timesteps + 1):
-        raise TserError(
-            f"layer {name} runs {len(calls)} times in {timesteps} time steps and {len(longer)} "
-            f"times in {timesteps + 1}; it can't be told which call is which step"
-        )
-    return Family(tuple(_uses(calls, wider, None, timesteps)[:uses]), loops=True)
-
-
 def _guessed(
     calls: list[TrialCall], wider: list[TrialCall], timesteps: int, loops: bool | None
 ) -> Family:
-    name = calls[0].key[0]
-    found = [
+    """Return how a layer's calls go on in a network whose T can't be changed."""
+    found = tuple(
         tuple(
-            a and guess_time(name, a, shape, len(calls), timesteps, loops)
+            a and guess_time(call.key[0], a, shape, len(calls), timesteps, loops)
             for a, shape in zip(axes, call.shapes, strict=True)
         )
         for call, axes in zip(calls, _uses(calls, wider, None, timesteps), strict=True)
-    ]
+    )
     whole = any(a is not None and a.all_steps for uses in found for a in uses)
     if timesteps == 1 or whole or len(calls) % timesteps:
-        return Family(tuple(found), loops=False)
-    return Family(tuple(found[: len(calls) // timesteps]), loops=True)
+        return Family(found, loops=False)
+    return Family(found[: len(calls) // timesteps], loops=True)
 
 
 def _uses(
     calls: list[TrialCall], wider: list[TrialCall], longer: list[TrialCall] | None, timesteps: int
-) -> list[tuple[Axes | None, ...]]:
+) -> tuple[tuple[Axes | None, ...], ...]:
     """Return the axes of what each call is fed with, by operand."""
     uses = []
     for i, (call, more) in enumerate(zip(calls, wider, strict=True)):
         late: Sequence[Shape | None] = longer[i].shapes if longer else [None] * len(call.shapes)
         shapes = zip(call.shapes, more.shapes, late, strict=True)
         uses.append(tuple(learn(call.key[0], a, b, c, timesteps) for a, b, c in shapes))
-    return uses
+    return tuple(uses)
 
 
 def _votes(by_key: Calls, wider: Calls, timesteps: int) -> bool | None:
@@ -392,9 +382,7 @@ def _rows(calls: list[TrialCall], wider: list[TrialCall]) -> tuple[int, bool]:
     return axes.inner, False
 
 
-def _grow(
-    few: dict[Key, list[TrialCall]], more: dict[Key, list[TrialCall]], timesteps: int
-) -> bool:
+def _grow(few: Calls, more: Calls, timesteps: int) -> bool:
     """Return whether neurons, or readers of spikes, make T + 1 steps where they are told T + 1."""
     no_neurons = all(key[1] != NEURON for key in few)
     sizes = [

@@ -95,44 +95,30 @@ def einsum_product(equation: str, *operands: Tensor) -> Product | Iterator[Produ
         operands = tuple(operands[0])
     if len(operands) == 1:
         return iter(())  # a sum or a transposition: nothing is multiplied
-    equation = equation.replace(" ", "")
-    inputs, arrow, output = equation.partition("->")
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
     names = inputs.split(",")
     if len(operands) != 2 or len(names) != 2:
         raise TserError(
             f'einsum "{equation}" with {len(operands)} operands can\'t be counted: the order of '
             "its products is not known; write it as products of two"
         )
-    if "." in equation:
-        names, output = _without_ellipsis(names, output if arrow else None, operands)
-        arrow = "->"
     if not arrow:
-        every = "".join(names)
-        output = "".join(sorted(letter for letter in set(every) if every.count(letter) == 1))
-    if any(len(set(name)) < len(name) for name in names):
-        raise TserError(f'einsum "{equation}" takes a diagonal, and can\'t be counted')
-    return Product((factor(operands[0], names[0]), factor(operands[1], names[1])), output)
-
-
-def _without_ellipsis(
-    names: list[str], output: str | None, operands: tuple[Tensor, ...]
-) -> tuple[list[str], str]:
+        letters = inputs.replace(",", "").replace(".", "")
+        output = "..." + "".join(sorted(c for c in letters if letters.count(c) == 1))
     # One letter for each axis that the dots stand for, aligned from the right as torch does.
-    spare = [letter for letter in string.ascii_letters if letter not in "".join(names)]
+    spare = "".join(letter for letter in string.ascii_letters if letter not in inputs)
     hidden = [
         tensor.dim() - len(name.replace("...", "")) if "..." in name else 0
         for name, tensor in zip(names, operands, strict=True)
     ]
-    axes = "".join(spare[: max(hidden)])
-    full = [
-        name.replace("...", axes[len(axes) - count :])
-        for name, count in zip(names, hidden, strict=True)
+    dots = spare[: max(hidden)]
+    names = [
+        name.replace("...", dots[len(dots) - n :]) for name, n in zip(names, hidden, strict=True)
     ]
-    if output is not None:
-        return full, output.replace("...", axes)
-    every = "".join(names).replace(".", "")
-    rest = "".join(sorted(letter for letter in set(every) if every.count(letter) == 1))
-    return full, axes + rest
+    if any(len(set(name)) < len(name) for name in names):
+        raise TserError(f'einsum "{equation}" takes a diagonal, and can\'t be counted')
+    factors = (factor(operands[0], names[0]), factor(operands[1], names[1]))
+    return Product(factors, output.replace("...", dots))
 
 
 def attention_products(
@@ -223,7 +209,7 @@ class ProductCall:
         counted, operands = tally_product(self.product, self.rows(place), (left, right))
         # As with layers, one call of real values makes the factor real.
         pairs = zip(record.operand_kinds, (left, right), strict=True)
-        record.operand_kinds = tuple(max(pair, key=lambda kind: RANK[kind]) for pair in pairs)
+        record.operand_kinds = tuple(max(pair, key=RANK.__getitem__) for pair in pairs)
         leading = next(axes for axes in place.axes if axes)
         shape = (leading.steps(place.timesteps), place.images, -1)
         call = Tallied(
@@ -234,7 +220,7 @@ class ProductCall:
         )
         # Sums drive a product where there are some, else spikes; real values where nothing does.
         drives = [kind for kind in found if kind != REAL]
-        return call, max(drives, key=lambda kind: RANK[kind], default=REAL)
+        return call, max(drives, key=RANK.__getitem__, default=REAL)
 
     def rows(self, place: Place) -> str:
         """Return the letters of time and batch. Raises TserError where images are multiplied."""

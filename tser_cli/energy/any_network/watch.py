@@ -30,10 +30,9 @@ from tser_cli.energy.any_network.layouts import (
 )
 from tser_cli.energy.any_network.products import PRODUCTS, Product, ProductCall, dense
 from tser_cli.energy.counter import NEURON, Key, LayerCall, Met, Shape, first_tensor
-from tser_cli.energy.counts import CONV, LINEAR, SPIKES
-from tser_cli.energy.geometry import ConvShape, zeros_added
+from tser_cli.energy.counts import SPIKES, ConvShape
 from tser_cli.energy.neurons import neuron_class, neuron_layers
-from tser_cli.energy.tally import find_kind
+from tser_cli.energy.tally import find_kind, zeros_added
 
 CONVOLUTIONS = {
     **{getattr(torch, f"conv{n}d"): (n, False) for n in (1, 2, 3)},
@@ -77,7 +76,7 @@ class Interceptor(TorchFunctionMode):
             if func in CONVOLUTIONS:
                 self.sink(self._convolution(*CONVOLUTIONS[func], *args, **kwargs))
             elif func is F.linear:
-                self.sink(self._layer(LINEAR, *args, **kwargs))
+                self.sink(self._layer(*args, **kwargs))
             else:
                 found = PRODUCTS[func](*args, **kwargs)
                 for product in [found] if isinstance(found, Product) else found:
@@ -123,19 +122,17 @@ class Interceptor(TorchFunctionMode):
             transposed=transposed,
             output_padding=tuples(others.get("output_padding", 0)) if transposed else (),
         )
-        return self._layer(CONV, input, weight, bias, shape)
+        return self._layer(input, weight, bias, shape)
 
     def _layer(
         self,
-        type: str,
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
         conv: ConvShape | None = None,
     ) -> LayerCall:
         name = self._owners.get(id(weight)) or self._here()
-        stored = weight.element_size()
-        return LayerCall(name, type, dense(input), dense(weight), bias, stored, conv)
+        return LayerCall(name, dense(input), dense(weight), bias, weight.element_size(), conv)
 
     def _product(self, product: Product) -> ProductCall:
         for part in product.factors:

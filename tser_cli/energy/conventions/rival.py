@@ -24,7 +24,7 @@ are the same in both, once an image in the rival.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from math import ceil, log2, prod
 
 import numpy as np
@@ -63,14 +63,8 @@ class LemaireEnergy:
         return self.arithmetic_pj + self.addressing_pj + self.memory_pj
 
     def __add__(self, other: LemaireEnergy) -> LemaireEnergy:
-        return LemaireEnergy(
-            self.arithmetic_pj + other.arithmetic_pj,
-            self.addressing_pj + other.addressing_pj,
-            self.activations_pj + other.activations_pj,
-            self.parameters_pj + other.parameters_pj,
-            self.potentials_pj + other.potentials_pj,
-            self.omitted + other.omitted,
-        )
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return LemaireEnergy(*(mine + theirs for mine, theirs in pairs))
 
 
 def word_pj(memory_bytes: float) -> float:

@@ -17,7 +17,7 @@ from tser_cli.energy.counts import Counts
 from tser_cli.energy.joules import energy_up_to
 from tser_cli.energy.prices import Profile, check_precision, load_profile
 from tser_cli.energy.table import Labels
-from tser_cli.engine.evaluation.energy import Beyond, EnergyReport, Price, write_energy
+from tser_cli.engine.evaluation.energy import Beyond, EnergyReport, write_energy
 from tser_cli.engine.evaluation.evaluate import Answers, Evaluation, as_measured, evaluate_split
 from tser_cli.engine.runs.networks import Counting, counting_of
 from tser_cli.engine.runs.opened import FinishedRun, open_finished, select_run
@@ -94,8 +94,17 @@ def _write(
 ) -> EnergyResult:
     assert full.counts is not None and full.answers is not None, "a counted pass"
     teacher = teacher_to_count(opened.run, opened.context)
-    price = Price(profile, teacher, request.memory, request.form)
-    report = write_energy(request.output, full, labels_of(opened), price, opened.context)
+    config, weights = opened.config, opened.loaded.sha256
+    report = write_energy(
+        request.output,
+        full,
+        Labels(opened.run.name, config.data.name, weights, config.training.precision),
+        profile,
+        opened.context,
+        teacher=teacher,
+        memory=request.memory,
+        form=request.form,
+    )
     if request.per_image is not None:
         rows = per_image_rows(opened, full.answers, full.counts, profile)
         write_csv(request.per_image, rows, PER_IMAGE)
@@ -138,14 +147,6 @@ def check_paths(request: EnergyRequest) -> None:
         )
     for path in paths:
         check_folder(path)
-
-
-def labels_of(opened: FinishedRun) -> Labels:
-    """Return what tells the run's table apart."""
-    config = opened.config
-    return Labels(
-        opened.run.name, config.data.name, opened.loaded.sha256, config.training.precision
-    )
 
 
 def per_image_rows(

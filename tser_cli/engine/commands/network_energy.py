@@ -18,30 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from tser_cli.base.errors import ConfigError, DataError, TserError, unknown
-from tser_cli.base.files import check_folder, write_text
+from tser_cli.base.files import write_text
 from tser_cli.data.loaders import build_eval_loader
-from tser_cli.energy.any_network.layouts import (
-    AUTO,
-    FOLDED,
-    INSIDE,
-    LAYOUTS,
-    TIME_FIRST,
-    MisfitError,
-    Presentation,
-    fresh_copy,
-    present,
-    seeded,
-    told_timesteps,
-    try_out,
-    unwrapped,
-)
-from tser_cli.energy.any_network.network_counter import (
-    SeveralFitError,
-    TrialCounter,
-    as_declared,
-    choose,
-    count_operations,
-)
+from tser_cli.energy.any_network import layouts
+from tser_cli.energy.any_network import network_counter as trial
+from tser_cli.energy.any_network.layouts import AUTO, INSIDE, LAYOUTS, Presentation, told_timesteps
+from tser_cli.energy.any_network.network_counter import TrialCounter, count_operations
 from tser_cli.energy.any_network.plan import TrialPlan, make_plan
 from tser_cli.energy.conventions import rival
 from tser_cli.energy.conventions.conventions import AsCounted, Auxiliary, compare, matching
@@ -50,7 +32,7 @@ from tser_cli.energy.neurons import reset_states
 from tser_cli.energy.prices import DEFAULT_PROFILE, Profile, check_precision, load_profile
 from tser_cli.energy.table import Labels, energy_rows, sidecar
 from tser_cli.energy.tally import find_kind
-from tser_cli.engine.commands.energy import EnergyResult, measure_energy, weight_bits
+from tser_cli.engine.commands.energy import EnergyResult, check_paths, measure_energy, weight_bits
 from tser_cli.engine.evaluation.energy import Beyond, Memory
 from tser_cli.engine.runs.opened import Context, FinishedRun, prepare
 from tser_cli.engine.runs.own_modules import build_network, digest, error_line, load_weights
@@ -61,23 +43,16 @@ from tser_cli.settings import recipe
 from tser_cli.settings.fields import parse_energy
 from tser_cli.settings.options import EnergyRequest, NetworkRequest, Wanted
 
-IMAGES_OF_TRIAL = 2
+IMAGES_OF_TRIAL, RANDOM_IMAGES, NETWORK_BATCH = 2, 8, 32
+DTYPES = {torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 UNTRAINED = "weights as the function made them: untrained"
-
-
-@dataclass(frozen=True)
-class Details:
-    """Counts with all that conventions and memory need of them, and what syops alone counts."""
-
-    counts: Counts
-    others: Auxiliary
 
 
 class SamePass:
     """Counts a run in detail in the one pass over its images: the wing beside `measure_energy`."""
 
     def __init__(self) -> None:
-        self.details: Details | None = None
+        self.details: tuple[Counts, Auxiliary] | None = None
         self.counts: Callable[[], Counts]
 
     @contextmanager
@@ -91,8 +66,8 @@ class SamePass:
 
             def counts() -> Counts:
                 found = counter.counts()
-                self.details = Details(found, others)
-                return found if kinds is None else as_declared(found, model, kinds)
+                self.details = found, others
+                return found if kinds is None else trial.as_declared(found, model, kinds)
 
             self.counts = counts
             yield self
@@ -100,8 +75,8 @@ class SamePass:
     def write(self, opened: FinishedRun, request: EnergyRequest, profile: Profile) -> Beyond:
         """Write the table of conventions, and return what else was asked for."""
         # None where the pass was counted by hooks alone; see `measure_energy`.
-        details = self.details or detailed_counts(opened, request.images)
-        return go_beyond(request.output, details, profile, request)
+        counts, others = self.details or detailed_counts(opened, request.images)
+        return go_beyond(request.output, counts, others, profile, request)
 
 
 def measure_more(request: EnergyRequest) -> EnergyResult | NetworkEnergyResult:
@@ -109,29 +84,30 @@ def measure_more(request: EnergyRequest) -> EnergyResult | NetworkEnergyResult:
     return measure_network(request) if request.network else measure_energy(request, SamePass())
 
 
-def detailed_counts(opened: FinishedRun, images: int) -> Details:
-    """Count so many test images (0: all) with what memory and conventions need to know of them.
+def detailed_counts(opened: FinishedRun, images: int) -> tuple[Counts, Auxiliary]:
+    """Count so many test images (0: all) in detail, and beside it what syops alone counts.
 
     Raises TserError where the network's layers can't be told apart so.
     """
     model, timesteps = opened.loaded.model, opened.config.model.timesteps
     subject = NetworkRequest(network=opened.run.name, timesteps=timesteps, layout=INSIDE)
     inputs = test_images(opened.context, images)
-    counted = count(model, inputs, subject, True, model.input_kinds())
-    return Details(counted.counter.counts(), counted.others)
+    _, counter, others = count(model, inputs, subject, True, model.input_kinds())
+    return counter.counts(), others
 
 
-def go_beyond(output: Path, details: Details, profile: Profile, wanted: Wanted) -> Beyond:
+def go_beyond(
+    output: Path, counts: Counts, others: Auxiliary, profile: Profile, wanted: Wanted
+) -> Beyond:
     """Make what was asked for from counts with details; the table goes beside `output`.
 
-    Raises ConfigError for a figure that is no energy.
+    `others`: what syops alone counts. Raises ConfigError for a figure that is no energy.
     """
-    counts = details.counts
     figure = parse_energy(wanted.match) if wanted.match else None
     compared: tuple[AsCounted, ...] = ()
     written: tuple[Path, ...] = ()
     if wanted.conventions or figure is not None:
-        compared = tuple(compare(counts, profile, details.others))
+        compared = tuple(compare(counts, profile, others))
     if wanted.conventions:
         table = output.with_name(f"{output.stem}_conventions.csv")
         write_csv(table, [one.row() for one in compared], CONVENTIONS)
@@ -177,23 +153,21 @@ def measure_network(request: EnergyRequest) -> NetworkEnergyResult:
     Raises ConfigError, DataError, CheckpointError or TserError before anything is written.
     """
     profile = load_profile(request.profile or DEFAULT_PROFILE)
-    if request.output.suffix != ".csv":
-        stem = request.output.stem
-        raise ConfigError(f"{request.output}: the table is a CSV file; call it {stem}.csv")
-    check_folder(request.output)
+    check_paths(request)
     network, inputs = open_network(request)
     check_precision(profile, weight_bits(network), request.assume_int8)
     detailed = request.any or profile.model != ""
-    counted = count(network, inputs, request, detailed)
-    plan, counter, counts = counted.plan, counted.counter, counted.counter.counts()
-    labels = Labels(request.network, inputs.name, digest(network), dtype_of(network))
+    plan, counter, others = count(network, inputs, request, detailed)
+    counts = counter.counts()
+    dtype = DTYPES.get(float_type(network), "fp32")
+    labels = Labels(request.network, inputs.name, digest(network), dtype)
     rows = energy_rows(counts, profile, labels)
     document = sidecar(counts, profile, labels, memory=request.memory)
     uncounted = uncounted_shares(plan, counts)
-    beyond = go_beyond(request.output, Details(counts, counted.others), profile, request)
+    beyond = go_beyond(request.output, counts, others, profile, request)
     untrained = request.weights is None and any(True for _ in network.parameters())
     weights = UNTRAINED if untrained else ""
-    notes = notes_of(network, counted, inputs.first()[0], request)
+    notes = notes_of(network, plan, counter, inputs.first()[0], request)
     document["network"] = {
         "layout": plan.layout,
         "weights": weights or str(request.weights or ""),
@@ -224,34 +198,28 @@ def measure_network(request: EnergyRequest) -> NetworkEnergyResult:
     )
 
 
-@dataclass(frozen=True)
-class Counted:
-    """A network that was counted: how, and beside it what syops alone counts."""
-
-    plan: TrialPlan
-    counter: TrialCounter
-    others: Auxiliary
-
-
 def count(
     network: nn.Module,
     inputs: Inputs,
     request: NetworkRequest,
     detailed: bool,
     declared: dict[str, str] | None = None,
-) -> Counted:
-    """Find the layout, and count all batches; `declared`: see Counter. Raises TserError."""
+) -> tuple[TrialPlan, TrialCounter, Auxiliary]:
+    """Find the layout, and count all batches; `declared`: see Counter. Raises TserError.
+
+    Beside the counter: how the network is called, and what syops alone counts.
+    """
     plan, others = find_layout(network, inputs.first()[0], request), Auxiliary()
     also = others.add if detailed else None
     with (
         torch.no_grad(),
-        seeded(request.seed),
+        layouts.seeded(request.seed),
         count_operations(network, plan.layout, plan.timesteps, detailed, also) as counter,
     ):
         counter.plan, counter.declared = plan, declared or {}
         for images, _ in inputs.batches():
             presented(plan.layout, images, plan.timesteps, network).call(network)
-    return Counted(plan, counter, others)
+    return plan, counter, others
 
 
 def find_layout(
@@ -262,16 +230,16 @@ def find_layout(
     Of several that fit and give equal counts the first is taken. `faulty`: see `choose`.
     """
     check_layout(request)
-    layouts = LAYOUTS if request.layout == AUTO else (request.layout,)
+    names = LAYOUTS if request.layout == AUTO else (request.layout,)
     if not request.timesteps:
-        layouts = (INSIDE,)
-    candidates = [presented(name, images, request.timesteps, network) for name in layouts]
+        names = (INSIDE,)
+    candidates = [presented(name, images, request.timesteps, network) for name in names]
     certain = request.layout != AUTO or not request.timesteps
     try:
-        return choose(network, candidates, request.timesteps, certain, faulty)
-    except MisfitError as error:
+        return trial.choose(network, candidates, request.timesteps, certain, faulty)
+    except layouts.MisfitError as error:
         raise misfit(error, images) from error
-    except SeveralFitError as error:
+    except trial.SeveralFitError as error:
         shown = {one.layout: one.of(IMAGES_OF_TRIAL) for one in candidates}
         first, *others = (_trial_counts(network, plan, shown[plan.layout]) for plan in error.plans)
         if any(other != first for other in others):
@@ -284,17 +252,17 @@ def find_layout(
 
 def _trial_counts(network: nn.Module, plan: TrialPlan, shown: Presentation) -> list[Any]:
     """Return what a plan counts on a few images, layer by layer."""
-    made = fresh_copy(network)
+    made = layouts.fresh_copy(network)
     with count_operations(made, plan.layout, plan.timesteps) as counter:
         counter.plan = plan
-        try_out(made, shown)
+        layouts.try_out(made, shown)
     return [
         (one.layer, one.executed_T.tolist(), one.value_TI.tolist(), one.events_TI.tolist())
         for one in counter.counts().layers
     ]
 
 
-def misfit(error: MisfitError, images: Tensor) -> TserError:
+def misfit(error: layouts.MisfitError, images: Tensor) -> TserError:
     """Return what is wrong with the size of the images, in one line."""
     wanted, axis = error.wanted, images.dim() - 3
     if not error.channels or axis < 1:
@@ -344,7 +312,7 @@ def find_audit_layout(
 def presented(layout: str, images: Tensor, timesteps: int, network: nn.Module) -> Presentation:
     """Images as a layout presents them; a network whose `forward` asks for T is told it."""
     told = told_timesteps(network, layout) if timesteps else ""
-    return present(layout, images, timesteps or 1, ((), {told: timesteps} if told else {}))
+    return layouts.present(layout, images, timesteps or 1, **({told: timesteps} if told else {}))
 
 
 def uncounted_shares(plan: TrialPlan, counts: Counts) -> list[tuple[str, float]]:
@@ -358,10 +326,14 @@ def uncounted_shares(plan: TrialPlan, counts: Counts) -> list[tuple[str, float]]
 
 
 def notes_of(
-    network: nn.Module, counted: Counted, images: Tensor, request: NetworkRequest
+    network: nn.Module,
+    plan: TrialPlan,
+    counter: TrialCounter,
+    images: Tensor,
+    request: NetworkRequest,
 ) -> list[str]:
     """Return what to know of a count, in sentences."""
-    notes, plan, counter = [], counted.plan, counted.counter
+    notes = []
     # Of the input itself: a first layer may well be fed with sums of spikes that neurons made.
     if find_kind(images) == SUMS and SUMS in counter.kinds().values():
         notes.append(
@@ -387,13 +359,6 @@ def notes_of(
     return notes
 
 
-def dtype_of(network: nn.Module) -> str:
-    """Return the type of the first weight, fp32 without any."""
-    names = {torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    dtype = float_type(network)
-    return names.get(dtype, "fp32")
-
-
 def float_type(network: nn.Module) -> torch.dtype:
     """Return the type that the network computes in: that of its first weight, float32 without any.
 
@@ -404,8 +369,6 @@ def float_type(network: nn.Module) -> torch.dtype:
     return next((value.dtype for value in (*weights, *floats)), torch.float32)
 
 
-RANDOM_IMAGES = 8
-NETWORK_BATCH = 32
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor | None]]]
 
 
@@ -441,8 +404,8 @@ def open_network(request: NetworkRequest) -> tuple[nn.Module, Inputs]:
 
     Raises ConfigError, CheckpointError or DataError with what is wrong.
     """
-    with seeded(request.seed):
-        network = unwrapped(build_network(request.network, request.arguments))
+    with layouts.seeded(request.seed):
+        network = layouts.unwrapped(build_network(request.network, request.arguments))
     config = recipe.resolve([recipe.Layer("flags", request.changes)])
     if request.dataset:
         context = prepare(config, request.progress)
@@ -475,9 +438,9 @@ def initialised(network: nn.Module, images: Tensor, request: NetworkRequest) -> 
     """
     said = () if request.layout == AUTO else (request.layout,)
     # One call with the images as they are, before one with time in front.
-    for layout in said or (INSIDE, FOLDED, TIME_FIRST):
-        made = fresh_copy(network)
-        with torch.no_grad(), seeded(request.seed):
+    for layout in said or (INSIDE, layouts.FOLDED, layouts.TIME_FIRST):
+        made = layouts.fresh_copy(network)
+        with torch.no_grad(), layouts.seeded(request.seed):
             shown = presented(layout, images, request.timesteps, made).of(IMAGES_OF_TRIAL)
             try:
                 shown.call(made)

@@ -59,16 +59,6 @@ def share_of_zeros(model: Classifier, context: Context) -> float | None:
 
 
 @dataclass(frozen=True)
-class Price:
-    """How counts become joules, the teacher to compare with, if any, and the form of the table."""
-
-    profile: Profile
-    teacher: Loaded | None = None
-    memory: bool = False
-    form: str = SUMS
-
-
-@dataclass(frozen=True)
 class EnergyReport:
     """The rows of energy.csv, and the sidecar JSON beside it as a document."""
 
@@ -85,24 +75,31 @@ def write_energy(
     path: Path,
     counted: Evaluation,
     labels: Labels,
-    price: Price,
+    profile: Profile,
     context: Context,
+    *,
+    teacher: Loaded | None = None,
+    memory: bool = False,
+    form: str = SUMS,
 ) -> EnergyReport:
-    """Write energy.csv of a counted pass at `path`, and the sidecar beside it. Raises RunError."""
-    teacher, counts = price.teacher, counted.counts
+    """Write energy.csv of a counted pass at `path`, and the sidecar beside it. Raises RunError.
+
+    `teacher`: the network to compare with; `memory` and `form`: see `sidecar`, `write_energy_csv`.
+    """
+    counts = counted.counts
     assert counts is not None, "a counted pass"
-    rows = energy_rows(counts, price.profile, labels)
+    rows = energy_rows(counts, profile, labels)
     document = sidecar(
         counts,
-        price.profile,
+        profile,
         labels,
         teacher=count_ann(teacher.model, context) if teacher else None,
         teacher_name=teacher.name if teacher else "",
-        memory=price.memory,
+        memory=memory,
         skipped=share_of_zeros(teacher.model, context) if teacher else None,
         accuracy_T=[right / counted.images for right in counted.correct_cumulative],
     )
-    write_energy_csv(path, rows, price.form)
+    write_energy_csv(path, rows, form)
     write_text(path.with_suffix(".json"), json.dumps(document, indent=2) + "\n")
     return EnergyReport(rows, document)
 

@@ -405,14 +405,14 @@ def pairs_beyond(opened: FinishedRun, profile: Profile) -> list[EnergyPair]:
     """Return the comparisons that take more detailed counts: they are made on a few images."""
     # each memory access is counted, which takes long: a few images have to do
     try:
-        details = detailed_counts(opened, DETAILED)
+        counts, others = detailed_counts(opened, DETAILED)
     except TserError as error:  # a network whose details can't be counted has its other figures
         opened.context.progress.warn(f"the fair rival is left out: {error}")
         return []
-    found = go_beyond(Path(), details, profile, Wanted(fair_rival=True))
+    found = go_beyond(Path(), counts, others, profile, Wanted(fair_rival=True))
     assert found.memory is not None and found.rival is not None, "asked for"
     snn, ann, rival = found.memory.snn.total_pj, found.memory.ann.total_pj, found.rival
-    on = f"on {details.counts.images} test images"
+    on = f"on {counts.images} test images"
     yan, lemaire = "Yan et al., arXiv 2409.08290", "Lemaire et al., arXiv 2210.13107"
     plain, memory = rival.arithmetic, rival.with_memory
     name, addressing = f"{rival.bits}-bit ANN", "with memory and addressing"

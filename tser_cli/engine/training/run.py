@@ -20,7 +20,7 @@ from tser_cli.data.loaders import Split, TrainLoader, build_eval_loader, build_t
 from tser_cli.data.transforms import check_augmentation
 from tser_cli.energy.joules import mean_energy
 from tser_cli.energy.table import Labels
-from tser_cli.engine.evaluation.energy import Price, write_energy
+from tser_cli.engine.evaluation.energy import write_energy
 from tser_cli.engine.evaluation.evaluate import Evaluation, evaluate_split, keep_answers
 from tser_cli.engine.runs import networks
 from tser_cli.engine.runs.folder import Run
@@ -198,8 +198,8 @@ def _write_results(
     energy = None
     if evaluation.counts is not None:
         of_run = Labels(run.name, config.data.name, digest, config.training.precision)
-        price = Price(profile_of(config), teacher)
-        energy = write_energy(run.folder / "energy.csv", evaluation, of_run, price, context)
+        table, profile = run.folder / "energy.csv", profile_of(config)
+        energy = write_energy(table, evaluation, of_run, profile, context, teacher=teacher)
     held_out = [row["validation_accuracy"] for row in epochs]
     budget = task.budget
     result = RunResult(
