@@ -53,6 +53,19 @@ def tser(capsys: pytest.CaptureFixture[str]) -> Invoke:
 
 
 @pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The programs that check an export run in this process: that spares their imports."""
+    from tser_cli.export import consumers, verify
+
+    def run(library: str, path: Path, images: Path) -> consumers.Result:
+        with np.load(images) as given:
+            images_NCHW, timesteps = given["images_NCHW"], int(given["timesteps"])
+        return consumers.LIBRARIES[library](str(path), images_NCHW, timesteps)
+
+    monkeypatch.setattr(verify, "run", run)
+
+
+@pytest.fixture
 def nothing_added(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Plug-ins of `tmp_path`, and what they add to the registries, end with the test."""
     tables = {kind: dict(table) for kind, table in registry.TABLES.items()}
