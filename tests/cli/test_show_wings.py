@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tser_cli.cli import show_wings, terminal
-from tser_cli.engine.ablation.exits import ExitStatistics
 from tser_cli.engine.ablation.grid import make_request
+from tser_cli.engine.ablation.tables import ExitStatistics
 from tser_cli.engine.commands.ablate import AblationPlan, AblationResult
 from tser_cli.report.comparison import CellStatistics
 from tser_cli.settings.recipe import Layer

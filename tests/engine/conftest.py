@@ -141,7 +141,7 @@ def write_network(
 ) -> str:
     """Write the file of an untrained network, as a run does; return its SHA-256."""
     model = networks.build(name, spec, config, spiking)
-    return networks.write(path, model, networks.describe(name, spec, config, spiking))
+    return networks.write(path, model, name, spec, config)
 
 
 @pytest.fixture

@@ -81,8 +81,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = Config()
     spec = load_dataset(DataConfig(name="npz", dir=str(tmp_path / "few.npz"))).spec
     model = networks.build("resnet20", spec, config, spiking=False)
-    description = networks.describe("resnet20", spec, config, False)
-    networks.write(tmp_path / "teacher.safetensors", model, description)
+    networks.write(tmp_path / "teacher.safetensors", model, "resnet20", spec, config)
     (tmp_path / "recipe.toml").write_text(RECIPE.format(folder=tmp_path))
     (tmp_path / "waits.py").write_text(WAITS.format(folder=str(tmp_path)))
     monkeypatch.chdir(tmp_path)

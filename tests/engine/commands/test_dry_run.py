@@ -73,7 +73,7 @@ def test_a_plan_finds_what_would_fail(
             plan(make_config({"method.name": "ce"}), Options(tmp_path, "must"))
     spec, path = make_context(make_config()).dataset.spec, tmp_path / "snn.safetensors"
     model = networks.build("resnet20", spec, make_config(), spiking=True)
-    networks.write(path, model, networks.describe("resnet20", spec, make_config(), True))
+    networks.write(path, model, "resnet20", spec, make_config())
     with pytest.raises(CheckpointError, match="is a spiking network"):
         plan_student(make_config({"model.teacher": str(path)}), Options(tmp_path))
 

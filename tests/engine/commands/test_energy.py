@@ -36,8 +36,7 @@ def student(
     config = make_config()
     run, spec = folder.create(tmp_path, "student", config), make_context(config).dataset.spec
     model = wake(networks.build("resnet20", spec, config, spiking=True))
-    metadata = networks.describe("resnet20", spec, config, spiking=True)
-    networks.write(run.model_file, model, metadata)
+    networks.write(run.model_file, model, "resnet20", spec, config)
     digest = load_model(teacher_file)[2]
     run.update_environment(
         teacher={"model": "resnet20", "source": str(teacher_file), "sha256": digest}

@@ -49,8 +49,7 @@ def finished(
         run = folder.create(tmp_path, kind, config)
         spec, spiking = make_context(config).dataset.spec, kind == "student"
         model = wake(networks.build("resnet20", spec, config, spiking))
-        metadata = networks.describe("resnet20", spec, config, spiking)
-        networks.write(run.model_file, model, metadata)
+        networks.write(run.model_file, model, "resnet20", spec, config)
         run.update_status(state="finished", finished="2025-01-01T00:00:00+00:00")
         if result is not None:
             run.update_status(result={**RESULT, **result})

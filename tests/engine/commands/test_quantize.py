@@ -57,9 +57,8 @@ def test_a_model_file_says_how_many_bits_its_weights_have(
 ) -> None:
     config = make_config({"model.weight_bits": 4})
     model = networks.build("resnet20", spec, config, spiking=True)
-    metadata = networks.describe("resnet20", spec, config, spiking=True)
     path = tmp_path / "model.safetensors"
-    networks.write(path, model, metadata)
+    networks.write(path, model, "resnet20", spec, config)
     again = networks.read(path, spec).model
     bits = [layer.bits for layer in again.modules() if isinstance(layer, QuantisedConv2d)]
     assert bits[0] == 8

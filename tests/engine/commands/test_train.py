@@ -31,7 +31,7 @@ from tser_cli.engine.runs.opened import Context, Options
 from tser_cli.engine.runs.record import RunResult, find_result
 from tser_cli.engine.runs.runtime import PATIENCE, Runtime
 from tser_cli.engine.runs.weights import load_model
-from tser_cli.engine.training import checkpointing, settle, task
+from tser_cli.engine.training import settle, state, task
 from tser_cli.engine.training.run import student_task, teacher_task
 from tser_cli.losses.base import Outputs
 from tser_cli.models.base import Build
@@ -445,7 +445,7 @@ def test_another_failure_can_be_resumed(
 
     config = make_config({"training.epochs": 1})
     with monkeypatch.context() as patch:
-        patch.setattr(checkpointing, "save_checkpoint", full)
+        patch.setattr(state, "save_checkpoint", full)
         with pytest.raises(RunError, match="the disk is full"):
             train_teacher_in(make_context(config), Options(tmp_path))
     failed = only(tmp_path, "teacher")

@@ -114,8 +114,7 @@ def finished(
         spec = make_context(config).dataset.spec
         model = wake(networks.build("resnet20", spec, config, spiking))
         named = replace(spec, classes=classes)
-        metadata = networks.describe("resnet20", named, config, spiking)
-        digest = networks.write(run.model_file, model, metadata)
+        digest = networks.write(run.model_file, model, "resnet20", named, config)
         run.update_status(kind=kind, sha256=digest)
         return run
 

@@ -65,7 +65,7 @@ def test_a_model_file_says_all_that_its_network_needs(
     config = make_config({"model.stem": stem, "neuron.threshold": 0.7, "neuron.reset": "soft"})
     model = wake(networks.build("resnet20", spec, config, spiking))
     path = tmp_path / "model.safetensors"
-    digest = networks.write(path, model, networks.describe("resnet20", spec, config, spiking))
+    digest = networks.write(path, model, "resnet20", spec, config)
     # what it is read for does not matter: the file describes itself
     loaded = networks.read(path, LARGE)
     assert (loaded.name, loaded.source, loaded.sha256) == ("resnet20", str(path), digest)

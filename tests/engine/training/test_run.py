@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from tests.engine.training.conftest import Prepared
-from tser_cli.base.errors import Interrupted
+from tests.engine.training.conftest import MakeConfig, MakeContext, Prepared
+from tser_cli.base.errors import DataError, Interrupted
 from tser_cli.base.progress import Silent
 from tser_cli.data.loaders import build_eval_loader, build_train_loader
 from tser_cli.engine.evaluation.evaluate import evaluate
-from tser_cli.engine.runs.opened import Context
+from tser_cli.engine.runs import folder
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.opened import Context, Options
 from tser_cli.engine.training.loop import train_step
 from tser_cli.engine.training.optimizer import make_optimizer
-from tser_cli.engine.training.run import announcement, compute_teacher_logits, keeps_logits
+from tser_cli.engine.training.run import (
+    announcement,
+    compute_teacher_logits,
+    keeps_logits,
+    other_schedule,
+    take_run,
+)
 from tser_cli.engine.training.state import Position, TrainingJob
 from tser_cli.engine.training.task import Task
 from tser_cli.models.base import Classifier
@@ -129,3 +140,77 @@ def test_each_switch_reaches_what_it_names(prepared: Prepared) -> None:
     modules = fast.trainable()
     assert make_optimizer(modules, fast_context.config.optimizer, True).defaults["fused"]
     assert not make_optimizer(modules, fast_context.config.optimizer, False).defaults["fused"]
+
+
+@pytest.fixture
+def context(make_context: MakeContext, make_config: MakeConfig) -> Context:
+    return make_context(make_config())
+
+
+def test_every_command_of_a_run_is_kept_and_writes_its_settings_once(
+    tmp_path: Path, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, written = torch.get_num_threads(), list[Path]()
+    write = Run.write_settings
+    monkeypatch.setattr(
+        Run, "write_settings", lambda self, *args: written.append(self.folder) or write(self, *args)
+    )
+    for seed in ("1", "2"):
+        monkeypatch.setattr("sys.argv", ["tser", "distill", "--seed", seed])
+        with ExitStack() as held:
+            run, resumed = take_run("student", context, Options(runs_dir=tmp_path), held)
+        run.update_status(state="stopped")
+        assert written == [run.folder] * int(seed)  # once by each command
+    assert resumed
+    environment = run.environment()
+    commands = environment["commands"]
+    assert [c["command"][-1] for c in commands] == ["1", "2"]
+    assert [c["threads"] for c in commands] == [threads, threads]
+    assert environment["command"] == commands[-1]["command"]
+    assert environment["threads"] == threads
+
+
+def test_a_run_is_not_resumed_on_other_images(
+    tmp_path: Path, context: Context, make_config: MakeConfig
+) -> None:
+    data = replace(context.dataset, spec=replace(context.dataset.spec, name="npz"))
+    own = replace(context, config=make_config({"data.name": "npz"}), dataset=data)
+    flipped = replace(data.train, labels=data.train.labels.flip(0))
+    other = replace(own, dataset=replace(data, train=flipped))
+    options = Options(runs_dir=tmp_path)
+    with ExitStack() as held:
+        run, _ = take_run("student", own, options, held)
+    run.update_status(state="stopped")
+    with ExitStack() as held, pytest.raises(DataError, match=f"{run.name} began with other images"):
+        take_run("student", other, options, held)
+    with ExitStack() as held:
+        assert take_run("student", own, options, held) == (run, True)
+
+
+def test_other_epochs_are_reported(tmp_path: Path, make_config: MakeConfig) -> None:
+    run = folder.create(tmp_path, "student", make_config({"training.epochs": 12}))
+    run.update_status(epoch=6)
+    told = other_schedule(run, make_config({"training.epochs": 8}))
+    assert "12 epochs become 8" in told
+    # 0.1 (1 + cos(pi 6/8)) / 2 and 0.1 (1 + cos(pi 6/12)) / 2
+    assert "the cosine learning rate continues at 0.01464 instead of 0.05" in told
+    assert other_schedule(run, make_config({"training.epochs": 12})) == ""
+    endless = {"schedule.name": "constant"}
+    run = folder.create(tmp_path, "student", make_config(endless))
+    assert other_schedule(run, make_config({**endless, "training.epochs": 9})) == ""
+
+
+def test_must_resumes_and_warns(
+    tmp_path: Path, context: Context, make_config: MakeConfig, told: object
+) -> None:
+    begun = folder.create(tmp_path, "student", context.config)
+    begun.update_status(state="stopped")
+    longer = replace(context, config=context.config.updated({"training.epochs": 9}), progress=told)  # type: ignore[arg-type]
+    with ExitStack() as held:
+        run, resumed = take_run("student", longer, Options(tmp_path, "must"), held)
+    assert (run, resumed) == (begun, True)
+    assert "2 epochs become 9" in told.warnings[0]  # type: ignore[attr-defined]
+    assert run.config().training.epochs == 9
+    run.update_status(state="stopped")
+    with ExitStack() as held:
+        assert take_run("student", context, Options(tmp_path), held)[0] != begun

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import filelock
 import numpy as np
 import tomli_w
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
 from tser_cli.base import files
 from tser_cli.base.errors import ConfigError, DamagedFileError, RunError, warn_once
@@ -37,22 +38,18 @@ def write_settings(cell: Cell, folder: Path) -> Path:
 
     Paths are written whole, so that the cell may run from another working directory.
     """
-    home, config = cell_folder(cell, folder).resolve(), cell.config
-    if config.data.dir:
-        config = config.updated({"data.dir": str(Path(config.data.dir).expanduser().resolve())})
+    home, data_dir = cell_folder(cell, folder).resolve(), cell.config.data.dir
+    if data_dir:
+        cell = cell.updated({"data.dir": str(Path(data_dir).expanduser().resolve())})
     files.make_folder(home)
-    files.write_text(home / SETTINGS, tomli_w.dumps(config.model_dump(mode="json")))
+    files.write_text(home / SETTINGS, tomli_w.dumps(cell.config.model_dump(mode="json")))
     return home
 
 
 def arguments(home: Path) -> list[str]:
     """Return the `tser` command line of the cell in `home`: it is resumed where it was stopped."""
-    return [
-        "distill",
-        *("--recipe", str(home / SETTINGS)),
-        *("--runs-dir", str(home)),
-        *("--resume", "auto"),
-    ]
+    settings = str(home / SETTINGS)
+    return ["distill", "--recipe", settings, "--runs-dir", str(home), "--resume", "auto"]
 
 
 def cell_name(cell: Cell) -> str:
@@ -148,7 +145,19 @@ def find_cell(cell: Cell, folder: Path) -> Run | None:
     return record.run if record else None
 
 
-PLAN_TYPES = {"axes": list, "cells": dict, "teachers": dict}
+class PlannedTeacher(BaseModel):
+    """The file of a teacher that cells share, and its SHA-256 when it was chosen."""
+
+    file: str
+    sha256: str
+
+
+class RecordedPlan(BaseModel):
+    """What plan.json says: what is varied, the settings of each cell, the teacher of each key."""
+
+    axes: list[str] = []
+    cells: dict[str, dict[str, Any]] = {}
+    teachers: dict[str, PlannedTeacher] = {}
 
 
 @dataclass(frozen=True)
@@ -174,49 +183,37 @@ class AblationFolder:
         return self.folder / "plan.json"
 
 
-@contextmanager
-def hold(place: AblationFolder) -> Iterator[None]:
+def hold(place: AblationFolder) -> AbstractContextManager[Any]:
     """Keep the ablation's folder for this process alone. Raises RunError if another has it."""
     files.make_folder(place.folder)
     try:
         # two commands would train the same cells, and overwrite each other's tables
-        lock = files.hold_lock(place.folder / ".lock")
+        return files.hold_lock(place.folder / ".lock")
     except filelock.Timeout:
         raise RunError(
             f"{place.folder} is in use by another tser ablate. Wait for it, or stop it first"
         ) from None
-    with lock:
-        yield
 
 
-def read_plan(place: AblationFolder) -> dict[str, Any]:
-    """Return plan.json, or one without cells where there is none. Raises ConfigError."""
-    empty: dict[str, Any] = {"axes": [], "cells": {}, "teachers": {}}
+def read_plan(place: AblationFolder) -> RecordedPlan:
+    """Return what plan.json says, nothing where there is none. Raises ConfigError."""
     # lexists: a link that leads nowhere is damage, not an ablation without a plan
     if not os.path.lexists(place.plan):
-        return empty
+        return RecordedPlan()
     try:
-        document = {**empty, **files.read_json(place.plan, 2**28, PLAN_TYPES)}
-        records = document["teachers"].values()
-        sound = [
-            isinstance(record, dict) and record.keys() >= {"file", "sha256"} for record in records
-        ]
-        texts = [isinstance(axis, str) for axis in document["axes"]]
-        cells = [isinstance(settings, dict) for settings in document["cells"].values()]
-        if not all([*sound, *texts, *cells]):
-            raise ValueError("its entries are none of tser's")
-    except (DamagedFileError, ValueError) as error:
+        return RecordedPlan.model_validate(files.read_json(place.plan, 2**28))
+    except (DamagedFileError, ValidationError) as error:
+        why = error if isinstance(error, DamagedFileError) else "its entries are none of tser's"
         raise ConfigError(
-            f"the plan of this ablation, {place.plan}, is damaged ({error}). Restore it from a "
+            f"the plan of this ablation, {place.plan}, is damaged ({why}). Restore it from a "
             "copy, or choose another --output"
         ) from error
-    return document
 
 
-def write_plan(place: AblationFolder, document: dict[str, Any]) -> None:
+def write_plan(place: AblationFolder, plan: RecordedPlan) -> None:
     """Write plan.json. Raises RunError."""
     files.make_folder(place.folder)
-    files.write_json(place.plan, document)
+    files.write_json(place.plan, plan.model_dump())
 
 
 def settings_of(cell: Cell) -> dict[str, Any]:
@@ -224,13 +221,13 @@ def settings_of(cell: Cell) -> dict[str, Any]:
     return {key: value for key, value in cell.config.result_settings().items() if key != SEED}
 
 
-def checked_plan(request: Request, place: AblationFolder) -> dict[str, Any]:
-    """Return plan.json with the cells of `request` added to those that are there.
+def checked_plan(request: Request, place: AblationFolder) -> RecordedPlan:
+    """Return the plan with the cells of `request` added to those that are there.
 
     Raises ConfigError where it records other settings: more values, cells or seeds may join an
     ablation, nothing else. Raises it too where a teacher is neither a path nor an ANN architecture.
     """
-    document = read_plan(place)
+    plan = read_plan(place)
     # a mistyped teacher is reported before any cell is trained
     for name in {c.config.model.teacher for c in request.cells if needs_teacher(c)}:
         if existing_path(name) is None:
@@ -242,18 +239,19 @@ def checked_plan(request: Request, place: AblationFolder) -> dict[str, Any]:
             "training.batch_size=128)"
         )
     # cells of other axes would have no place in the tables of this one
-    if document["axes"] and document["axes"] != request.axes:
-        raise _belongs_elsewhere(place, [f"it varies {', '.join(document['axes'])}"])
+    if plan.axes and plan.axes != request.axes:
+        raise _belongs_elsewhere(place, [f"it varies {', '.join(plan.axes)}"])
     for cell in request.cells:
         now = settings_of(cell)
         # A setting that is newer than the plan was at its default then.
         usual = {key: of for key, of in keys(cell.config.method.name).items() if key in now}
-        before = usual | document["cells"].setdefault(cell.label, now)
+        before = usual | plan.cells.setdefault(cell.label, now)
         if before != now:
             changed = [key for key in {**now, **before} if before.get(key) != now.get(key)]
             listed = [f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:5]]
             raise _belongs_elsewhere(place, listed)
-    return {**document, "axes": request.axes}
+    plan.axes = request.axes
+    return plan
 
 
 def _belongs_elsewhere(place: AblationFolder, listed: list[str]) -> ConfigError:
@@ -269,16 +267,16 @@ def teacher_key(config: Config) -> str:
     return f"{config.data.name}, {config.model.teacher}, {config.data.validation_fraction}"
 
 
-def shared_teacher(document: dict[str, Any], key: str) -> str | None:
+def shared_teacher(plan: RecordedPlan, key: str) -> str | None:
     """Return the file of the teacher that the ablation began with, None where it has none yet.
 
     Raises ConfigError where the file is gone or has changed: the cells would not be comparable.
     """
-    record = document["teachers"].get(key)
-    if record is None:
+    teacher = plan.teachers.get(key)
+    if teacher is None:
         return None
-    path = Path(str(record["file"]))
-    if not files.is_file(path) or files.sha256(path.read_bytes()) != record["sha256"]:
+    path = Path(teacher.file)
+    if not files.is_file(path) or files.sha256(path.read_bytes()) != teacher.sha256:
         raise ConfigError(
             f"{path}, the teacher that this ablation began with, is gone or has changed. Put it "
             "back, or choose another --output"

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,11 +18,6 @@ from tser_cli.settings.config import METHOD, Config, full_key, method_label, sho
 SECTION_KEYS = ("vary", "seeds", "baseline", "measure", "accuracy_margin")
 MEASURES = ("accuracy", "best_validation_accuracy")
 DEFAULT_MARGIN = 0.5
-
-
-def measure_of(section: Mapping[str, Any]) -> str:
-    """Return the column of ablation.csv that is compared."""
-    return str(section.get("measure", MEASURES[0]))
 
 
 def check_section(section: Mapping[str, Any]) -> None:
@@ -44,7 +39,7 @@ def check_section(section: Mapping[str, Any]) -> None:
     margin = section.get("accuracy_margin", DEFAULT_MARGIN)
     if not isinstance(margin, int | float) or isinstance(margin, bool) or not 0 <= margin < 100:
         problems.append(f"accuracy_margin = {margin!r} must be points of percent, 0 or more")
-    measure = measure_of(section)
+    measure = section.get("measure", MEASURES[0])
     if measure not in MEASURES:
         problems.append(f'measure = "{measure}" must be one of {", ".join(MEASURES)}')
     if problems:
@@ -66,6 +61,11 @@ class Cell:
     config: Config
 
     @property
+    def key(self) -> tuple[str, ...]:
+        """Return the varied settings as texts: what cells of all seeds have in common."""
+        return tuple(map(str, self.varied.values()))
+
+    @property
     def label(self) -> str:
         """`method=kd, temperature=4`, without the seed."""
         return ", ".join(f"{short_name(key)}={value}" for key, value in self.varied.items())
@@ -74,6 +74,10 @@ class Cell:
     def title(self) -> str:
         """Return the label and the seed."""
         return f"{self.label}, seed {self.seed}"
+
+    def updated(self, changes: dict[str, Any]) -> Cell:
+        """Return the same cell with dotted keys of its settings changed."""
+        return replace(self, config=self.config.updated(changes))
 
     @cached_property
     def in_words(self) -> dict[str, Any]:
@@ -154,7 +158,7 @@ def make_request(
     count = section.get("seeds", DEFAULT_SEEDS) if seeds is None else seeds
     cells = expand(layers, axes, 1 if seed is not None else count, seed or 0)
     check_alike(layers, axes, cells)
-    measure = measure_of(section)
+    measure = section.get("measure", MEASURES[0])
     # known now, not after the first training: without such images the column stays empty
     if measure == MEASURES[1] and any(c.config.data.validation_fraction == 0.0 for c in cells):
         raise ConfigError(
@@ -218,20 +222,17 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     key = full_key(name.strip())
     if key == SEED:
         raise ConfigError("seeds are counted by --seeds, not varied")
-    values = [parse_value(key, word) for word in words]
+    values = []
+    for word in words:
+        value = recipe.from_assignments([f"{key}={word}"]).values[key]
+        # One number has one name, 2.0 is 2 and -0.0 is 0: from 1e15 on Python writes an exponent.
+        whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+        values.append(int(value) if whole else value)
     # compared as values, not as words: 2 and 2.0 are one cell
     twice = [word for place, word in enumerate(words) if values[place] in values[:place]]
     if twice:
         raise ConfigError(f"{twice[0]} stands there twice")
     return key, values
-
-
-def parse_value(key: str, word: str) -> Any:
-    """Return the value of a word for a key. One number has one name: 2.0 is 2, -0.0 is 0."""
-    value = recipe.from_assignments([f"{key}={word}"]).values[key]
-    # from 1e15 on Python writes a float with an exponent
-    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
-    return int(value) if is_whole else value
 
 
 def expand(

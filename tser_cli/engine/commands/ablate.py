@@ -22,12 +22,11 @@ import torch
 
 from tser_cli.base.errors import Interrupted
 from tser_cli.base.progress import Progress
-from tser_cli.engine.ablation import folder, ray_launcher, tsne
-from tser_cli.engine.ablation.exits import ExitStatistics, write_exit_tables
+from tser_cli.engine.ablation import folder, launchers, tsne
 from tser_cli.engine.ablation.folder import AblationFolder, find_cell, needs_teacher, teacher_key
-from tser_cli.engine.ablation.grid import SEED, Cell, Request
-from tser_cli.engine.ablation.local_launcher import Launcher, default_jobs, threads_of
-from tser_cli.engine.ablation.summary import write_tables
+from tser_cli.engine.ablation.grid import Cell, Request
+from tser_cli.engine.ablation.launchers import Launcher, default_jobs, threads_of
+from tser_cli.engine.ablation.tables import ExitStatistics, write_exit_tables, write_tables
 from tser_cli.engine.commands.train import provide_teacher
 from tser_cli.engine.runs.opened import Options, prepare
 from tser_cli.engine.runs.stop import StopRequest
@@ -64,18 +63,18 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
     place = place.with_jobs_for(len(request.cells))
     # before the plan is checked: a plan holds settings as they are trained, never "auto"
     request = with_one_precision(request, place, progress)
-    document = folder.checked_plan(request, place)
-    there = ray_launcher.connected(place.address) if place.address else nullcontext()
+    plan = folder.checked_plan(request, place)
+    there = launchers.connected(place.address) if place.address else nullcontext()
     with there as cluster, folder.hold(place):
         with StopRequest(progress.warn) as stop:
-            cells = share_teachers(request.cells, place, document, progress)
-            folder.write_plan(place, document)
+            cells = share_teachers(request.cells, place, plan, progress)
+            folder.write_plan(place, plan)
             # the plan is on disk before any cell begins: a killed command finds its teachers again
             waiting = [cell for cell in cells if find_cell(cell, place.folder) is None]
             progress.say(f"{len(cells)} runs, {len(cells) - len(waiting)} finished before")
             jobs = place.jobs or (len(waiting) if cluster else default_jobs(waiting))
             launcher = (
-                ray_launcher.RayLauncher(place.folder, cluster, place.jobs, stop)
+                launchers.RayLauncher(place.folder, cluster, place.jobs, stop)
                 if cluster
                 else Launcher(place.folder, jobs, stop)
             )
@@ -105,23 +104,21 @@ def with_one_precision(request: Request, place: AblationFolder, progress: Progre
     left_open = [cell for cell in request.cells if cell.config.training.precision == AUTO]
     if not left_open:
         return request
-    known = {cell.get(PRECISION) for cell in folder.read_plan(place)["cells"].values()} - {None}
+    known = {cell.get(PRECISION) for cell in folder.read_plan(place).cells.values()} - {None}
     # a repeated command may run on another machine: what the first cells had counts
     if len(known) == 1:
         (precision,) = known
     else:
         precision = choose_precision("student", prepare(left_open[0].config, progress))
     settled = [
-        replace(cell, config=cell.config.updated({PRECISION: precision}))
-        if cell in left_open
-        else cell
+        cell.updated({PRECISION: precision}) if cell in left_open else cell
         for cell in request.cells
     ]
     return replace(request, cells=settled)
 
 
 def share_teachers(
-    cells: list[Cell], place: AblationFolder, document: dict[str, Any], progress: Progress
+    cells: list[Cell], place: AblationFolder, plan: folder.RecordedPlan, progress: Progress
 ) -> list[Cell]:
     """Return the cells with `model.teacher` as one file for each architecture and data set.
 
@@ -136,15 +133,15 @@ def share_teachers(
             continue
         # the plan's comes first: a newer teacher would make the later cells another experiment
         if key not in chosen:
-            chosen[key] = folder.shared_teacher(document, key) or choose_teacher(
-                cell.config, place, document, progress
+            chosen[key] = folder.shared_teacher(plan, key) or choose_teacher(
+                cell.config, place, plan, progress
             )
-        shared.append(replace(cell, config=cell.config.updated({"model.teacher": chosen[key]})))
+        shared.append(cell.updated({"model.teacher": chosen[key]}))
     return shared
 
 
 def choose_teacher(
-    config: Config, place: AblationFolder, document: dict[str, Any], progress: Progress
+    config: Config, place: AblationFolder, plan: folder.RecordedPlan, progress: Progress
 ) -> str:
     """Return the file of the teacher that these settings name, trained first if there is none.
 
@@ -157,14 +154,15 @@ def choose_teacher(
     if not path.is_file():
         return config.model.teacher  # weights that come with a package
     file = str(path.resolve())
-    document["teachers"][teacher_key(config)] = {"file": file, "sha256": loaded.sha256}
-    folder.write_plan(place, document)
+    teacher = folder.PlannedTeacher(file=file, sha256=loaded.sha256)
+    plan.teachers[teacher_key(config)] = teacher
+    folder.write_plan(place, plan)
     return file
 
 
 def run_cells(
     cells: list[Cell],
-    launcher: Launcher | ray_launcher.RayLauncher,
+    launcher: Launcher | launchers.RayLauncher,
     jobs: int,
     progress: Progress,
     after: Callable[[], Any],
@@ -217,7 +215,7 @@ def plan_ablation(request: Request, place: AblationFolder, options: Options) -> 
 
     place = place.with_jobs_for(len(request.cells))
     request = with_one_precision(request, place, options.progress)
-    document = folder.checked_plan(request, place)
+    plan = folder.checked_plan(request, place)
     finished = [find_cell(cell, place.folder) is not None for cell in request.cells]
     waiting = [cell for cell, done in zip(request.cells, finished, strict=True) if not done]
     # how many cells a cluster has room for is known only once it is asked: one is the worst case
@@ -227,7 +225,7 @@ def plan_ablation(request: Request, place: AblationFolder, options: Options) -> 
     teachers = [
         dry_run.plan_teacher(teacher_config(config), options)
         for key, config in firsts.items()
-        if folder.shared_teacher(document, key) is None and not folder.has_teacher(config, place)
+        if folder.shared_teacher(plan, key) is None and not folder.has_teacher(config, place)
     ]
     before = torch.get_num_threads()
     torch.set_num_threads(threads_of(1 if place.address else jobs))  # as each cell will have
@@ -237,7 +235,9 @@ def plan_ablation(request: Request, place: AblationFolder, options: Options) -> 
         for cell in waiting:
             # what a step costs depends on the method, not on its weights: equal ones are measured
             # once, and a seed costs as much as another
-            parts = cell.config.updated({SEED: 0}).model_dump(mode="json", exclude={"method"})
+            parts = cell.config.model_dump(
+                mode="json", exclude={"method": True, "training": {"seed"}}
+            )
             kind = json.dumps([parts, cell.config.method.name])
             if kind not in known:
                 known[kind] = dry_run.plan_student(cell.config, options).seconds
@@ -250,7 +250,7 @@ def plan_ablation(request: Request, place: AblationFolder, options: Options) -> 
         teachers=tuple(
             f"a {p.network} is trained first, {p.config.training.epochs} epochs" for p in teachers
         ),
-        seconds=sum(plan.seconds for plan in teachers) + rounds * (seconds / max(1, len(waiting))),
+        seconds=sum(one.seconds for one in teachers) + rounds * (seconds / max(1, len(waiting))),
         jobs=jobs,
         jobs_given=place.jobs is not None,
         address=place.address,

@@ -11,8 +11,7 @@ from tser_cli.data.loaders import build_train_loader
 from tser_cli.engine.runs import find, networks, teachers
 from tser_cli.engine.runs.opened import Context, Options
 from tser_cli.engine.runs.runtime import seed_everything
-from tser_cli.engine.training.checkpointing import other_schedule
-from tser_cli.engine.training.run import student_task, teacher_task
+from tser_cli.engine.training.run import other_schedule, student_task, teacher_task
 from tser_cli.engine.training.settle import settle, settle_batch_size
 from tser_cli.engine.training.task import Task
 from tser_cli.models.base import parameter_count

@@ -39,22 +39,19 @@ def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
     torch.save({"format": FORMAT, **state}, buffer)
     content = buffer.getvalue()
     path = folder / f"step-{number:09d}.pt"
+    waiting = path.with_suffix(".new")
     # Not yet under its own name: a file of that name that no manifest lists counts as damaged.
-    files.write_whole(_waiting(path), content)
+    files.write_whole(waiting, content)
     digest = files.sha256(content)
     entries = [entry for entry in _entries(folder) if entry["file"] != path.name]
     entries.append({"file": path.name, "step": number, "size": len(content), "sha256": digest})
     files.write_json(folder / MANIFEST, {"checkpoints": entries})
-    _waiting(path).replace(path)
+    waiting.replace(path)
     # A disk that is failing may take what it can't give back: the older ones still stand here.
     if files.sha256(path.read_bytes()) != digest:
         raise CheckpointError(f"{path} does not read back as it was written: the disk is failing")
     _prune(folder, entries)
     return path
-
-
-def _waiting(path: Path) -> Path:
-    return path.with_suffix(".new")
 
 
 def _prune(folder: Path, entries: list[dict[str, Any]]) -> None:
@@ -116,30 +113,25 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | N
 def _load_verified(path: Path, entry: dict[str, Any] | None) -> dict[str, Any]:
     if entry is None:
         raise CheckpointError(f"checkpoint {path} is not in its manifest")
-    content, waiting = b"", _waiting(path)
+    content, waiting = b"", path.with_suffix(".new")
     # There is such a file where a save was killed: before its last rename, and then the manifest
     # lists it, or before the manifest spoke of it.
     with suppress(OSError, ValueError):
         content = files.read_regular(waiting, entry["size"])
     try:
-        if _is_listed(content, entry):
+        if files.sha256(content) == entry["sha256"]:
             waiting.replace(path)
         else:
             content = files.read_regular(path, entry["size"])
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"checkpoint {path} can't be read: {reason}") from error
-    if not _is_listed(content, entry):
+    if files.sha256(content) != entry["sha256"]:
         raise CheckpointError(f"checkpoint {path} is damaged: its SHA-256 is not the manifest's")
     state = read_tensors(content, path)
     if state.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint {path} has format {state.get('format')}, not {FORMAT}")
     return state
-
-
-def _is_listed(content: bytes, entry: dict[str, Any]) -> bool:
-    same: bool = len(content) == entry["size"] and files.sha256(content) == entry["sha256"]
-    return same
 
 
 def read_tensors(content: bytes, path: Path) -> dict[str, Any]:

@@ -64,7 +64,9 @@ def find_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:
         return newest
     runs = run_folders(runs_dir, kind)
     # a whole name first: it may be the beginning of others, as that of a run begun twice is
-    fitting = [run for run in runs if run.name == name] or beginning_with(name, runs)
+    fitting = [run for run in runs if run.name == name] or [
+        run for run in runs if run.name.startswith(name)
+    ]
     if not fitting and is_folder(named):
         raise _no_run_folder(named)
     if not fitting:
@@ -84,14 +86,10 @@ def run_or_name(name: str, runs_dir: Path, kind: str = ANY) -> str:
     For names that may also be something else: an architecture, a file, a recipe. Raises RunError
     where it may mean several runs.
     """
-    if name == LATEST or (name and beginning_with(name, run_folders(runs_dir, kind))):
+    runs = run_folders(runs_dir, kind) if name else []
+    if name == LATEST or any(run.name.startswith(name) for run in runs):
         return str(find_run(Path(name), runs_dir, kind).folder)
     return name
-
-
-def beginning_with(text: str, runs: Iterable[Run]) -> list[Run]:
-    """Return the runs whose names begin with `text`."""
-    return [run for run in runs if run.name.startswith(text)]
 
 
 def _no_run_folder(path: Path) -> RunError:

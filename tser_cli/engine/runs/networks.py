@@ -201,8 +201,12 @@ def untrained(name: str, spec: DataSpec, config: Config) -> Loaded:
     return Loaded(build(name, spec, config, spiking=False), name, "untrained", "")
 
 
-def describe(name: str, spec: DataSpec, config: Config, spiking: bool) -> dict[str, str]:
-    """Return the metadata of a model file: enough to build the network again."""
+def write(path: Path, model: Classifier, name: str, spec: DataSpec, config: Config) -> str:
+    """Save the weights, with enough to build the network again; return the file's SHA-256.
+
+    Raises RunError.
+    """
+    spiking = model.spiking
     description = {
         "model": name,
         "dataset": spec.name,
@@ -216,12 +220,7 @@ def describe(name: str, spec: DataSpec, config: Config, spiking: bool) -> dict[s
     }
     if spiking and config.model.weight_bits != FLOAT_BITS:
         description["weight_bits"] = config.model.weight_bits
-    return {"tser": json.dumps(description)}
-
-
-def write(path: Path, model: Classifier, metadata: dict[str, str]) -> str:
-    """Save the weights of `model`; returns the file's SHA-256. Raises RunError."""
-    return save_model(path, model.state_dict(), metadata)
+    return save_model(path, model.state_dict(), {"tser": json.dumps(description)})
 
 
 def read(path: Path, spec: DataSpec, stem: str = "auto", expected: str | None = None) -> Loaded:

@@ -22,8 +22,6 @@ from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.settings import recipe
 from tser_cli.settings.config import AUTO, Config, keys_where
 
-CheckStop = Callable[[], None]
-
 
 @dataclass(frozen=True)
 class Options:
@@ -56,7 +54,7 @@ def prepare(config: Config, progress: Progress) -> Context:
     return Context(config, dataset, runtime, progress if runtime.is_main else Silent())
 
 
-def make_check_stop(stop: StopRequest, runtime: Runtime) -> CheckStop:
+def make_check_stop(stop: StopRequest, runtime: Runtime) -> Callable[[], None]:
     """Return a function to call after each batch.
 
     It raises Interrupted in all processes as soon as one of them is asked to stop.

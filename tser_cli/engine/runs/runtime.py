@@ -183,17 +183,24 @@ def make_runtime(training: TrainingConfig, channels_last: bool = True) -> Runtim
     `channels_last`: the memory layout that convolutions prefer on CPU and GPU. Raises ConfigError
     for a GPU that is not there, and for a batch that can't be split evenly.
     """
-    _check_device(training.device)
+    device = training.device
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"--device {device}: no CUDA GPU can be used here. Use --device cpu, or install a "
+            "CUDA build of torch and a driver"
+        )
+    if ":" in device and int(device.split(":")[1]) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {device}: there are {torch.cuda.device_count()} GPUs here")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()  # torchrun
     # accelerate keeps one state a process; teacher and student may differ in precision.
     AcceleratorState._reset_state()
     # a GPU by its number: accelerate has no argument for it
     os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
-    if ":" in training.device:
-        os.environ["ACCELERATE_TORCH_DEVICE"] = training.device
+    if ":" in device:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = device
     accelerator = Accelerator(
-        cpu=training.device == "cpu" or not torch.cuda.is_available(),
+        cpu=device == "cpu" or not torch.cuda.is_available(),
         mixed_precision=PRECISIONS[training.precision],
         gradient_accumulation_steps=1,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
@@ -215,16 +222,6 @@ def make_runtime(training: TrainingConfig, channels_last: bool = True) -> Runtim
         problem = "training.precision = fp16 needs a GPU; use bf16 or fp32 on a CPU"
         runtime.fail(ConfigError(problem))
     return runtime
-
-
-def _check_device(device: str) -> None:
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"--device {device}: no CUDA GPU can be used here. Use --device cpu, or install a "
-            "CUDA build of torch and a driver"
-        )
-    if ":" in device and int(device.split(":")[1]) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {device}: there are {torch.cuda.device_count()} GPUs here")
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:

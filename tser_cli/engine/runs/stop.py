@@ -10,9 +10,7 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType, TracebackType
-
-from tser_cli.base.errors import Interrupted
+from types import FrameType
 
 
 class StopRequest:
@@ -36,12 +34,7 @@ class StopRequest:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -59,8 +52,3 @@ class StopRequest:
     def requested(self) -> bool:
         """Return whether a signal has come."""
         return self.signal is not None
-
-    def check(self) -> None:
-        """Raise Interrupted if a signal has come."""
-        if self.signal is not None:
-            raise Interrupted(self.signal)

@@ -176,10 +176,6 @@ class BudgetController:
         # the norms' running statistics are not a batch's: the same weights spike otherwise
         self.ratio = energy_pj / self.mean_pj
 
-    def state(self) -> dict[str, Any]:
-        """Return plain values for a checkpoint."""
-        return dict(vars(self))
-
 
 @dataclass
 class EnergyControl:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from tser_cli.base.errors import Interrupted, NonFiniteError
 from tser_cli.data.loaders import Batch
-from tser_cli.engine.training.checkpointing import restore, save
+from tser_cli.engine.training import state
 from tser_cli.engine.training.optimizer import lr_factor, make_optimizer, share_statistics
-from tser_cli.engine.training.state import CheckpointClock, EpochSums, Position, Row, TrainingJob
+from tser_cli.engine.training.state import Position, Row, TrainingJob
 from tser_cli.models.savings import keeping
 from tser_cli.report.csv_files import metrics_csv
 
@@ -35,8 +35,8 @@ def fit(job: TrainingJob) -> list[Row]:
     fused = config.performance.fused_optimizer and config.training.precision != "fp16"
     optimizer: Any = make_optimizer(job.task.trainable(), config.optimizer, fused)
     optimizer = job.runtime.accelerator.prepare_optimizer(optimizer)
-    position = restore(job, optimizer)
-    clock = CheckpointClock(config.training.checkpoint_every, steps)
+    position = state.restore(job, optimizer)
+    clock = state.CheckpointClock(config.training.checkpoint_every, steps)
     job.progress.begin(config.training.epochs, steps, position.epoch)
     writer = None
     if config.training.tensorboard and job.runtime.is_main:
@@ -48,7 +48,7 @@ def fit(job: TrainingJob) -> list[Row]:
         images_before = position.sums.images
         stopped, seconds = train_epoch(job, optimizer, position, clock)
         if position.step < steps:
-            save(job, optimizer, position)
+            state.save(job, optimizer, position)
         else:
             images = position.sums.images - images_before
             speed = images / max(seconds, 1e-9)
@@ -68,7 +68,7 @@ def fit(job: TrainingJob) -> list[Row]:
 
 
 def train_epoch(
-    job: TrainingJob, optimizer: Any, position: Position, clock: CheckpointClock
+    job: TrainingJob, optimizer: Any, position: Position, clock: state.CheckpointClock
 ) -> tuple[int, float]:
     """Train from `position` to the end of its epoch, or until a signal asks to stop.
 
@@ -93,7 +93,7 @@ def train_epoch(
             break
         # Each process has a clock of its own: that of rank 0 counts, so that all save together.
         if position.step < steps and runtime.any(runtime.is_main and clock.now(number + 1)):
-            save(job, optimizer, position)
+            state.save(job, optimizer, position)
     seconds = time.monotonic() - began
     position.seconds += seconds
     return stopped, seconds
@@ -141,7 +141,7 @@ def end_epoch(
     job: TrainingJob,
     optimizer: Any,
     position: Position,
-    clock: CheckpointClock,
+    clock: state.CheckpointClock,
     stopped: int,
     images_per_second: float,
 ) -> int:
@@ -158,7 +158,7 @@ def end_epoch(
         accuracy = job.validate() if job.validate else None
     except Interrupted:
         # The epoch's end is computed again when the run is resumed.
-        save(job, optimizer, position)
+        state.save(job, optimizer, position)
         raise
     better = accuracy is not None and accuracy > position.best_accuracy
     # An epoch that is over the budget is no candidate: the last one then counts.
@@ -179,7 +179,7 @@ def end_epoch(
     }
     position.rows.append(row)
     position.epoch, position.step = position.epoch + 1, 0
-    position.sums, position.seconds = EpochSums(), 0.0
+    position.sums, position.seconds = state.EpochSums(), 0.0
 
     # metrics.csv comes before the checkpoint: a kill between the two leaves a row too many, which
     # resuming takes away again, and never one too few.
@@ -193,7 +193,7 @@ def end_epoch(
     last = position.epoch == job.config.training.epochs
     due = runtime.any(runtime.is_main and clock.now(position.epoch * job.loader.steps_per_epoch))
     if stopped or last or due:
-        save(job, optimizer, position)
+        state.save(job, optimizer, position)
     return stopped
 
 

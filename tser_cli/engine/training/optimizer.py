@@ -123,20 +123,12 @@ def share_gradients(
     if runtime.world == 1:
         return network
     if runtime.device.type == "cuda":
-        network = synchronised(network)
+        # Our norms are torch's own, on images with time folded into the batch: nothing is lost, as
+        # spikingjelly's step mode would be.
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     wrapped: nn.Module = runtime.accelerator.prepare_model(network)
     stabilise_ddp_buckets(wrapped, runtime, torch.zeros(2, *image_shape), timesteps)
     return wrapped
-
-
-def synchronised(network: nn.Module) -> nn.Module:
-    """`network` with every batch norm replaced by one that all processes compute together.
-
-    Our norms are torch's own, on images with time folded into the batch: nothing is lost, as
-    spikingjelly's step mode would be.
-    """
-    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-    return converted
 
 
 def stabilise_ddp_buckets(

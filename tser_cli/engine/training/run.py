@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,23 +23,22 @@ from tser_cli.energy.joules import mean_energy
 from tser_cli.energy.table import Labels
 from tser_cli.engine.evaluation.energy import write_energy
 from tser_cli.engine.evaluation.evaluate import Evaluation, evaluate_split, keep_answers
-from tser_cli.engine.runs import networks
+from tser_cli.engine.runs import find, folder, networks
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.networks import Loaded
-from tser_cli.engine.runs.opened import CheckStop, Context, Options, make_check_stop
+from tser_cli.engine.runs.opened import Context, Options, keep_images, make_check_stop
 from tser_cli.engine.runs.record import RESULT, RunResult
 from tser_cli.engine.runs.runtime import Runtime, seed_everything, teacher_seed
 from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.engine.training.budget import BudgetController, EnergyControl, profile_of
-from tser_cli.engine.training.checkpointing import take_run
 from tser_cli.engine.training.loop import fit
-from tser_cli.engine.training.optimizer import share_gradients, share_statistics
+from tser_cli.engine.training.optimizer import lr_factor, share_gradients, share_statistics
 from tser_cli.engine.training.settle import compile_networks
 from tser_cli.engine.training.state import Row, TrainingJob
 from tser_cli.engine.training.task import Task, classification, distillation, teach
 from tser_cli.report import figures
 from tser_cli.report.csv_files import per_timestep_csv
-from tser_cli.settings.config import Config, method_label
+from tser_cli.settings.config import EPOCHS, Config, method_label
 
 BATCH = 256  # of the pass that computes the teacher's logits
 IMAGES = 512  # whose energy in eval mode is compared with that in training
@@ -88,6 +88,61 @@ def open_for_training(
         context.progress.say(f"{'resuming' if resumed else 'run folder:'} {run.folder}")
         with recording_end(run, runtime, context.progress) as stop:
             yield run, stop
+
+
+def take_run(kind: str, context: Context, options: Options, held: ExitStack) -> tuple[Run, bool]:
+    """Return the run to work on, locked until `held` closes, and whether it was begun before.
+
+    Raises ConfigError or RunError where `--resume must` has nothing to resume.
+    """
+    found, must = None, options.resume == "must"
+    # The lock comes before anything is changed: another process may be at work in the folder.
+    if options.resume != "never":
+        found = find.find_unfinished(options.runs_dir, kind, context.config, must)
+    run = found or folder.create(options.runs_dir, kind, context.config)
+    held.enter_context(run.lock())
+    run.remove_leftovers()
+    keep_images(run, context)
+    if found is not None:
+        warning = other_schedule(run, context.config)
+        if warning:
+            context.progress.warn(warning)
+        # It may have other workers, say, than it began with: the file says what holds.
+        run.write_settings(context.config)
+    run.update_status(state="running", why="")
+    now = {
+        "command": sys.argv,
+        "device": str(context.runtime.device),
+        "processes": context.runtime.world,
+        "threads": torch.get_num_threads(),  # the order of sums, and so their last bits
+    }
+    at = datetime.now().astimezone().isoformat(timespec="seconds")
+    before = run.environment().get("commands")  # that have worked on the run, oldest first
+    commands = [*(before if isinstance(before, list) else []), {"at": at, **now}]
+    run.update_environment(**now, commands=commands)
+    return run, found is not None
+
+
+def other_schedule(run: Run, after: Config) -> str:
+    """Say what differs where `run` is resumed with another number of epochs; "" where nothing does.
+
+    Only `--resume must` resumes such a run, unless its learning rate knows no end.
+    """
+    before, epoch = run.config(), int(run.status().get("epoch", 0))
+    old, new = before.training.epochs, after.training.epochs
+    if old == new or after.policy(EPOCHS).resume:
+        return ""
+    # The factor at the beginning of an epoch does not depend on the steps that it has.
+    lrs = [
+        settings.optimizer.lr
+        * lr_factor(epoch * 1000, 1000, settings.training.epochs, settings.schedule)
+        for settings in (before, after)
+    ]
+    return (
+        f"--resume must: {old} epochs become {new}, so that this is another run than either. After "
+        f"{epoch} epochs the {after.schedule.name} learning rate continues at {lrs[1]:.4g} instead "
+        f"of {lrs[0]:.4g}, and ends with epoch {new}"
+    )
 
 
 @contextmanager
@@ -185,10 +240,9 @@ def _write_results(
 ) -> RunResult:
     # The weights come first: a run that ends here can still be measured by hand. The result comes
     # last, so that a run that shows one has all the files that it speaks of.
-    config, spec, spiking = context.config, context.dataset.spec, task.model.spiking
+    config, spiking = context.config, task.model.spiking
     name = config.model.student if spiking else config.model.teacher
-    metadata = networks.describe(name, spec, config, spiking=spiking)
-    digest = networks.write(run.model_file, task.model, metadata)
+    digest = networks.write(run.model_file, task.model, name, context.dataset.spec, config)
     labels = row_labels(run, config, "test", name, teacher.name if teacher else None)
     rows = evaluation.rows()
     per_timestep_csv(run.folder / "per_timestep.csv", rows, labels)
@@ -276,7 +330,7 @@ def keeps_logits(task: Task, config: Config, deterministic: bool, world: int) ->
 
 
 @torch.no_grad()
-def compute_teacher_logits(task: Task, context: Context, check_stop: CheckStop) -> Tensor:
+def compute_teacher_logits(task: Task, context: Context, check_stop: Callable[[], None]) -> Tensor:
     """Return the teacher's logits of all training images, [M, K] by index; zeros for others.
 
     The order and the batches never change, so that a resumed run has the same bits. `check_stop` is

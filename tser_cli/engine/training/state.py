@@ -1,4 +1,4 @@
-"""What the training loop works with, and how far it has come.
+"""What the training loop works with, how far it has come, and how that is saved and restored.
 
 Sums over an epoch stay on the device until its end, one set a process: reading one would wait for
 the device at each step.
@@ -6,7 +6,6 @@ the device at each step.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,14 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tser_cli.base.errors import DamagedError
 from tser_cli.base.progress import Progress
 from tser_cli.data.loaders import TrainLoader
+from tser_cli.engine.runs.checkpoints import load_latest, save_checkpoint
 from tser_cli.engine.runs.folder import Run
-from tser_cli.engine.runs.runtime import Runtime
+from tser_cli.engine.runs.runtime import Runtime, random_state, restore_random_state
 from tser_cli.engine.runs.stop import StopRequest
-from tser_cli.engine.training.budget import EnergyControl
+from tser_cli.engine.training.budget import BudgetController, EnergyControl
 from tser_cli.engine.training.task import Task
 from tser_cli.losses.base import TrainingProgress
+from tser_cli.report.csv_files import metrics_csv
 from tser_cli.settings.config import CHECKPOINT_EVERY, Config
 
 Row = dict[str, Any]
@@ -75,31 +77,25 @@ class EpochSums:
         return {"images": self.images, "sums": {k: float(v) for k, v in self.sums.items()}}
 
     @classmethod
-    def restore(cls, state: dict[str, Any], device: torch.device) -> EpochSums:
-        """Return the sums that `state()` described."""
-        sums = {
-            name: torch.tensor(value, dtype=torch.float64, device=device)
-            for name, value in state["sums"].items()
-        }
-        return cls(state["images"], sums)
-
-    @classmethod
     def share_out(cls, states: list[dict[str, Any]], runtime: Runtime) -> EpochSums:
         """Return this process's part of the sums in `states`, which has one entry a process.
 
         With as many processes as saved them, each takes up its own: so no sum changes its order of
         additions. With another number, rank 0 takes up all of them.
         """
-        parts = [cls.restore(state, runtime.device) for state in states]
-        if len(parts) == runtime.world:
-            return parts[runtime.rank]
-        total = {
-            name: torch.stack([part.sums[name] for part in parts]).sum(0) for name in parts[0].sums
-        }
-        if runtime.is_main:
-            return cls(sum(part.images for part in parts), total)
+        mine = states if runtime.is_main else []
+        if len(states) == runtime.world:
+            mine = [states[runtime.rank]]
         # the same names, so that all processes add up the same number of sums
-        return cls(0, {name: torch.zeros_like(value) for name, value in total.items()})
+        sums = {
+            name: torch.tensor(
+                sum(state["sums"][name] for state in mine),
+                dtype=torch.float64,
+                device=runtime.device,
+            )
+            for name in states[0]["sums"]
+        }
+        return cls(sum(state["images"] for state in mine), sums)
 
 
 @dataclass
@@ -127,16 +123,100 @@ class CheckpointClock:
         match = CHECKPOINT_EVERY.fullmatch(every)
         assert match, "the setting was validated"
         amount, unit = int(match[1]), match[2]
-        self._seconds = amount * 60.0 if unit == "min" else math.inf
+        self._seconds = amount * 60.0 if unit == "min" else None
         self._steps = amount * (steps_per_epoch if unit.startswith("epoch") else 1)
-        self._by_time = unit == "min"
         self._last = time.monotonic()
 
     def now(self, steps_done: int) -> bool:
         """Return whether a checkpoint is due after `steps_done` steps; if so, restart the clock."""
-        if not self._by_time:
+        if self._seconds is None:
             return steps_done % self._steps == 0
         due = time.monotonic() - self._last >= self._seconds
         if due:
             self._last = time.monotonic()
         return due
+
+
+# What reading a state of another shape can raise, at whatever depth it differs.
+NOT_OF_THIS_RUN = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+
+
+def save(job: TrainingJob, optimizer: Any, position: Position) -> None:
+    """Write a checkpoint, as tensors and plain values: reading one runs no code.
+
+    Rank 0 writes it, with the sums of all processes in it. The weights are the same in each, the
+    sums are not.
+    """
+    sums = job.runtime.gather(position.sums.state())  # of all, and so before rank 0 is alone
+    number = position.epoch * job.loader.steps_per_epoch + position.step
+
+    def write() -> None:
+        scaler = job.runtime.accelerator.scaler
+        state = {
+            "model": job.task.model.state_dict(),
+            "adapters": job.task.adapters.state_dict() if job.task.adapters else None,
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "random": random_state(),
+            "epoch": position.epoch,
+            "step": position.step,
+            "meter": sums[0],
+            "other_meters": sums[1:],
+            "rows": position.rows,  # metrics.csv may be damaged, or a row ahead
+            "seconds": position.seconds,
+            "best_accuracy": position.best_accuracy,
+            "best_state": position.best_state,
+            "energy_control": dict(vars(job.control.controller)) if job.control else None,
+        }
+        save_checkpoint(job.run.checkpoints, number, state)
+
+    job.runtime.on_main(write)
+
+
+def restore(job: TrainingJob, optimizer: Any) -> Position:
+    """Put back the state of the newest sound checkpoint and return its position.
+
+    Return a new position where there is no checkpoint. Rank 0 reads it for all processes, so that
+    all take up the same one. Raises DamagedError where its content is none of this run's: its
+    SHA-256 says only that it was written so.
+    """
+    warn = job.progress.warn
+    state = job.runtime.on_main(lambda: load_latest(job.run.checkpoints, warn))
+    if state is None:
+        return Position()
+    try:
+        position = _take_up(job, optimizer, state)
+    except NOT_OF_THIS_RUN as error:
+        raise DamagedError(
+            f"the checkpoint in {job.run.checkpoints} holds no state of this run ({error}). Start "
+            "afresh with --resume never, or restore the folder from a copy"
+        ) from error
+    job.progress.say(f"resumed at epoch {position.epoch + 1}, step {position.step + 1}")
+    return position
+
+
+def _take_up(job: TrainingJob, optimizer: Any, state: dict[str, Any]) -> Position:
+    job.task.model.load_state_dict(state["model"])
+    if job.task.adapters is not None:
+        job.task.adapters.load_state_dict(state["adapters"])
+    optimizer.load_state_dict(state["optimizer"])
+    if state["scaler"] and job.runtime.accelerator.scaler:
+        job.runtime.accelerator.scaler.load_state_dict(state["scaler"])
+    restore_random_state(state["random"])
+    if job.control is not None:
+        job.control.controller = BudgetController(**state["energy_control"])
+    position = Position(
+        state["epoch"],
+        state["step"],
+        EpochSums.share_out([state["meter"], *state["other_meters"]], job.runtime),
+        state["rows"],
+        state["seconds"],
+        state["best_accuracy"],
+        state["best_state"],
+    )
+    if min(position.epoch, position.step, position.seconds) < 0:
+        raise ValueError("it is at a step before the first")
+    if job.runtime.is_main:
+        # The file may have a row more: of an epoch that ended after this state was saved.
+        metrics_csv(job.run.folder / "metrics.csv", position.rows)
+    return position

@@ -28,8 +28,6 @@ from tser_cli.settings.config import Config, MethodSettings
 from tser_cli.settings.plugins import last_line
 
 NOT_BEGUN = TrainingProgress()
-Stages = tuple[Tensor, ...]
-Rates = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -76,10 +74,17 @@ class Task:
         logits, student, rates, accumulates = self.network(images_NCHW, self.timesteps)
         # losses in float32, whatever the network was computed in
         logits_TNK = logits.float() if self.model.spiking else logits.float().unsqueeze(0)
-        teacher_NK = self._teacher_logits(images_NCHW, indices_N)
+        teacher_NK: Tensor | None = None
+        # kept where images look the same in every epoch: the teacher then answers them once
+        if self.teacher_logits_MK is not None and indices_N is not None:
+            teacher_NK = self.teacher_logits_MK[indices_N.to(self.teacher_logits_MK.device)]
+        elif self.teacher is not None:
+            teacher_NK = teach(self.teacher, images_NCHW)
         features = None
         if self.teacher_tap is not None:
-            features = Features(_full(student), _full(self.teacher_tap.take()))
+            # sums of squares over a map leave the range of half precision
+            both = (student, self.teacher_tap.take())
+            features = Features(*(tuple(stage.float() for stage in stages) for stages in both))
         # Methods see every step: to average over time, or not to, is what sets them apart.
         outputs = Outputs(logits_TNK, labels_N, teacher_NK, features, progress, *(rates or ()))
         terms = self.method(outputs, self.settings)
@@ -93,12 +98,6 @@ class Task:
                 terms["loss"] = terms["loss"] + pressure.to(terms["loss"].dtype)
         correct = (logits_TNK.detach().mean(0).argmax(-1) == labels_N).sum()
         return StepResult(terms, correct, logits_TNK)
-
-    def _teacher_logits(self, images_NCHW: Tensor, indices_N: Tensor | None) -> Tensor | None:
-        # kept where images look the same in every epoch: the teacher then answers them once
-        if self.teacher_logits_MK is not None and indices_N is not None:
-            return self.teacher_logits_MK[indices_N.to(self.teacher_logits_MK.device)]
-        return None if self.teacher is None else teach(self.teacher, images_NCHW)
 
     def trainable(self) -> list[nn.Module]:
         """Return the modules whose parameters the optimizer moves."""
@@ -115,11 +114,6 @@ class Task:
 def teach(teacher: Classifier, images_NCHW: Tensor) -> Tensor:
     """Return the teacher's logits in single precision: [N, C, H, W] -> [N, K]."""
     return teacher(images_NCHW).float()  # type: ignore[no-any-return]
-
-
-def _full(features: Stages) -> Stages:
-    # sums of squares over a map leave the range of half precision
-    return tuple(stage.float() for stage in features)
 
 
 class Trainee(nn.Module):
@@ -148,7 +142,7 @@ class Trainee(nn.Module):
 
     def forward(
         self, images_NCHW: Tensor, timesteps: int
-    ) -> tuple[Tensor, Stages, Rates | None, Tensor | None]:
+    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, Tensor] | None, Tensor | None]:
         with self._meter or nullcontext():
             logits = self.model(images_NCHW, timesteps)
         rates = None if self._neurons is None else models.firing_rates(self._neurons.take())

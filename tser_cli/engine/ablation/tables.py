@@ -1,36 +1,98 @@
-"""What early exit gives in an ablation: energy at equal accuracy, and the frontier.
+"""The tables of an ablation: its runs, its cells with their paired differences, early exit.
 
-Both come from what the finished runs kept of their answers: nothing is measured again.
+What early exit gives, energy at equal accuracy and the frontier, comes from what the finished runs
+kept of their answers: nothing is measured again.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tser_cli.base.errors import TserError
 from tser_cli.base.files import read_json
 from tser_cli.base.progress import Progress
 from tser_cli.energy.prices import INT8_PROFILE, Profile, load_profile
-from tser_cli.engine.ablation.folder import AblationFolder, read_cell
+from tser_cli.engine.ablation.folder import AblationFolder, CellRun, cell_name, read_cell
 from tser_cli.engine.ablation.grid import Cell, Request
-from tser_cli.engine.ablation.summary import Found, key_of, values_of_cells
 from tser_cli.engine.evaluation import early_exit
 from tser_cli.engine.evaluation.early_exit import NEVER, Stops
 from tser_cli.report import csv_files
 from tser_cli.report.comparison import CellStatistics, Key, Values, summarise
+from tser_cli.report.csv_files import STATISTICS, ablation_schema, by_cell, write_csv
 from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, read_predictions
 from tser_cli.report.statistics import interval
+
+Found = Sequence[tuple[Cell, CellRun]]
+
+
+def write_tables(request: Request, folder: Path) -> list[CellStatistics]:
+    """Write ablation.csv and summary.csv of the runs there are; return what the latter says.
+
+    Raises RunError.
+    """
+    steps = max(cell.config.model.timesteps for cell in request.cells)
+    found = [(cell, read_cell(cell, folder)) for cell in request.cells]
+    rows = [_row(cell, run) for cell, run in found]
+    write_csv(folder / "ablation.csv", rows, ablation_schema(request.axes, steps))
+    # the whole table each time: a difference changes with every cell that its baseline gains
+    values = values_of_cells(found, request.measure)
+    answers: dict[Key, dict[int, NDArray[np.bool_]]] = {}
+    # kept answers are to test images: they say nothing of an accuracy on held-out ones
+    for cell, run in found if request.measure == "accuracy" else ():
+        if run.right is not None:
+            answers.setdefault(cell.key, {})[cell.seed] = run.right
+    summary = summarise(values, request.axes, request.baseline, request.measure, answers)
+    write_csv(
+        folder / "summary.csv", [cell.row() for cell in summary], by_cell(request.axes, STATISTICS)
+    )
+    return summary
+
+
+def _row(cell: Cell, found: CellRun) -> dict[str, Any]:
+    """Return the row of ablation.csv. `seconds` are of training, in all its parts."""
+    row = {**cell.varied, "seed": cell.seed, "state": found.state}
+    row |= {"folder": f"cells/{cell_name(cell)}", **cell.in_words}
+    if found.record is None:
+        return row
+    result, environment = found.record.result, found.record.environment
+    assert result is not None, "it has finished"
+    git = environment.get("git") or {}
+    commit = f"{git['commit']}{'+changes' if git.get('changed') else ''}" if git else ""
+    row["commit"] = commit or f"version {environment.get('tser')}"  # where it was no git checkout
+    row["torch"] = environment.get("packages", {}).get("torch")
+    # on CPUs the order of sums, and so their last bits, depends on the threads
+    row["threads"] = environment.get("threads")
+    names = ("accuracy", "teacher_accuracy", "best_validation_accuracy", "energy_pj", "seconds")
+    row |= {name: getattr(result, name) for name in names}
+    for step in result.per_timestep:
+        for name in ("accuracy_at", "accuracy_cumulative"):
+            row[f"{name}_{step['t']}"] = step["accuracy_at_t" if name == "accuracy_at" else name]
+    return row
+
+
+def values_of_cells(found: Found, measure: str) -> Mapping[Key, Values]:
+    """Return each cell's values of a figure of its results, by seed; cells in their order."""
+    values: dict[Key, dict[int, float]] = {}
+    for cell, run in found:
+        of_cell = values.setdefault(cell.key, {})
+        result = run.record.result if run.record else None
+        if result is not None and getattr(result, measure) is not None:
+            of_cell[cell.seed] = getattr(result, measure)
+    return values
+
 
 CHOSEN_ON = "validation"
 POINTS = 41  # of a curve of early exit
 ExitRuns = Mapping[tuple[Key, int], "ExitRun"]  # by varied settings and seed
-Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -119,33 +181,26 @@ def write_exit_tables(
     The latter two need images held out, and more than one time step. Raises RunError.
     """
     found = [(cell, read_cell(cell, place.folder)) for cell in request.cells]
-    runs = exit_runs(found, request.axes, progress)
+    runs = exit_runs(found, progress)
     if not runs:
         return []
     # first, since it needs no images held out
-    points, axes = frontier(found, request.axes, runs), request.axes
-    csv_files.write_csv(
-        place.folder / "frontier.csv", points, csv_files.by_cell(axes, csv_files.FRONTIER)
-    )
+    axes, points = request.axes, [point.row(request.axes) for point in frontier(found, runs)]
+    write_csv(place.folder / "frontier.csv", points, by_cell(axes, csv_files.FRONTIER))
     steps = max(cell.config.model.timesteps for cell in request.cells)
     reached = equal_accuracy(request, runs) if steps > 1 else []
     if not reached:
         return []
     rows = [one.row(request.accuracy_margin) for one in reached]
     schema = csv_files.ablation_exit_schema(axes, steps)
-    csv_files.write_csv(place.folder / "early_exit.csv", rows, schema)
-    summary = summarise_exits(
-        {(key_of(one.cell, axes), one.cell.seed): one for one in reached}, axes, request.baseline
-    )
-    csv_files.write_csv(
-        place.folder / "early_exit_summary.csv",
-        [one.row() for one in summary],
-        csv_files.by_cell(axes, csv_files.EXIT_STATISTICS),
-    )
+    write_csv(place.folder / "early_exit.csv", rows, schema)
+    summary = summarise_exits(reached, axes, request.baseline)
+    rows, schema = [one.row() for one in summary], by_cell(axes, csv_files.EXIT_STATISTICS)
+    write_csv(place.folder / "early_exit_summary.csv", rows, schema)
     return summary
 
 
-def exit_runs(found: Found, axes: Sequence[str], progress: Progress) -> ExitRuns:
+def exit_runs(found: Found, progress: Progress) -> ExitRuns:
     """Return the finished runs. One that can't be read is named in a warning and left out."""
     runs: dict[tuple[Key, int], ExitRun] = {}
     for cell, run in found:
@@ -168,7 +223,7 @@ def exit_runs(found: Found, axes: Sequence[str], progress: Progress) -> ExitRuns
             )
         else:
             stops = (early_exit.stops_of(a, profile) if a and a.steps else None for a in answered)
-            runs[key_of(cell, axes), cell.seed] = ExitRun(document, *stops)
+            runs[cell.key, cell.seed] = ExitRun(document, *stops)
     return runs
 
 
@@ -179,7 +234,7 @@ def equal_accuracy(request: Request, runs: ExitRuns) -> list[AtTarget]:
         settings = {**cell.varied, **request.baseline}
         # of the same seed, as all differences of an ablation
         base = runs.get((tuple(str(settings[axis]) for axis in request.axes), cell.seed))
-        run = runs.get((key_of(cell, request.axes), cell.seed))
+        run = runs.get((cell.key, cell.seed))
         if run is None or run.test is None or run.held_out is None:
             continue
         target = None
@@ -203,73 +258,94 @@ def _at(stops: Stops, threshold: float) -> tuple[float, float]:
 
 
 def summarise_exits(
-    reached: Mapping[tuple[Key, int], AtTarget], axes: Sequence[str], baseline: Mapping[str, Any]
+    reached: Sequence[AtTarget], axes: Sequence[str], baseline: Mapping[str, Any]
 ) -> list[ExitStatistics]:
     """Return the statistics of each cell, of those of its runs that reach the target."""
-    energies, accuracies = _by_cell(reached, "energy_pj"), _by_cell(reached, "accuracy")
-    # without a baseline there was no target to miss
-    missed = Counter(
-        key for (key, _), one in reached.items() if one.target is not None and one.energy_pj is None
-    )
-    both = zip(
-        summarise(energies, axes, baseline, "energy_pj"),
-        summarise(accuracies, axes, baseline, "accuracy"),
-        strict=True,
-    )
+    energies: dict[Key, dict[int, float]] = {one.cell.key: {} for one in reached}
+    accuracies: dict[Key, dict[int, float]] = {key: {} for key in energies}
+    missed = Counter[Key]()
+    for one in reached:
+        if one.energy_pj is not None and one.accuracy is not None:
+            energies[one.cell.key][one.cell.seed] = one.energy_pj
+            accuracies[one.cell.key][one.cell.seed] = one.accuracy
+        elif one.target is not None:  # without a baseline there was no target to miss
+            missed[one.cell.key] += 1
+    of_energy = summarise(energies, axes, baseline, "energy_pj")
+    of_accuracy = summarise(accuracies, axes, baseline, "accuracy")
     return [
         ExitStatistics(energy, accuracy, missed[tuple(energy.settings.values())])
-        for energy, accuracy in both
+        for energy, accuracy in zip(of_energy, of_accuracy, strict=True)
     ]
 
 
-def _by_cell(reached: Mapping[tuple[Key, int], AtTarget], figure: str) -> Mapping[Key, Values]:
-    values: dict[Key, dict[int, float]] = {}
-    for (key, seed), one in reached.items():
-        of_cell = values.setdefault(key, {})
-        if getattr(one, figure) is not None:
-            of_cell[seed] = getattr(one, figure)
-    return values
+@dataclass(frozen=True)
+class Point:
+    """A row of frontier.csv: what an image costs, and how many are right, in the mean of `n` runs.
+
+    `low` and `high` are ends of 95 % intervals; None for fewer than two runs. `key`: the cell's
+    varied settings, () where the point belongs to all cells.
+    """
+
+    key: Key
+    point: str
+    energy_pj: float | None
+    accuracy: float | None = None
+    n: int | None = None
+    threshold: float | None = None
+    energy_low_pj: float | None = None
+    energy_high_pj: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+
+    def row(self, axes: Sequence[str]) -> dict[str, Any]:
+        """Return the row, the varied settings first."""
+        row = {**dict(zip(axes, self.key, strict=False)), **vars(self)}
+        del row["key"]
+        return row
 
 
-def frontier(found: Found, axes: Sequence[str], runs: ExitRuns) -> Rows:
-    """Return the rows of frontier.csv.
+def frontier(found: Found, runs: ExitRuns) -> list[Point]:
+    """Return the points of frontier.csv.
 
     Each cell has its mean with all steps and, where its network can stop between them, a curve of
     early exit; all on test images, at thresholds that nobody chose. Then come the ANN of the same
     shape, whose accuracy nobody measured, and the teacher.
     """
-    energies = values_of_cells(found, axes, "energy_pj")
-    taught = values_of_cells(found, axes, "teacher_accuracy")
-    points, others = Rows(), Rows()
-    for key, accuracies in values_of_cells(found, axes, "accuracy").items():
-        settings = dict(zip(axes, key, strict=True))
+    energies = values_of_cells(found, "energy_pj")
+    taught = values_of_cells(found, "teacher_accuracy")
+    points, others = list[Point](), list[Point]()
+    for key, accuracies in values_of_cells(found, "accuracy").items():
         # the point is from the results: a cell whose answers are damaged loses its curve alone
         members = [run for (name, _), run in runs.items() if name == key]
         if not accuracies:
             continue
-        point = spread(list(energies[key].values()), list(accuracies.values()))
-        points.append({**settings, "point": csv_files.ALL_STEPS, **point})
-        points += [{**settings, **row} for row in early_exit_curve(members)]
-        others += [{**settings, **row} for row in references(members, [*taught[key].values()])]
-    for name in dict.fromkeys(row["point"] for row in others):
-        alike = [row for row in others if row["point"] == name]
-        bare = [{k: v for k, v in row.items() if k not in axes} for row in alike]
+        of_cell = [*energies[key].values()], [*accuracies.values()]
+        points.append(mean_point(key, csv_files.ALL_STEPS, *of_cell))
+        points += early_exit_curve(key, members)
+        others += references(key, members, [*taught[key].values()])
+    for name in dict.fromkeys(point.point for point in others):
+        alike = [point for point in others if point.point == name]
+        bare = [replace(point, key=()) for point in alike]
         # what is the same for all cells stands there once, without their settings
-        points += bare[:1] if all(row == bare[0] for row in bare) else alike
+        points += bare[:1] if all(point == bare[0] for point in bare) else alike
     return points
 
 
-def spread(energies: Sequence[float], accuracies: Sequence[float]) -> dict[str, Any]:
-    """Return means over seeds, and their 95 % intervals; no interval of fewer than two seeds."""
-    row: dict[str, Any] = {"n": len(accuracies)}
-    for name, unit, values in (("energy", "_pj", energies), ("accuracy", "", accuracies)):
-        low, high = interval(values) or (None, None)
-        row[f"{name}{unit}"] = fmean(values) if values else None
-        row |= {f"{name}_low{unit}": low, f"{name}_high{unit}": high}
-    return row
+def mean_point(
+    key: Key,
+    name: str,
+    energies: Sequence[float],
+    accuracies: Sequence[float],
+    threshold: float | None = None,
+) -> Point:
+    """Return the means over seeds, and their intervals."""
+    energy = fmean(energies) if energies else None
+    intervals = [interval(values) or (None, None) for values in (energies, accuracies)]
+    ends = itertools.chain(*intervals)
+    return Point(key, name, energy, fmean(accuracies), len(accuracies), threshold, *ends)
 
 
-def early_exit_curve(runs: Sequence[ExitRun]) -> Rows:
+def early_exit_curve(key: Key, runs: Sequence[ExitRun]) -> list[Point]:
     """Return a point a threshold, the mean of the runs; none where a run can't stop early."""
     stops = [run.test for run in runs if run.test is not None]
     # a mean over some of its seeds would not be the curve of this cell
@@ -279,19 +355,15 @@ def early_exit_curve(runs: Sequence[ExitRun]) -> Rows:
     largest = [early_exit.largest_so_far(run.confidence_TI).ravel() for run in stops]
     inner = np.quantile(np.concatenate(largest), np.linspace(0.0, 1.0, POINTS)[1:-1])
     thresholds_C = np.unique(np.concatenate([[early_exit.ALWAYS], inner, [NEVER]]))
-    energy_RC = [run.energy(thresholds_C) for run in stops]
-    accuracy_RC = [run.accuracy(thresholds_C) for run in stops]
+    energy_CR = np.stack([run.energy(thresholds_C) for run in stops], axis=1).tolist()
+    accuracy_CR = np.stack([run.accuracy(thresholds_C) for run in stops], axis=1).tolist()
     return [
-        {
-            "point": csv_files.EARLY_EXIT,
-            "threshold": float(threshold),
-            **spread([float(r[c]) for r in energy_RC], [float(r[c]) for r in accuracy_RC]),
-        }
-        for c, threshold in enumerate(thresholds_C)
+        mean_point(key, csv_files.EARLY_EXIT, energy_CR[c], accuracy_CR[c], threshold)
+        for c, threshold in enumerate(thresholds_C.tolist())
     ]
 
 
-def references(runs: Sequence[ExitRun], taught: Sequence[float]) -> Rows:
+def references(key: Key, runs: Sequence[ExitRun], taught: Sequence[float]) -> list[Point]:
     """Return the points that do not spike: the ANN of the same shape, priced twice, the teacher."""
     if not runs:
         return []
@@ -299,11 +371,11 @@ def references(runs: Sequence[ExitRun], taught: Sequence[float]) -> Rows:
     document = runs[0].document
     totals, teacher = document["totals"], document.get("teacher") or {}
     int8_pj = float(totals["ann_macs"]) * load_profile(INT8_PROFILE).mac_pj
-    rows: Rows = [
-        {"point": csv_files.ANN, "energy_pj": float(totals["ann_energy_pj"])},
-        {"point": csv_files.ANN_INT8, "energy_pj": int8_pj},
+    points = [
+        Point(key, csv_files.ANN, float(totals["ann_energy_pj"])),
+        Point(key, csv_files.ANN_INT8, int8_pj),
     ]
     if taught and teacher:
-        energy = float(teacher["energy_pj"])
-        rows.append({"point": csv_files.TEACHER, "energy_pj": energy, "accuracy": fmean(taught)})
-    return rows
+        energy_pj = float(teacher["energy_pj"])
+        points.append(Point(key, csv_files.TEACHER, energy_pj, fmean(taught)))
+    return points

@@ -1,9 +1,9 @@
-"""Early exit in an ablation: energy at equal accuracy, and the frontier."""
+"""The tables of an ablation: its runs, its cells, energy at equal accuracy, and the frontier."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,29 +12,105 @@ import numpy as np
 import pytest
 
 from tests.engine.results import RESULT
-from tser_cli.engine.ablation.exits import (
+from tser_cli.base import files
+from tser_cli.engine.ablation.folder import CellRun, cell_folder
+from tser_cli.engine.ablation.grid import Cell, Request, make_request
+from tser_cli.engine.ablation.tables import (
     AtTarget,
     ExitRun,
     ExitStatistics,
+    Found,
+    Point,
     equal_accuracy,
     frontier,
     summarise_exits,
+    write_tables,
 )
-from tser_cli.engine.ablation.folder import CellRun
-from tser_cli.engine.ablation.grid import Cell, Request, make_request
-from tser_cli.engine.ablation.summary import Found, key_of
 from tser_cli.engine.evaluation.early_exit import Stops
+from tser_cli.engine.runs.folder import Run, create
 from tser_cli.report.comparison import Key
 from tser_cli.report.csv_files import (
     EXIT_STATISTICS,
+    PROVENANCE,
     ablation_exit_schema,
     by_cell,
     read_csv,
     write_csv,
 )
+from tser_cli.report.predictions import PREDICTIONS, write_predictions
 from tser_cli.report.statistics import interval
 from tser_cli.settings.config import Config
 from tser_cli.settings.recipe import Layer
+
+Ask = Callable[..., Request]
+
+
+def finish(cell: Cell, folder: Path, **result: Any) -> Run:
+    run = create(cell_folder(cell, folder), "student", cell.config)
+    run.update_status(state="finished", result={**RESULT, **result})
+    return run
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are read from now on."""
+    names: list[str] = []
+    before = files.read_regular
+    monkeypatch.setattr(
+        files, "read_regular", lambda path, limit: (names.append(path.name), before(path, limit))[1]
+    )
+    return names
+
+
+def test_each_status_is_read_once_and_only_of_cells_that_changed(
+    ask: Ask, tmp_path: Path, reads: list[str]
+) -> None:
+    request = ask(["method=ce,kd"], 3)
+    for place, cell in enumerate(request.cells, start=1):
+        finish(cell, tmp_path)
+        reads.clear()
+        write_tables(request, tmp_path)
+        assert reads.count("status.json") == 1
+        states = [row["state"] for row in read_csv(tmp_path / "ablation.csv")]
+        assert states.count("finished") == place
+    reads.clear()
+    write_tables(request, tmp_path)
+    assert "status.json" not in reads
+
+
+@pytest.mark.parametrize(
+    ("git", "commit"),
+    [
+        ({"commit": "c0ffee", "changed": False}, "c0ffee"),
+        ({"commit": "c0ffee", "changed": True}, "c0ffee+changes"),
+        ({}, "version 1.2"),
+    ],
+)
+def test_a_row_says_where_its_numbers_come_from(
+    ask: Ask, tmp_path: Path, git: dict[str, object], commit: str
+) -> None:
+    request = ask(["method=ce,kd"])
+    run = finish(request.cells[0], tmp_path)
+    run.update_environment(tser="1.2", git=git, packages={"torch": "2.15"}, threads=3)
+    write_tables(request, tmp_path)
+    made, missing = read_csv(tmp_path / "ablation.csv")
+    assert (made["commit"], made["torch"], made["threads"]) == (commit, "2.15", "3")
+    assert list(made)[-len(PROVENANCE) :] == list(PROVENANCE)
+    assert (missing["state"], missing["accuracy"], missing["commit"]) == ("missing", "", "")
+    assert missing["folder"] == "cells/method=kd_s0"
+
+
+def test_images_count_where_there_are_predictions(ask: Ask, tmp_path: Path) -> None:
+    request = ask(["method=ce,kd"])
+    for cell, wrong in zip(request.cells, (4, 1), strict=True):
+        answers = np.where(np.arange(10) < wrong, 1, 0)[:, None]
+        run = finish(cell, tmp_path)
+        write_predictions(run.folder / PREDICTIONS, np.zeros(10, int), answers, answers)
+    base, other = write_tables(request, tmp_path)
+    # the second alone is right on 3 images, the first alone on none: p = 2 * (1/2)^3
+    assert (base.p_mcnemar, other.p_mcnemar) == (None, pytest.approx(0.25))
+    assert read_csv(tmp_path / "summary.csv")[1]["p_mcnemar"] == str(other.p_mcnemar)
+
 
 METHOD = "method.name"
 
@@ -61,8 +137,7 @@ def run(held_out: Stops | None, test: Stops | None) -> ExitRun:
 
 
 def summarised(asked: Request, reached: Sequence[AtTarget]) -> list[ExitStatistics]:
-    by_seed = {(key_of(one.cell, asked.axes), one.cell.seed): one for one in reached}
-    return summarise_exits(by_seed, asked.axes, asked.baseline)
+    return summarise_exits(reached, asked.axes, asked.baseline)
 
 
 def test_the_target_is_the_baseline_s_and_the_threshold_that_of_held_out_images(
@@ -134,9 +209,6 @@ def test_runs_without_held_out_images_or_baseline() -> None:
     assert equal_accuracy(request(), {(("kd",), 0): run(None, None)}) == []
 
 
-Rows = list[dict[str, Any]]
-
-
 def document(teacher: bool = True, ann_pj: float = 46.0) -> dict[str, Any]:
     return {
         "totals": {"ann_macs": ann_pj / 4.6, "ann_energy_pj": ann_pj},
@@ -171,54 +243,54 @@ def runs(**changes: Any) -> dict[tuple[Key, int], ExitRun]:
     }
 
 
-def of(points: Rows, point: str, method: str | None = None) -> Rows:
-    return [r for r in points if r["point"] == point and method in (None, r.get(METHOD))]
+def of(points: list[Point], name: str, method: str | None = None) -> list[Point]:
+    return [one for one in points if one.point == name and method in (None, *one.key)]
 
 
 def test_a_cell_is_a_mean_with_intervals_in_both_directions() -> None:
-    (kd,) = of(frontier(found(), [METHOD], runs()), "all_steps", "kd")
-    assert (kd["n"], kd["energy_pj"], kd["accuracy"]) == (3, 11.0, pytest.approx(0.91))
-    assert (kd["energy_low_pj"], kd["energy_high_pj"]) == interval([10.0, 11.0, 12.0])
-    reach = (kd["accuracy_low"], kd["accuracy_high"])
+    (kd,) = of(frontier(found(), runs()), "all_steps", "kd")
+    assert (kd.n, kd.energy_pj, kd.accuracy) == (3, 11.0, pytest.approx(0.91))
+    assert (kd.energy_low_pj, kd.energy_high_pj) == interval([10.0, 11.0, 12.0])
+    reach = (kd.accuracy_low, kd.accuracy_high)
     assert reach == pytest.approx(interval([0.90, 0.91, 0.92]))
-    (one, _) = of(frontier(found(seeds=1), [METHOD], {}), "all_steps")
-    assert (one["n"], one["accuracy_low"], one["energy_high_pj"]) == (1, None, None)
-    assert frontier(found(state="missing"), [METHOD], {}) == []
+    (one, _) = of(frontier(found(seeds=1), {}), "all_steps")
+    assert (one.n, one.accuracy_low, one.energy_high_pj) == (1, None, None)
+    assert frontier(found(state="missing"), {}) == []
 
 
 def test_early_exit_goes_from_the_first_step_alone_to_all_steps() -> None:
-    curve = of(frontier(found(), [METHOD], runs()), "early_exit", "kd")
+    curve = of(frontier(found(), runs()), "early_exit", "kd")
     made = [random_stops(seed) for seed in range(3)]
     first, last = curve[0], curve[-1]
-    assert (first["threshold"], last["threshold"]) == (0.0, math.inf)
-    assert first["energy_pj"] == pytest.approx(np.mean([s.energy_TI[0].mean() for s in made]))
-    assert first["accuracy"] == pytest.approx(np.mean([s.right_TI[0].mean() for s in made]))
-    assert last["energy_pj"] == pytest.approx(np.mean([s.energy_TI[1].mean() for s in made]))
-    energies = [point["energy_pj"] for point in curve]
+    assert (first.threshold, last.threshold) == (0.0, math.inf)
+    assert first.energy_pj == pytest.approx(np.mean([s.energy_TI[0].mean() for s in made]))
+    assert first.accuracy == pytest.approx(np.mean([s.right_TI[0].mean() for s in made]))
+    assert last.energy_pj == pytest.approx(np.mean([s.energy_TI[1].mean() for s in made]))
+    energies = [point.energy_pj for point in curve]
     assert energies == sorted(energies)
     assert np.diff(energies).max() < 0.15 * (energies[-1] - energies[0])
 
 
 def test_what_does_not_spike_stands_there_once() -> None:
-    points = frontier(found(), [METHOD], runs())
+    points = frontier(found(), runs())
     (ann,), (int8,), (teacher,) = (of(points, name) for name in ("ann", "ann_int8", "teacher"))
-    assert (ann["energy_pj"], ann.get("accuracy")) == (46.0, None)
-    assert int8["energy_pj"] == pytest.approx(46.0 * 0.23 / 4.6)
-    assert (teacher["energy_pj"], teacher["accuracy"]) == (92.0, pytest.approx(0.97))
-    assert METHOD not in ann
+    assert (ann.energy_pj, ann.accuracy) == (46.0, None)
+    assert int8.energy_pj == pytest.approx(46.0 * 0.23 / 4.6)
+    assert (teacher.energy_pj, teacher.accuracy) == (92.0, pytest.approx(0.97))
+    assert ann.key == () and "method.name" not in ann.row([METHOD])
 
 
 def test_an_ann_for_each_cell_where_they_differ() -> None:
     differing = runs()
     for seed in range(3):
         differing[("ts",), seed] = ExitRun(document(ann_pj=23.0), random_stops(seed), None)
-    anns = of(frontier(found(), [METHOD], differing), "ann")
-    assert [(row[METHOD], row["energy_pj"]) for row in anns] == [("kd", 46.0), ("ts", 23.0)]
+    anns = of(frontier(found(), differing), "ann")
+    assert [(point.key, point.energy_pj) for point in anns] == [(("kd",), 46.0), (("ts",), 23.0)]
 
 
 @pytest.mark.parametrize("test", [None, random_stops(0, steps=1)])
 def test_a_network_that_can_t_stop_has_no_curve(test: Stops | None) -> None:
     some = {(("kd",), 0): ExitRun(document(teacher=False), test, None)}
-    points = frontier(found(), [METHOD], some)
+    points = frontier(found(), some)
     assert of(points, "early_exit") == of(points, "teacher") == []
     assert len(of(points, "all_steps")) == 2
