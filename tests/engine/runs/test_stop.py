@@ -24,9 +24,12 @@ def test_the_first_signal_is_kept_and_told(number: signal.Signals) -> None:
     told: list[str] = []
     with StopRequest(told.append) as stop:
         assert not stop.requested
+        stop.check()
         os.kill(os.getpid(), number)
         assert stop.requested
         assert stop.signal == number
+        with pytest.raises(Interrupted):
+            stop.check()
     assert len(told) == 1 and "stopping after this step" in told[0]
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
+from tser_cli.base.errors import Interrupted
+
 
 class StopRequest:
     """Remember the first signal to stop while entered; a second Ctrl-C quits at once.
@@ -52,3 +54,8 @@ class StopRequest:
     def requested(self) -> bool:
         """Return whether a signal has come."""
         return self.signal is not None
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal has come."""
+        if self.signal is not None:
+            raise Interrupted(self.signal)
