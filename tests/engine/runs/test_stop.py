@@ -10,6 +10,7 @@ import threading
 
 import pytest
 
+from tser_cli.base.errors import Interrupted
 from tser_cli.engine.runs.stop import StopRequest
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
