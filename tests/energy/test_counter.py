@@ -133,7 +133,7 @@ def gathered(model: Any, images_NCHW: Tensor, timesteps: int, sizes: list[int]) 
     return counter.counts()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
 @given(cuts=st.sets(st.integers(1, 8)), timesteps=st.integers(1, 4))
 @torch.no_grad()
 def test_counts_do_not_depend_on_the_batch_split(
@@ -181,11 +181,11 @@ def test_steps_of_a_shorter_run_are_those_of_a_longer_one(
 
 @torch.no_grad()
 def test_an_ann_is_dense_and_its_layers_are_those_of_the_snn(lively: Lively) -> None:
-    model = build_model("resnet18", channels=3, height=8, width=8, num_classes=10)
+    model = build_model("resnet20", channels=3, height=8, width=8, num_classes=10)
     with counting(model, model.input_kinds()) as counter:
         model(torch.randn(2, 3, 8, 8))
     ann = counter.counts()
-    snn = lively("resnet18")
+    snn = lively("resnet20")
     with counting(snn, snn.input_kinds()) as counter:
         snn(torch.randn(2, 3, 8, 8), timesteps=2)
     twin = counter.counts()
@@ -196,10 +196,10 @@ def test_an_ann_is_dense_and_its_layers_are_those_of_the_snn(lively: Lively) -> 
 
 @torch.no_grad()
 def test_spikingjelly_counts_the_same_on_a_binary_network(lively: Lively) -> None:
-    model = lively("resnet18", height=16, width=16)
+    model = lively("resnet20")
     theirs = SynOpCounter()
     with DispatchCounterMode([theirs]), counting(model, model.input_kinds()) as counter:
-        model(torch.randn(2, 3, 16, 16), timesteps=3)
+        model(torch.randn(2, 3, 8, 8), timesteps=3)
     by_scope = theirs.get_counts()
     counts = counter.counts()
     for layer in counts.layers:

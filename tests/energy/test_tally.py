@@ -163,14 +163,12 @@ def test_wide_layers_are_exact_in_every_dtype(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["spikes", "sums"])
-@pytest.mark.parametrize(
-    "value", [0.5, -1.0, 1.5, 0.9921875, 1e-7, float("nan"), float("inf"), -float("inf")]
-)
-def test_one_wrong_value_among_many_is_found(dtype: torch.dtype, kind: str, value: float) -> None:
+def test_one_wrong_value_among_many_is_found(dtype: torch.dtype, kind: str) -> None:
     x = torch.randint(0, 2, (3, 5, 64, 65)).to(dtype)
     assert fault(x, kind) == 0
-    x[2, 4, 63, 64] = value
-    assert fault(x, kind) == NOT_OF_KIND
+    for value in (0.5, -1.0, 1.5, 0.9921875, 1e-7, float("nan"), float("inf"), -float("inf")):
+        x[2, 4, 63, 64] = value
+        assert fault(x, kind) == NOT_OF_KIND, value
     assert fault(x.contiguous(memory_format=torch.channels_last), kind) == NOT_OF_KIND
 
 

@@ -123,7 +123,7 @@ def check(net: Noting, counts: Counts, timesteps: int, images: int) -> None:
         assert counted.layer.macs == dense[0, 0], name
 
 
-@pytest.mark.parametrize(("timesteps", "images"), [(4, 4), (3, 2), (2, 5), (4, 1), (1, 3)])
+@pytest.mark.parametrize(("timesteps", "images"), [(2, 5), (4, 1), (1, 3)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_equals_brute_force(name: str, timesteps: int, images: int) -> None:
     net, shape = make(name, timesteps)

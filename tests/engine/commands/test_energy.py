@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tser_cli.base.errors import ConfigError
+from tser_cli.engine.commands import energy
 from tser_cli.engine.commands.energy import measure_energy
 from tser_cli.engine.commands.evaluate import evaluate_run
 from tser_cli.engine.runs import folder, networks, opened
@@ -48,13 +49,14 @@ def student(
 def test_the_result_is_what_the_files_say(
     student: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "report.csv"
-    result = measure_energy(EnergyRequest(output=output, run=student.folder))
+    output, per_image = tmp_path / "report.csv", tmp_path / "images.csv"
+    result = measure_energy(EnergyRequest(output=output, run=student.folder, per_image=per_image))
     assert result.name == student.name
     assert result.written == tuple(
         tmp_path / name
         for name in (
-            *("report.csv", "report.json", "report_by_layer.png", "report_by_layer.svg"),
+            *("report.csv", "report.json", "images.csv"),
+            *("report_by_layer.png", "report_by_layer.svg"),
             *("report_accuracy.png", "report_accuracy.svg"),
         )
     )
@@ -68,8 +70,22 @@ def test_the_result_is_what_the_files_say(
     assert result.document["teacher"]["name"] == "resnet20"
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "")  # a command prints nothing
+    # each image is right as often as evaluation says
+    for step in evaluate_run(EvaluateRequest(run=student.folder)).rows:
+        of_step = [row for row in read_csv(per_image) if row["t"] == str(step["t"])]
+        assert len(of_step) == 11
+        assert sum(int(row["correct_at_t"]) for row in of_step) == step["correct_at_t"]
+        right = sum(int(row["correct_cumulative"]) for row in of_step)
+        assert right == step["correct_cumulative"]
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without figures, which take most of the time."""
+    monkeypatch.setattr(energy, "draw", lambda *given: [])
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_images_are_spread_over_the_test_set(student: Run, tmp_path: Path) -> None:
     per_image = tmp_path / "images.csv"
     request = EnergyRequest(
@@ -88,20 +104,7 @@ def test_images_are_spread_over_the_test_set(student: Run, tmp_path: Path) -> No
     assert sum(spent) / 4 == pytest.approx(result.document["totals"]["energy_pj"], rel=1e-12)
 
 
-def test_each_image_is_right_as_often_as_evaluation_says(student: Run, tmp_path: Path) -> None:
-    per_image = tmp_path / "images.csv"
-    measure_energy(
-        EnergyRequest(output=tmp_path / "report.csv", run=student.folder, per_image=per_image)
-    )
-    rows = read_csv(per_image)
-    for step in evaluate_run(EvaluateRequest(run=student.folder)).rows:
-        of_step = [row for row in rows if row["t"] == str(step["t"])]
-        assert len(of_step) == 11
-        assert sum(int(row["correct_at_t"]) for row in of_step) == step["correct_at_t"]
-        right = sum(int(row["correct_cumulative"]) for row in of_step)
-        assert right == step["correct_cumulative"]
-
-
+@pytest.mark.usefixtures("undrawn")
 def test_a_teacher_that_is_gone_costs_what_it_cost(
     student: Run, tmp_path: Path, teacher_file: Path, told: Any
 ) -> None:

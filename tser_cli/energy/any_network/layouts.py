@@ -214,7 +214,11 @@ def seeded(seed: int) -> Iterator[Chance]:
         return torch.get_rng_state().tolist(), cuda, random.getstate(), found[1].tolist(), found[2]
 
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed: without a GPU it notes the whole stack, which takes longer than a
+        # small network's run.
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed_all(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         start = drawn()
