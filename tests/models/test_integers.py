@@ -20,7 +20,6 @@ from tser_cli.models.integers import (
     QuantisedLinear,
     best_scale,
     integers_of,
-    norm_constants,
     quantise,
     quantised,
     round_weights_,
@@ -156,16 +155,6 @@ def test_without_the_kernel_the_result_is_the_same(monkeypatch: pytest.MonkeyPat
     assert not integers.kernels_serve()
     torch.testing.assert_close(layer(spikes), fast, rtol=1e-6, atol=1e-6)
     integers.kernels_serve.cache_clear()
-
-
-def test_a_folded_norm_is_factor_and_shift() -> None:
-    norm = nn.BatchNorm2d(3)
-    nn.init.uniform_(norm.weight, -1.0, 1.0)
-    nn.init.uniform_(norm.bias)
-    norm.train()(torch.randn(5, 3, 4, 4) * 3 + 1)
-    x = torch.randn(2, 3, 4, 4)
-    factor_C, shift_C = (values.view(-1, 1, 1) for values in norm_constants(norm))
-    torch.testing.assert_close(factor_C * x + shift_C, norm.eval()(x))
 
 
 def layer_inputs(model: Classifier, images: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:

@@ -18,23 +18,24 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 from weakref import WeakSet
 
 import torch
-from torch.utils.data import DataLoader, Sampler
-from torch.utils.data import Dataset as TorchDataset
+from torch.utils import data
 
 from tser_cli.base.errors import ConfigError, DataError, TrainingError
 from tser_cli.base.system import cores, end_with_parent
 from tser_cli.data import transforms
 from tser_cli.data.base import Dataset, TensorSource, split_off
 from tser_cli.data.transforms import CPU, Pipeline, device_of, placed, sent
-from tser_cli.settings.config import Config
+from tser_cli.settings.config import AugmentConfig, Config
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 # an epoch and the indices of one batch; plain integers, since tensors would travel by file handle
 Key: TypeAlias = tuple[int, list[int]]
+# the same batches by key, whoever makes them
+Feed: TypeAlias = "LocalFeed | WorkerFeed"
 
 
 class Batch(NamedTuple):
@@ -59,9 +60,6 @@ class Share:
     size: int
     rank: int
     world: int
-
-    def __post_init__(self) -> None:
-        assert 0 <= self.rank < self.world
 
     def of(self, indices_M: torch.Tensor, batch: int) -> list[int]:
         """This process's indices of the batch of that number; may be empty."""
@@ -127,11 +125,11 @@ def build_train_loader(
     *,
     rank: int = 0,
     world: int = 1,
-    device: torch.device | None = None,
+    device: torch.device = CPU,
 ) -> TrainLoader:
     """Augmented batches of the training images that validation does not hold out.
 
-    training.batch_size is the global one. `device` is the one that trains (default: the CPU).
+    training.batch_size is the global one. `device` is the one that trains.
     Where data.workers is -1 and performance.data_on_device is set, images in memory move there,
     if it has room for them and they are augmented in batches. Raises ConfigError for a Cutout or
     padding too large and for a batch with fewer images than processes, DataError for an impossible
@@ -145,10 +143,11 @@ def build_train_loader(
             f"a batch of {batch_size} images can't be shared by {world} processes; raise "
             "training.batch_size or start fewer"
         )
-    device, workers = device or CPU, config.data.workers
+    workers = config.data.workers
     if workers < 0:
+        one_by_one = augment.random_resized_crop or augment.autoaugment != "none"
         # what acts on single images would start a GPU's kernels for each: workers do it instead
-        if config.performance.data_on_device and not transforms.acts_one_by_one(augment):
+        if config.performance.data_on_device and not one_by_one:
             source = placed(source, device)
         workers = automatic_workers() if transforms.is_costly(source, augment, device) else 0
     pipeline = transforms.training_pipeline(source, dataset.spec, augment, seed)
@@ -157,7 +156,7 @@ def build_train_loader(
         training,
         Share(batch_size, rank, world),
         seed,
-        transforms.is_deterministic(augment),
+        deterministic=augment == AugmentConfig(),
     )
 
 
@@ -233,16 +232,6 @@ def _feed(pipeline: Pipeline, config: Config, workers: int, *, persistent: bool)
     return LocalFeed(pipeline, pin=False, ahead=BLOCK // prod(pipeline.spec.image_shape))
 
 
-class Feed(Protocol):
-    """Batches by key, the same whoever makes them."""
-
-    def batches(self, keys: Sequence[Key]) -> Generator[Batch, None, None]:
-        """Yield one batch a key, in order; only the latest call's iterator may be read.
-
-        Raises DataError for an image that can't be read, TrainingError if a worker dies.
-        """
-
-
 class LocalFeed:
     """Makes the batches in this process, on the device where the source's images lie.
 
@@ -254,7 +243,7 @@ class LocalFeed:
         self._pipeline, self._pin, self._ahead = pipeline, pin, ahead
 
     def batches(self, keys: Sequence[Key]) -> Generator[Batch, None, None]:
-        """As Feed's."""
+        """Yield one batch a key, in order. Raises DataError for an image that can't be read."""
         labels = self._pipeline.source.labels
         for block in _blocks(keys, self._ahead):
             indices = [index for _, part in block for index in part]
@@ -295,12 +284,13 @@ class WorkerFeed:
 
     def __init__(self, pipeline: Pipeline, *, workers: int, pin: bool, persistent: bool) -> None:
         assert workers > 0
-        self._keys = _Keys()
+        # in place of a sampler: it holds the keys of the latest iteration
+        self._keys: list[Key] = []
         self._turn = 0
         # Linux ends a worker with the thread that forked it, which only here ends with the process
         main = threading.current_thread() is threading.main_thread()
         with _workers_as_asked():
-            self._loader: DataLoader[Batch | DataError] = DataLoader(
+            self._loader: data.DataLoader[Batch | DataError] = data.DataLoader(
                 _Batches(pipeline),
                 # a key is a whole batch already
                 batch_size=None,
@@ -315,12 +305,15 @@ class WorkerFeed:
             )
 
     def batches(self, keys: Sequence[Key]) -> Generator[Batch, None, None]:
-        """As Feed's."""
+        """Yield one batch a key, in order; only the latest call's iterator may be read.
+
+        Raises DataError for an image that can't be read, TrainingError if a worker dies.
+        """
         self._turn += 1
         turn = self._turn
         if not keys:
             return
-        self._keys.current = keys
+        self._keys[:] = keys
         with _signals_held(), _workers_as_asked():
             batches: Any = iter(self._loader)
         _alive.update(batches._workers)
@@ -334,18 +327,7 @@ class WorkerFeed:
                 batches._shutdown_workers()
 
 
-class _Keys(Sampler[Key]):
-    def __init__(self) -> None:
-        self.current: Sequence[Key] = ()
-
-    def __iter__(self) -> Iterator[Key]:
-        return iter(self.current)
-
-    def __len__(self) -> int:
-        return len(self.current)
-
-
-class _Batches(TorchDataset["Batch | DataError"]):
+class _Batches(data.Dataset["Batch | DataError"]):
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
 

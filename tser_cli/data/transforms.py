@@ -145,16 +145,6 @@ def check_augmentation(augment: AugmentConfig, spec: DataSpec) -> None:
             )
 
 
-def is_deterministic(augment: AugmentConfig) -> bool:
-    """Return whether training sees an image the same way in every epoch."""
-    return augment == AugmentConfig()
-
-
-def acts_one_by_one(augment: AugmentConfig) -> bool:
-    """Return whether images are transformed one after the other, which is for the CPU."""
-    return augment.random_resized_crop or augment.autoaugment != "none"
-
-
 def is_costly(source: ImageSource, augment: AugmentConfig, device: torch.device) -> bool:
     """Return whether training on `device` would wait for these images if no workers made them.
 

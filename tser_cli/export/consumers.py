@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -86,18 +87,15 @@ def _run_module(network: Any, graph: Any, images_NCHW: Any, timesteps: int) -> R
 
     spikes: dict[str, list[Any]] = {}
 
-    def keep(name: str) -> Callable[[Any, Any, Any], None]:
-        def hook(module: Any, inputs: Any, output: Any) -> None:
-            # some neurons return their state beside the spikes
-            fired = output[0] if isinstance(output, tuple) else output
-            spikes.setdefault(name, []).append(fired.numpy() != 0)
-
-        return hook
+    def keep(name: str, module: Any, inputs: Any, output: Any) -> None:
+        # some neurons return their state beside the spikes
+        fired = output[0] if isinstance(output, tuple) else output
+        spikes.setdefault(name, []).append(fired.numpy() != 0)
 
     for name, node in graph.nodes.items():
         if isinstance(node, nir.LIF | nir.IF):
             # in the name of a submodule a dot would be a level
-            network.get_submodule(name.replace(".", "_")).register_forward_hook(keep(name))
+            network.get_submodule(name.replace(".", "_")).register_forward_hook(partial(keep, name))
     images = torch.from_numpy(images_NCHW).double()
     state = None
     logits = []
@@ -125,7 +123,7 @@ def onnx_in_onnxruntime(path: str, images_NCHW: Any, timesteps: int) -> Result:
     if facts["stateful"] == "true":
         first = json.loads(facts["first_potentials"])
         return _run_stateful(session, made, images, timesteps, first)
-    values = dict(zip(_outputs(session), session.run(None, images), strict=True))
+    values = _run(session, images)
     layers = [name.split("/")[0] for name in made if name.endswith("/0/spikes")]
     spikes = {
         layer: np.stack([values[f"{layer}/{t}/spikes"] != 0 for t in range(timesteps)])
@@ -151,7 +149,7 @@ def _run_stateful(
     logits = []
     spikes: dict[str, list[Any]] = {name: [] for name in made}
     for _ in range(timesteps):
-        values = dict(zip(_outputs(session), session.run(None, {**images, **state}), strict=True))
+        values = _run(session, {**images, **state})
         state = {name: values[f"v_next/{name.removeprefix('v/')}"] for name in state}
         logits.append(values["logits"])
         for name in made:
@@ -160,8 +158,9 @@ def _run_stateful(
     return {"logits_TNK": np.stack(logits), **named}
 
 
-def _outputs(session: Any) -> list[str]:
-    return [entry.name for entry in session.get_outputs()]
+def _run(session: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    names = [entry.name for entry in session.get_outputs()]
+    return dict(zip(names, session.run(None, inputs), strict=True))
 
 
 def safetensors_in_torch(path: str, images_NCHW: Any, timesteps: int) -> Result:

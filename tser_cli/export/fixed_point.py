@@ -34,8 +34,8 @@ from torch.nn import functional as F
 
 from tser_cli.base.errors import ExportError
 from tser_cli.export import graph as graphs
+from tser_cli.export.formats import Writer, conv_sizes, pool_sizes
 from tser_cli.export.graph import INPUT, Conv, Flatten, Graph, Linear, Neuron, Node, Pool
-from tser_cli.export.onnx_file import Writer, conv_sizes, pool_sizes
 from tser_cli.export.verify import Recording
 
 Integers: TypeAlias = NDArray[np.int64]
@@ -312,25 +312,25 @@ def _layer(node: Node, fixed: FixedGraph, values: Values) -> Tensor:
         pooled = pool(x.float(), node.kernel, node.stride, node.padding)
         return pooled.long() if node.name in fixed.whole else pooled
     assert isinstance(node, Conv | Linear), "there are no other nodes"
-    if node.name in fixed.accumulators:
+    sums = node.name in fixed.accumulators
+    # sums of integers below 2^53, exact in float64
+    kind = torch.float64 if sums else torch.float32
+    weight, bias_O = torch.from_numpy(node.weight), torch.from_numpy(node.bias_O).to(kind)
+    if sums:
         assert node.quantised is not None, "it has integer weights"
-        integers = torch.from_numpy(node.quantised.integers)
-        # sums of integers below 2^53, exact in float64
-        return _weighted(node, x.double(), integers.double(), None).long()
-    weight, bias_O = (torch.from_numpy(v).float() for v in (node.weight, node.bias_O))
-    return _weighted(node, x.float(), weight, bias_O)
-
-
-def _weighted(node: Conv | Linear, x: Tensor, weight: Tensor, bias_O: Tensor | None) -> Tensor:
+        weight, bias_O = torch.from_numpy(node.quantised.integers), torch.zeros_like(bias_O)
     if isinstance(node, Linear):
-        return F.linear(x, weight, bias_O)
-    return F.conv2d(x, weight, bias_O, node.stride, node.padding, node.dilation, node.groups)
+        y = F.linear(x.to(kind), weight.to(kind), bias_O)
+    else:
+        sizes = (node.stride, node.padding, node.dilation, node.groups)
+        y = F.conv2d(x.to(kind), weight.to(kind), bias_O, *sizes)
+    return y.long() if sums else y
 
 
 def integer_content(fixed: FixedGraph, stateful: bool, said: str) -> bytes:
     """Return the ONNX file of `fixed`; `said`: what its integers change, in words.
 
-    As `onnx_file.content`, except that `v/LAYER` and `v_next/LAYER` are int32.
+    As `formats.onnx_content`, except that `v/LAYER` and `v_next/LAYER` are int32.
     """
     writer = _IntegerWriter(graphs.needs("onnx", "onnx"), fixed, stateful)
     writer.write()
@@ -406,13 +406,11 @@ class _IntegerWriter(Writer):
         own = self.name(node.name, step)
         before = self.state(node) if self.stateful else f"{node.name}/{step - 1}/v"
         x = self.total([self._term(node, term, step) for term in fixed.terms])
-        bias = fixed.bias.reshape(-1, *(1 for _ in node.shape[1:]))
         # integers: sums are exact in any order, so that no program can differ
-        charged = self.add("Add", [x, self._int32(f"{node.name}.bias", bias)], f"{own}/x")
+        charged = self.add("Add", [x, self._own(node, "bias", fixed.bias)], f"{own}/x")
         if step or self.stateful:
-            charged = self.add(
-                "Add", [charged, self._shifted(node, fixed, before, own)], f"{own}/h"
-            )
+            left = self._shifted(node, fixed, before, own)
+            charged = self.add("Add", [charged, left], f"{own}/h")
         elif fixed.rest:
             charged = self.add("Add", [charged, self._own(node, "rest", fixed.rest)], f"{own}/h")
         rest = None if fixed.soft else self._own(node, "rest", fixed.rest)
@@ -422,13 +420,11 @@ class _IntegerWriter(Writer):
         """Return one source's part of a neuron's input, as int32."""
         read, name = self.name(term.source, step), f"{node.name}.{term.source}"
         if term.factor:
-            scaled = self.once(
-                "Mul", [read, self.constant(f"{name}.factor", term.factor)], f"{read}*{name}"
-            )
+            factor = self.constant(f"{name}.factor", term.factor)
+            scaled = self.once("Mul", [read, factor], f"{read}*{name}")
             return self.cast(self.once("Round", [scaled], f"{scaled}/round"), "INT32")
-        multiplier = term.multiplier.reshape(-1, *(1 for _ in node.shape[1:]))
-        constant = self._int32(f"{name}.multiplier", multiplier)
-        return self.once("Mul", [read, constant], f"{read}*{name}")
+        multiplier = self._own(node, f"{term.source}.multiplier", term.multiplier)
+        return self.once("Mul", [read, multiplier], f"{read}*{name}")
 
     def _shifted(self, node: Neuron, fixed: FixedNeuron, before: str, own: str) -> str:
         """Return rest + (v - rest >> shift). ONNX shifts no signed integers: floor division."""
@@ -445,8 +441,9 @@ class _IntegerWriter(Writer):
             left = self.add("Add", [left, self._own(node, "rest", fixed.rest)], f"{own}/decayed")
         return left
 
-    def _own(self, node: Neuron, key: str, value: int) -> str:
-        return self._int32(f"{node.name}.{key}", value)
-
-    def _int32(self, name: str, value: Any) -> str:
-        return self.constant(name, np.asarray(value).astype(np.int32))
+    def _own(self, node: Neuron, key: str, value: int | Integers) -> str:
+        """Return a constant of a neuron, as int32; values by channel in a shape like its maps'."""
+        array = np.asarray(value, np.int32)
+        if array.ndim:
+            array = array.reshape(-1, *(1 for _ in node.shape[1:]))
+        return self.constant(f"{node.name}.{key}", array)

@@ -162,11 +162,6 @@ class Graph:
         """Return the name of the node that gives the logits."""
         return self.nodes[-1].name
 
-    @property
-    def edges(self) -> list[tuple[str, str]]:
-        """(from, to) for every input of every node."""
-        return [(source, node.name) for node in self.nodes for source in node.inputs]
-
 
 def metadata(graph: Graph) -> dict[str, str]:
     """Return the facts of `graph` as strings, for formats that keep key and value."""

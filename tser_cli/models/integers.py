@@ -199,7 +199,10 @@ class IntegerConv2d(nn.Conv2d):
         )
         scale_O = scale_of(source.weight, source.bits)
         integers = integers_of(source.weight.detach(), scale_O, source.bits)
-        factor_O, shift_O = norm_constants(norm)
+        # a norm in eval mode computes factor x + shift
+        assert norm.running_mean is not None and norm.running_var is not None
+        factor_O = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
+        shift_O = norm.bias.detach() - norm.running_mean * factor_O
         bias_O = shift_O if source.bias is None else shift_O + source.bias * factor_O
         self.reads_integers = reads_integers
         self.register_buffer("integers", integers.to(torch.int8))
@@ -220,27 +223,13 @@ class IntegerConv2d(nn.Conv2d):
 
     def accumulated(self, spikes: Tensor) -> Tensor:
         """Return the integer sums, as exact float32 numbers: the reference of the fast kernels."""
-        return F.conv2d(
-            spikes.float(),
-            self.integers.float(),
-            None,
-            self.stride,
-            _padding(self),
-            self.dilation,
-            self.groups,
-        )
+        sizes = (self.stride, _padding(self), self.dilation, self.groups)
+        return F.conv2d(spikes.float(), self.integers.float(), None, *sizes)
 
 
 def _padding(layer: nn.Conv2d) -> tuple[int, int]:
     assert not isinstance(layer.padding, str)
     return layer.padding[0], layer.padding[1]
-
-
-def norm_constants(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """(factor, shift) of y = factor x + shift, what a norm in eval mode computes, [O] each."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    factor_O = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
-    return factor_O, norm.bias.detach() - norm.running_mean * factor_O
 
 
 def has_integer_layers(model: nn.Module) -> bool:
