@@ -34,7 +34,7 @@ timesteps = 2
 lr = 0.05
 [training]
 epochs = 2
-batch_size = 36
+batch_size = 18
 device = "cpu"
 tensorboard = false
 checkpoint_every = "3steps"

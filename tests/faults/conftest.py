@@ -19,8 +19,6 @@ import pytest
 
 from tests.faults.bench import Bench, Result, Undisturbed, Zygote, kills_asked_for
 
-FIRST_HALF = ("test_kill", "test_damage", "test_disk", "test_nan", "test_launchers")
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", type=int, default=0, help="kills of the long form, as 200")
@@ -39,9 +37,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if not asked and item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="long: by hand, with --faults N"))
             item.add_marker(pytest.mark.integration)
-            # two halves that take about as long: each builds its references once
-            half = "a" if item.path.stem in FIRST_HALF else "b"
-            item.add_marker(pytest.mark.xdist_group(f"faults-{half}"))
+            # one process that all runs are forked from, and references that are trained once
+            item.add_marker(pytest.mark.xdist_group("faults"))
             if sys.platform != "linux":
                 item.add_marker(pytest.mark.skip(reason="forks, and reads /proc"))
 

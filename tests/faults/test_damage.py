@@ -56,7 +56,7 @@ def test_no_flipped_bit_is_overlooked(
 ) -> None:
     """Of a checkpoint that is the only one."""
     newest, readable = killed.checkpoints / NEWEST, 0
-    number = 200 if kills_asked_for(pytestconfig) else 40
+    number = 200 if kills_asked_for(pytestconfig) else 20
     (killed.checkpoints / BEFORE).unlink()
     for place in flips(newest, random.Random(5), number):
         told: list[str] = []
@@ -81,7 +81,7 @@ def opens(path: Path) -> bool:
 def test_no_bit_of_the_manifest_leads_to_a_fresh_start(killed: Bench) -> None:
     """Whatever it says, a state that was saved is taken up, or the damage is told."""
     seen = set()
-    for place in flips(killed.checkpoints / "manifest.json", random.Random(6), 100):
+    for place in flips(killed.checkpoints / "manifest.json", random.Random(6), 50):
         try:
             seen.add(step_of(load_latest(killed.checkpoints, lambda text: None)))
         except DamagedError:

@@ -10,6 +10,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,6 +79,10 @@ CONTENT = st.one_of(
 )
 
 
+few_examples = hypothesis.settings(max_examples=40)
+
+
+@few_examples
 @given(st.sampled_from(["teacher", "student"]), ASSIGNMENTS)
 def test_any_assignments(kind: str, assignments: list[str]) -> None:
     request = TrainingRequest(assignments=tuple(assignments))
@@ -87,6 +92,7 @@ def test_any_assignments(kind: str, assignments: list[str]) -> None:
         assert str(error)
 
 
+@few_examples
 @given(CONTENT)
 def test_any_recipe(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz.toml"
@@ -129,6 +135,7 @@ def call(*argv: str) -> tuple[int, str]:
 
 
 def test_any_command_line(called: list[Config], tmp_path: Path) -> None:
+    @few_examples
     @given(st.sampled_from(["train-teacher", "distill"]), FLAGS, ASSIGNMENTS)
     def any_command_line(verb: str, flags: list[tuple[str, str]], assignments: list[str]) -> None:
         called.clear()

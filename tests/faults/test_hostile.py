@@ -8,23 +8,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from tests.faults.attacks import Ground, attack, call
 
-SHORT = 32
+SHORT = 12
 A_FAULT = 10  # tries for each kill of the long form
 
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
-    """A student of digits, and an empty folder."""
+    """A student of few images, and an empty folder."""
     place = tmp_path_factory.mktemp("trained")
-    small = ["--epochs", "1", "--batch-size", "512", "--device", "cpu", "-T", "1"]
-    argv = ["distill", "--student", "resnet20", "--method", "ce", *small, "--runs-dir", str(place)]
-    code, text, wrong = call(argv)
+    images, labels = np.random.default_rng(0).integers(0, 256, (24, 8, 8), np.uint8), [0, 1, 2] * 8
+    few = {"train_images": images, "train_labels": labels}
+    np.savez(place / "few.npz", **few, test_images=images[:9], test_labels=labels[:9])
+    data = ["--dataset", "npz", "--data-dir", str(place / "few.npz"), "--batch-size", "8"]
+    small = ["--student", "resnet20", "--method", "ce", "-T", "1", "--epochs", "1", *data]
+    code, text, wrong = call(["distill", *small, "--device", "cpu", "--runs-dir", str(place)])
     assert (code, wrong) == (0, ""), text
-    (run,) = place.glob("student/digits/*")
+    (run,) = place.glob("student/npz/*")
     outside = tmp_path_factory.mktemp("outside")
     (outside / "inside").mkdir()
     return Ground(run, outside / "inside")

@@ -11,7 +11,7 @@ def steps_saved(bench: Bench) -> list[str]:
     return sorted(path.name for path in bench.checkpoints.glob("step-*"))
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("what", ["gradient", pytest.param("loss", marks=pytest.mark.long)])
 def test_the_run_ends_before_the_step_is_taken(bench: Bench, what: str) -> None:
     job = bench.run("train-teacher", code=1, faults=[{"nan": what, "step": 14}])
     (line,) = [line for line in job.messages.splitlines() if line.startswith("error:")]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,18 +14,19 @@ PAGE = Path(__file__).parents[2] / "docs" / "library.md"
 
 
 @pytest.mark.integration
-def test_the_blocks_of_the_page_run_as_they_stand(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("nothing_added")
+def test_the_blocks_of_the_page_run_as_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 5
     program = tmp_path / "page.py"
     shorter = "\n".join(blocks).replace('"training.epochs": 2', '"training.epochs": 1')
     program.write_text(shorter, encoding="utf-8")
-    command = [sys.executable, "-W", "error::DeprecationWarning:tser_cli", str(program)]
-    # one thread: it shares the cores with other tests, and waits for them otherwise
-    single = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=single, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    accuracy = float(re.match(r"([01]\.\d+) of 360 images", done.stdout)[1])  # type: ignore[index]
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(program), run_name="__main__")
+    printed = capsys.readouterr().out
+    accuracy = float(re.match(r"([01]\.\d+) of 360 images", printed)[1])  # type: ignore[index]
     assert 0.0 < accuracy <= 1.0
     assert (tmp_path / "runs" / "student" / "own").is_dir()
 

@@ -19,10 +19,10 @@ name = "digits"
 lr = 0.1
 [schedule]
 name = "onecycle"
-warmup_epochs = 2
+warmup_epochs = 1
 [training]
 epochs = {epochs}
-batch_size = 64
+batch_size = 32
 tensorboard = false
 """
 
@@ -34,14 +34,14 @@ def table(run: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher, trained on demand, and two students of it."""
+    """A teacher, trained on demand, and two students of it, of which one only to compare with."""
     folder = tmp_path_factory.mktemp("main")
-    (folder / "teacher.toml").write_text(RECIPE.format(epochs=4))
-    (folder / "student.toml").write_text(RECIPE.format(epochs=6))
-    for method in ("tser", "ce"):
+    (folder / "teacher.toml").write_text(RECIPE.format(epochs=3))
+    (folder / "student.toml").write_text(RECIPE.format(epochs=4))
+    for method, more in (("tser", ()), ("ce", ("--epochs", "1", "-T", "1"))):
         assert not call(
             *("distill", "--recipe", str(folder / "student.toml"), "--method", method),
-            *("--teacher", "resnet20", "--student", "resnet20", "-T", "2"),
+            *("--teacher", "resnet20", "--student", "resnet20", *(more or ("-T", "2"))),
             *("--set", f"model.teacher_recipe={folder / 'teacher.toml'}"),
             *("--runs-dir", str(folder / "runs")),
         )
@@ -53,29 +53,19 @@ def only(folder: Path, pattern: str) -> Path:
     return found
 
 
-def test_student_learns_and_tser_keeps_up_with_ce(runs: Path) -> None:
-    tser_rows = table(only(runs, "student/digits/*tser*"))
-    ce_rows = table(only(runs, "student/digits/*_ce_*"))
-    final = float(tser_rows[-1]["accuracy_cumulative"])
-    assert final > 0.6  # chance is 0.1
-    assert final >= float(ce_rows[-1]["accuracy_cumulative"]) - 0.02
-    assert float(tser_rows[-1]["teacher_accuracy"]) > 0.9
-
-
-def test_the_run_folder_is_complete(runs: Path) -> None:
+def test_the_student_learns_and_its_run_folder_is_complete(runs: Path) -> None:
     run = only(runs, "student/digits/*tser*")
+    assert float(table(run)[-1]["accuracy_cumulative"]) > 0.6  # chance is 0.1
+    assert float(table(run)[-1]["teacher_accuracy"]) > 0.9
     for name in ("config.toml", "environment.json", "status.json", "metrics.csv"):
         assert (run / name).is_file()
     assert (run / "figures" / "per_timestep.png").is_file()
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     with (run / "metrics.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, 7)]
+    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, 5)]
     assert {"loss", "ce", "kd", "entropy", "train_accuracy"} <= set(rows[0])
-
-
-def test_accuracies_are_the_counts_over_all_test_images(runs: Path) -> None:
-    for row in table(only(runs, "student/digits/*tser*")):
+    for row in table(run):
         assert row["images"] == "360"
         assert float(row["accuracy_at_t"]) == int(row["correct_at_t"]) / 360
         assert float(row["accuracy_cumulative"]) == int(row["correct_cumulative"]) / 360
@@ -93,6 +83,8 @@ def test_evaluate_gives_the_same_table_again(
         assert old["correct_cumulative"] == new["correct_cumulative"]
         assert old["teacher_accuracy"] == new["teacher_accuracy"]
     assert "cumulative" in capsys.readouterr().out
+    assert call("evaluate", "--run", str(only(runs, "teacher/digits/*")), "--per-timestep") == 0
+    assert "accuracy" in capsys.readouterr().out
 
 
 def test_evaluate_at_other_timesteps_agrees_on_the_first(runs: Path, tmp_path: Path) -> None:
@@ -106,16 +98,11 @@ def test_evaluate_at_other_timesteps_agrees_on_the_first(runs: Path, tmp_path: P
         assert old["correct_at_t"] == new["correct_at_t"]
 
 
-def test_evaluate_takes_a_teacher_too(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("evaluate", "--run", str(only(runs, "teacher/digits/*")), "--per-timestep") == 0
-    assert "accuracy" in capsys.readouterr().out
-
-
 def test_a_run_is_its_own_recipe(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = only(runs, "student/digits/*tser*")
     assert call("distill", "--recipe", str(run), "--runs-dir", str(runs), "--dry-run") == 0
     out = capsys.readouterr().out
-    assert "steps: 22 an epoch, 132 in all" in out
+    assert "steps: 44 an epoch, 176 in all" in out
     assert 'name = "onecycle"' in out
 
 
@@ -132,7 +119,7 @@ def test_results_as_json(runs: Path, capsys: pytest.CaptureFixture[str], tmp_pat
     assert energy["beyond"]["conventions"]
     again = ("distill", "--recipe", run[1], "--runs-dir", str(runs))
     assert call(*again, "--dry-run", "--json", "-q") == 0
-    assert json.loads(capsys.readouterr().out)["steps"] == 132
+    assert json.loads(capsys.readouterr().out)["steps"] == 176
     assert call("runs", "--runs-dir", str(runs), "--json", "kind=student") == 0
     assert {entry["method"] for entry in json.loads(capsys.readouterr().out)} == {"tser", "ce"}
 
@@ -146,7 +133,7 @@ def test_two_methods_side_by_side(runs: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_run_is_named_by_its_beginning(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("evaluate", "--run", "resnet20_T2_ce", "--runs-dir", str(runs), "-v") == 0
+    assert call("evaluate", "--run", "resnet20_T1_ce", "--runs-dir", str(runs), "-v") == 0
     captured = capsys.readouterr()
     assert f"run: {only(runs, 'student/digits/*_ce_*')}" in captured.err
     assert "accuracy" in captured.out

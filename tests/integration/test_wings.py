@@ -48,7 +48,7 @@ print(json.dumps({**seen, "verbs": verbs}))
 
 @pytest.mark.integration
 def test_without_its_wings_the_trunk_distils_and_measures(tmp_path: Path) -> None:
-    shutil.copytree(PACKAGE, tmp_path / "tser_cli", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PACKAGE, tmp_path / "tser_cli")
     if not (tmp_path / "tser_cli" / "recipes").is_dir():
         shutil.copytree(recipes_dir(), tmp_path / "recipes")
     draw = np.random.default_rng(0)

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.table import Table
 
 from tser_cli.base.errors import one_line
-from tser_cli.report.words import percent
+from tser_cli.report.words import new_table, percent
 from tser_cli.settings import recipe, registry
 from tser_cli.settings.fields import joules, unit_of
 
@@ -32,10 +31,8 @@ def ablation_table(title: str, summary: Sequence[CellStatistics], names: Sequenc
     among all comparisons of the table, has a star. Numbers are never cut: on a narrow terminal the
     settings are folded.
     """
-    columns = ("n", "accuracy %", "difference", "95 % interval")
-    shown = _table_of_cells(
-        title, [STAR] if any(c.starred for c in summary) else [], names, columns
-    )
+    shown = new_table(title, names, ("n", "accuracy %", "difference", "95 % interval"))
+    shown.caption = STAR if any(cell.starred for cell in summary) else None
     for cell in summary:
         shown.add_row(
             *cell.settings.values(),
@@ -44,18 +41,6 @@ def ablation_table(title: str, summary: Sequence[CellStatistics], names: Sequenc
             difference_words(cell),
             interval_words(cell.interval),
         )
-    return shown
-
-
-def _table_of_cells(
-    title: str, captions: Sequence[str], names: Sequence[str], columns: Sequence[str]
-) -> Table:
-    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, caption_justify="left")
-    shown.caption = "\n".join(captions) or None
-    for name in names:
-        shown.add_column(name, overflow="fold")
-    for name in columns:
-        shown.add_column(name, justify="right", no_wrap=True)
     return shown
 
 
@@ -74,7 +59,8 @@ def exits_table(
     # one unit for the whole column, so that its numbers can be compared at a glance
     scale, unit = unit_of(max((energy.mean or 0.0 for energy, _, _ in summary), default=0.0))
     columns = ("n", f"energy {unit}", "accuracy %", "difference", "95 % interval")
-    shown = _table_of_cells(title, captions, names, columns)
+    shown = new_table(title, names, columns)
+    shown.caption = "\n".join(captions)
     for energy, accuracy, missed in summary:
         shown.add_row(
             *energy.settings.values(),
@@ -159,7 +145,7 @@ def listing(columns: Mapping[str, Sequence[Any]], width: int | None) -> Table:
     """Return a line a run of columns of values; `width` None: as wide as it gets."""
     cells = {name: [*map(FORMS.get(name, text), of)] for name, of in columns.items()}
     shown = fitting(cells, width)
-    table = Table(box=SIMPLE_HEAD, caption_justify="left")
+    table = new_table()
     left_out = [name for name in cells if name not in shown]
     if left_out:
         table.caption = f"no room for: {', '.join(left_out)} (a wider terminal, or --json)"
@@ -195,11 +181,8 @@ def letters(count: int) -> list[str]:
 
 def figures(runs: Sequence[RunFigures]) -> Table:
     """Return a line a run: accuracy with its interval over images, energy, difference."""
-    table = Table(title="results", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for name in ("accuracy", "95 % interval", "energy", "against A", "p"):
-        table.add_column(name, justify="right", no_wrap=True)
+    numbers = ("accuracy", "95 % interval", "energy", "against A", "p")
+    table = new_table("results", ("", "state"), numbers)
     for letter, run in zip(letters(len(runs)), runs, strict=True):
         reach = None if run.low is None or run.high is None else (100 * run.low, 100 * run.high)
         table.add_row(
@@ -216,11 +199,8 @@ def figures(runs: Sequence[RunFigures]) -> Table:
 
 def side_by_side(title: str, pairs: Sequence[tuple[str, Sequence[Any]]]) -> Table:
     """Return a line a name, with its value in each run."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     # folded, never cut: the end of a path may be all that differs
-    table.add_column("", overflow="fold")
-    for letter in letters(len(pairs[0][1])):
-        table.add_column(letter, overflow="fold")
+    table = new_table(title, ("", *letters(len(pairs[0][1]))))
     for name, values in pairs:
         table.add_row(text(name), *map(text, values))
     return table
@@ -316,9 +296,8 @@ ROWS: Mapping[str, Callable[[], Rows]] = {
 
 def choices_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return a line a row."""
-    shown = Table(box=SIMPLE_HEAD)
-    for place, name in enumerate(rows[0]):
-        shown.add_column(name, no_wrap=place == 0, overflow="fold")
+    shown = new_table(left=list(rows[0]))
+    shown.columns[0].no_wrap = True
     for row in rows:
         shown.add_row(*map(str, row.values()))
     return shown

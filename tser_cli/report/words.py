@@ -33,11 +33,21 @@ def bar(fraction: float) -> str:
     return "█" * round(10 * max(0.0, min(fraction, 1.0)))
 
 
+def new_table(title: str = "", left: Sequence[str] = (), right: Sequence[str] = ()) -> Table:
+    """Return an empty table; on a narrow terminal the columns at the left are folded."""
+    made = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, caption_justify="left")
+    for name in left:
+        made.add_column(name, overflow="fold")
+    for name in right:
+        # numbers: one that is cut would be another number
+        made.add_column(name, justify="right", no_wrap=True)
+    return made
+
+
 def per_timestep_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     """Accuracy at each step, cumulative accuracy, and the teacher's on the last line."""
-    table = Table(title=f"{title}: accuracy", title_justify="left", box=SIMPLE_HEAD)
-    for name in ("t", "at t", "cumulative", "loss", "entropy", "confidence"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = ("t", "at t", "cumulative", "loss", "entropy", "confidence")
+    table = new_table(f"{title}: accuracy", right=columns)
     table.add_column("", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -143,11 +153,10 @@ def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     # bars beside the largest layer: beside the total, those of a deep network would vanish
     # 1.0 where no layer spent anything: no bars, instead of a division by 0
     largest = max(row["energy_pj"] for row in whole[:-1]) or 1.0
-    shown = Table(title=f"{title}: means per image", title_justify="left", box=SIMPLE_HEAD)
-    shown.add_column("layer", overflow="fold")
-    shown.add_column("op", no_wrap=True)
-    for name in ("rate", "ops", "energy", "ANN"):
-        shown.add_column(name, justify="right", no_wrap=True)
+    shown = new_table(
+        f"{title}: means per image", ("layer", "op"), ("rate", "ops", "energy", "ANN")
+    )
+    shown.columns[1].no_wrap = True
     shown.add_column("share", no_wrap=True)
     for row in whole:
         if row["layer"] == TOTAL:
@@ -169,10 +178,8 @@ def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
 def early_exit_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Return a line a threshold: accuracy, mean steps, where images stopped, energy spent."""
     steps = range(1, rows[0]["timesteps"] + 1)
-    shown = Table(title="early exit", title_justify="left", box=SIMPLE_HEAD)
-    shown.add_column("stop when", no_wrap=True)
-    for name in ("accuracy", "steps", "energy", "of full"):
-        shown.add_column(name, justify="right", no_wrap=True)
+    shown = new_table("early exit", ("stop when",), ("accuracy", "steps", "energy", "of full"))
+    shown.columns[0].no_wrap = True
     # in one column: a column a step would leave no room on a terminal
     shown.add_column(f"stopped at 1..{len(steps)}")
     for row in rows:
@@ -300,13 +307,10 @@ def energy_sentences(document: dict[str, Any]) -> list[str]:
 
 
 def conventions_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a line a convention: its operations, its energy, and why it differs from the exact
-    count.
-    """
-    shown = Table(title="as others count it", title_justify="left", box=SIMPLE_HEAD)
-    shown.add_column("convention", no_wrap=True)
-    for name in ("MACs", "ACs", "energy", "x exact"):
-        shown.add_column(name, justify="right", no_wrap=True)
+    """Return a line a convention: operations, energy, and why it differs from the exact count."""
+    numbers = ("MACs", "ACs", "energy", "x exact")
+    shown = new_table("as others count it", ("convention",), numbers)
+    shown.columns[0].no_wrap = True
     shown.add_column("differs by")
     for row in rows:
         ratio = row["ratio_to_exact"]
