@@ -266,3 +266,10 @@ def test_a_network_is_audited() -> None:
     assert result.name == "mine:build"
     assert result.found.clean
     assert ("order of axes", "there are no labels") in result.found.skipped
+
+
+def test_a_data_set_comes_in_batches_of_the_size_asked_for(here: Path) -> None:
+    given = {"timesteps": 4, "dataset": "digits", "batch_size": 100}
+    request = EnergyRequest(output=here / "r.csv", network="mine:build", **given)
+    sizes = [len(images) for images, _ in open_network(request)[1].batches()]
+    assert sizes == [100, 100, 100, 60]

@@ -128,6 +128,19 @@ def test_the_free_energy_is_measured_first_and_the_target_falls_in_equal_ratios(
     assert all(a >= b for a, b in itertools.pairwise(targets))
 
 
+def test_all_processes_follow_the_energy_of_all_their_images() -> None:
+    """Of several real processes: tests/faults/test_processes.py, in its long form."""
+
+    class OfTwo:
+        def sum(self, values: Tensor) -> Tensor:  # the other one: 30 images of 100 pJ, loss 1
+            return values + torch.tensor([30 * 100.0, 30 * 1.0, 30])
+
+    control = EnergyControl(BudgetController(200.0, 1000), lambda: 0.0)
+    values = {"energy_pj": torch.tensor(500.0), "loss": torch.tensor(3.0)}
+    control.follow(values, 10, OfTwo())  # type: ignore[arg-type]
+    assert (control.controller.mean_pj, control.controller.free_loss) == (200.0, 1.5)
+
+
 def test_it_is_calibrated_at_shares_of_the_training() -> None:
     controller, due = BudgetController(200.0, 1000), []
     for step in range(1, 1001):
