@@ -53,8 +53,13 @@ def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPat
 
 
 @on_linux
-@pytest.mark.parametrize("end", ["killed", "by itself"])
-@pytest.mark.parametrize("call", ["end_with_parent()", "import os; end_with_parent(os.getppid())"])
+@pytest.mark.parametrize(
+    ("call", "end"),
+    [
+        ("end_with_parent()", "killed"),
+        ("import os; end_with_parent(os.getppid())", "by itself"),
+    ],
+)
 def test_a_process_ends_with_its_parent(call: str, end: str) -> None:
     command = [sys.executable, "-c", PARENT, CHILD.format(call=call)]
     with subprocess.Popen(

@@ -267,12 +267,9 @@ def test_names_of_runs_are_completed(tser: Invoke) -> None:
     assert options.complete_recipe("digits/resnet34") == ["digits/resnet34_teacher"]
 
 
-@pytest.mark.parametrize(
-    "name", ["x; touch ran", "$(touch ran)", "x\ntouch ran", "`x`", "x y", "é"]
-)
-def test_a_name_that_a_shell_acts_on_is_not_completed(tser: Invoke, name: str) -> None:
-    make(name)
-    make("fine")
+def test_a_name_that_a_shell_acts_on_is_not_completed(tser: Invoke) -> None:
+    for name in ("x; touch ran", "$(touch ran)", "x\ntouch ran", "`x`", "x y", "é", "fine"):
+        make(name)
     assert completions("") == ["latest", "fine"]
 
 
@@ -407,11 +404,8 @@ def test_audit_ends_with_4_where_something_is_wrong(theirs: Invoke) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("energy", "r.csv", "--layout", "folded"), "--layout: only with --network"),
         (("audit", "-T", "4"), "-T: only with --network"),
-        (("energy", "r.csv", "--network", "theirs:build"), "say what it is fed with"),
         (("energy", "r.csv", *NETWORK, "--data", "x.npy"), "with one of them"),
-        (("energy", "r.csv", *NETWORK, "--per-image", "i.csv"), "--per-image: not with --network"),
         (("energy", "r.txt", *NETWORK), "call it r.csv"),
         (("energy", "r.csv", *NETWORK, "--match", "many"), "is no energy"),
         (("energy", "r.csv", *NETWORK, "--profile", "horowitz-45nm-int8"), "--assume-int8"),

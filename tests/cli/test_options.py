@@ -1,9 +1,6 @@
 """Options of a request: spread out for typer, gathered for the command, completed in the shell."""
 
 import inspect
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from tests.command import Invoke
 from tser_cli.base.errors import ConfigError
 from tser_cli.cli import terminal
 from tser_cli.cli.options import offered, spread
@@ -102,7 +100,7 @@ def test_a_flag_that_was_not_given_sets_nothing() -> None:
         (EnergyRequest, {"output": "r.csv", "long": True, "wide": True}, "--long and --wide"),
         (EnergyRequest, {"output": "r.csv", "layout": "folded"}, "--layout: only with --network"),
         (AuditRequest, {"network": "a:b", "input_shape": "3", "run": "x"}, "--run: not with"),
-        (AuditRequest, {"network": "a:b"}, "say what it is fed with"),
+        (AuditRequest, {"network": "a:b"}, "say what feeds it"),
     ],
 )
 def test_options_that_do_not_fit_together(
@@ -123,23 +121,21 @@ def load(config): return config
 """
 
 
+@pytest.mark.usefixtures("nothing_added")
 @pytest.mark.parametrize(
     ("line", "found"),
     [
         ("tser distill --plugin names_to_complete --student my", "mynet"),
-        ("tser distill --plugin names_to_complete --teacher my", "mynet"),
         ("tser distill --plugin names_to_complete --dataset my", "mydata"),
         ("tser train-teacher --plugin names_to_complete my", "mynet"),
-        ("tser ablate --plugin names_to_complete --teacher my", "mynet"),
         ("tser distill --plugin no_such_plug_in --method ts", "tsd"),
-        ("tser distill --method dk", "dkd"),
     ],
 )
-def test_names_are_completed(tmp_path: Path, line: str, found: str) -> None:
+def test_names_are_completed(
+    tser: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, found: str
+) -> None:
     (tmp_path / "names_to_complete.py").write_text(PLUGIN)
-    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
-    program = "import sys; sys.argv[0] = 'tser'; from tser_cli.cli.app import main; main()"
-    command = [sys.executable, "-P", "-c", program]
-    shell = {**os.environ, **asked, "_TSER_COMPLETE": "complete_bash"}
-    done = subprocess.run(command, env=shell, cwd=tmp_path, capture_output=True, text=True)
-    assert found in done.stdout.split(), done.stderr
+    monkeypatch.setenv("_TSER_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+    assert found in tser()[1].split()

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ import typer
 from typer.core import TyperGroup
 
 import tser_cli
-from tests.command import call
+from tests.command import Invoke, call
+from tests.test_house import HEAVY
 from tser_cli.cli.app import app
 from tser_cli.cli.options import is_there
 from tser_cli.cli.verbs import VERBS, Verb, load
@@ -27,59 +29,59 @@ from tser_cli.report import lists
 from tser_cli.settings import recipe, registry
 from tser_cli.settings.wing_options import ReportRequest
 
-PROBE = """
-import json, sys
-sys.argv = ["tser", *json.loads(sys.argv[1])]
+# One process for many lines, as a start takes a second: of each its exit code, what it has loaded
+# that is heavy, and what it wrote.
+PROGRAM = f"""
+import contextlib, io, json, sys
 from tser_cli.cli.app import main
-try:
-    main()
-except SystemExit as stop:
-    code = stop.code
-heavy = {"torch", "torchvision", "spikingjelly", "pandas", "matplotlib", "sklearn", "accelerate"}
-heavy |= {"numpy", "tensorboard", "safetensors"}
-print("\\n" + json.dumps([code, sorted(heavy & set(sys.modules))]))
+told = []
+for line in sys.argv[1:]:
+    sys.argv = ["tser", *line.split()]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main()
+    told.append([sorted({HEAVY!r} & sys.modules.keys()), out.getvalue()])
+print(json.dumps(told))
 """
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        *("--help", "list methods", "ablate --help", "--version", "train-teacher --help"),
-        *("distill --help", "evaluate --help", "energy --help", "doctor --help", "runs"),
-        *("list models", "list recipes --json"),
-    ],
-)
-def test_help_is_light(arguments: str) -> None:
-    command = [sys.executable, "-c", PROBE, json.dumps(arguments.split())]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == [0, []]
-    assert done.stdout.strip()
+def started(*lines: str, folder: Path, **environment: str) -> list[tuple[list[str], str]]:
+    """Call `tser` in a process of its own: (heavy modules, standard output) of each line."""
+    command = [sys.executable, "-c", PROGRAM, *lines]
+    shell = {**os.environ, "COLUMNS": "120", **environment}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=shell)
+    assert (done.returncode, done.stderr) == (0, "")
+    return [(heavy, out) for heavy, out in json.loads(done.stdout)]
 
 
-def tser(*words: str, folder: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tser_cli", *words]
-    environment = {**os.environ, "COLUMNS": "200", **more}
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+def test_help_and_lists_are_light(tmp_path: Path) -> None:
+    helps = [f"{verb.name} --help" for verb in VERBS]
+    lists = ("list methods", "methods", "list models", "list datasets", "list recipes --json")
+    lines = ("--help", "--version", *helps, *lists, "runs")
+    found = started(*lines, folder=tmp_path)
+    assert all(out.strip() and heavy == [] for heavy, out in found)
+    said = {line: out for line, (_, out) in zip(lines, found, strict=True)}
+    assert said["methods"] == said["list methods"]  # as it was spelled before
 
 
-def test_methods_tell_their_weights_and_where_they_differ() -> None:
-    done = tser("methods")  # as `tser list methods` was spelled before
-    assert done.stdout == tser("list", "methods").stdout
-    (tsd,) = [line for line in done.stdout.splitlines() if line.startswith("  tsd ")]
+@pytest.fixture
+def help_of(tser: Invoke, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The help of a command, 120 columns wide."""
+    monkeypatch.setenv("COLUMNS", "120")
+    return lambda *words: tser(*words, "--help")[1]
+
+
+def test_methods_tell_their_weights_and_where_they_differ(
+    tser: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    said = tser("list", "methods")[1]
+    (tsd,) = [line for line in said.splitlines() if line.startswith("  tsd ")]
     assert "alpha 0.2, beta 0.5" in tsd and "ce_weight" not in tsd
-    assert (
-        "most methods also read entropy_weight 0.0, rate_weight 0.0, ce_weight 1.0" in done.stdout
-    )
-    assert "\n  bkd: the features' weight multiplies a mean, theirs a sum" in done.stdout
+    assert "most methods also read entropy_weight 0.0, rate_weight 0.0, ce_weight 1.0" in said
+    assert "\n  bkd: the features' weight multiplies a mean, theirs a sum" in said
 
 
-def help_of(*words: str, folder: Path | None = None, **environment: str) -> str:
-    done = tser(*words, "--help", folder=folder, **{"COLUMNS": "120", **environment})
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_help_has_its_commands_in_panels() -> None:
+def test_the_help_has_its_commands_in_panels(help_of: Callable[..., str]) -> None:
     text = help_of()
     places = [text.index(f" {title} ──") for title in ("Train", "Measure", "Use", "About")]
     assert places == sorted(places)
@@ -87,7 +89,9 @@ def test_the_help_has_its_commands_in_panels() -> None:
     assert all((f"│ {verb.name} " in text) is not verb.hidden for verb in VERBS)
 
 
-def test_a_help_has_its_options_in_panels_and_ends_with_examples() -> None:
+def test_a_help_has_its_options_in_panels_and_ends_with_examples(
+    help_of: Callable[..., str],
+) -> None:
     text = help_of("distill")
     titles = ("Networks and method", "Data", "Training", "Machine", "Settings", "Places", "Output")
     places = [text.index(f" {title} ──") for title in titles]
@@ -96,9 +100,10 @@ def test_a_help_has_its_options_in_panels_and_ends_with_examples() -> None:
     assert text.index("Examples") > places[-1]
 
 
-def test_no_color_in_the_help() -> None:
-    assert "\x1b[" in help_of("list", FORCE_COLOR="1")
-    assert "\x1b[3" not in help_of("list", FORCE_COLOR="1", NO_COLOR="1")  # bold may stay
+@pytest.mark.parametrize(("no_color", "escape"), [("", "\x1b[3"), ("1", "")])
+def test_no_color_in_the_help(tmp_path: Path, no_color: str, escape: str) -> None:
+    ((_, said),) = started("list --help", folder=tmp_path, FORCE_COLOR="1", NO_COLOR=no_color)
+    assert ("\x1b[3" in said) is (escape != "")  # bold may stay
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
@@ -125,30 +130,22 @@ def test_what_a_verb_names_is_there(verb: Verb) -> None:
 
 def test_a_verb_whose_wing_is_off_is_not_offered(tmp_path: Path) -> None:
     shutil.copytree(Path(tser_cli.__file__).parent, tmp_path / "tser_cli")
-    for verb in VERBS:
-        for path in verb.needs:
-            gone = tmp_path / "tser_cli" / path
-            shutil.rmtree(gone) if gone.is_dir() else gone.unlink(missing_ok=True)
-    (tmp_path / "tser_cli" / "engine" / "commands" / "dry_run.py").unlink()
-
-    def said(*words: str) -> str:
-        return help_of(*words, folder=tmp_path, PYTHONPATH=str(tmp_path))
-
-    text = said()
+    # what needs another wing is not offered without it
+    shutil.rmtree(tmp_path / "tser_cli" / "energy" / "conventions")
+    both = ("--help", "energy --help")
+    (_, text), (_, energy) = started(*both, folder=tmp_path, PYTHONPATH=str(tmp_path))
+    assert "│ audit " not in text and "│ report " not in text and "│ compare " in text
+    assert "--profile" in energy and "--network" not in energy and "--match" not in energy
+    for path in ["engine/commands/dry_run.py", *(path for verb in VERBS for path in verb.needs)]:
+        gone = tmp_path / "tser_cli" / path
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink(missing_ok=True)
+    lines = (*both, "distill --help")
+    found = started(*lines, folder=tmp_path, PYTHONPATH=str(tmp_path))
+    text, energy, distill = (out for _, out in found)
     for verb in VERBS:
         assert (f"│ {verb.name} " in text) is not (verb.hidden or bool(verb.needs))
-    assert "--dry-run" not in said("distill")
-    energy = said("energy")
+    assert "--dry-run" not in distill
     assert "--profile" in energy and "--network" not in energy and "--match" not in energy
-
-
-def test_what_needs_another_wing_is_not_offered_without_it(tmp_path: Path) -> None:
-    shutil.copytree(Path(tser_cli.__file__).parent, tmp_path / "tser_cli")
-    shutil.rmtree(tmp_path / "tser_cli" / "energy" / "conventions")
-    text = help_of(folder=tmp_path, PYTHONPATH=str(tmp_path))
-    assert "│ audit " not in text and "│ report " not in text and "│ compare " in text
-    energy = help_of("energy", folder=tmp_path, PYTHONPATH=str(tmp_path))
-    assert "--profile" in energy and "--network" not in energy
 
 
 PLUGIN = """
@@ -181,23 +178,24 @@ def test_what_a_list_says() -> None:
     assert not any("command:" in row["about"] for row in lists.recipes())
 
 
-def test_names_of_plug_ins_are_listed(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("nothing_added")
+def test_names_of_plug_ins_are_listed(tser: Invoke, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(PLUGIN)
-    models = tser("list", "models", "--plugin", "mine.py", folder=tmp_path)
-    assert [line.split() for line in models.stdout.splitlines()][-2] == ["mynet", "SNN", "mine"]
-    datasets = tser("list", "datasets", "--plugin", "mine.py", "--json", folder=tmp_path)
-    found = {row["name"]: row for row in json.loads(datasets.stdout)}
+    assert "mynet" not in tser("list", "models")[1]
+    models = tser("list", "models", "--plugin", "mine.py")[1]
+    assert [line.split() for line in models.splitlines()][-2] == ["mynet", "SNN", "mine"]
+    datasets = tser("list", "datasets", "--plugin", "mine.py", "--json")[1]
+    found = {row["name"]: row for row in json.loads(datasets)}
     assert found["mydata"]["images"] == "your own, in --data-dir"
     assert found["mydata"]["from"] == "mine"
-    assert "mynet" not in tser("list", "models", folder=tmp_path).stdout
 
 
-def test_a_list_that_is_none() -> None:
-    rows = json.loads(tser("list", "profiles", "--json").stdout)
+def test_a_list_that_is_none(tser: Invoke) -> None:
+    rows = json.loads(tser("list", "profiles", "--json")[1])
     assert [row["name"] for row in rows] == list(PROFILES)
-    done = tser("list", "modls")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert 'unknown list "modls" (did you mean "models"?). Known: datasets, methods' in done.stderr
+    code, out, err = tser("list", "modls")
+    assert (code, out) == (2, "")
+    assert 'unknown list "modls" (did you mean "models"?). Known: datasets, methods' in err
 
 
 def test_flags_become_a_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

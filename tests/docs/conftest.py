@@ -1,4 +1,4 @@
-"""The scripts of docs/ as modules."""
+"""The scripts of docs/ as modules, and images so few that a page's commands take little time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tser_cli.data import builtin
+from tser_cli.data.base import Dataset
+from tser_cli.settings.config import DataConfig
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -29,3 +33,20 @@ def docs_script() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """digits has every sixth of its images alone: 240 to train on, 60 to test on."""
+    whole = builtin.digits
+
+    def fewer(config: DataConfig) -> Dataset:
+        found = whole(config)
+        parts = [
+            builtin.TensorSource(part.images_MCHW[::6], part.labels[::6])
+            for part in (found.train, found.test)
+            if isinstance(part, builtin.TensorSource)
+        ]
+        return Dataset(found.spec, *parts)
+
+    monkeypatch.setattr(builtin, "digits", fewer)

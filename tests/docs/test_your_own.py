@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "your-own.md"
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.usefixtures("nothing_added"),
+    pytest.mark.usefixtures("nothing_added", "few_digits"),
     pytest.mark.skipif(not PAGE.is_file(), reason="docs/ is only in a checkout"),
 ]
 
@@ -32,6 +32,7 @@ def blocks(heading: str) -> list[tuple[str, str]]:
 def run(heading: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Run what is below a heading, in `folder`."""
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("TSER_DATA_WORKERS", "0")
     found = blocks(heading)
     assert {language for language, _ in found} >= {"python", "console"}
     for language, text in found:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 # The exit code of a command that did its work and found that a check, or a bound that was asked
 # for, does not hold: no error, but scripts should notice.
@@ -83,28 +83,6 @@ class Interrupted(Exception):  # noqa: N818  (a request to stop, not a fault)
 
 
 MOST_REPORTED = 20  # problems of settings: more of them help nobody
-
-
-class Problems:
-    """Problems of settings: the first 20 are put into words, the rest are only counted."""
-
-    def __init__(self) -> None:
-        self._reported: list[str] = []
-        self._more = 0
-
-    def add(self, words: Callable[[], str]) -> None:
-        """Add a problem; `words` is called only for those that are reported."""
-        # the hint for a mistyped key compares it with all keys: too slow for thousands of them
-        if len(self._reported) < MOST_REPORTED:
-            self._reported.append(words())
-        else:
-            self._more += 1
-
-    def report(self) -> None:
-        """Raise ConfigError where there are problems."""
-        more = [f"and {self._more:,} more problems"] if self._more else []
-        if self._reported:
-            raise ConfigError("\n".join([*self._reported, *more]))
 
 
 @functools.cache

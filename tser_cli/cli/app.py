@@ -18,8 +18,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from tser_cli.base import __version__
 from tser_cli.base.errors import ConfigError, Interrupted, TserError
-from tser_cli.base.version import __version__
 from tser_cli.cli import terminal
 from tser_cli.cli.options import is_there, offered, spread, with_examples
 from tser_cli.cli.verbs import VERBS, Verb, load
@@ -89,8 +89,9 @@ def add(verb: Verb) -> None:
     """Offer a command, with the examples of what it takes."""
     json = verb.document is not None
     function = spread(verb.request, lambda request, as_json: call(verb, request, as_json), json)
-    taken = {flag for one in offered(verb.request, json) for flag in one.option.flags.split()}
-    gone = {flag for one in options_of(verb.request) for flag in one.option.flags.split()} - taken
+    taken = offered(verb.request, json)
+    left_out = [one for one in options_of(verb.request) if one not in taken]
+    gone = {flag for one in left_out for flag in one.option.flags.split()}
     examples = [line for line in verb.examples if not gone & set(line.split())]
     shown = with_examples(TyperCommand, examples)
     app.command(verb.name, cls=shown, rich_help_panel=verb.panel, hidden=verb.hidden)(function)
@@ -103,7 +104,9 @@ for _verb in VERBS:
 
 def main() -> None:
     """Run the command line; one clear message and an exit code for every foreseen error."""
-    with terminal.guarded(), _warnings_shown(), _one_line_for_ctrl_c():
+    handler = _Shown()
+    with terminal.guarded(), _one_line_for_ctrl_c():
+        terminal.LOG.addHandler(handler)
         try:
             prepare_environment(os.environ)
             check_environment(os.environ)
@@ -120,6 +123,8 @@ def main() -> None:
         except KeyboardInterrupt:
             terminal.tell("interrupted")
             sys.exit(130)
+        finally:
+            terminal.LOG.removeHandler(handler)
 
 
 class _Shown(logging.Handler):
@@ -131,16 +136,6 @@ class _Shown(logging.Handler):
 
 
 @contextmanager
-def _warnings_shown() -> Iterator[None]:
-    handler = _Shown()
-    terminal.LOG.addHandler(handler)
-    try:
-        yield
-    finally:
-        terminal.LOG.removeHandler(handler)
-
-
-@contextmanager
 def _one_line_for_ctrl_c() -> Iterator[None]:
     # Before and after a training, which handles it itself. Typer would show a box and exit with 1.
     # A shell's background jobs have it ignored: that stays.
@@ -148,17 +143,17 @@ def _one_line_for_ctrl_c() -> Iterator[None]:
     if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    signal.signal(signal.SIGINT, _interrupted)
+
+    def interrupted(number: int, frame: FrameType | None) -> NoReturn:
+        with suppress(OSError, RuntimeError):  # it may have come in the middle of another message
+            terminal.tell("interrupted")
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGINT, interrupted)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
-    with suppress(OSError, RuntimeError):  # it may have come in the middle of another message
-        terminal.tell("interrupted")
-    raise SystemExit(128 + number)
 
 
 def prepare_environment(environment: MutableMapping[str, str]) -> None:

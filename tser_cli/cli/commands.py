@@ -31,12 +31,10 @@ def train(request: options.TrainingRequest) -> RunResult | TrainingPlan:
     if request.dry_run:
         from tser_cli.engine.commands import dry_run
 
-        plan = dry_run.plan_student if kind == "student" else dry_run.plan_teacher
-        return plan(config, how)
+        return (dry_run.plan_student if kind == "student" else dry_run.plan_teacher)(config, how)
     from tser_cli.engine.commands import train as command
 
-    run = command.distill if kind == "student" else command.train_teacher
-    return run(config, how)
+    return (command.distill if kind == "student" else command.train_teacher)(config, how)
 
 
 def training_config(kind: str, request: options.TrainingRequest) -> config.Config:
@@ -153,9 +151,9 @@ def runs(request: wing_options.RunsRequest) -> list[RunRecord] | None:
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             terminal.tell("nothing was removed")
             raise typer.Exit(1)
-    for run in removable:
-        command.remove(run)
-        terminal.tell(f"removed: {run.record.folder}")
+    for record, _ in removable:
+        command.remove(record)
+        terminal.tell(f"removed: {record.folder}")
     return None
 
 

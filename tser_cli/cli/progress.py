@@ -64,16 +64,13 @@ class Lines(Silent):
             self.say(f"about {duration(left)} of training are left, as its first steps go")
 
     def epoch(self, row: dict[str, Any]) -> None:
-        self._print(describe(row, self._epochs))
+        self.say(describe(row, self._epochs))
 
     def say(self, text: str) -> None:
-        self._print(text)
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def warn(self, text: str) -> None:
-        self._print(f"warning: {text}")
-
-    def _print(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+        self._console.print(f"warning: {text}", soft_wrap=True, markup=False, highlight=False)
 
 
 class Bars(Lines):
@@ -84,9 +81,7 @@ class Bars(Lines):
         # rich draws nothing before start(): bars that never begin can be stopped all the same
         self._bars = self._make()
         self._epoch_bar = self._batch_bar = TaskID(0)
-        self._shown = 0.0
-        self._images = 0
-        self._waiting = 0
+        self._shown, self._images, self._waiting = 0.0, 0, 0
 
     def _make(self) -> RichBars:
         return RichBars(
@@ -102,11 +97,9 @@ class Bars(Lines):
     def begin(self, epochs: int, steps: int, done_epochs: int) -> None:
         super().begin(epochs, steps, done_epochs)
         self._bars = self._make()  # a student's training follows its teacher's
-        self._epoch_bar = self._bars.add_task(
-            "epochs", total=epochs, completed=done_epochs, note=""
-        )
-        self._batch_bar = self._bars.add_task("steps", total=epochs * steps, note="")
-        self._bars.update(self._batch_bar, completed=done_epochs * steps)
+        done, add = done_epochs, self._bars.add_task
+        self._epoch_bar = add("epochs", total=epochs, completed=done, note="")
+        self._batch_bar = add("steps", total=epochs * steps, completed=done * steps, note="")
         self._shown, self._images, self._waiting = time.monotonic(), 0, 0
         self._bars.start()
 
@@ -135,7 +128,6 @@ class Bars(Lines):
 
     def end(self) -> None:
         self._bars.stop()
-        # A student's training follows its teacher's on the same console.
         for task in self._bars.task_ids:
             self._bars.remove_task(task)
 
@@ -143,11 +135,11 @@ class Bars(Lines):
 class Warnings(Lines):
     """Show warnings, and nothing else."""
 
-    def epoch(self, row: dict[str, Any]) -> None:
-        """Nothing."""
-
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Nothing: epochs and the time that is left are said, too."""
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Nothing, whatever the row has."""
 
 
 def make_progress(console: Console, quiet: bool = False) -> Progress:

@@ -72,16 +72,16 @@ def show_run(result: RunResult, next_commands: Sequence[str]) -> None:
     `next_commands`: command lines, with what for behind a #. With --quiet only what was measured
     and the folder are shown.
     """
-    output().print(words.per_timestep_table(result.name, result.per_timestep))
-    show_lines([words.summary(result.per_timestep, "test")])
-    if result.energy_pj is not None and result.energy_budget_pj is not None:
-        verdict = words.budget_verdict(result.energy_pj, result.energy_budget_pj)
-        show_lines([f"energy: {verdict}"])
+    steps, energy_pj, budget_pj = result.per_timestep, result.energy_pj, result.energy_budget_pj
+    output().print(words.per_timestep_table(result.name, steps))
+    show_lines([words.summary(steps, "test")])
+    if energy_pj is not None and budget_pj is not None:
+        show_lines([f"energy: {words.budget_verdict(energy_pj, budget_pj)}"])
     # what a script reads stays; what explains, and what to type, goes
     if is_quiet():
         show_lines([f"run folder: {result.folder}"])
         return
-    show_lines(words.meaning_sentences(result.kind, result.per_timestep))
+    show_lines(words.meaning_sentences(result.kind, steps))
     if result.against_ann is not None:
         show_lines(words.headline(result.against_ann))
     show_lines([words.next_steps(result.folder, next_commands)])
@@ -92,16 +92,13 @@ def show_training_plan(plan: dry_run.TrainingPlan) -> None:
     import tomli_w
 
     output().print(tomli_w.dumps(plan.config.model_dump(mode="json")))
-    show_lines(
-        [
-            f"network: {plan.network}, {plan.parameters:,} parameters",
-            *([f"teacher: {plan.teacher}"] if plan.teacher else []),
-            f"images: {plan.train_images:,} to train on, {plan.test_images:,} to test on",
-            f"steps: {plan.steps_per_epoch:,} an epoch, {plan.steps:,} in all",
-            f"time: about {words.duration(plan.seconds)} of training on {plan.device} "
-            f"({1000 * plan.step_seconds:.0f} ms a step, measured)",
-        ]
-    )
+    lines = [f"network: {plan.network}, {plan.parameters:,} parameters"]
+    lines += [f"teacher: {plan.teacher}"] if plan.teacher else []
+    lines += [f"images: {plan.train_images:,} to train on, {plan.test_images:,} to test on"]
+    lines += [f"steps: {plan.steps_per_epoch:,} an epoch, {plan.steps:,} in all"]
+    step = f"{1000 * plan.step_seconds:.0f} ms a step, measured"
+    time = f"about {words.duration(plan.seconds)} of training on {plan.device} ({step})"
+    show_lines([*lines, f"time: {time}"])
 
 
 def show_evaluation(result: evaluate.EvaluateResult, request: options.EvaluateRequest) -> None:
@@ -131,17 +128,13 @@ def show_energy(
     output().print(words.table(title, result.rows))
     show_lines(words.energy_sentences(result.document))
     if request.network:  # a run's layers are ours: nothing of them is left out
-        show_lines(
-            words.network_sentences(
-                of.layout, of.inputs, of.kinds, of.differing, of.uncounted, of.notes
-            )
-        )
+        facts = (of.layout, of.inputs, of.kinds, of.differing, of.uncounted, of.notes)
+        show_lines(words.network_sentences(*facts))
     beyond, document = result.beyond, result.document
     if beyond.conventions:
         output().print(words.conventions_table([one.row() for one in beyond.conventions]))
     if beyond.matched is not None:
-        names = [one.convention for one in beyond.matched]
-        show_lines([words.match_sentence(beyond.match, names)])
+        show_lines([words.match_sentence(beyond.match, [x.convention for x in beyond.matched])])
     if "lemaire" in document:
         show_lines([words.memory_sentence(document)])
     if "fair_rival" in document:

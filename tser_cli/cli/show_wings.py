@@ -20,7 +20,6 @@ from tser_cli.settings import wing_options
 
 if TYPE_CHECKING:  # see `show`
     from tser_cli.engine.commands import ablate, audit, compare, doctor, export, predict, quantize
-    from tser_cli.engine.commands import runs as removing
     from tser_cli.engine.page.gather import ReportResult
     from tser_cli.engine.runs.record import RunRecord
 
@@ -37,9 +36,8 @@ def show_ablation(
     title = f"{result.folder.name}: {asked.measure.replace('_', ' ')}"
     output().print(lists.ablation_table(title, result.summary, asked.names))
     if result.exits:
-        margin = asked.accuracy_margin
         cells = [(one.energy, one.accuracy, one.missed) for one in result.exits]
-        output().print(lists.exits_table(cells, asked.names, margin))
+        output().print(lists.exits_table(cells, asked.names, asked.accuracy_margin))
     # tables that were not written this time are not named, though an older one may lie there
     exits = ["early_exit.csv", "early_exit_summary.csv"] if result.exits else []
     # the frontier needs two methods or more; its figure tells whether there is one
@@ -58,12 +56,8 @@ def show_ablation_plan(plan: ablate.AblationPlan) -> None:
     if plan.address:
         fewer = "" if plan.jobs_given else ", less by as many as the cluster has room for"
         how = f"{plan.jobs} at a time on machines like this one{fewer}"
-    show_lines(
-        [
-            f"{len(plan.cells)} runs, {finished} finished; about {words.duration(plan.seconds)} of "
-            f"training, {how}, measured on a few real steps"
-        ]
-    )
+    time = f"about {words.duration(plan.seconds)} of training, {how}, measured on a few real steps"
+    show_lines([f"{len(plan.cells)} runs, {finished} finished; {time}"])
 
 
 def show_audit(result: audit.AuditResult, request: wing_options.AuditRequest) -> None:
@@ -116,13 +110,12 @@ def show_runs(records: Sequence[RunRecord], request: wing_options.RunsRequest) -
             tell(f"warning: {record.name} is damaged: {record.trouble}")
 
 
-def removal_question(runs: Sequence[removing.Removable]) -> str:
-    """Return what would be removed, and the question whether to."""
+def removal_question(runs: Sequence[tuple[RunRecord, int]]) -> str:
+    """Return what would be removed, and the question whether to; see `find_removable`."""
     lines = []
-    for run in runs:
-        state, size = run.record.state, lists.size(run.record.size)
-        taught = f"; {run.students} students here learned from it" if run.students else ""
-        lines.append(f"  {run.record.folder} ({state}, {size}{taught})")
+    for record, students in runs:
+        taught = f"; {students} students here learned from it" if students else ""
+        lines.append(f"  {record.folder} ({record.state}, {lists.size(record.size)}{taught})")
     what = "this run" if len(runs) == 1 else f"these {len(runs)} runs"
     return "\n".join([*lines, f"Remove {what} with all files?"])
 
@@ -157,8 +150,7 @@ def show_export(exported: export.Exported, request: wing_options.ExportRequest) 
             shown = ", ".join(silent[:3]) + (", ..." if len(silent) > 3 else "")
             request.progress.warn(
                 f"{len(silent)} of {len(layers)} layers never spiked on these images ({shown}): "
-                "the check says nothing of the weights behind them. Take more (--images), or train "
-                "longer"
+                "the weights behind them were not checked. Take more (--images), or train longer"
             )
     if exported.checks is None:
         show_lines(["not verified: --no-verify"])
@@ -167,13 +159,9 @@ def show_export(exported: export.Exported, request: wing_options.ExportRequest) 
     if not exported.holds:
         show_lines([f"the check does not hold; {exported.path} was not written"])
         return
-    show_lines(
-        [
-            f"file: {exported.path} ({exported.size / 2**20:.1f} MiB)",
-            f"checks: {exported.path}.verified.json",
-            f"model card: {exported.card}",
-        ]
-    )
+    path = exported.path
+    show_lines([f"file: {path} ({exported.size / 2**20:.1f} MiB)", f"checks: {path}.verified.json"])
+    show_lines([f"model card: {exported.card}"])
 
 
 def checks_table(exported: export.Exported) -> Table:
@@ -220,12 +208,9 @@ def show_quantized(
         change = 100 * (result.accuracy - quantized.parent_accuracy)
         show_lines([f"before: {quantized.parent_accuracy:.2%} ({change:+.2f} points now)"])
     if result.energy_pj is not None:
-        show_lines(
-            [
-                f"energy an image: {result.energy_pj / 1e6:.4g} uJ ({quantized.profile}); the same "
-                f"operations in fp32: {quantized.float_energy_pj / 1e6:.4g} uJ"
-            ]
-        )
+        here = f"{result.energy_pj / 1e6:.4g} uJ ({quantized.profile})"
+        as_floats = f"the same operations in fp32: {quantized.float_energy_pj / 1e6:.4g} uJ"
+        show_lines([f"energy an image: {here}; {as_floats}"])
     show_lines([f"parent: {quantized.parent}"])
 
 

@@ -14,28 +14,11 @@ from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    SerializeAsAny,
-    StrictInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from tser_cli.base.errors import ConfigError, closest, unknown
 from tser_cli.settings import fields, registry
-from tser_cli.settings.fields import (
-    NO_BUDGET,
-    Count,
-    Fraction,
-    Natural,
-    NonNegative,
-    Policy,
-    Positive,
-    Real,
-    Section,
-)
+from tser_cli.settings.fields import Fraction, Natural, NonNegative, Policy, Positive, Real, Section
 
 # What a teacher that is trained for a student has in common with it.
 TEACHER_S = Policy(teacher=True)
@@ -46,7 +29,8 @@ NOTES = Policy(results=False, resume=True, teacher=True)
 
 AUTO = "auto"
 Auto = Literal["auto"]
-Side = Annotated[StrictInt, Field(ge=0, le=4096)]  # pixels; a larger input fits no memory
+Whole = Annotated[int, Field(strict=True)]  # not 8.0, nor "8"
+Side = Annotated[Whole, Field(ge=0, le=4096)]  # pixels; a larger input fits no memory
 # The keys of [data] that only your own images have a use for.
 OWN_INPUT = ("size", "channels", "mean", "std", "test_fraction")
 FLOAT_BITS = 32  # of weights that are no integers
@@ -80,7 +64,7 @@ class DataConfig(Section):
     validation_fraction: Annotated[Fraction, TEACHER_S] = 0.0
     test_fraction: Annotated[Fraction, TEACHER_S] = 0.2
     size: Annotated[Side | Auto, TEACHER_S] = 0
-    channels: Annotated[StrictInt | Auto, TEACHER_S] = 0
+    channels: Annotated[Whole | Auto, TEACHER_S] = 0
     mean: Annotated[tuple[Real, ...] | Auto, TEACHER_S] = ()
     std: Annotated[tuple[Positive, ...] | Auto, TEACHER_S] = ()
     workers: Annotated[int, Field(ge=-1, le=256), HOW] = -1
@@ -234,10 +218,10 @@ class TrainingConfig(Section):
     and is found to be faster with it, else fp32; the run keeps what was chosen.
     """
 
-    epochs: Annotated[Count, Policy(resume=True)] = 10
+    epochs: Annotated[fields.Count, Policy(resume=True)] = 10
     batch_size: Natural = 128
     eval_batch_size: Annotated[Natural, HOW] = 0
-    accumulate: Annotated[Count, Policy(resume=True)] = 1
+    accumulate: Annotated[fields.Count, Policy(resume=True)] = 1
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Annotated[str, HOW] = "auto"
     precision: Annotated[Precision, Policy(measuring=True, teacher=True)] = PRECISION
@@ -279,7 +263,7 @@ class EnergyConfig(Section):
     the bits of the weights.
     """
 
-    budget: str = NO_BUDGET
+    budget: str = fields.NO_BUDGET
     profile: str = ""
 
     @field_validator("budget")
@@ -287,7 +271,7 @@ class EnergyConfig(Section):
     def _budget(cls, text: str) -> str:
         # kept as text, as it was written: config.toml says 25%, not a number of pJ
         try:
-            if text != NO_BUDGET:
+            if text != fields.NO_BUDGET:
                 fields.parse_budget(text)
         except ConfigError as error:
             raise ValueError(str(error)) from error
@@ -396,8 +380,8 @@ class Config(Section):
 
     @property
     def has_energy_budget(self) -> bool:
-        """Return whether the student is trained to an energy budget."""
-        return self.energy.budget != NO_BUDGET
+        """Whether the student is trained to an energy budget."""
+        return self.energy.budget != fields.NO_BUDGET
 
     def result_settings(self) -> dict[str, Any]:
         """Return the settings that the results depend on, by dotted key."""

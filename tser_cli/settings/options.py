@@ -394,12 +394,10 @@ class NetworkRequest(CommonRequest):
         if mixed:
             raise ConfigError(f"{', '.join(mixed)}: {why}")
         # a network says nothing of its inputs, and random ones by default would look like a result
-        if self.network and len(fed) != 1:
-            raise ConfigError(
-                f"{' and '.join(fed)}: feed the network with one of them"
-                if fed
-                else "--network: say what it is fed with: --dataset, --data or --input 3,32,32"
-            )
+        if self.network and not fed:
+            raise ConfigError("--network: say what feeds it: --dataset, --data or --input 3,32,32")
+        if self.network and len(fed) > 1:
+            raise ConfigError(f"{' and '.join(fed)}: feed the network with one of them")
 
 
 @dataclass(frozen=True, kw_only=True)

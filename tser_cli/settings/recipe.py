@@ -7,7 +7,7 @@ collected and reported at once, each with its source, its key and the nearest va
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tser_cli.base.errors import ConfigError, Problems, cut, nearest
+from tser_cli.base.errors import MOST_REPORTED, ConfigError, cut, nearest
 from tser_cli.base.files import is_unicode, read_regular
 from tser_cli.settings import config as settings
 from tser_cli.settings import plugins, registry
@@ -69,21 +69,26 @@ def resolve(layers: Iterable[Layer]) -> Config:
     read = settings.keys(method) if method in registry.METHODS else valid
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}  # of each key: the source that set it, for messages
-    problems = Problems()
+    # put into words below: the hint for a mistyped key compares it with all keys, which is too slow
+    # for thousands of them
+    problems: list[Callable[[], str]] = []
     for layer in layers:
         if layer.is_recipe and layer.method != method:
             layer = layer.without(layer.weights())
         for key, value in layer.values.items():
             if key not in valid or key not in read or not _is_text(value):
-                problems.add(partial(_unusable, layer.source, key, value, method))
+                problems.append(partial(_unusable, layer.source, key, value, method))
             else:
                 merged[key], origin[key] = value, layer.source
     try:
         config = Config.model_validate(split(merged))
     except ValidationError as error:
         for detail in error.errors():
-            problems.add(partial(_invalid, detail, origin))
-    problems.report()  # raises where pydantic did, so that there is a config below
+            problems.append(partial(_invalid, detail, origin))
+    if problems:
+        told = [words() for words in problems[:MOST_REPORTED]]
+        more = len(problems) - len(told)
+        raise ConfigError("\n".join([*told, *([f"and {more:,} more problems"] if more else [])]))
     return config
 
 

@@ -4,28 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tser_cli.base.errors import ConfigError
-from tser_cli.settings.options import (
-    DATA_DIR,
-    DEVICE,
-    GRID,
-    HOW,
-    PLACES,
-    REQUIRED,
-    RUNS_DIR,
-    CommonRequest,
-    DataRequest,
-    DeviceRequest,
-    DistillRequest,
-    NetworkRequest,
-    RunRequest,
-    option,
-    stated,
-    switch,
-)
+from tser_cli.settings import options
+from tser_cli.settings.options import GRID, HOW, PLACES, REQUIRED, RUNS_DIR, option, stated, switch
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblateRequest(DistillRequest):
+class AblateRequest(options.DistillRequest):
     """Compare settings over seeds: paired differences with 95 % intervals, CSVs and figures.
 
     All options of a training hold for every cell; what is varied can't be one of them too.
@@ -73,7 +57,7 @@ class AblateRequest(DistillRequest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditRequest(DeviceRequest, NetworkRequest):
+class AuditRequest(options.DeviceRequest, options.NetworkRequest):
     """Find what is wrong with a spiking network: resets, mixed images, real inputs, dead neurons.
 
     Exit code 0: clean; 4: something was found.
@@ -103,7 +87,7 @@ class CompareRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportRequest(DataRequest):
+class ReportRequest(options.DataRequest):
     """Make one web page of finished runs and ablations, to look at and to send.
 
     The page is one file that needs no network: accuracy at each time step, energy beside other
@@ -126,11 +110,11 @@ class ReportRequest(DataRequest):
         default=True,
     )
     images: int = option("--images", "Of how many test images; 0: all.", least=0, default=0)
-    device: str | None = stated(DEVICE)
+    device: str | None = stated(options.DEVICE)
 
 
 @dataclass(frozen=True)
-class PredictRequest(DeviceRequest):
+class PredictRequest(options.DeviceRequest):
     """Classify image files with a finished student: class, confidence at each t, operations.
 
     Images of other sizes are resized to the shorter side and cropped to their middle; colours
@@ -147,7 +131,7 @@ class PredictRequest(DeviceRequest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeRequest(DeviceRequest):
+class QuantizeRequest(options.DeviceRequest):
     """Round the weights of a finished student to integers; a new run, which names its parent.
 
     No training: for that, distil with --set model.weight_bits=8.
@@ -158,7 +142,7 @@ class QuantizeRequest(DeviceRequest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportRequest(RunRequest):
+class ExportRequest(options.RunRequest):
     """Write a finished student as a file for other programs, and prove that they agree.
 
     Beside the file: FILE.verified.json and a model card. Exit code 4, and no file, where a program
@@ -205,12 +189,12 @@ class RunsRequest:
 
 
 @dataclass(frozen=True)
-class DoctorRequest(CommonRequest):
+class DoctorRequest(options.CommonRequest):
     """Look at this machine: versions, devices, load, data, room; what to do about faults.
 
     Exit code 0: all is well, notes aside; 4: something is wrong.
     """
 
     runs_dir: Path = stated(RUNS_DIR, Path("runs"))
-    data_dir: str | None = stated(DATA_DIR)
+    data_dir: str | None = stated(options.DATA_DIR)
     quick: bool = switch("--quick", "Compile nothing.")

@@ -207,7 +207,7 @@ def test_what_is_no_network_is_refused(spec: str, arguments: tuple[str, ...], me
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"input_shape": ""}, "say what it is fed with"),
+        ({"input_shape": ""}, "say what feeds it"),
         ({"input_shape": "1,x"}, "write 3,32,32"),
         ({"input_shape": "1,0"}, "at least 1"),
         ({"input_shape": "3,8,8"}, "^the network takes 1 channel, the images have 3$"),

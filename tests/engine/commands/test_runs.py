@@ -110,8 +110,8 @@ def test_a_broken_folder_is_a_line_like_others(runs_dir: Path) -> None:
         assert list_runs(RunsRequest(none)) == []
     states = {record.name: record.state for record in list_runs(RunsRequest(runs_dir))}
     assert states == {**dict.fromkeys("abc", "finished"), "d": "damaged", "e": "damaged"}
-    (removable,) = find_removable([Path("d")], runs_dir)
-    remove(removable)
+    ((record, _),) = find_removable([Path("d")], runs_dir)
+    remove(record)
     assert "d" not in names(runs_dir)
 
 
@@ -120,20 +120,20 @@ def test_a_run_is_removed_with_all_that_is_in_it(runs_dir: Path, tmp_path: Path)
     (tmp_path / "kept" / "file").write_text("precious")
     folder = runs_dir / "student" / "digits" / "b"
     (folder / "link").symlink_to(tmp_path / "kept")
-    (removable,) = find_removable([Path("b"), folder], runs_dir)
-    assert removable.students == 0
-    remove(removable)
+    ((record, students),) = find_removable([Path("b"), folder], runs_dir)
+    assert students == 0
+    remove(record)
     assert names(runs_dir) == ["c", "a"]
     assert (tmp_path / "kept" / "file").read_text() == "precious"
 
 
 def test_a_run_that_somebody_works_on_is_not_touched(runs_dir: Path) -> None:
-    (removable,) = find_removable([Path("a")], runs_dir)
-    with Run(removable.record.folder).lock():
+    ((record, _),) = find_removable([Path("a")], runs_dir)
+    with Run(record.folder).lock():
         with pytest.raises(RunError, match="is in use by process"):
             find_removable([Path("a")], runs_dir)
         with pytest.raises(RunError, match="is in use by process"):
-            remove(removable)
+            remove(record)
     assert "a" in names(runs_dir)
 
 
@@ -168,5 +168,4 @@ def test_who_learned_from_a_teacher_is_counted(runs_dir: Path, make_config: Make
     for name in ("a", "b"):
         record = {"source": str(teacher.model_file.resolve()), "model": "resnet20"}
         Run(runs_dir / "student" / "digits" / name).update_environment(teacher=record)
-    (removable,) = find_removable([Path("resnet20")], runs_dir)
-    assert removable.students == 2
+    assert [students for _, students in find_removable([Path("resnet20")], runs_dir)] == [2]

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from tser_cli.base import __version__
 from tser_cli.base.errors import RunError
-from tser_cli.base.version import __version__
 from tser_cli.engine.runs import folder
 from tser_cli.engine.runs.folder import Run, environment
 from tser_cli.settings.config import Config

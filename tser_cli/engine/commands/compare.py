@@ -72,13 +72,10 @@ def compare_runs(request: CompareRequest) -> ComparedRuns:
                 found |= {f"{name}.{key}": value for key, value in of.items()}
             else:
                 found[name] = of
-    first, *others = [_figures(record) for record in records]
+    first, *others = zip(records, map(_figures, records), strict=True)
     return ComparedRuns(
         records=tuple(records),
-        figures=(
-            first,
-            *(_against(records[0], first, *pair) for pair in zip(records[1:], others, strict=True)),
-        ),
+        figures=(first[1], *(_against(*first, *other) for other in others)),
         settings=differing([_settings(record) for record in records]),
         surroundings=differing(around),
         axes=axes,

@@ -8,6 +8,7 @@ import platform
 import shutil
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
@@ -17,9 +18,9 @@ import psutil
 import torch
 from packaging.requirements import Requirement
 
+from tser_cli.base import __version__
 from tser_cli.base.errors import DataError
 from tser_cli.base.system import cores, cpu_has_bf16
-from tser_cli.base.version import __version__
 from tser_cli.data import builtin
 from tser_cli.engine.training.settle import WORTH_TAKING, WORTH_TRYING, what_compiling_lacks
 from tser_cli.models.integers import kernels_serve
@@ -105,18 +106,15 @@ def processor(usable: int) -> Checkup:
 def graphics() -> Checkup:
     """Look for GPUs, and for one that torch can't use."""
     if torch.cuda.is_available():
-        cards = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
-        return Checkup(
-            "GPU", OK, ", ".join(f"{c.name} ({c.total_memory / 2**30:.0f} GiB)" for c in cards)
-        )
+        cards = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        found = ", ".join(f"{card.name} ({card.total_memory / 2**30:.0f} GiB)" for card in cards)
+        return Checkup("GPU", OK, found)
     # files, since no tool of NVIDIA's need be installed in a container
     if any(map(os.path.exists, NVIDIA)):
         built = torch.version.cuda
-        advice = (
-            "the driver is too old for it, or CUDA_VISIBLE_DEVICES hides the GPU: see nvidia-smi"
-            if built
-            else "install a CUDA build of torch: https://pytorch.org/get-started/locally"
-        )
+        advice = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
+        if built:
+            advice = "its driver is too old, or CUDA_VISIBLE_DEVICES hides the GPU: see nvidia-smi"
         return Checkup("GPU", WRONG, f"there is one that torch (CUDA {built}) can't use", advice)
     return Checkup("GPU", OK, "none; everything runs on the CPU")
 
@@ -145,14 +143,13 @@ def load(average: float, usable: int) -> Checkup:
     return Checkup("load", WRONG, found, advice)
 
 
-def steal() -> Checkup | None:
-    """Look at the time that a virtual machine's host kept for itself; None where none is told."""
+def steal() -> Iterator[Checkup]:
+    """Yield how much time a virtual machine's host kept for itself, where that is much."""
     # over an interval: the sums since the start say nothing of now
     taken = getattr(psutil.cpu_times_percent(interval=0.2), "steal", None)
-    if taken is None or taken < 100 * STOLEN:
-        return None
-    found = f"the host of this virtual machine takes {taken:.0f} % of its time"
-    return Checkup("host", WRONG, found, "a machine with cores of its own is faster")
+    if taken is not None and taken >= 100 * STOLEN:
+        found = f"the host of this virtual machine takes {taken:.0f} % of its time"
+        yield Checkup("host", WRONG, found, "a machine with cores of its own is faster")
 
 
 def room(name: str, folder: Path) -> Checkup:
@@ -179,10 +176,7 @@ def examine(request: DoctorRequest) -> tuple[Checkup, ...]:
     checks.append(threads(torch.get_num_threads(), cores()))
     if hasattr(os, "getloadavg"):  # not on Windows
         checks.append(load(os.getloadavg()[0], cores()))
-    stolen = steal()
-    if stolen is not None:
-        checks.append(stolen)
-    checks += [*abilities(device), *places(request)]
+    checks += [*steal(), *abilities(device), *places(request)]
     # last, since it takes longest; the checks before are lost to nobody who stops it
     if not request.quick:
         request.progress.say("compiling a function: some ten seconds")
@@ -193,15 +187,13 @@ def examine(request: DoctorRequest) -> tuple[Checkup, ...]:
 def abilities(device: torch.device) -> Iterator[Checkup]:
     """Yield what the hardware computes by itself: precisions, and integers."""
     yield precision(device)
-    serve = kernels_serve()
-    yield Checkup(
-        "int8",
-        OK if serve else NOTE,
-        "students with integer weights are measured with integer arithmetic"
-        if serve
-        else "there are no exact int8 kernels for this CPU: integers are computed in fp32",
-        "" if serve else "nothing need be done: the results are the same, it takes longer",
-    )
+    if kernels_serve():
+        found = "students with integer weights are measured with integer arithmetic"
+        yield Checkup("int8", OK, found)
+    else:
+        found = "there are no exact int8 kernels for this CPU: integers are computed in fp32"
+        advice = "nothing need be done: the results are the same, it takes longer"
+        yield Checkup("int8", NOTE, found, advice)
 
 
 def precision(device: torch.device) -> Checkup:
@@ -225,7 +217,10 @@ def places(request: DoctorRequest) -> Iterator[Checkup]:
     """Yield which data sets are here, and how much room there is."""
     config = DataConfig(dir=request.data_dir or "")
     # looked for, not loaded: nothing is downloaded to find out
-    found = {name: _place_of(name, config) for name in DOWNLOADED}
+    found: dict[str, Path | None] = dict.fromkeys(DOWNLOADED)
+    for name in DOWNLOADED:
+        with suppress(DataError, OSError):  # a folder that is closed, or none
+            found[name] = builtin.find_downloaded(name, config)
     here = ["digits", *(f"{name} ({place})" for name, place in found.items() if place is not None)]
     missing = [name for name, place in found.items() if place is None]
     later = f"; downloaded when first used: {', '.join(missing)}" if missing else ""
@@ -233,13 +228,6 @@ def places(request: DoctorRequest) -> Iterator[Checkup]:
     yield room("runs", request.runs_dir)
     if missing:
         yield room("downloads", builtin.root(config))
-
-
-def _place_of(name: str, config: DataConfig) -> Path | None:
-    try:
-        return builtin.find_downloaded(name, config)
-    except (DataError, OSError):  # a folder that is closed, or none
-        return None
 
 
 def compiling(device: torch.device) -> Checkup:

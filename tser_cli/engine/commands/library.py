@@ -59,9 +59,8 @@ def distill(
     plugins.load(request.plugin)
     given = recipe.Layer("arguments", request.changes)
     base = recipe.read(request.recipe or recipe.default("student", [given]))
-    config = recipe.resolve(
-        recipe.with_plugins([base, recipe.from_assignments(request.assignments), given])
-    )
+    layers = [base, recipe.from_assignments(request.assignments), given]
+    config = recipe.resolve(recipe.with_plugins(layers))
     return distill_run(config, Options(request.runs_dir, request.resume, request.progress))
 
 
@@ -139,11 +138,8 @@ def own_config(timesteps: int, method: str, settings: Settings | None) -> Config
             "those of method, optimizer, schedule, training and performance"
         )
     # Norms are folded by the order of names, which is that of our own definitions alone.
-    fixed = {
-        "method.name": method,
-        "model.timesteps": timesteps,
-        "performance.fold_teacher": False,
-    }
+    fixed = {"method.name": method, "model.timesteps": timesteps}
+    fixed["performance.fold_teacher"] = False
     config = recipe.resolve([recipe.Layer("settings", given), recipe.Layer("arguments", fixed)])
     # what is tried for "auto" is a network of ours
     chosen = {"training.precision": settle.FP32} if config.training.precision == settle.AUTO else {}

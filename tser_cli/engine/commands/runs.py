@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,6 @@ COLUMNS: Mapping[str, Callable[[RunRecord], Any]] = {
     "size": lambda record: record.size,
 }
 NO_FILTER = ("accuracy", "energy", "age", "size")  # to be sorted by, too fine to be equal
-Filter = Callable[[RunRecord], bool]
 
 
 def list_runs(request: RunsRequest) -> list[RunRecord]:
@@ -56,7 +54,7 @@ def list_runs(request: RunsRequest) -> list[RunRecord]:
     return known + [record for record in passing if column(record) is None]
 
 
-def parse_filter(text: str) -> Filter:
+def parse_filter(text: str) -> Callable[[RunRecord], bool]:
     """Return the test that KEY=VALUE is: of a column, or of a setting by dotted or short name.
 
     VALUE may be alternatives, a,b, with * and ? for any characters. Raises ConfigError.
@@ -80,16 +78,8 @@ def parse_filter(text: str) -> Filter:
     return passes
 
 
-@dataclass(frozen=True)
-class Removable:
-    """A run that may be removed, and how many students here learned from it."""
-
-    record: RunRecord
-    students: int
-
-
-def find_removable(names: Iterable[Path], runs_dir: Path) -> list[Removable]:
-    """Return the runs to remove, each once.
+def find_removable(names: Iterable[Path], runs_dir: Path) -> list[tuple[RunRecord, int]]:
+    """Return the runs to remove, each once, with how many students here learned from it.
 
     Raises RunError for one that is running, is a link, or does not lie under `runs_dir`.
     """
@@ -98,9 +88,7 @@ def find_removable(names: Iterable[Path], runs_dir: Path) -> list[Removable]:
     # all are looked at before one is removed: a command is done whole or not at all
     for place, run in found.items():
         if run.folder.is_symlink():
-            raise RunError(
-                f"{run.folder} is a link to a folder elsewhere; remove the link by itself"
-            )
+            raise RunError(f"{run.folder} is a link to a folder elsewhere; remove the link by hand")
         if place not in records:
             raise RunError(
                 f"{run.folder} is no run folder under {runs_dir}, and no other is removed; "
@@ -112,7 +100,7 @@ def find_removable(names: Iterable[Path], runs_dir: Path) -> list[Removable]:
     taught = [record.environment.get("teacher") for record in records.values()]
     sources = [one.get("source") if isinstance(one, dict) else None for one in taught]
     taught_by = [Path(source).parent for source in sources if isinstance(source, str)]
-    return [Removable(records[folder], taught_by.count(folder)) for folder in found]
+    return [(records[folder], taught_by.count(folder)) for folder in found]
 
 
 def _place(run: Run) -> Path:
@@ -136,15 +124,14 @@ def _holding(run: Run) -> Iterator[None]:
         yield
 
 
-def remove(run: Removable) -> None:
+def remove(record: RunRecord) -> None:
     """Delete a run folder with all that is in it; links in it are deleted, not followed.
 
     Raises RunError where the run has been taken up meanwhile, or can't be deleted.
     """
-    folder = run.record.folder
     # held meanwhile: another process may have taken the run up since it was found
-    with _holding(run.record.run):
+    with _holding(record.run):
         try:
-            shutil.rmtree(folder)
+            shutil.rmtree(record.folder)
         except OSError as error:
-            raise write_error(folder, error) from error
+            raise write_error(record.folder, error) from error

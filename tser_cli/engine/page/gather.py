@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tser_cli.base import __version__
 from tser_cli.base.errors import ConfigError, DataError, RunError, TserError, nearest
 from tser_cli.base.files import check_folder, is_file, is_folder, write_whole
-from tser_cli.base.version import __version__
 from tser_cli.data.image_files import thumbnail
 from tser_cli.energy.joules import INT8, MEMORY, SAME, SKIPPING, against_ann, energy_up_to
 from tser_cli.energy.prices import INT8_PROFILE, PROFILES, Profile

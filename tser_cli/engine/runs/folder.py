@@ -18,9 +18,8 @@ from typing import Any
 import filelock
 import tomli_w
 
-from tser_cli.base import files
+from tser_cli.base import __version__, files
 from tser_cli.base.errors import DamagedFileError, RunError, warn_once
-from tser_cli.base.version import __version__
 from tser_cli.settings import plugins, registry
 from tser_cli.settings.config import FLOAT_BITS, Config, method_label
 from tser_cli.settings.recipe import Layer, read, resolve

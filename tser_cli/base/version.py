@@ -1,3 +1,0 @@
-"""The version of tser, which stands here alone."""
-
-__version__ = "0.1.0"
