@@ -390,7 +390,7 @@ def detailed_counter(
     `layout`: where the network does not say its own; `found`: what is said to the counter.
     """
     layout = layout or net.layout
-    shown = present(layout, images, timesteps)
+    shown = present(layout, images, timesteps, net)
     with (
         torch.no_grad(),
         count_operations(net, found or layout, timesteps, detailed=True) as counter,

@@ -99,7 +99,7 @@ class NotANumber(Sound):
 
 def audited(net: Any, images: int = 4, timesteps: int = 3, **kw: Any) -> Audit:
     x = torch.rand(images, 2, 6, 6) * 2
-    return audit(net.eval(), present(net.layout, x, timesteps), timesteps, **kw)
+    return audit(net.eval(), present(net.layout, x, timesteps, net), timesteps, **kw)
 
 
 def found(result: Audit) -> set[tuple[str, str]]:
@@ -184,14 +184,14 @@ def test_swapped_axes_are_found_by_the_labels() -> None:
     with torch.no_grad():
         net.fc.weight.copy_(torch.eye(4))
     labels = torch.arange(12) % 4
-    shown = present("time-first", torch.eye(4)[labels], 3)
+    shown = present("time-first", torch.eye(4)[labels], 3, net)
     result = audit(net, shown, 3, labels_N=labels)
     assert "order of axes" in {f.check for f in result.findings}
 
 
 def test_a_network_of_our_own_passes(small_sew: nn.Module, exact_images: Any) -> None:
     model: Any = small_sew.eval()
-    shown = present("inside", exact_images(4), 3, timesteps=3)
+    shown = present("inside", exact_images(4), 3, model)
     result = audit(model, shown, 3, declared=model.input_kinds())
     assert found(result) == set()
     assert "causality" not in {name for name, _ in result.skipped}

@@ -8,27 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from spikingjelly.activation_based.op_counter import (
-    ModuleCounterMode,
-    NeuromorphicMemoryAccessCounter,
-    SimpleEnergyCostConfig,
-)
+from spikingjelly.activation_based import op_counter
 from torch import Tensor, nn
 
+from tser_cli.energy import joules
 from tser_cli.energy.counter import counting
 from tser_cli.energy.counts import Counts, LayerCounts, LayerFacts
-from tser_cli.energy.joules import (
-    MEMORY_PJ_PER_BYTE,
-    against_ann,
-    ann_macs,
-    as_ann,
-    energy_up_to,
-    formula_operations,
-    mean_energy,
-    memory_traffic,
-    skipped_share,
-    stem_energy,
-)
 from tser_cli.energy.prices import Profile, load_profile
 from tser_cli.models.base import build_model
 from tser_cli.models.neurons import SpikingNeuron
@@ -68,33 +53,33 @@ def test_energy_up_to_each_step(counts: Counts) -> None:
     # 90 MACs of 4 pJ a layer and step, the stem's at the first alone; and accumulates of 0.5 pJ.
     each = [[180 * 4 + 4, 180 * 4], [90 * 4 + 1, 90 * 4 + 3], [90 * 4, 90 * 4 + 10]]
     expected = np.cumsum(each, axis=0)
-    assert energy_up_to(counts, CHIP).tolist() == expected.tolist()
-    assert mean_energy(counts, CHIP) == expected[-1].mean() == 1449.0
+    assert joules.energy_up_to(counts, CHIP).tolist() == expected.tolist()
+    assert joules.mean_energy(counts, CHIP) == expected[-1].mean() == 1449.0
 
 
 def test_the_ann_of_the_same_shape_and_the_stem_both_ways(counts: Counts) -> None:
-    assert ann_macs(counts) == 270
-    assert stem_energy(counts, CHIP) == {"once": 360.0, "per_step": 1080.0}
+    assert joules.ann_macs(counts) == 270
+    assert joules.stem_energy(counts, CHIP) == {"once": 360.0, "per_step": 1080.0}
 
 
 def test_a_stem_of_two_layers_is_reported_whole(counts: Counts) -> None:
     second = layer("stem2", "real", [1, 0, 0], [[0, 0]] * 3, [[1, 1], [0, 0], [0, 0]])
     deeper = Counts(3, 2, (counts.layers[0], second, *counts.layers[1:]))
     assert [found.layer.name for found in deeper.stem] == ["stem", "stem2"]
-    assert stem_energy(deeper, CHIP) == {"once": 720.0, "per_step": 2160.0}
+    assert joules.stem_energy(deeper, CHIP) == {"once": 720.0, "per_step": 2160.0}
 
 
 def test_the_formula_is_rate_times_flop(counts: Counts) -> None:
     expected = [0.2 * 120, 0.2 * 120, 0.5 * 120]
-    assert formula_operations(counts.layers[1]).tolist() == pytest.approx(expected)
-    assert formula_operations(counts.layers[0]).tolist() == [0, 0, 0]
+    assert joules.formula_operations(counts.layers[1]).tolist() == pytest.approx(expected)
+    assert joules.formula_operations(counts.layers[0]).tolist() == [0, 0, 0]
 
 
 def test_a_network_of_spikes_alone_has_no_stem() -> None:
     only = layer("conv", "spikes", [1, 1], [[5], [6]], [[5], [6]])
     counts = Counts(2, 1, (only,))
     assert counts.stem == ()
-    assert stem_energy(counts, CHIP) == {"once": 0.0, "per_step": 0.0}
+    assert joules.stem_energy(counts, CHIP) == {"once": 0.0, "per_step": 0.0}
 
 
 class Binary(nn.Module):
@@ -119,17 +104,17 @@ class Binary(nn.Module):
 @torch.no_grad()
 def test_traffic_is_what_spikingjelly_counts() -> None:
     model, images_NCHW = Binary(), torch.randn(3, 2, 8, 8)
-    theirs = NeuromorphicMemoryAccessCounter()
+    theirs = op_counter.NeuromorphicMemoryAccessCounter()
     kinds = {"stem": "real", "conv": "spikes", "fc": "spikes"}
-    with ModuleCounterMode([theirs], model=model), counting(model, kinds) as counter:
+    with op_counter.ModuleCounterMode([theirs], model=model), counting(model, kinds) as counter:
         model(images_NCHW, timesteps=2)
     expected = theirs.get_counts()["Global"]
-    traffic = memory_traffic(counter.counts())
+    traffic = joules.memory_traffic(counter.counts())
     total = sum(expected.values())
-    assert SimpleEnergyCostConfig().e_memory_pj_per_byte == MEMORY_PJ_PER_BYTE
+    assert op_counter.SimpleEnergyCostConfig().e_memory_pj_per_byte == joules.MEMORY_PJ_PER_BYTE
     assert all(expected.values()) and len(expected) == 4
     assert {name: 3 * traffic[name] for name in expected} == pytest.approx(dict(expected))
-    assert 3 * traffic["energy_pj"] == pytest.approx(total * MEMORY_PJ_PER_BYTE)
+    assert 3 * traffic["energy_pj"] == pytest.approx(total * joules.MEMORY_PJ_PER_BYTE)
 
 
 @torch.no_grad()
@@ -137,7 +122,7 @@ def test_a_sum_of_spikes_reads_its_weight_once() -> None:
     model = nn.Sequential(nn.Linear(3, 10, bias=False))
     with counting(model, {"0": "sums"}) as counter:
         model(torch.tensor([[2.0, 0.0, 1.0]]))
-    assert memory_traffic(counter.counts())["weight_read_bytes"] == 2 * 10 * 4
+    assert joules.memory_traffic(counter.counts())["weight_read_bytes"] == 2 * 10 * 4
 
 
 FP32 = load_profile("horowitz-45nm-fp32")
@@ -156,13 +141,13 @@ def sew_counts(small_sew: nn.Module, exact_images: Callable[[int], Tensor]) -> C
 
 
 def test_the_same_arithmetic_and_an_ann_that_skips_or_has_integers(sew_counts: Counts) -> None:
-    told = against_ann(sew_counts, FP32, skipped=0.25)
+    told = joules.against_ann(sew_counts, FP32, skipped=0.25)
     found, steps = told["assumptions"], told["steps_pj"]
-    snn, macs = mean_energy(sew_counts, FP32), ann_macs(sew_counts)
+    snn, macs = joules.mean_energy(sew_counts, FP32), joules.ann_macs(sew_counts)
     assert found["same"] == {"snn_pj": snn, "ann_pj": 4.6 * macs}
     assert found["skipping"] == {"snn_pj": snn, "ann_pj": 0.75 * 4.6 * macs, "skipped": 0.25}
     assert found["int8"] == {"snn_pj": snn, "ann_pj": 0.23 * macs}
-    assert steps == pytest.approx(energy_up_to(sew_counts, FP32).mean(axis=1))
+    assert steps == pytest.approx(joules.energy_up_to(sew_counts, FP32).mean(axis=1))
     assert steps[-1] == pytest.approx(snn)
 
 
@@ -172,11 +157,11 @@ def test_the_ann_of_the_same_shape_moves_as_much_as_one_that_was_counted() -> No
     ann = build_model("resnet20", **shape).eval()
     images = torch.rand(2, 1, 16, 16)
     spiking, counted = count(snn, images, 3), count(ann, images[:1], 1)
-    assert memory_traffic(as_ann(spiking)) == memory_traffic(counted)
-    found = against_ann(spiking, FP32, None)["assumptions"]["memory"]
-    snn_pj = mean_energy(spiking, FP32) + memory_traffic(spiking)["energy_pj"]
+    assert joules.memory_traffic(joules.as_ann(spiking)) == joules.memory_traffic(counted)
+    found = joules.against_ann(spiking, FP32, None)["assumptions"]["memory"]
+    snn_pj = joules.mean_energy(spiking, FP32) + joules.memory_traffic(spiking)["energy_pj"]
     assert found["snn_pj"] == pytest.approx(snn_pj)
-    ann_pj = mean_energy(counted, FP32) + memory_traffic(counted)["energy_pj"]
+    ann_pj = joules.mean_energy(counted, FP32) + joules.memory_traffic(counted)["energy_pj"]
     assert found["ann_pj"] == pytest.approx(ann_pj)
 
 
@@ -192,7 +177,7 @@ def test_the_ann_of_the_same_shape_moves_as_much_as_one_that_was_counted() -> No
 def test_what_can_be_said_depends_on_the_profile(
     counts: Counts, profile: str, assumptions: set[str]
 ) -> None:
-    found = against_ann(counts, load_profile(profile), None)["assumptions"]
+    found = joules.against_ann(counts, load_profile(profile), None)["assumptions"]
     assert found.keys() == assumptions
 
 
@@ -206,4 +191,4 @@ def test_operations_on_zeros_by_hand() -> None:
     with counting(network, {"0": "real", "2": "real"}, detailed=True) as counter:
         network(torch.tensor([[0.5, 0.0, 0.0, 0.25], [0.5, 0.5, 0.5, 0.5]]))
     # first layer: 2 and 4 of 4 inputs x 3 outputs; second: 2 of 3 inputs x 2 outputs
-    assert skipped_share(counter.counts()) == pytest.approx(1 - (9 + 4) / (12 + 6))
+    assert joules.skipped_share(counter.counts()) == pytest.approx(1 - (9 + 4) / (12 + 6))

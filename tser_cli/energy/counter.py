@@ -48,7 +48,7 @@ from tser_cli.energy.counts import (
     LayerRecord,
     NeuronRecord,
     Place,
-    Tallied,
+    Tally,
 )
 from tser_cli.energy.neurons import is_spiking_neuron, neuron_class, neuron_layers
 
@@ -101,7 +101,7 @@ def watch(
         name: str, conv: ConvShape | None, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
-        stored = stored_bytes(layer)
+        stored = tally.stored_bytes(layer)
         counter.operation(LayerCall(name, x, layer.weight, layer.bias, stored, conv, declared=True))
 
     def sends(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -296,7 +296,7 @@ class Met(Protocol):
 
     def tallied(
         self, record: LayerRecord, place: Place, find: FindKind, detailed: bool
-    ) -> tuple[Tallied, str]:
+    ) -> tuple[Tally, str]:
         """Return the count of the call, and the kind of what it was fed with ("" for zeros)."""
 
 
@@ -407,7 +407,7 @@ class LayerCall:
 
     def tallied(
         self, record: LayerRecord, place: Place, find: FindKind, detailed: bool
-    ) -> tuple[Tallied, str]:
+    ) -> tuple[Tally, str]:
         axes, x = self._rows(place)
         if tuple(x.shape[1:]) != record.shape:
             raise TserError(
@@ -424,7 +424,7 @@ class LayerCall:
             # Whether a declaration holds is looked at in the end: nothing waits for the device.
             record.faults.append(tally.fault(x, kind))
         shape = (axes.steps(place.timesteps), place.images, -1)
-        call = Tallied(place, counted.view(3, *shape).sum(-1), kind in ("", SPIKES))
+        call = Tally(place, counted.view(3, *shape).sum(-1), kind in ("", SPIKES))
         if detailed:
             events_B = None if kind == REAL else counted[1]
             effective_B = tally.effective_operations(
@@ -491,12 +491,6 @@ def neuron_owners(model: nn.Module) -> dict[str, str]:
         elif is_spiking_neuron(module):
             owners[name] = layer
     return owners
-
-
-def stored_bytes(layer: Layer) -> int:
-    """Return the size of a stored weight: what the layer says of it, or that of its parameter."""
-    # Layers that are trained with integer weights keep them as floats, and say `weight_bytes`.
-    return int(getattr(layer, "weight_bytes", layer.weight.element_size()))
 
 
 def first_tensor(value: Any) -> Tensor | None:

@@ -88,6 +88,10 @@ class Operand:
     size: int
     nonzero_TI: IntArray
 
+    def rate(self, executions: int) -> float:
+        """Return the share of non-zero elements over so many computations of an image."""
+        return mean_of(self.nonzero_TI) / (self.size * executions)
+
 
 @dataclass(frozen=True)
 class LayerCounts:
@@ -248,7 +252,7 @@ class Place:
 
 
 @dataclass
-class Tallied:
+class Tally:
     """One call of a layer: `tally` is [3, steps, images] (see `tally.count`), on the device.
 
     `binary`: whether the whole tensor of the call was 0 and 1 alone. `effective` and `total`:
@@ -283,7 +287,7 @@ class LayerRecord:
     shape: tuple[int, ...] = ()
     operand_kinds: tuple[str, ...] = ()
     operand_sizes: tuple[int, ...] = ()
-    calls: list[Tallied] = field(default_factory=list)
+    calls: list[Tally] = field(default_factory=list)
     faults: list[Tensor] = field(default_factory=list)
 
     def counts(self, kind: str, neuron_updates: int) -> LayerCounts:
@@ -316,7 +320,7 @@ class LayerRecord:
             else tuple(map(Operand, self.operand_kinds, self.operand_sizes, operands)),
         )
 
-    def _gathered(self, part: Callable[[Tallied], Tensor | None]) -> IntArray | None:
+    def _gathered(self, part: Callable[[Tally], Tensor | None]) -> IntArray | None:
         """Return a part of all calls, [..., T, I], summed by step; None where a call lacks it."""
         batches: dict[int, Tensor] = {}
         for call in self.calls:

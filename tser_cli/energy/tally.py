@@ -112,6 +112,12 @@ def shape_of(layer: nn.Conv2d) -> ConvShape:
     )
 
 
+def stored_bytes(layer: nn.Conv2d | nn.Linear) -> int:
+    """Return the size of a stored weight: what the layer says of it, or that of its parameter."""
+    # Layers that are trained with integer weights keep them as floats, and say `weight_bytes`.
+    return int(getattr(layer, "weight_bytes", layer.weight.element_size()))
+
+
 # Cached: a network has few shapes, and every pass that is counted asks for all of them again.
 @lru_cache(maxsize=512)
 def shape_geometry(shape: ConvShape, sizes: tuple[int, ...]) -> Geometry:

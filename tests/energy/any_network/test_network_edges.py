@@ -31,7 +31,7 @@ def counts_of(net: Any, batches: list[Tensor], layout: str, timesteps: int) -> C
             if layout == "time-first":
                 net(batch)
             else:
-                present(layout, batch, timesteps).call(net)
+                present(layout, batch, timesteps, net).call(net)
     return counter.counts()
 
 

@@ -35,7 +35,7 @@ class Net(nn.Module):
 
 def ran(net: nn.Module, timesteps: int = 1, features: int = 16) -> TrialCounter:
     torch.manual_seed(0)
-    shown = present("stepwise", torch.ones(SPIKING, features), timesteps)
+    shown = present("stepwise", torch.ones(SPIKING, features), timesteps, net)
     with torch.no_grad(), count_operations(net.eval(), "stepwise", timesteps) as counter:
         shown.call(net)
     return counter
@@ -132,7 +132,7 @@ def test_sparse_products_count_as_dense_ones(name: str, weight: float) -> None:
 def test_integer_products_count_their_spikes() -> None:
     net = Net(lambda net, spikes: torch._int_mm(spikes.to(torch.int8), net.w.to(torch.int8)))
     net.register_buffer("w", torch.full((16, 24), 3.0))
-    shown = present("stepwise", torch.ones(32, 16), 1)
+    shown = present("stepwise", torch.ones(32, 16), 1, net)
     with torch.no_grad(), count_operations(net, "stepwise", 1) as counter:
         shown.call(net)
     (layer,) = counter.counts().layers

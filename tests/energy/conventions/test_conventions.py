@@ -51,7 +51,7 @@ def test_spikingjelly_is_what_its_counters_say(kind: str) -> None:
     functional.reset_net(net)
     synops, macs = SynOpCounter(), MACCounter()
     with torch.no_grad(), DispatchCounterMode([synops, macs]):
-        present(net.layout, images, 4).call(net)
+        present(net.layout, images, 4, net).call(net)
     assert mine == pytest.approx((macs.get_total() / 3, synops.get_total() / 3), rel=1e-12)
 
 
@@ -61,7 +61,7 @@ def test_spikingjelly_counts_nothing_under_inference_mode_and_this_does() -> Non
     expected = figures(counts_of(net, images, 4))
     functional.reset_net(net)
     synops = SynOpCounter()
-    shown = present(net.layout, images, 4)
+    shown = present(net.layout, images, 4, net)
     with torch.inference_mode(), DispatchCounterMode([synops]):
         shown.call(net)
     assert synops.get_total() == 0

@@ -16,11 +16,7 @@ from torch import nn
 
 from tser_cli.base.errors import TserError
 from tser_cli.engine.commands.audit import run_audit
-from tser_cli.engine.commands.network_energy import (
-    build_network,
-    measure_network,
-    open_network,
-)
+from tser_cli.engine.commands.network_energy import build_network, measure_network, open_network
 from tser_cli.report.words import network_sentences
 from tser_cli.settings.options import EnergyRequest, NetworkRequest
 from tser_cli.settings.wing_options import AuditRequest

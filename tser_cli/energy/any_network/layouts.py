@@ -177,10 +177,14 @@ def unwrapped(network: nn.Module) -> nn.Module:
         network = inner
 
 
-def present(layout: str, images: Tensor, timesteps: int, /, **kwargs: Any) -> Presentation:
-    """Images [N, ...] shown at each of T steps, as `layout` presents them."""
-    x = images if layout == INSIDE else images.expand(timesteps, *images.shape)
-    return Presentation(layout, x, kwargs=kwargs)
+def present(layout: str, images: Tensor, timesteps: int, network: nn.Module) -> Presentation:
+    """Images [N, ...] shown at each of T steps (0: not said), as `layout` presents them.
+
+    A network whose `forward` asks for T is told it.
+    """
+    told = told_timesteps(network, layout) if timesteps else ""
+    x = images if layout == INSIDE else images.expand(timesteps or 1, *images.shape)
+    return Presentation(layout, x, kwargs={told: timesteps} if told else {})
 
 
 def fresh_copy(network: nn.Module) -> nn.Module:

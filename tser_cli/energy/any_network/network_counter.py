@@ -24,28 +24,11 @@ from torch import Tensor, nn
 from tser_cli.base.errors import TserError, unknown
 from tser_cli.energy import tally
 from tser_cli.energy.any_network import layouts
-from tser_cli.energy.any_network.layouts import (
-    AUTO,
-    INSIDE,
-    LAYOUTS,
-    Chance,
-    MisfitError,
-    Presentation,
-    UnrunnableError,
-    fresh_copy,
-)
+from tser_cli.energy.any_network.layouts import AUTO, INSIDE, LAYOUTS, Presentation, fresh_copy
 from tser_cli.energy.any_network.plan import OwnStepsError, TrialPlan, make_plan
 from tser_cli.energy.any_network.products import ProductCall
 from tser_cli.energy.any_network.watch import intercepted
-from tser_cli.energy.counter import (
-    NEURON,
-    Counter,
-    LayerCall,
-    Met,
-    first_tensor,
-    neuron_owners,
-    stored_bytes,
-)
+from tser_cli.energy.counter import NEURON, Counter, LayerCall, Met, first_tensor, neuron_owners
 from tser_cli.energy.counts import REAL, SPIKES, Counts, LayerCounts
 from tser_cli.energy.neurons import reset_states
 
@@ -174,7 +157,7 @@ def as_declared(counts: Counts, model: nn.Module, kinds: Mapping[str, str]) -> C
         spent = 0 if kind == REAL else 1
         layers.append(
             LayerCounts(
-                layer=replace(found.layer, input_kind=kind, weight_bytes=stored_bytes(layer)),
+                layer=replace(found.layer, input_kind=kind, weight_bytes=tally.stored_bytes(layer)),
                 neuron_updates=updates[name],
                 executed_T=found.executed_T,
                 nonzero_TI=found.nonzero_TI,
@@ -260,12 +243,12 @@ def choose(
         return fitting[0]
     if fitting:
         raise SeveralFitError(fitting)
-    misfits = [error for _, error in errors if isinstance(error, MisfitError)]
-    if misfits and all(isinstance(error, UnrunnableError) for _, error in errors):
+    misfits = [error for _, error in errors if isinstance(error, layouts.MisfitError)]
+    if misfits and all(isinstance(error, layouts.UnrunnableError) for _, error in errors):
         raise misfits[-1]  # the last ones show the images as they are
     clear: list[TserError] = [error for _, error in errors if isinstance(error, ClearError)]
     own = [error for _, error in errors if isinstance(error, OwnStepsError)]
-    dull = (UnrunnableError, OwnStepsError)
+    dull = (layouts.UnrunnableError, OwnStepsError)
     if all(isinstance(error, dull) or str(error) == NO_TIME for _, error in errors):
         clear += own[-1:]  # the last is tried as a network that makes its own steps
     if clear:
@@ -288,7 +271,7 @@ def check(
     """Return the plan for one presentation, once the data have confirmed it; see `choose`."""
     steps = timesteps if presentation.layout == INSIDE else len(presentation.x_TN)
     plan = make_plan(network, presentation, steps)
-    made, two, chance = fresh_copy(network), presentation.of(2), Chance()
+    made, two, chance = fresh_copy(network), presentation.of(2), layouts.Chance()
     first, outputs = observe(made, plan, two, chance)
     if not steps and plan.timesteps == 1:
         if plan.spiking:
@@ -402,7 +385,10 @@ def disturbed(two: Presentation, step: int, change: Callable[[Tensor], Tensor]) 
 
 
 def observe(
-    network: nn.Module, plan: TrialPlan, presentation: Presentation, chance: Chance | None = None
+    network: nn.Module,
+    plan: TrialPlan,
+    presentation: Presentation,
+    chance: layouts.Chance | None = None,
 ) -> tuple[Signature, list[Any]]:
     """Run a network; the sum of what every call is fed with, [T, N] or [1, N], and its outputs."""
     parts: dict[tuple[str, str, int], list[Tensor]] = {}

@@ -23,16 +23,7 @@ from torch.nn import functional as F
 
 from tser_cli.base.errors import TserError
 from tser_cli.energy.counter import FindKind, Shape
-from tser_cli.energy.counts import (
-    MATMUL,
-    RANK,
-    REAL,
-    SPIKES,
-    LayerFacts,
-    LayerRecord,
-    Place,
-    Tallied,
-)
+from tser_cli.energy.counts import MATMUL, RANK, REAL, SPIKES, LayerFacts, LayerRecord, Place, Tally
 
 
 @dataclass(frozen=True)
@@ -203,7 +194,7 @@ class ProductCall:
 
     def tallied(
         self, record: LayerRecord, place: Place, find: FindKind, detailed: bool
-    ) -> tuple[Tallied, str]:
+    ) -> tuple[Tally, str]:
         found = self._kinds(place, find)
         left, right = (kind or SPIKES for kind in found)
         counted, operands = tally_product(self.product, self.rows(place), (left, right))
@@ -212,7 +203,7 @@ class ProductCall:
         record.operand_kinds = tuple(max(pair, key=RANK.__getitem__) for pair in pairs)
         leading = next(axes for axes in place.axes if axes)
         shape = (leading.steps(place.timesteps), place.images, -1)
-        call = Tallied(
+        call = Tally(
             place,
             counted.reshape(3, *shape).sum(-1),
             SPIKES in (left, right),

@@ -22,12 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tser_cli.base.errors import TserError
-from tser_cli.energy.any_network.layouts import (
-    MisfitError,
-    Presentation,
-    fresh_copy,
-    try_out,
-)
+from tser_cli.energy.any_network.layouts import MisfitError, Presentation, fresh_copy, try_out
 from tser_cli.energy.any_network.products import PRODUCTS, Product, ProductCall, dense
 from tser_cli.energy.counter import NEURON, Key, LayerCall, Met, Shape, first_tensor
 from tser_cli.energy.counts import SPIKES, ConvShape

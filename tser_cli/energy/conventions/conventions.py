@@ -22,18 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tser_cli.energy.counter import first_tensor
-from tser_cli.energy.counts import (
-    CONV,
-    MATMUL,
-    REAL,
-    SIGNED,
-    SPIKES,
-    SUMS,
-    Counts,
-    LayerCounts,
-    Operand,
-    mean_of,
-)
+from tser_cli.energy.counts import MATMUL, REAL, SIGNED, SPIKES, SUMS, Counts, LayerCounts, mean_of
 from tser_cli.energy.joules import formula_operations, priced
 from tser_cli.energy.prices import Profile
 from tser_cli.energy.tally import find_kind
@@ -126,8 +115,8 @@ def _pair(first: LayerCounts, second: LayerCounts) -> Attention | None:
     # After a softmax, say, no rates tell what the pair costs.
     if REAL in (operand.kind for operand in first.operands):
         return None
-    left, right = (_rate(operand, first) for operand in first.operands)
-    q_or_scores, v_or_state = (_rate(operand, second) for operand in second.operands)
+    left, right = (x.rate(first.executions) for x in first.operands)
+    q_or_scores, v_or_state = (x.rate(second.executions) for x in second.operands)
     (heads, rows, inside, columns), (_, rows2, inside2, columns2) = one, two
     if rows == columns == inside2 == rows2:
         # [N, d] x [d, N], then [N, N] x [N, d].
@@ -136,10 +125,6 @@ def _pair(first: LayerCounts, second: LayerCounts) -> Attention | None:
         # [d, N] x [N, d], then [N, d] x [d, d].
         return Attention((first, second), heads, inside, rows, q_or_scores, left, right)
     return None
-
-
-def _rate(operand: Operand, layer: LayerCounts) -> float:
-    return mean_of(operand.nonzero_TI) / (operand.size * layer.executions)
 
 
 @dataclass(frozen=True)
@@ -408,7 +393,7 @@ def _padded(layer: LayerCounts) -> bool:
 
 
 APPLIES: dict[str, Callable[[Counts], bool]] = {
-    PADDING: _any(lambda x: x.layer.type == CONV and _padded(x)),
+    PADDING: _any(lambda x: x.layer.conv is not None and _padded(x)),
     PADDED_MACS: _any(lambda x: _dense(x) and _padded(x)),
     ONE_FACTOR: _any(lambda x: {operand.kind for operand in x.operands} == {SPIKES, SUMS}),
     RIGHT_FACTOR: _any(lambda x: len(x.operands) == 2 and x.layer.accumulates),

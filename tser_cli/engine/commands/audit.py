@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tser_cli.energy.any_network.layouts import INSIDE
+from tser_cli.energy.any_network.layouts import INSIDE, present
 from tser_cli.energy.audit import Audit, audit
-from tser_cli.engine.commands.network_energy import (
-    find_audit_layout,
-    open_network,
-    presented,
-    test_images,
-)
+from tser_cli.engine.commands.network_energy import find_audit_layout, open_network, test_images
 from tser_cli.engine.runs.opened import open_finished, select_run
 from tser_cli.settings.wing_options import AuditRequest
 
@@ -34,7 +29,7 @@ def run_audit(request: AuditRequest) -> AuditResult:
     model, context = opened.loaded.model, opened.context
     images, labels_N = test_images(context, request.images).some(request.images)
     timesteps = opened.config.model.timesteps if model.spiking else 1
-    shown = presented(INSIDE, images, timesteps, model)
+    shown = present(INSIDE, images, timesteps, model)
     found = audit(model, shown, timesteps, labels_N, model.input_kinds())
     return AuditResult(opened.run.name, found)
 
@@ -43,5 +38,5 @@ def _audit_network(request: AuditRequest) -> AuditResult:
     network, inputs = open_network(request)
     images, labels_N = inputs.some(request.images)
     layout, timesteps = find_audit_layout(network, images, request)
-    shown = presented(layout, images, timesteps, network)
+    shown = present(layout, images, timesteps, network)
     return AuditResult(request.network, audit(network, shown, timesteps, labels_N))

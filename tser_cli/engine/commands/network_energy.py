@@ -218,7 +218,7 @@ def count(
     ):
         counter.plan, counter.declared = plan, declared or {}
         for images, _ in inputs.batches():
-            presented(plan.layout, images, plan.timesteps, network).call(network)
+            layouts.present(plan.layout, images, plan.timesteps, network).call(network)
     return plan, counter, others
 
 
@@ -233,7 +233,7 @@ def find_layout(
     names = LAYOUTS if request.layout == AUTO else (request.layout,)
     if not request.timesteps:
         names = (INSIDE,)
-    candidates = [presented(name, images, request.timesteps, network) for name in names]
+    candidates = [layouts.present(name, images, request.timesteps, network) for name in names]
     certain = request.layout != AUTO or not request.timesteps
     try:
         return trial.choose(network, candidates, request.timesteps, certain, faulty)
@@ -300,19 +300,13 @@ def find_audit_layout(
         possible = []
         for name in LAYOUTS if request.timesteps else ():
             with suppress(TserError):
-                shown = presented(name, images, request.timesteps, network)
+                shown = layouts.present(name, images, request.timesteps, network)
                 make_plan(network, shown, request.timesteps)
                 possible.append(name)
         if len(possible) != 1:
             raise error
         return possible[0], request.timesteps
     return plan.layout, plan.timesteps
-
-
-def presented(layout: str, images: Tensor, timesteps: int, network: nn.Module) -> Presentation:
-    """Images as a layout presents them; a network whose `forward` asks for T is told it."""
-    told = told_timesteps(network, layout) if timesteps else ""
-    return layouts.present(layout, images, timesteps or 1, **({told: timesteps} if told else {}))
 
 
 def uncounted_shares(plan: TrialPlan, counts: Counts) -> list[tuple[str, float]]:
@@ -441,7 +435,7 @@ def initialised(network: nn.Module, images: Tensor, request: NetworkRequest) -> 
     for layout in said or (INSIDE, layouts.FOLDED, layouts.TIME_FIRST):
         made = layouts.fresh_copy(network)
         with torch.no_grad(), layouts.seeded(request.seed):
-            shown = presented(layout, images, request.timesteps, made).of(IMAGES_OF_TRIAL)
+            shown = layouts.present(layout, images, request.timesteps, made).of(IMAGES_OF_TRIAL)
             try:
                 shown.call(made)
             except Exception as error:
