@@ -17,7 +17,6 @@ from tser_cli.models.base import (
     load_weights,
     neuron_names,
     over_time,
-    parameter_count,
     penultimate,
     stage_shapes,
 )
@@ -25,29 +24,29 @@ from tser_cli.settings import registry
 from tser_cli.settings.config import NeuronConfig
 
 Build = Callable[..., Classifier]
+# one of each structure: the others have more of the same blocks
+KINDS = ["resnet19", "resnet20", "resnet50", "vgg11", "sew_resnet20"]
 SPIKING_ONLY = [name for name, entry in registry.MODELS.items() if entry.spiking_only]
-BOTH_WORLDS = [name for name, entry in registry.MODELS.items() if not entry.spiking_only]
 
 
 def images(count: int = 2, *shape: int) -> Tensor:
     return torch.randn(count, *(shape or (1, 8, 8)))
 
 
-@pytest.mark.parametrize("name", sorted(registry.MODELS))
-@pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 32)])
+@pytest.mark.parametrize("name", KINDS)
 @torch.no_grad()
-def test_one_snn_runs_for_any_number_of_steps(
-    build: Build, name: str, channels: int, side: int
-) -> None:
-    model = build(name, channels=channels, height=side, width=side, num_classes=7)
+def test_a_step_does_not_depend_on_those_after_it(build_lively: Build, name: str) -> None:
+    model, x = build_lively(name, channels=3, height=9, num_classes=7), images(2, 3, 9, 8)
+    model, x = model.double(), x.double()
     assert model.spiking
-    for timesteps in (1, 3):
-        logits_TNK = model(images(2, channels, side, side), timesteps=timesteps)
-        assert logits_TNK.shape == (timesteps, 2, 7)
-        assert torch.isfinite(logits_TNK).all()
+    logits_TNK = model(x, timesteps=4)
+    assert logits_TNK.shape == (4, 2, 7)
+    assert not torch.allclose(logits_TNK[0], logits_TNK[1])
+    for steps in (1, 2):
+        assert torch.allclose(logits_TNK[:steps], model(x, timesteps=steps), atol=1e-10)
 
 
-@pytest.mark.parametrize("name", sorted(BOTH_WORLDS))
+@pytest.mark.parametrize("name", KINDS[:-1])
 @torch.no_grad()
 def test_an_ann_gives_one_set_of_logits(build: Build, name: str) -> None:
     model = build(name, neuron=None).eval()
@@ -107,15 +106,6 @@ def test_no_state_is_left_between_calls(build_lively: Build) -> None:
     model(images(7), timesteps=5)
     model(images(1), timesteps=1)
     assert torch.equal(model(x, timesteps=3), first)
-
-
-@pytest.mark.parametrize("name", ["resnet20", "resnet19", "resnet50", "vgg11", "sew_resnet18"])
-@torch.no_grad()
-def test_a_step_does_not_depend_on_those_after_it(build_lively: Build, name: str) -> None:
-    model, x = build_lively(name).double(), images(4).double()
-    logits_TNK = model(x, timesteps=4)
-    assert not torch.allclose(logits_TNK[0], logits_TNK[1])
-    assert torch.allclose(logits_TNK[:2], model(x, timesteps=2), atol=1e-10)
 
 
 @torch.no_grad()
@@ -183,13 +173,6 @@ def test_a_state_that_does_not_fit_names_what_differs_and_changes_nothing(
     assert torch.equal(model.state_dict()["conv1.weight"], before)
 
 
-def test_parameter_count_leaves_out_what_is_frozen() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    assert parameter_count(model) == 3 * 4 + 4 + 4 * 2 + 2
-    model[0].requires_grad_(False)
-    assert parameter_count(model) == 4 * 2 + 2
-
-
 def test_a_tap_gives_each_stage_s_output_in_order(build_lively: Build) -> None:
     model = build_lively()
     tap, images = FeatureTap(model), torch.randn(3, 1, 8, 8)
@@ -233,8 +216,7 @@ def test_the_mean_over_time_leaves_images_apart() -> None:
     ("name", "changes", "shapes"),
     [
         ("resnet20", {}, [(16, 8, 8), (32, 4, 4), (64, 2, 2)]),
-        ("resnet18", {}, [(64, 8, 8), (128, 4, 4), (256, 2, 2), (512, 1, 1)]),
-        ("resnet34", {"neuron": None}, [(64, 8, 8), (128, 4, 4), (256, 2, 2), (512, 1, 1)]),
+        ("resnet18", {"neuron": None}, [(64, 8, 8), (128, 4, 4), (256, 2, 2), (512, 1, 1)]),
         ("resnet20", {"stem": "large"}, [(16, 2, 2), (32, 1, 1), (64, 1, 1)]),
         ("vgg11", {}, []),
     ],
@@ -256,16 +238,13 @@ def test_asking_for_the_shapes_of_stages_leaves_no_trace(
             tap.take()
 
 
-@pytest.mark.parametrize(
-    ("name", "stem", "width"),
-    [("resnet20", "auto", 64), ("resnet19", "auto", 256), ("vgg11", "large", 4096)],
-)
+@pytest.mark.parametrize(("name", "width"), [("resnet20", 64), ("resnet19", 256), ("vgg11", 512)])
 @pytest.mark.parametrize("spiking", [True, False])
 def test_penultimate_features_are_what_the_last_layer_reads(
-    build_lively: Build, name: str, stem: str, width: int, spiking: bool
+    build_lively: Build, name: str, width: int, spiking: bool
 ) -> None:
     neuron = NeuronConfig() if spiking else None
-    model, x = build_lively(name, stem=stem, neuron=neuron), images(3)
+    model, x = build_lively(name, neuron=neuron), images(3)
     features = penultimate(model, x, timesteps=2)
     assert features.shape == (3, width)
     # the last layer is linear: it maps the mean of what it reads to the mean of the logits

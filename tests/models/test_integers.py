@@ -168,7 +168,7 @@ def layer_inputs(model: Classifier, images: torch.Tensor) -> list[tuple[torch.Te
     return seen
 
 
-@pytest.mark.parametrize("name", ["resnet20", "sew_resnet18", "vgg11"])
+@pytest.mark.parametrize("name", ["resnet20", "sew_resnet20", "vgg11"])
 def test_every_spike_of_a_network_is_that_of_its_float_form(build_lively: Build, name: str) -> None:
     model = quantise(build_lively(name), 8)
     images = torch.randn(2, 1, 8, 8)

@@ -299,7 +299,7 @@ def test_the_layout_of_the_memory_does_not_matter() -> None:
     assert spikes[1].stride() == strided.stride()
 
 
-@pytest.mark.parametrize("name", ["resnet20", "sew_resnet18", "vgg11"])
+@pytest.mark.parametrize("name", ["resnet20", "sew_resnet20", "vgg11"])
 @torch.no_grad()
 def test_a_network_gives_the_same_bits_with_either(build_lively: Build, name: str) -> None:
     ours = build_lively(name)

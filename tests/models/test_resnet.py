@@ -27,16 +27,16 @@ def draw(model: nn.Module) -> None:
             nn.init.normal_(module.bias, std=0.2)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 @torch.no_grad()
 def test_an_ann_gives_torchvision_s_outputs(build: Build, name: str) -> None:
     theirs = torchvision.models.get_model(name, weights=None)
     draw(theirs)
     theirs.eval()
-    images_NCHW = torch.randn(2, 3, 224, 224)
+    images_NCHW = torch.randn(2, 3, 96, 80)
     # Untrained residual sums grow to thousands; trained logits are of the size of 1 to 10.
     theirs.fc.weight.div_(theirs(images_NCHW).abs().max() / 10)
-    ours = build(name, channels=3, height=224, width=224, num_classes=1000, neuron=None).eval()
+    ours = build(name, channels=3, height=96, width=80, num_classes=1000, neuron=None).eval()
     load_weights(ours, theirs.state_dict(), "torchvision")
     expected = theirs(images_NCHW)
     assert not torch.allclose(expected[0], expected[1], atol=1e-2)
@@ -101,7 +101,7 @@ def test_parameters_of_resnet20_as_published(build: Build) -> None:
 @torch.no_grad()
 def test_sew_adds_after_the_spike(build_lively: Build) -> None:
     """A block of a SEW network is spike(main) + identity, so its output passes 1."""
-    model = build_lively("sew_resnet18")
+    model = build_lively("sew_resnet20")
     seen: dict[str, torch.Tensor] = {}
     block = model.get_submodule("layer1.0")
     block.act2.register_forward_hook(lambda _m, _i, out: seen.update(branch=out))
@@ -195,9 +195,8 @@ def one_step(
                 {"name": "plif", "tau": 2.5},
             )
         ),
-        ("resnet18", (2, 2, 2, 2), {}),
         ("resnet19", (3, 3, 2), {}),
-        ("sew_resnet18", (2, 2, 2, 2), {}),
+        ("sew_resnet20", (3, 3, 3), {}),
     ],
     ids=str,
 )
