@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tser_cli.base import errors
 from tser_cli.base.errors import Interrupted, TserError, nearest
@@ -41,12 +39,6 @@ def test_nearest_proposes_one_word_or_none() -> None:
 def test_unknown_lists_the_choices_in_order() -> None:
     message = errors.unknown("method", "tsre", ["tser", "ce"])
     assert message == 'unknown method "tsre" (did you mean "tser"?). Known: ce, tser'
-
-
-@given(st.text(max_size=9), st.lists(st.text(max_size=9), max_size=3))
-def test_a_hint_is_one_of_the_choices(word: str, choices: list[str]) -> None:
-    hint = nearest(word, choices)
-    assert hint == "" or hint in {f' (did you mean "{choice}"?)' for choice in choices}
 
 
 @pytest.mark.parametrize(

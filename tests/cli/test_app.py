@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import pickle
 import sys
 from pathlib import Path
 
@@ -44,19 +42,17 @@ def test_variables_that_no_command_can_work_with(
     assert capsys.readouterr().err.startswith(f"error: {said}")
 
 
-@pytest.mark.parametrize("environment", [{}, TORCHRUN, {"WORLD_SIZE": "1"}, {"RANK": ""}])
-def test_variables_that_commands_work_with(environment: dict[str, str]) -> None:
-    app.check_environment(environment)
+def test_variables_that_commands_work_with() -> None:
+    for environment in ({}, TORCHRUN, {"WORLD_SIZE": "1"}, {"RANK": ""}):
+        app.check_environment(environment)
 
 
-@pytest.mark.parametrize(
-    ("columns", "kept"), [("0", False), ("20", False), ("x", False), ("99999", False), ("80", True)]
-)
-def test_variables_that_would_only_disturb_are_dropped(columns: str, kept: bool) -> None:
-    environment = {"COLUMNS": columns, "MPLBACKEND": "bogus"}
-    app.prepare_environment(environment)
-    assert ("COLUMNS" in environment) == kept
-    assert "MPLBACKEND" not in environment
+def test_variables_that_would_only_disturb_are_dropped() -> None:
+    for columns in ("0", "20", "x", "99999", "80"):
+        environment = {"COLUMNS": columns, "MPLBACKEND": "bogus"}
+        app.prepare_environment(environment)
+        assert ("COLUMNS" in environment) == (columns == "80")
+        assert "MPLBACKEND" not in environment
 
 
 @pytest.mark.parametrize(
@@ -131,25 +127,15 @@ def test_cuda_without_a_gpu(tser: Invoke) -> None:
     assert "--device cpu" in err
 
 
-class Bomb:
-    """Unpickling this makes a file called `ran`."""
-
-    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
-        return os.system, ("touch ran",)
-
-
 def saved() -> bytes:
     stream = io.BytesIO()
     torch.save({"w": torch.zeros(100)}, stream)
     return stream.getvalue()
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"this is no checkpoint\n", saved()[:200], saved(), pickle.dumps(Bomb())],
-    ids=["text", "cut", "foreign", "bomb"],
-)
+@pytest.mark.parametrize("content", [saved()[:200], saved()], ids=["cut", "foreign"])
 def test_a_teacher_file_that_is_none(tser: Invoke, tmp_path: Path, content: bytes) -> None:
+    # files that act where they are unpickled: see tests/faults
     (tmp_path / "teacher.pt").write_bytes(content)
     code, _, err = tser("distill", "--teacher", "teacher.pt")
     assert code == 2

@@ -77,16 +77,16 @@ def test_an_ablation_with_early_exit(shown: Shown, tmp_path: Path) -> None:
     ]
 
 
+MACHINES = "at a time on machines like this one"
+
+
 @pytest.mark.parametrize(
     ("jobs", "given", "address", "said"),
     [
         (1, False, None, "one after the other"),
         (2, True, None, "2 side by side"),
-        (2, True, "auto", "2 at a time on machines like this one"),
-        (
-            *(1, False, "auto"),
-            "1 at a time on machines like this one, less by as many as the cluster has room for",
-        ),
+        (2, True, "auto", f"2 {MACHINES}"),
+        (1, False, "auto", f"1 {MACHINES}, less by as many as the cluster has room for"),
     ],
 )
 def test_how_many_cells_run_at_once(

@@ -62,32 +62,20 @@ def test_data_sets_that_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert first.state == OK
 
 
-@pytest.mark.parametrize(
-    ("has", "said"),
-    [
-        (True, "100,000 images or more"),
-        (False, "fp32 where none is named; --precision auto too: the CPU has no"),
-    ],
-)
-def test_the_precision_that_will_be_chosen(
-    monkeypatch: pytest.MonkeyPatch, has: bool, said: str
-) -> None:
-    monkeypatch.setattr(doctor, "cpu_has_bf16", lambda: has)
-    monkeypatch.setattr(doctor, "kernels_serve", lambda: has)
-    precision, int8 = doctor.abilities(CPU)
-    assert said in precision.found
-    assert int8.state == (OK if has else NOTE)
-    assert ("the results are the same" in int8.advice) is not has
+def test_the_precision_that_will_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    without = "fp32 where none is named; --precision auto too: the CPU has no"
+    for has, said in ((True, "100,000 images or more"), (False, without)):
+        monkeypatch.setattr(doctor, "cpu_has_bf16", lambda has=has: has)
+        monkeypatch.setattr(doctor, "kernels_serve", lambda has=has: has)
+        precision, int8 = doctor.abilities(CPU)
+        assert said in precision.found
+        assert int8.state == (OK if has else NOTE)
+        assert ("the results are the same" in int8.advice) is not has
 
 
 def test_requirements_that_are_not_met() -> None:
-    stated = [
-        "pytest>=1",
-        "pytest>=999",
-        "no-such-package>=2",
-        "no-such-package ; extra == 'ray'",
-        "no-such-package ; python_version < '3'",
-    ]
+    stated = ["pytest>=1", "pytest>=999", "no-such-package>=2"]
+    stated += [f"no-such-package ; {why}" for why in ("extra == 'ray'", "python_version < '3'")]
     assert list(doctor.unmet_requirements(stated)) == ["pytest>=999", "no-such-package>=2"]
 
 
@@ -119,20 +107,12 @@ def test_threads(monkeypatch: pytest.MonkeyPatch, used: int, state: str) -> None
     assert doctor.threads(2, 2).found == "2 for 2 cores (OMP_NUM_THREADS=2)"
 
 
-@pytest.mark.parametrize(("average", "state"), [(0.0, OK), (0.9, OK), (1.0, WRONG), (9.0, WRONG)])
-def test_load(average: float, state: str) -> None:
-    assert doctor.load(average, 2).state == state
-
-
-@pytest.mark.parametrize(("stolen", "told"), [(0.0, False), (9.9, False), (30.0, True)])
-def test_time_that_the_host_takes(
-    monkeypatch: pytest.MonkeyPatch, stolen: float, told: bool
-) -> None:
-    times = SimpleNamespace(steal=stolen)
-    monkeypatch.setattr(psutil, "cpu_times_percent", lambda interval: times)
-    assert len(list(doctor.steal())) == told
-    monkeypatch.setattr(psutil, "cpu_times_percent", lambda interval: SimpleNamespace())
-    assert list(doctor.steal()) == []
+def test_load_and_time_that_the_host_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [doctor.load(average, 2).state for average in (0.9, 1.0)] == [OK, WRONG]
+    for times, told in (({"steal": 9.9}, 0), ({"steal": 30.0}, 1), ({}, 0)):
+        found = SimpleNamespace(**times)
+        monkeypatch.setattr(psutil, "cpu_times_percent", lambda interval, found=found: found)
+        assert len(list(doctor.steal())) == told
 
 
 def test_a_gpu_that_torch_can_t_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -49,31 +49,13 @@ def names(runs_dir: Path, *filters: str, **more: Any) -> list[str]:
     return [record.name for record in list_runs(RunsRequest(runs_dir, filters, **more))]
 
 
-@pytest.mark.parametrize(
-    ("filters", "found"),
-    [
-        ((), "cba"),
-        (("method=kd",), "a"),
-        (("method=kd,tser",), "cba"),
-        (("method=t*",), "cb"),
-        (("T=2", "method=tser"), "b"),
-        (("timesteps=4",), "c"),
-        (("lr=0.50",), "b"),
-        (("optimizer.lr=0.1",), "ca"),
-        (("deterministic=true",), "c"),
-        (("seed=1",), "a"),
-        (("state=finished",), "cba"),
-        (("run=b",), "b"),
-        (("method=",), ""),
-        (("alpha_of_nothing=",), None),
-    ],
-)
-def test_filters(runs_dir: Path, filters: tuple[str, ...], found: str | None) -> None:
-    if found is None:
-        with pytest.raises(ConfigError, match="unknown key"):
-            names(runs_dir, *filters)
-    else:
-        assert "".join(names(runs_dir, *filters)) == found
+def test_filters(runs_dir: Path) -> None:
+    expected = {"": "cba", "method=kd": "a", "method=kd,tser": "cba", "method=t*": "cb"}
+    expected |= {"T=2 method=tser": "b", "timesteps=4": "c", "lr=0.50": "b", "seed=1": "a"}
+    expected |= {"optimizer.lr=0.1": "ca", "deterministic=true": "c", "state=finished": "cba"}
+    expected |= {"run=b": "b", "method=": ""}
+    for filters, found in expected.items():
+        assert "".join(names(runs_dir, *filters.split())) == found, filters
 
 
 @pytest.mark.parametrize(
@@ -81,7 +63,7 @@ def test_filters(runs_dir: Path, filters: tuple[str, ...], found: str | None) ->
     [
         ("kd", r'"kd" is no filter; write KEY=VALUE'),
         ("=kd", "is no filter"),
-        ("metod=kd", r'did you mean "method"'),
+        ("metod=kd", r'unknown key "metod" \(did you mean "method"'),
         ("accuracy=0.9", "--sort accuracy"),
         ("tau=2", "may mean method.temperature or neuron.tau"),
     ],
