@@ -16,15 +16,6 @@ from tser_cli.settings import registry
 from tser_cli.settings.config import DataConfig
 
 
-def test_a_spec_tells_classes_and_shape_and_a_source_gives_raw_images() -> None:
-    spec = DataSpec("x", 3, 12, 10, ("a", "b"), (0.0,) * 3, (1.0,) * 3)
-    assert (spec.num_classes, spec.image_shape) == (2, (3, 12, 10))
-    images = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).view(2, 3, 4, 5)
-    source = TensorSource(images, torch.tensor([1, 0]))
-    assert len(source) == 2
-    assert torch.equal(source.image(1), images[1])
-
-
 def test_every_registered_data_set_has_a_loader() -> None:
     for entry in registry.DATASETS.values():
         assert callable(registry.load(entry.target))

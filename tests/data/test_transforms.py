@@ -26,7 +26,6 @@ from tser_cli.data.transforms import (
     crop_flip,
     cutout_,
     device_of,
-    evaluation_pipeline,
     image_seed,
     is_costly,
     isolated,
@@ -97,18 +96,6 @@ def test_cutout_equals_torchvisions_erase() -> None:
     result = cutout_(images.clone(), torch.tensor(corners), 4)
     assert torch.equal(result, expected)
     assert (result == 0).sum() == 3 * 2 * 16
-
-
-def test_evaluation_only_normalises(make_dataset: Make) -> None:
-    dataset = make_dataset()
-    result = evaluation_pipeline(dataset.test, dataset.spec)(0, [5, 2])
-    for image, index in zip(result, (5, 2), strict=True):
-        raw = dataset.test.image(index).double() / 255
-        mean, std = (
-            torch.tensor(values).double().view(3, 1, 1)
-            for values in ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
-        )
-        torch.testing.assert_close(image.double(), (raw - mean) / std, atol=1e-6, rtol=0)
 
 
 def test_training_shows_a_crop_flip_and_square_of_each_image(make_dataset: Make) -> None:

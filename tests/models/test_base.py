@@ -99,16 +99,6 @@ def test_the_medium_stem_halves_the_map(
 
 
 @torch.no_grad()
-def test_no_state_is_left_between_calls(build_lively: Build) -> None:
-    model = build_lively()
-    x = images(4)
-    first = model(x, timesteps=3)
-    model(images(7), timesteps=5)
-    model(images(1), timesteps=1)
-    assert torch.equal(model(x, timesteps=3), first)
-
-
-@torch.no_grad()
 def test_the_images_of_a_batch_do_not_mix(build_lively: Build) -> None:
     model, x = build_lively().double(), images(4).double()
     together = model(x, timesteps=3)

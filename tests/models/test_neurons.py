@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tser_cli.models import neurons
 from tser_cli.models.base import Classifier
@@ -311,46 +311,15 @@ def test_a_network_gives_the_same_bits_with_either(build_lively: Build, name: st
     assert not torch.equal(logits_TNK[0], logits_TNK[-1])
 
 
-def test_training_a_network_is_the_same_with_either(build: Build) -> None:
-    gradients = []
-    images_NCHW = torch.randn(8, 1, 8, 8)
-    for backend in ("auto", "spikingjelly"):
-        torch.manual_seed(1)
-        model = build(neuron=NeuronConfig(backend=backend))
-        logits_TNK = model(images_NCHW, timesteps=3)
-        torch.nn.functional.cross_entropy(logits_TNK.mean(0), torch.arange(8)).backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters()})
-    assert all(grad is not None for grad in gradients[0].values())
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-6)
-
-
-def seen(model: nn.Module, kind: type[nn.Module]) -> list[tuple[nn.Module, Tensor, Tensor]]:
-    """(module, input, output) of every layer of `kind` in a training pass in bf16."""
-    found: list[tuple[nn.Module, Tensor, Tensor]] = []
-    for module in model.train().modules():
-        if isinstance(module, kind):
-            module.register_forward_hook(lambda of, args, out: found.append((of, args[0], out)))
+def test_spikes_are_zeros_and_ones_in_bf16(build_lively: Build) -> None:
+    model, found = build_lively("resnet20").train(), []
+    for module in model.modules():
+        if isinstance(module, SpikingNeuron):
+            module.register_forward_hook(lambda of, args, spikes: found.append(spikes))
     with torch.autocast("cpu", torch.bfloat16):
         model(torch.randn(4, 1, 8, 8), timesteps=3)
     assert len(found) > 15
-    return found
-
-
-def test_spikes_are_zeros_and_ones_in_bf16(build_lively: Build) -> None:
-    found = seen(build_lively("resnet20"), SpikingNeuron)
-    for _, _, spikes in found:
+    for spikes in found:
         assert spikes.dtype == torch.bfloat16
         assert ((spikes == 0) | (spikes == 1)).all()
-    assert any(0 < spikes.mean() < 1 for _, _, spikes in found)
-
-
-def test_norms_keep_statistics_in_fp32(build_lively: Build) -> None:
-    model = build_lively("resnet20")
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.momentum = 1.0  # the running mean is then the batch's
-    for norm, x_NCHW, _ in seen(model, nn.BatchNorm2d):
-        assert x_NCHW.dtype == torch.bfloat16
-        assert norm.running_mean.dtype == torch.float32
-        mean_C = x_NCHW.double().mean((0, 2, 3))
-        torch.testing.assert_close(norm.running_mean.double(), mean_C, rtol=1e-4, atol=1e-5)
+    assert any(0 < spikes.mean() < 1 for spikes in found)

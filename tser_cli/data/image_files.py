@@ -13,18 +13,14 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 
 from tser_cli.base.errors import DataError
 from tser_cli.base.files import is_folder
 from tser_cli.data.transforms import RESIZE_RATIO
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
-
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 # What these suffixes mean. Pillow goes by content: without a list it hands an EPS called x.png
@@ -42,8 +38,6 @@ def read_image(path: Path, channels: int = 3) -> torch.Tensor:
     regular file or no sound image, that is too large (Pillow's bound against decompression
     bombs, 89 million pixels) or too thin, or whose values have no known range.
     """
-    from PIL import Image, UnidentifiedImageError
-
     if channels not in MODES:
         raise DataError(f"the network takes {channels} channels; images have 1 or 3")
     if not os.path.isfile(path):  # noqa: PTH113  (Path's own raises for a name too long)
@@ -64,9 +58,7 @@ def read_image(path: Path, channels: int = 3) -> torch.Tensor:
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
 
 
-def _pixels(image: Picture, mode: str) -> np.ndarray:
-    from PIL import Image
-
+def _pixels(image: Image.Image, mode: str) -> np.ndarray:
     width, height = image.size
     if max(width, height) > MAX_RATIO * min(width, height):
         raise ValueError(f"{width} x {height} pixels are more than {MAX_RATIO} to 1")
@@ -141,9 +133,7 @@ def thumbnail(image_CHW: torch.Tensor, side: int) -> bytes:
 
     Raises DataError for other than 1 or 3 channels.
     """
-    from PIL import Image
-
-    if image_CHW.shape[0] not in (1, 3):
+    if image_CHW.shape[0] not in MODES:
         raise DataError(
             f"an image of {image_CHW.shape[0]} channels is no picture; those have 1 or 3"
         )

@@ -24,6 +24,7 @@ import torch
 from tser_cli.base.errors import ConfigError, DataError
 from tser_cli.data.base import Dataset, DataSpec, TensorSource, given_path, split_off
 from tser_cli.data.image_files import SUFFIXES, image_files, read_image
+from tser_cli.data.loaders import evenly_spread
 from tser_cli.data.transforms import fixed_resize
 from tser_cli.settings import registry
 from tser_cli.settings.config import AUTO, DataConfig
@@ -286,11 +287,6 @@ LARGEST = 224  # a measured size is no larger than what networks for photographs
 DIGITS = 6
 
 
-def sample(images: int) -> list[int]:
-    """Return the indices that are looked at: all, or SAMPLE of them, evenly spaced."""
-    return [index * images // min(images, SAMPLE) for index in range(min(images, SAMPLE))]
-
-
 def _settled(
     config: DataConfig, own: DataSpec, train: FolderSource
 ) -> tuple[DataSpec, dict[str, Any]]:
@@ -301,8 +297,9 @@ def _settled(
     channels.
     """
     found: dict[str, Any] = {}
+    looked_at = evenly_spread(len(train), SAMPLE).tolist()
     if AUTO in (config.size, config.channels):
-        found |= _size_and_channels(train.image_as(index, 3) for index in sample(len(train)))
+        found |= _size_and_channels(train.image_as(index, 3) for index in looked_at)
     size = found["size"] if config.size == AUTO else int(config.size)
     channels = found["channels"] if config.channels == AUTO else int(config.channels)
     spec = own
@@ -316,7 +313,7 @@ def _settled(
         spec = replace(spec, height=size, width=size, shorter=size)
     if AUTO in (config.mean, config.std):
         resize = fixed_resize(spec)
-        images = (train.image_as(index, spec.channels) for index in sample(len(train)))
+        images = (train.image_as(index, spec.channels) for index in looked_at)
         found |= mean_and_std(resize(image)[None] for image in images)
     measured = {key: found[key] for key in found if getattr(config, key) == AUTO}
     kept = {f"data.{key}": measured[key] for key in measured}

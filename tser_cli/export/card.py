@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tser_cli.export.fixed_point import Change, FixedGraph
+from tser_cli.export import fixed_point, verify
 from tser_cli.export.graph import Graph
-from tser_cli.export.verify import ProgramCheck
 
 MARK = "<!-- model card, written by tser export -->"
 LIMITS = (
@@ -39,9 +38,9 @@ class CardFacts:
     energy: Mapping[str, Any]
     float_energy_pj: float
     settings: str
-    checks: tuple[ProgramCheck, ...] | None
-    fixed: FixedGraph | None = None
-    change: Change | None = None
+    checks: tuple[verify.ProgramCheck, ...] | None
+    fixed: fixed_point.FixedGraph | None = None
+    change: fixed_point.Change | None = None
 
 
 def named(file: str) -> str:
@@ -104,7 +103,7 @@ def _energy(energy: Mapping[str, Any], float_energy_pj: float) -> list[str]:
     ]
 
 
-def _potentials(change: Change) -> list[str]:
+def _potentials(change: fixed_point.Change) -> list[str]:
     return [
         "Membrane potentials and thresholds are 32-bit integers, by the equations above: they are "
         f"not the student's own numbers. {change.sentence().capitalize()}. The accuracies on this "
@@ -112,7 +111,7 @@ def _potentials(change: Change) -> list[str]:
     ]
 
 
-def _input(graph: Graph, fixed: FixedGraph | None) -> list[str]:
+def _input(graph: Graph, fixed: fixed_point.FixedGraph | None) -> list[str]:
     channels, height, width = graph.input_shape
     facts = graph.facts
     colour = "grey" if channels == 1 else "RGB"
@@ -134,7 +133,7 @@ def _input(graph: Graph, fixed: FixedGraph | None) -> list[str]:
     ]
 
 
-def _checks(checks: tuple[ProgramCheck, ...] | None) -> list[str]:
+def _checks(checks: tuple[verify.ProgramCheck, ...] | None) -> list[str]:
     if checks is None:
         return ["Not checked: exported with --no-verify."]
     lines = [

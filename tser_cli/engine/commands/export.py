@@ -12,11 +12,9 @@ from tser_cli.base.errors import ConfigError, ExportError
 from tser_cli.base.files import check_folder, sha256, write_text, write_whole
 from tser_cli.data import loaders, transforms
 from tser_cli.energy.table import float_energy
-from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs import folder, teachers
 from tser_cli.engine.runs.opened import FinishedRun, open_finished, select_run
-from tser_cli.engine.runs.teachers import teacher_name
-from tser_cli.export import fixed_point, formats, verify
-from tser_cli.export.card import MARK, CardFacts, card, named
+from tser_cli.export import card, fixed_point, formats, verify
 from tser_cli.export.graph import Facts, Graph, pip_line, trace
 from tser_cli.report.csv_files import read_csv
 from tser_cli.settings import registry, wing_options
@@ -30,7 +28,7 @@ class Exported:
     """
 
     path: Path
-    run: Run
+    run: folder.Run
     size: int
     checks: tuple[verify.ProgramCheck, ...] | None
     card: Path | None
@@ -89,11 +87,13 @@ def export(request: wing_options.ExportRequest) -> Exported:
     write_whole(path, draft.content)
     _write_checks(made, graph, draft, request)
     # README.md beside the file; FILE.md where there is one that is not this file's card
-    place, ours = path.with_name("README.md"), f"\n{named(path.name)}"
-    there = place.read_text(encoding="utf-8", errors="replace") if place.exists() else MARK + ours
-    if not there.startswith(MARK) or ours not in there:
+    place, ours = path.with_name("README.md"), f"\n{card.named(path.name)}"
+    there = (
+        place.read_text(encoding="utf-8", errors="replace") if place.exists() else card.MARK + ours
+    )
+    if not there.startswith(card.MARK) or ours not in there:
         place = path.with_name(f"{path.name}.md")
-    write_text(place, card(graph, _card_facts(made, draft, opened, request)))
+    write_text(place, card.card(graph, _card_facts(made, draft, opened, request)))
     return replace(made, card=place)
 
 
@@ -146,21 +146,21 @@ def _write_checks(
 
 def _card_facts(
     made: Exported, draft: _Draft, opened: FinishedRun, request: wing_options.ExportRequest
-) -> CardFacts:
-    folder, method = opened.run.folder, opened.config.method.name
-    rows, sidecar = folder / "per_timestep.csv", folder / "energy.json"
+) -> card.CardFacts:
+    home, method = opened.run.folder, opened.config.method.name
+    rows, sidecar = home / "per_timestep.csv", home / "energy.json"
     energy = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
-    return CardFacts(
+    return card.CardFacts(
         file=made.path.name,
         format_name=request.format_name + (", one time step" if request.stateful else ""),
         run=opened.run.name,
         method=method,
         source=registry.METHODS[method].settings.source,
-        teacher=teacher_name(opened.run) or "",
+        teacher=teachers.teacher_name(opened.run) or "",
         rows=tuple(read_csv(rows)) if rows.is_file() else (),
         energy=energy,
         float_energy_pj=float_energy(energy["totals"]) if energy else 0.0,
-        settings=(folder / "config.toml").read_text(encoding="utf-8"),
+        settings=(home / "config.toml").read_text(encoding="utf-8"),
         checks=made.checks,
         change=draft.change,
         fixed=draft.fixed,

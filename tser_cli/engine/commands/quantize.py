@@ -15,13 +15,11 @@ from tser_cli.base.errors import CheckpointError, ConfigError
 from tser_cli.data import loaders, transforms
 from tser_cli.engine.runs import networks, record, teachers
 from tser_cli.engine.runs.opened import Context, FinishedRun, Options, open_finished, select_run
-from tser_cli.engine.training.budget import profile_of
+from tser_cli.engine.training import budget, settle, task
 from tser_cli.engine.training.run import finish, open_for_training
-from tser_cli.engine.training.settle import with_whole_paths
-from tser_cli.engine.training.task import Task, Trainee
 from tser_cli.losses.base import load_method
+from tser_cli.models import integers
 from tser_cli.models.base import Classifier
-from tser_cli.models.integers import quantise, round_weights_
 from tser_cli.settings import fields, wing_options
 from tser_cli.settings.config import FLOAT_BITS
 
@@ -69,7 +67,7 @@ def quantize(request: wing_options.QuantizeRequest) -> QuantizeResult:
         "energy.budget": fields.NO_BUDGET,
         "energy.profile": "",
     }
-    config = with_whole_paths(opened.config.updated(changes))
+    config = settle.with_whole_paths(opened.config.updated(changes))
     context = replace(opened.context, config=config)
     model = rounded(opened, context, request)
     result = _record(model, opened, context, request)
@@ -79,7 +77,7 @@ def quantize(request: wing_options.QuantizeRequest) -> QuantizeResult:
         result=result,
         parent=folder,
         parent_accuracy=before.accuracy if before else None,
-        profile=profile_of(config).name,
+        profile=budget.profile_of(config).name,
         float_energy_pj=document["totals"]["energy_fp32_pj"],
     )
 
@@ -89,8 +87,8 @@ def rounded(
 ) -> Classifier:
     """Return a copy of the run's network with integer weights and norms calibrated for them."""
     # a copy: the parent's own weights still stand behind `opened`
-    model = quantise(copy.deepcopy(opened.loaded.model), request.bits)
-    round_weights_(model)
+    model = integers.quantise(copy.deepcopy(opened.loaded.model), request.bits)
+    integers.round_weights_(model)
     dataset = context.dataset
     # data may be sorted by class: the first images would all be of one
     places = loaders.evenly_spread(len(dataset.train), request.images).tolist()
@@ -138,7 +136,8 @@ def _record(
     config = context.config
     # it is measured, not trained: nothing is asked of the teacher but its answers
     method = load_method(config.method.name)
-    task = Task(model, Trainee(model), method, config.method, config.model.timesteps)
+    trainee = task.Trainee(model)
+    made = task.Task(model, trainee, method, config.method, config.model.timesteps)
     # "never": what an unfinished run of these settings holds comes from a training
     options = Options(request.runs_dir, "never", request.progress)
     with open_for_training("student", context, options) as (run, stop):
@@ -147,4 +146,4 @@ def _record(
             calibration = {"images": request.images, "split": "train"}
             taught = opened.run.environment().get(teachers.TEACHER)
             run.update_environment(parent=parent, calibration=calibration, teacher=taught)
-        return finish(run, context, task, [], teacher, stop)
+        return finish(run, context, made, [], teacher, stop)
