@@ -269,8 +269,9 @@ def check_loaded(records: Iterable[Mapping[str, Any]], used: Iterable[str], fold
         if lacking:
             name, copy = record.get("name"), folder / str(record.get("copy"))
             what = "package" if record.get("files") else "file"
-            offered = bool(record.get("offered"))
-            advice = "install the package that offers it" if offered else f"give --plugin {name}"
+            advice = f"give --plugin {name}"
+            if record.get("offered"):
+                advice = "install the package that offers it"
             raise RunError(
                 f"{folder} needs the plug-in {name} for the {' and the '.join(lacking)}: {advice}. "
                 f"The {what} as it was when the run began is {copy}"
@@ -358,8 +359,7 @@ def read_sources(file: Path, module: str, alone: bool = False) -> Sources:
     if package is None:
         return Sources(f"{module}.py", {f"{module}.py": file.read_bytes()})
     files: dict[str, bytes] = {}
-    left_out, size = [], 0
-    found = []
+    left_out, found, size = [], [], 0
     for place, folders, names in os.walk(package):
         # neither caches nor hidden files
         folders[:] = [name for name in folders if name[0] != "." and name != "__pycache__"]

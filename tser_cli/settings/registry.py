@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 class DatasetEntry:
     """A data set: `target` is a loader `(DataConfig) -> Dataset`; the recipes are its defaults.
 
-    Without any it has those for small images.
     `own_images`: its images are whatever lies in `data.dir`, so that another folder is other data.
     """
 
@@ -93,15 +92,11 @@ DATASETS: dict[str, DatasetEntry] = {
     "npz": DatasetEntry("tser_cli.data.own:npz", own_images=True),
 }
 
+RESNETS = ("resnet18", "resnet19", "resnet20", "resnet34", "resnet50")
+SEW_RESNETS = ("sew_resnet18", "sew_resnet20", "sew_resnet34")
 MODELS: dict[str, ModelEntry] = {
-    **{
-        name: ModelEntry(f"tser_cli.models.resnet:{name}")
-        for name in ("resnet18", "resnet19", "resnet20", "resnet34", "resnet50")
-    },
-    **{
-        name: ModelEntry(f"tser_cli.models.resnet:{name}", spiking_only=True)
-        for name in ("sew_resnet18", "sew_resnet20", "sew_resnet34")
-    },
+    **{name: ModelEntry(f"tser_cli.models.resnet:{name}") for name in RESNETS},
+    **{name: ModelEntry(f"tser_cli.models.resnet:{name}", True) for name in SEW_RESNETS},
     **{name: ModelEntry(f"tser_cli.models.vgg:{name}") for name in ("vgg11", "vgg16")},
 }
 

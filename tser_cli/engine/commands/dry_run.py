@@ -49,33 +49,29 @@ class TrainingPlan:
 def plan_teacher(config: Config, options: Options) -> TrainingPlan:
     """Return the plan of `train_teacher`. Raises what that would raise before it trains."""
     teachers.check_architecture(config.model.teacher)
-    context = settle("teacher", config, options)
-    check_resumable("teacher", context, options)
+    context = _settled("teacher", config, options)
     return _plan("teacher", config.model.teacher, teacher_task(context), context, options, None)
 
 
 def plan_student(config: Config, options: Options) -> TrainingPlan:
     """Return the plan of `distill`; a teacher that is not there yet is measured untrained."""
-    context = settle("student", config, options)
-    check_resumable("student", context, options)
+    context = _settled("student", config, options)
     teacher, source = _teacher(context, options)
     task = student_task(context, teacher)
     return _plan("student", config.model.student, task, context, options, source)
 
 
-def check_resumable(kind: str, context: Context, options: Options) -> None:
-    """Raise RunError or ConfigError where `--resume must` has nothing to resume.
-
-    Warns where what is resumed becomes another run.
-    """
+def _settled(kind: str, config: Config, options: Options) -> Context:
+    """Return what a training works on. Raises where `--resume must` has nothing to resume."""
+    context = settle(kind, config, options)
     # "auto" and "never" have an answer for every state of the runs folder
-    if options.resume != "must":
-        return
-    run = find.find_unfinished(options.runs_dir, kind, context.config, must=True)
-    assert run is not None, "else it raises"
-    warning = other_schedule(run, context.config)
-    if warning:
-        context.progress.warn(warning)
+    if options.resume == "must":
+        run = find.find_unfinished(options.runs_dir, kind, context.config, must=True)
+        assert run is not None, "else it raises"
+        warning = other_schedule(run, context.config)
+        if warning:
+            context.progress.warn(warning)
+    return context
 
 
 def _teacher(context: Context, options: Options) -> tuple[networks.Loaded | None, str]:
