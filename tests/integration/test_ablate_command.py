@@ -187,20 +187,17 @@ def test_killed_and_repeated_gives_the_tables_of_an_undisturbed_ablation(
 def test_a_cell_that_fails_and_then_the_folder_of_another_ablation(
     home: Path, tser: Invoke
 ) -> None:
-    vary = ("--set", "method.name=ce", "--seeds", "1", "--vary", "lr=1e30,0.05", "--jobs", "2")
+    vary = ("--set", "method.name=ce", "--seeds", "1", "--vary", "lr=1e30")
     command = ("ablate", "recipe.toml", *vary, "--output", "failing")
     code, out, err = tser(*command, "--epochs", "1")
     assert code == 1
     assert "failing: accuracy" in out
-    assert "error: 1 of 2 runs failed" in err
+    assert "error: 1 of 1 runs failed" in err
     assert "lr=1e+30, seed 0: exit code 1: " in err
     assert "not finite" in err
     assert "Traceback" not in err
-    rows = table(home / "failing")
-    assert [(row["optimizer.lr"], row["state"]) for row in rows] == [
-        ("1e+30", "failed"),
-        ("0.05", "finished"),
-    ]
+    (row,) = table(home / "failing")
+    assert (row["optimizer.lr"], row["state"]) == ("1e+30", "failed")
 
     before = sorted((home / "failing").rglob("*"))
     code, out, err = tser(*command, "--epochs", "2")
