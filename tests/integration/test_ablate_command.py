@@ -225,12 +225,7 @@ def test_a_dry_run_writes_nothing(
     ("arguments", "said"),
     [
         (("--vary", "methd=ce"), 'did you mean "method"'),
-        (("--vary", "method=ce,kdd"), 'did you mean "kd"'),
-        (("--vary", "method=ce", "--seeds", "0"), "--seeds 0: at least one"),
-        (("--vary", "method=ce", "--baseline", "method=ts"), "no such cell"),
-        (("--vary", "training.seed=1,2"), "seeds are counted by --seeds"),
         (("no/such/recipe",), "no recipe"),
-        (("digits/resnet18_tser",), "nothing is varied"),
         (("ablations/digits_rivals", "--address", "there"), "write auto or HOST:PORT"),
     ],
 )

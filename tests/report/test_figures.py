@@ -78,8 +78,7 @@ def test_png_and_svg_stand_side_by_side(tmp_path: Path) -> None:
     assert "a run" in [text.text for text in root.iter(f"{{{SVG}}}text")]  # texts stay texts
 
 
-@pytest.mark.parametrize("teacher", [None, 0.95])
-@pytest.mark.parametrize("count", [1, 2, 6])
+@pytest.mark.parametrize(("count", "teacher"), [(1, None), (2, 0.95), (6, 0.95)])
 def test_points_stand_where_the_numbers_are(count: int, teacher: float | None) -> None:
     figure = figures.accuracy(steps(count), teacher, "tser", "a run").figure
     plot = figure.axes[0]

@@ -98,7 +98,7 @@ def test_the_style_is_read_and_the_reader_s_own_is_left_alone() -> None:
     assert f"text.color: {GREY.removeprefix('#')}" in STYLE_FILE.read_text()
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_labels_cover_neither_points_nor_each_other(seed: int) -> None:
     figure = Figure(figsize=(6, 4))
     plot = figure.subplots()

@@ -13,17 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tser_cli.report import statistics
 from tser_cli.report.csv_files import STATISTICS
 from tser_cli.report.predictions import Predictions
-from tser_cli.report.statistics import (
-    CONFIDENCE,
-    FEWEST,
-    holm,
-    interval,
-    mcnemar,
-    paired_p,
-    two_way_interval,
-)
 
 Different = tuple[str, tuple[Any, ...]]
 Key = tuple[str, ...]  # of a cell: the values of what is varied, as texts
@@ -79,7 +71,7 @@ def disagreement(first: Predictions, other: Predictions) -> Disagreement | None:
     # labels are all that is kept of the images: equal ones count as the same images
     right_I, others_I = first.right(), other.right()
     only_first, only_other = int((right_I & ~others_I).sum()), int((others_I & ~right_I).sum())
-    return Disagreement(only_first, only_other, mcnemar(others_I, right_I))
+    return Disagreement(only_first, only_other, statistics.mcnemar(others_I, right_I))
 
 
 @dataclass(frozen=True)
@@ -176,14 +168,10 @@ def summarise(
             found = compare(found, values, cells[base_key])
             found = compare_answers(found, answers.get(key, {}), answers.get(base_key, {}))
         summary.append(found)
-    return with_holm(summary)
-
-
-def with_holm(summary: Sequence[CellStatistics]) -> list[CellStatistics]:
-    """Return the statistics with p-values adjusted for the number of comparisons (Holm)."""
-    adjusted = holm([one.p_value for one in summary])
+    # of many comparisons some would else be resolved by chance
+    adjusted = statistics.holm([one.p_value for one in summary])
     return [
-        replace(one, p_holm=p, resolved_holm=None if p is None else p < 1 - CONFIDENCE)
+        replace(one, p_holm=p, resolved_holm=None if p is None else p < 1 - statistics.CONFIDENCE)
         for one, p in zip(summary, adjusted, strict=True)
     ]
 
@@ -201,15 +189,15 @@ def compare(cell: CellStatistics, values: Values, base: Values) -> CellStatistic
     """Return `cell` with the differences to its baseline, over the seeds that both have."""
     # by seed: cells finish in any order, and the last bits of a sum depend on it
     differences = [value - base[seed] for seed, value in sorted(values.items()) if seed in base]
-    reach = interval(differences)
-    judged = reach is not None and len(differences) >= FEWEST
+    reach = statistics.interval(differences)
+    judged = reach is not None and len(differences) >= statistics.FEWEST
     return replace(
         cell,
         pairs=len(differences),
         difference=fmean(differences) if differences else None,
         interval=reach,
         resolved=not reach[0] <= 0.0 <= reach[1] if reach and judged else None,
-        p_value=paired_p(differences) if judged else None,
+        p_value=statistics.paired_p(differences) if judged else None,
     )
 
 
@@ -222,6 +210,6 @@ def compare_answers(cell: CellStatistics, right: Answers, base: Answers) -> Cell
     seeds = [seed for seed in right if seed in base and len(right[seed]) == len(base[seed])]
     # one seed shows no spread between seeds: only the images can be tested
     if len(seeds) == 1:
-        return replace(cell, p_mcnemar=mcnemar(right[seeds[0]], base[seeds[0]]))
+        return replace(cell, p_mcnemar=statistics.mcnemar(right[seeds[0]], base[seeds[0]]))
     pairs = [right[seed].astype(float) - base[seed].astype(float) for seed in seeds]
-    return replace(cell, two_way=two_way_interval(np.stack(pairs))) if pairs else cell
+    return replace(cell, two_way=statistics.two_way_interval(np.stack(pairs))) if pairs else cell

@@ -90,7 +90,8 @@ def make_report(request: ReportRequest) -> ReportResult:
         f"{one.name}: {part.name}: {lost.why}"
         for one in shown
         for part in fields(one)
-        if isinstance(lost := getattr(one, part.name), Missing) and one.has(part.name)
+        if isinstance(lost := getattr(one, part.name), Missing)
+        and (isinstance(one, values.AblationReport) or one.has(part.name))
     )
     return ReportResult(page, request.output, len(content), missing)
 
@@ -128,9 +129,8 @@ def _subjects(request: ReportRequest) -> tuple[list[Run], list[Path]]:
 
 def _on_same_images(found: Sequence[RunFound]) -> Iterator[tuple[str, Disagreement]]:
     """Compare the first run with each other one that answered the same images."""
-    first, answers = found[0] if found else (None, None)
     for report, others in found[1:]:
-        assert first is not None
+        first, answers = found[0]
         if isinstance(answers, Predictions) and isinstance(others, Predictions):
             apart = disagreement(answers, others)
             # equal labels alone may be chance: two data sets can be in the same order

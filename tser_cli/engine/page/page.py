@@ -19,19 +19,7 @@ from string import ascii_uppercase
 from xml.etree import ElementTree
 
 from tser_cli.base.errors import visible
-from tser_cli.engine.page.values import (
-    AblationReport,
-    Accuracy,
-    Curves,
-    Energy,
-    ExitPoint,
-    Missing,
-    Mistakes,
-    Page,
-    RunFacts,
-    RunReport,
-    Tradeoff,
-)
+from tser_cli.engine.page import values
 from tser_cli.report import figures, words
 from tser_cli.report.comparison import Disagreement
 from tser_cli.report.lists import accuracy_words, difference_words, interval_words
@@ -56,7 +44,7 @@ WORST = 0.3  # share of a class that, taken for one other, has the deepest colou
 Drawn = Iterator[tuple[str, Drawing]]
 
 
-def render(page: Page) -> str:
+def render(page: values.Page) -> str:
     """Return the page as HTML."""
     import jinja2
     import markupsafe
@@ -72,7 +60,7 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= FILTERS
-    environment.tests["missing"] = lambda value: isinstance(value, Missing)
+    environment.tests["missing"] = lambda value: isinstance(value, values.Missing)
     environment.globals |= GLOBALS
     names = [*(run.name for run in page.runs), *(one.name for one in page.ablations)]
     # the links at the top: the parts of a single run, else the runs and ablations
@@ -124,7 +112,7 @@ def inline(drawing: Drawing, name: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def drawings_of(page: Page) -> Drawn:
+def drawings_of(page: values.Page) -> Drawn:
     """Draw the figures of a page; ids begin with the part they belong to: r1, a1, compare."""
     for place, run in enumerate(page.runs, start=1):
         yield from ((f"r{place}-{name}", drawing) for name, drawing in _of_run(run))
@@ -134,12 +122,12 @@ def drawings_of(page: Page) -> Drawn:
         yield from ((f"compare-{name}", drawing) for name, drawing in _of_all(page))
 
 
-def _of_run(run: RunReport) -> Drawn:
+def _of_run(run: values.RunReport) -> Drawn:
     method = run.facts.method
     # one step alone is no curve: a tile says it
-    if isinstance(run.accuracy, Accuracy) and len(run.accuracy.steps) > 1:
+    if isinstance(run.accuracy, values.Accuracy) and len(run.accuracy.steps) > 1:
         yield "accuracy", figures.accuracy(run.accuracy.steps, run.accuracy.teacher, method)
-    if isinstance(run.energy, Energy):
+    if isinstance(run.energy, values.Energy):
         if any(row.firing_rate is not None for row in run.energy.layers):
             yield "firing", figures.firing(run.energy.layers)
         yield "layers", figures.by_layer(run.energy.layers)
@@ -147,10 +135,10 @@ def _of_run(run: RunReport) -> Drawn:
     sound = [(one.name, one.student_pj, one.other_pj) for one in run.pairs if one.sound]
     if sound:
         yield "beside", figures.beside_others(sound)
-    if isinstance(run.tradeoff, Tradeoff):
+    if isinstance(run.tradeoff, values.Tradeoff):
         of = run.tradeoff
         yield "tradeoff", figures.tradeoff(of.steps, of.teacher, of.exits, of.ann_pj, method)
-    if isinstance(run.curves, Curves):
+    if isinstance(run.curves, values.Curves):
         for end, name in curves_of(run.curves).items():
             of_name = {"training": "train_accuracy", "held out": "validation_accuracy"}
             found = {
@@ -163,7 +151,7 @@ def _of_run(run: RunReport) -> Drawn:
             yield end, figures.over_epochs(found, name)
 
 
-def curves_of(curves: Curves) -> dict[str, str]:
+def curves_of(curves: values.Curves) -> dict[str, str]:
     """Return the names of the figures over the epochs, by the ends of their ids."""
     names = [name for name in (*curves.terms[:MOST_TERMS], "lr") if name in curves.series]
     # numbered: the name of a term may be anything, an id may not
@@ -172,11 +160,11 @@ def curves_of(curves: Curves) -> dict[str, str]:
     return {**listed, **({"accuracies": figures.ACCURACY} if accuracy else {})}
 
 
-def _of_all(page: Page) -> Drawn:
+def _of_all(page: values.Page) -> Drawn:
     named = list(zip(page.letters, page.runs, strict=True))
-    steps = {n: run.accuracy.steps for n, run in named if isinstance(run.accuracy, Accuracy)}
-    spent = {n: run.tradeoff.steps for n, run in named if isinstance(run.tradeoff, Tradeoff)}
-    curves = {n: run.curves.series for n, run in named if isinstance(run.curves, Curves)}
+    steps = {n: run.accuracy.steps for n, run in named if isinstance(run.accuracy, values.Accuracy)}
+    spent = {n: run.tradeoff.steps for n, run in named if isinstance(run.tradeoff, values.Tradeoff)}
+    curves = {n: run.curves.series for n, run in named if isinstance(run.curves, values.Curves)}
     losses = {n: series["loss"] for n, series in curves.items() if "loss" in series}
     if len(steps) > 1:
         yield "accuracy", figures.accuracies(steps)
@@ -221,28 +209,30 @@ def told(ratio: float) -> str:
     return times(ratio) if 0.0 < ratio < math.inf else "-"
 
 
-def summary(run: RunReport) -> list[str]:
+def summary(run: values.RunReport) -> list[str]:
     """Return what a reader in a hurry must know, a sentence or two each."""
-    lines = list(_of_accuracy(run, run.accuracy)) if isinstance(run.accuracy, Accuracy) else []
+    lines = (
+        list(_of_accuracy(run, run.accuracy)) if isinstance(run.accuracy, values.Accuracy) else []
+    )
     verdict = _budget_verdict(run.facts)
     if verdict:
         lines.append(f"It was trained to an energy budget: {verdict}.")
     lines += run.headline
-    if isinstance(run.tradeoff, Tradeoff):
+    if isinstance(run.tradeoff, values.Tradeoff):
         # the cheapest early exit that costs at most half a point; not where the first step is
         # enough, which another sentence says, nor where it saves next to nothing
         full, first = run.tradeoff.steps[-1], run.tradeoff.steps[0]
         least = full.accuracy - ABOUT_THE_SAME
         kept = [point for point in run.tradeoff.exits if point.accuracy >= least > first.accuracy]
         best = min(kept, key=lambda point: point.energy_pj, default=full)
-        if isinstance(best, ExitPoint) and best.energy_pj <= 0.98 * full.energy_pj:
+        if isinstance(best, values.ExitPoint) and best.energy_pj <= 0.98 * full.energy_pj:
             lines.append(
                 f"Images that stop once they are decided (confidence {best.threshold:g}) reach "
                 f"{percent(best.accuracy)} for {joules(best.energy_pj)}, "
                 f"{100 * best.energy_pj / full.energy_pj:.0f} % of the energy. The threshold was "
                 "chosen on these images, which flatters it."
             )
-    if isinstance(run.mistakes, Mistakes) and run.mistakes.pairs:
+    if isinstance(run.mistakes, values.Mistakes) and run.mistakes.pairs:
         worst = run.mistakes.pairs[0]
         lines.append(
             f"Its most frequent confusion: {worst.true} taken for {worst.predicted} "
@@ -252,7 +242,7 @@ def summary(run: RunReport) -> list[str]:
     return lines
 
 
-def _of_accuracy(run: RunReport, accuracy: Accuracy) -> Iterator[str]:
+def _of_accuracy(run: values.RunReport, accuracy: values.Accuracy) -> Iterator[str]:
     last = accuracy.last
     after = f"After {last.t} time steps " if last.t > 1 else ""
     low, high = (percent(end, 1) for end in last.interval)
@@ -269,13 +259,13 @@ def _of_accuracy(run: RunReport, accuracy: Accuracy) -> Iterator[str]:
         )
     if last.t > 1:
         share = ""
-        if isinstance(run.energy, Energy) and run.energy.energy_pj and run.energy.steps_pj:
+        if isinstance(run.energy, values.Energy) and run.energy.energy_pj and run.energy.steps_pj:
             first_pj = 100 * run.energy.steps_pj[0] / run.energy.energy_pj
             share = f", for {first_pj:.0f} % of the energy" if first_pj else ""
         yield f"The first step alone gives {percent(accuracy.steps[0].accuracy_at_t)}{share}."
 
 
-def _budget_verdict(facts: RunFacts) -> str:
+def _budget_verdict(facts: values.RunFacts) -> str:
     """Return "2.98 µJ of 3 µJ: kept", "" for a run without a budget."""
     energy_pj, budget_pj = facts.energy_pj, facts.energy_budget_pj
     return budget_verdict(energy_pj, budget_pj) if energy_pj and budget_pj else ""
@@ -290,9 +280,9 @@ class Tile:
     aside: str
 
 
-def tiles(run: RunReport) -> Iterator[Tile]:
+def tiles(run: values.RunReport) -> Iterator[Tile]:
     """Return the figures that stand at the top of a run."""
-    if isinstance(run.accuracy, Accuracy):
+    if isinstance(run.accuracy, values.Accuracy):
         last, teacher = run.accuracy.last, run.accuracy.teacher
         low, high = last.interval
         of = f"{last.right:,} of {last.images:,} test images; 95\N{NO-BREAK SPACE}% interval"
@@ -300,7 +290,7 @@ def tiles(run: RunReport) -> Iterator[Tile]:
         if teacher is not None and run.kind == "student":
             gap = points(last.accuracy - teacher)
             yield Tile("its teacher", percent(teacher), f"student: {gap}")
-    if isinstance(run.energy, Energy):
+    if isinstance(run.energy, values.Energy):
         verdict = _budget_verdict(run.facts)
         aside = f"budget: {verdict}" if verdict else f"arithmetic alone, {run.energy.profile}"
         yield Tile("energy an image", joules(run.energy.energy_pj), aside)
@@ -314,10 +304,10 @@ def tiles(run: RunReport) -> Iterator[Tile]:
         yield Tile("training", duration(run.facts.seconds), f"{aside}{on}")
 
 
-def ablation_lines(found: AblationReport) -> list[str]:
+def ablation_lines(found: values.AblationReport) -> list[str]:
     """Return what a reader in a hurry must know of an ablation."""
     lines = []
-    for cell in () if isinstance(found.cells, Missing) else found.cells:
+    for cell in () if isinstance(found.cells, values.Missing) else found.cells:
         of = cell.statistics
         if of.interval is not None and of.difference is not None:
             verdicts = {
@@ -342,7 +332,6 @@ def ablation_lines(found: AblationReport) -> list[str]:
 
 # Where a run lies, and what numbers its start, is no setting that two runs differ in.
 PLACES = ("model.teacher", "data.dir")
-Measure = Callable[[RunReport], float | None]
 
 
 @dataclass(frozen=True)
@@ -366,21 +355,31 @@ class SideBySide:
     pairs: tuple[tuple[str, Disagreement], ...]
 
 
-def compare_runs(page: Page) -> SideBySide | None:
+def compare_runs(page: values.Page) -> SideBySide | None:
     """Return the runs of a page side by side; None where there are fewer than two."""
     runs = page.runs
     if len(runs) < 2:
         return None
     by_name = {run.name: letter for run, letter in zip(runs, page.letters, strict=True)}
+
+    def known(get: Callable[[values.Accuracy], float | None]) -> list[float | None]:
+        found = [run.accuracy for run in runs]
+        return [get(one) if isinstance(one, values.Accuracy) else None for one in found]
+
+    energies = [run.energy for run in runs]
+    spent = [one.energy_pj if isinstance(one, values.Energy) else None for one in energies]
     measures = (
         ("network", _words([run.facts.model for run in runs])),
         ("method", _words([run.facts.method for run in runs])),
         ("time steps", _words([run.facts.timesteps for run in runs])),
-        ("accuracy, all steps", _numbers(runs, lambda run: _step(run, -1), percent, points)),
-        ("accuracy, first step alone", _numbers(runs, lambda run: _step(run, 0), percent, points)),
-        ("teacher's accuracy", _numbers(runs, _teacher, percent, points)),
-        ("energy an image", _numbers(runs, _energy, joules, _relative)),
-        ("training time", _numbers(runs, lambda run: run.facts.seconds, duration, _relative)),
+        ("accuracy, all steps", _numbers(known(lambda one: one.last.accuracy), percent, points)),
+        (
+            "accuracy, first step alone",
+            _numbers(known(lambda one: one.steps[0].accuracy_at_t), percent, points),
+        ),
+        ("teacher's accuracy", _numbers(known(lambda one: one.teacher), percent, points)),
+        ("energy an image", _numbers(spent, joules, _relative)),
+        ("training time", _numbers([run.facts.seconds for run in runs], duration, _relative)),
     )
     keys = dict.fromkeys(key for run in runs for key in run.all_settings if key not in PLACES)
     settings = [(key, _words([run.all_settings.get(key) for run in runs])) for key in keys]
@@ -391,20 +390,17 @@ def compare_runs(page: Page) -> SideBySide | None:
     )
 
 
-def _words(values: Sequence[str | float | None]) -> tuple[InWords, ...]:
-    texts = ["-" if value in (None, "") else str(value) for value in values]
+def _words(stated: Sequence[str | float | None]) -> tuple[InWords, ...]:
+    texts = ["-" if value in (None, "") else str(value) for value in stated]
     return tuple(InWords(text, differs=text != texts[0]) for text in texts)
 
 
 def _numbers(
-    runs: Sequence[RunReport],
-    measure: Measure,
+    numbers: Sequence[float | None],
     in_words: Callable[[float], str],
     aside: Callable[[float, float], str],
 ) -> tuple[InWords, ...]:
-    numbers = [measure(run) for run in runs]
-    first = numbers[0]
-    made = []
+    first, made = numbers[0], []
     for number in numbers:
         if number is None:
             made.append(InWords("-"))
@@ -419,22 +415,6 @@ def _numbers(
 def _relative(number: float, first: float) -> str:
     told = f"{100 * (number / first - 1):+.0f} %" if first else ""
     return told.replace("-", "\N{MINUS SIGN}")
-
-
-def _step(run: RunReport, place: int) -> float | None:
-    """Return the accuracy of the first step alone (0), or of all steps (-1)."""
-    if not isinstance(run.accuracy, Accuracy):
-        return None
-    step = run.accuracy.steps[place]
-    return step.accuracy if place else step.accuracy_at_t
-
-
-def _teacher(run: RunReport) -> float | None:
-    return run.accuracy.teacher if isinstance(run.accuracy, Accuracy) else None
-
-
-def _energy(run: RunReport) -> float | None:
-    return run.energy.energy_pj if isinstance(run.energy, Energy) else None
 
 
 FILTERS = {

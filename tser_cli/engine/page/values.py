@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from string import ascii_uppercase
 
@@ -318,11 +318,6 @@ class AblationReport:
     commands: tuple[str, ...] = ()
     drawings: Mapping[str, Drawing] = field(default_factory=dict)
 
-    def has(self, part: str) -> bool:
-        """Return whether the page has a part by this name: all of them."""
-        # asked of runs and ablations alike
-        return True
-
 
 @dataclass(frozen=True)
 class Page:
@@ -337,7 +332,7 @@ class Page:
     version: str
 
     @property
-    def letters(self) -> Sequence[str]:
+    def letters(self) -> str:
         """Return a letter for each run."""
         # enough letters: `gather.MOST_SUBJECTS` is a dozen
         return ascii_uppercase[: len(self.runs)]
