@@ -242,7 +242,9 @@ def initialise(model: nn.Module) -> None:
     """Kaiming-normal (fan out) convolutions, unit norms, as torchvision's ResNet and VGG do."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            # on "meta" there is nothing to draw, but torch would import its compiler for it
+            if not module.weight.is_meta:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):

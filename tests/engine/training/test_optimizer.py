@@ -98,6 +98,7 @@ WITHOUT_COMPILER = """
 import sys, torch
 from tser_cli.settings.config import OptimizerConfig
 from tser_cli.engine.training.optimizer import make_optimizer
+from tser_cli.models.base import build_model
 layer = torch.nn.Linear(2, 2)
 optimizer = make_optimizer([layer], OptimizerConfig())
 layer(torch.ones(1, 2)).sum().backward()
@@ -106,11 +107,13 @@ optimizer.load_state_dict(optimizer.state_dict())
 optimizer.zero_grad()
 assert layer.weight.grad is None
 assert not any(state["momentum_buffer"].requires_grad for state in optimizer.state.values())
+with torch.device("meta"):  # as a model file's description is tried
+    build_model("resnet20", channels=1, height=8, width=8, num_classes=3)
 sys.exit("torch._dynamo" in sys.modules)
 """
 
 
-def test_sgd_does_not_import_the_compiler() -> None:
+def test_neither_sgd_nor_a_network_without_memory_imports_the_compiler() -> None:
     subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], check=True)
 
 
