@@ -19,7 +19,6 @@ from tser_cli.engine.ablation import cell_process
     [
         (["--version"], 0, "tser ", ""),
         (["energy", "--nonsense"], 2, "", "No such option"),
-        (["ablate", "no/such/recipe"], 2, "", 'error: no recipe "no/such/recipe"'),
     ],
 )
 def test_a_cell_s_process_ends_with_the_code_of_tser(

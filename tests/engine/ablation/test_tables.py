@@ -78,6 +78,16 @@ def test_each_status_is_read_once_and_only_of_cells_that_changed(
     assert "status.json" not in reads
 
 
+def test_a_validation_accuracy_is_compared_where_it_is_asked_for(ask: Ask, tmp_path: Path) -> None:
+    changes = {"data.validation_fraction": 0.25}
+    request = ask(["method=ce"], 2, changes, measure="best_validation_accuracy")
+    for cell, best in zip(request.cells, (0.25, 0.75), strict=True):
+        finish(cell, tmp_path, best_validation_accuracy=best)
+    write_tables(request, tmp_path)
+    (summary,) = read_csv(tmp_path / "summary.csv")
+    assert (summary["measure"], summary["accuracy_mean"]) == ("best_validation_accuracy", "0.5")
+
+
 @pytest.mark.parametrize(
     ("git", "commit"),
     [

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
 
+from tests.engine.results import RESULT
 from tser_cli.base.errors import ConfigError, Interrupted, RunError
 from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.loaders import build_train_loader
@@ -24,7 +24,7 @@ from tser_cli.engine.ablation.folder import AblationFolder, cell_folder, find_ce
 from tser_cli.engine.ablation.grid import Cell, Request
 from tser_cli.engine.commands import ablate, train
 from tser_cli.engine.commands.ablate import AblationResult, plan_ablation
-from tser_cli.engine.runs import opened
+from tser_cli.engine.runs import folder, opened
 from tser_cli.engine.runs.find import all_runs
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.opened import Context, Options
@@ -44,10 +44,15 @@ Ask = Callable[..., Request]
 
 
 class InProcess:
-    """A launcher that runs cells here; `log` tells which, `broken` cells fail."""
+    """A launcher that runs cells here; `log` tells which, `broken` cells fail.
+
+    It trains them where it `trains`; else each is a finished run at once.
+    """
 
     log: list[str]
     broken: tuple[str, ...]
+    trains: bool
+    teachers: list[str]
 
     def __init__(self, folder: Path, jobs: int, stop: StopRequest) -> None:
         self.folder, self.stop = folder, stop
@@ -58,7 +63,13 @@ class InProcess:
         InProcess.log.append(cell.title)
         if cell.title in self.broken:
             return "exit code 1: it broke"
-        train.distill(cell.config, Options(cell_folder(cell, self.folder)))
+        InProcess.teachers.append(cell.config.model.teacher)
+        home = cell_folder(cell, self.folder)
+        if self.trains:
+            train.distill(cell.config, Options(home))
+        else:
+            made = folder.create(home, "student", cell.config)
+            made.update_status(state="finished", result=RESULT)
         return ""
 
 
@@ -67,13 +78,21 @@ def tiny(monkeypatch: pytest.MonkeyPatch, make_context: MakeContext) -> None:
     """Tiny data everywhere, cells in this process, no t-SNE, no figures."""
     for module in (ablate, settle, opened):
         monkeypatch.setattr(module, "prepare", make_context)
-    monkeypatch.setattr(ablate, "Launcher", InProcess)
+    monkeypatch.setattr(ablate.launchers, "Launcher", InProcess)
     monkeypatch.setattr(tsne, "coordinates", lambda x: [[0.0, 1.0] for _ in x])
     monkeypatch.setattr(ablation_figures, "draw_all", lambda folder, names: [])
     unseen = SimpleNamespace(save=lambda path: [])
     monkeypatch.setattr(figures, "accuracy", lambda *args: unseen)
     monkeypatch.setattr(InProcess, "log", [], raising=False)
     monkeypatch.setattr(InProcess, "broken", (), raising=False)
+    monkeypatch.setattr(InProcess, "trains", False, raising=False)
+    monkeypatch.setattr(InProcess, "teachers", [], raising=False)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells are trained."""
+    monkeypatch.setattr(InProcess, "trains", True)
 
 
 def run(
@@ -104,23 +123,24 @@ def test_every_cell_is_an_ordinary_run_and_a_row(
     ask: Ask,
     place: AblationFolder,
     teacher_file: Path,
+    trained: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(ablation_figures, "draw_all", DRAW_ALL)
-    request = ask(["method=ce,kd", "T=1,2"], 2, baseline="method=kd")
+    request = ask(["T=1,2"], 2, baseline="T=2")
     result = run(request, place)
     rows = table(place)
     assert list(rows[0]) == [
-        *("method.name", "model.timesteps", "seed", "state", "accuracy", "teacher_accuracy"),
+        *("model.timesteps", "seed", "state", "accuracy", "teacher_accuracy"),
         *("best_validation_accuracy", "accuracy_at_1", "accuracy_at_2", "accuracy_cumulative_1"),
         *("accuracy_cumulative_2", "energy_pj", "seconds", "folder", *PROVENANCE),
     ]
-    assert len(rows) == len(request.cells) == 8
+    assert len(rows) == len(request.cells) == 4
     for row, cell in zip(rows, request.cells, strict=True):
         ((made, _),) = all_runs(cell_folder(cell, place.folder), "student")
         assert made.status()["state"] == row["state"] == "finished"
-        assert (row["method.name"], row["seed"]) == (cell.config.method.name, str(cell.seed))
+        assert (row["model.timesteps"], row["seed"]) == (str(cell.key[0]), str(cell.seed))
         assert float(row["accuracy"]) == made.status()["result"]["accuracy"]
         steps = read_csv(made.folder / "per_timestep.csv")
         assert row["accuracy_at_1"] == steps[0]["accuracy_at_t"]
@@ -141,19 +161,14 @@ def test_every_cell_is_an_ordinary_run_and_a_row(
         assert place.folder / row["folder"] == cell_folder(cell, place.folder)
         assert made.config().training.seed == cell.seed
     summary = read_csv(place.folder / "summary.csv")
-    assert [(r["method.name"], r["model.timesteps"], r["n"], r["baseline"]) for r in summary] == [
-        *(
-            ("ce", "1", "2", "0"),
-            ("ce", "2", "2", "0"),
-            ("kd", "1", "2", "1"),
-            ("kd", "2", "2", "1"),
-        )
+    assert [(r["model.timesteps"], r["n"], r["baseline"]) for r in summary] == [
+        *(("1", "2", "0"), ("2", "2", "1"))
     ]
-    for compared in summary[:2]:
-        low, high = float(compared["two_way_low"]), float(compared["two_way_high"])
-        assert low <= float(compared["difference_mean"]) <= high
-        assert compared["resolved"] == compared["p_holm"] == ""  # two seeds
-    assert {row["two_way_low"] for row in summary[2:]} == {""}
+    compared, baseline = summary
+    low, high = float(compared["two_way_low"]), float(compared["two_way_high"])
+    assert low <= float(compared["difference_mean"]) <= high
+    assert compared["resolved"] == compared["p_holm"] == ""  # two seeds
+    assert baseline["two_way_low"] == ""
     figures = {path.name for path in (place.folder / "figures").iterdir()}
     assert figures >= {"per_timestep.png", "accuracy.svg", "energy.png", "tsne.svg"}
     assert {path.name for path in result.figures} == figures
@@ -170,6 +185,12 @@ def test_every_cell_is_an_ordinary_run_and_a_row(
             "sha256": hashlib.sha256(teacher_file.read_bytes()).hexdigest(),
         }
     }
+    # nothing was held out: there is a frontier alone
+    assert result.exits == ()
+    assert not (place.folder / "early_exit.csv").exists()
+    found = read_csv(place.folder / "frontier.csv")
+    curves = {row["model.timesteps"] for row in found if row["point"] == "early_exit"}
+    assert curves == {"2"}
 
 
 def test_more_seeds_and_values_join_an_ablation(ask: Ask, place: AblationFolder) -> None:
@@ -191,6 +212,7 @@ def test_a_failed_cell_stops_no_other_and_is_told_at_the_end(
     ask: Ask, place: AblationFolder, monkeypatch: pytest.MonkeyPatch, told: Any
 ) -> None:
     monkeypatch.setattr(InProcess, "broken", ("method=ce, seed 1",))
+    monkeypatch.setattr(ablation_figures, "draw_all", DRAW_ALL)
     result = run(ask(["method=ce,kd"], 2), place, told)
     assert result.failures == ("method=ce, seed 1: exit code 1: it broke",)
     states = {(row["method.name"], row["seed"]): row["state"] for row in table(place)}
@@ -207,18 +229,10 @@ def test_a_failed_cell_stops_no_other_and_is_told_at_the_end(
     InProcess.log.clear()
     assert run(ask(["method=ce,kd"], 2), place).failures == ()
     assert InProcess.log == ["method=ce, seed 1"]
-
-
-def test_an_ablation_of_failures_alone_still_writes_its_tables(
-    ask: Ask, place: AblationFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(InProcess, "broken", ("method=ce, seed 0",))
-    monkeypatch.setattr(ablation_figures, "draw_all", DRAW_ALL)
-    result = run(ask(["method=ce"]), place)
-    assert len(result.failures) == 1
-    assert [row["state"] for row in table(place)] == ["missing"]
-    assert result.figures == ()
-    assert [cell.n for cell in result.summary] == [0]
+    # of failures alone there are tables too
+    monkeypatch.setattr(InProcess, "broken", ("method=tet, seed 0",))
+    alone = run(ask(["method=tet"]), AblationFolder(place.folder / "alone", place.runs_dir))
+    assert (len(alone.failures), alone.figures, [cell.n for cell in alone.summary]) == (1, (), [0])
 
 
 def test_a_stop_lets_no_further_cell_begin(
@@ -250,17 +264,16 @@ def weights_and_order(task: Task, at: Context) -> tuple[str, list[int], str]:
 
 
 def test_cells_of_one_seed_begin_alike(
-    ask: Ask, place: AblationFolder, monkeypatch: pytest.MonkeyPatch
+    ask: Ask, place: AblationFolder, trained: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: dict[tuple[str, int], Any] = {}
 
     def probe(task: Task, at: Context, *rest: Any) -> list[Row]:
-        key = (at.config.method.name, at.config.training.seed)
-        begun[key] = weights_and_order(task, at)
-        return whole(task, at, *rest)
+        begun[at.config.method.name, at.config.training.seed] = weights_and_order(task, at)
+        return []
 
-    whole = train.training.train
     monkeypatch.setattr(train.training, "train", probe)
+    monkeypatch.setattr(train.training, "finish", lambda *rest: None)
     methods = ["ce", "tser", "feature", "bkd", "seal"]
     run(ask([f"method={','.join(methods)}"], 2), place)
     assert begun.keys() == {(method, seed) for method in methods for seed in (0, 1)}
@@ -268,9 +281,6 @@ def test_cells_of_one_seed_begin_alike(
         assert all(begun[method, seed] == begun["ce", seed] for method in methods)
     weights, order, pixels = (set(map(str, part)) for part in zip(*begun.values(), strict=True))
     assert len(weights) == len(order) == len(pixels) == 2
-    # of that, different trainings come
-    cells = ask([f"method={','.join(methods)}"], 1).cells
-    assert len({finished(cell, place).status()["sha256"] for cell in cells}) == len(methods)
 
 
 def test_one_teacher_is_trained_once_and_kept(
@@ -285,33 +295,10 @@ def test_one_teacher_is_trained_once_and_kept(
     newer = make_config({"training.epochs": 1})
     train.train_teacher(newer, Options(place.runs_dir))
     run(ask(["method=kd,ts"], 2, changes), place)
-    cells = ask(["method=kd,ts"], 2, changes).cells
-    used = [finished(cell, place).environment()["teacher"] for cell in cells]
-    assert {teacher["source"] for teacher in used} == {str(trained.model_file.resolve())}
-    assert {teacher["sha256"] for teacher in used} == {trained.status()["sha256"]}
-
-
-def test_a_teacher_that_another_command_trains_is_waited_for(
-    ask: Ask, place: AblationFolder, make_config: MakeConfig
-) -> None:
-    place.runs_dir.mkdir(parents=True)
-    theirs = FileLock(place.runs_dir / ".teacher-digits-resnet20.lock")
-
-    class Waits(Silent):
-        """The other command comes to its end as soon as it is waited for."""
-
-        def say(self, text: str) -> None:
-            if "another process trains a resnet20 teacher of digits" in text:
-                config = make_config({"training.epochs": 1})
-                train.train_teacher(config, Options(place.runs_dir))
-                theirs.release()
-
-    theirs.acquire(timeout=0)
-    request = ask(["method=kd"], 1, {"model.teacher": "resnet20"})
-    run(request, place, Waits())
-    ((trained, _),) = all_runs(place.runs_dir, "teacher")
-    source = finished(request.cells[0], place).environment()["teacher"]["source"]
-    assert source == str(trained.model_file.resolve())
+    assert InProcess.teachers == [str(trained.model_file.resolve())] * 4
+    plan = json.loads(place.plan.read_text())
+    (teacher,) = plan["teachers"].values()
+    assert teacher["sha256"] == trained.status()["sha256"]
 
 
 def test_a_teacher_that_changed_is_refused(
@@ -328,7 +315,7 @@ def test_a_teacher_that_changed_is_refused(
 
 def test_methods_without_a_teacher_ask_for_none(ask: Ask, place: AblationFolder) -> None:
     run(ask(["method=ce,tet"], 1, {"model.teacher": "resnet20"}), place)
-    assert {row["teacher_accuracy"] for row in table(place)} == {""}
+    assert all_runs(place.runs_dir, "teacher") == []
 
 
 def test_the_folder_of_another_ablation_is_left_as_it_is(ask: Ask, place: AblationFolder) -> None:
@@ -381,29 +368,11 @@ def test_an_unknown_teacher_is_refused_before_anything_is_trained(
     run(ask(["method=kd"]), place)  # the folder is still free for the right one
 
 
-def test_validation_accuracy_is_the_best_epoch_s(ask: Ask, place: AblationFolder) -> None:
-    changes = {"data.validation_fraction": 0.25, "training.epochs": 2}
-    request = ask(["method=ce"], 2, changes, measure="best_validation_accuracy")
-    run(request, place)
-    for row, cell in zip(table(place), request.cells, strict=True):
-        epochs = read_csv(finished(cell, place).folder / "metrics.csv")
-        best = max(float(epoch["validation_accuracy"]) for epoch in epochs)
-        assert float(row["best_validation_accuracy"]) == best
-    (summary,) = read_csv(place.folder / "summary.csv")
-    mean = sum(float(row["best_validation_accuracy"]) for row in table(place)) / 2
-    assert summary["measure"] == "best_validation_accuracy"
-    assert float(summary["accuracy_mean"]) == pytest.approx(mean, abs=1e-15)
-
-
-def two_steps(ask: Ask, **more: Any) -> Request:
-    held_out = {"model.timesteps": 2, "data.validation_fraction": 0.25}
-    return ask(["method=ce,kd"], 2, held_out, **more)
-
-
 def test_energies_are_compared_at_equal_accuracy(
-    ask: Ask, place: AblationFolder, told: Any
+    ask: Ask, place: AblationFolder, trained: None, told: Any
 ) -> None:
-    result = run(two_steps(ask), place)
+    held_out = {"model.timesteps": 2, "data.validation_fraction": 0.25}
+    result = run(ask(["method=ce,kd"], 2, held_out), place)
     rows = read_csv(place.folder / "early_exit.csv")
     assert [(row["method.name"], row["seed"]) for row in rows] == [
         *(("ce", "0"), ("kd", "0"), ("ce", "1"), ("kd", "1"))
@@ -418,7 +387,7 @@ def test_energies_are_compared_at_equal_accuracy(
     assert points == {"all_steps", "early_exit", "ann", "ann_int8", "teacher"}
     # the margin may change later
     InProcess.log.clear()
-    request = two_steps(ask, accuracy_margin=20.0)
+    request = ask(["method=ce,kd"], 2, held_out, accuracy_margin=20.0)
     run(request, place)
     assert InProcess.log == []
     margins = {row["accuracy_margin"] for row in read_csv(place.folder / "early_exit.csv")}
@@ -432,17 +401,8 @@ def test_energies_are_compared_at_equal_accuracy(
     assert warning.startswith("method=kd, seed 0 is left out of early exit:")
 
 
-def test_nothing_held_out_gives_a_frontier_alone(ask: Ask, place: AblationFolder) -> None:
-    result = run(ask(["T=1,2"], 1), place)
-    assert result.exits == ()
-    assert not (place.folder / "early_exit.csv").exists()
-    found = read_csv(place.folder / "frontier.csv")
-    curves = {row["model.timesteps"] for row in found if row["point"] == "early_exit"}
-    assert curves == {"2"}
-
-
 def test_penultimate_features_are_embedded_once(
-    ask: Ask, place: AblationFolder, monkeypatch: pytest.MonkeyPatch
+    ask: Ask, place: AblationFolder, trained: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, ...]] = []
 
@@ -451,15 +411,10 @@ def test_penultimate_features_are_embedded_once(
         return features_NF[:, :2].tolist()
 
     monkeypatch.setattr(tsne, "coordinates", coordinates)
-    run(ask(["method=ce,kd"], 2), place)
-    assert seen == [(11, 64)] * 3
+    run(ask(["method=kd"], 2), place)
+    assert seen == [(11, 64)] * 2
     rows = read_csv(place.folder / "tsne.csv")
-    assert [row["network"] for row in rows] == [
-        *(["teacher"] * 11),
-        *(["method=ce"] * 11),
-        *(["method=kd"] * 11),
-    ]
-    labels = [str(image % 3) for image in range(11)]
-    assert [row["label"] for row in rows] == labels * 3
-    run(ask(["method=ce,kd"], 2), place)
-    assert len(seen) == 3
+    assert [row["network"] for row in rows] == ["teacher"] * 11 + ["method=kd"] * 11
+    assert [row["label"] for row in rows] == [str(image % 3) for image in range(11)] * 2
+    run(ask(["method=kd"], 2), place)
+    assert len(seen) == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import pytest
 
 from tests.engine.conftest import Told
 from tests.engine.results import RESULT
-from tser_cli.base.errors import ConfigError, DiskFullError, RunError
+from tser_cli.base.errors import ConfigError, DiskFullError
 from tser_cli.base.files import check_folder, write_error
 from tser_cli.energy.joules import ann_macs
 from tser_cli.engine.commands import evaluate
@@ -22,7 +21,7 @@ from tser_cli.engine.commands.evaluate import EvaluateResult, evaluate_run, pars
 from tser_cli.engine.evaluation.evaluate import evaluate_split
 from tser_cli.engine.runs import folder, networks, opened
 from tser_cli.engine.runs.folder import Run
-from tser_cli.engine.runs.opened import Context, open_finished, select_run
+from tser_cli.engine.runs.opened import Context, open_finished
 from tser_cli.engine.runs.weights import load_model
 from tser_cli.models.base import Classifier
 from tser_cli.report.csv_files import PER_TIMESTEP, read_csv
@@ -61,8 +60,7 @@ def finished(
 @pytest.mark.parametrize(
     ("text", "steps"),
     [
-        *(("", [1, 2, 3]), ("4", [1, 2, 3, 4]), ("1", [1]), ("1-6", [1, 2, 3, 4, 5, 6])),
-        *(("3-4", [3, 4]), ("2-2", [2]), ("1,2,4", [1, 2, 4]), ("4,1,4", [1, 4])),
+        *(("", [1, 2, 3]), ("4", [1, 2, 3, 4]), ("3-4", [3, 4]), ("4,1,4", [1, 4])),
         *(("1-2, 5 , 7 - 8", [1, 2, 5, 7, 8]), ("1024", list(range(1, 1025)))),
     ],
 )
@@ -81,17 +79,6 @@ def test_time_steps_that_are_none(texts: tuple[str, ...], said: str) -> None:
     for text in texts:
         with pytest.raises(ConfigError, match=said):
             parse_timesteps(text, 2)
-
-
-def test_the_newest_student_is_measured_if_none_is_named(
-    finished: Finished, tmp_path: Path
-) -> None:
-    finished("teacher")
-    with pytest.raises(RunError, match="there is no finished student under"):
-        select_run(None, tmp_path)
-    student = finished("student")
-    assert select_run(None, tmp_path) == student
-    assert select_run(student.folder, Path("elsewhere")) == student
 
 
 def evaluated(run: Run, **asked: Any) -> EvaluateResult:
@@ -140,13 +127,11 @@ def test_other_steps_go_into_a_table_of_their_own(finished: Finished) -> None:
     assert result.figure.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("split", "images"), [("train", "18"), ("validation", "6")])
-def test_other_splits(finished: Finished, split: str, images: str) -> None:
-    run = finished("student")
-    result = evaluated(run, split=split)
-    assert result.table.name == f"per_timestep_{split}_T2.csv"
+def test_other_splits(finished: Finished) -> None:
+    result = evaluated(finished("student"), split="validation")
+    assert result.table.name == "per_timestep_validation_T2.csv"
     rows = read_csv(result.table)
-    assert {(row["images"], row["split"]) for row in rows} == {(images, split)}
+    assert {(row["images"], row["split"]) for row in rows} == {("6", "validation")}
 
 
 @pytest.mark.parametrize("changes", [{"training.precision": "bf16"}, {"data.dir": "elsewhere"}])
@@ -168,23 +153,17 @@ def test_the_table_can_go_elsewhere(finished: Finished, tmp_path: Path) -> None:
     assert not list(run.folder.glob("*.csv"))
 
 
-@pytest.mark.parametrize(
-    ("split", "images", "name"),
-    [("test", 11, "early_exit.csv"), ("validation", 6, "early_exit_validation.csv")],
-)
-def test_early_exit_is_measured_on_the_split(
-    finished: Finished, split: str, images: int, name: str
-) -> None:
+def test_early_exit_is_measured_on_the_split(finished: Finished) -> None:
     run = finished("student")
     asked = {"timesteps": "3", "early_exit": "1.0", "early_exit_entropy": "0.1,0.5"}
-    result = evaluated(run, split=split, **asked)
-    assert result.early_exit_table == run.folder / name
+    result = evaluated(run, split="validation", **asked)
+    assert result.early_exit_table == run.folder / "early_exit_validation.csv"
     rows = read_csv(result.early_exit_table)
     assert [(row["criterion"], row["threshold"]) for row in rows] == [
         *(("confidence", "1.0"), ("entropy", "0.1"), ("entropy", "0.5"))
     ]
     for row, shown in zip(rows, result.early_exit_rows, strict=True):
-        assert (row["run"], row["images"], row["timesteps"]) == (run.name, str(images), "3")
+        assert (row["run"], row["images"], row["timesteps"]) == (run.name, "6", "3")
         assert float(row["accuracy_full"]) == result.rows[-1]["accuracy_cumulative"]
         assert float(row["energy_pj"]) == shown["energy_pj"]
         assert row["differing_images"] == "0"
@@ -230,7 +209,7 @@ def test_a_budget_that_the_test_images_do_not_keep(
 ) -> None:
     run = finished("student")
     first, whole = exit_energies(run)
-    monkeypatch.setattr(evaluate, "keep_budget", lambda *rest: math.inf)
+    monkeypatch.setattr(evaluate.early_exit, "keep_budget", lambda *rest: math.inf)
     result = evaluated(run, energy_budget=f"{(first + whole) / 2}pJ")
     assert not result.kept
     assert result.early_exit_rows[0]["kept"] == 0
@@ -307,16 +286,6 @@ def test_the_teacher_is_measured_again_on_other_splits(finished: Finished, told:
     assert len(told.warnings) == 2
 
 
-def test_changes_reach_the_settings(finished: Finished, told: Any) -> None:
-    run = finished("student")
-    changes = {"training.eval_batch_size": 5, "training.device": None}
-    again = open_finished(run, changes, told)
-    assert again.config == run.config().updated({"training.eval_batch_size": 5})
-    assert again.context.progress is told
-    assert not again.loaded.model.training
-    assert json.loads((run.folder / "status.json").read_text())["state"] == "finished"
-
-
 @pytest.fixture
 def refusing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, int], None]:
     """`refusing(folder, errno.EROFS)`: files in that folder can't be written from now on."""
@@ -336,13 +305,12 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
 def test_a_run_that_can_t_be_written_to_is_measured_all_the_same(
-    finished: Finished, refusing: Callable[[Path, int], None], told: Any, code: int
+    finished: Finished, refusing: Callable[[Path, int], None], told: Any
 ) -> None:
     run = finished("student")
     before = contents(run.folder)
-    refusing(run.folder, code)
+    refusing(run.folder, errno.EROFS)
     result = evaluated(run, early_exit="0.5", plot=True, progress=told)
     assert [row["t"] for row in result.rows] == [1, 2]
     assert len(result.early_exit_rows) == 1
@@ -350,7 +318,7 @@ def test_a_run_that_can_t_be_written_to_is_measured_all_the_same(
     assert contents(run.folder) == before
     (warning,) = told.warnings
     assert warning.startswith(f"nothing was saved: {run.folder}")
-    assert os.strerror(code) in warning
+    assert os.strerror(errno.EROFS) in warning
 
 
 def test_another_place_is_written_to(

@@ -89,6 +89,7 @@ def test_a_student_is_distilled_from_a_file_and_its_result_is_what_its_files_say
     assert result.energy_pj == pytest.approx(float(total["energy_pj"]), rel=1e-12)
     assert result.ann_energy_pj == pytest.approx(float(total["ann_energy_pj"]), rel=1e-12)
     assert result.seconds == float(epoch["seconds"])
+    assert result.energy_budget_pj is result.energy_budget_kept is None
     for step, row in zip(result.per_timestep, rows, strict=True):
         assert {name: float(row[name]) for name in step} == step
     assert find_result(Run(result.folder)) == result
@@ -243,17 +244,16 @@ def test_while_a_teacher_is_waited_for_the_other_processes_hear_of_it(
     assert timedelta(seconds=train.TURN) * 5 < PATIENCE
 
 
-@pytest.mark.parametrize(("budget", "kept"), [("100%", True), ("0.48%", False)])
-def test_the_verdict_on_an_energy_budget(
-    distil: Distil,
-    make_config: MakeConfig,
-    teacher_file: Path,
-    tmp_path: Path,
-    budget: str,
-    kept: bool,
+@pytest.mark.parametrize(
+    ("budget", "kept", "profile"), [("100%", True, "loihi"), ("0.48%", False, "")]
+)
+def test_the_verdict_on_an_energy_budget_and_the_profile_that_prices_it(
+    distil: Distil, make_config: MakeConfig, tmp_path: Path, budget: str, kept: bool, profile: str
 ) -> None:
-    changes = {"model.teacher": str(teacher_file), "training.epochs": 1, "energy.budget": budget}
-    result = distil(make_config(changes), Options(tmp_path / "runs"))
+    changes = {"method.name": "ce", "energy.budget": budget, "energy.profile": profile}
+    result = distil(make_config({"training.epochs": 1, **changes}), Options(tmp_path / "runs"))
+    energies = read_csv(result.folder / "energy.csv")
+    assert {row["profile"] for row in energies} == {profile or "horowitz-45nm-fp32"}
     assert result.energy_pj is not None and result.ann_energy_pj is not None
     share = float(budget.removesuffix("%")) / 100
     assert result.energy_budget_pj == pytest.approx(share * result.ann_energy_pj)
@@ -267,32 +267,22 @@ def test_the_verdict_on_an_energy_budget(
     assert float(row["energy_pj"]) > 0
 
 
-def test_an_energy_profile_of_your_own_prices_the_run(
-    distil: Distil, make_config: MakeConfig, teacher_file: Path, tmp_path: Path
-) -> None:
-    changes = {"model.teacher": str(teacher_file), "training.epochs": 1, "energy.profile": "loihi"}
-    result = distil(make_config(changes), Options(tmp_path / "runs"))
-    rows = read_csv(result.folder / "energy.csv")
-    assert {row["profile"] for row in rows} == {"loihi"}
-    assert result.energy_budget_pj is result.energy_budget_kept is None
-
-
 def test_own_networks_on_own_loaders_have_no_energy_budget() -> None:
     with pytest.raises(ConfigError, match=r"^energy\.budget: your own networks and data loaders"):
         own_config(2, "tser", {"energy.budget": "4uJ"})
 
 
 class Signalled(Silent):
-    """Sends this process a signal at a step; keeps what is said."""
+    """Sends this process SIGTERM at a step; keeps what is said."""
 
-    def __init__(self, step: int = 0, number: int = signal.SIGTERM) -> None:
-        self.left, self.number = step, number
+    def __init__(self, step: int = 0) -> None:
+        self.left = step
         self.said: list[str] = []
 
     def step(self, images: int, values: dict[str, Any]) -> None:
         self.left -= 1
         if self.left == 0:
-            os.kill(os.getpid(), self.number)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -357,33 +347,24 @@ def test_the_same_seed_gives_the_same_model(
 ) -> None:
     config = make_config({"training.epochs": 1})
     digests = []
-    for seed in (0, 0, 1):
-        context = make_context(config.updated({"training.seed": seed}))
-        made = trained(context, Options(tmp_path, "never"))
+    for _ in range(2):
+        made = trained(make_context(config), Options(tmp_path, "never"))
         digests.append(made.status()["sha256"])
         torch.rand(3)
-    assert digests[0] == digests[1] != digests[2]
+    assert digests[0] == digests[1]
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "step"), [(signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 3)]
-)
 def test_a_signal_stops_a_run_and_the_same_command_resumes_it(
-    make_context: MakeContext,
-    make_config: MakeConfig,
-    tmp_path: Path,
-    number: signal.Signals,
-    code: int,
-    step: int,
+    make_context: MakeContext, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     config = make_config({"training.checkpoint_every": "9min"})
     whole = trained(make_context(config), Options(tmp_path / "whole"))
     with pytest.raises(Interrupted) as stop:
-        train_teacher_in(make_context(config, Signalled(step, number)), Options(tmp_path / "parts"))
-    assert stop.value.exit_code == code
+        train_teacher_in(make_context(config, Signalled(2)), Options(tmp_path / "parts"))
+    assert stop.value.exit_code == 143
     stopped = only(tmp_path / "parts", "teacher")
     assert (stopped.status()["state"], stopped.status()["resumable"]) == ("stopped", True)
-    assert stopped.status()["why"] == f"stopped by signal {int(number)}"
+    assert stopped.status()["why"] == "stopped by signal 15"
     assert "result" not in stopped.status()
     assert not stopped.model_file.exists()
     progress = Signalled()

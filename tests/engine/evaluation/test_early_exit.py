@@ -55,7 +55,10 @@ def network(**neuron: object) -> Classifier:
 def settled(network: Classifier) -> Classifier:
     """The network with running statistics under which its neurons spike, in eval mode."""
     network.train()
-    for _ in range(20):
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # a plain mean over few batches
+    for _ in range(3):
         network(torch.randn(32, 1, 8, 8), timesteps=2)
     return network.eval()
 
@@ -246,13 +249,12 @@ def test_the_table_and_a_warning_of_images_that_stop_elsewhere(
 @pytest.mark.parametrize(
     ("text", "criterion", "said"),
     [
-        *((text, "confidence", "--early-exit") for text in ("", "a", "0.8,,0.9", "-1", "2", "nan")),
-        ("0", "confidence", "--early-exit"),
+        *((text, "confidence", "--early-exit") for text in ("", "0.8,,0.9", "-1", "2", "nan", "0")),
         ("low", "entropy", '--early-exit-entropy: "low" is no threshold'),
         ("1e999", "entropy", "--early-exit-entropy 1e999: it must be finite"),
         (",".join(["0.5"] * 20_000), "confidence", ".*20,000 thresholds; at most 1,000 are"),
     ],
-    ids=range(10),
+    ids=range(9),
 )
 def test_bad_thresholds(text: str, criterion: str, said: str) -> None:
     flag = "--early-exit-entropy" if criterion == "entropy" else "--early-exit"
@@ -356,8 +358,7 @@ def test_budgets_at_the_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    "neuron",
-    [{}, {"name": "if"}, {"name": "plif"}, {"reset": "soft"}, {"tau": 3.0}, {"bf16": True}],
+    "neuron", [{}, {"name": "if", "reset": "soft"}, {"name": "plif", "tau": 3.0}, {"bf16": True}]
 )
 @torch.inference_mode()
 def test_steps_equal_one_call(neuron: dict[str, object]) -> None:

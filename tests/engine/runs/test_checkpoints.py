@@ -43,13 +43,11 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
     assert names == ["manifest.json", "step-000000003.pt", "step-000000004.pt"]
 
 
-@pytest.mark.parametrize("size", ["0", "1", "half", "-1"])
-def test_a_truncated_newest_falls_back(tmp_path: Path, size: str) -> None:
+@pytest.mark.parametrize("length", [0, 100, -1])
+def test_a_truncated_newest_falls_back(tmp_path: Path, length: int) -> None:
     save_checkpoint(tmp_path, 1, state(1))
     newest = save_checkpoint(tmp_path, 2, state(2))
-    content = newest.read_bytes()
-    length = {"0": 0, "1": 1, "half": len(content) // 2, "-1": len(content) - 1}[size]
-    newest.write_bytes(content[:length])
+    newest.write_bytes(newest.read_bytes()[:length])
     warnings: list[str] = []
     loaded = load_latest(tmp_path, warnings.append)
     assert loaded is not None and loaded["epoch"] == 1
@@ -90,18 +88,11 @@ def entry(**changes: object) -> str:
 @pytest.mark.parametrize(
     "manifest",
     [
-        *(
-            "[" * 200_000,
-            '{"checkpoints": 3}',
-            '{"checkpoints": [[]]}',
-            "\0",
-            '{"checkpoints": []}',
-        ),
-        *(entry(step="x"), entry(size=True), entry(file=["a"]), entry(file="../step-000000001.pt")),
-        *(entry(sha256=None), entry(size=0.5), entry(file="step-\ud800.pt"), entry(size=-1)),
-        entry().replace('"size": 1', '"size": 1e999'),
+        *("[" * 200_000, '{"checkpoints": 3}', '{"checkpoints": [[]]}', '{"checkpoints": []}'),
+        *(entry(step="x"), entry(size=True), entry(file="../step-000000001.pt")),
+        *(entry(sha256=None), entry(size=-1)),
     ],
-    ids=range(14),
+    ids=range(9),
 )
 def test_a_damaged_manifest_is_damage(tmp_path: Path, manifest: str) -> None:
     save_checkpoint(tmp_path, 1, state(1))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet18_Weights, resnet18, resnet34
+from torchvision.models import ResNet18_Weights, resnet18
 
 from tests.engine.conftest import write_network
 from tser_cli.base.errors import CheckpointError, ConfigError
@@ -52,8 +52,7 @@ def redescribe(path: Path, **changes: Any) -> None:
     save_model(path, state, {"tser": json.dumps({**json.loads(metadata["tser"]), **changes})})
 
 
-@pytest.mark.parametrize("spiking", [True, False])
-@pytest.mark.parametrize("stem", ["small", "large"])
+@pytest.mark.parametrize(("spiking", "stem"), [(True, "small"), (False, "large")])
 def test_a_model_file_says_all_that_its_network_needs(
     tmp_path: Path,
     spec: DataSpec,
@@ -75,15 +74,15 @@ def test_a_model_file_says_all_that_its_network_needs(
         assert torch.equal(loaded.model.eval()(images, 3), model(images, 3))
 
 
-@pytest.mark.parametrize("wrapping", ["plain", "model", "state_dict"])
+@pytest.mark.parametrize("wrapping", ["plain", "model"])
 def test_torchvision_s_state_dict_is_recognised(tmp_path: Path, wrapping: str) -> None:
-    theirs: Any = resnet34(num_classes=3).eval()
+    theirs: Any = resnet18(num_classes=3).eval()
     state: dict[str, Any] = theirs.state_dict()
     path = tmp_path / "theirs.pth"
     torch.save(state if wrapping == "plain" else {wrapping: state, "epoch": 3}, path)
     spec = DataSpec("imagenet", 3, 72, 72, ("a", "b", "c"), (0.5,) * 3, (0.3,) * 3)
     loaded = networks.read(path, spec)
-    assert loaded.name == "resnet34"
+    assert loaded.name == "resnet18"
     assert not loaded.model.spiking
     images = torch.randn(1, 3, 72, 72)
     with torch.no_grad():
@@ -95,20 +94,14 @@ def test_torchvision_s_state_dict_is_recognised(tmp_path: Path, wrapping: str) -
     [
         lambda described: described.pop("channels"),
         lambda described: described.update(model="resnet21"),
-        lambda described: described.update(model="sew_resnet18"),
         lambda described: described.update(stem="huge"),
-        lambda described: described.update(channels=0),
         lambda described: described.update(height=2**40),
         lambda described: described.update(neuron={}, classes="abc"),
         lambda described: described.update(weight_bits=3),
         lambda described: described.update(neuron={"tau": 0.5}),
-        lambda described: described.update(classes=7),
         lambda described: described.update(height=None),
-        lambda described: described.update(width=float("inf")),
         lambda described: described.update(channels=-1),
-        lambda described: described.update(channels=10**12),
         lambda described: [],
-        lambda described: "resnet20",
         None,
     ],
 )
@@ -143,8 +136,9 @@ def test_a_description_s_shapes_are_compared_before_anything_is_made(
     assert made == [torch.device("meta")]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize(
+    ("value", "suffix"), [(float("nan"), ".safetensors"), (float("inf"), ".pt")]
+)
 def test_weights_that_are_not_finite(
     model_file: Path, spec: DataSpec, value: float, suffix: str
 ) -> None:
@@ -311,29 +305,29 @@ def network(spiking: bool, channels: int = 1, classes: int = 3) -> Loaded:
 
 
 @pytest.mark.parametrize(
-    ("role", "advice"),
+    ("role", "misfit", "said"),
     [
-        ("teacher", r"Train a teacher on this data set \(tser train-teacher\), or name another$"),
-        ("student", "Measure it on the data set that it was trained on, or name another run$"),
-    ],
-)
-@pytest.mark.parametrize(
-    ("misfit", "said"),
-    [
-        ({"channels": 3}, "takes 3 input channels, digits has 1"),
-        ({"classes": 10}, "tells 10 classes apart, digits has 3"),
+        (
+            *("teacher", {"channels": 3}),
+            r"takes 3 input channels, digits has 1\. Train a teacher on this data set "
+            r"\(tser train-teacher\), or name another$",
+        ),
+        (
+            *("student", {"classes": 10}),
+            r"tells 10 classes apart, digits has 3\. Measure it on the data set that it was "
+            "trained on, or name another run$",
+        ),
     ],
 )
 def test_a_network_that_does_not_fit_is_named_by_its_role(
-    spec: DataSpec, role: str, advice: str, misfit: dict[str, int], said: str
+    spec: DataSpec, role: str, misfit: dict[str, int], said: str
 ) -> None:
     loaded = network(spiking=role == "student", **misfit)
-    with pytest.raises(CheckpointError, match=rf"^the {role} net\.pt {said}\. {advice}"):
+    with pytest.raises(CheckpointError, match=rf"^the {role} net\.pt {said}"):
         check_network(loaded, role, spec)
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize(("role", "training"), [("teacher", True), ("student", False)])
 def test_a_fitting_network_is_checked_without_a_trace(
     spec: DataSpec, role: str, training: bool
 ) -> None:

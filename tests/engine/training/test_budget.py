@@ -83,9 +83,9 @@ def driven(
     return multipliers
 
 
-@pytest.mark.parametrize("share", [0.75, 0.25])
-@pytest.mark.parametrize("loss", [0.3, 10.0])
-@pytest.mark.parametrize("drift", [0.9, 1.1])
+@pytest.mark.parametrize(
+    ("share", "loss", "drift"), [(0.75, 0.3, 0.9), (0.25, 10.0, 0.9), (0.25, 0.3, 1.1)]
+)
 def test_a_budget_that_can_be_kept_is_kept_within_2_percent(
     share: float, loss: float, drift: float
 ) -> None:
@@ -244,7 +244,7 @@ TOY = {
 def test_a_training_keeps_its_budget_and_uses_it(
     train: Train, toy: Callable[..., Task], make_config: MakeConfig, make_context: MakeContext
 ) -> None:
-    longer = {"training.epochs": 120, "optimizer.lr": 0.05, "energy.profile": "loihi"}
+    longer = {"training.epochs": 90, "optimizer.lr": 0.05, "energy.profile": "loihi"}
     work, _ = train(TOY | longer, "free", task=toy("none", **longer))
     priced = toy("100%", **longer)
     priced.model.load_state_dict(work.task.model.state_dict())
@@ -268,13 +268,12 @@ def test_a_loose_budget_leaves_every_bit_as_it_is(train: Train) -> None:
     assert all(row["energy_pj"] > 0 for row in held_rows)
 
 
-@pytest.mark.parametrize("step", [3, 7])
-def test_a_resumed_run_ends_in_the_same_bits(train: Train, step: int) -> None:
-    changes = {"energy.budget": TIGHT, "training.epochs": 4}
+def test_a_resumed_run_ends_in_the_same_bits(train: Train) -> None:
+    changes = {"energy.budget": TIGHT, "training.epochs": 3}
     whole, rows = train(changes, "whole")
     assert any(row["energy_multiplier"] > 0 for row in rows)
     with pytest.raises(Interrupted):
-        train(changes, "parts", StopsAt(step))
+        train(changes, "parts", StopsAt(5))
     resumed, resumed_rows = train(changes, "parts")
     assert_same(weights(whole), weights(resumed))
     assert timeless(rows) == timeless(resumed_rows)
@@ -286,7 +285,6 @@ def test_a_resumed_run_ends_in_the_same_bits(train: Train, step: int) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"performance.save_memory": True},
         {"model.student": "sew_resnet20", "performance.save_memory": True},
         {"performance.stem_once": False},
     ],
@@ -310,17 +308,14 @@ def test_what_saves_memory_or_time_changes_no_energy(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"training.accumulate": 2},
+        {"training.accumulate": 2, "model.weight_bits": 8},
         {"training.precision": "bf16", "performance.save_memory": True},
-        {"model.student": "sew_resnet20", "method.name": "kd"},
-        {"method.name": "kd_feature", "data.validation_fraction": 0.25},
-        {"model.weight_bits": 8},
+        {"method.name": "kd_feature", "model.student": "sew_resnet20"},
     ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_it_goes_with_everything(train: Train, changes: dict[str, Any]) -> None:
-    _, rows = train({"energy.budget": TIGHT, "training.epochs": 4, **changes}, "")
-    assert len(rows) == 4
+    _, rows = train({"energy.budget": TIGHT, "training.epochs": 3, **changes}, "")
     assert rows[-1]["energy_pj"] < rows[0]["energy_pj"]
     assert max(row["energy_multiplier"] for row in rows) > 0
 
@@ -377,13 +372,19 @@ def test_a_budget_out_of_reach_is_refused(toy: Callable[..., Task], text: str, s
         toy(text)
 
 
-@pytest.mark.parametrize("text", ["4", "-4uJ", "-25%", "lots", "4 uW", "101%", "0%"])
-def test_what_is_no_budget_is_refused_with_the_settings(make_config: MakeConfig, text: str) -> None:
-    said = r"energy\.budget = .* is no energy; write"
-    if text in ("101%", "0%"):
-        said = (
-            rf"energy\.budget = '{text}': {text}: a share of the ANN's energy is above 0 %, at most"
-        )
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("-4uJ", r"energy\.budget = .* is no energy; write"),
+        (
+            "101%",
+            r"energy\.budget = '101%': 101%: a share of the ANN's energy is above 0 %, at most",
+        ),
+    ],
+)
+def test_what_is_no_budget_is_refused_with_the_settings(
+    make_config: MakeConfig, text: str, said: str
+) -> None:
     with pytest.raises(ConfigError, match=said):
         make_config({"energy.budget": text})
 

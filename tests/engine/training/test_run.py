@@ -87,11 +87,11 @@ SWITCHES: dict[str, Any] = {
     "performance.pixel_products": False,
     "neuron.backend": "spikingjelly",
 }
-STEPS = 20
+STEPS = 8
 
 
-def twenty_steps(task: Task, context: Context) -> tuple[list[float], list[tuple[int, int, int]]]:
-    """The losses of 20 steps; of each time step: right at t, right on the mean, test images."""
+def some_steps(task: Task, context: Context) -> tuple[list[float], list[tuple[int, int, int]]]:
+    """The losses of some steps; of each time step: right at t, right on the mean, test images."""
     config = context.config
     loader = build_train_loader(context.dataset, config)
     fused = config.performance.fused_optimizer
@@ -115,10 +115,10 @@ def test_optimised_and_plain_give_the_same_losses_and_table(
     prepared: Prepared, switch: str
 ) -> None:
     if not OPTIMISED:
-        OPTIMISED.append(twenty_steps(*prepared()))
+        OPTIMISED.append(some_steps(*prepared()))
     ((losses, table),) = OPTIMISED
     changes = SWITCHES if switch == "all" else {switch: SWITCHES[switch]}
-    plain_losses, plain_table = twenty_steps(*prepared(changes))
+    plain_losses, plain_table = some_steps(*prepared(changes))
     assert len(losses) == STEPS and len(set(losses)) == STEPS
     assert losses == pytest.approx(plain_losses, rel=1e-5)
     assert table == plain_table

@@ -52,9 +52,7 @@ def settled(
     return settle_it
 
 
-@pytest.mark.parametrize(
-    ("share", "chosen"), [(0.6, "bf16"), (WORTH_TAKING, "bf16"), (0.95, "fp32"), (1.3, "fp32")]
-)
+@pytest.mark.parametrize(("share", "chosen"), [(WORTH_TAKING, "bf16"), (0.95, "fp32")])
 def test_bf16_where_it_is_faster(
     settled: Callable[..., str], make_config: MakeConfig, told: Told, share: float, chosen: str
 ) -> None:
@@ -87,8 +85,10 @@ def test_what_is_stated_stands(
     assert settle_precision("student", context, Options(tmp_path)) is context
 
 
-@pytest.mark.parametrize(("kept", "share"), [("bf16", 2.0), ("fp32", 0.1)])
-@pytest.mark.parametrize("resume", ["auto", "must", "never"])
+@pytest.mark.parametrize(
+    ("kept", "share", "resume"),
+    [("bf16", 2.0, "auto"), ("fp32", 0.1, "must"), ("bf16", 2.0, "never")],
+)
 def test_a_resumed_run_keeps_its_own(
     settled: Callable[..., str],
     make_config: MakeConfig,
@@ -111,11 +111,15 @@ def test_a_teacher_that_was_begun_decides_for_its_student(
     assert settled(config, 2.0) == "bf16"
 
 
-@pytest.mark.parametrize("kind", ["teacher", "student"])
-@pytest.mark.parametrize("batch_size", [8, "auto"])
+@pytest.mark.parametrize(("kind", "batch_size"), [("teacher", "auto"), ("student", 8)])
 def test_a_try_gives_a_share(
-    make_context: MakeContext, make_config: MakeConfig, kind: str, batch_size: int | str
+    make_context: MakeContext,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    batch_size: int | str,
 ) -> None:
+    monkeypatch.setattr(settle, "TRY_SECONDS", 0.2)
     context = make_context(make_config({**LONG, "training.batch_size": batch_size}))
     assert 0.05 < bf16_over_fp32(kind, context) < 50
 

@@ -216,11 +216,6 @@ def write_plan(place: AblationFolder, plan: RecordedPlan) -> None:
     files.write_json(place.plan, plan.model_dump())
 
 
-def settings_of(cell: Cell) -> dict[str, Any]:
-    """Return what a cell's result depends on, by dotted key, without the seed."""
-    return {key: value for key, value in cell.config.result_settings().items() if key != SEED}
-
-
 def checked_plan(request: Request, place: AblationFolder) -> RecordedPlan:
     """Return the plan with the cells of `request` added to those that are there.
 
@@ -242,7 +237,8 @@ def checked_plan(request: Request, place: AblationFolder) -> RecordedPlan:
     if plan.axes and plan.axes != request.axes:
         raise _belongs_elsewhere(place, [f"it varies {', '.join(plan.axes)}"])
     for cell in request.cells:
-        now = settings_of(cell)
+        # what its result depends on, but for the seed
+        now = {key: of for key, of in cell.config.result_settings().items() if key != SEED}
         # A setting that is newer than the plan was at its default then.
         usual = {key: of for key, of in keys(cell.config.method.name).items() if key in now}
         before = usual | plan.cells.setdefault(cell.label, now)

@@ -24,10 +24,9 @@ from tser_cli.energy.prices import INT8_PROFILE, Profile, load_profile
 from tser_cli.engine.ablation.folder import AblationFolder, CellRun, cell_name, read_cell
 from tser_cli.engine.ablation.grid import Cell, Request
 from tser_cli.engine.evaluation import early_exit
-from tser_cli.engine.evaluation.early_exit import NEVER, Stops
 from tser_cli.report import csv_files
 from tser_cli.report.comparison import CellStatistics, Key, Values, summarise
-from tser_cli.report.csv_files import STATISTICS, ablation_schema, by_cell, write_csv
+from tser_cli.report.csv_files import by_cell, write_csv
 from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, read_predictions
 from tser_cli.report.statistics import interval
 
@@ -42,7 +41,7 @@ def write_tables(request: Request, folder: Path) -> list[CellStatistics]:
     steps = max(cell.config.model.timesteps for cell in request.cells)
     found = [(cell, read_cell(cell, folder)) for cell in request.cells]
     rows = [_row(cell, run) for cell, run in found]
-    write_csv(folder / "ablation.csv", rows, ablation_schema(request.axes, steps))
+    write_csv(folder / "ablation.csv", rows, csv_files.ablation_schema(request.axes, steps))
     # the whole table each time: a difference changes with every cell that its baseline gains
     values = values_of_cells(found, request.measure)
     answers: dict[Key, dict[int, NDArray[np.bool_]]] = {}
@@ -52,7 +51,9 @@ def write_tables(request: Request, folder: Path) -> list[CellStatistics]:
             answers.setdefault(cell.key, {})[cell.seed] = run.right
     summary = summarise(values, request.axes, request.baseline, request.measure, answers)
     write_csv(
-        folder / "summary.csv", [cell.row() for cell in summary], by_cell(request.axes, STATISTICS)
+        folder / "summary.csv",
+        [cell.row() for cell in summary],
+        by_cell(request.axes, csv_files.STATISTICS),
     )
     return summary
 
@@ -104,8 +105,8 @@ class ExitRun:
     """
 
     document: Mapping[str, Any]
-    test: Stops | None
-    held_out: Stops | None
+    test: early_exit.Stops | None
+    held_out: early_exit.Stops | None
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,10 @@ def write_exit_tables(
     schema = csv_files.ablation_exit_schema(axes, steps)
     write_csv(place.folder / "early_exit.csv", rows, schema)
     summary = summarise_exits(reached, axes, request.baseline)
-    rows, schema = [one.row() for one in summary], by_cell(axes, csv_files.EXIT_STATISTICS)
+    rows, schema = (
+        [one.row() for one in summary],
+        by_cell(axes, csv_files.EXIT_STATISTICS),
+    )
     write_csv(place.folder / "early_exit_summary.csv", rows, schema)
     return summary
 
@@ -239,8 +243,8 @@ def equal_accuracy(request: Request, runs: ExitRuns) -> list[AtTarget]:
             continue
         target = None
         if base is not None and base.held_out is not None:
-            target = _at(base.held_out, NEVER)[0] - request.accuracy_margin
-        whole = _at(run.test, NEVER)
+            target = _at(base.held_out, early_exit.NEVER)[0] - request.accuracy_margin
+        whole = _at(run.test, early_exit.NEVER)
         # chosen on held-out images and measured on test images: else it would flatter itself
         threshold = None if target is None else early_exit.reach_accuracy(run.held_out, target)
         if threshold is None:
@@ -251,7 +255,7 @@ def equal_accuracy(request: Request, runs: ExitRuns) -> list[AtTarget]:
     return reached
 
 
-def _at(stops: Stops, threshold: float) -> tuple[float, float]:
+def _at(stops: early_exit.Stops, threshold: float) -> tuple[float, float]:
     """Return accuracy and energy at a threshold; NEVER: of all steps together."""
     chosen = np.array([threshold])
     return float(stops.accuracy(chosen)[0]), float(stops.energy(chosen)[0])
@@ -354,7 +358,7 @@ def early_exit_curve(key: Key, runs: Sequence[ExitRun]) -> list[Point]:
     # between two of these thresholds about equally many images stop one step later
     largest = [early_exit.largest_so_far(run.confidence_TI).ravel() for run in stops]
     inner = np.quantile(np.concatenate(largest), np.linspace(0.0, 1.0, POINTS)[1:-1])
-    thresholds_C = np.unique(np.concatenate([[early_exit.ALWAYS], inner, [NEVER]]))
+    thresholds_C = np.unique(np.concatenate([[early_exit.ALWAYS], inner, [early_exit.NEVER]]))
     energy_CR = np.stack([run.energy(thresholds_C) for run in stops], axis=1).tolist()
     accuracy_CR = np.stack([run.accuracy(thresholds_C) for run in stops], axis=1).tolist()
     return [

@@ -50,9 +50,10 @@ def write(cells: list[Cell], folder: Path, progress: Progress) -> None:
             rows += teacher_rows(run, opened.context)
         steps = opened.config.model.timesteps
         rows += embed(label, opened.loaded.model, opened.context, steps)
-    # the teacher first, in the figure too
+    # the teacher first, in the figure too; none where no network could be read
     rows.sort(key=lambda row: row["network"] != TEACHER)
-    write_csv(folder / TSNE_CSV, rows, TSNE)
+    if rows:
+        write_csv(folder / TSNE_CSV, rows, TSNE)
 
 
 def first_runs(cells: list[Cell], folder: Path) -> dict[str, Run]:

@@ -25,7 +25,6 @@ from tser_cli.base.progress import Progress
 from tser_cli.engine.ablation import folder, launchers, tsne
 from tser_cli.engine.ablation.folder import AblationFolder, find_cell, needs_teacher, teacher_key
 from tser_cli.engine.ablation.grid import Cell, Request
-from tser_cli.engine.ablation.launchers import Launcher, default_jobs, threads_of
 from tser_cli.engine.ablation.tables import ExitStatistics, write_exit_tables, write_tables
 from tser_cli.engine.commands.train import provide_teacher
 from tser_cli.engine.runs.opened import Options, prepare
@@ -72,11 +71,11 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
             # the plan is on disk before any cell begins: a killed command finds its teachers again
             waiting = [cell for cell in cells if find_cell(cell, place.folder) is None]
             progress.say(f"{len(cells)} runs, {len(cells) - len(waiting)} finished before")
-            jobs = place.jobs or (len(waiting) if cluster else default_jobs(waiting))
+            jobs = place.jobs or (len(waiting) if cluster else launchers.default_jobs(waiting))
             launcher = (
                 launchers.RayLauncher(place.folder, cluster, place.jobs, stop)
                 if cluster
-                else Launcher(place.folder, jobs, stop)
+                else launchers.Launcher(place.folder, jobs, stop)
             )
             # after every cell: whoever looks sees what there is, and a killed command loses no row
             tables = partial(write_tables, request, place.folder)
@@ -162,7 +161,7 @@ def choose_teacher(
 
 def run_cells(
     cells: list[Cell],
-    launcher: Launcher | launchers.RayLauncher,
+    launcher: launchers.Launcher | launchers.RayLauncher,
     jobs: int,
     progress: Progress,
     after: Callable[[], Any],
@@ -219,7 +218,7 @@ def plan_ablation(request: Request, place: AblationFolder, options: Options) -> 
     finished = [find_cell(cell, place.folder) is not None for cell in request.cells]
     waiting = [cell for cell, done in zip(request.cells, finished, strict=True) if not done]
     # how many cells a cluster has room for is known only once it is asked: one is the worst case
-    jobs = place.jobs or (1 if place.address else default_jobs(waiting))
+    jobs = place.jobs or (1 if place.address else launchers.default_jobs(waiting))
     options = Options(place.runs_dir, progress=options.progress)
     firsts = {teacher_key(cell.config): cell.config for cell in waiting if needs_teacher(cell)}
     teachers = [
@@ -228,7 +227,9 @@ def plan_ablation(request: Request, place: AblationFolder, options: Options) -> 
         if folder.shared_teacher(plan, key) is None and not folder.has_teacher(config, place)
     ]
     before = torch.get_num_threads()
-    torch.set_num_threads(threads_of(1 if place.address else jobs))  # as each cell will have
+    torch.set_num_threads(
+        launchers.threads_of(1 if place.address else jobs)
+    )  # as each cell will have
     try:
         known: dict[str, float] = {}
         seconds = 0.0

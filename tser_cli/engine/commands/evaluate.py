@@ -12,7 +12,6 @@ from tser_cli.base.files import check_folder
 from tser_cli.data.loaders import Split
 from tser_cli.energy import joules, prices
 from tser_cli.engine.evaluation import early_exit
-from tser_cli.engine.evaluation.early_exit import keep_budget
 from tser_cli.engine.evaluation.evaluate import Evaluation, answered, evaluate_split
 from tser_cli.engine.runs import networks, record, teachers
 from tser_cli.engine.runs.opened import FinishedRun, open_finished, select_run
@@ -85,7 +84,7 @@ def evaluate_run(request: options.EvaluateRequest) -> EvaluateResult:
             # a share, such as 25%, is of the ANN of the same shape
             budget_pj = budget.in_pj(joules.ann_macs(full.counts) * profile.mac_pj)
             stops = early_exit.stops_of(answered(other, can_stop=True), profile)
-            threshold = keep_budget(stops, budget_pj, full.images)
+            threshold = early_exit.keep_budget(stops, budget_pj, full.images)
             chosen = early_exit.Rule(early_exit.CONFIDENCE, threshold, held_out, budget_pj)
             rules.append(chosen)
         return _write(opened, request, rows, full, rules, profile)

@@ -20,7 +20,6 @@ from tser_cli.data.own import fingerprint
 from tser_cli.engine.runs import networks, own_modules
 from tser_cli.engine.runs.find import all_runs, existing_path, newest_finished, open_run
 from tser_cli.engine.runs.folder import IMAGES, Run
-from tser_cli.engine.runs.networks import Loaded
 from tser_cli.engine.runs.opened import Context
 from tser_cli.models.base import OwnNetwork
 from tser_cli.settings import recipe, registry
@@ -34,7 +33,7 @@ def is_function(teacher: str) -> bool:
     return FUNCTION.fullmatch(teacher) is not None
 
 
-def build_teacher(model: ModelConfig) -> Loaded:
+def build_teacher(model: ModelConfig) -> networks.Loaded:
     """Build the teacher MODULE:FUNCTION, with its weights. Raises ConfigError, CheckpointError."""
     network, source = own_modules.build_network(model.teacher, flag="--teacher"), model.teacher
     if model.teacher_weights:
@@ -42,7 +41,7 @@ def build_teacher(model: ModelConfig) -> Loaded:
         own_modules.load_weights(network, path)
         source += f" with {path}"
     digest = own_modules.digest(network)
-    return Loaded(OwnNetwork(network, spiking=False), model.teacher, source, digest)
+    return networks.Loaded(OwnNetwork(network, spiking=False), model.teacher, source, digest)
 
 
 def check_from_elsewhere(model: ModelConfig, path: Path | None) -> None:
@@ -59,7 +58,7 @@ def check_from_elsewhere(model: ModelConfig, path: Path | None) -> None:
         )
 
 
-def renormalised(loaded: Loaded, config: Config, spec: DataSpec) -> Loaded:
+def renormalised(loaded: networks.Loaded, config: Config, spec: DataSpec) -> networks.Loaded:
     """Return `loaded`, which from now on sees images scaled as the settings say of the teacher.
 
     Images come as (p - mean) / std of the data set. The teacher gets (p - teacher_mean) /
@@ -101,7 +100,7 @@ def check_architecture(name: str) -> None:
         raise ConfigError(f"--teacher {name}: it has no ANN form; use {name.removeprefix('sew_')}")
 
 
-def fitting_teacher(loaded: Loaded, spec: DataSpec) -> Loaded:
+def fitting_teacher(loaded: networks.Loaded, spec: DataSpec) -> networks.Loaded:
     """Return `loaded`. Raises CheckpointError where it can't teach what `spec` shows."""
     if loaded.model.spiking:
         raise CheckpointError(
@@ -120,7 +119,7 @@ def fitting_teacher(loaded: Loaded, spec: DataSpec) -> Loaded:
 PRETRAINED_ON = "imagenet"
 
 
-def find_fitting(context: Context, runs_dir: Path) -> Loaded | None:
+def find_fitting(context: Context, runs_dir: Path) -> networks.Loaded | None:
     """Return the teacher that the settings name, or None where one must be trained first.
 
     Raises ConfigError, or CheckpointError where it can't be read or does not fit the data set.
@@ -130,7 +129,9 @@ def find_fitting(context: Context, runs_dir: Path) -> Loaded | None:
     return None if loaded is None else fitting_teacher(loaded, dataset.spec)
 
 
-def find_teacher(config: Config, spec: DataSpec, runs_dir: Path, images: str = "") -> Loaded | None:
+def find_teacher(
+    config: Config, spec: DataSpec, runs_dir: Path, images: str = ""
+) -> networks.Loaded | None:
     """Return the teacher that `model.teacher` names, or None where one must be trained first.
 
     The name is a path to a run or model file, or MODULE:FUNCTION. Else it is an architecture: of
@@ -209,7 +210,7 @@ def teacher_name(run: Run) -> str | None:
     return recorded.model if recorded else None
 
 
-def read_run_teacher(run: Run, spec: DataSpec) -> Loaded | None:
+def read_run_teacher(run: Run, spec: DataSpec) -> networks.Loaded | None:
     """Read the network that `run` learned from; None where it learned from none.
 
     Raises CheckpointError where its file is gone, does not fit, or is not the one of then.
@@ -239,13 +240,13 @@ def read_run_teacher(run: Run, spec: DataSpec) -> Loaded | None:
     return loaded
 
 
-def keep_teacher(run: Run, context: Context, found: Loaded) -> Loaded:
+def keep_teacher(run: Run, context: Context, found: networks.Loaded) -> networks.Loaded:
     """Return the teacher that `run` began with; where it begins now, record `found` as that.
 
     Raises CheckpointError where an earlier teacher's file is gone or has changed.
     """
 
-    def keep() -> Loaded:
+    def keep() -> networks.Loaded:
         before = recorded_teacher(run)
         if before is None or before.sha256 == found.sha256:
             # again where it is the same: its file may have moved since
@@ -262,7 +263,7 @@ def keep_teacher(run: Run, context: Context, found: Loaded) -> Loaded:
     return kept
 
 
-def teacher_to_count(run: Run, context: Context) -> Loaded | None:
+def teacher_to_count(run: Run, context: Context) -> networks.Loaded | None:
     """Return the run's teacher for counting its operations; None where it had none.
 
     What an ANN costs does not depend on its weights. So where they can't be read any more, an

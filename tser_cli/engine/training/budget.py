@@ -23,7 +23,6 @@ from torch import Tensor
 from tser_cli.base.errors import ConfigError
 from tser_cli.energy import prices
 from tser_cli.energy.joules import ann_macs, operations, stem_energy
-from tser_cli.energy.prices import Profile
 from tser_cli.engine.runs.networks import counting_of
 from tser_cli.engine.runs.runtime import Runtime
 from tser_cli.models.base import Classifier
@@ -47,7 +46,7 @@ class EnergyBudget:
 
     pj: float
     macs: int
-    profile: Profile
+    profile: prices.Profile
 
 
 def settle_budget(
@@ -90,7 +89,7 @@ def settle_budget(
     return EnergyBudget(pj, macs, profile)
 
 
-def profile_of(config: Config, asked: str = "") -> Profile:
+def profile_of(config: Config, asked: str = "") -> prices.Profile:
     """Return the profile that charges a student: by its settings, or by the bits of its weights.
 
     `asked`: one that was named for this measurement, which is used as it is. Raises ConfigError

@@ -24,8 +24,6 @@ from tser_cli.energy.table import Labels
 from tser_cli.engine.evaluation.energy import write_energy
 from tser_cli.engine.evaluation.evaluate import Evaluation, evaluate_split, keep_answers
 from tser_cli.engine.runs import find, folder, networks
-from tser_cli.engine.runs.folder import Run
-from tser_cli.engine.runs.networks import Loaded
 from tser_cli.engine.runs.opened import Context, Options, keep_images, make_check_stop
 from tser_cli.engine.runs.record import RESULT, RunResult
 from tser_cli.engine.runs.runtime import Runtime, seed_everything, teacher_seed
@@ -56,7 +54,7 @@ def teacher_task(context: Context) -> Task:
     return classification(model, config)
 
 
-def student_task(context: Context, teacher: Loaded | None) -> Task:
+def student_task(context: Context, teacher: networks.Loaded | None) -> Task:
     """Build the SNN to train and what it learns from; its first weights are those of the seed.
 
     Raises ConfigError where the method compares features that do not match, for an energy budget
@@ -77,7 +75,7 @@ def student_task(context: Context, teacher: Loaded | None) -> Task:
 @contextmanager
 def open_for_training(
     kind: str, context: Context, options: Options
-) -> Iterator[tuple[Run, StopRequest]]:
+) -> Iterator[tuple[folder.Run, StopRequest]]:
     """Hold a locked run folder, new or resumed, and record how the block ended.
 
     Rank 0 chooses, locks and writes; the other processes learn of it.
@@ -90,7 +88,9 @@ def open_for_training(
             yield run, stop
 
 
-def take_run(kind: str, context: Context, options: Options, held: ExitStack) -> tuple[Run, bool]:
+def take_run(
+    kind: str, context: Context, options: Options, held: ExitStack
+) -> tuple[folder.Run, bool]:
     """Return the run to work on, locked until `held` closes, and whether it was begun before.
 
     Raises ConfigError or RunError where `--resume must` has nothing to resume.
@@ -123,7 +123,7 @@ def take_run(kind: str, context: Context, options: Options, held: ExitStack) -> 
     return run, found is not None
 
 
-def other_schedule(run: Run, after: Config) -> str:
+def other_schedule(run: folder.Run, after: Config) -> str:
     """Say what differs where `run` is resumed with another number of epochs; "" where nothing does.
 
     Only `--resume must` resumes such a run, unless its learning rate knows no end.
@@ -146,7 +146,7 @@ def other_schedule(run: Run, after: Config) -> str:
 
 
 @contextmanager
-def recording_end(run: Run, runtime: Runtime, progress: Progress) -> Iterator[StopRequest]:
+def recording_end(run: folder.Run, runtime: Runtime, progress: Progress) -> Iterator[StopRequest]:
     """Record in status.json how the block ended; give it the request to stop by a signal."""
     with StopRequest(progress.warn) as stop:
         began = time.monotonic()
@@ -178,7 +178,7 @@ def recording_end(run: Run, runtime: Runtime, progress: Progress) -> Iterator[St
             raise
 
 
-def train(task: Task, context: Context, run: Run, stop: StopRequest) -> list[Row]:
+def train(task: Task, context: Context, run: folder.Run, stop: StopRequest) -> list[Row]:
     """Place the networks on the device and train; return the rows of metrics.csv."""
     config, runtime = context.config, context.runtime
     network = runtime.place(task.network)
@@ -207,11 +207,11 @@ def train(task: Task, context: Context, run: Run, stop: StopRequest) -> list[Row
 
 
 def finish(
-    run: Run,
+    run: folder.Run,
     context: Context,
     task: Task,
     epochs: list[Row],
-    teacher: Loaded | None,
+    teacher: networks.Loaded | None,
     stop: StopRequest,
 ) -> RunResult:
     """Save the weights, measure on the test images in one pass, write the tables and the result.
@@ -231,12 +231,12 @@ def finish(
 
 
 def _write_results(
-    run: Run,
+    run: folder.Run,
     context: Context,
     task: Task,
     evaluation: Evaluation,
     epochs: list[Row],
-    teacher: Loaded | None,
+    teacher: networks.Loaded | None,
 ) -> RunResult:
     # The weights come first: a run that ends here can still be measured by hand. The result comes
     # last, so that a run that shows one has all the files that it speaks of.
@@ -287,7 +287,7 @@ def _write_results(
 
 
 def row_labels(
-    run: Run, config: Config, split: str, name: str, teacher: str | None
+    run: folder.Run, config: Config, split: str, name: str, teacher: str | None
 ) -> dict[str, str | None]:
     """Return the columns of per_timestep.csv that name the run."""
     student = run.kind == "student"
