@@ -163,14 +163,10 @@ def told_timesteps(network: nn.Module, layout: str) -> str:
 
 def unwrapped(network: nn.Module) -> nn.Module:
     """Return what a compiled, parallel or averaged network wraps, which computes the same."""
-    parallel = (
-        nn.DataParallel,
-        nn.parallel.DistributedDataParallel,
-        torch.optim.swa_utils.AveragedModel,
-    )
+    averaged = torch.optim.swa_utils.AveragedModel
     while True:
-        inner = getattr(network, "_orig_mod", network)
-        if isinstance(network, parallel):
+        inner: nn.Module = getattr(network, "_orig_mod", network)
+        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel | averaged):
             inner = network.module
         if inner is network:
             return network

@@ -327,7 +327,14 @@ def survey(network: nn.Module, presentation: Presentation) -> TrialRun:
 
     def sink(met: Met) -> None:
         if isinstance(met, LayerCall):
-            _check_size(met, first=not ran)
+            # Looked at here, where both sizes are known: torch's own words name no layer.
+            wanted, axis, what = met.weight.shape[-1], -1, "features"
+            if met.conv is not None:
+                wanted, axis, what = met.conv.in_channels, -1 - len(met.conv.kernel), "channels"
+            if met.x.dim() < -axis or met.x.shape[axis] != wanted:
+                said = f"layer {met.name} takes {wanted} {what}"
+                message = f"{said}, and is fed with {tuple(met.x.shape)}"
+                raise MisfitError(message, wanted, channels=not ran and met.conv is not None)
         ran.append(met.name)
         busy.update(interceptor.path)
 
@@ -350,20 +357,6 @@ def survey(network: nn.Module, presentation: Presentation) -> TrialRun:
     own = {name: kind for name, kind in found.neurons.items() if name not in nested | busy}
     found.neurons = {**known, **own}
     return found
-
-
-def _check_size(met: LayerCall, first: bool) -> None:
-    """Raise MisfitError where a layer takes other sizes than it is fed with."""
-    wanted, axis = met.weight.shape[-1], -1
-    if met.conv is not None:
-        wanted, axis = met.conv.in_channels, -1 - len(met.conv.kernel)
-    if met.x.dim() < -axis or met.x.shape[axis] != wanted:
-        what = "channels" if met.conv else "features"
-        raise MisfitError(
-            f"layer {met.name} takes {wanted} {what}, and is fed with {tuple(met.x.shape)}",
-            wanted,
-            first and met.conv is not None,
-        )
 
 
 def _descendants(network: nn.Module, names: Iterable[str]) -> set[str]:

@@ -32,9 +32,8 @@ import numpy as np
 from tser_cli.energy.counts import MATMUL, SPIKES, Counts, LayerCounts, NeuronCounts, mean_of
 from tser_cli.energy.prices import Profile
 
-NAME = "lemaire-2022"
 ADD_PJ, MULTIPLY_PJ = 0.1, 3.1
-WORD_BYTES = 4
+WORD_BYTES, WORD_BITS = 4, 32
 QUEUE_BYTES = 1000 * WORD_BYTES
 SRAM_BYTES = (0.0, 8 * 1024.0, 32 * 1024.0, 1024 * 1024.0)
 SRAM_PJ_PER_WORD = (0.0, 10.0, 20.0, 100.0)
@@ -168,9 +167,6 @@ def neuron_energy(neurons: NeuronCounts, timesteps: int) -> LemaireEnergy:
         activations_pj=spikes * word_pj(QUEUE_BYTES),
         potentials_pj=2 * updates * word_pj(neurons.updates * WORD_BYTES),
     )
-
-
-WORD_BITS = 32
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,11 @@ class AuditResult:
 def run_audit(request: AuditRequest) -> AuditResult:
     """Audit a run or a network. Raises TserError where it can't be opened, run or counted."""
     if request.network:
-        return _audit_network(request)
+        network, inputs = open_network(request)
+        images, labels_N = inputs.some(request.images)
+        layout, timesteps = find_audit_layout(network, images, request)
+        shown = present(layout, images, timesteps, network)
+        return AuditResult(request.network, audit(network, shown, timesteps, labels_N))
     opened = open_finished(
         select_run(request.run, request.runs_dir), request.changes, request.progress
     )
@@ -32,11 +36,3 @@ def run_audit(request: AuditRequest) -> AuditResult:
     shown = present(INSIDE, images, timesteps, model)
     found = audit(model, shown, timesteps, labels_N, model.input_kinds())
     return AuditResult(opened.run.name, found)
-
-
-def _audit_network(request: AuditRequest) -> AuditResult:
-    network, inputs = open_network(request)
-    images, labels_N = inputs.some(request.images)
-    layout, timesteps = find_audit_layout(network, images, request)
-    shown = present(layout, images, timesteps, network)
-    return AuditResult(request.network, audit(network, shown, timesteps, labels_N))
