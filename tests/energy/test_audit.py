@@ -155,7 +155,6 @@ def test_a_share_is_never_rounded_up_to_all(count: int, total: int, words: str) 
 def test_a_sound_network_is_clean() -> None:
     torch.manual_seed(1)
     result = audited(Sound())
-    assert found(result) == set()
     assert result.clean
     assert [name for name, _ in result.skipped] == ["order of axes"]
 

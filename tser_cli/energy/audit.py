@@ -72,7 +72,6 @@ class Unchecked(Exception):  # noqa: N818  (no fault: a check that does not appl
 SILENT_SHARE, ALWAYS_SHARE = 1.0, 0.5
 """Shares of a layer's neurons from which silence, and firing at every step, are findings."""
 SWAPPED_MARGIN, SWAPPED_IMAGES = 0.2, 8  # wider than what labels fit by chance on so few images
-NAN_ADVICE = "look for a division by zero or an overflow before this layer"
 INPUT_ADVICE = {
     REAL: "something between the neurons and this layer makes real values of spikes (a pool, a "
     "norm, a scale); until then it costs multiply-accumulates",
@@ -240,18 +239,17 @@ def check_order(subject: Subject, labels_N: Tensor | None) -> Iterator[Finding]:
 def check_numbers(subject: Subject) -> Iterator[Finding]:
     """Is every value a finite number?"""
     found, outputs = subject.run(subject.presentation)
-    for key, rows_SN in found.items():
-        if not rows_SN.isfinite().all():
-            evidence = _share(
-                ~rows_SN.isfinite(), "inputs (of a step and image) are NaN or infinite"
-            )
-            yield Finding("numbers", key[0], evidence, NAN_ADVICE)
-            return
-    tensors = [first_tensor(output) for output in outputs]
-    wrong = [~x.isfinite() for x in tensors if x is not None and not x.isfinite().all()]
-    if wrong:
-        evidence = _share(wrong[0], "outputs are NaN or infinite")
-        yield Finding("numbers", "(output)", evidence, NAN_ADVICE)
+    given = [x for x in map(first_tensor, outputs) if x is not None]
+    looked_at = [
+        *((key[0], rows_SN, "inputs (of a step and image)") for key, rows_SN in found.items()),
+        *(("(output)", x, "outputs") for x in given),
+    ]
+    for layer, x, what in looked_at:
+        wrong = ~x.isfinite()
+        if wrong.any():
+            advice = "look for a division by zero or an overflow before this layer"
+            yield Finding("numbers", layer, _share(wrong, f"{what} are NaN or infinite"), advice)
+            return  # what comes after is wrong because of it
 
 
 def _worst(first: Signature, second: Signature) -> tuple[str, Tensor]:

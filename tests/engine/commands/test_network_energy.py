@@ -212,34 +212,17 @@ def test_what_is_no_network_is_refused(spec: str, arguments: tuple[str, ...], me
         ({"layout": "time-fist"}, "did you mean"),
         ({"layout": "folded"}, "fails on an input"),
         ({"weights": Path("none.safetensors")}, "can't be read"),
+        ({"weights": Path("w.safetensors")}, "does not fit the network"),
+        ({"network": "mine:Text", "input_shape": "4"}, "gives no tensor of logits, but str"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(
     here: Path, changes: dict[str, Any], message: str
 ) -> None:
+    save_file(nn.Linear(2, 2).state_dict(), here / "w.safetensors")
     with pytest.raises(TserError, match=message):
         measured(here, **changes)
     assert not (here / "r.csv").exists()
-
-
-def test_a_network_that_gives_no_logits_is_refused(here: Path) -> None:
-    request = EnergyRequest(
-        output=here / "r.csv", network="mine:Text", input_shape="4", timesteps=1
-    )
-    with pytest.raises(TserError, match="gives no tensor of logits, but str"):
-        measure_network(request)
-
-
-def test_weights_of_another_network_are_refused(here: Path) -> None:
-    save_file(nn.Linear(2, 2).state_dict(), here / "w.safetensors")
-    with pytest.raises(TserError, match="does not fit the network"):
-        measured(here, weights=here / "w.safetensors")
-
-
-def test_a_network_whose_fault_hides_its_layout_is_audited() -> None:
-    given = {"input_shape": "1,8,8", "timesteps": 4, "images": 6}
-    result = run_audit(AuditRequest(network="mine:over_batch", **given))
-    assert "batch independence" in {f.check for f in result.found.findings}
 
 
 def test_whole_numbers_are_taken_for_sums_and_this_is_told(here: Path) -> None:
@@ -256,16 +239,12 @@ def test_sums_that_neurons_make_of_real_input_are_not_told_of_the_input(here: Pa
     assert result.notes == []
 
 
-def test_a_network_is_audited() -> None:
+@pytest.mark.parametrize("network", ["build", "over_batch"])
+def test_a_network_is_audited_even_where_its_fault_hides_its_layout(network: str) -> None:
     given = {"input_shape": "1,8,8", "timesteps": 4, "images": 6}
-    result = run_audit(AuditRequest(network="mine:build", **given))
-    assert result.name == "mine:build"
-    assert result.found.clean
+    result = run_audit(AuditRequest(network=f"mine:{network}", **given))
+    assert result.name == f"mine:{network}"
+    assert result.found.clean == (network == "build")
+    faults = {f.check for f in result.found.findings}
+    assert ("batch independence" in faults) == (network == "over_batch")
     assert ("order of axes", "there are no labels") in result.found.skipped
-
-
-def test_a_data_set_comes_in_batches_of_the_size_asked_for(here: Path) -> None:
-    given = {"timesteps": 4, "dataset": "digits", "batch_size": 100}
-    request = EnergyRequest(output=here / "r.csv", network="mine:build", **given)
-    sizes = [len(images) for images, _ in open_network(request)[1].batches()]
-    assert sizes == [100, 100, 100, 60]

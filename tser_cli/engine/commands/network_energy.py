@@ -167,7 +167,7 @@ def measure_network(request: EnergyRequest) -> NetworkEnergyResult:
     beyond = go_beyond(request.output, counts, others, profile, request)
     untrained = request.weights is None and any(True for _ in network.parameters())
     weights = UNTRAINED if untrained else ""
-    notes = notes_of(network, plan, counter, inputs.first()[0], request)
+    notes = notes_of(network, plan, counter, inputs.first(), request)
     document["network"] = {
         "layout": plan.layout,
         "weights": weights or str(request.weights or ""),
@@ -209,7 +209,7 @@ def count(
 
     Beside the counter: how the network is called, and what syops alone counts.
     """
-    plan, others = find_layout(network, inputs.first()[0], request), Auxiliary()
+    plan, others = find_layout(network, inputs.first(), request), Auxiliary()
     also = others.add if detailed else None
     with (
         torch.no_grad(),
@@ -238,7 +238,7 @@ def find_layout(
     try:
         return trial.choose(network, candidates, request.timesteps, certain, faulty)
     except layouts.MisfitError as error:
-        raise misfit(error, images) from error
+        raise TserError(misfit(error, images)) from error
     except trial.SeveralFitError as error:
         shown = {one.layout: one.of(IMAGES_OF_TRIAL) for one in candidates}
         first, *others = (_trial_counts(network, plan, shown[plan.layout]) for plan in error.plans)
@@ -262,16 +262,16 @@ def _trial_counts(network: nn.Module, plan: TrialPlan, shown: Presentation) -> l
     ]
 
 
-def misfit(error: layouts.MisfitError, images: Tensor) -> TserError:
+def misfit(error: layouts.MisfitError, images: Tensor) -> str:
     """Return what is wrong with the size of the images, in one line."""
     wanted, axis = error.wanted, images.dim() - 3
     if not error.channels or axis < 1:
-        return TserError(f"{error}; images of {tuple(images.shape[1:])} have another size than it")
+        return f"{error}; images of {tuple(images.shape[1:])} have another size than it"
     plural = "s" * (wanted > 1)
     have = f"the network takes {wanted} channel{plural}, the images have {images.shape[axis]}"
     if images.shape[-1] == wanted != images.shape[axis]:
         have += f"; their last axis has {wanted}: they look like [N, H, W, C], give [N, C, H, W]"
-    return TserError(have)
+    return have
 
 
 def check_layout(request: NetworkRequest) -> None:
@@ -373,10 +373,10 @@ class Inputs:
     batches: Batches
     name: str
 
-    def first(self) -> tuple[Tensor, Tensor | None]:
-        """Return the first batch. Raises DataError where there is none."""
-        for batch in self.batches():
-            return batch
+    def first(self) -> Tensor:
+        """Return the images of the first batch. Raises DataError where there is none."""
+        for images, _ in self.batches():
+            return images
         raise DataError(f"{self.name} holds no images")
 
     def some(self, count: int) -> tuple[Tensor, Tensor | None]:
@@ -416,7 +416,7 @@ def open_network(request: NetworkRequest) -> tuple[nn.Module, Inputs]:
         lambda: ((images.to(dtype), labels) for images, labels in given.batches()), given.name
     )
     if any(nn.parameter.is_lazy(value) for value in (*network.parameters(), *network.buffers())):
-        network = initialised(network, inputs.first()[0], request)
+        network = initialised(network, inputs.first(), request)
     if request.weights is not None:
         load_weights(network, request.weights)
     for key, value in network.named_parameters():
