@@ -82,19 +82,6 @@ def compared(
     return compare(student.truth, result.pop("logits_TNK"), result, 1e-6)
 
 
-@pytest.mark.parametrize("student", STUDENTS, indirect=True)
-def test_a_wrong_mapping_is_caught(student: Any, tmp_path: Path) -> None:
-    path, found = tmp_path / "file.nir", []
-    path.write_bytes(formats.content(student.graph, "nir", False))
-    steps = student.graph.facts.timesteps
-    for reset in ("zero", "subtract"):
-        result = consumers.nir_in_snntorch(str(path), student.images_NCHW.numpy(), steps, reset)
-        found.append(compare(student.truth, result.pop("logits_TNK"), result, 1e-9))
-    assert found[0].holds(1e-5)
-    assert found[1].differing > 0
-    assert not found[1].holds(1e-5)
-
-
 @pytest.mark.parametrize("library", ["spikingjelly", "onnxruntime", "safetensors"])
 def test_weights_in_channels_last_are_written_in_order(
     residual: Any, library: str, tmp_path: Path

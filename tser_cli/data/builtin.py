@@ -44,7 +44,11 @@ TEST_IMAGES = (
 
 def digits(config: DataConfig) -> Dataset:
     """1,437 training and 360 test images, a fixed stratified split. Grey 0..16 becomes 0..255."""
-    table_M65 = _digits_table()
+    found = importlib.util.find_spec("sklearn")
+    assert found is not None and found.origin is not None, "it is a dependency"
+    path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    # 64 pixels and the label of each image, read without importing scikit-learn: that takes seconds
+    table_M65 = np.loadtxt(path, delimiter=",")
     images_MHW = np.round(table_M65[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
     bits = np.frombuffer(base64.b85decode(TEST_IMAGES), dtype=np.uint8)
     is_test_M = np.unpackbits(bits, count=len(table_M65)).astype(bool)
@@ -58,20 +62,6 @@ def digits(config: DataConfig) -> Dataset:
     # mean and std of the 1,437 training images
     spec = DataSpec("digits", 1, 8, 8, tuple("0123456789"), (0.305434,), (0.375957,))
     return Dataset(spec, source(~is_test_M), source(is_test_M))
-
-
-def _digits_table() -> np.ndarray:
-    """scikit-learn's table: 64 pixels and the label of each image, [1797, 65]."""
-    found = importlib.util.find_spec("sklearn")
-    assert found is not None and found.origin is not None, "it is a dependency"
-    path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    # read without importing scikit-learn, which takes seconds
-    if path.is_file():
-        return np.loadtxt(path, delimiter=",")
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    return np.column_stack([bunch.data, bunch.target])
 
 
 # Mean and std of the training pixels, by channel; MNIST's as in pytorch/examples.

@@ -21,8 +21,8 @@ Result = dict[str, Any]
 DT = 1e-4
 
 
-def nir_in_snntorch(path: str, images_NCHW: Any, timesteps: int, reset: str = "zero") -> Result:
-    """NIR -> nirtorch -> snnTorch's Leaky, in float64. `reset` "subtract" is a wrong mapping."""
+def nir_in_snntorch(path: str, images_NCHW: Any, timesteps: int) -> Result:
+    """NIR -> nirtorch -> snnTorch's Leaky, in float64."""
     import nir
     import nirtorch
     import snntorch
@@ -40,7 +40,7 @@ def nir_in_snntorch(path: str, images_NCHW: Any, timesteps: int, reset: str = "z
             beta=torch.tensor(1.0 - decay, dtype=torch.float64),
             threshold=torch.tensor(threshold, dtype=torch.float64),
             spike_grad=lambda above: (above > 0).to(above.dtype),  # the stock ones give float32
-            reset_mechanism=reset,
+            reset_mechanism="zero",
             # by default the reset of snnTorch comes a step late
             reset_delay=False,
             init_hidden=True,

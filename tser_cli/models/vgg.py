@@ -31,10 +31,10 @@ class Vgg(Classifier):
     def __init__(self, build: Build, plan: Plan) -> None:
         super().__init__()
         self.spiking = build.spiking
-        self.features, width = _make_features(build, plan)
+        self.features, width, sides = _make_features(build, plan)
         pooled = 7 if build.stem == "large" else 1
         self.avgpool = nn.AdaptiveAvgPool2d(pooled)
-        self._averages = _last_sides(build, plan) != (pooled, pooled)
+        self._averages = sides != (pooled, pooled)
         if build.stem != "large":
             self.classifier = Timed([nn.Linear(width, build.num_classes)])
         else:
@@ -75,36 +75,26 @@ class Vgg(Classifier):
         return {name: "real" if name in real else "spikes" for name in names}
 
 
-def _last_sides(build: Build, plan: Plan) -> tuple[int, int]:
-    """Height and width of the last map; a pool is passed over where the shorter side is 1."""
-    height, width = _after_stem(build)
-    for _ in range(plan.count(POOL)):
-        if min(height, width) >= 2:
-            height, width = height // 2, width // 2
-    return height, width
-
-
-def _after_stem(build: Build) -> tuple[int, int]:
-    """Height and width of the first convolution's map: a stride of 2 halves both, rounded up."""
-    if build.stem == "medium":
-        return (build.height + 1) // 2, (build.width + 1) // 2
-    return build.height, build.width
-
-
-def _make_features(build: Build, plan: Plan) -> tuple[Timed, int]:
+def _make_features(build: Build, plan: Plan) -> tuple[Timed, int, tuple[int, int]]:
+    """Return the layers up to the head, and the channels and (H, W) of the last map."""
     layers: list[nn.Module] = []
-    width, side = build.channels, min(_after_stem(build))
+    channels, height, width = build.channels, build.height, build.width
+    if build.stem == "medium":
+        # the stride of the first convolution halves both, rounded up
+        height, width = (height + 1) // 2, (width + 1) // 2
     for step in plan:
         if isinstance(step, int):
             stride = 2 if build.stem == "medium" and not layers else 1
-            layers += [nn.Conv2d(width, step, 3, stride, padding=1), nn.BatchNorm2d(step)]
+            layers += [nn.Conv2d(channels, step, 3, stride, padding=1), nn.BatchNorm2d(step)]
             layers.append(build.make_activation())
-            width = step
+            channels = step
+        elif min(height, width) >= 2:
+            layers.append(nn.MaxPool2d(2, 2))
+            height, width = height // 2, width // 2
         else:
-            # Identity keeps the numbering of torchvision where the map can't shrink further.
-            layers.append(nn.MaxPool2d(2, 2) if side >= 2 else nn.Identity())
-            side = max(side // 2, 1)
-    return Timed(layers), width
+            # it keeps the numbering of torchvision where the map can't shrink further
+            layers.append(nn.Identity())
+    return Timed(layers), channels, (height, width)
 
 
 vgg11 = partial(Vgg, plan=VGG11)
