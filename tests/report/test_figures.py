@@ -95,6 +95,16 @@ def test_points_stand_where_the_numbers_are(count: int, teacher: float | None) -
     assert plot.get_xticks().tolist() == list(range(1, count + 1))
 
 
+def test_labels_are_not_struck_through_by_the_teacher_s_line() -> None:
+    right = [StepAccuracy(1, 360, 353, 353), StepAccuracy(2, 360, 354, 353)]
+    figure = figures.accuracy(right, 352 / 360).figure
+    figure.draw_without_rendering()
+    plot = figure.axes[0]
+    _, line = plot.transData.transform((1.0, 100 * 352 / 360))
+    boxes = [super(type(t), t).get_window_extent() for t in plot.texts]  # without their arrows
+    assert len(boxes) == 3 and not any(box.y0 < line < box.y1 for box in boxes)
+
+
 def test_intervals_are_wilson_s() -> None:
     drawing = figures.accuracy(steps(1), None)
     (bar,) = drawing.figure.axes[0].collections[0].get_paths()
