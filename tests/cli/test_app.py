@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -71,6 +73,24 @@ def test_threads_wait_briefly_unless_the_user_says_how(
     environment = dict(stated)
     app.wait_briefly(environment)
     assert environment == {**stated, **added}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch has GNU's OpenMP on Linux alone")
+def test_torch_s_threads_hear_of_it() -> None:
+    program = (
+        "import sys\n"
+        "from tser_cli.cli import app\n"
+        "sys.argv = ['tser', '--version']\n"
+        "try: app.main()\n"
+        "except SystemExit: import torch\n"
+    )
+    waiting = ("GOMP_", "KMP_", "OMP_WAIT_POLICY")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(waiting)}
+    environment["OMP_DISPLAY_ENV"] = "verbose"
+    told = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    ).stderr
+    assert f"GOMP_SPINCOUNT = '{SPINS}'" in told or "OPENMP DISPLAY" not in told.upper()
 
 
 def test_an_argument_too_long_to_be_a_value() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tser_cli.base.errors import ConfigError
-from tser_cli.losses.base import Outputs, load_method
+from tser_cli.losses.base import Outputs, load_method, teacher_logits
 from tser_cli.settings import registry
 from tser_cli.settings.config import MethodSettings
 
@@ -95,6 +95,11 @@ def test_the_gradient_of_kd_keeps_its_size_over_the_temperature(temperature: flo
     assert logits_TNK.grad.flatten().tolist() == pytest.approx(
         [-0.2 / 3, 0.1 / 3, 0.1 / 3], abs=2e-3
     )
+
+
+def test_a_missing_teacher_is_our_own_mistake() -> None:
+    with pytest.raises(AssertionError, match="teacher's logits"):
+        teacher_logits(Outputs(torch.zeros(1, 1, 2), torch.tensor([0])))
 
 
 def test_an_unknown_method_names_the_nearest() -> None:

@@ -20,10 +20,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tser_cli.losses import features as of_features
-from tser_cli.losses import steps as of_steps
+from tser_cli.losses import bkd, dkd, seal, tsd
 from tser_cli.losses.adapters import Blur
-from tser_cli.losses.base import Features, Outputs, TrainingProgress, load_method, reward_entropy
+from tser_cli.losses.base import (
+    Features,
+    Outputs,
+    TrainingProgress,
+    load_method,
+    reward_entropy,
+    stage_features,
+)
 from tser_cli.settings import registry
 from tser_cli.settings.config import MethodSettings
 
@@ -201,8 +207,8 @@ def test_the_two_terms_of_dkd_make_up_the_kl() -> None:
     # Zhao et al., equation 7: KL = target + (1 - p_y) others, of every row.
     student, labels = torch.tensor(STUDENT[0], dtype=torch.float64), torch.tensor(LABELS)
     teacher = torch.tensor(TEACHER, dtype=torch.float64)
-    target = of_steps.target_kl(teacher, student, labels, 1.0).tolist()
-    others = of_steps.other_kl(teacher, student, labels, 1.0).tolist()
+    target = dkd.target_kl(teacher, student, labels, 1.0).tolist()
+    others = dkd.other_kl(teacher, student, labels, 1.0).tolist()
     for n in range(IMAGES):
         rest = 1 - softmax(TEACHER[n])[LABELS[n]]
         whole = kl(TEACHER[n], STUDENT[0][n], 1.0)
@@ -250,10 +256,10 @@ def test_the_weight_of_bkd_runs_from_0_to_1(logit: float, weight: float) -> None
     # the teacher's cross entropy is 1, the student's 0, log 2 and 1000
     teacher = torch.tensor([[-math.log(math.e - 1), 0.0]], dtype=torch.float64)
     student = torch.tensor([[logit, 0.0]], dtype=torch.float64)
-    found = of_features.distance_weights(student, teacher, torch.tensor([0]))
+    found = bkd.distance_weights(student, teacher, torch.tensor([0]))
     assert found.item() == pytest.approx(weight, abs=1e-7)
     perfect = torch.tensor([[900.0, 0.0, 0.0]])  # divides by no zero
-    assert of_features.distance_weights(torch.zeros(1, 3), perfect, torch.tensor([0])).item() == 1.0
+    assert bkd.distance_weights(torch.zeros(1, 3), perfect, torch.tensor([0])).item() == 1.0
 
 
 @pytest.mark.parametrize("method", OF_LOGITS)
@@ -279,7 +285,7 @@ def test_no_right_step_leaves_tsd_s_own_term_out() -> None:
     assert terms_of("tsd", never, target="all")["self"] > 0.01
     leaf = student()
     never = outputs(leaf, labels=[2, 2])
-    of_steps.self_distillation(never, settings_for("tsd", no_right_step="skip")).backward()
+    tsd.self_distillation(never, settings_for("tsd", no_right_step="skip")).backward()
     assert torch.equal(leaf.grad, torch.zeros_like(leaf))
 
 
@@ -313,12 +319,12 @@ def test_a_student_equal_to_its_teacher(method: str, silent: set[str]) -> None:
 def test_ela_leaves_right_answers_as_they_are_and_works_on_copies() -> None:
     right = [[[2.0, 0.5, -1.0], [1.0, 0.2, 4.0]]]
     before = torch.tensor(right[0]), torch.tensor(TEACHER)
-    after = of_steps.aligned_copies(*before, torch.tensor(LABELS))
+    after = seal.aligned_copies(*before, torch.tensor(LABELS))
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
     expected = mean([kl(TEACHER[n], right[0][n], 3.0) for n in range(IMAGES)])
     assert terms_of("seal", outputs(right))["ela"] == pytest.approx(expected, abs=1e-12)
     student, teacher = torch.tensor(STUDENT[1]), torch.tensor(TEACHER)
-    of_steps.aligned_copies(student, teacher, torch.tensor(LABELS))
+    seal.aligned_copies(student, teacher, torch.tensor(LABELS))
     assert torch.equal(student, torch.tensor(STUDENT[1]))
     assert torch.equal(teacher, torch.tensor(TEACHER))
 
@@ -326,7 +332,7 @@ def test_ela_leaves_right_answers_as_they_are_and_works_on_copies() -> None:
 def test_a_sure_step_weighs_more_in_seal_s_targets() -> None:
     # the first step learns from one that is nearly sure and one that is nearly flat
     z = torch.tensor([[[1.0, 0.0, 0.0]], [[9.0, 0.0, 0.0]], [[0.1, 0.0, 0.0]]])
-    target = of_steps.step_targets(z)[0, 0, 0].item()
+    target = seal.step_targets(z)[0, 0, 0].item()
     sure, flat = confidence([9.0, 0.0, 0.0]), confidence([0.1, 0.0, 0.0])
     weight = 1 / (1 + math.exp(flat - sure))  # both have a cosine of 1
     assert target == pytest.approx(weight * 9.0 + (1 - weight) * 0.1, rel=1e-5)
@@ -388,10 +394,10 @@ def test_every_method_stays_finite_on_large_logits(method: str, steps: int) -> N
 def test_the_targets_of_steps_carry_no_gradient(method: str) -> None:
     leaf, targets = student(), [AVERAGED] * STEPS
     if method == "tsd":
-        of_steps.self_distillation(outputs(leaf), settings_for("tsd", target="all")).backward()
+        tsd.self_distillation(outputs(leaf), settings_for("tsd", target="all")).backward()
     else:
-        of_steps.step_alignment(leaf, 3.0).backward()
-        targets = of_steps.step_targets(torch.tensor(STUDENT, dtype=torch.float64)).tolist()
+        seal.step_alignment(outputs(leaf), 3.0).backward()
+        targets = seal.step_targets(torch.tensor(STUDENT, dtype=torch.float64)).tolist()
     # tau (softmax(z / tau) - softmax(target / tau)): the gradient with a fixed target
     for step, of_step, gradient in zip(STUDENT, targets, leaf.grad.tolist(), strict=True):
         for z, target, found in zip(step, of_step, gradient, strict=True):
@@ -432,6 +438,11 @@ def test_gradients_agree_with_finite_differences(method: str) -> None:
         return load_method(method)(of, settings)["loss"]
 
     assert torch.autograd.gradcheck(loss, (student(), *some_features(leaf=True).student))
+
+
+def test_missing_features_are_our_own_mistake() -> None:
+    with pytest.raises(AssertionError, match="needs features"):
+        stage_features(Outputs(torch.zeros(1, 1, 2), torch.tensor([0])))
 
 
 @pytest.mark.parametrize(
@@ -503,7 +514,7 @@ def test_losses_and_gradients_are_the_authors(
 
 
 def test_the_targets_of_tsd() -> None:
-    target_NK, _ = of_steps.ensemble(student(), torch.tensor(LABELS), "correct")
+    target_NK, _ = tsd.ensemble(student(), torch.tensor(LABELS), "correct")
     expected = [[1.599999992, 0.04999999974999999, -0.199999999], [0.0, 0.0, 0.0]]
     assert target_NK.flatten().tolist() == pytest.approx([*expected[0], *expected[1]], rel=1e-7)
 

@@ -268,7 +268,7 @@ def test_names_come_from_the_variable_and_the_flags(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert plugins.asked_for(None) == []
-    assert plugins.keep(tmp_path, {"method dkd": "tser_cli.losses.steps"}) == []  # none is loaded
+    assert plugins.keep(tmp_path, {"method dkd": "tser_cli.losses.dkd"}) == []  # none is loaded
     assert not (tmp_path / "code").exists()
     monkeypatch.setenv(plugins.VARIABLE, "one:two.py")
     assert plugins.asked_for(["three"]) == ["one", "two.py", "three"]
@@ -317,7 +317,7 @@ def test_a_run_keeps_its_plug_ins_and_tells_what_it_needs(
     file = write()
     plugins.load(["example_plugin"])
     folder = tmp_path / "run"
-    (record,) = plugins.keep(folder, {"method dkd": "tser_cli.losses.steps"})
+    (record,) = plugins.keep(folder, {"method dkd": "tser_cli.losses.dkd"})
     assert record["copy"] == "code/example_plugin.py"
     assert (folder / record["copy"]).read_text() == METHOD
     assert record["adds"] == ["method mine"]

@@ -19,17 +19,7 @@ class StageAdapters(nn.ModuleList):
 
 
 def stage_convolutions(student: list[Shape], teacher: list[Shape]) -> StageAdapters:
-    """Return a 3 x 3 convolution and batch norm a stage, to the teacher's number of channels.
-
-    Raises ConfigError where the stages of the two networks can't be compared one by one.
-    """
-    if len(student) != len(teacher):
-        raise ConfigError(
-            f"method.name: the student has {len(student)} stages and the teacher {len(teacher)}; "
-            "this method needs as many, as resnet18 and resnet34 have"
-        )
-    for number, (ours, theirs) in enumerate(zip(student, teacher, strict=True), start=1):
-        check_maps(f"stage {number}", ours, theirs)
+    """Return a 3 x 3 convolution and batch norm a stage, to the teacher's number of channels."""
     return StageAdapters(
         nn.Sequential(
             nn.Conv2d(ours[0], theirs[0], 3, padding=1, bias=False), nn.BatchNorm2d(theirs[0])
@@ -57,6 +47,17 @@ class Blur(nn.Module):
         if self.training:
             x = x * (torch.rand(*x.shape[:2], 1, 1, device=x.device) >= MASKED)
         return (*features[:-1], self.rebuild(x))
+
+
+def check_stages(student: list[Shape], teacher: list[Shape]) -> None:
+    """Raise ConfigError where the stages of the two networks can't be compared one by one."""
+    if len(student) != len(teacher):
+        raise ConfigError(
+            f"method.name: the student has {len(student)} stages and the teacher {len(teacher)}; "
+            "this method needs as many, as resnet18 and resnet34 have"
+        )
+    for number, (ours, theirs) in enumerate(zip(student, teacher, strict=True), start=1):
+        check_maps(f"stage {number}", ours, theirs)
 
 
 def check_maps(where: str, ours: Shape, theirs: Shape) -> None:

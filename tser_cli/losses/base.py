@@ -102,7 +102,7 @@ def mean_cross_entropy(outputs: Outputs, settings: Supervised) -> Tensor:
     """mean_n CE(zbar, y) in nats: time is averaged before the loss."""
     from torch.nn import functional as F
 
-    zbar_NK = outputs.logits_TNK.mean(0)
+    zbar_NK = time_mean(outputs.logits_TNK)
     return F.cross_entropy(zbar_NK, outputs.labels_N, label_smoothing=settings.label_smoothing)
 
 
@@ -119,7 +119,7 @@ def step_cross_entropy(outputs: Outputs, settings: Supervised) -> Tensor:
 def mean_kl(outputs: Outputs, temperature: float) -> Tensor:
     """mean_n KL_tau(z_A, zbar), without the factor tau^2: time is averaged before the loss."""
     # over images: the "mean" of torch's own kl_div divides by the classes as well
-    return kl_per_image(teacher_logits(outputs), outputs.logits_TNK.mean(0), temperature).mean()
+    return kl_per_image(teacher_logits(outputs), time_mean(outputs.logits_TNK), temperature).mean()
 
 
 def step_kl(outputs: Outputs, temperature: float) -> Tensor:
@@ -146,6 +146,11 @@ def entropy(logits: Tensor) -> Tensor:
     """Shannon entropy of softmax(z) in nats: [..., K] -> [...]."""
     log_p = logits.log_softmax(-1)
     return -(log_p.exp() * log_p).sum(-1)
+
+
+def time_mean(logits_TNK: Tensor) -> Tensor:
+    """zbar = mean_t z_t: [T, N, K] -> [N, K]."""
+    return logits_TNK.mean(0)
 
 
 def teacher_logits(outputs: Outputs) -> Tensor:

@@ -168,6 +168,11 @@ def summarise(
             found = compare(found, values, cells[base_key])
             found = compare_answers(found, answers.get(key, {}), answers.get(base_key, {}))
         summary.append(found)
+    return with_holm(summary)
+
+
+def with_holm(summary: Sequence[CellStatistics]) -> list[CellStatistics]:
+    """Return the statistics with p-values adjusted for the number of comparisons (Holm)."""
     # of many comparisons some would else be resolved by chance
     adjusted = statistics.holm([one.p_value for one in summary])
     return [

@@ -100,19 +100,18 @@ MODELS: dict[str, ModelEntry] = {
     **{name: ModelEntry(f"tser_cli.models.vgg:{name}") for name in ("vgg11", "vgg16")},
 }
 
-LADDER, FEATURES = "tser_cli.losses.ladder", "tser_cli.losses.features"
+LADDER = "tser_cli.losses.ladder"
 METHODS: dict[str, MethodEntry] = {
     # the ladder of the paper's ablation: one file, since each differs from the last in one thing
     **{
         name: MethodEntry(LADDER, f"{name.capitalize()}Settings", name)
         for name in ("ce", "kd", "tskl", "tsce", "ts", "tser")
     },
-    "feature": MethodEntry(FEATURES, "FeatureSettings", "feature"),
-    "kd_feature": MethodEntry(FEATURES, "KdFeatureSettings", "kd_feature"),
-    "bkd": MethodEntry(FEATURES, "BkdSettings", "bkd", "make_blur"),
+    "feature": MethodEntry("tser_cli.losses.feature"),
+    "kd_feature": MethodEntry("tser_cli.losses.feature", "KdFeatureSettings", "kd_feature"),
     **{
-        name: MethodEntry("tser_cli.losses.steps", f"{name.capitalize()}Settings", name)
-        for name in ("tsd", "seal", "tet", "dkd")
+        name: MethodEntry(f"tser_cli.losses.{name}")
+        for name in ("bkd", "tsd", "seal", "tet", "dkd")
     },
 }
 DEFAULT_METHOD = "tser"
@@ -160,7 +159,7 @@ def used_by(values: Mapping[str, Any]) -> list[str]:
 
 
 def targets_of(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the targets behind what settings name: {"method dkd": "tser_cli.losses.steps"}."""
+    """Return the targets behind what settings name: {"method dkd": "tser_cli.losses.dkd"}."""
     named = [(kind, values.get(key)) for key, kind in NAMED_BY.items()]
     return {
         f"{kind} {name}": TABLES[kind][name].target for kind, name in named if name in TABLES[kind]
