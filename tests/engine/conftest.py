@@ -66,22 +66,49 @@ def told() -> Told:
     return Told()
 
 
-@pytest.fixture(scope="session")
-def spec() -> DataSpec:
-    """8 x 8 grey images of three classes."""
+# 24 training and 11 test images: three steps of eight an epoch.
+DATASET = Dataset(SPEC, source(24, 1), source(11, 2))
+
+
+def make_config(changes: dict[str, Any] | None = None) -> Config:
+    """`make_config({"training.epochs": 3})`: the tiny settings with some changed."""
+    return resolve([Layer("tests", {**SETTINGS, **(changes or {})})])
+
+
+def make_context(config: Config, progress: Progress | None = None) -> Context:
+    """`make_context(config, progress)`: a Context on the tiny data set, silent if not told else."""
+    return Context(config, DATASET, make_runtime(config.training), progress or Silent())
+
+
+def make_task(kind: str, config: Config) -> Task:
+    """`make_task("student", config)`: a seeded network and its objective; a teacher likewise."""
+    torch.manual_seed(3)
+    teacher = networks.build("resnet20", SPEC, config, spiking=False)
+    if kind == "teacher":
+        return classification(teacher, config)
+    student = networks.build("resnet20", SPEC, config, spiking=True)
+    return distillation(student, teacher, config, SPEC.image_shape)
+
+
+# The same as fixtures.
+@pytest.fixture(scope="session", name="spec")
+def _spec() -> DataSpec:
     return SPEC
 
 
-@pytest.fixture(scope="session")
-def dataset() -> Dataset:
-    """24 training and 11 test images: three steps of eight an epoch."""
-    return Dataset(SPEC, source(24, 1), source(11, 2))
+@pytest.fixture(scope="session", name="make_config")
+def _make_config() -> MakeConfig:
+    return make_config
 
 
-@pytest.fixture(scope="session")
-def make_config() -> MakeConfig:
-    """`make_config({"training.epochs": 3})`: the tiny settings with some changed."""
-    return lambda changes=None: resolve([Layer("tests", {**SETTINGS, **(changes or {})})])
+@pytest.fixture(scope="session", name="make_context")
+def _make_context() -> Callable[..., Context]:
+    return make_context
+
+
+@pytest.fixture(scope="session", name="make_task")
+def _make_task() -> Callable[..., Task]:
+    return make_task
 
 
 @pytest.fixture(scope="session")
@@ -90,50 +117,20 @@ def runtime() -> Runtime:
     return make_runtime(TrainingConfig(device="cpu"))
 
 
-@pytest.fixture(scope="session")
-def make_context(dataset: Dataset) -> Callable[..., Context]:
-    """`make_context(config, progress)`: a Context on the tiny data set, silent if not told else."""
+def make_fit(
+    kind: str, config: Config, runs: Path, progress: Progress | None = None, **parts: Any
+) -> TrainingJob:
+    """All that fit() works with, of a run under `runs`: a second call takes the run up again.
 
-    def make(config: Config, progress: Progress | None = None) -> Context:
-        return Context(config, dataset, make_runtime(config.training), progress or Silent())
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def make_task() -> Callable[..., Task]:
-    """`make_task("student", config)`: a seeded network and its objective; a teacher likewise."""
-
-    def make(kind: str, config: Config) -> Task:
-        torch.manual_seed(3)
-        teacher = networks.build("resnet20", SPEC, config, spiking=False)
-        if kind == "teacher":
-            return classification(teacher, config)
-        student = networks.build("resnet20", SPEC, config, spiking=True)
-        return distillation(student, teacher, config, SPEC.image_shape)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def make_fit(dataset: Dataset, make_task: Callable[..., Task]) -> Callable[..., TrainingJob]:
-    """`make_fit(kind, config, folder, progress)`: all that fit() works with.
-
-    A second call on the same folder takes its run up again. More keywords replace parts.
+    More keywords replace parts.
     """
-
-    def make(
-        kind: str, config: Config, runs: Path, progress: Progress | None = None, **parts: Any
-    ) -> TrainingJob:
-        runtime = make_runtime(config.training)
-        found = sorted(runs.glob("*/*/*/status.json"))
-        run = Run(found[0].parent) if found else folder.create(runs, kind, config)
-        stop = getattr(progress, "stop", None) or StopRequest(lambda text: None)
-        task = parts.pop("task", None) or make_task(kind, config)
-        loader = build_train_loader(dataset, config)
-        return TrainingJob(task, loader, config, run, runtime, progress or Silent(), stop, **parts)
-
-    return make
+    runtime = make_runtime(config.training)
+    found = sorted(runs.glob("*/*/*/status.json"))
+    run = Run(found[0].parent) if found else folder.create(runs, kind, config)
+    stop = getattr(progress, "stop", None) or StopRequest(lambda text: None)
+    task = parts.pop("task", None) or make_task(kind, config)
+    loader = build_train_loader(DATASET, config)
+    return TrainingJob(task, loader, config, run, runtime, progress or Silent(), stop, **parts)
 
 
 def write_network(
@@ -145,14 +142,14 @@ def write_network(
 
 
 @pytest.fixture
-def teacher_file(tmp_path: Path, make_config: MakeConfig) -> Path:
+def teacher_file(tmp_path: Path) -> Path:
     """A model file of an untrained teacher."""
     write_network(tmp_path / "teacher.safetensors", make_config())
     return tmp_path / "teacher.safetensors"
 
 
 @pytest.fixture
-def ask(make_config: MakeConfig, teacher_file: Path) -> Callable[..., Request]:
+def ask(teacher_file: Path) -> Callable[..., Request]:
     """`ask(["method=ce,kd"], 2, {"training.epochs": 2})`: an ablation on the tiny settings."""
 
     def request(

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.engine.ablation.conftest import make_cell
+from tests.engine.conftest import make_config
 from tests.engine.results import RESULT
 from tser_cli.base.errors import ConfigError, RunError
 from tser_cli.engine.ablation import folder as ablation_folder
@@ -40,7 +42,6 @@ from tser_cli.engine.runs.folder import Run, create
 from tser_cli.settings.config import Config
 from tser_cli.settings.recipe import read, resolve
 
-MakeConfig = Callable[..., Config]
 Ask = Callable[..., Request]
 
 
@@ -146,7 +147,7 @@ def test_the_teacher_that_the_ablation_began_with(tmp_path: Path) -> None:
         shared_teacher(plan, "key")
 
 
-def test_cells_share_a_teacher_by_data_architecture_and_split(make_config: MakeConfig) -> None:
+def test_cells_share_a_teacher_by_data_architecture_and_split() -> None:
     key = teacher_key(make_config())
     assert teacher_key(make_config({"method.name": "kd", "training.seed": 1})) == key
     others = [
@@ -156,9 +157,7 @@ def test_cells_share_a_teacher_by_data_architecture_and_split(make_config: MakeC
     assert len({key, *map(teacher_key, others)}) == 3
 
 
-def test_where_a_teacher_is_found(
-    make_config: MakeConfig, place: AblationFolder, teacher_file: Path
-) -> None:
+def test_where_a_teacher_is_found(place: AblationFolder, teacher_file: Path) -> None:
     config = make_config()
     assert has_teacher(make_config({"model.teacher": str(teacher_file)}), place)
     assert not has_teacher(config, place)
@@ -180,24 +179,20 @@ def test_where_a_teacher_is_found(
         ({"model.teacher": "runs/a b"}, "teacher=runs-a-b_s3-0f733132"),
     ],
 )
-def test_folders_are_named_by_what_is_varied(
-    make_cell: Callable[..., Cell], varied: dict[str, Any], name: str
-) -> None:
+def test_folders_are_named_by_what_is_varied(varied: dict[str, Any], name: str) -> None:
     cell = make_cell(varied, 3)
     assert cell_name(cell) == name
     assert cell_folder(cell, Path("x")) == Path("x/cells") / name
 
 
-def test_no_two_cells_share_a_folder(make_cell: Callable[..., Cell]) -> None:
+def test_no_two_cells_share_a_folder() -> None:
     values = ["a/b", "a-b", "a b", "../a", "x" * 300, "x" * 301, "é" * 300, "[a]", "a\nb"]
     names = [cell_name(make_cell({"model.teacher": value})) for value in values]
     assert len(set(names)) == len(names)
     assert all(Path(name).name == name and len(name.encode()) < 255 for name in names)
 
 
-def test_a_cell_that_is_not_finished_says_so(
-    make_cell: Callable[..., Cell], tmp_path: Path
-) -> None:
+def test_a_cell_that_is_not_finished_says_so(tmp_path: Path) -> None:
     cell = make_cell({"method.name": "kd"}, 2)
     assert read_cell(cell, tmp_path) == CellRun("missing")
     for state in ("running", "failed", "stopped"):
@@ -226,10 +221,7 @@ def finished(cell: Cell, folder: Path, **status: Any) -> Run:
     ],
 )
 def test_a_cell_with_a_damaged_result_is_named_and_trained_again(
-    make_cell: Callable[..., Cell],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    change: dict[str, Any],
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, Any]
 ) -> None:
     cell = make_cell({"method.name": "kd"}, 2)
     sound = finished(cell, tmp_path)
@@ -243,7 +235,7 @@ def test_a_cell_with_a_damaged_result_is_named_and_trained_again(
 
 
 def test_a_cell_with_a_damaged_file_is_trained_again(
-    make_cell: Callable[..., Cell], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cell = make_cell({"method.name": "kd"})
     run = finished(cell, tmp_path)
@@ -254,7 +246,7 @@ def test_a_cell_with_a_damaged_file_is_trained_again(
 
 
 def test_a_cell_is_read_again_once_its_status_has_changed(
-    make_cell: Callable[..., Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell, read = make_cell({"method.name": "kd"}), list[str]()
     sound = finished(cell, tmp_path)
@@ -273,10 +265,7 @@ def test_a_cell_is_read_again_once_its_status_has_changed(
 
 @pytest.mark.parametrize("content", [None, b"PK"])
 def test_predictions_that_are_missing_or_damaged_cost_no_more_than_themselves(
-    make_cell: Callable[..., Cell],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    content: bytes | None,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
 ) -> None:
     cell = make_cell({"method.name": "kd"})
     run = finished(cell, tmp_path)
@@ -287,9 +276,7 @@ def test_predictions_that_are_missing_or_damaged_cost_no_more_than_themselves(
     assert ("predictions.npz is damaged" in caplog.text) is (content is not None)
 
 
-def test_a_cell_s_paths_hold_from_anywhere(
-    make_cell: Callable[..., Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cell_s_paths_hold_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cell = make_cell({"method.name": "kd"}, **{"data.dir": "images"})
     home = write_settings(cell, Path("out"))
@@ -298,9 +285,7 @@ def test_a_cell_s_paths_hold_from_anywhere(
     assert stated["data"]["dir"] == str(tmp_path / "images")
 
 
-def test_a_cell_goes_on_where_the_images_have_moved(
-    make_cell: Callable[..., Cell], tmp_path: Path
-) -> None:
+def test_a_cell_goes_on_where_the_images_have_moved(tmp_path: Path) -> None:
     def settings_at(folder: str) -> tuple[Path, Config]:
         home = write_settings(
             make_cell({"method.name": "kd"}, **{"data.dir": str(tmp_path / folder)}), tmp_path

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.engine.ablation.conftest import make_cell
+from tests.engine.conftest import make_config
 from tests.engine.results import RESULT
 from tser_cli.base.errors import ConfigError
 from tser_cli.engine.ablation import cell_process, launchers
@@ -34,12 +36,9 @@ from tser_cli.engine.ablation.launchers import (
 )
 from tser_cli.engine.runs.folder import create
 from tser_cli.engine.runs.stop import StopRequest
-from tser_cli.settings.config import Config
 
 
-def test_a_cell_s_process_gets_its_share_of_the_threads(
-    make_cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cell_s_process_gets_its_share_of_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(launchers, "cores", lambda: 8)
     cell = make_cell({"method.name": "kd"})
@@ -66,7 +65,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> list[list[str]]:
 
 
 def test_no_setting_from_outside_reaches_a_cell(
-    make_cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TSER_OPTIMIZER_LR", "3")
     seen = stand_in(monkeypatch, "import os; print(sorted(os.environ))")
@@ -92,12 +91,7 @@ def test_no_setting_from_outside_reaches_a_cell(
     ],
 )
 def test_cells_side_by_side_get_a_gpu_each(
-    make_cell: Callable[..., Cell],
-    monkeypatch: pytest.MonkeyPatch,
-    device: str,
-    visible: str,
-    jobs: int,
-    given: list[str | None],
+    monkeypatch: pytest.MonkeyPatch, device: str, visible: str, jobs: int, given: list[str | None]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -109,9 +103,7 @@ def test_cells_side_by_side_get_a_gpu_each(
     assert found == given
 
 
-def test_as_many_cells_at_once_as_gpus(
-    make_cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_as_many_cells_at_once_as_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     free = make_cell({"method.name": "kd"}, **{"training.device": "auto"})
     bound = make_cell({"method.name": "kd"}, **{"training.device": "cpu"})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -121,9 +113,7 @@ def test_as_many_cells_at_once_as_gpus(
     assert default_jobs([free]) == 1
 
 
-def test_no_cell_starts_once_a_stop_was_asked_for(
-    make_cell: Callable[..., Cell], tmp_path: Path
-) -> None:
+def test_no_cell_starts_once_a_stop_was_asked_for(tmp_path: Path) -> None:
     stop = StopRequest(lambda text: None)
     stop.signal = 15
     assert Launcher(tmp_path, 1, stop).run(make_cell({"method.name": "kd"})) == "not started"
@@ -149,7 +139,7 @@ while True:
 
 
 def test_a_stopped_cell_may_save_before_its_end_is_told(
-    make_cell: Callable[..., Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready, stop = tmp_path / "ready", StopRequest(lambda text: None)
     stand_in(monkeypatch, SAVES.format(ready=str(ready)))
@@ -163,7 +153,7 @@ def test_a_stopped_cell_may_save_before_its_end_is_told(
 
 
 def test_what_a_failed_cell_said_last_is_told(
-    make_cell: Callable[..., Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch, "for n in range(9): print(n)\nraise SystemExit(7)")
     launcher = Launcher(tmp_path, 1, StopRequest(lambda text: None))
@@ -221,7 +211,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
 
 
 @pytest.fixture
-def cell(make_config: Callable[..., Config]) -> Cell:
+def cell() -> Cell:
     return Cell({"method.name": "kd"}, 0, make_config({"method.name": "kd"}))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.engine.conftest import make_config, make_context
 from tests.engine.results import RESULT
 from tser_cli.base.errors import ConfigError, Interrupted, RunError
 from tser_cli.base.progress import Progress, Silent
@@ -35,11 +36,8 @@ from tser_cli.engine.training.task import Task
 from tser_cli.report import ablation_figures, figures
 from tser_cli.report.csv_files import PROVENANCE, read_csv
 from tser_cli.report.predictions import PREDICTIONS, read_predictions
-from tser_cli.settings.config import Config
 
 DRAW_ALL = ablation_figures.draw_all
-MakeConfig = Callable[..., Config]
-MakeContext = Callable[..., Context]
 Ask = Callable[..., Request]
 
 
@@ -74,7 +72,7 @@ class InProcess:
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch, make_context: MakeContext) -> None:
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny data everywhere, cells in this process, no t-SNE, no figures."""
     for module in (ablate, settle, opened):
         monkeypatch.setattr(module, "prepare", make_context)
@@ -284,7 +282,7 @@ def test_cells_of_one_seed_begin_alike(
 
 
 def test_one_teacher_is_trained_once_and_kept(
-    ask: Ask, place: AblationFolder, tmp_path: Path, make_config: MakeConfig
+    ask: Ask, place: AblationFolder, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "teacher.toml"
     recipe.write_text("[training]\nepochs = 1\nbatch_size = 12\n")

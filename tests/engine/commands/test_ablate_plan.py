@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.engine.conftest import make_context
 from tests.engine.results import RESULT
 from tser_cli.base.progress import Silent
 from tser_cli.engine.ablation.folder import AblationFolder, cell_folder, checked_plan, write_plan
@@ -18,7 +19,7 @@ from tser_cli.engine.commands import ablate, dry_run
 from tser_cli.engine.commands.ablate import AblationPlan, plan_ablation
 from tser_cli.engine.commands.dry_run import TrainingPlan, plan_student
 from tser_cli.engine.runs import folder
-from tser_cli.engine.runs.opened import Context, Options
+from tser_cli.engine.runs.opened import Options
 from tser_cli.engine.training import settle
 from tser_cli.settings.config import Config
 
@@ -26,7 +27,7 @@ Ask = Callable[..., Request]
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch, make_context: Callable[..., Context]) -> None:
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans are made for the tiny data set."""
     monkeypatch.setattr(settle, "prepare", make_context)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.conftest import Told
+from tests.engine.conftest import Told, make_config, make_context
 from tests.engine.results import RESULT
 from tser_cli.base.errors import ConfigError, DiskFullError
 from tser_cli.base.files import check_folder, write_error
@@ -21,24 +21,18 @@ from tser_cli.engine.commands.evaluate import EvaluateResult, evaluate_run, pars
 from tser_cli.engine.evaluation.evaluate import evaluate_split
 from tser_cli.engine.runs import folder, networks, opened
 from tser_cli.engine.runs.folder import Run
-from tser_cli.engine.runs.opened import Context, open_finished
+from tser_cli.engine.runs.opened import open_finished
 from tser_cli.engine.runs.weights import load_model
 from tser_cli.models.base import Classifier
 from tser_cli.report.csv_files import PER_TIMESTEP, read_csv
-from tser_cli.settings.config import Config
 from tser_cli.settings.options import EvaluateRequest
 
-MakeConfig = Callable[..., Config]
 Finished = Callable[..., Run]
 
 
 @pytest.fixture
 def finished(
-    tmp_path: Path,
-    make_config: MakeConfig,
-    make_context: Callable[..., Context],
-    wake: Callable[[Classifier], Classifier],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, wake: Callable[[Classifier], Classifier], monkeypatch: pytest.MonkeyPatch
 ) -> Finished:
     """`finished("student")`: a run of two steps whose network is random, on the tiny data."""
     monkeypatch.setattr(opened, "prepare", make_context)

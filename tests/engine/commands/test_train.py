@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from tests.engine.conftest import write_network
+from tests.engine.conftest import make_config, make_context, write_network
 from tser_cli.base.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError, RunError
 from tser_cli.base.progress import Silent
 from tser_cli.engine.commands import train
@@ -37,15 +37,12 @@ from tser_cli.losses.base import Outputs
 from tser_cli.models.base import Build
 from tser_cli.report.csv_files import PER_TIMESTEP, read_csv
 from tser_cli.settings import registry
-from tser_cli.settings.config import Config
 
-MakeConfig = Callable[..., Config]
-MakeContext = Callable[..., Context]
 Distil = Callable[..., RunResult]
 
 
 @pytest.fixture
-def distil(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> Distil:
+def distil(monkeypatch: pytest.MonkeyPatch) -> Distil:
     """`distil(config, options)`: the command on the tiny data."""
     monkeypatch.setattr(settle, "prepare", make_context)
     return train.distill
@@ -57,11 +54,7 @@ def only(folder: Path, kind: str) -> Run:
 
 
 def test_a_student_is_distilled_from_a_file_and_its_result_is_what_its_files_say(
-    distil: Distil,
-    make_config: MakeConfig,
-    teacher_file: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    distil: Distil, teacher_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config({"model.teacher": str(teacher_file), "training.epochs": 1})
     result = distil(config, Options(tmp_path / "runs"))
@@ -96,7 +89,7 @@ def test_a_student_is_distilled_from_a_file_and_its_result_is_what_its_files_say
 
 
 def test_a_teacher_is_trained_first_where_there_is_none(
-    distil: Distil, make_config: MakeConfig, tmp_path: Path, told: Any
+    distil: Distil, tmp_path: Path, told: Any
 ) -> None:
     recipe = tmp_path / "teacher.toml"
     recipe.write_text("[training]\nepochs = 1\nbatch_size = 12\n")
@@ -115,7 +108,7 @@ def test_a_teacher_is_trained_first_where_there_is_none(
     assert only(tmp_path, "teacher") == teacher
 
 
-def test_ce_asks_for_no_teacher(distil: Distil, make_config: MakeConfig, tmp_path: Path) -> None:
+def test_ce_asks_for_no_teacher(distil: Distil, tmp_path: Path) -> None:
     changes = {"method.name": "ce", "training.epochs": 1, "model.teacher": "no such thing"}
     result = distil(make_config(changes), Options(tmp_path))
     assert "teacher" not in Run(result.folder).environment()
@@ -123,9 +116,7 @@ def test_ce_asks_for_no_teacher(distil: Distil, make_config: MakeConfig, tmp_pat
     assert {row["teacher"] for row in read_csv(result.folder / "per_timestep.csv")} == {""}
 
 
-def test_a_spiking_teacher_is_refused_before_a_run_is_made(
-    distil: Distil, make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_a_spiking_teacher_is_refused_before_a_run_is_made(distil: Distil, tmp_path: Path) -> None:
     path = tmp_path / "snn.safetensors"
     write_network(path, make_config(), spiking=True)
     with pytest.raises(CheckpointError, match="is a spiking network"):
@@ -133,9 +124,7 @@ def test_a_spiking_teacher_is_refused_before_a_run_is_made(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_student_does_not_start_with_its_teacher_s_weights(
-    make_context: MakeContext, make_config: MakeConfig
-) -> None:
+def test_a_student_does_not_start_with_its_teacher_s_weights() -> None:
     context = make_context(make_config({"method.name": "ce"}))
     student = student_task(context, None).model.state_dict()
     teacher = teacher_task(context).model.state_dict()
@@ -172,7 +161,6 @@ class OfManySteps(OfOneStep):
 )
 def test_a_student_that_can_t_be_trained_is_refused_before_its_teacher_is(
     distil: Distil,
-    make_config: MakeConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     network: type[nn.Module],
@@ -189,7 +177,7 @@ def test_a_student_that_can_t_be_trained_is_refused_before_its_teacher_is(
 
 
 def test_a_teacher_that_another_process_trains_is_waited_for(
-    distil: Distil, make_config: MakeConfig, tmp_path: Path
+    distil: Distil, tmp_path: Path
 ) -> None:
     config = make_config({"training.epochs": 1})
     theirs = FileLock(tmp_path / ".teacher-digits-resnet20.lock")
@@ -217,10 +205,7 @@ def test_a_teacher_that_another_process_trains_is_waited_for(
 
 
 def test_while_a_teacher_is_waited_for_the_other_processes_hear_of_it(
-    make_config: MakeConfig,
-    make_context: MakeContext,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = make_context(make_config())
     theirs, turns = FileLock(tmp_path / ".teacher-digits-resnet20.lock"), list[int]()
@@ -248,7 +233,7 @@ def test_while_a_teacher_is_waited_for_the_other_processes_hear_of_it(
     ("budget", "kept", "profile"), [("100%", True, "loihi"), ("0.48%", False, "")]
 )
 def test_the_verdict_on_an_energy_budget_and_the_profile_that_prices_it(
-    distil: Distil, make_config: MakeConfig, tmp_path: Path, budget: str, kept: bool, profile: str
+    distil: Distil, tmp_path: Path, budget: str, kept: bool, profile: str
 ) -> None:
     changes = {"method.name": "ce", "energy.budget": budget, "energy.profile": profile}
     result = distil(make_config({"training.epochs": 1, **changes}), Options(tmp_path / "runs"))
@@ -292,9 +277,7 @@ def trained(context: Context, options: Options) -> Run:
     return Run(train_teacher_in(context, options).folder)
 
 
-def test_a_teacher_s_run_is_complete_and_its_result_is_what_its_files_say(
-    make_context: MakeContext, make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_a_teacher_s_run_is_complete_and_its_result_is_what_its_files_say(tmp_path: Path) -> None:
     config = make_config({"data.validation_fraction": 0.25})
     result = train_teacher_in(make_context(config), Options(tmp_path))
     made = Run(result.folder)
@@ -334,7 +317,7 @@ def test_a_teacher_s_run_is_complete_and_its_result_is_what_its_files_say(
 
 
 def test_an_unknown_architecture_is_refused_before_the_data_is_loaded(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settle, "prepare", lambda *rest: pytest.fail("it was prepared"))
     with pytest.raises(ConfigError, match='did you mean "resnet34"'):
@@ -342,9 +325,7 @@ def test_an_unknown_architecture_is_refused_before_the_data_is_loaded(
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_same_seed_gives_the_same_model(
-    make_context: MakeContext, make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
     config = make_config({"training.epochs": 1})
     digests = []
     for _ in range(2):
@@ -354,9 +335,7 @@ def test_the_same_seed_gives_the_same_model(
     assert digests[0] == digests[1]
 
 
-def test_a_signal_stops_a_run_and_the_same_command_resumes_it(
-    make_context: MakeContext, make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_a_signal_stops_a_run_and_the_same_command_resumes_it(tmp_path: Path) -> None:
     config = make_config({"training.checkpoint_every": "9min"})
     whole = trained(make_context(config), Options(tmp_path / "whole"))
     with pytest.raises(Interrupted) as stop:
@@ -377,10 +356,7 @@ def test_a_signal_stops_a_run_and_the_same_command_resumes_it(
 
 
 def test_a_signal_during_the_last_evaluation(
-    make_context: MakeContext,
-    make_config: MakeConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def signalled(*args: Any, **kwargs: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -398,10 +374,7 @@ def test_a_signal_during_the_last_evaluation(
 
 
 def test_a_loss_that_is_not_finite_ends_a_run_for_good(
-    make_context: MakeContext,
-    make_config: MakeConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nan(outputs: Outputs, settings: Any) -> dict[str, torch.Tensor]:
         return {"loss": outputs.logits_TNK.sum() * math.nan}
@@ -415,12 +388,7 @@ def test_a_loss_that_is_not_finite_ends_a_run_for_good(
     assert find.find_unfinished(tmp_path, "teacher", make_config(), False) is None
 
 
-def test_another_failure_can_be_resumed(
-    make_context: MakeContext,
-    make_config: MakeConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_another_failure_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> None:
         raise RunError("the disk is full")
 
@@ -438,10 +406,7 @@ def test_another_failure_can_be_resumed(
 
 
 def test_the_first_error_is_reported_when_the_status_can_t_be_written(
-    make_context: MakeContext,
-    make_config: MakeConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: Any, **kwargs: Any) -> None:
         monkeypatch.setattr(Run, "update_status", full)
@@ -456,9 +421,7 @@ def test_the_first_error_is_reported_when_the_status_can_t_be_written(
     assert "no space left" in error.value.__notes__[0]
 
 
-def test_resume_never_begins_a_run_of_its_own(
-    make_context: MakeContext, make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_resume_never_begins_a_run_of_its_own(tmp_path: Path) -> None:
     config = make_config({"training.epochs": 1})
     with pytest.raises(Interrupted):
         train_teacher_in(make_context(config, Signalled(1)), Options(tmp_path))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.engine.conftest import DATASET, SPEC, make_config, make_context
 from tser_cli.base.errors import Interrupted
 from tser_cli.data.base import Dataset, DataSpec, TensorSource
 from tser_cli.data.loaders import build_eval_loader, evenly_spread
@@ -26,17 +27,13 @@ from tser_cli.engine.evaluation.evaluate import (
     keep_answers,
 )
 from tser_cli.engine.runs import folder, networks
-from tser_cli.engine.runs.opened import Context
 from tser_cli.engine.runs.runtime import Runtime
 from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.models.base import Classifier
 from tser_cli.report.csv_files import PER_TIMESTEP
 from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, read_predictions
-from tser_cli.settings.config import Config
 
 STEPS, IMAGES, CLASSES = 3, 101, 5
-MakeConfig = Callable[..., Config]
-MakeContext = Callable[..., Context]
 Counted = Callable[..., Evaluation]
 
 
@@ -85,7 +82,7 @@ def numbered() -> Dataset:
 
 
 @pytest.fixture
-def counted(numbered: Dataset, make_config: MakeConfig, runtime: Runtime) -> Counted:
+def counted(numbered: Dataset, runtime: Runtime) -> Counted:
     """`counted(model, batch)`: the model's evaluation on the numbered images."""
 
     def count(
@@ -103,11 +100,9 @@ def counted(numbered: Dataset, make_config: MakeConfig, runtime: Runtime) -> Cou
 
 
 @pytest.fixture
-def student(
-    spec: DataSpec, make_config: MakeConfig, wake: Callable[[Classifier], Classifier]
-) -> Classifier:
+def student(wake: Callable[[Classifier], Classifier]) -> Classifier:
     """A network whose neurons spike."""
-    return wake(networks.build("resnet20", spec, make_config(), spiking=True))
+    return wake(networks.build("resnet20", SPEC, make_config(), spiking=True))
 
 
 def argmax(values: list[float]) -> int:
@@ -194,14 +189,14 @@ def test_processes_together_count_every_image_once(
 
 
 def test_a_real_network_counts_as_the_plain_loop_does(
-    dataset: Dataset, student: Classifier, make_config: MakeConfig, runtime: Runtime
+    student: Classifier, runtime: Runtime
 ) -> None:
-    loader = build_eval_loader(dataset, "test", make_config({"training.eval_batch_size": 4}))
+    loader = build_eval_loader(DATASET, "test", make_config({"training.eval_batch_size": 4}))
     evaluation = evaluate(student, loader, runtime, 2)
     with torch.no_grad():
         alone = [student(image, 2) for batch in loader for image in batch.images_NCHW.split(1)]
     logits = torch.cat(alone, dim=1).double().tolist()
-    expected = by_hand(logits, dataset.test.labels.tolist())
+    expected = by_hand(logits, DATASET.test.labels.tolist())
     for row, other in zip(evaluation.rows(), expected, strict=True):
         assert row["correct_at_t"] == other["correct_at_t"]
         assert row["correct_cumulative"] == other["correct_cumulative"]
@@ -298,7 +293,7 @@ def test_answers_and_counts_are_kept_where_they_are_asked_for(
 
 @pytest.mark.parametrize("batch", [2, 4])  # of three processes, one has none of 2 images
 def test_answers_and_counts_of_several_processes_are_put_in_the_images_order(
-    dataset: Dataset, student: Classifier, make_config: MakeConfig, runtime: Runtime, batch: int
+    student: Classifier, runtime: Runtime, batch: int
 ) -> None:
     class Gathered(Runtime):
         """Keeps what this process shares, and returns what `others` shared too."""
@@ -311,19 +306,19 @@ def test_answers_and_counts_of_several_processes_are_put_in_the_images_order(
             return [*Gathered.others, value]
 
     config = make_config({"training.eval_batch_size": batch})
-    whole = evaluate(student, build_eval_loader(dataset, "test", config), runtime, 2, count=True)
+    whole = evaluate(student, build_eval_loader(DATASET, "test", config), runtime, 2, count=True)
     of_rank = Gathered(runtime.accelerator, runtime.memory_format)
     Gathered.others = []
     for rank in range(3):
-        loader = build_eval_loader(dataset, "test", config, rank=rank, world=3)
+        loader = build_eval_loader(DATASET, "test", config, rank=rank, world=3)
         together = evaluate(student, loader, of_rank, 2, count=True)
         Gathered.others.append(Gathered.shared)
     shares = [len(part[0].index_I) if part else 0 for part in Gathered.others]
     assert shares == ([6, 5, 0] if batch == 2 else [5, 3, 3])
-    assert together.answers.index_I.tolist() == list(range(len(dataset.test)))
+    assert together.answers.index_I.tolist() == list(range(len(DATASET.test)))
     assert torch.equal(together.answers.prediction_TI, whole.answers.prediction_TI)
     assert torch.equal(together.answers.correct_TI, whole.answers.correct_TI)
-    assert together.counts.images == whole.counts.images == len(dataset.test)
+    assert together.counts.images == whole.counts.images == len(DATASET.test)
     for mine, other in zip(together.counts.layers, whole.counts.layers, strict=True):
         assert mine.layer == other.layer
         for name in ("nonzero_TI", "events_TI", "value_TI", "executed_T"):
@@ -332,9 +327,7 @@ def test_answers_and_counts_of_several_processes_are_put_in_the_images_order(
     assert len(set(spikes)) > 1  # else the order would not matter
 
 
-def test_some_images_of_a_split_are_evenly_spread(
-    make_context: MakeContext, student: Classifier, make_config: MakeConfig
-) -> None:
+def test_some_images_of_a_split_are_evenly_spread(student: Classifier) -> None:
     assert evenly_spread(3, 9).tolist() == [0, 1, 2]
     assert evenly_spread(100, 100).tolist() == list(range(100))
     assert evenly_spread(11, 4).tolist() == [0, 2, 5, 8]
@@ -347,9 +340,7 @@ def test_some_images_of_a_split_are_evenly_spread(
     assert torch.equal(some.answers.prediction_TI, chosen)
 
 
-def test_a_requested_stop_reaches_the_pass_over_a_split(
-    make_context: MakeContext, student: Classifier, make_config: MakeConfig
-) -> None:
+def test_a_requested_stop_reaches_the_pass_over_a_split(student: Classifier) -> None:
     stop = StopRequest(lambda text: None)
     stop.signal = 15
     with pytest.raises(Interrupted) as error:
@@ -365,12 +356,7 @@ def test_cumulative_mean_of_three_steps() -> None:
 PROFILE = load_profile("horowitz-45nm-fp32")
 
 
-def test_the_file_says_what_the_pass_found(
-    tmp_path: Path,
-    student: Classifier,
-    make_config: MakeConfig,
-    make_context: MakeContext,
-) -> None:
+def test_the_file_says_what_the_pass_found(tmp_path: Path, student: Classifier) -> None:
     config = make_config({"data.validation_fraction": 0.25})
     context, run = make_context(config), folder.create(tmp_path, "student", config)
     full = evaluate_split(student, context, "test", 3, count=True)
@@ -391,7 +377,7 @@ def test_the_file_says_what_the_pass_found(
 
 
 def test_a_network_that_can_t_stop_keeps_its_classes_alone(
-    student: Classifier, make_config: MakeConfig, make_context: MakeContext, tmp_path: Path
+    student: Classifier, tmp_path: Path
 ) -> None:
     context = make_context(make_config())
     full = evaluate_split(student, context, "test", 2, count=True)

@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 
+from tests.engine.conftest import make_config
 from tser_cli.base.errors import ConfigError, RunError
 from tser_cli.engine.runs import find, folder
 from tser_cli.engine.runs.folder import Run
-from tser_cli.settings.config import EPOCHS, Config, keys_where
-
-MakeConfig = Callable[..., Config]
+from tser_cli.settings.config import EPOCHS, keys_where
 
 
 def write_status(folder: Path, **status: Any) -> Run:
@@ -28,7 +27,7 @@ def write_status(folder: Path, **status: Any) -> Run:
 
 
 @pytest.fixture
-def unfinished(tmp_path: Path, make_config: MakeConfig) -> Callable[..., Run]:
+def unfinished(tmp_path: Path) -> Callable[..., Run]:
     """`unfinished(state=..., changes=...)`: a student's run that did not come to its end."""
 
     def make(state: str = "stopped", changes: dict[str, Any] | None = None, **status: Any) -> Run:
@@ -190,7 +189,7 @@ Resume = Callable[..., Run | None]
 
 
 @pytest.fixture
-def resume(tmp_path: Path, make_config: MakeConfig) -> Resume:
+def resume(tmp_path: Path) -> Resume:
     """`resume({"training.epochs": 9}, must=True)`: the student's run that these settings resume."""
 
     def found(changes: dict[str, Any] | None = None, must: bool = False) -> Run | None:
@@ -201,11 +200,7 @@ def resume(tmp_path: Path, make_config: MakeConfig) -> Resume:
 
 @pytest.mark.parametrize("state", ["running", "stopped", "failed"])
 def test_an_unfinished_run_of_the_same_settings_is_found(
-    unfinished: Callable[..., Run],
-    resume: Resume,
-    tmp_path: Path,
-    make_config: MakeConfig,
-    state: str,
+    unfinished: Callable[..., Run], resume: Resume, tmp_path: Path, state: str
 ) -> None:
     run = unfinished(state)
     with pytest.raises(RunError, match=f"is {state}, not finished; repeat the command"):

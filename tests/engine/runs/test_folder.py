@@ -11,21 +11,19 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.engine.conftest import make_config
 from tser_cli.base import __version__
 from tser_cli.base.errors import RunError
 from tser_cli.engine.runs import folder
 from tser_cli.engine.runs.folder import Run, environment
-from tser_cli.settings.config import Config
 from tser_cli.settings.recipe import read, resolve
-
-MakeConfig = Callable[..., Config]
 
 
 @pytest.mark.parametrize(
@@ -37,7 +35,7 @@ MakeConfig = Callable[..., Config]
     ],
 )
 def test_the_name_says_model_steps_method_seed_and_time(
-    tmp_path: Path, make_config: MakeConfig, kind: str, added: dict[str, float], name: str
+    tmp_path: Path, kind: str, added: dict[str, float], name: str
 ) -> None:
     stated = {"model.teacher": "resnet34", "model.timesteps": 3, "method.name": "kd"}
     config = make_config({**stated, "training.seed": 7, **added})
@@ -47,17 +45,13 @@ def test_the_name_says_model_steps_method_seed_and_time(
     assert run.kind == kind
 
 
-def test_a_run_of_other_data_and_another_network_is_called_after_them(
-    tmp_path: Path, make_config: MakeConfig
-) -> None:
+def test_a_run_of_other_data_and_another_network_is_called_after_them(tmp_path: Path) -> None:
     run = folder.create(tmp_path, "student", make_config(), dataset="own", model="MyNet")
     assert run.folder.parent == tmp_path / "student" / "own"
     assert re.fullmatch(r"MyNet_T2_tser_s0_\d{8}-\d{6}", run.name)
 
 
-def test_config_toml_is_a_recipe_of_the_same_settings(
-    tmp_path: Path, make_config: MakeConfig
-) -> None:
+def test_config_toml_is_a_recipe_of_the_same_settings(tmp_path: Path) -> None:
     config = make_config({"optimizer.lr": 0.1 + 0.2, "schedule.milestones": [1.5, 3.0]})
     run = folder.create(tmp_path, "student", config)
     assert run.config() == config
@@ -65,7 +59,7 @@ def test_config_toml_is_a_recipe_of_the_same_settings(
 
 
 def test_status_and_environment_say_what_runs_where(
-    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["tser", "distill", "--seed", "5"])
     run = folder.create(tmp_path, "student", make_config({"training.seed": 5}))
@@ -116,7 +110,7 @@ def test_a_run_whose_status_is_damaged_while_it_trains_goes_on(
 
 
 def test_runs_of_the_same_second_get_folders_of_their_own(
-    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folder, "run_name", lambda *what: "same")
     barrier, made = threading.Barrier(4), list[Run]()
@@ -138,7 +132,7 @@ def test_runs_of_the_same_second_get_folders_of_their_own(
     assert {run.config().training.seed for run in made} == set(range(4))
 
 
-def test_a_place_that_can_t_hold_runs(tmp_path: Path, make_config: MakeConfig) -> None:
+def test_a_place_that_can_t_hold_runs(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(RunError, match="can't be written"):
         folder.create(tmp_path / "runs", "student", make_config())
@@ -159,7 +153,7 @@ with run.lock():
 
 
 @pytest.fixture
-def run(tmp_path: Path, make_config: Callable[..., Config]) -> Run:
+def run(tmp_path: Path) -> Run:
     return folder.create(tmp_path, "student", make_config())
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, resnet18
 
-from tests.engine.conftest import write_network
+from tests.engine.conftest import SPEC, make_config, write_network
 from tser_cli.base.errors import CheckpointError, ConfigError
 from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs import folder, networks
@@ -27,12 +27,11 @@ from tser_cli.models.base import Build, Classifier, build_model
 from tser_cli.settings import registry
 from tser_cli.settings.config import Config, NeuronConfig
 
-MakeConfig = Callable[..., Config]
 LARGE = DataSpec("imagenet", 3, 224, 224, tuple(map(str, range(1000))), (0.5,) * 3, (0.3,) * 3)
 
 
 @pytest.fixture
-def model_file(tmp_path: Path, make_config: MakeConfig) -> Path:
+def model_file(tmp_path: Path) -> Path:
     """A sound model file of a teacher."""
     write_network(tmp_path / "model.safetensors", make_config())
     return tmp_path / "model.safetensors"
@@ -54,22 +53,17 @@ def redescribe(path: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize(("spiking", "stem"), [(True, "small"), (False, "large")])
 def test_a_model_file_says_all_that_its_network_needs(
-    tmp_path: Path,
-    spec: DataSpec,
-    make_config: MakeConfig,
-    wake: Callable[[Classifier], Classifier],
-    spiking: bool,
-    stem: str,
+    tmp_path: Path, wake: Callable[[Classifier], Classifier], spiking: bool, stem: str
 ) -> None:
     config = make_config({"model.stem": stem, "neuron.threshold": 0.7, "neuron.reset": "soft"})
-    model = wake(networks.build("resnet20", spec, config, spiking))
+    model = wake(networks.build("resnet20", SPEC, config, spiking))
     path = tmp_path / "model.safetensors"
-    digest = networks.write(path, model, "resnet20", spec, config)
+    digest = networks.write(path, model, "resnet20", SPEC, config)
     # what it is read for does not matter: the file describes itself
     loaded = networks.read(path, LARGE)
     assert (loaded.name, loaded.source, loaded.sha256) == ("resnet20", str(path), digest)
     assert loaded.model.spiking is spiking
-    images = torch.randn(2, *spec.image_shape)
+    images = torch.randn(2, *SPEC.image_shape)
     with torch.no_grad():
         assert torch.equal(loaded.model.eval()(images, 3), model(images, 3))
 
@@ -106,7 +100,7 @@ def test_torchvision_s_state_dict_is_recognised(tmp_path: Path, wrapping: str) -
     ],
 )
 def test_a_damaged_description(
-    model_file: Path, spec: DataSpec, change: Callable[[dict[str, Any]], Any] | None
+    model_file: Path, change: Callable[[dict[str, Any]], Any] | None
 ) -> None:
     state, metadata, _ = load_model(model_file)
     text = "{"  # no JSON
@@ -116,11 +110,11 @@ def test_a_damaged_description(
         text = json.dumps(result if isinstance(result, list | str) else described)
     save_model(model_file, state, {"tser": text})
     with pytest.raises(CheckpointError, match="has a damaged description"):
-        networks.read(model_file, spec)
+        networks.read(model_file, SPEC)
 
 
 def test_a_description_s_shapes_are_compared_before_anything_is_made(
-    model_file: Path, spec: DataSpec, monkeypatch: pytest.MonkeyPatch
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[torch.device] = []
     build = networks.build_model
@@ -132,16 +126,14 @@ def test_a_description_s_shapes_are_compared_before_anything_is_made(
     monkeypatch.setattr(networks, "build_model", watched)
     redescribe(model_file, channels=1_000_000)
     with pytest.raises(CheckpointError, match="holds another network than the one asked for"):
-        networks.read(model_file, spec)
+        networks.read(model_file, SPEC)
     assert made == [torch.device("meta")]
 
 
 @pytest.mark.parametrize(
     ("value", "suffix"), [(float("nan"), ".safetensors"), (float("inf"), ".pt")]
 )
-def test_weights_that_are_not_finite(
-    model_file: Path, spec: DataSpec, value: float, suffix: str
-) -> None:
+def test_weights_that_are_not_finite(model_file: Path, value: float, suffix: str) -> None:
     state, metadata, _ = load_model(model_file)
     next(tensor for tensor in state.values() if tensor.is_floating_point()).view(-1)[0] = value
     path = model_file.with_suffix(suffix)
@@ -150,33 +142,31 @@ def test_weights_that_are_not_finite(
     else:
         save_model(path, state, metadata)
     with pytest.raises(CheckpointError, match="NaN or infinite"):
-        networks.read(path, spec)
+        networks.read(path, SPEC)
 
 
 @pytest.fixture
-def student_run(tmp_path: Path, make_config: MakeConfig) -> Run:
+def student_run(tmp_path: Path) -> Run:
     """A run whose model file is as it wrote it."""
     run = folder.create(tmp_path / "runs", "student", make_config())
     run.update_status(sha256=write_network(run.model_file, make_config(), spiking=True))
     return run
 
 
-def test_a_run_s_model_file_is_held_to_what_the_run_recorded(
-    student_run: Run, spec: DataSpec
-) -> None:
-    assert networks.read_of_run(student_run, spec).model.spiking
+def test_a_run_s_model_file_is_held_to_what_the_run_recorded(student_run: Run) -> None:
+    assert networks.read_of_run(student_run, SPEC).model.spiking
     content = bytearray(student_run.model_file.read_bytes())
     content[-1] ^= 1
     student_run.model_file.write_bytes(content)
     with pytest.raises(CheckpointError, match="is not the file that its run wrote"):
-        networks.read_of_run(student_run, spec)
+        networks.read_of_run(student_run, SPEC)
 
 
-def test_a_student_s_file_that_describes_no_student(student_run: Run, spec: DataSpec) -> None:
+def test_a_student_s_file_that_describes_no_student(student_run: Run) -> None:
     def refused() -> None:
         student_run.update_status(sha256=load_model(student_run.model_file)[2])
         with pytest.raises(CheckpointError, match="not what the student of"):
-            networks.read_of_run(student_run, spec)
+            networks.read_of_run(student_run, SPEC)
 
     redescribe(student_run.model_file, neuron=None)
     refused()
@@ -320,21 +310,19 @@ def network(spiking: bool, channels: int = 1, classes: int = 3) -> Loaded:
     ],
 )
 def test_a_network_that_does_not_fit_is_named_by_its_role(
-    spec: DataSpec, role: str, misfit: dict[str, int], said: str
+    role: str, misfit: dict[str, int], said: str
 ) -> None:
     loaded = network(spiking=role == "student", **misfit)
     with pytest.raises(CheckpointError, match=rf"^the {role} net\.pt {said}"):
-        check_network(loaded, role, spec)
+        check_network(loaded, role, SPEC)
 
 
 @pytest.mark.parametrize(("role", "training"), [("teacher", True), ("student", False)])
-def test_a_fitting_network_is_checked_without_a_trace(
-    spec: DataSpec, role: str, training: bool
-) -> None:
+def test_a_fitting_network_is_checked_without_a_trace(role: str, training: bool) -> None:
     loaded = network(spiking=role == "student")
     loaded.model.train(training)
     before = copy.deepcopy(loaded.model.state_dict())
-    check_network(loaded, role, spec)
+    check_network(loaded, role, SPEC)
     assert loaded.model.training is training
     assert all(torch.equal(v, before[name]) for name, v in loaded.model.state_dict().items())
 
@@ -446,14 +434,12 @@ def build(spec: DataSpec, config: Config, spiking: bool = True) -> Classifier:
     return networks.build("mynet", spec, config, spiking)
 
 
-def test_a_plain_module_is_a_network(
-    add: Callable[[object], str], spec: DataSpec, make_config: MakeConfig
-) -> None:
+def test_a_plain_module_is_a_network(add: Callable[[object], str]) -> None:
     add(Plain)
     images = torch.rand(5, 1, 8, 8)
-    student = build(spec, make_config({"model.timesteps": 4}))
+    student = build(SPEC, make_config({"model.timesteps": 4}))
     assert student(images, 4).shape == (4, 5, 3)
-    assert build(spec, make_config(), spiking=False)(images).shape == (5, 3)
+    assert build(SPEC, make_config(), spiking=False)(images).shape == (5, 3)
     # what feeds its layers is found from the data
     with torch.inference_mode(), counting_of(student.eval(), 4) as counter:
         student(images, 4)
@@ -462,11 +448,9 @@ def test_a_plain_module_is_a_network(
     assert not student.steps_alone
 
 
-def test_what_an_average_makes_may_be_declared_as_real(
-    add: Callable[[object], str], spec: DataSpec, make_config: MakeConfig
-) -> None:
+def test_what_an_average_makes_may_be_declared_as_real(add: Callable[[object], str]) -> None:
     add(Honest)
-    kinds = build(spec, make_config({"model.timesteps": 4})).input_kinds()
+    kinds = build(SPEC, make_config({"model.timesteps": 4})).input_kinds()
     assert kinds is not None and kinds["module.last"] == "real"
 
 
@@ -487,28 +471,24 @@ def test_what_an_average_makes_may_be_declared_as_real(
     ],
 )
 def test_what_breaks_the_contract(
-    add: Callable[[object], str],
-    spec: DataSpec,
-    make_config: MakeConfig,
-    network: object,
-    message: str,
+    add: Callable[[object], str], network: object, message: str
 ) -> None:
     add(network)
     with pytest.raises(ConfigError, match=message) as refused:
-        build(spec, make_config({"model.timesteps": 4}))
+        build(SPEC, make_config({"model.timesteps": 4}))
     assert "\n" not in str(refused.value)
 
 
-def test_other_classes_than_the_data_set_s(spec: DataSpec) -> None:
+def test_other_classes_than_the_data_set_s() -> None:
     model = build_model("resnet20", channels=1, height=8, width=8, num_classes=5)
     with pytest.raises(ConfigError, match=r"returns logits \(2, 5\); they must be \[N, K\]"):
-        check_contract("resnet20", model, spec, 1)
+        check_contract("resnet20", model, SPEC, 1)
 
 
-def test_ours_keep_it_and_stay_as_they_are(spec: DataSpec, make_config: MakeConfig) -> None:
-    model = networks.build("resnet20", spec, make_config(), spiking=True)
+def test_ours_keep_it_and_stay_as_they_are() -> None:
+    model = networks.build("resnet20", SPEC, make_config(), spiking=True)
     before, drawn = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
-    check_contract("resnet20", model, spec, 2)
+    check_contract("resnet20", model, SPEC, 2)
     assert model.training
     assert model.steps_alone
     assert torch.equal(drawn, torch.random.get_rng_state())

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.engine.conftest import write_network
+from tests.engine.conftest import DATASET, SPEC, make_config, write_network
 from tser_cli.base.errors import CheckpointError, ConfigError, Interrupted, RunError
 from tser_cli.base.progress import Silent
-from tser_cli.data.base import Dataset, DataSpec
+from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs import folder, opened
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.opened import (
@@ -25,20 +25,16 @@ from tser_cli.engine.runs.opened import (
 )
 from tser_cli.engine.runs.runtime import Runtime
 from tser_cli.engine.runs.stop import StopRequest
-from tser_cli.settings.config import Config
 
-MakeConfig = Callable[..., Config]
 MakeFinished = Callable[..., Run]
 
 
 @pytest.fixture
-def make_finished(
-    tmp_path: Path, dataset: Dataset, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> MakeFinished:
+def make_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeFinished:
     """`make_finished("student", spec)`: a finished run, its network made for images of `spec`."""
-    monkeypatch.setattr(opened, "load_dataset", lambda config: dataset)
+    monkeypatch.setattr(opened, "load_dataset", lambda config: DATASET)
 
-    def make(kind: str, spec: DataSpec = dataset.spec) -> Run:
+    def make(kind: str, spec: DataSpec = DATASET.spec) -> Run:
         run = folder.create(tmp_path, kind, make_config())
         write_network(run.model_file, make_config(), kind == "student", spec)
         run.update_status(state="finished", finished="2025-01-01T10:00:00+00:00")
@@ -49,13 +45,13 @@ def make_finished(
 
 @pytest.mark.parametrize("kind", ["teacher", "student"])
 def test_its_network_is_frozen_and_its_data_are_there(
-    make_finished: MakeFinished, dataset: Dataset, kind: str
+    make_finished: MakeFinished, kind: str
 ) -> None:
     run = make_finished(kind)
     opened = open_finished(run, {}, Silent())
     assert opened.run == run
     assert opened.config == run.config()
-    assert opened.context.dataset is dataset
+    assert opened.context.dataset is DATASET
     assert opened.loaded.model.spiking is (kind == "student")
     assert not opened.loaded.model.training
     assert not any(p.requires_grad for p in opened.loaded.model.parameters())
@@ -70,9 +66,9 @@ def test_other_images_than_the_runs_are_told(make_finished: MakeFinished, told: 
 
 @pytest.mark.parametrize("kind", ["teacher", "student"])
 def test_a_run_that_does_not_fit_the_data_is_named_by_its_kind(
-    make_finished: MakeFinished, spec: DataSpec, kind: str
+    make_finished: MakeFinished, kind: str
 ) -> None:
-    run = make_finished(kind, replace(spec, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3))
+    run = make_finished(kind, replace(SPEC, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3))
     with pytest.raises(CheckpointError, match=f"^the {kind} .* takes 3 input channels") as error:
         open_finished(run, {}, Silent())
     assert str(run.model_file) in str(error.value)
@@ -121,13 +117,11 @@ class Others:
     num_processes, process_index = 2, 1
 
 
-def test_the_data_the_device_and_where_messages_go(
-    dataset: Dataset, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(opened, "load_dataset", lambda config: dataset)
+def test_the_data_the_device_and_where_messages_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opened, "load_dataset", lambda config: DATASET)
     config, progress = make_config(), Silent()
     made = prepare(config, progress)
-    assert (made.config, made.dataset, made.progress) == (config, dataset, progress)
+    assert (made.config, made.dataset, made.progress) == (config, DATASET, progress)
     assert made.runtime.device.type == "cpu"
 
 

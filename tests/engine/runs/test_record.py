@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.engine.conftest import make_config
 from tser_cli.base import files
 from tser_cli.engine.runs import folder
 from tser_cli.engine.runs.folder import Run, time_of
@@ -23,14 +24,12 @@ from tser_cli.engine.runs.record import (
     size_of,
     with_result,
 )
-from tser_cli.settings.config import Config
 
-MakeConfig = Callable[..., Config]
 GONE = 2**22 + 1  # above Linux's largest process id
 
 
 @pytest.fixture
-def run(tmp_path: Path, make_config: MakeConfig) -> Run:
+def run(tmp_path: Path) -> Run:
     """A student's run that has just begun."""
     return folder.create(tmp_path, "student", make_config())
 
@@ -58,7 +57,7 @@ def test_a_finished_student(run: Run) -> None:
     assert "settings" not in entry.to_json()
 
 
-def test_a_teacher_has_no_student(tmp_path: Path, make_config: MakeConfig) -> None:
+def test_a_teacher_has_no_student(tmp_path: Path) -> None:
     entry = read_record(folder.create(tmp_path, "teacher", make_config()))
     assert (entry.kind, entry.teacher) == ("teacher", "resnet20")
     assert (entry.student, entry.timesteps, entry.method) == (None, None, None)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.engine.conftest import Told, write_network
+from tests.engine.conftest import SPEC, Told, make_config, make_context, write_network
 from tser_cli.base.errors import CheckpointError, ConfigError, RunError, TserError
 from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs import folder, networks, teachers
@@ -35,13 +35,12 @@ from tser_cli.engine.runs.teachers import (
 from tser_cli.models.base import OwnNetwork
 from tser_cli.settings.config import Config, keys_where
 
-MakeConfig = Callable[..., Config]
 MakeTeacher = Callable[..., Run]
 Network = Callable[..., Loaded]
 
 
 @pytest.fixture
-def make_teacher(tmp_path: Path, make_config: MakeConfig) -> MakeTeacher:
+def make_teacher(tmp_path: Path) -> MakeTeacher:
     """`make_teacher(hour, data.validation_fraction=0.1)`: a teacher run finished at that hour."""
 
     def make(hour: int, state: str = "finished", name: str = "resnet20", part: float = 0.0) -> Run:
@@ -59,11 +58,11 @@ Find = Callable[..., str | None]
 
 
 @pytest.fixture
-def find(tmp_path: Path, spec: DataSpec, make_config: MakeConfig) -> Find:
+def find(tmp_path: Path) -> Find:
     """`find({"model.teacher": "resnet18"})`: where the teacher comes from."""
 
     def source(changes: dict[str, Any] | None = None, runs_dir: Path = tmp_path) -> str | None:
-        loaded = find_teacher(make_config(changes), spec, runs_dir)
+        loaded = find_teacher(make_config(changes), SPEC, runs_dir)
         return None if loaded is None else loaded.source
 
     return source
@@ -84,9 +83,7 @@ def test_the_newest_finished_one_that_fits(
     assert find(runs_dir=tmp_path / "elsewhere") is None
 
 
-def test_a_teacher_of_another_test_split_or_other_images_is_passed_over(
-    tmp_path: Path, make_config: MakeConfig
-) -> None:
+def test_a_teacher_of_another_test_split_or_other_images_is_passed_over(tmp_path: Path) -> None:
     def settings(fraction: float) -> Config:
         return make_config({"data.name": "imagefolder", "data.test_fraction": fraction})
 
@@ -132,11 +129,7 @@ def test_a_name_that_is_nothing(find: Find, name: str, message: str) -> None:
 
 
 def test_imagenet_falls_back_on_torchvision_last(
-    tmp_path: Path,
-    find: Find,
-    network: Network,
-    make_config: MakeConfig,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, find: Find, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, theirs = make_config({"data.name": "imagenet"}), network()
     monkeypatch.setattr(networks, "pretrained", lambda name, spec: theirs)
@@ -147,9 +140,7 @@ def test_imagenet_falls_back_on_torchvision_last(
     assert find({"data.name": "imagenet"}) == str(run.model_file)
 
 
-def test_a_teacher_trained_first_has_its_recipe_and_the_student_s_data(
-    make_config: MakeConfig,
-) -> None:
+def test_a_teacher_trained_first_has_its_recipe_and_the_student_s_data() -> None:
     changes = {
         "data.dir": "/images",
         "data.validation_fraction": 0.25,
@@ -169,7 +160,7 @@ def test_a_teacher_trained_first_has_its_recipe_and_the_student_s_data(
     assert (teacher.training.epochs, teacher.optimizer.lr) == (10, 0.05)
 
 
-def test_the_teacher_s_recipe_can_be_chosen(tmp_path: Path, make_config: MakeConfig) -> None:
+def test_the_teacher_s_recipe_can_be_chosen(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text("[training]\nepochs = 3\n")
     config = make_config({"model.teacher_recipe": str(recipe)})
@@ -179,11 +170,11 @@ def test_the_teacher_s_recipe_can_be_chosen(tmp_path: Path, make_config: MakeCon
 
 
 @pytest.fixture
-def network(spec: DataSpec, make_config: Callable[..., Config]) -> Network:
+def network() -> Network:
     """`network(spiking, made_for, classes)`: as it was read from the file x.pt."""
 
     def make(
-        spiking: bool = False, made_for: DataSpec = spec, classes: tuple[str, ...] = ()
+        spiking: bool = False, made_for: DataSpec = SPEC, classes: tuple[str, ...] = ()
     ) -> Loaded:
         model = networks.build("resnet20", made_for, make_config(), spiking)
         return Loaded(model, "resnet20", "x.pt", "", classes)
@@ -191,27 +182,27 @@ def network(spec: DataSpec, make_config: Callable[..., Config]) -> Network:
     return make
 
 
-def test_a_network_that_can_t_teach(network: Network, spec: DataSpec) -> None:
+def test_a_network_that_can_t_teach(network: Network) -> None:
     with pytest.raises(CheckpointError, match=r"x\.pt is a spiking network; a teacher is an"):
-        fitting_teacher(network(spiking=True), spec)
-    other = network(made_for=replace(spec, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3))
+        fitting_teacher(network(spiking=True), SPEC)
+    other = network(made_for=replace(SPEC, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3))
     with pytest.raises(CheckpointError, match=r"^the teacher x\.pt takes 3 input channels"):
-        fitting_teacher(other, spec)
+        fitting_teacher(other, SPEC)
     with pytest.raises(ConfigError, match="theirs:build: a function's network teaches in tser dis"):
         check_architecture("theirs:build")
 
 
 @pytest.mark.parametrize("classes", [(), ("a", "b", "c"), ("d", "e", "f"), ("b", "a", "c")])
 def test_classes_that_are_others_or_in_another_order(
-    network: Network, spec: DataSpec, classes: tuple[str, ...]
+    network: Network, classes: tuple[str, ...]
 ) -> None:
     loaded = network(classes=classes)
-    if classes in ((), spec.classes):  # not said, or the same
-        assert fitting_teacher(loaded, spec) is loaded
+    if classes in ((), SPEC.classes):  # not said, or the same
+        assert fitting_teacher(loaded, SPEC) is loaded
         return
     said = rf"x\.pt was trained to tell apart {', '.join(classes)} .*of digits are a, b, c"
     with pytest.raises(CheckpointError, match=said):
-        fitting_teacher(loaded, spec)
+        fitting_teacher(loaded, SPEC)
 
 
 MODULE = """
@@ -249,21 +240,19 @@ def _here(nothing_added: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
-def settings(make_config: MakeConfig, **changes: object) -> Config:
+def settings(**changes: object) -> Config:
     named = {f"model.{key}": value for key, value in changes.items()}
     return make_config({"model.teacher": "theirs:build", **named})
 
 
-def test_a_function_and_its_weights(
-    tmp_path: Path, spec: DataSpec, make_config: MakeConfig
-) -> None:
+def test_a_function_and_its_weights(tmp_path: Path) -> None:
     weights = {"1.weight": torch.ones(3, 64), "1.bias": torch.arange(3.0)}
     torch.save({"state_dict": {f"module.{k}": v for k, v in weights.items()}}, "w.pt")
-    config = settings(make_config, teacher_weights="w.pt")
-    loaded = find_teacher(config, spec, tmp_path)
+    config = settings(teacher_weights="w.pt")
+    loaded = find_teacher(config, SPEC, tmp_path)
     assert loaded is not None
     assert loaded.source == "theirs:build with w.pt"
-    fitting_teacher(loaded, spec)
+    fitting_teacher(loaded, SPEC)
     images = torch.rand(2, 1, 8, 8)
     expected = images.sum((1, 2, 3)).unsqueeze(1) + torch.arange(3.0)
     torch.testing.assert_close(loaded.model(images), expected)
@@ -285,19 +274,17 @@ def test_a_function_and_its_weights(
         ("no_such_module:build", "--teacher no_such_module:build: no_such_module can't be imp"),
     ],
 )
-def test_a_function_that_does_not_fit(
-    tmp_path: Path, spec: DataSpec, make_config: MakeConfig, name: str, message: str
-) -> None:
+def test_a_function_that_does_not_fit(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(TserError, match=message):
-        loaded = find_teacher(settings(make_config, teacher=name), spec, tmp_path)
+        loaded = find_teacher(settings(teacher=name), SPEC, tmp_path)
         assert loaded is not None
-        fitting_teacher(loaded, spec)
+        fitting_teacher(loaded, SPEC)
 
 
-def test_weights_that_do_not_fit(tmp_path: Path, spec: DataSpec, make_config: MakeConfig) -> None:
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     torch.save({"1.weight": torch.ones(3, 63), "1.bias": torch.ones(3)}, "w.pt")
     with pytest.raises(CheckpointError, match=r"w\.pt does not fit the network.*63"):
-        find_teacher(settings(make_config, teacher_weights="w.pt"), spec, tmp_path)
+        find_teacher(settings(teacher_weights="w.pt"), SPEC, tmp_path)
 
 
 class Seen(nn.Module):
@@ -305,12 +292,12 @@ class Seen(nn.Module):
         return images_NCHW.flatten(1)
 
 
-def test_the_teacher_s_own_normalisation(spec: DataSpec, make_config: MakeConfig) -> None:
+def test_the_teacher_s_own_normalisation() -> None:
     pixels = torch.rand(2, 1, 8, 8)
-    config = settings(make_config, teacher_mean=[0.2], teacher_std=[0.4])
+    config = settings(teacher_mean=[0.2], teacher_std=[0.4])
     loaded = Loaded(OwnNetwork(Seen(), spiking=False), "seen", "", "")
-    model = renormalised(loaded, config, spec).model
-    shown = (pixels - spec.mean[0]) / spec.std[0]
+    model = renormalised(loaded, config, SPEC).model
+    shown = (pixels - SPEC.mean[0]) / SPEC.std[0]
     torch.testing.assert_close(model(shown), ((pixels - 0.2) / 0.4).flatten(1))
     torch.testing.assert_close(model(shown, 1), ((pixels - 0.2) / 0.4).flatten(1))
 
@@ -334,32 +321,24 @@ def test_the_teacher_s_own_normalisation(spec: DataSpec, make_config: MakeConfig
     ],
 )
 def test_settings_that_do_not_go_together(
-    tmp_path: Path,
-    spec: DataSpec,
-    make_config: MakeConfig,
-    changes: dict[str, object],
-    message: str,
+    tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises((ConfigError, ValueError), match=message):
-        find_teacher(settings(make_config, **changes), spec, tmp_path)
+        find_teacher(settings(**changes), SPEC, tmp_path)
 
 
-def test_a_run_never_imports_it_by_itself(
-    tmp_path: Path, spec: DataSpec, make_config: MakeConfig
-) -> None:
-    run = folder.create(tmp_path, "student", settings(make_config))
+def test_a_run_never_imports_it_by_itself(tmp_path: Path) -> None:
+    run = folder.create(tmp_path, "student", settings())
     run.update_environment(
         teacher={"source": "theirs:build", "model": "theirs:build", "sha256": "0"}
     )
     with pytest.raises(CheckpointError, match="built by theirs:build, code that a run never"):
-        read_run_teacher(run, spec)
+        read_run_teacher(run, SPEC)
     assert "theirs" not in sys.modules
 
 
 @pytest.fixture
-def context(
-    make_context: Callable[..., Context], make_config: Callable[..., Config], told: Told
-) -> Context:
+def context(told: Told) -> Context:
     """The tiny data set, with messages kept."""
     return make_context(make_config(), told)
 
@@ -371,13 +350,13 @@ def run(tmp_path: Path, context: Context) -> Run:
 
 
 @pytest.fixture
-def write_teacher(tmp_path: Path, spec: DataSpec, context: Context) -> Callable[..., Loaded]:
+def write_teacher(tmp_path: Path, context: Context) -> Callable[..., Loaded]:
     """`write_teacher("a", seed)`: a teacher's file, as it is read from it."""
 
     def write(name: str, seed: int = 0) -> Loaded:
         torch.manual_seed(seed)
         write_network(tmp_path / f"{name}.safetensors", context.config)
-        return networks.read(tmp_path / f"{name}.safetensors", spec)
+        return networks.read(tmp_path / f"{name}.safetensors", SPEC)
 
     return write
 
@@ -389,10 +368,10 @@ def test_a_damaged_record_is_named(run: Run, entry: object) -> None:
         recorded_teacher(run)
 
 
-def test_a_run_without_a_teacher(run: Run, context: Context, spec: DataSpec) -> None:
+def test_a_run_without_a_teacher(run: Run, context: Context) -> None:
     assert recorded_teacher(run) is None
     assert teacher_name(run) is None
-    assert read_run_teacher(run, spec) is None
+    assert read_run_teacher(run, SPEC) is None
     assert teacher_to_count(run, context) is None
 
 
@@ -478,7 +457,7 @@ def test_a_teacher_of_no_known_architecture_is_left_out_of_the_counting(
 
 
 def test_a_runs_folder_that_was_moved_finds_its_teacher_by_hash(
-    tmp_path: Path, spec: DataSpec, context: Context, write_teacher: Callable[..., Loaded]
+    tmp_path: Path, context: Context, write_teacher: Callable[..., Loaded]
 ) -> None:
     def teacher_run(file: str, seed: int) -> Run:
         made = folder.create(tmp_path / "old", "teacher", context.config)
@@ -494,9 +473,9 @@ def test_a_runs_folder_that_was_moved_finds_its_teacher_by_hash(
     run.update_environment(teacher=entry)
     (tmp_path / "old").rename(tmp_path / "new")
     moved = Run(tmp_path / "new" / run.folder.relative_to(tmp_path / "old"))
-    found = read_run_teacher(moved, spec)
+    found = read_run_teacher(moved, SPEC)
     assert found is not None and found.sha256 == digest
     assert found.source.startswith(str(tmp_path / "new"))
     moved.update_environment(teacher={**entry, "sha256": "0"})
     with pytest.raises(CheckpointError, match="can't be read"):
-        read_run_teacher(moved, spec)
+        read_run_teacher(moved, SPEC)

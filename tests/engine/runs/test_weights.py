@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from tests.engine.conftest import SPEC
 from tser_cli.base.errors import CheckpointError
-from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs import networks, own_modules
 from tser_cli.engine.runs.weights import unwrapped
 from tser_cli.models.base import Classifier, build_model
@@ -23,11 +23,11 @@ def network(classes: int = 3, channels: int = 1, stem: str = "auto") -> Classifi
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "module._orig_mod."])
-def test_safetensors_whatever_wraps_the_names(tmp_path: Path, spec: DataSpec, prefix: str) -> None:
+def test_safetensors_whatever_wraps_the_names(tmp_path: Path, prefix: str) -> None:
     theirs = network()
     path = tmp_path / "theirs.safetensors"
     save_file({f"{prefix}{name}": value for name, value in theirs.state_dict().items()}, path)
-    loaded = networks.read(path, spec)
+    loaded = networks.read(path, SPEC)
     assert loaded.name == "resnet20"
     assert torch.equal(loaded.model.state_dict()["fc.weight"], theirs.state_dict()["fc.weight"])
 
@@ -37,23 +37,21 @@ def test_a_prefix_of_some_names_alone_is_no_wrapper() -> None:
     assert unwrapped(state).keys() == state.keys()
 
 
-def test_a_training_script_s_file_without_the_norms_counters(
-    tmp_path: Path, spec: DataSpec
-) -> None:
+def test_a_training_script_s_file_without_the_norms_counters(tmp_path: Path) -> None:
     state = network().state_dict()
     kept = {name: value for name, value in state.items() if "num_batches" not in name}
     torch.save({"epoch": 3, "weights": kept}, tmp_path / "theirs.pt")
-    assert networks.read(tmp_path / "theirs.pt", spec).name == "resnet20"
+    assert networks.read(tmp_path / "theirs.pt", SPEC).name == "resnet20"
 
 
-def test_another_stem_is_recognised(tmp_path: Path, spec: DataSpec) -> None:
+def test_another_stem_is_recognised(tmp_path: Path) -> None:
     torch.save(network(stem="large").state_dict(), tmp_path / "theirs.pt")
-    loaded = networks.read(tmp_path / "theirs.pt", spec)
+    loaded = networks.read(tmp_path / "theirs.pt", SPEC)
     assert loaded.model.state_dict()["conv1.weight"].shape[-1] == 7
 
 
 @pytest.mark.parametrize("change", ["classes", "names", "shapes"])
-def test_weights_of_no_network_of_ours(tmp_path: Path, spec: DataSpec, change: str) -> None:
+def test_weights_of_no_network_of_ours(tmp_path: Path, change: str) -> None:
     theirs = network(classes=10) if change == "classes" else network()
     if change == "names":
         theirs.extra = nn.Linear(2, 2)
@@ -61,17 +59,17 @@ def test_weights_of_no_network_of_ours(tmp_path: Path, spec: DataSpec, change: s
         theirs.bn1 = nn.BatchNorm2d(5)
     torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
     with pytest.raises(CheckpointError) as refused:
-        networks.read(tmp_path / "theirs.pt", spec)
+        networks.read(tmp_path / "theirs.pt", SPEC)
     said = str(refused.value)
     assert f"weights ({', '.join(list(theirs.state_dict())[:3])}, ...)" in said
     assert "no network of ours for digits: 1 channels, 3 classes" in said
     assert "--teacher MODULE:FUNCTION --teacher-weights FILE" in said
 
 
-def test_a_pickled_module_is_refused_in_plain_words(tmp_path: Path, spec: DataSpec) -> None:
+def test_a_pickled_module_is_refused_in_plain_words(tmp_path: Path) -> None:
     torch.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "whole.pt")
     with pytest.raises(CheckpointError) as refused:
-        networks.read(tmp_path / "whole.pt", spec)
+        networks.read(tmp_path / "whole.pt", SPEC)
     told = str(refused.value)
     assert "a pickled object, made of torch.nn.modules.container.Sequential" in told
     assert "torch.save(network.state_dict(), FILE)" in told

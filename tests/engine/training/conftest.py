@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.engine.conftest import make_config, make_context, make_fit, make_task
 from tser_cli.base.progress import Silent
 from tser_cli.engine.runs.networks import Loaded
 from tser_cli.engine.runs.opened import Context
@@ -19,12 +20,8 @@ from tser_cli.engine.training.run import compute_teacher_logits, keeps_logits, s
 from tser_cli.engine.training.state import TrainingJob
 from tser_cli.engine.training.task import Task
 from tser_cli.models.base import Classifier, build_model
-from tser_cli.settings.config import Config
 
-MakeConfig = Callable[..., Config]
-MakeContext = Callable[..., Context]
 Job = Callable[..., TrainingJob]
-TaskOf = Callable[..., Task]
 Prepared = Callable[..., tuple[Task, Context]]
 CLOCK = ("images_per_second", "seconds")
 STILL = {"augment.crop_padding": 0, "augment.flip": False, "model.timesteps": 3}
@@ -70,7 +67,7 @@ def assert_same(a: Any, b: Any, path: str = "") -> None:
 
 
 @pytest.fixture
-def job(make_fit: Callable[..., TrainingJob], make_config: MakeConfig, tmp_path: Path) -> Job:
+def job(tmp_path: Path) -> Job:
     """`job("student", {"training.epochs": 3}, progress, "folder")`: a tiny training to fit."""
 
     def make(
@@ -85,10 +82,9 @@ def job(make_fit: Callable[..., TrainingJob], make_config: MakeConfig, tmp_path:
     return make
 
 
-@pytest.fixture
-def task_of(make_task: Callable[..., Task], make_config: MakeConfig) -> TaskOf:
+def task_of(changes: dict[str, Any] | None = None, kind: str = "student") -> Task:
     """`task_of({"method.name": "kd"}, "teacher")`: a seeded network and its objective."""
-    return lambda changes=None, kind="student": make_task(kind, make_config(changes))
+    return make_task(kind, make_config(changes))
 
 
 @pytest.fixture
@@ -99,7 +95,7 @@ def teacher(wake: Callable[[Classifier], Classifier]) -> Classifier:
 
 
 @pytest.fixture
-def prepared(make_config: MakeConfig, make_context: MakeContext, teacher: Classifier) -> Prepared:
+def prepared(teacher: Classifier) -> Prepared:
     """`prepared(changes)`: a student's task as a run prepares it, on images that never change."""
 
     def make(changes: dict[str, Any] | None = None) -> tuple[Task, Context]:

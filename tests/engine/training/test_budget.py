@@ -14,13 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.engine.conftest import make_config, make_context
 from tests.engine.training.conftest import (
     Job,
-    MakeConfig,
-    MakeContext,
     StopsAt,
-    TaskOf,
     assert_same,
+    task_of,
     timeless,
     weights,
 )
@@ -204,7 +203,7 @@ ANN = STEM + 11 * 11 * 8 * 32 + HEAD
 
 
 @pytest.fixture
-def train(job: Job, make_context: MakeContext) -> Train:
+def train(job: Job) -> Train:
     """`train(changes, folder, progress)`: a seeded training held to its budget, if any."""
 
     def run(
@@ -222,7 +221,7 @@ def train(job: Job, make_context: MakeContext) -> Train:
 
 
 @pytest.fixture
-def toy(make_config: MakeConfig) -> Callable[..., Task]:
+def toy() -> Callable[..., Task]:
     """`toy("4uJ")`: the task of the toy network with a budget."""
 
     def make(budget: str, **changes: Any) -> Task:
@@ -241,9 +240,7 @@ TOY = {
 }
 
 
-def test_a_training_keeps_its_budget_and_uses_it(
-    train: Train, toy: Callable[..., Task], make_config: MakeConfig, make_context: MakeContext
-) -> None:
+def test_a_training_keeps_its_budget_and_uses_it(train: Train, toy: Callable[..., Task]) -> None:
     longer = {"training.epochs": 90, "optimizer.lr": 0.05, "energy.profile": "loihi"}
     work, _ = train(TOY | longer, "free", task=toy("none", **longer))
     priced = toy("100%", **longer)
@@ -289,9 +286,7 @@ def test_a_resumed_run_ends_in_the_same_bits(train: Train) -> None:
         {"performance.stem_once": False},
     ],
 )
-def test_what_saves_memory_or_time_changes_no_energy(
-    task_of: TaskOf, changes: dict[str, Any]
-) -> None:
+def test_what_saves_memory_or_time_changes_no_energy(changes: dict[str, Any]) -> None:
     images, labels = torch.randn(6, 1, 8, 8), torch.arange(6) % 3
     found = []
     for more in ({}, changes):
@@ -320,9 +315,7 @@ def test_it_goes_with_everything(train: Train, changes: dict[str, Any]) -> None:
     assert max(row["energy_multiplier"] for row in rows) > 0
 
 
-def test_the_multiplier_weighs_energy_by_the_budget_and_parts_of_a_batch_change_none(
-    task_of: TaskOf,
-) -> None:
+def test_the_multiplier_weighs_energy_by_the_budget_and_parts_of_a_batch_change_none() -> None:
     images, labels = torch.randn(6, 1, 8, 8), torch.arange(6) % 3
     task = task_of({"energy.budget": TIGHT})
     task.model.eval()
@@ -382,9 +375,7 @@ def test_a_budget_out_of_reach_is_refused(toy: Callable[..., Task], text: str, s
         ),
     ],
 )
-def test_what_is_no_budget_is_refused_with_the_settings(
-    make_config: MakeConfig, text: str, said: str
-) -> None:
+def test_what_is_no_budget_is_refused_with_the_settings(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make_config({"energy.budget": text})
 
@@ -399,9 +390,7 @@ def test_what_a_budget_does_not_go_with_is_refused(
         toy("50%")
 
 
-def test_the_profile_is_that_of_the_weights_or_the_one_asked_for(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_the_profile_is_that_of_the_weights_or_the_one_asked_for(tmp_path: Path) -> None:
     assert profile_of(make_config()).name == "horowitz-45nm-fp32"
     assert profile_of(make_config({"model.weight_bits": 8})).name == "horowitz-45nm-int8"
     assert profile_of(make_config({"energy.profile": "loihi"})).name == "loihi"

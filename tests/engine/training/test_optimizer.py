@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tser_cli.data.base import DataSpec
+from tests.engine.conftest import SPEC, make_config
 from tser_cli.engine.runs import networks
 from tser_cli.engine.runs.runtime import Runtime
 from tser_cli.engine.training import optimizer
@@ -26,7 +26,7 @@ from tser_cli.engine.training.optimizer import (
     share_statistics,
 )
 from tser_cli.models.base import Classifier
-from tser_cli.settings.config import Config, OptimizerConfig, ScheduleConfig
+from tser_cli.settings.config import OptimizerConfig, ScheduleConfig
 
 
 def small_net() -> nn.Sequential:
@@ -142,11 +142,9 @@ def test_the_learning_rate_of_every_schedule(
 
 
 @pytest.fixture
-def student(
-    spec: DataSpec, make_config: Callable[..., Config], wake: Callable[[Classifier], Classifier]
-) -> Classifier:
+def student(wake: Callable[[Classifier], Classifier]) -> Classifier:
     """A spiking network whose norms have seen images."""
-    return wake(networks.build("resnet20", spec, make_config(), spiking=True))
+    return wake(networks.build("resnet20", SPEC, make_config(), spiking=True))
 
 
 def test_every_norm_is_synchronised_and_nothing_else_changes(

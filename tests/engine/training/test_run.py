@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
@@ -13,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.training.conftest import MakeConfig, MakeContext, Prepared
+from tests.engine.conftest import make_config, make_context
+from tests.engine.training.conftest import Prepared
 from tser_cli.base.errors import DataError, Interrupted
 from tser_cli.base.progress import Silent
 from tser_cli.data.loaders import build_eval_loader, build_train_loader
@@ -33,12 +33,11 @@ from tser_cli.engine.training.run import (
 from tser_cli.engine.training.state import Position, TrainingJob
 from tser_cli.engine.training.task import Task
 from tser_cli.models.base import Classifier
-from tser_cli.settings.config import Config
 
 LOADER: Any = SimpleNamespace(images=1437, steps_per_epoch=23)
 
 
-def test_a_student_and_a_teacher(make_config: Callable[..., Config]) -> None:
+def test_a_student_and_a_teacher() -> None:
     config = make_config({"training.epochs": 12, "method.entropy_weight": 0.0})
     assert announcement(config, True, LOADER).startswith(
         "training resnet20, spiking, with 2 time steps, by tser: 12 epochs of 23 steps on 1,437 "
@@ -143,7 +142,7 @@ def test_each_switch_reaches_what_it_names(prepared: Prepared) -> None:
 
 
 @pytest.fixture
-def context(make_context: MakeContext, make_config: MakeConfig) -> Context:
+def context() -> Context:
     return make_context(make_config())
 
 
@@ -170,9 +169,7 @@ def test_every_command_of_a_run_is_kept_and_writes_its_settings_once(
     assert environment["threads"] == threads
 
 
-def test_a_run_is_not_resumed_on_other_images(
-    tmp_path: Path, context: Context, make_config: MakeConfig
-) -> None:
+def test_a_run_is_not_resumed_on_other_images(tmp_path: Path, context: Context) -> None:
     data = replace(context.dataset, spec=replace(context.dataset.spec, name="npz"))
     own = replace(context, config=make_config({"data.name": "npz"}), dataset=data)
     flipped = replace(data.train, labels=data.train.labels.flip(0))
@@ -187,7 +184,7 @@ def test_a_run_is_not_resumed_on_other_images(
         assert take_run("student", own, options, held) == (run, True)
 
 
-def test_other_epochs_are_reported(tmp_path: Path, make_config: MakeConfig) -> None:
+def test_other_epochs_are_reported(tmp_path: Path) -> None:
     run = folder.create(tmp_path, "student", make_config({"training.epochs": 12}))
     run.update_status(epoch=6)
     told = other_schedule(run, make_config({"training.epochs": 8}))
@@ -200,9 +197,7 @@ def test_other_epochs_are_reported(tmp_path: Path, make_config: MakeConfig) -> N
     assert other_schedule(run, make_config({**endless, "training.epochs": 9})) == ""
 
 
-def test_must_resumes_and_warns(
-    tmp_path: Path, context: Context, make_config: MakeConfig, told: object
-) -> None:
+def test_must_resumes_and_warns(tmp_path: Path, context: Context, told: object) -> None:
     begun = folder.create(tmp_path, "student", context.config)
     begun.update_status(state="stopped")
     longer = replace(context, config=context.config.updated({"training.epochs": 9}), progress=told)  # type: ignore[arg-type]

@@ -10,8 +10,8 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from tests.engine.conftest import Told
-from tests.engine.training.conftest import MakeConfig, MakeContext, Prepared
+from tests.engine.conftest import Told, make_config, make_context
+from tests.engine.training.conftest import Prepared
 from tser_cli.base.errors import ConfigError
 from tser_cli.base.system import cpu_has_bf16
 from tser_cli.engine.runs import folder
@@ -33,9 +33,7 @@ LONG = {"training.precision": "auto", "training.epochs": WORTH_TRYING}
 
 
 @pytest.fixture
-def settled(
-    monkeypatch: pytest.MonkeyPatch, make_context: MakeContext, tmp_path: Path, told: Told
-) -> Callable[..., str]:
+def settled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: Told) -> Callable[..., str]:
     """`settled(config, 0.6)`: the precision where a step in bf16 takes 0.6 of its time in fp32."""
 
     def settle_it(config: Config, share: float, resume: str = "auto", bf16: bool = True) -> str:
@@ -54,7 +52,7 @@ def settled(
 
 @pytest.mark.parametrize(("share", "chosen"), [(WORTH_TAKING, "bf16"), (0.95, "fp32")])
 def test_bf16_where_it_is_faster(
-    settled: Callable[..., str], make_config: MakeConfig, told: Told, share: float, chosen: str
+    settled: Callable[..., str], told: Told, share: float, chosen: str
 ) -> None:
     assert settled(make_config(LONG), share) == chosen
     assert told.said == [
@@ -67,20 +65,14 @@ def test_bf16_where_it_is_faster(
     [(False, {}), (True, {"training.epochs": 2}), (True, {"model.weight_bits": 8})],
 )
 def test_fp32_without_trying(
-    settled: Callable[..., str],
-    make_config: MakeConfig,
-    told: Told,
-    hardware: bool,
-    changes: dict[str, Any],
+    settled: Callable[..., str], told: Told, hardware: bool, changes: dict[str, Any]
 ) -> None:
     assert settled(make_config({**LONG, **changes}), 0.1, bf16=hardware) == "fp32"
     assert not told.said
 
 
 @pytest.mark.parametrize("stated", ["fp32", "bf16"])
-def test_what_is_stated_stands(
-    make_context: MakeContext, make_config: MakeConfig, tmp_path: Path, stated: str
-) -> None:
+def test_what_is_stated_stands(tmp_path: Path, stated: str) -> None:
     context = make_context(make_config({"training.precision": stated}))
     assert settle_precision("student", context, Options(tmp_path)) is context
 
@@ -90,12 +82,7 @@ def test_what_is_stated_stands(
     [("bf16", 2.0, "auto"), ("fp32", 0.1, "must"), ("bf16", 2.0, "never")],
 )
 def test_a_resumed_run_keeps_its_own(
-    settled: Callable[..., str],
-    make_config: MakeConfig,
-    tmp_path: Path,
-    kept: str,
-    share: float,
-    resume: str,
+    settled: Callable[..., str], tmp_path: Path, kept: str, share: float, resume: str
 ) -> None:
     begun = make_config({**LONG, "training.precision": kept})
     folder.create(tmp_path, "student", begun).update_status(state="stopped")
@@ -103,7 +90,7 @@ def test_a_resumed_run_keeps_its_own(
 
 
 def test_a_teacher_that_was_begun_decides_for_its_student(
-    settled: Callable[..., str], make_config: MakeConfig, tmp_path: Path
+    settled: Callable[..., str], tmp_path: Path
 ) -> None:
     config = make_config(LONG)
     teacher = settle.teacher_config(config.updated({"training.precision": "bf16"}))
@@ -113,11 +100,7 @@ def test_a_teacher_that_was_begun_decides_for_its_student(
 
 @pytest.mark.parametrize(("kind", "batch_size"), [("teacher", "auto"), ("student", 8)])
 def test_a_try_gives_a_share(
-    make_context: MakeContext,
-    make_config: MakeConfig,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: str,
-    batch_size: int | str,
+    monkeypatch: pytest.MonkeyPatch, kind: str, batch_size: int | str
 ) -> None:
     monkeypatch.setattr(settle, "TRY_SECONDS", 0.2)
     context = make_context(make_config({**LONG, "training.batch_size": batch_size}))
@@ -197,13 +180,13 @@ def test_compiling_on_a_cpu_asks_for_a_compiler(
         compile_networks(task, context.config, torch.device("cpu"))
 
 
-def test_compiling_does_not_go_with_saving_memory(make_config: MakeConfig) -> None:
+def test_compiling_does_not_go_with_saving_memory() -> None:
     with pytest.raises(ConfigError, match="does not go with"):
         make_config({"performance.compile": "on", "performance.save_memory": True})
 
 
 @pytest.fixture
-def unfinished(tmp_path: Path, make_config: MakeConfig) -> Callable[..., folder.Run]:
+def unfinished(tmp_path: Path) -> Callable[..., folder.Run]:
     """`unfinished({"training.batch_size": 4})`: a student's run that was stopped."""
 
     def make(changes: dict[str, Any] | None = None, state: str = "stopped") -> folder.Run:
@@ -215,7 +198,7 @@ def unfinished(tmp_path: Path, make_config: MakeConfig) -> Callable[..., folder.
 
 
 def test_what_is_left_open_is_that_of_the_unfinished_run(
-    tmp_path: Path, make_config: MakeConfig, unfinished: Callable[..., folder.Run]
+    tmp_path: Path, unfinished: Callable[..., folder.Run]
 ) -> None:
     both = make_config({"training.precision": "auto", "training.batch_size": "auto"})
 
@@ -236,7 +219,7 @@ def test_what_is_left_open_is_that_of_the_unfinished_run(
 
 
 def test_more_epochs_are_another_run_unless_it_must(
-    tmp_path: Path, make_config: MakeConfig, unfinished: Callable[..., folder.Run]
+    tmp_path: Path, unfinished: Callable[..., folder.Run]
 ) -> None:
     unfinished()
     longer = make_config({"training.epochs": 9, "training.batch_size": "auto"})
@@ -245,9 +228,7 @@ def test_more_epochs_are_another_run_unless_it_must(
     assert begun is not None and begun.training.batch_size == 8
 
 
-def test_paths_are_made_whole(
-    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_are_made_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/somebody")
     (tmp_path / "t.pt").touch()

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from tests.engine.conftest import make_config, make_fit
 from tests.engine.training.conftest import (
     Job,
-    MakeConfig,
     StopsAt,
     assert_same,
     timeless,
@@ -163,9 +163,7 @@ def run_fit(work: TrainingJob) -> Outcome:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    make_fit: Job, make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Outcome]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome]:
     """The outcome of a run of each kind that nothing disturbed."""
     known: dict[str, Outcome] = {}
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.training.conftest import MakeConfig, MakeContext, TaskOf, assert_same
+from tests.engine.conftest import make_config, make_context
+from tests.engine.training.conftest import assert_same, task_of
 from tser_cli.base.errors import ConfigError
 from tser_cli.engine.commands import train
 from tser_cli.engine.runs import networks
@@ -38,7 +39,7 @@ def network(name: str = "resnet20", spiking: bool = False, **changes: Any) -> Cl
     return build_model(name, channels=1, height=8, width=8, num_classes=3, neuron=neuron, **changes)
 
 
-def test_the_teacher_is_frozen_while_the_student_moves(task_of: TaskOf) -> None:
+def test_the_teacher_is_frozen_while_the_student_moves() -> None:
     task = task_of()
     assert task.trainable() == [task.model]
     before = copy.deepcopy(task.teacher.state_dict())
@@ -57,7 +58,7 @@ def test_the_teacher_is_frozen_while_the_student_moves(task_of: TaskOf) -> None:
     assert "bn1.running_mean" in moved
 
 
-def test_a_student_s_logits_keep_their_time_axis(task_of: TaskOf) -> None:
+def test_a_student_s_logits_keep_their_time_axis() -> None:
     images, labels = batch()
     result = task_of({"model.timesteps": 3}).step(images, labels)
     assert result.logits_TNK.shape == (3, 6, 3)
@@ -67,7 +68,7 @@ def test_a_student_s_logits_keep_their_time_axis(task_of: TaskOf) -> None:
     assert int(result.correct) == sum(right)
 
 
-def test_the_teacher_s_answers_reach_the_loss(task_of: TaskOf) -> None:
+def test_the_teacher_s_answers_reach_the_loss() -> None:
     task = task_of()
     images, labels = batch()
     before = task.step(images, labels).terms
@@ -78,7 +79,7 @@ def test_the_teacher_s_answers_reach_the_loss(task_of: TaskOf) -> None:
     assert not torch.equal(before["kd"], after["kd"])
 
 
-def test_a_teacher_is_trained_with_cross_entropy(task_of: TaskOf) -> None:
+def test_a_teacher_is_trained_with_cross_entropy() -> None:
     task = task_of({"method.label_smoothing": 0.1}, "teacher")
     images, labels = batch()
     result = task.step(images, labels)
@@ -90,7 +91,7 @@ def test_a_teacher_is_trained_with_cross_entropy(task_of: TaskOf) -> None:
     assert result.logits_TNK.shape == (1, 6, 3)
 
 
-def test_ce_alone_needs_no_teacher_and_asks_none(make_config: MakeConfig) -> None:
+def test_ce_alone_needs_no_teacher_and_asks_none() -> None:
     config = make_config({"method.name": "ce"})
     student = network(spiking=True)
     terms = distillation(student, None, config, SHAPE).step(*batch()).terms
@@ -112,11 +113,7 @@ def test_ce_alone_needs_no_teacher_and_asks_none(make_config: MakeConfig) -> Non
     ],
 )
 def test_a_method_of_your_own_is_tried_before_anything_is_trained(
-    task_of: TaskOf,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    returned: str,
-    said: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returned: str, said: str
 ) -> None:
     (tmp_path / "bad_method.py").write_text(
         "from tser_cli.losses.base import Distilling, mean_cross_entropy\n"
@@ -133,9 +130,7 @@ def test_a_method_of_your_own_is_tried_before_anything_is_trained(
     sys.modules.pop("bad_method", None)
 
 
-def test_a_method_that_reads_firing_rates_is_given_them(
-    task_of: TaskOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_method_that_reads_firing_rates_is_given_them(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Outputs] = []
 
     def listening(outputs: Outputs, settings: MethodSettings) -> Terms:
@@ -156,7 +151,7 @@ def test_a_method_that_reads_firing_rates_is_given_them(
 
 
 @pytest.mark.parametrize("method", ["feature", "bkd"])
-def test_adapters_train_with_the_student(task_of: TaskOf, method: str) -> None:
+def test_adapters_train_with_the_student(method: str) -> None:
     task = task_of({"method.name": method})
     assert task.trainable() == [task.model, task.adapters]
     before = copy.deepcopy([m.state_dict() for m in task.trainable()])
@@ -174,7 +169,7 @@ def test_adapters_train_with_the_student(task_of: TaskOf, method: str) -> None:
     assert_same(task.teacher.state_dict(), teacher)
 
 
-def test_features_are_means_over_time_through_the_adapters(task_of: TaskOf) -> None:
+def test_features_are_means_over_time_through_the_adapters() -> None:
     task = task_of({"method.name": "feature", "model.timesteps": 3})
     images, labels = batch()
     task.network.eval()
@@ -214,27 +209,21 @@ def test_the_blur_masks_channels_while_it_trains() -> None:
         ("feature", "resnet20", "large", r"stage 1 is 8 x 8 in .* 2 x 2 in .*model\.stem"),
     ],
 )
-def test_networks_that_do_not_match(
-    make_config: MakeConfig, method: str, student: str, teacher: str, said: str
-) -> None:
+def test_networks_that_do_not_match(method: str, student: str, teacher: str, said: str) -> None:
     config = make_config({"method.name": method, "model.student": student})
     taught = network(stem="large") if teacher == "large" else network(teacher)
     with pytest.raises(ConfigError, match=said):
         distillation(network(student, True), taught, config, SHAPE)
 
 
-def test_other_widths_match(make_config: MakeConfig) -> None:
+def test_other_widths_match() -> None:
     config = make_config({"method.name": "kd_feature", "model.timesteps": 1})
     task = distillation(network("resnet18", True), network("resnet50"), config, SHAPE)
     assert torch.isfinite(task.step(*batch(2)).terms["loss"])
 
 
 def test_adapters_stay_out_of_the_saved_model(
-    make_context: MakeContext,
-    make_config: MakeConfig,
-    teacher_file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settle, "prepare", make_context)
     changes = {"method.name": "bkd", "model.teacher": str(teacher_file), "training.epochs": 1}
@@ -247,7 +236,7 @@ def test_adapters_stay_out_of_the_saved_model(
     assert made.status()["state"] == "finished"
 
 
-def test_ts_with_an_entropy_weight_is_tser(task_of: TaskOf) -> None:
+def test_ts_with_an_entropy_weight_is_tser() -> None:
     found = []
     for changes in ({"method.name": "ts", "method.entropy_weight": 0.05}, {"method.name": "tser"}):
         task = task_of(changes)
@@ -263,7 +252,7 @@ def test_ts_with_an_entropy_weight_is_tser(task_of: TaskOf) -> None:
 
 
 @pytest.mark.parametrize("method", ["ce", "feature", "tet"])
-def test_an_entropy_weight_adds_a_term_to_any_method(task_of: TaskOf, method: str) -> None:
+def test_an_entropy_weight_adds_a_term_to_any_method(method: str) -> None:
     images, labels = batch()
     losses = []
     for weight in (0.0, 0.5):
@@ -275,9 +264,7 @@ def test_an_entropy_weight_adds_a_term_to_any_method(task_of: TaskOf, method: st
 
 
 @pytest.mark.parametrize("method", ["tser", "kd_feature"])
-def test_a_rate_weight_charges_for_the_mean_rate_of_any_method(
-    task_of: TaskOf, method: str
-) -> None:
+def test_a_rate_weight_charges_for_the_mean_rate_of_any_method(method: str) -> None:
     images, labels = batch()
     found = []
     for weight in (0.0, 0.5):
@@ -299,7 +286,7 @@ def test_a_rate_weight_charges_for_the_mean_rate_of_any_method(
     assert not torch.allclose(free_gradient, gradient)
 
 
-def test_own_weights_and_what_overrides_them(make_config: MakeConfig) -> None:
+def test_own_weights_and_what_overrides_them() -> None:
     assert make_config({"method.name": "tsd"}).method.alpha == 0.2
     assert make_config({"method.name": "tsd", "method.alpha": 0.9}).method.alpha == 0.9
     assert make_config({"method.name": "feature"}).method.feature_weight == 100.0
@@ -309,7 +296,7 @@ def test_own_weights_and_what_overrides_them(make_config: MakeConfig) -> None:
     assert again.method.feature_weight == 16.384
 
 
-def test_sums_over_features_are_made_in_full_precision(task_of: TaskOf) -> None:
+def test_sums_over_features_are_made_in_full_precision() -> None:
     task = task_of({"method.name": "bkd"})
     with torch.autocast("cpu", torch.bfloat16):
         terms = task.step(*batch()).terms
