@@ -395,7 +395,7 @@ def test_energy_tells_what_feeds_what_and_what_is_not_counted(
 def test_audit_ends_with_4_where_something_is_wrong(theirs: Invoke) -> None:
     code, out, _ = theirs("audit", *NETWORK, "--arg", "pool=True")
     assert code == 4
-    assert "finding: spike-driven inputs: conv2: 1 of its 1 calls met real values" in out
+    assert any("conv2 1 of 1 " in " ".join(line.split()) for line in out.splitlines())
     code, out, _ = theirs("audit", *NETWORK)
     assert code == 0
     assert "theirs:build: clean" in out

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from tser_cli.cli import show_wings, terminal
+from tser_cli.energy.audit import FINDING, NOTE, Audit, Finding
 from tser_cli.engine.ablation.grid import make_request
 from tser_cli.engine.ablation.tables import ExitStatistics
 from tser_cli.engine.commands.ablate import AblationPlan, AblationResult
+from tser_cli.engine.commands.audit import AuditResult
 from tser_cli.report.comparison import CellStatistics
 from tser_cli.settings.recipe import Layer
-from tser_cli.settings.wing_options import AblateRequest, ReportRequest
+from tser_cli.settings.wing_options import AblateRequest, AuditRequest, ReportRequest
 
 Shown = Callable[[], list[str]]
 ABLATION = AblationPlan(
@@ -100,6 +102,49 @@ def test_how_many_cells_run_at_once(
         "a resnet20 is trained first, 10 epochs",
         f"{before}{said}{after} steps",
     ]
+
+
+def silent(layer: str, count: int, severity: str = NOTE) -> Finding:
+    what = "neurons never fired on 16 images"
+    return Finding("firing", layer, what, "look", count, 1200, severity=severity)
+
+
+def test_an_audit_is_a_table_and_a_line(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"layer1.{i}.conv2.with_a_long_name" for i in range(8)]
+    found = [
+        *(silent(name, 3) for name in names[:2]),
+        *(silent(name, 600, FINDING) for name in names),
+        Finding("reset", "(output)", "outputs differ", "reset it", measure="by up to 0.1"),
+    ]
+    result = AuditResult("net", Audit(tuple(found), (("order of axes", "there are no labels"),)))
+    show_wings.show_audit(result, AuditRequest())
+    lines = [line.strip() for line in shown()]
+    assert lines[1].split() == ["finding", "where", "how", "many", "what", "to", "do"]
+    first, second = (i for i, line in enumerate(lines) if names[0] in line or "(output)" in line)
+    assert "4,800 of 9,600" in lines[first] and lines[first].endswith("look")
+    assert "and 7 more" in lines[first + 1] and "(50 %)" in lines[first + 1]
+    assert "by up to 0.1" in lines[second]
+    assert lines[-1] == "net: 9 findings; 2 notes, 1 check left out (-v shows them)"
+    assert not any("note:" in line for line in lines)
+    # Notes come last, and the checks that could not be made.
+    try:
+        terminal.choose(quiet=False, verbose=True)
+        show_wings.show_audit(result, AuditRequest())
+    finally:
+        terminal.choose(quiet=False, verbose=False)
+    lines = [line.strip() for line in shown()]
+    assert any(line.startswith("note:") and "6 of 2,400" in line for line in lines[second:])
+    assert lines[-2:] == [
+        "not checked: order of axes: there are no labels",
+        "net: 9 findings; 2 notes, 1 check left out",
+    ]
+
+
+def test_a_healthy_student_s_audit_is_one_line(shown: Shown) -> None:
+    show_wings.show_audit(AuditResult("net", Audit((silent("act1", 3),), ())), AuditRequest())
+    show_wings.show_audit(AuditResult("net", Audit((), ())), AuditRequest())
+    assert shown() == ["net: clean; 1 note (-v shows them)", "net: clean"]
 
 
 def test_the_place_of_a_page_and_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:

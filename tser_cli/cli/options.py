@@ -26,7 +26,9 @@ JSON = options.Option(
 )
 QUIET = options.Option("--quiet -q", "Only results, warnings and errors.", options.OUTPUT)
 VERBOSE = options.Option(
-    "--verbose -v", "Also where settings come from, and the traceback of an error.", options.OUTPUT
+    "--verbose -v",
+    "Also where settings come from, an audit's notes, and the traceback of an error.",
+    options.OUTPUT,
 )
 
 

@@ -6,7 +6,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, cast
 
 from rich.box import SIMPLE_HEAD
@@ -14,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from tser_cli.cli import show
-from tser_cli.cli.terminal import output, show_lines, tell
+from tser_cli.cli.terminal import is_verbose, output, show_lines, tell
 from tser_cli.report import lists, words
 from tser_cli.settings import wing_options
 
 if TYPE_CHECKING:  # see `show`
+    from tser_cli.energy.audit import Finding
     from tser_cli.engine.commands import ablate, audit, compare, doctor, export, predict, quantize
     from tser_cli.engine.page.gather import ReportResult
     from tser_cli.engine.runs.record import RunRecord
@@ -61,12 +61,48 @@ def show_ablation_plan(plan: ablate.AblationPlan) -> None:
 
 
 def show_audit(result: audit.AuditResult, request: wing_options.AuditRequest) -> None:
-    """Show what an audit found, what it could not look at, and the verdict."""
-    found = result.found
-    show_lines([words.finding_sentence(asdict(one)) for one in found.findings])
-    show_lines([f"not checked: {name}: {why}" for name, why in found.skipped])
-    wrong = sum(one.severity == "finding" for one in found.findings)
-    show_lines([f"{result.name}: {'clean' if found.clean else f'{wrong} findings'}"])
+    """Show the findings as a table, and the verdict; with -v also notes, and what was left out."""
+    findings, skipped = result.found.findings, result.found.skipped
+    wrong = [one for one in findings if one.severity == "finding"]
+    notes = [one for one in findings if one not in wrong]
+    if shown := [*wrong, *(notes if is_verbose() else ())]:
+        output().print(findings_table(shown))
+    if is_verbose():
+        show_lines([f"not checked: {name}: {why}" for name, why in skipped])
+    numbers = {"note": len(notes), "check left out": len(skipped)}
+    aside = ", ".join(_counted(of, name) for name, of in numbers.items() if of)
+    if aside and not is_verbose():
+        aside += " (-v shows them)"
+    verdict = _counted(len(wrong), "finding") if wrong else "clean"
+    show_lines([f"{result.name}: {verdict}{f'; {aside}' if aside else ''}"])
+
+
+def _counted(count: int, name: str) -> str:
+    first, _, rest = name.partition(" ")
+    return f"{count} {first}{'' if count == 1 else 's'} {rest}".rstrip()
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """Return a line a finding; what layers have in common takes one, with their counts added."""
+    from tser_cli.energy.audit import share
+
+    alike: dict[tuple[str, ...], list[Finding]] = {}
+    for one in findings:
+        key = (one.severity, one.check, one.what, one.advice, one.measure)
+        alike.setdefault(key, []).append(one)
+    table = words.new_table(left=("finding", "where", "how many", "what to do"))
+    # a name that is broken can't be looked for, nor a number read
+    table.columns[1].no_wrap = table.columns[2].no_wrap = True
+    for group in alike.values():
+        first, more = group[0], len(group) - 1
+        count, total = sum(one.count for one in group), sum(one.total for one in group)
+        table.add_row(
+            f"note: {first.what}" if first.severity == "note" else first.what,
+            f"{first.layer}\nand {more} more" if more else first.layer,
+            first.measure or share(count, total).replace(" (", "\n("),
+            first.advice,
+        )
+    return table
 
 
 def show_report(result: ReportResult, request: wing_options.ReportRequest) -> None:

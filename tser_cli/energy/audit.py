@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,16 +27,26 @@ FINDING, NOTE = "finding", "note"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found: where, how much of it (`evidence`, in words), and what to do.
+    """One thing found: what, where, how much of it, and what to do.
 
-    `severity`: finding, or note where it may be meant.
+    `count` of `total` show it; `measure`, in words, where it is no count. `severity`: finding, or
+    note where it may be meant. `evidence`: what and how much of it in one text.
     """
 
     check: str
     layer: str
-    evidence: str
+    what: str
     advice: str
+    count: int = 0
+    total: int = 0
+    measure: str = ""
     severity: str = FINDING
+    evidence: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        counted = share(self.count, self.total, self.what)
+        evidence = f"{self.what}: {self.measure}" if self.measure else counted
+        object.__setattr__(self, "evidence", evidence)
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,7 @@ class Unchecked(Exception):  # noqa: N818  (no fault: a check that does not appl
 SILENT_SHARE, ALWAYS_SHARE = 1.0, 0.5
 """Shares of a layer's neurons from which silence, and firing at every step, are findings."""
 SWAPPED_MARGIN, SWAPPED_IMAGES = 0.2, 8  # wider than what labels fit by chance on so few images
+MET = {REAL: "real values", SUMS: "sums of spikes", SIGNED: "signed spikes"}
 INPUT_ADVICE = {
     REAL: "something between the neurons and this layer makes real values of spikes (a pool, a "
     "norm, a scale); until then it costs multiply-accumulates",
@@ -90,20 +101,21 @@ def check_reset(subject: Subject) -> Iterator[Finding]:
     layer, differing = _worst(first, second)
     pairs = zip(map(first_tensor, outputs), map(first_tensor, again), strict=True)
     apart = [float((a - b).abs().max()) for a, b in pairs if a is not None and b is not None]
-    if layer or max(apart, default=0.0):
-        evidence = (
-            _share(differing, "inputs (of a step and image) differ in the second pass")
-            if layer
-            else f"the outputs of the second pass differ by up to {max(apart):.3g}"
-        )
-        advice = "the network keeps something from the batch before; reset it, in a method called "
-        yield Finding("reset", layer or "(output)", evidence, f"{advice}reset")
+    advice = "the network keeps something from the batch before; reset it, in a method called reset"
+    if layer:
+        what = "inputs (of a step and image) differ in the second pass"
+        yield Finding("reset", layer, what, advice, *_flagged(differing))
+        return
+    if most := max(apart, default=0.0):
+        what = "outputs differ in the second pass"
+        yield Finding("reset", "(output)", what, advice, measure=f"by up to {most:.3g}")
         return
     layer, differing = _worst(first, kept)
     if layer:
         what = "inputs (of a step and image) differ in a second pass without a reset"
         advice = "reset the states before every batch, as tser energy does"
-        yield Finding("reset", layer, _share(differing, what), advice, NOTE)
+        count, total = _flagged(differing)
+        yield Finding("reset", layer, what, advice, count, total, severity=NOTE)
 
 
 def check_batch(subject: Subject) -> Iterator[Finding]:
@@ -120,9 +132,10 @@ def check_batch(subject: Subject) -> Iterator[Finding]:
                 yield Finding(
                     "batch independence",
                     key[0],
-                    _share(mixed_S, "steps of an image change with another image"),
+                    "steps of an image change with another image",
                     "this layer, or the neurons before it, go over the batch as if it were time; "
                     "give them [T, N, ...], and check with a batch of one image",
+                    *_flagged(mixed_S),
                 )
                 return
 
@@ -151,9 +164,10 @@ def check_causality(subject: Subject) -> Iterator[Finding]:
             yield Finding(
                 "causality",
                 key[0],
-                _share(rows_SN, "earlier inputs (of a step and image) change with a later one"),
+                "earlier inputs (of a step and image) change with a later one",
                 "something before this layer looks ahead in time: a norm over the time axis, a "
                 "reversed order, or an attention over all steps",
+                *_flagged(rows_SN),
             )
             return
 
@@ -177,9 +191,11 @@ def check_inputs(
         elif kind in (SUMS, SIGNED):
             severity = NOTE
         if severity:
-            calls, what = sum(met[name].values()), f"calls met {kind} values"
-            evidence = counted(met[name].get(kind, 0), calls, what)
-            yield Finding("spike-driven inputs", name, evidence, INPUT_ADVICE[kind], severity)
+            calls, what = sum(met[name].values()), f"calls met {MET[kind]}"
+            advice, count = INPUT_ADVICE[kind], met[name].get(kind, 0)
+            yield Finding(
+                "spike-driven inputs", name, what, advice, count, calls, severity=severity
+            )
 
 
 def check_firing(counts: Counts) -> Iterator[Finding]:
@@ -190,23 +206,27 @@ def check_firing(counts: Counts) -> Iterator[Finding]:
         assert neurons.silent is not None and neurons.always is not None
         silent, always = neurons.silent / neurons.updates, neurons.always / neurons.updates
         if silent:
+            whole = silent >= SILENT_SHARE
             yield Finding(
                 "firing",
                 neurons.name,
-                counted(neurons.silent, neurons.updates, "neurons never fired")
-                + f" on {counts.images} images",
+                f"neurons never fired on {counts.images} images",
                 "no spike leaves this layer: lower the threshold, or look at its inputs"
-                if silent >= SILENT_SHARE
+                if whole
                 else "dead on these images; on more of them they may fire",
-                FINDING if silent >= SILENT_SHARE else NOTE,
+                neurons.silent,
+                neurons.updates,
+                severity=FINDING if whole else NOTE,
             )
         if always and counts.timesteps * counts.images > 1:
             yield Finding(
                 "firing",
                 neurons.name,
-                counted(neurons.always, neurons.updates, "neurons fired at every step"),
+                "neurons fired at every step",
                 "they carry no information, and cost as much as can be: raise the threshold",
-                FINDING if always >= ALWAYS_SHARE else NOTE,
+                neurons.always,
+                neurons.updates,
+                severity=FINDING if always >= ALWAYS_SHARE else NOTE,
             )
 
 
@@ -231,8 +251,9 @@ def check_order(subject: Subject, labels_N: Tensor | None) -> Iterator[Finding]:
         yield Finding(
             "order of axes",
             "(output)",
-            f"{100 * gain:.3g} points more accuracy with outputs read as [N, T] than as [T, N]",
+            "labels fit outputs better as [N, T] than as [T, N]",
             "time and batch are swapped somewhere; put time outermost",
+            measure=f"{100 * gain:.3g} points of accuracy",
         )
 
 
@@ -248,7 +269,8 @@ def check_numbers(subject: Subject) -> Iterator[Finding]:
         wrong = ~x.isfinite()
         if wrong.any():
             advice = "look for a division by zero or an overflow before this layer"
-            yield Finding("numbers", layer, _share(wrong, f"{what} are NaN or infinite"), advice)
+            said = f"{what} are NaN or infinite"
+            yield Finding("numbers", layer, said, advice, *_flagged(wrong))
             return  # what comes after is wrong because of it
 
 
@@ -261,16 +283,17 @@ def _worst(first: Signature, second: Signature) -> tuple[str, Tensor]:
     return "", torch.empty(0)
 
 
-def _share(flags: Tensor, what: str) -> str:
-    return counted(int(flags.sum()), flags.numel(), what)
+def _flagged(flags: Tensor) -> tuple[int, int]:
+    return int(flags.sum()), flags.numel()
 
 
-def counted(count: int, total: int, what: str) -> str:
-    """Return a share in words: "3 of its 12 neurons never fired (25 %)"."""
+def share(count: int, total: int, what: str = "") -> str:
+    """Return a share in words: "3 of 12 (25 %)"; of `what`: "3 of its 12 neurons (25 %)"."""
     percent = f"{100 * count / max(total, 1):.3g}"
     # Rounded up, one that is missing would be hidden.
     exact = percent if percent != "100" or count == total else "over 99.9"
-    return f"{count:,} of its {total:,} {what} ({exact} %)"
+    of = f"of its {total:,} {what}" if what else f"of {total:,}"
+    return f"{count:,} {of} ({exact} %)"
 
 
 def audit(

@@ -1,4 +1,4 @@
-"""Accuracies, energies and findings in tables and plain sentences."""
+"""Accuracies and energies in tables and plain sentences."""
 
 from __future__ import annotations
 
@@ -390,9 +390,3 @@ def network_sentences(
         shares.append(f"others {100 * rest:.2g} %")
     lines.append(f"not counted, of the dense FLOP: {', '.join(shares) or 'nothing'}")
     return lines
-
-
-def finding_sentence(row: Mapping[str, Any]) -> str:
-    """Return a finding of an audit: where, how much of it, and what to do."""
-    what = f"{row['severity']}: {row['check']}: {row['layer']}"
-    return f"{what}: {row['evidence']}; {row['advice']}"
