@@ -224,7 +224,7 @@ def test_a_budget_below_the_first_step_is_refused(finished: Finished) -> None:
     run = finished("student")
     with pytest.raises(ConfigError, match="--energy-budget: the first time step alone costs"):
         evaluated(run, energy_budget="1pJ")
-    with pytest.raises(ConfigError, match=r"--energy-budget: .* is an ANN without time steps"):
+    with pytest.raises(ConfigError, match=r"--energy-budget: .* an ANN without time steps"):
         evaluated(finished("teacher"), energy_budget="1J")
 
 
@@ -255,7 +255,7 @@ def test_a_teacher_has_one_step(finished: Finished) -> None:
     assert (row["timesteps"], row["teacher_accuracy"]) == ("1", "")
     with pytest.raises(ConfigError, match="is a teacher, an ANN without time steps"):
         evaluated(run, timesteps="2")
-    with pytest.raises(ConfigError, match=r"--early-exit: .* is an ANN without time steps"):
+    with pytest.raises(ConfigError, match=r"--early-exit: .* an ANN without time steps"):
         evaluated(run, early_exit="0.5")
 
 

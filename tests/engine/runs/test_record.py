@@ -21,7 +21,6 @@ from tser_cli.engine.runs.record import (
     RunResult,
     find_result,
     read_record,
-    size_of,
     with_result,
 )
 
@@ -123,15 +122,14 @@ def test_nonsense_is_none(run: Run) -> None:
     assert entry.when <= 0.0
 
 
-def test_the_size_of_a_folder_follows_no_links(tmp_path: Path) -> None:
-    (tmp_path / "inner").mkdir()
-    (tmp_path / "inner" / "a").write_bytes(b"12345")
-    (tmp_path / "b").write_bytes(b"123")
-    before = size_of(tmp_path)
-    assert before == 8
-    (tmp_path / "loop").symlink_to(tmp_path)
-    assert size_of(tmp_path) - before == (tmp_path / "loop").lstat().st_size
-    assert size_of(tmp_path / "nowhere") == 0
+def test_the_size_of_a_folder_follows_no_links(run: Run) -> None:
+    files_of_run = [path for path in run.folder.rglob("*") if path.is_file()]
+    assert read_record(run).size == sum(path.stat().st_size for path in files_of_run)
+    before = read_record(run).size
+    (run.folder / "inner").mkdir()
+    (run.folder / "inner" / "a").write_bytes(b"12345")
+    (run.folder / "loop").symlink_to(run.folder)
+    assert read_record(run).size - before == 5 + (run.folder / "loop").lstat().st_size
 
 
 Damage = Callable[[dict[str, Any]], Any]

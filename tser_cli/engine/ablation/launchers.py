@@ -121,13 +121,17 @@ def connected(address: str) -> Iterator[Cluster]:
         raise ConfigError(
             f'--address needs Ray ({error}): install tser-cli[ray] (pip install "tser-cli[ray]")'
         ) from error
-    with _handler_kept():
-        try:
-            # what cells print goes into their logs, not onto this terminal
-            ray.init(address=address, logging_level="ERROR", log_to_driver=False)
-        # ConnectionError, RuntimeError and errors of Ray's own, by what is wrong
-        except Exception as error:
-            raise _no_cluster(address, error) from error
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        # what cells print goes into their logs, not onto this terminal
+        ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+    # ConnectionError, RuntimeError and errors of Ray's own, by what is wrong
+    except Exception as error:
+        raise _no_cluster(address, error) from error
+    finally:
+        # ray.init takes SIGTERM over, and would end this process without stopping the cells
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
     try:
         yield Cluster(ray, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     finally:
@@ -158,19 +162,6 @@ def first_line(error: Exception) -> str:
     """Return what an error says first, without its final stop; its kind where it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(". ")
-
-
-@contextmanager
-def _handler_kept() -> Iterator[None]:
-    # ray.init takes SIGTERM over, and would end this process without stopping the cells
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def share(machines: list[dict[str, float]], device: str, jobs: int | None) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tser_cli.base.errors import CheckpointError, warn_once
+from tser_cli.base.errors import CheckpointError
 from tser_cli.base.progress import Progress
 from tser_cli.data.loaders import build_eval_loader
 from tser_cli.engine.ablation.folder import find_cell
@@ -70,18 +71,13 @@ def first_runs(cells: list[Cell], folder: Path) -> dict[str, Run]:
 
 
 def known_networks(path: Path) -> set[str]:
-    """Return the networks that a table has; none where there is no table, or a damaged one."""
-    if not path.is_file():
-        return set()
-    try:
+    """Return the networks that a table has; none where there is no sound table."""
+    with suppress(KeyError, OSError, OverflowError, ValueError):
         table = read_table(path, TSNE)
         # NaN would leave an empty panel, and the table would never be made again
-        if not np.isfinite(table[["x", "y"]].to_numpy()).all():
-            raise ValueError("a coordinate is not finite")
-        return set(table["network"])
-    except (KeyError, OSError, OverflowError, ValueError) as error:
-        warn_once(f"{path} is damaged ({error}) and is made again")
-        return set()
+        if np.isfinite(table[["x", "y"]].to_numpy()).all():
+            return set(table["network"])
+    return set()
 
 
 def teacher_rows(run: Run, context: Context) -> list[dict[str, Any]]:

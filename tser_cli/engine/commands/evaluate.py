@@ -136,10 +136,9 @@ def _steps(opened: FinishedRun, request: options.EvaluateRequest, exits: bool) -
     spiking, folder = opened.loaded.model.spiking, opened.run.folder
     flag = "--energy-budget" if request.energy_budget else "--early-exit"
     # before the pass: with all steps at once, or none, there is nothing to stop between
-    if not spiking and request.timesteps not in ("", "1"):
-        raise ConfigError(f"--timesteps: {folder} is a teacher, an ANN without time steps")
-    if not spiking and exits:
-        raise ConfigError(f"{flag}: {folder} is an ANN without time steps")
+    if not spiking and (exits or request.timesteps not in ("", "1")):
+        named = flag if exits else "--timesteps"
+        raise ConfigError(f"{named}: {folder} is a teacher, an ANN without time steps")
     if exits and not opened.loaded.model.steps_alone:
         raise ConfigError(
             f"{flag}: {opened.loaded.name} computes all its time steps at once; a network "

@@ -136,32 +136,38 @@ def evaluate(
     and keep what each image was answered. `check_stop` is called after each batch and may raise; it
     is called equally often in every process. The model's mode is put back afterwards.
     """
-    was_training = model.training
+    was_training, check = model.training, check_stop or (lambda: None)
     model.eval()  # a norm that used the batch's own statistics would mix the images
-    steps = timesteps if model.spiking else 1
-    # A sum is read once, at the end: to read one after each batch would make the CPU wait.
-    sums, kept = _Sums(steps, runtime.device), list[Answers]()
+    steps, kept = timesteps if model.spiking else 1, list[Answers]()
+    # Float64 is exact for counts; of losses it leaves the order's trace below what a table shows.
+    # Read once, at the end: to read a sum after each batch would make the CPU wait.
+    sums = torch.zeros(7, steps, dtype=torch.float64, device=runtime.device)
     with counting(model, steps) if count else nullcontext() as counter:
         for batch in loader:
             images, labels = runtime.images(batch.images_NCHW), batch.labels_N.to(runtime.device)
             with runtime.autocast():
                 logits_TNK = logits_of(model, images, steps)
                 taught = None if teacher is None else teacher(images)
-            teacher_right = None if taught is None else (taught.argmax(-1) == labels).sum()
             # index: processes and batches may come in any order, the images of a table do not
             answers = answers_of(logits_TNK, labels, batch.indices_N.to(runtime.device))
-            sums.add(answers, teacher_right)
+            columns = [answers.correct_TI, answers.correct_cumulative_TI, answers.loss_TI]
+            columns += [answers.entropy_TI, answers.confidence_TI]
+            sums[:5] += torch.stack([of_TI.double().sum(1) for of_TI in columns])
+            sums[5] += len(labels)
+            if taught is not None:
+                sums[6] += (taught.argmax(-1) == labels).sum()
             if count:
                 # on the host: a large test set's answers would fill the device
                 kept.append(answers.on_cpu())
-            if check_stop:
-                check_stop()
+            check()
     # Another process may have more batches: all must come together equally often.
     for _ in range(runtime.largest(length_hint(loader)) - length_hint(loader)):
-        if check_stop:
-            check_stop()
+        check()
     model.train(was_training)
-    evaluation = sums.over_processes(runtime, teacher is not None)
+    right, right_mean, loss, spread, confidence, seen, taught_right = runtime.sum(sums).tolist()
+    counts = [int(n) for n in right], [int(n) for n in right_mean]
+    of_teacher = None if teacher is None else int(taught_right[0])
+    evaluation = Evaluation(int(seen[0]), *counts, loss, spread, confidence, of_teacher)
     if counter is None:
         return evaluation
     mine = (Answers.joined(kept), counter.counts()) if kept else None
@@ -173,39 +179,6 @@ def evaluate(
         answers=Answers.joined(answers for answers, _ in parts),
         counts=joined([counts for _, counts in parts], order),
     )
-
-
-class _Sums:
-    """Sums over the images of one process, kept on the device and read once at the end."""
-
-    def __init__(self, timesteps: int, device: torch.device) -> None:
-        # integers are exact in any order; of losses, float64 leaves the order's trace below what a
-        # table shows
-        self.counts = torch.zeros(2, timesteps, dtype=torch.int64, device=device)
-        self.sums = torch.zeros(3, timesteps, dtype=torch.float64, device=device)
-        self.seen = torch.zeros(2, dtype=torch.int64, device=device)
-
-    def add(self, answers: Answers, teacher_right: Tensor | None) -> None:
-        right = (answers.correct_TI, answers.correct_cumulative_TI)
-        self.counts += torch.stack([of_TI.sum(1) for of_TI in right])
-        spread = (answers.loss_TI, answers.entropy_TI, answers.confidence_TI)
-        self.sums += torch.stack([of_TI.sum(1) for of_TI in spread])
-        self.seen[0] += len(answers.labels_I)
-        if teacher_right is not None:
-            self.seen[1] += teacher_right
-
-    def over_processes(self, runtime: Runtime, has_teacher: bool) -> Evaluation:
-        counts, sums = runtime.sum(self.counts), runtime.sum(self.sums)
-        images, taught = runtime.sum(self.seen).tolist()
-        return Evaluation(
-            images=images,
-            correct_at=counts[0].tolist(),
-            correct_cumulative=counts[1].tolist(),
-            loss_sum=sums[0].tolist(),
-            entropy_sum=sums[1].tolist(),
-            confidence_sum=sums[2].tolist(),
-            teacher_correct=taught if has_teacher else None,
-        )
 
 
 def answers_of(logits_TNK: Tensor, labels_N: Tensor, index_N: Tensor) -> Answers:

@@ -132,7 +132,6 @@ def open_finished(run: Run, changes: dict[str, Any], progress: Progress) -> Fini
 
 
 FILE = "split.json"
-LIMIT = 2**28  # bytes
 
 
 def keep_images(run: Run, context: Context) -> None:
@@ -160,7 +159,7 @@ def check_test_images(run: Run, dataset: Dataset) -> None:
     """
     if not dataset.test_images or not (run.folder / FILE).exists():
         return
-    kept = read_json(run.folder / FILE, LIMIT, {"test_images": list}).get("test_images", [])
+    kept = read_json(run.folder / FILE, 2**28, {"test_images": list}).get("test_images", [])
     now = _names(dataset)
     if kept != now:
         changed = sum(name not in now for name in kept)

@@ -118,13 +118,22 @@ class RunRecord:
 
     @cached_property
     def size(self) -> int:
-        """Return the bytes of all its files."""
-        return size_of(self.run.folder)
+        """Return the bytes of all its files; links are not followed."""
+        total, waiting = 0, [str(self.folder)]
+        while waiting:
+            with suppress(OSError), os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    # a link may lead out of the folder, or back into it
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_size
+        return total
 
     @cached_property
     def result(self) -> RunResult | None:
         """Return the result that it recorded, None where there is no sound one."""
-        return _result_in(self.status, self.run.folder)
+        return _result_in(self.status, self.folder)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, without what the files hold as a whole."""
@@ -249,17 +258,3 @@ def _number(value: Any, most: float) -> float | None:
     # a bool is an int to Python, and no number of ours
     right = isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= most
     return float(value) if right else None
-
-
-def size_of(folder: Path) -> int:
-    """Return the bytes of all files in a folder; links are not followed."""
-    total, waiting = 0, [str(folder)]
-    while waiting:
-        with suppress(OSError), os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                # a link may lead out of the folder, or back into it
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-                else:
-                    total += entry.stat(follow_symlinks=False).st_size
-    return total

@@ -44,20 +44,6 @@ def build_teacher(model: ModelConfig) -> networks.Loaded:
     return networks.Loaded(OwnNetwork(network, spiking=False), model.teacher, source, digest)
 
 
-def check_from_elsewhere(model: ModelConfig, path: Path | None) -> None:
-    """Raise ConfigError for settings of teachers from elsewhere where the teacher is none."""
-    if model.teacher_weights and not is_function(model.teacher):
-        raise ConfigError(
-            f"model.teacher_weights goes with --teacher MODULE:FUNCTION, not with {model.teacher}; "
-            "name the file itself: --teacher FILE"
-        )
-    if model.teacher_mean and path is None and not is_function(model.teacher):
-        raise ConfigError(
-            f"model.teacher_mean is for a teacher from elsewhere: {model.teacher} is trained here, "
-            "on images as the student sees them. Leave it out, or name a file"
-        )
-
-
 def renormalised(loaded: networks.Loaded, config: Config, spec: DataSpec) -> networks.Loaded:
     """Return `loaded`, which from now on sees images scaled as the settings say of the teacher.
 
@@ -138,17 +124,26 @@ def find_teacher(
     that the newest finished teacher on the same data set and validation split is taken, or, for
     ImageNet, torchvision's weights. Raises ConfigError or CheckpointError.
     """
-    name = config.model.teacher
-    path = existing_path(name)
-    check_from_elsewhere(config.model, path)
+    model, name = config.model, config.model.teacher
+    path, of_function = existing_path(name), is_function(name)
+    if model.teacher_weights and not of_function:
+        raise ConfigError(
+            f"model.teacher_weights goes with --teacher MODULE:FUNCTION, not with {name}; "
+            "name the file itself: --teacher FILE"
+        )
+    if model.teacher_mean and path is None and not of_function:
+        raise ConfigError(
+            f"model.teacher_mean is for a teacher from elsewhere: {name} is trained here, "
+            "on images as the student sees them. Leave it out, or name a file"
+        )
     if path is not None:
         if path.is_dir():
             loaded = networks.read_of_run(open_run(path, runs_dir), spec)
         else:
-            loaded = networks.read(path, spec, config.model.stem)
+            loaded = networks.read(path, spec, model.stem)
         return renormalised(loaded, config, spec)
-    if is_function(name):
-        return renormalised(build_teacher(config.model), config, spec)
+    if of_function:
+        return renormalised(build_teacher(model), config, spec)
     check_architecture(name)
     run = newest_teacher(config, runs_dir, images)
     if run is not None:

@@ -20,6 +20,7 @@ from tser_cli.data.loaders import Batch
 from tser_cli.engine.training import state
 from tser_cli.engine.training.optimizer import lr_factor, make_optimizer, share_statistics
 from tser_cli.engine.training.state import Position, Row, TrainingJob
+from tser_cli.losses.base import TrainingProgress
 from tser_cli.models.savings import keeping
 from tser_cli.report.csv_files import metrics_csv
 
@@ -108,7 +109,9 @@ def train_step(
     labels = batch.labels_N.to(runtime.device, non_blocking=True)
     # They stay on the device: to read one here would make the CPU wait for it, part by part.
     values: dict[str, Tensor] = {}
-    progress = position.progress(job.loader.steps_per_epoch, job.config.training.epochs)
+    steps = job.loader.steps_per_epoch
+    done = (position.epoch * steps + position.step) / (steps * job.config.training.epochs)
+    progress = TrainingProgress(position.epoch, done)
     multiplier = job.control.controller.multiplier if job.control else 0.0
     optimizer.zero_grad(set_to_none=True)
     parts = [of_N.chunk(accumulate) for of_N in (images, labels, batch.indices_N)]

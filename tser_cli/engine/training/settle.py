@@ -140,14 +140,9 @@ TRY_SECONDS, ROUNDS, SMALLEST, GROWTH = 1.6, 3, 2, 4
 def choose_precision(kind: str, context: Context) -> str:
     """Return the precision for a new run, and say why where it was measured."""
     config = context.config
-    passes = len(context.dataset.train) * config.training.epochs
-    worth_trying = (
-        context.runtime.device.type == "cpu"
-        and cpu_has_bf16()
-        and passes >= WORTH_TRYING
-        and config.model.weight_bits == FLOAT_BITS
-    )
-    if not worth_trying:
+    short = len(context.dataset.train) * config.training.epochs < WORTH_TRYING
+    on_cpu = context.runtime.device.type == "cpu" and cpu_has_bf16()
+    if short or not on_cpu or config.model.weight_bits != FLOAT_BITS:
         return FP32
     share = bf16_over_fp32(kind, context)
     chosen = BF16 if share <= WORTH_TAKING else FP32

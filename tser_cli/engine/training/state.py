@@ -23,7 +23,6 @@ from tser_cli.engine.runs.runtime import Runtime, random_state, restore_random_s
 from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.engine.training.budget import BudgetController, EnergyControl
 from tser_cli.engine.training.task import Task
-from tser_cli.losses.base import TrainingProgress
 from tser_cli.report.csv_files import metrics_csv
 from tser_cli.settings.config import CHECKPOINT_EVERY, Config
 
@@ -109,11 +108,6 @@ class Position:
     seconds: float = 0.0
     best_accuracy: float = -1.0
     best_state: dict[str, Tensor] | None = None
-
-    def progress(self, steps_per_epoch: int, epochs: int) -> TrainingProgress:
-        """Return what methods may know of it."""
-        done = self.epoch * steps_per_epoch + self.step
-        return TrainingProgress(self.epoch, done / (steps_per_epoch * epochs))
 
 
 class CheckpointClock:
