@@ -276,48 +276,6 @@ class Own(Noting):
         return torch.stack(outputs)
 
 
-class SnnTorchInside(Noting):
-    """The usual snnTorch network, which makes its own steps."""
-
-    layout, form = "inside", "steps"
-
-    def __init__(self, timesteps: int) -> None:
-        import snntorch
-
-        super().__init__()
-        self.timesteps = timesteps
-        self.conv, self.fc = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(144, 3)
-        self.lif1 = snntorch.Leaky(beta=0.8, threshold=0.3)
-        self.lif2 = snntorch.Leaky(beta=0.8, threshold=0.3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        first, second = self.lif1.reset_mem(), self.lif2.reset_mem()
-        sent = []
-        for _ in range(self.timesteps):
-            spikes, first = self.lif1(self.layer("conv", x), first)
-            spikes, second = self.lif2(self.layer("fc", spikes.flatten(1)), second)
-            sent.append(spikes)
-        return torch.stack(sent)
-
-
-class SnnTorchStepwise(Noting):
-    """snnTorch with hidden states, one step a call."""
-
-    layout, form = "stepwise", "steps"
-
-    def __init__(self) -> None:
-        import snntorch
-
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(2, 4, 3, stride=2), nn.Linear(16, 3)
-        self.lif1 = snntorch.Leaky(beta=0.8, threshold=0.3, init_hidden=True)
-        self.lif2 = snntorch.Synaptic(alpha=0.5, beta=0.8, threshold=0.2, init_hidden=True)
-
-    def forward(self, x: Tensor) -> Any:
-        spikes = self.lif1(self.layer("conv", x))
-        return self.lif2(self.layer("fc", spikes.flatten(1)))
-
-
 class Norse(Noting):
     """norse's sequential network on [T, N, ...]."""
 
