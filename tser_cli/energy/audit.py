@@ -85,7 +85,8 @@ SWAPPED_MARGIN, SWAPPED_IMAGES = 0.2, 8  # wider than what labels fit by chance 
 MET = {REAL: "real values", SUMS: "sums of spikes", SIGNED: "signed spikes"}
 INPUT_ADVICE = {
     REAL: "something between the neurons and this layer makes real values of spikes (a pool, a "
-    "norm, a scale); until then it costs multiply-accumulates",
+    "norm, a scale); until then it costs multiply-accumulates. Multiples of a constant c, as of an "
+    "average pool, become accumulates if they are summed, and the weights scaled by c",
     SUMS: "spikes are added before this layer; a chip of binary spikes can't compute it so",
     SIGNED: "spikes of -1 reach this layer; a chip of binary spikes can't compute it so",
 }
@@ -289,6 +290,9 @@ def _flagged(flags: Tensor) -> tuple[int, int]:
 
 def share(count: int, total: int, what: str = "") -> str:
     """Return a share in words: "3 of 12 (25 %)"; of `what`: "3 of its 12 neurons (25 %)"."""
+    noun, _, rest = what.partition(" ")
+    if count == total == 1 and noun in ("calls", "neurons"):
+        return f"its only {noun[:-1]} {rest}"
     percent = f"{100 * count / max(total, 1):.3g}"
     # Rounded up, one that is missing would be hidden.
     exact = percent if percent != "100" or count == total else "over 99.9"
@@ -315,16 +319,15 @@ def audit(
     plan = make_plan(exact, shown, timesteps)
     subject, made = Subject(exact, shown, plan), fresh_copy(exact)
     with trial.count_operations(made, shown.layout, plan.timesteps, detailed=True) as counter:
-        counter.plan = plan
+        counter.plan, counter.declared = plan, declared or {}
         try_out(made, shown)
     counts = counter.counts()
-    met = {name: {k: n for k, n in kinds.items() if k} for name, kinds in counter.kinds_met.items()}
     findings, skipped = [], []
     tests: dict[str, Iterator[Finding]] = {
         "reset": check_reset(subject),
         "batch independence": check_batch(subject),
         "causality": check_causality(subject),
-        "spike-driven inputs": check_inputs(counts, met, declared),
+        "spike-driven inputs": check_inputs(counts, counter.met(), declared),
         "firing": check_firing(counts),
         "order of axes": check_order(subject, labels_N),
         "numbers": check_numbers(subject),

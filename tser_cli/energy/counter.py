@@ -39,11 +39,13 @@ from tser_cli.energy.counts import (
     LINEAR,
     RANK,
     REAL,
+    SIGNED,
     SPIKES,
     SUMS,
     Axes,
     ConvShape,
     Counts,
+    Fed,
     LayerFacts,
     LayerRecord,
     NeuronRecord,
@@ -59,7 +61,7 @@ Key = tuple[str, str]
 Shape = tuple[int, ...]
 Position = tuple[int, int | None, tuple[Axes | None, ...]]
 """Of a call: which use of its layer, at which step (None: all or the first), by operand its axes"""
-FindKind = Callable[[int, Tensor], str]
+FindKind = Callable[[int, Tensor], Fed]
 
 
 @contextmanager
@@ -124,7 +126,9 @@ class Counter:
     """Keeps the counts of a network, whoever watches it and wherever its plan comes from.
 
     `kinds_met`: of each layer, in how many calls it was fed with what ("": zeros alone).
-    `declared`: what feeds layers that met nothing but zeros; spikes, where it does not say.
+    `scales`: of each layer, the scales of all its calls but those of zeros (see `Fed`). `declared`:
+    what feeds layers that met nothing but zeros, spikes where it does not say; no scale is folded
+    into their weights.
     `weights_alone`: what multiplies weights with each other, as a chip would have done before it
     runs, and is not counted. `detailed`: also keep what only conventions, an audit and the share of
     zeros need.
@@ -134,11 +138,12 @@ class Counter:
         self.plan, self.detailed = plan, detailed
         self.declared: Mapping[str, str] = {}
         self.kinds_met: dict[str, collections.Counter[str]] = {}
+        self.scales: dict[str, set[float]] = {}
         self.images: list[int] = []
         self.records: dict[tuple[str, str, int], LayerRecord] = {}
         self.neuron_records: dict[str, NeuronRecord] = {}
         self.weights_alone: set[str] = set()
-        self._guesses: dict[tuple[str, int], str] = {}
+        self._guesses: dict[tuple[str, int], Fed] = {}
         # How often each layer has run in this batch, which is all that tells its calls apart.
         self._ordinals: collections.Counter[Key] = collections.Counter()
         self._call = 0
@@ -174,12 +179,15 @@ class Counter:
             # The first call decides what the layer is: its facts do not depend on the data, and a
             # later call of another size is an error, since figures an image would mix two networks.
             if key not in self.records:
-                self.records[key] = met.described(name, place, find)
                 self.kinds_met[name] = collections.Counter()
-            call, kind = met.tallied(self.records[key], place, find, self.detailed)
+                self.scales[name] = {0.0} if name in self.declared else set()
+                self.records[key] = met.described(name, place, find)
+            call, fed = met.tallied(self.records[key], place, find, self.detailed)
         # Kept on the device: a sum that the host read here would make it wait at every layer.
         self.records[key].calls.append(call)
-        self.kinds_met[name][kind] += 1
+        self.kinds_met[name][fed.kind] += 1
+        if fed.kind:
+            self.scales[name].add(fed.scale)
 
     def neurons(self, name: str, module: nn.Module, spikes: Tensor) -> None:
         """Count the updates, and in detail the spikes, of a layer of neurons that has just run."""
@@ -222,26 +230,42 @@ class Counter:
         updates: collections.Counter[str] = collections.Counter()
         for name, neurons in self.neuron_records.items():
             updates[owners.get(name, "")] += neurons.updates
-        layers = [r.counts(self.kind(r.facts.name), updates[r.facts.name]) for r in records]
+        names = [(record, record.facts.name) for record in records]
+        layers = [r.counts(self.kind(name), updates[name], self.scale(name)) for r, name in names]
         found = [neurons.counts(self.images) for neurons in self.neuron_records.values()]
         return Counts(self.plan.timesteps, sum(self.images), tuple(layers), tuple(found))
 
+    def scale(self, name: str) -> float:
+        """Return c where all calls of a layer met 0 and c (or -c) alone, 1 without such a c."""
+        sizes = {abs(scale) for scale in self.scales[name]}
+        return sizes.pop() or 1.0 if len(sizes) == 1 else 1.0
+
     def kind(self, name: str) -> str:
         """Return what feeds a layer, all its calls together."""
+        if self.scale(name) != 1:
+            return SIGNED if min(self.scales[name]) < 0 else SPIKES
         # One batch of real values makes it a layer of multiply-accumulates, whatever came before:
         # hardware that only adds could not compute it.
         return max(self.kinds_met[name], key=RANK.__getitem__) or self.declared.get(name, SPIKES)
 
-    def _find_kind(self, name: str, operand: int, x: Tensor) -> str:
+    def _find_kind(self, name: str, operand: int, x: Tensor) -> Fed:
         assert self.plan is not None
         if self.plan.kinds is not None:
-            return self.plan.kinds[name]
+            return Fed(self.plan.kinds[name])
         # A guess that still holds costs one look at the data, where finding out costs several.
-        guess = self._guesses.get((name, operand))
-        if guess == SPIKES and x.is_floating_point() and not int(tally.fault(x, SPIKES)):
-            return SPIKES
-        kind = self._guesses[(name, operand)] = tally.find_kind(x)
-        return kind
+        guess = self._guesses.get((name, operand), Fed(""))
+        if guess.kind == SPIKES:
+            if x.is_floating_point() and not int(tally.fault(x, SPIKES)):
+                return guess
+        elif guess.scale > 0 and tally.has_scale(x, guess.scale):
+            return guess
+        kind, scale = tally.find_kind(x), 0.0
+        if kind in (SPIKES, SIGNED):
+            scale = 1.0 if kind == SPIKES else -1.0
+        elif kind and 0.0 not in self.scales[name]:
+            scale = tally.find_scale(x)
+        fed = self._guesses[(name, operand)] = Fed(kind, scale)
+        return fed
 
     def _end_batch(self) -> None:
         if not self.images or self.plan is None:
@@ -296,8 +320,8 @@ class Met(Protocol):
 
     def tallied(
         self, record: LayerRecord, place: Place, find: FindKind, detailed: bool
-    ) -> tuple[Tally, str]:
-        """Return the count of the call, and the kind of what it was fed with ("" for zeros)."""
+    ) -> tuple[Tally, Fed]:
+        """Return the count of the call, and what it was fed with."""
 
 
 @dataclass
@@ -407,20 +431,26 @@ class LayerCall:
 
     def tallied(
         self, record: LayerRecord, place: Place, find: FindKind, detailed: bool
-    ) -> tuple[Tally, str]:
+    ) -> tuple[Tally, Fed]:
         axes, x = self._rows(place)
         if tuple(x.shape[1:]) != record.shape:
             raise TserError(
                 f"layer {record.facts.name} met an input of {tuple(x.shape[1:])} after one of "
                 f"{record.shape}; count images of one size at a time"
             )
-        kind = find(0, x)
+        fed = find(0, x)
+        kind, scaled = fed.kind, fed.kind in (SUMS, REAL) and fed.scale != 0
         if not x.is_floating_point():
             x = x.float()
         if not self.declared and kind not in (SPIKES, REAL):
             x = x.abs()  # an accumulate of -1 costs as much as one of 1
-        counted = tally.count(x, kind if kind in (SUMS, REAL) else SPIKES, record.fan_out_P)
-        if kind == SUMS or (self.declared and kind != REAL):
+        if scaled:
+            # Should another call bring another scale, real values have no events, and sums these.
+            counted = tally.count(x.ne(0), SPIKES, record.fan_out_P)
+            counted[2] *= int(abs(fed.scale)) if kind == SUMS else 1
+        else:
+            counted = tally.count(x, kind if kind in (SUMS, REAL) else SPIKES, record.fan_out_P)
+        if (kind == SUMS and not scaled) or (self.declared and kind != REAL):
             # Whether a declaration holds is looked at in the end: nothing waits for the device.
             record.faults.append(tally.fault(x, kind))
         shape = (axes.steps(place.timesteps), place.images, -1)
@@ -435,7 +465,7 @@ class LayerCall:
                 # float64, as the whole of a row may pass 2^24 where its channels do not.
                 total_B = x.flatten(1).sum(1, dtype=torch.float64).round().long()
                 call.total = total_B.view(shape).sum(-1)
-        return call, kind
+        return call, fed
 
     def _rows(self, place: Place) -> tuple[Axes, Tensor]:
         """Return where steps and images are, and the input in rows of one step of one image.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,17 @@ INPUT_KINDS = (REAL, SPIKES, SUMS)
 RANK = {"": 0, SPIKES: 1, SIGNED: 2, SUMS: 3, REAL: 4}
 """Kinds of inputs: each takes in those before it."""
 CONV, LINEAR, MATMUL = "conv", "linear", "matmul"
+
+
+class Fed(NamedTuple):
+    """What a call was fed with; "" is zeros alone.
+
+    `scale`: c where nothing but 0 and c came, -c where -c was among it; 0 where there is no such c,
+    or where none is asked for.
+    """
+
+    kind: str
+    scale: float = 0.0
 
 
 def mean_of(counted_TI: IntArray) -> float:
@@ -55,7 +67,8 @@ class LayerFacts:
     """The facts of a layer that do not depend on the data, for one image and one execution.
 
     `type`: conv, linear or matmul. `input_kind`: real, spikes (0 or 1), signed (-1, 0 or 1) or sums
-    (integer sums of spikes). `macs` and `macs_formula`: see `tser_cli.energy.tally.Geometry`.
+    (integer sums of spikes). `scale`: c where the spikes are 0 and c, and c folds into the weights.
+    `macs` and `macs_formula`: see `tser_cli.energy.tally.Geometry`.
     `weight_bytes` and `bias_bytes`: size of one stored weight and of one stored bias, 0 without
     bias. `parameters`: weights and biases. `conv`: the shape of a convolution. `product`: of a
     matrix product [M, K] x [K, P], computed H times an image and step, H, M, K and P.
@@ -73,6 +86,14 @@ class LayerFacts:
     parameters: int = 0
     conv: ConvShape | None = None
     product: tuple[int, int, int, int] | None = None
+    scale: float = 1.0
+
+    @property
+    def unfolded_kind(self) -> str:
+        """Return what feeds the layer for those who fold no scale into its weights."""
+        if self.scale == 1:
+            return self.input_kind
+        return SUMS if self.scale.is_integer() else REAL
 
     @property
     def accumulates(self) -> bool:
@@ -290,7 +311,7 @@ class LayerRecord:
     calls: list[Tally] = field(default_factory=list)
     faults: list[Tensor] = field(default_factory=list)
 
-    def counts(self, kind: str, neuron_updates: int) -> LayerCounts:
+    def counts(self, kind: str, neuron_updates: int, scale: float = 1.0) -> LayerCounts:
         """Everything of the layer on the host: its calls put at their steps, batch after batch."""
         first = [call for call in self.calls if call.place.batch == 0]
         # All batches run alike, or the counter would have said so: the first one shows the steps.
@@ -304,8 +325,17 @@ class LayerRecord:
         if kind == REAL:
             # A layer that met real values in one batch is fed with real values.
             events_TI, value_TI = events_TI * 0, value_TI * 0
+        elif scale != 1:
+            value_TI = events_TI
+        facts, kinds = replace(self.facts, input_kind=kind, scale=scale), self.operand_kinds
+        if operands is not None:
+            if kind == REAL or kinds.count(REAL) == 1:
+                kinds = tuple(REAL if one == REAL else kind for one in kinds)
+            driving = [i for i in range(2) if kinds[i] != REAL] or [0, 1]
+            nonzero_TI = operands[driving].sum(0)
+            facts = replace(facts, neurons_in=sum(self.operand_sizes[i] for i in driving))
         return LayerCounts(
-            layer=replace(self.facts, input_kind=kind),
+            layer=facts,
             neuron_updates=neuron_updates,
             executed_T=executed_T,
             nonzero_TI=nonzero_TI,
@@ -317,7 +347,7 @@ class LayerRecord:
             total_TI=self._gathered(lambda call: call.total),
             operands=()
             if operands is None
-            else tuple(map(Operand, self.operand_kinds, self.operand_sizes, operands)),
+            else tuple(map(Operand, kinds, self.operand_sizes, operands)),
         )
 
     def _gathered(self, part: Callable[[Tally], Tensor | None]) -> IntArray | None:

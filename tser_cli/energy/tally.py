@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
+from math import inf, prod
 
 import torch
 from torch import Tensor, nn
@@ -241,6 +241,28 @@ def find_kind(x: Tensor) -> str:
     if most <= 1 and least >= -1:
         return SPIKES if least >= 0 else SIGNED
     return SUMS
+
+
+def has_scale(x: Tensor, scale: float) -> bool:
+    """Return whether `x` is made of 0 and `scale` alone."""
+    # x (x - c) is 0 for 0 and c alone, and NaN for NaN and infinity.
+    return bool(_ranges((piece - scale).mul_(piece) for piece in pieces(x)).eq(0).all())
+
+
+def find_scale(x: Tensor) -> float:
+    """Return c where `x` is made of 0 and c alone, -c where -c is among it, 0 where neither."""
+    scale, negative = 0.0, False
+    for piece in pieces(x if x.is_floating_point() else x.float()):
+        low, high = (float(value) for value in torch.aminmax(piece))
+        size = max(-low, high)
+        if size == 0:
+            continue
+        same = scale in (0.0, size) and size < inf  # not so with NaN
+        # The first piece of real values says no: they are not read to the end.
+        if not same or not has_scale(piece.abs(), size):
+            return 0.0
+        scale, negative = size, negative or low < 0
+    return -scale if negative else scale
 
 
 def effective_operations(

@@ -96,13 +96,13 @@ class Hand(nn.Module):
 
     layout = "time-first"
 
-    def __init__(self) -> None:
+    def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
-        self.act = neuron.IFNode(step_mode="m")
+        self.act, self.scale = neuron.IFNode(step_mode="m"), scale
         self.conv = layer.Conv2d(1, 2, 3, padding=1, step_mode="m")
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.conv(self.act(x))
+        y: Tensor = self.conv(self.act(x) * self.scale)
         return y
 
 
@@ -119,6 +119,22 @@ def test_the_page_s_example_by_hand() -> None:
     # 9 outputs x 2 channels of biases, and the neurons: 9 inputs at a rate of 2 / 9.
     assert found["syops"] == (0, pytest.approx(2 / 9 * (2 * 81 + 18)))
     assert reasons(counts)["formula"] == ("padding counted",)
+
+
+@pytest.mark.parametrize("scale", [1.5, 2.0])
+def test_other_tools_bill_scaled_spikes_dense(scale: float) -> None:
+    images = torch.zeros(1, 1, 3, 3)
+    images[0, 0, 0, 0] = images[0, 0, 1, 1] = 1.0
+    counts = counts_of(Hand(scale).eval(), images, 1)
+    found = figures(counts)
+    assert found["exact"] == (0, 26)
+    assert found["formula"] == (0, pytest.approx(36))
+    # As if real: all outputs x taps; the operations of non-zero inputs; with biases.
+    assert found["spikingjelly"] == (162, 0)
+    assert found["neurobench"] == (26, 0)
+    assert found["syops"] == (180, pytest.approx(0))
+    for tool in ("spikingjelly", "neurobench", "syops"):
+        assert "scaled spikes not folded into weights" in reasons(counts)[tool]
 
 
 def test_attention_by_hand() -> None:

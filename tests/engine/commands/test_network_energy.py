@@ -65,6 +65,19 @@ class Summing(nn.Module):
     def forward(self, x):
         return self.fc(self.a(x) + self.b(x))
 
+class Scaled(nn.Module):
+    def __init__(self, *sizes):
+        super().__init__()
+        self.n, self.sizes = neuron.IFNode(v_threshold=0.5), sizes
+        self.fcs = nn.ModuleList(nn.Linear(6, 3) for _ in sizes)
+
+    def forward(self, x):
+        spikes = self.n(x)
+        return sum(fc(spikes * c) for fc, c in zip(self.fcs, self.sizes))
+
+def scaled(a=1.5, b=1.5):
+    return Scaled(a, b)
+
 class Text(nn.Module):
     def __init__(self):
         super().__init__()
@@ -237,6 +250,34 @@ def test_sums_that_neurons_make_of_real_input_are_not_told_of_the_input(here: Pa
     result = measured(here, network="mine:Summing", input_shape="6", layout="stepwise")
     assert result.kinds == {"fc": "sums"}
     assert result.notes == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "note"),
+    [
+        ((), "note: layers fcs.0, fcs.1 are fed with spikes of 1.5: 1.5 folds into their weights"),
+        (("a=1",), "note: layer fcs.1 is fed with spikes of 1.5: 1.5 folds into its weights"),
+        (
+            ("a=2",),
+            "spikes of a size of their own, which folds into the weights: fcs.0 2, fcs.1 1.5",
+        ),
+    ],
+)
+def test_the_size_of_spikes_folds_into_the_weights_and_is_noted(
+    here: Path, arguments: tuple[str, ...], note: str
+) -> None:
+    found = {"network": "mine:scaled", "input_shape": "6", "layout": "stepwise"}
+    result = measured(here, **found, arguments=arguments)
+    assert any(note in line for line in result.notes)
+    sizes = {"a": 1.5, **dict(part.split("=") for part in arguments)}
+    scales = {"fcs.0": float(sizes["a"]), "fcs.1": 1.5}
+    assert result.document["network"]["scales"] == {n: c for n, c in scales.items() if c != 1}
+    first, second = (
+        r for r in rows_of(here / "r.csv") if r["t"] == "all" and r["layer"] != "TOTAL"
+    )
+    assert first["input_kind"] == second["input_kind"] == "spikes"
+    assert first["op"] == "AC"
+    assert first["sop_value"] == first["sop_events"] == second["sop_value"] != "0"
 
 
 @pytest.mark.parametrize("network", ["build", "over_batch"])

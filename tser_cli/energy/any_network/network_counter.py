@@ -69,11 +69,21 @@ class TrialCounter(Counter):
             for name, met in self.kinds_met.items()
         }
 
+    def met(self) -> dict[str, dict[str, int]]:
+        """Return in how many calls each layer was fed with what; those of zeros are left out."""
+        met = {name: {k: n for k, n in of.items() if k} for name, of in self.kinds_met.items()}
+        return {
+            name: of if self.scale(name) == 1 else {self.kind(name): sum(of.values())}
+            for name, of in met.items()
+        }
+
     def differing(self) -> dict[str, dict[str, int]]:
         """Return the layers that were fed with one kind in some calls and another in others."""
-        # Zeros are of every kind, and no difference.
-        met = {name: {k: n for k, n in of.items() if k} for name, of in self.kinds_met.items()}
-        return {name: kinds for name, kinds in met.items() if len(kinds) > 1}
+        return {name: kinds for name, kinds in self.met().items() if len(kinds) > 1}
+
+    def folded(self) -> dict[str, float]:
+        """Return the layers whose spikes are 0 and c, with the c that folds into the weights."""
+        return {name: c for name in self.scales if (c := self.scale(name)) != 1}
 
 
 @contextmanager

@@ -23,7 +23,17 @@ from torch.nn import functional as F
 
 from tser_cli.base.errors import TserError
 from tser_cli.energy.counter import FindKind, Shape
-from tser_cli.energy.counts import MATMUL, RANK, REAL, SPIKES, LayerFacts, LayerRecord, Place, Tally
+from tser_cli.energy.counts import (
+    MATMUL,
+    RANK,
+    REAL,
+    SPIKES,
+    Fed,
+    LayerFacts,
+    LayerRecord,
+    Place,
+    Tally,
+)
 
 
 @dataclass(frozen=True)
@@ -162,7 +172,6 @@ class ProductCall:
         return tuple(part.sizes for part in self.product.factors)
 
     def described(self, name: str, place: Place, find: FindKind) -> LayerRecord:
-        kinds = tuple(kind or SPIKES for kind in self._kinds(place, find))
         rows = self.rows(place)
         inner = next(axes for axes in place.axes if axes).inner
         sizes = {c: size for c, size in self.product.sizes().items() if c not in rows}
@@ -170,7 +179,6 @@ class ProductCall:
             inner * prod(sizes[c] for c in part.letters if c in sizes)
             for part in self.product.factors
         ]
-        driving = [size for size, kind in zip(per_row, kinds, strict=True) if kind != REAL]
         macs = prod(sizes.values()) * inner
         left, right = (set(part.letters) for part in self.product.factors)
         out = set(self.product.output)
@@ -181,7 +189,7 @@ class ProductCall:
             name=name,
             type=MATMUL,
             input_kind="",
-            neurons_in=sum(driving or per_row),
+            neurons_in=sum(per_row),  # those that drive it, once all has run
             outputs=prod(sizes[c] for c in self.product.output if c in sizes) * inner,
             macs=macs,
             macs_formula=macs,
@@ -190,13 +198,15 @@ class ProductCall:
             parameters=0 if self.weight is None else self.weight.numel(),
             product=(heads * inner, shape[0], shape[1], shape[2]),
         )
-        return LayerRecord(facts, operand_kinds=kinds, operand_sizes=tuple(per_row))
+        return LayerRecord(facts, operand_kinds=("", ""), operand_sizes=tuple(per_row))
 
     def tallied(
         self, record: LayerRecord, place: Place, find: FindKind, detailed: bool
-    ) -> tuple[Tally, str]:
-        found = self._kinds(place, find)
-        left, right = (kind or SPIKES for kind in found)
+    ) -> tuple[Tally, Fed]:
+        found = self._fed(place, find)
+        # A scale folds into the other factor where that is a weight; else it may be other spikes.
+        foldable = None in place.axes
+        left, right = (SPIKES if foldable and fed.scale else fed.kind or SPIKES for fed in found)
         counted, operands = tally_product(self.product, self.rows(place), (left, right))
         # As with layers, one call of real values makes the factor real.
         pairs = zip(record.operand_kinds, (left, right), strict=True)
@@ -206,12 +216,13 @@ class ProductCall:
         call = Tally(
             place,
             counted.reshape(3, *shape).sum(-1),
-            SPIKES in (left, right),
+            any(fed.kind in ("", SPIKES) for fed in found),
             operands=operands.reshape(2, *shape).sum(-1),
         )
         # Sums drive a product where there are some, else spikes; real values where nothing does.
-        drives = [kind for kind in found if kind != REAL]
-        return call, max(drives, key=RANK.__getitem__, default=REAL)
+        drives = [fed.kind for fed in found if fed.kind != REAL]
+        kind = max(drives, key=RANK.__getitem__, default=REAL)
+        return call, Fed(kind, sum(fed.scale for fed in found) if foldable else 0.0)
 
     def rows(self, place: Place) -> str:
         """Return the letters of time and batch. Raises TserError where images are multiplied."""
@@ -227,11 +238,11 @@ class ProductCall:
             )
         return "".join(times) + "".join(batches)
 
-    def _kinds(self, place: Place, find: FindKind) -> list[str]:
+    def _fed(self, place: Place, find: FindKind) -> list[Fed]:
         # A weight is no spike, even where all of its values happen to be 0 and 1, or integers. A
         # view of it, or a buffer, shows by having no images.
         return [
-            REAL
+            Fed(REAL)
             if part.tensor is None or part.tensor is self.weight or axes is None
             else find(i, part.tensor)
             for i, (part, axes) in enumerate(zip(self.product.factors, place.axes, strict=True))

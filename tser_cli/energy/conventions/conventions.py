@@ -203,9 +203,9 @@ def neurobench(layer: LayerCounts, counts: Counts) -> Operations:
         return Operations()
     assert layer.effective_TI is not None, "counted with the details of weights"
     effective = mean_of(layer.effective_TI)
-    if layer.layer.input_kind in (SPIKES, SIGNED):
+    if layer.layer.unfolded_kind in (SPIKES, SIGNED):
         return Operations(acs=effective)
-    if layer.layer.input_kind == REAL or layer.binary_TI is None:
+    if layer.layer.unfolded_kind == REAL or layer.binary_TI is None:
         return Operations(macs=effective)
     spiking = mean_of(layer.effective_TI * layer.binary_TI)
     return Operations(effective - spiking, spiking)
@@ -246,7 +246,7 @@ def by_rate(
         taps = prod(facts.conv.kernel) * facts.conv.in_channels // facts.conv.groups
         flop = float(taps * facts.outputs)
     flop += biases(layer, once_a_call)
-    if facts.input_kind == SPIKES or (facts.input_kind == SUMS and sums):
+    if facts.unfolded_kind == SPIKES or (facts.unfolded_kind == SUMS and sums):
         fed = layer.nonzero_TI if layer.total_TI is None else layer.total_TI
         return Operations(acs=mean_of(fed) / facts.neurons_in * flop)
     return Operations(macs=layer.executions * flop)
@@ -282,6 +282,7 @@ PADDED_MACS = "padding counted where dense"
 ONE_FACTOR = "products with sums by their binary factor"
 RIGHT_FACTOR = "products by their right factor"
 EVENTS, DENSE = "sums of spikes counted once", "sums of spikes billed dense"
+SCALED = "scaled spikes not folded into weights"
 ONCE = "stem once an image"
 BIASES, OTHERS = "biases", "norms, pools and neurons counted"
 WEIGHTS, ZEROS = "zero weights left out", "zeros of real inputs left out"
@@ -292,17 +293,21 @@ REAL_BY_RATE = "real inputs priced as spikes"
 CONVENTIONS = {
     "exact": Convention(exact, ()),
     "formula": Convention(formula, (PADDING, EVENTS, RATES)),
-    "spikingjelly": Convention(spikingjelly, (DENSE, PADDED_MACS, ONE_FACTOR)),
-    "neurobench": Convention(neurobench, (WEIGHTS, ZEROS, DENSE, NO_PRODUCTS, NO_TRANSPOSED)),
-    "syops": Convention(syops, (PADDING, DENSE, BIASES, OTHERS, NO_PRODUCTS)),
+    "spikingjelly": Convention(spikingjelly, (DENSE, SCALED, PADDED_MACS, ONE_FACTOR)),
+    "neurobench": Convention(
+        neurobench, (WEIGHTS, ZEROS, DENSE, SCALED, NO_PRODUCTS, NO_TRANSPOSED)
+    ),
+    "syops": Convention(syops, (PADDING, DENSE, SCALED, BIASES, OTHERS, NO_PRODUCTS)),
 }
 # Of papers on spiking transformers: they say nothing new of a network without products.
 ATTENTION = {
     "spikformer": Convention(spikformer, (PADDING, EVENTS, ONCE, RATES, REAL_BY_RATE)),
     "spikingformer-1": Convention(
-        partial(by_rate, sums=True), (PADDING, BIASES, RATES), spikingformer_pair
+        partial(by_rate, sums=True), (PADDING, SCALED, BIASES, RATES), spikingformer_pair
     ),
-    "spikingformer-2": Convention(by_rate, (PADDING, BIASES, DENSE, RATES), spikingformer_pair),
+    "spikingformer-2": Convention(
+        by_rate, (PADDING, BIASES, DENSE, SCALED, RATES), spikingformer_pair
+    ),
     "spikingresformer": Convention(resformer, (RIGHT_FACTOR,)),
     "spike-driven-transformer": Convention(
         spikformer, (PADDING, EVENTS, ONCE, RATES, REAL_BY_RATE), spike_driven_pair
@@ -399,6 +404,7 @@ APPLIES: dict[str, Callable[[Counts], bool]] = {
     RIGHT_FACTOR: _any(lambda x: len(x.operands) == 2 and x.layer.accumulates),
     RATES: lambda counts: any(True for _ in attentions(counts)),
     EVENTS: _any(lambda x: bool((x.events_TI != x.value_TI).any())),
+    SCALED: _any(lambda x: x.layer.scale != 1),
     DENSE: _any(lambda x: x.layer.input_kind == SUMS and not x.operands and _dense(x)),
     ONCE: lambda counts: any(layer.executions > 1 for layer in counts.stem),
     BIASES: _any(lambda x: x.layer.bias_bytes > 0),

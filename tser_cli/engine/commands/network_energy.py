@@ -174,7 +174,8 @@ def measure_network(request: EnergyRequest) -> NetworkEnergyResult:
         "seed": request.seed,
         "notes": notes,
         "neurons": plan.neurons,
-        "kinds_met": {name: dict(kinds) for name, kinds in counter.kinds_met.items()},
+        "kinds_met": counter.met(),
+        "scales": counter.folded(),
         "differing": counter.differing(),
         "uncounted_share_of_flop": dict(uncounted),
     }
@@ -339,6 +340,17 @@ def notes_of(
             f"not counted, as only weights are multiplied, the same for every image: "
             f"{', '.join(sorted(counter.weights_alone))}"
         )
+    folded = counter.folded()
+    if len(set(folded.values())) == 1:
+        c, many = f"{next(iter(folded.values())):g}", len(folded) > 1
+        fed = ("layers", "are", "their") if many else ("layer", "is", "its")
+        notes.append(
+            f"note: {fed[0]} {', '.join(folded)} {fed[1]} fed with spikes of {c}: {c} folds into "
+            f"{fed[2]} weights"
+        )
+    elif folded:
+        each = ", ".join(f"{name} {c:g}" for name, c in folded.items())
+        notes.append(f"note: spikes of a size of their own, which folds into the weights: {each}")
     told = told_timesteps(network, plan.layout) if request.timesteps else ""
     if told:
         notes.append(f"note: T = {plan.timesteps} was passed to the network as {told}")
