@@ -61,6 +61,10 @@ class Subject:
         """Return what the calls of a fresh copy are fed with, and its outputs."""
         return observe(fresh_copy(self.network), self.plan, presentation)
 
+    def otherwise(self, two: Presentation, step: int, before: Signature) -> Signature:
+        """Return the same where the first of two images is another at a step."""
+        return next(trial.fed_otherwise(self.network, self.plan, two, step), before)
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -124,7 +128,7 @@ def check_batch(subject: Subject) -> Iterator[Finding]:
     two = subject.presentation.of(2)
     before, _ = subject.run(two)
     for step in range(1 if two.layout == INSIDE else len(two.x_TN)):
-        after, _ = subject.run(trial.disturbed(two, step, trial.DISTURBANCES[0]))
+        after = subject.otherwise(two, step, before)
         for key in before:
             # Only the first image was disturbed.
             mixed_S = changes(before[key], after[key])[:, 1]
@@ -148,7 +152,7 @@ def check_causality(subject: Subject) -> Iterator[Finding]:
         raise Unchecked("there is one time step")
     before, _ = subject.run(two)
     if two.layout != INSIDE:
-        after, _ = subject.run(trial.disturbed(two, last, trial.DISTURBANCES[0]))
+        after = subject.otherwise(two, last, before)
     elif "timesteps" not in two.kwargs:
         raise Unchecked("the network makes its own steps, and can't be given other ones")
     else:

@@ -58,7 +58,9 @@ def reset_states(network: nn.Module) -> None:
     # their state by their caller, and have nothing to forget.
     for module in network.modules():
         for name in RESETS:
-            method = getattr(module, name, None)
+            # A property runs its code where it is looked up.
+            own = isinstance(getattr(type(module), name, None), property)
+            method = None if own else getattr(module, name, None)
             # A layer or a list of layers may be called so: the reset gate of a recurrent cell.
             if not callable(method) or isinstance(method, nn.Module | type):
                 continue

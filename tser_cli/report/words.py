@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -138,6 +139,8 @@ def meaning_sentences(kind: str, rows: Sequence[Mapping[str, Any]]) -> list[str]
 
 
 ABOUT_THE_SAME = 0.005  # half a point of accuracy
+AT_LEAST = 0.05  # of the dense FLOP: so much left out would change the figures
+NEVER_COUNTED = re.compile("batch_norm|pool|(add|mean)$").search  # nor by anybody else
 COUNT_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
@@ -284,6 +287,9 @@ def energy_sentences(document: dict[str, Any]) -> list[str]:
         priced += f"; {compare(energy, other)} the {joules(other)} of its teacher, "
         priced += document["teacher"]["name"]
     lines = [*headline(document["against_ann"]), priced]
+    shares = document.get("network", {}).get("uncounted_share_of_flop", {})
+    if sum(share for name, share in shares.items() if not NEVER_COUNTED(name)) >= AT_LEAST:
+        lines[0] = lines[0].replace("costs", "costs at least", 1)
     # a cheaper price of each operation must not pass for fewer operations
     if profile["name"].endswith("int8"):
         wide = joules(totals["energy_fp32_pj"])

@@ -153,6 +153,7 @@ HIDDEN: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
         lambda net, s: (s[:, None] * net.w.t()).reshape(len(s), 50, 4, 4).sum((2, 3)),
         "broadcasting and sums",
     ),
+    "vmap": (lambda net, s: torch.vmap(lambda row: row @ net.w)(s), "torch.func"),
     "tensordot": (lambda net, s: torch.tensordot(s, net.w, 1), "computes mm"),
     "distances": (lambda net, s: torch.cdist(s, net.w.t()), "_euclidean_dist"),
     "two sparse": (

@@ -20,6 +20,7 @@ from tser_cli.base.errors import TserError
 from tser_cli.energy.any_network.network_counter import count_operations
 from tser_cli.engine.commands.audit import run_audit
 from tser_cli.engine.commands.network_energy import NetworkEnergyResult, measure_network
+from tser_cli.report.words import energy_sentences
 from tser_cli.settings.options import EnergyRequest
 from tser_cli.settings.wing_options import AuditRequest
 
@@ -85,12 +86,23 @@ class Twice(nn.Module):
     def forward(self, x):
         return self.head(self.head(self.net(x)))
 
+class TwoLoops(nn.Module):
+    """4 steps, and then 2 of what follows."""
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = eye(4), eye()
+    def forward(self, x):
+        y = sum(self.a(x) for _ in range(4)) / 4 + x
+        return sum(self.b(y) for _ in range(2))
+
 class Told(Loop):
     def forward(self, x, T): return sum(self.net(x) for _ in range(T))
 class ToldSteps(Loop):
     def forward(self, x, num_steps=2): return sum(self.net(x) for _ in range(num_steps))
 class ToldStep(Loop):
     def forward(self, x, time_step=1): return sum(self.net(x) for _ in range(time_step))
+class ToldNb(Loop):
+    def forward(self, x, nb_steps=2): return sum(self.net(x) for _ in range(nb_steps))
 class ToldFolded(Loop):
     """Steps folded into the batch, with two tokens an image, which look like steps."""
     def forward(self, x, timesteps=2):
@@ -158,6 +170,9 @@ def with_reset(kind):
     if kind == "list": net[0].reset_state = nn.ModuleList([nn.Linear(2, 2)])
     return net
 class Raises(Loop):
+    def reset(self): raise RuntimeError("not now")
+class Property(Loop):
+    @property
     def reset(self): raise RuntimeError("not now")
 class Initialises(Loop):
     def reset(self): nn.init.zeros_(self.net[0].weight)
@@ -238,6 +253,7 @@ class Draws(nn.Module):
     def forward(self, x):
         if self.how == "dropout": return self.net(nn.functional.dropout(x, 0.5, training=True))
         if self.how == "poisson": return self.net((torch.rand_like(x) < 0.5 * x).float())
+        if self.how == "bernoulli": return self.net(torch.bernoulli(0.5 * x))
         if self.how == "numpy": x = x * torch.from_numpy(np.random.randint(0, 2, x.shape))
         if self.how == "numpy": return self.net(x.float())
         return self.net(x * random.randrange(2))
@@ -254,6 +270,15 @@ class Recursive(nn.Module):
     def forward(self, x):
         for _ in range(3): x = self.b(self.a(x).relu() + 0.1).relu() + 0.1
         return x
+class NanLater(nn.Module):
+    """NaN from the third step on."""
+    def __init__(self):
+        super().__init__()
+        self.net, self.t = eye(), 0
+    def reset(self): self.t = 0
+    def forward(self, x):
+        self.t += 1
+        return self.net(x * (float("nan") if self.t > 2 else 1))
 def infinite():
     net = eye()
     nn.init.constant_(net[0].weight, float("nan"))
@@ -334,6 +359,12 @@ def test_the_t_that_a_network_makes_is_counted(network: str, said: int) -> None:
     assert ann_macs(result) == {"SharedNeuron": ANN + 16, "Twice": ANN + 2 * 9}.get(network, ANN)
 
 
+@pytest.mark.parametrize("layout", ["auto", "stepwise", "inside"])
+def test_loops_of_unequal_length_are_no_steps_of_the_caller(layout: str) -> None:
+    with pytest.raises(TserError, match="time steps by itself"):
+        measured("TwoLoops", layout=layout)
+
+
 @pytest.mark.parametrize("network", ["SharedNeuron", "Twice"])
 def test_shared_neurons_and_layers_hide_no_wrong_t(network: str) -> None:
     with pytest.raises(TserError, match="by itself"):
@@ -342,7 +373,7 @@ def test_shared_neurons_and_layers_hide_no_wrong_t(network: str) -> None:
 
 @pytest.mark.parametrize(
     ("network", "argument"),
-    [("Told", "T"), ("ToldSteps", "num_steps"), ("ToldStep", "time_step")],
+    [("Told", "T"), ("ToldSteps", "num_steps"), ("ToldStep", "time_step"), ("ToldNb", "nb_steps")],
 )
 def test_an_argument_that_means_t_is_passed(network: str, argument: str) -> None:
     result = measured(network, timesteps=3)
@@ -393,6 +424,8 @@ def test_a_state_that_comes_out_goes_in_again(network: str, layout: str) -> None
     result = measured(network, timesteps=3, layout=layout)
     assert result.layout == "stepwise, T = 3"
     assert accumulates(result, "b") == 12 * 3
+    goes_in = {"HandedTuple": "state", "HandedTwo": "mem1, mem2"}.get(network, "mem")
+    assert result.notes[0].endswith(f"goes in again as {goes_in}")
 
 
 def test_norse_hands_its_states_on() -> None:
@@ -414,7 +447,9 @@ def test_modules_called_like_resets_are_no_resets(kind: str) -> None:
     assert accumulates(result, "reset" if kind == "layer" else "2") == 48
 
 
-@pytest.mark.parametrize("network", ["Raises", "Initialises", "Partial", "Asks", "Norms"])
+@pytest.mark.parametrize(
+    "network", ["Raises", "Initialises", "Partial", "Asks", "Norms", "Property"]
+)
 def test_a_reset_that_changes_weights_or_raises_is_not_called(network: str) -> None:
     last = "net.3" if network == "Norms" else "net.2"
     assert accumulates(measured(network, layout="inside"), last) == 48
@@ -467,7 +502,7 @@ def test_what_is_wrapped_is_counted(how: str) -> None:
         audited("wrapped", f"how={how}")
 
 
-@pytest.mark.parametrize("how", ["dropout", "poisson", "numpy", "python"])
+@pytest.mark.parametrize("how", ["dropout", "poisson", "bernoulli", "numpy", "python"])
 def test_chance_is_seeded_and_told(how: str) -> None:
     np.save("x.npy", np.ones((64, 4), "float32"))
     given = {"layout": "stepwise"}
@@ -515,6 +550,7 @@ def test_of_two_layouts_with_equal_counts_one_is_taken() -> None:
         ("images", "auto", (2, 3, 5, 5), "^layer 3 takes 32 features, and is .*another size"),
         ("eye", "auto", (2, 7), r"^layer 0 takes 4 features, and is fed with"),
         ("eye", "stepwise", (2, 7), r"^layer 0 takes 4 features, and is fed with"),
+        ("NanLater", "auto", (2, 4), "^layer net.0 is fed with NaN or infinite values"),
         ("infinite", "auto", (2, 4), "^the network's weights hold NaN"),
     ],
 )
@@ -531,6 +567,13 @@ def test_images_with_nan_are_said_first() -> None:
     np.save("x.npy", np.array([[1, 2, 3, np.nan]], "float32"))
     with pytest.raises(TserError, match=r"--data x\.npy holds NaN or infinite values"):
         measured("eye")
+
+
+def test_a_headline_says_at_least_where_much_is_not_counted() -> None:
+    # Additions are never counted; comparisons and products by element may be.
+    for network, said in (("Loop", False), ("Inline", True)):
+        document = measured(network, layout="inside").document
+        assert ("costs at least" in energy_sentences(document)[0]) == said
 
 
 def test_a_caller_in_python_hands_states_on_by_itself() -> None:

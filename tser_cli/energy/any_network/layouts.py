@@ -29,7 +29,8 @@ LAYOUTS = (TIME_FIRST, FOLDED, STEPWISE, INSIDE)
 AUTO = "auto"
 TIME_ARGUMENTS = (
     *("timesteps", "time_steps", "num_timesteps", "num_time_steps", "n_timesteps", "n_time_steps"),
-    *("T", "num_steps", "n_steps", "nsteps", "time_step", "timestep", "time_window", "steps"),
+    *("T", "num_steps", "n_steps", "nsteps", "nb_steps", "time_step", "timestep", "steps"),
+    "time_window",
 )
 """What networks call the argument of `forward` that says T."""
 STATE_ARGUMENT = re.compile(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -268,7 +268,7 @@ def choose(
 
 
 class ClearError(TserError):
-    """What is wrong in any layout: a state that nothing resets, or a T that was not said."""
+    """What is wrong in any layout: a state that nothing resets, NaN, or a T that was not said."""
 
 
 def check(
@@ -292,7 +292,7 @@ def check(
     if not faulty:
         for (name, _, _), rows_SN in first.items():
             if not rows_SN.isfinite().all():
-                raise TserError(f"layer {name} is fed with NaN or infinite values; look before it")
+                raise ClearError(f"layer {name} is fed with NaN or infinite values; look before it")
         _check_reset(network, made, plan, two, (first, outputs))
     if not confirm(network, plan, two, first) and not certain:
         raise TserError(NO_TIME)
@@ -350,14 +350,10 @@ def confirm(network: nn.Module, plan: TrialPlan, two: Presentation, before: Sign
     Raises TserError where they contradict it.
     """
 
-    def fed(shown: Presentation) -> Signature:
-        return observe(fresh_copy(network), plan, shown)[0]
-
     # Shapes alone can't tell what is time: in one image one step is changed. Nothing of the other
     # image may change with it, nothing of an earlier step, and something of a later step has to.
     seen = plan.timesteps == 1
-    for change in DISTURBANCES:
-        after = fed(disturbed(two, 0, change))
+    for after in fed_otherwise(network, plan, two, 0):
         for key in before:
             if changes(before[key], after[key])[:, 1].any():
                 raise TserError(
@@ -369,7 +365,7 @@ def confirm(network: nn.Module, plan: TrialPlan, two: Presentation, before: Sign
     if plan.layout == INSIDE:
         return seen or any(len(rows_SN) > 1 for rows_SN in before.values())
     last = plan.timesteps - 1
-    after = fed(disturbed(two, last, DISTURBANCES[0]))
+    after = next(fed_otherwise(network, plan, two, last), before)
     for key in before:
         rows_SN = changes(before[key], after[key])
         if len(rows_SN) > 1 and rows_SN[:last].any():
@@ -378,6 +374,18 @@ def confirm(network: nn.Module, plan: TrialPlan, two: Presentation, before: Sign
                 "that time is not outermost, or the network looks ahead; tser audit says more"
             )
     return seen
+
+
+def fed_otherwise(
+    network: nn.Module, plan: TrialPlan, two: Presentation, step: int
+) -> Iterator[Signature]:
+    """Yield what calls are fed with where the first image has other values at a step, or no step.
+
+    Values that the network does not take are left out: an encoder may take 0 to 1 alone.
+    """
+    for change in DISTURBANCES:
+        with suppress(layouts.UnrunnableError):
+            yield observe(fresh_copy(network), plan, disturbed(two, step, change))[0]
 
 
 def changes(before_SN: Tensor, after_SN: Tensor) -> Tensor:

@@ -315,6 +315,17 @@ def repeats(calls: Sequence[TrialCall]) -> int:
     return next(fits, 1)
 
 
+def inner_repeats(calls: Sequence[TrialCall]) -> int:
+    """Return how often a part of a step is gone through: the most, of layers that run as often."""
+    times, most = Counter(call.key for call in calls), 1
+    for often in set(times.values()):
+        at = [i for i, call in enumerate(calls) if times[call.key] == often]
+        part = calls[at[0] : at[-1] + 1]
+        if len(part) == len(at):
+            most = max(most, repeats(part))
+    return most
+
+
 def is_spiking(run: TrialRun) -> bool:
     """Return whether there are layers of neurons, or layers after the first are fed with spikes."""
     layers = [call for call in run.calls if call.key[1] != NEURON]
@@ -399,6 +410,8 @@ def _check_loops(run: TrialRun, longer: TrialRun | None, layout: str, timesteps:
     loops, times = repeats(calls), Counter(call.key for call in calls)
     neurons = [key for key in times if key[1] == NEURON]
     outside = [key for key in neurons if times[key] % loops or times[key] == 1]
+    if layout == layouts.STEPWISE and loops == 1:
+        loops, outside = inner_repeats(calls), []
     if loops == 1 or outside or (not neurons and not is_spiking(run)):
         return
     if (

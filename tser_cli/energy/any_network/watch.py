@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -67,6 +68,11 @@ class Interceptor(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self.running or func not in WATCHED:
             return func(*args, **kwargs)
+        if any(isinstance(x, Tensor) and is_functorch_wrapped_tensor(x) for x in args):
+            raise TserError(
+                f"{self._here()} can't be counted: it computes inside torch.func (vmap), where "
+                "images can't be told apart; call it on the whole batch"
+            )
         with torch.no_grad():
             if func in CONVOLUTIONS:
                 self.sink(self._convolution(*CONVOLUTIONS[func], *args, **kwargs))

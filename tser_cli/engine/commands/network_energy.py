@@ -354,6 +354,12 @@ def notes_of(
     told = told_timesteps(network, plan.layout) if request.timesteps else ""
     if told:
         notes.append(f"note: T = {plan.timesteps} was passed to the network as {told}")
+    outputs = plan.survey.outputs
+    state = layouts.handed_on(network, outputs[0], {}) if len(outputs) > 1 else {}
+    if state:
+        notes.append(
+            f"note: what comes out beside the first output goes in again as {', '.join(state)}"
+        )
     if plan.also_fits:
         others = " and ".join(plan.also_fits)
         notes.append(f"note: it can be called {others} too, with equal counts on the trial images")
