@@ -392,6 +392,16 @@ def test_energy_tells_what_feeds_what_and_what_is_not_counted(
     assert {path.name for path in tmp_path.glob("r*")} == {"r.csv", "r.json", "r_conventions.csv"}
 
 
+def test_energy_of_a_network_writes_what_was_asked_for(theirs: Invoke, tmp_path: Path) -> None:
+    before = set(tmp_path.iterdir())
+    code, out, err = theirs("energy", *NETWORK, "--conventions")
+    assert (code, "spikingjelly" in out, "written:" in out) == (0, True, False), err
+    assert {path for path in set(tmp_path.iterdir()) - before if path.suffix} == set()
+    assert theirs("energy", "r.csv", *NETWORK, "--figures")[0] == 0
+    drawn = {"r.csv", "r.json", "r_by_layer.png", "r_by_layer.svg"}
+    assert {path.name for path in tmp_path.glob("r*")} == drawn
+
+
 def test_audit_ends_with_4_where_something_is_wrong(theirs: Invoke) -> None:
     code, out, _ = theirs("audit", *NETWORK, "--arg", "pool=True")
     assert code == 4

@@ -248,7 +248,7 @@ def test_the_energy_of_a_run(shown: Shown) -> None:
     total = {**row, "op": "", "layer": "TOTAL", "t": "all", "ann_energy_pj": 4.6e7}
     document = {
         "images": 11,
-        "profile": {"name": "horowitz-45nm-fp32"},
+        "profile": {"name": "chip", "source": "a lab", "measured": True, "step_seconds": 0.001},
         "teacher": None,
         "memory": None,
         "stem": {
@@ -277,6 +277,8 @@ def test_the_energy_of_a_run(shown: Shown) -> None:
     (layer,) = [line.split() for line in lines if line.strip().startswith("conv1")]
     assert layer[:7] == ["conv1", "MAC", "2M", "9.2", "µJ", "9.2", "µJ"]
     assert "One image costs 9.2 µJ: 5.0 times less than the ANN of the same shape." in lines
+    measured = "Constants: a lab; measured on a chip that ran networks; a step takes 0.001 s"
+    assert measured in lines
     assert lines[-2:] == ["written: report.csv", "written: report.json"]
 
 

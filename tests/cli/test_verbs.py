@@ -173,6 +173,7 @@ def test_what_a_list_says() -> None:
     assert rows["npz"]["images"] == "your own, in --data-dir"
     assert rows["cifar10"]["student recipe"] == "cifar10/resnet18_tser"
     assert (rows["loihi"]["MAC pJ"], rows["loihi"]["AC pJ"]) == (23.6, 23.6)
+    assert rows["horowitz-45nm-int8"]["measured"] is False
     assert rows["dkd"]["weights"]["entropy_weight"] == 0.0
     assert rows["fashion-mnist/resnet20_teacher"]["about"].startswith("A small teacher for a CPU.")
     assert not any("command:" in row["about"] for row in lists.recipes())

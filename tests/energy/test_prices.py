@@ -24,12 +24,13 @@ technology = "22 nm"
     [
         ("horowitz-45nm-fp32", 4.6, 0.9, None),
         ("horowitz-45nm-fp16", 1.5, 0.4, None),
-        ("horowitz-45nm-int8", 0.23, 0.03, None),
+        ("horowitz-45nm-int8", 0.3, 0.1, None),
         ("loihi", 23.6, 23.6, 81.0),
     ],
 )
 def test_constants(name: str, mac: float, ac: float, update: float | None) -> None:
     profile = load_profile(name)
+    assert not profile.measured and profile.step_seconds is None
     assert (profile.mac_pj, profile.ac_pj, profile.neuron_update_pj) == (mac, ac, update)
     assert profile.name == name
     assert profile.source and profile.technology
@@ -43,6 +44,11 @@ def test_a_profile_of_your_own(tmp_path: Path) -> None:
         profile = load_profile(str(path))
         assert (profile.name, profile.mac_pj, profile.ac_pj) == ("edge-chip", 2.0, 0.5)
         assert profile.neuron_update_pj == update
+        assert (profile.measured, profile.accumulate_pj(narrow=True)) == (False, 0.5)
+    path.write_text(OWN + "measured = true\nstep_seconds = 0.001\nac16_pj = 0.25\n")
+    profile = load_profile(str(path))
+    assert (profile.measured, profile.step_seconds) == (True, 0.001)
+    assert [profile.accumulate_pj(narrow) for narrow in (False, True)] == [0.5, 0.25]
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tser_cli.base.errors import ConfigError
+from tser_cli.energy.any_network.network_counter import count_operations
 from tser_cli.energy.counter import counting
 from tser_cli.models import integers
 from tser_cli.models.base import Classifier
@@ -87,7 +88,15 @@ def test_a_quantised_network_keeps_parameters_and_names(build_lively: Build) -> 
     assert [layer.bits for layer in layers] == [8, *[4] * (len(layers) - 2), 8]
     with counting(model, model.input_kinds()) as counter:
         model(torch.randn(1, 1, 8, 8), timesteps=2)
-    assert {layer.layer.weight_bytes for layer in counter.counts().layers} == {1}
+    facts = [layer.layer for layer in counter.counts().layers]
+    assert {layer.weight_bytes for layer in facts} == {1}
+    named = [model.get_submodule(layer.name) for layer in facts]
+    assert [layer.weight_bits for layer in facts] == [layer.bits for layer in named]
+    assert [layer.fan_in for layer in facts] == [layer.weight[0].numel() for layer in named]
+    with torch.no_grad(), count_operations(model, "inside", 2) as by_trial:
+        model(torch.randn(1, 1, 8, 8), timesteps=2)
+    alike = [(one.layer.weight_bits, one.layer.fan_in) for one in by_trial.counts().layers]
+    assert alike == [(layer.weight_bits, layer.fan_in) for layer in facts]
 
 
 def test_the_network_computes_with_rounded_weights(build_lively: Build) -> None:

@@ -38,17 +38,24 @@ def test_classes_come_back(tmp_path: Path) -> None:
 
 
 STEPS = Steps(
-    np.array([[0.5, 0.9]] * 4, np.float32), np.array([7, 7]), np.arange(8).reshape(4, 2) * 2**33
+    np.array([[0.5, 0.9]] * 4, np.float32),
+    np.array([7, 7]),
+    np.arange(8).reshape(4, 2) * 2**33,
+    np.arange(8).reshape(4, 2),
 )
 
 
-def test_what_early_exit_needs_comes_back(tmp_path: Path) -> None:
-    write_predictions(tmp_path / PREDICTIONS, LABELS, AT_T, CUMULATIVE, STEPS)
+@pytest.mark.parametrize("steps", [STEPS, replace(STEPS, narrow_IT=None)], ids=["now", "older"])
+def test_what_early_exit_needs_comes_back(tmp_path: Path, steps: Steps) -> None:
+    write_predictions(tmp_path / PREDICTIONS, LABELS, AT_T, CUMULATIVE, steps)
     found = read_predictions(tmp_path / PREDICTIONS)
     assert found is not None and found.steps is not None
-    for name, written in vars(STEPS).items():
+    for name, written in vars(steps).items():
         array = getattr(found.steps, name)
-        assert (array.dtype, array.tolist()) == (written.dtype, written.tolist())
+        if written is None:
+            assert array is None
+        else:
+            assert (array.dtype, array.tolist()) == (written.dtype, written.tolist())
     write_predictions(tmp_path / PREDICTIONS, LABELS, AT_T, CUMULATIVE)
     found = read_predictions(tmp_path / PREDICTIONS)
     assert found is not None and found.steps is None
@@ -60,6 +67,7 @@ def test_what_early_exit_needs_comes_back(tmp_path: Path) -> None:
         replace(STEPS, macs_T=np.array([7])),
         replace(STEPS, confidence_IT=STEPS.confidence_IT[:3]),
         replace(STEPS, accumulates_IT=STEPS.accumulates_IT.T),
+        replace(STEPS, narrow_IT=STEPS.macs_T),
     ],
 )
 def test_steps_of_other_images_are_damage(tmp_path: Path, steps: Steps) -> None:

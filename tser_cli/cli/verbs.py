@@ -149,7 +149,8 @@ VERBS = (
         run="cli.verbs:measure_energy",
         show="cli.show:show_energy",
         examples=(
-            "tser energy report.csv",
+            "tser energy",
+            "tser energy report.csv --figures",
             "tser energy report.csv --conventions --match 1.38mJ",
             "tser energy report.csv --network mypackage.models:build --data images.npy -T 4",
         ),

@@ -103,7 +103,7 @@ def watch(
         name: str, conv: ConvShape | None, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
-        stored = tally.stored_bytes(layer)
+        stored = tally.stored(layer, layer.weight)
         counter.operation(LayerCall(name, x, layer.weight, layer.bias, stored, conv, declared=True))
 
     def sends(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -388,7 +388,7 @@ class DeclaredPlan:
 
 @dataclass(frozen=True)
 class LayerCall:
-    """A call of a convolution or linear layer; `weight_bytes`: of one weight, as it is stored.
+    """A call of a convolution or linear layer; `stored`: see `tally.stored`.
 
     `declared`: whether its kind of input is what the network says, and still to be checked.
     """
@@ -397,7 +397,7 @@ class LayerCall:
     x: Tensor
     weight: Tensor
     bias: Tensor | None
-    weight_bytes: int
+    stored: tuple[int, int]
     conv: ConvShape | None = None
     declared: bool = False
 
@@ -422,9 +422,11 @@ class LayerCall:
             outputs=found.outputs * times,
             macs=found.macs * times,
             macs_formula=found.macs_formula * times,
-            weight_bytes=self.weight_bytes,
+            weight_bytes=self.stored[0],
             bias_bytes=0 if self.bias is None else self.bias.element_size(),
             parameters=self.weight.numel() + (0 if self.bias is None else self.bias.numel()),
+            fan_in=tally.fan_in(self.conv, weight),
+            weight_bits=self.stored[1],
             conv=self.conv,
         )
         return LayerRecord(facts, found.fan_out_P.to(x.device), tuple(x.shape[1:]))

@@ -70,8 +70,10 @@ class LayerFacts:
     (integer sums of spikes). `scale`: c where the spikes are 0 and c, and c folds into the weights.
     `macs` and `macs_formula`: see `tser_cli.energy.tally.Geometry`.
     `weight_bytes` and `bias_bytes`: size of one stored weight and of one stored bias, 0 without
-    bias. `parameters`: weights and biases. `conv`: the shape of a convolution. `product`: of a
-    matrix product [M, K] x [K, P], computed H times an image and step, H, M, K and P.
+    bias. `parameters`: weights and biases. `fan_in`: the most inputs that one output sums, 0 where
+    that is not known. `weight_bits`: those of a weight as it is computed with. `conv`: the shape of
+    a convolution. `product`: of a matrix product [M, K] x [K, P], computed H times an image and
+    step, H, M, K and P.
     """
 
     name: str
@@ -84,6 +86,8 @@ class LayerFacts:
     weight_bytes: int
     bias_bytes: int
     parameters: int = 0
+    fan_in: int = 0
+    weight_bits: int = 32
     conv: ConvShape | None = None
     product: tuple[int, int, int, int] | None = None
     scale: float = 1.0
@@ -99,6 +103,17 @@ class LayerFacts:
     def accumulates(self) -> bool:
         """Return whether spikes drive the layer, and not real values, which cost MACs."""
         return self.input_kind != REAL
+
+    @property
+    def narrow(self) -> bool:
+        """Return whether 16 bits hold every sum of a layer that adds integer weights.
+
+        Wider weights count as 8 bits: a price of integers is asked for them as if they were.
+        """
+        largest = 2 ** (min(self.weight_bits, 8) - 1) - 1  # integers are symmetric around 0
+        # How far a sum of spikes goes is not known, and a product of real values needs 32 anyway.
+        bounded = self.input_kind in (SPIKES, SIGNED) and self.fan_in > 0
+        return bounded and self.fan_in * largest < 2**15
 
 
 @dataclass(frozen=True)

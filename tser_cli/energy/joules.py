@@ -19,33 +19,40 @@ from tser_cli.energy.counts import REAL, Counts, FloatArray, IntArray, LayerCoun
 from tser_cli.energy.prices import HOROWITZ, INT8_PROFILE, PROFILES, Profile
 
 
-def operations(counts: Counts) -> tuple[IntArray, IntArray]:
-    """Multiply-accumulates [T] and accumulates [T, I] of all layers, exact, per image and step."""
+def operations(counts: Counts) -> tuple[IntArray, IntArray, IntArray]:
+    """Multiply-accumulates [T] and accumulates [T, I] of all layers, exact, per image and step.
+
+    The last are those of the accumulates, [T, I], whose sums 16 bits hold.
+    """
     macs_T = sum((layer.step_macs for layer in counts.layers), np.zeros(counts.timesteps, np.int64))
     # Integers: the order of layers, batches and processes can't change a sum.
     shape = (counts.timesteps, counts.images)
     acs_TI = sum((layer.value_TI for layer in counts.layers), np.zeros(shape, np.int64))
-    return macs_T, acs_TI
+    narrow = (layer.value_TI for layer in counts.layers if layer.layer.narrow)
+    return macs_T, acs_TI, sum(narrow, np.zeros(shape, np.int64))
 
 
-def priced(macs: Any, acs: Any, profile: Profile) -> Any:
-    """Price operations, numbers, arrays or tensors: macs x mac_pj + acs x ac_pj, in pJ."""
-    return macs * profile.mac_pj + acs * profile.ac_pj
+def priced(macs: Any, acs: Any, profile: Profile, narrow: Any = 0) -> Any:
+    """Price operations, numbers, arrays or tensors: macs x mac_pj + acs x ac_pj, in pJ.
+
+    `narrow`: as many of the accumulates cost `ac16_pj`, where the profile has it.
+    """
+    saved = profile.accumulate_pj(narrow=True) - profile.ac_pj
+    return macs * profile.mac_pj + acs * profile.ac_pj + narrow * saved
 
 
 def energy_up_to(counts: Counts, profile: Profile) -> FloatArray:
     """Energy of each image up to and with each step, pJ [T, I]: what stopping there costs."""
-    macs_T, acs_TI = operations(counts)
     # Operations are added up, and priced after: integers add exactly, energies would round.
-    macs_T, acs_TI = macs_T.cumsum(), acs_TI.cumsum(axis=0)
-    energy_TI: FloatArray = priced(macs_T[:, None], acs_TI, profile)
+    macs_T, acs_TI, narrow_TI = (of_T.cumsum(axis=0) for of_T in operations(counts))
+    energy_TI: FloatArray = priced(macs_T[:, None], acs_TI, profile, narrow_TI)
     return energy_TI
 
 
 def mean_energy(counts: Counts, profile: Profile) -> float:
     """Energy of the whole network over all steps, pJ, mean per image: the headline."""
-    macs_T, acs_TI = operations(counts)
-    energy: float = priced(int(macs_T.sum()), int(acs_TI.sum()) / counts.images, profile)
+    macs, acs, narrow = (int(of_T.sum()) for of_T in operations(counts))
+    energy: float = priced(macs, acs / counts.images, profile, narrow / counts.images)
     return energy
 
 

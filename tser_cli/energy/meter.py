@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,20 +18,21 @@ from tser_cli.energy.tally import accumulates, channel_sums
 
 
 class EnergyMeter(Counter):
-    """The counter of a network in training: its accumulates as a tensor with a gradient.
+    """The counter of a network in training: its accumulates as a tensor [2] with a gradient.
 
         meter = EnergyMeter(model, model.input_kinds())
         with meter:
             logits = model(images_NCHW, timesteps=T)
         accumulates = meter.take() / len(images_NCHW)
 
-    The value is the counter's: inputs x fan-out, whole numbers up to 2^53 in float64. Each input of
-    a layer that spikes drive has its fan-out as gradient, so that the spikes' surrogate gradient
-    carries the price of a spike back to the weights. Multiply-accumulates do not depend on data.
+    All of them, and those whose sums 16 bits hold. The values are the counter's: inputs x fan-out,
+    whole numbers up to 2^53 in float64. Each input of a layer that spikes drive has its fan-out as
+    gradient, so that the spikes' surrogate gradient carries the price of a spike back to the
+    weights. Multiply-accumulates do not depend on data.
     """
 
     def __init__(self, model: nn.Module, kinds: Mapping[str, str]) -> None:
-        self._model = model
+        self._model, self._kinds = model, kinds
         self._layers = {
             name: module
             for name, module in model.named_modules()
@@ -59,10 +61,12 @@ class EnergyMeter(Counter):
         fan_out_P = self.records[key].fan_out_P.to(met.x.device, torch.float64)
         self.records[key].fan_out_P = fan_out_P
         # Not under no_grad, as other counts are: the gradient is what a meter is for.
-        self._found[met.name] = _Accumulates.apply(met.x, fan_out_P)
+        facts = replace(self.records[key].facts, input_kind=self._kinds[met.name])
+        found = _Accumulates.apply(met.x, fan_out_P)
+        self._found[met.name] = torch.stack([found, found * facts.narrow])
 
     def take(self) -> Tensor:
-        """Return the accumulates of the batch, a float64 scalar with a gradient; forget them.
+        """Return the accumulates of the batch, float64 [2] with a gradient; forget them.
 
         Raises TserError where a layer did not run.
         """
@@ -72,7 +76,7 @@ class EnergyMeter(Counter):
                 f"layer {min(missing)} did not run in this pass, so that its energy is not known; "
                 "an energy budget needs a network that computes all of its layers for every image"
             )
-        total = torch.stack(list(self._found.values())).sum()
+        total = torch.stack(list(self._found.values())).sum(0)
         self._forget()
         return total
 

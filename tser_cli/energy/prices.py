@@ -30,10 +30,12 @@ LEMAIRE = (
 class Profile(Section):
     """Energies in pJ: `mac_pj` a multiply-accumulate, `ac_pj` a synaptic operation (accumulate).
 
-    `neuron_update_pj`: one update of one neuron, None where the source has no figure; it is
-    reported by itself and is in no headline. `model`: an energy model beyond arithmetic that comes
-    with the constants, "" where there is none. `source` and `technology` say where the constants
-    come from; `note` what a reader must know before quoting them.
+    `ac16_pj`: an accumulate whose sum 16 bits hold (`LayerFacts.narrow`), None where that is no
+    cheaper. `neuron_update_pj`: one update of one neuron, None where the source has no figure; it
+    is reported by itself and is in no headline. `model`: an energy model beyond arithmetic that
+    comes with the constants, "" where there is none. `source` and `technology` say where the
+    constants come from, `measured` whether on a chip that ran networks; `note` what a reader must
+    know before quoting them. `step_seconds`: the time of a step, None where it is not known.
     """
 
     model_config = ConfigDict(strict=True)  # "4.6" in quotes, or true, is a slip and no price
@@ -41,11 +43,18 @@ class Profile(Section):
     name: Text
     mac_pj: Positive
     ac_pj: Positive
+    ac16_pj: Positive | None = None
     neuron_update_pj: Positive | None = None
     source: Text
     technology: Text
     note: str = ""
     model: Literal["", "lemaire-2022"] = ""
+    measured: bool = False
+    step_seconds: Positive | None = None
+
+    def accumulate_pj(self, narrow: bool) -> float:
+        """Return what an accumulate costs; `narrow`: 16 bits hold its sum."""
+        return self.ac16_pj if narrow and self.ac16_pj is not None else self.ac_pj
 
 
 DEFAULT_PROFILE = "horowitz-45nm-fp32"  # what most papers price with
@@ -72,11 +81,13 @@ PROFILES = {
         ),
         Profile(
             name="horowitz-45nm-int8",
-            mac_pj=0.23,
-            ac_pj=0.03,
+            mac_pj=0.3,
+            ac_pj=0.1,
+            ac16_pj=0.05,
             source=HOROWITZ,
-            technology="45 nm, 0.9 V, 8-bit integer",
-            note="multiply 0.2 pJ + add 0.03 pJ, with an 8-bit sum, which a real layer overflows; "
+            technology="45 nm, 0.9 V, 8-bit integer, sums of 32 or 16 bits",
+            note="multiply 0.2 pJ (8 bits) + add 0.1 pJ (32 bits); an accumulate is 0.05 pJ where "
+            "the fan-in shows that 16 bits hold the sum (Dally, ScaledML 2019, after Horowitz); "
             "arithmetic alone, without memory or control",
         ),
         Profile(

@@ -93,6 +93,7 @@ def step_means(layer: LayerCounts, profile: Profile) -> dict[str, FloatArray]:
     value_T = layer.value_TI.mean(axis=1)
     sop_formula_T = joules.formula_operations(layer)
     macs_formula = 0 if layer.layer.accumulates else layer.layer.macs_formula
+    ac_pj = profile.accumulate_pj(layer.layer.narrow)
     return {
         "neurons_in": (layer.executed_T * layer.layer.neurons_in).astype(np.float64),
         "nonzero_in": layer.nonzero_TI.mean(axis=1),
@@ -101,9 +102,9 @@ def step_means(layer: LayerCounts, profile: Profile) -> dict[str, FloatArray]:
         "macs": layer.step_macs.astype(np.float64),
         "sop_formula": sop_formula_T,
         "neuron_updates": np.full(len(value_T), float(layer.neuron_updates)),
-        "energy_pj": layer.step_macs * profile.mac_pj + value_T * profile.ac_pj,
+        "energy_pj": layer.step_macs * profile.mac_pj + value_T * ac_pj,
         "energy_formula_pj": layer.executed_T * macs_formula * profile.mac_pj
-        + sop_formula_T * profile.ac_pj,
+        + sop_formula_T * ac_pj,
     }
 
 

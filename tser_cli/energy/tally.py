@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf, prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,10 +113,16 @@ def shape_of(layer: nn.Conv2d) -> ConvShape:
     )
 
 
-def stored_bytes(layer: nn.Conv2d | nn.Linear) -> int:
-    """Return the size of a stored weight: what the layer says of it, or that of its parameter."""
+def stored(layer: Any, weight: Tensor) -> tuple[int, int]:
+    """Return the bytes of a stored weight, and its bits: what the layer says, or the tensor's."""
     # Layers that are trained with integer weights keep them as floats, and say `weight_bytes`.
-    return int(getattr(layer, "weight_bytes", layer.weight.element_size()))
+    size = int(getattr(layer, "weight_bytes", 0))
+    return (size, int(layer.bits)) if size else (weight.element_size(), 8 * weight.element_size())
+
+
+def fan_in(conv: ConvShape | None, weight: Sequence[int]) -> int:
+    """Return how many inputs one output sums, away from the padding; `weight`: its shape."""
+    return weight[1] if conv is None else conv.in_channels // conv.groups * prod(conv.kernel)
 
 
 # Cached: a network has few shapes, and every pass that is counted asks for all of them again.

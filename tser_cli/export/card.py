@@ -92,10 +92,12 @@ def _accuracy(rows: Iterable[Mapping[str, str]]) -> list[str]:
 def _energy(energy: Mapping[str, Any], float_energy_pj: float) -> list[str]:
     if not energy:
         return ["Not measured: the run has no energy.json (tser energy --run RUN writes it)."]
-    profile, totals = energy["profile"], energy["totals"]
+    profile, totals, narrow = energy["profile"], energy["totals"], ""
+    if profile.get("ac16_pj"):
+        narrow = f" ({profile['ac16_pj']} where 16 bits hold the sum)"
     return [
         f"{totals['energy_pj'] / 1e6:.4g} uJ an image (mean of {energy['images']} test images): "
-        f"{totals['sop_value']:,.0f} accumulates at {profile['ac_pj']} pJ and "
+        f"{totals['sop_value']:,.0f} accumulates at {profile['ac_pj']} pJ{narrow} and "
         f"{totals['macs']:,.0f} multiply-accumulates at {profile['mac_pj']} pJ. Constants: "
         f"{profile['name']}, {profile['technology']}; {profile['source']}. {profile['note']}",
         "",

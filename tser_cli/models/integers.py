@@ -204,7 +204,7 @@ class IntegerConv2d(nn.Conv2d):
         factor_O = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
         shift_O = norm.bias.detach() - norm.running_mean * factor_O
         bias_O = shift_O if source.bias is None else shift_O + source.bias * factor_O
-        self.reads_integers = reads_integers
+        self.reads_integers, self.bits = reads_integers, source.bits
         self.register_buffer("integers", integers.to(torch.int8))
         self.register_buffer("scale_O", scale_O * factor_O)
         weight = integers * (scale_O * factor_O).view(-1, 1, 1, 1)

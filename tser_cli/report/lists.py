@@ -274,6 +274,8 @@ def profiles(known: Iterable[Any]) -> Rows:
             "name": profile.name,
             "MAC pJ": profile.mac_pj,
             "AC pJ": profile.ac_pj,
+            "measured": profile.measured,
+            "step, s": profile.step_seconds,
             "technology": profile.technology,
             "source": profile.source,
         }
@@ -298,6 +300,7 @@ def choices_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return a line a row."""
     shown = new_table(left=list(rows[0]))
     shown.columns[0].no_wrap = True
+    said = {"None": "", "True": "yes", "False": "no"}
     for row in rows:
-        shown.add_row(*map(str, row.values()))
+        shown.add_row(*(said.get(str(value), str(value)) for value in row.values()))
     return shown

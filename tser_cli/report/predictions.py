@@ -32,12 +32,13 @@ class Steps:
 
     `confidence_IT`, float32: the largest probability of the mean of the logits of steps 1..t.
     `macs_T`, `accumulates_IT`, int64: multiply-accumulates and accumulates of an image up to and
-    with step t.
+    with step t. `narrow_IT`: the accumulates whose sums 16 bits hold; older files have none.
     """
 
     confidence_IT: NDArray[np.float32]
     macs_T: NDArray[np.int64]
     accumulates_IT: NDArray[np.int64]
+    narrow_IT: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,10 @@ def write_predictions(
     # in memory first, so that the file is written whole
     buffer = io.BytesIO()
     small = {name: array.astype(np.uint16) for name, array in arrays.items()}
-    np.savez_compressed(buffer, allow_pickle=False, **small, **(vars(steps) if steps else {}))
+    more = (
+        {} if steps is None else {k: array for k, array in vars(steps).items() if array is not None}
+    )
+    np.savez_compressed(buffer, allow_pickle=False, **small, **more)
     write_whole(path, buffer.getvalue())
 
 
@@ -120,8 +124,9 @@ def _check_shapes(found: Predictions) -> None:
     shape = found.cumulative_IT.shape
     alike = found.labels_I.shape == shape[:1] and found.at_t_IT.shape == shape
     if found.steps is not None:
-        per_image = (found.steps.confidence_IT.shape, found.steps.accumulates_IT.shape)
-        alike = alike and per_image == (shape, shape) and found.steps.macs_T.shape == shape[1:]
+        confidence_IT, macs_T, *counted = (a for a in vars(found.steps).values() if a is not None)
+        alike = alike and all(array.shape == shape for array in (confidence_IT, *counted))
+        alike = alike and macs_T.shape == shape[1:]
     # arrays of other images could be compared all the same, and say what is not true
     if len(shape) != 2 or not shape[1] or not alike:
         raise ValueError("its arrays are no images by steps")

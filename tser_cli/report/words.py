@@ -286,7 +286,11 @@ def energy_sentences(document: dict[str, Any]) -> list[str]:
         energy, other = totals["energy_pj"], document["teacher"]["energy_pj"]
         priced += f"; {compare(energy, other)} the {joules(other)} of its teacher, "
         priced += document["teacher"]["name"]
-    lines = [*headline(document["against_ann"]), priced]
+    measured = "" if profile["measured"] else "not "
+    constants = f"Constants: {profile['source']}; {measured}measured on a chip that ran networks"
+    if profile["step_seconds"] is not None:
+        constants += f"; a step takes {profile['step_seconds']:g} s"
+    lines = [*headline(document["against_ann"]), priced, constants]
     shares = document.get("network", {}).get("uncounted_share_of_flop", {})
     if sum(share for name, share in shares.items() if not NEVER_COUNTED(name)) >= AT_LEAST:
         lines[0] = lines[0].replace("costs", "costs at least", 1)

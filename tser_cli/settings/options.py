@@ -431,7 +431,7 @@ class Wanted:
 class EnergyRequest(PassRequest, NetworkRequest, Wanted):
     """Count the synaptic operations of a student, or of any network, exactly, and price them."""
 
-    output: Path = option(help="Where the table goes, as report.csv.", default=REQUIRED)
+    output: Path | None = option(help="Where the table goes, as report.csv; without, only shown.")
     images: int = option(
         "--images", "Test images to count.", shown="all of them", least=1, default=0
     )
@@ -444,6 +444,7 @@ class EnergyRequest(PassRequest, NetworkRequest, Wanted):
     per_image: Path | None = option(
         "--per-image", "A second CSV: right or wrong and energy of each image at each t."
     )
+    figures: bool = switch("--figures", "Also figures, as PNG and SVG beside the table.")
     memory: bool = switch("--memory", "Also the traffic of weights and neuron state.")
     long: bool = switch("--long", "A row a layer and step, without sums: columns can be summed.")
     wide: bool = switch("--wide", "A row a layer, with a column a step: they can be summed too.")
@@ -451,6 +452,9 @@ class EnergyRequest(PassRequest, NetworkRequest, Wanted):
     def __post_init__(self) -> None:
         if self.long and self.wide:
             raise ConfigError("--long and --wide are two forms of one table: give one of them")
+        of_files = self.flags_of("figures", "long", "wide")
+        if self.output is None and of_files:
+            raise ConfigError(f"{', '.join(of_files)}: say where the table goes, as report.csv")
         self.check_fit("run", "per_image", "precision")
 
     @property

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from tser_cli.base.errors import ConfigError
-from tser_cli.engine.commands import energy
 from tser_cli.engine.commands.energy import measure_energy
 from tser_cli.engine.commands.evaluate import evaluate_run
 from tser_cli.engine.runs import folder, networks, opened
@@ -50,7 +49,8 @@ def test_the_result_is_what_the_files_say(
     student: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, per_image = tmp_path / "report.csv", tmp_path / "images.csv"
-    result = measure_energy(EnergyRequest(output=output, run=student.folder, per_image=per_image))
+    request = EnergyRequest(output=output, run=student.folder, per_image=per_image, figures=True)
+    result = measure_energy(request)
     assert result.name == student.name
     assert result.written == tuple(
         tmp_path / name
@@ -79,13 +79,19 @@ def test_the_result_is_what_the_files_say(
         assert right == step["correct_cumulative"]
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without figures, which take most of the time."""
-    monkeypatch.setattr(energy, "draw", lambda *given: [])
+def test_only_what_was_asked_for_is_written(student: Run, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    shown = measure_energy(EnergyRequest(run=student.folder))
+    assert shown.written == ()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    plain = measure_energy(EnergyRequest(output=tmp_path / "report.csv", run=student.folder))
+    assert plain.written == (tmp_path / "report.csv", tmp_path / "report.json")
+    assert set(tmp_path.rglob("*")) - before.keys() == set(plain.written)
+    assert plain.rows == shown.rows
+    with pytest.raises(ConfigError, match="--figures, --long: say where the table goes"):
+        EnergyRequest(run=student.folder, figures=True, long=True)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_images_are_spread_over_the_test_set(student: Run, tmp_path: Path) -> None:
     per_image = tmp_path / "images.csv"
     request = EnergyRequest(
@@ -104,7 +110,6 @@ def test_images_are_spread_over_the_test_set(student: Run, tmp_path: Path) -> No
     assert sum(spent) / 4 == pytest.approx(result.document["totals"]["energy_pj"], rel=1e-12)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_teacher_that_is_gone_costs_what_it_cost(
     student: Run, tmp_path: Path, teacher_file: Path, told: Any
 ) -> None:

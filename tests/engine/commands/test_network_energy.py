@@ -171,7 +171,7 @@ def test_weights_come_from_safetensors_or_a_state_dict(here: Path) -> None:
     torch.save({"epoch": 3, "model": doubled}, here / "w.pt")
     for name in ("w.safetensors", "w.pt"):
         request = NetworkRequest(network="mine:build", weights=here / name, input_shape="1,8,8")
-        network, _ = open_network(request)
+        network, *_ = open_network(request)
         assert torch.equal(network.state_dict()["0.weight"], doubled["0.weight"])
 
 

@@ -259,6 +259,15 @@ class Draws(nn.Module):
         return self.net(x * random.randrange(2))
 
 def random_weights(): return nn.Sequential(nn.Linear(4, 4), neuron.IFNode(0.2), nn.Linear(4, 3))
+def given_weights(of):
+    net, other = random_weights(), random_weights()
+    {"net": net, "part": net[0], "other": other}[of].load_state_dict(
+        (net[0] if of == "part" else other).state_dict())
+    return net
+def part_of_given():
+    whole = nn.ModuleDict({"net": random_weights()})
+    whole.load_state_dict(whole.state_dict())
+    return whole["net"]
 def images():
     return nn.Sequential(nn.Conv2d(3, 2, 1), neuron.IFNode(), nn.Flatten(), nn.Linear(32, 2))
 def ann(): return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
@@ -524,6 +533,20 @@ def test_weights_that_nobody_gave_are_seeded_and_told() -> None:
     made = nn.Sequential(nn.Linear(4, 4), nn.Identity(), nn.Linear(4, 3))
     torch.save(made.state_dict(), "w.pt")
     assert not measured("random_weights", layout="stepwise", weights=Path("w.pt")).weights
+
+
+@pytest.mark.parametrize(
+    ("function", "given"),
+    [
+        (("given_weights", "of=net"), True),
+        (("given_weights", "of=part"), True),
+        (("given_weights", "of=other"), False),
+        (("part_of_given",), True),
+    ],
+)
+def test_weights_that_the_function_loads_are_given(function: tuple[str, ...], given: bool) -> None:
+    assert (measured(*function, layout="stepwise").weights == "") is given
+    assert nn.Module.load_state_dict.__name__ == "load_state_dict"  # nothing stays watched
 
 
 def test_of_two_layouts_with_equal_counts_one_is_taken() -> None:

@@ -161,13 +161,11 @@ def as_declared(counts: Counts, model: nn.Module, kinds: Mapping[str, str]) -> C
         kind, met = kinds[name], found.layer.input_kind
         if kind != REAL and met not in (kind, SPIKES):
             raise TserError(tally.fault_message(name, kind, tally.NOT_OF_KIND))
-        layer = model.get_submodule(name)
-        assert isinstance(layer, nn.Conv2d | nn.Linear), "what is declared is a layer"
         # A layer that is declared real costs MACs, though these images may have been 0 and 1.
         spent = 0 if kind == REAL else 1
         layers.append(
             LayerCounts(
-                layer=replace(found.layer, input_kind=kind, weight_bytes=tally.stored_bytes(layer)),
+                layer=replace(found.layer, input_kind=kind),
                 neuron_updates=updates[name],
                 executed_T=found.executed_T,
                 nonzero_TI=found.nonzero_TI,

@@ -28,7 +28,7 @@ from tser_cli.energy.any_network.products import PRODUCTS, Product, ProductCall,
 from tser_cli.energy.counter import NEURON, Key, LayerCall, Met, Shape, first_tensor
 from tser_cli.energy.counts import SPIKES, ConvShape
 from tser_cli.energy.neurons import neuron_class, neuron_layers
-from tser_cli.energy.tally import find_kind, zeros_added
+from tser_cli.energy.tally import find_kind, stored, zeros_added
 
 CONVOLUTIONS = {
     **{getattr(torch, f"conv{n}d"): (n, False) for n in (1, 2, 3)},
@@ -52,6 +52,7 @@ class Interceptor(TorchFunctionMode):
         self.running = False
         self.claimed = False
         self.path: list[str] = []
+        self._modules = dict(network.named_modules())
         # The layer of each parameter: what `weight` belongs to, or the parameter's own name. By
         # identity: a parameter that two modules share is one layer's.
         self._owners = {
@@ -133,7 +134,8 @@ class Interceptor(TorchFunctionMode):
         conv: ConvShape | None = None,
     ) -> LayerCall:
         name = self._owners.get(id(weight)) or self._here()
-        return LayerCall(name, dense(input), dense(weight), bias, weight.element_size(), conv)
+        size = stored(self._modules[self.path[-1]], weight)
+        return LayerCall(name, dense(input), dense(weight), bias, size, conv)
 
     def _product(self, product: Product) -> ProductCall:
         for part in product.factors:

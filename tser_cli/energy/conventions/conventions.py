@@ -13,7 +13,7 @@ NeurIPS 2023, table 1, as read in its issue 24).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from math import prod
@@ -129,13 +129,18 @@ def _pair(first: LayerCounts, second: LayerCounts) -> Attention | None:
 
 @dataclass(frozen=True)
 class Operations:
-    """Multiply-accumulates and accumulates of one image, as somebody counts them."""
+    """Multiply-accumulates and accumulates of one image, as somebody counts them.
+
+    `narrow`: the accumulates among them whose sums 16 bits hold.
+    """
 
     macs: float = 0.0
     acs: float = 0.0
+    narrow: float = 0.0
 
     def __add__(self, other: Operations) -> Operations:
-        return Operations(self.macs + other.macs, self.acs + other.acs)
+        narrow = self.narrow + other.narrow
+        return Operations(self.macs + other.macs, self.acs + other.acs, narrow)
 
 
 @dataclass(frozen=True)
@@ -322,7 +327,8 @@ def count_as(convention: Convention, counts: Counts) -> Operations:
     total = Operations()
     for layer in counts.layers:
         if not any(layer is other for other in covered):
-            total += convention.layer(layer, counts)
+            found = convention.layer(layer, counts)
+            total += replace(found, narrow=found.acs * layer.layer.narrow)
     for pair in pairs:
         assert convention.pair is not None
         total += convention.pair(pair, counts)
@@ -354,14 +360,14 @@ def compare(counts: Counts, profile: Profile, others: Auxiliary | None = None) -
     if any(layer.layer.type == MATMUL for layer in counts.layers):
         chosen.update(ATTENTION)
     exact = count_as(chosen["exact"], counts)
-    base: float = priced(exact.macs, exact.acs, profile)
+    base: float = priced(exact.macs, exact.acs, profile, exact.narrow)
     compared = []
     for name, convention in chosen.items():
         found = count_as(convention, counts)
         if name == "syops" and others is not None:
             images = counts.images
             found += Operations(others.macs / images, others.acs / images)
-        energy: float = priced(found.macs, found.acs, profile)
+        energy: float = priced(found.macs, found.acs, profile, found.narrow)
         # A reason may apply and yet change nothing: where the figures agree none is given.
         differs = found != exact
         reasons = tuple(r for r in convention.reasons if differs and APPLIES[r](counts))

@@ -217,7 +217,9 @@ def operation_rate(counts: Counts) -> float:
 
 
 def _arithmetic(counts: Counts, profile: Profile, bits: int, rate: float) -> RivalDuel:
-    accumulates = sum(mean_of(x.value_TI) for x in counts.layers) * profile.ac_pj
+    accumulates = sum(
+        mean_of(x.value_TI) * profile.accumulate_pj(x.layer.narrow) for x in counts.layers
+    )
     fixed = sum(int(layer.step_macs.sum()) for layer in counts.layers) * profile.mac_pj
     rival = 0.0
     for layer in counts.layers:

@@ -22,7 +22,7 @@ class AuditResult:
 def run_audit(request: AuditRequest) -> AuditResult:
     """Audit a run or a network. Raises TserError where it can't be opened, run or counted."""
     if request.network:
-        network, inputs = open_network(request)
+        network, inputs, _ = open_network(request)
         images, labels_N = inputs.some(request.images)
         layout, timesteps = find_audit_layout(network, images, request)
         shown = present(layout, images, timesteps, network)

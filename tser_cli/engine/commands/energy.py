@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import json
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
 from tser_cli.base.errors import ConfigError
-from tser_cli.base.files import check_folder, write_text
+from tser_cli.base.files import check_folder
 from tser_cli.energy.counts import Counts
 from tser_cli.energy.joules import energy_up_to
 from tser_cli.energy.prices import Profile, check_precision, load_profile
 from tser_cli.energy.table import Labels
-from tser_cli.engine.evaluation.energy import Beyond, EnergyReport, write_energy
+from tser_cli.engine.evaluation.energy import Beyond, EnergyReport, energy_report
 from tser_cli.engine.evaluation.evaluate import Answers, Evaluation, as_measured, evaluate_split
 from tser_cli.engine.runs.networks import Counting, counting_of
 from tser_cli.engine.runs.opened import FinishedRun, open_finished, select_run
@@ -30,6 +29,8 @@ from tser_cli.report.csv_files import ALL, PER_IMAGE, TOTAL, write_csv
 from tser_cli.report.style import FORMATS
 from tser_cli.settings.config import method_label
 from tser_cli.settings.options import EnergyRequest
+
+BY_LAYER, ACCURACY = "by_layer", "accuracy"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Beside(Protocol):
 
 
 def measure_energy(request: EnergyRequest, beside: Beside | None = None) -> EnergyResult:
-    """Count the operations of a finished run, price them, and write the tables and figures.
+    """Count the operations of a finished run, price them, and write what was asked for.
 
     Raises RunError, CheckpointError or ConfigError before anything is written.
     """
@@ -95,51 +96,59 @@ def _write(
     assert full.counts is not None and full.answers is not None, "a counted pass"
     teacher = teacher_to_count(opened.run, opened.context)
     config, weights = opened.config, opened.loaded.sha256
-    report = write_energy(
-        request.output,
+    report = energy_report(
         full,
         Labels(opened.run.name, config.data.name, weights, config.training.precision),
         profile,
         opened.context,
         teacher=teacher,
         memory=request.memory,
-        form=request.form,
     )
+    beyond = Beyond() if beside is None else beside.write(opened, request, profile)
+    report = replace(report, document={**report.document, **beyond.document()})
+    files = files_of(request)
+    if request.output is not None:
+        report.write(request.output, request.form)
+    if request.figures:
+        draw_layers(request.output, opened.run.name, report.rows)
+        draw_accuracy(opened, request.output, report, full)
     if request.per_image is not None:
         rows = per_image_rows(opened, full.answers, full.counts, profile)
         write_csv(request.per_image, rows, PER_IMAGE)
-    figures = draw(opened, request.output, report, full)
-    beyond = Beyond() if beside is None else beside.write(opened, request, profile)
-    document = {**report.document, **beyond.document()}
-    if document != report.document:
-        write_text(request.output.with_suffix(".json"), json.dumps(document, indent=2) + "\n")
-    files = [request.output, files_of(request.output)[0], request.per_image, *figures]
-    written = (*(path for path in files if path is not None), *beyond.written)
-    return EnergyResult(opened.run.name, report.rows, document, written, beyond)
+    written = (*files, *beyond.written)
+    return EnergyResult(opened.run.name, report.rows, report.document, written, beyond)
 
 
-def figures_of(output: Path) -> tuple[Path, Path]:
-    """Return the names of the two figures beside the table, without suffix."""
-    by_layer = output.with_name(f"{output.stem}_by_layer")
-    return by_layer, output.with_name(f"{output.stem}_accuracy")
+def figure_of(output: Path | None, kind: str) -> Path:
+    """Return the name of a figure beside the table, without suffix."""
+    assert output is not None, "figures lie beside a table"
+    return output.with_name(f"{output.stem}_{kind}")
 
 
-def files_of(output: Path) -> list[Path]:
-    """Return what is written beside the table: the sidecar, and two figures as PNG and SVG."""
-    figures = [name.with_name(f"{name.name}{s}") for name in figures_of(output) for s in FORMATS]
-    return [output.with_suffix(".json"), *figures]
+def files_of(request: EnergyRequest) -> list[Path]:
+    """Return what was asked for: the table with its sidecar, images' rows, figures as PNG and SVG.
+
+    A network from elsewhere has no figure of accuracy.
+    """
+    table = request.output
+    paths = [] if table is None else [table, table.with_suffix(".json")]
+    if request.per_image is not None:
+        paths.append(request.per_image)
+    if request.figures:
+        kinds = (BY_LAYER,) if request.network else (BY_LAYER, ACCURACY)
+        names = [figure_of(table, kind) for kind in kinds]
+        paths += [name.with_name(f"{name.name}{suffix}") for name in names for suffix in FORMATS]
+    return paths
 
 
 def check_paths(request: EnergyRequest) -> None:
     """Raise ConfigError or RunError where two files would be one, or one can't be written."""
-    check_folder(request.output)
-    if request.output.suffix != ".csv":
+    paths = files_of(request)
+    if request.output is not None and request.output.suffix != ".csv":
+        check_folder(request.output)
         raise ConfigError(
             f"{request.output}: the table is a CSV file; call it {request.output.stem}.csv"
         )
-    paths = [request.output, *files_of(request.output)]
-    if request.per_image is not None:
-        paths.append(request.per_image)
     if len({path.absolute() for path in paths}) < len(paths):
         raise ConfigError(
             f"{request.output}: the table, its sidecar {paths[1].name} and the other files must "
@@ -171,10 +180,19 @@ def per_image_rows(
     ]
 
 
-def draw(opened: FinishedRun, output: Path, report: EnergyReport, full: Evaluation) -> list[Path]:
-    """Draw the two figures beside the table: energy by layer, and accuracy against energy."""
+def draw_layers(output: Path | None, title: str, rows: list[dict[str, Any]]) -> None:
+    """Draw the energy by layer beside the table."""
+    layers = [
+        figures.LayerEnergy.of_row(row) for row in rows if row["layer"] != TOTAL and row["t"] != ALL
+    ]
+    figures.by_layer(layers, title).save(figure_of(output, BY_LAYER))
+
+
+def draw_accuracy(
+    opened: FinishedRun, output: Path | None, report: EnergyReport, full: Evaluation
+) -> None:
+    """Draw accuracy against energy beside the table."""
     run, method = opened.run, method_label(opened.config)
-    by_layer, against = figures_of(output)
     accuracy_T = [right / full.images for right in full.correct_cumulative]
     steps = [row for row in report.rows if row["layer"] == TOTAL and row["t"] != ALL]
     teacher = (report.document["teacher"] or {}).get("energy_pj")
@@ -188,15 +206,8 @@ def draw(opened: FinishedRun, output: Path, report: EnergyReport, full: Evaluati
     taught = None
     if teacher is not None and accuracy is not None:
         taught = figures.EnergyPoint("teacher (ANN)", teacher, accuracy)
-    layers = [
-        figures.LayerEnergy.of_row(row)
-        for row in report.rows
-        if row["layer"] != TOTAL and row["t"] != ALL
-    ]
-    return [
-        *figures.by_layer(layers, run.name).save(by_layer),
-        *figures.tradeoff(points, taught, method=method, title=run.name).save(against),
-    ]
+    drawn = figures.tradeoff(points, taught, method=method, title=run.name)
+    drawn.save(figure_of(output, ACCURACY))
 
 
 def weight_bits(network: nn.Module) -> int:

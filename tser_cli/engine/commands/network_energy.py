@@ -6,19 +6,19 @@ runs too: conventions, memory, and the fair rival.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
+from weakref import WeakSet
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tser_cli.base.errors import ConfigError, DataError, TserError, unknown
-from tser_cli.base.files import write_text
 from tser_cli.data.loaders import build_eval_loader
 from tser_cli.energy.any_network import layouts
 from tser_cli.energy.any_network import network_counter as trial
@@ -32,13 +32,20 @@ from tser_cli.energy.neurons import reset_states
 from tser_cli.energy.prices import DEFAULT_PROFILE, Profile, check_precision, load_profile
 from tser_cli.energy.table import Labels, energy_rows, sidecar
 from tser_cli.energy.tally import find_kind
-from tser_cli.engine.commands.energy import EnergyResult, check_paths, measure_energy, weight_bits
-from tser_cli.engine.evaluation.energy import Beyond, Memory
+from tser_cli.engine.commands.energy import (
+    EnergyResult,
+    check_paths,
+    draw_layers,
+    files_of,
+    measure_energy,
+    weight_bits,
+)
+from tser_cli.engine.evaluation.energy import Beyond, EnergyReport, Memory
 from tser_cli.engine.runs.opened import Context, FinishedRun, prepare
 from tser_cli.engine.runs.own_modules import build_network, digest, error_line, load_weights
 from tser_cli.engine.runs.runtime import make_runtime
 from tser_cli.models.base import Classifier
-from tser_cli.report.csv_files import CONVENTIONS, write_csv, write_energy_csv
+from tser_cli.report.csv_files import CONVENTIONS, write_csv
 from tser_cli.settings import recipe
 from tser_cli.settings.fields import parse_energy
 from tser_cli.settings.options import EnergyRequest, NetworkRequest, Wanted
@@ -97,9 +104,9 @@ def detailed_counts(opened: FinishedRun, images: int) -> tuple[Counts, Auxiliary
 
 
 def go_beyond(
-    output: Path, counts: Counts, others: Auxiliary, profile: Profile, wanted: Wanted
+    output: Path | None, counts: Counts, others: Auxiliary, profile: Profile, wanted: Wanted
 ) -> Beyond:
-    """Make what was asked for from counts with details; the table goes beside `output`.
+    """Make what was asked for from counts with details; a table goes beside `output`, if any.
 
     `others`: what syops alone counts. Raises ConfigError for a figure that is no energy.
     """
@@ -108,7 +115,7 @@ def go_beyond(
     written: tuple[Path, ...] = ()
     if wanted.conventions or figure is not None:
         compared = tuple(compare(counts, profile, others))
-    if wanted.conventions:
+    if wanted.conventions and output is not None:
         table = output.with_name(f"{output.stem}_conventions.csv")
         write_csv(table, [one.row() for one in compared], CONVENTIONS)
         written = (table,)
@@ -148,13 +155,13 @@ class NetworkEnergyResult:
 
 
 def measure_network(request: EnergyRequest) -> NetworkEnergyResult:
-    """Build, count and price a network, and write the table and its sidecar.
+    """Build, count and price a network, and write what was asked for.
 
     Raises ConfigError, DataError, CheckpointError or TserError before anything is written.
     """
     profile = load_profile(request.profile or DEFAULT_PROFILE)
     check_paths(request)
-    network, inputs = open_network(request)
+    network, inputs, weights = open_network(request)
     check_precision(profile, weight_bits(network), request.assume_int8)
     detailed = request.any or profile.model != ""
     plan, counter, others = count(network, inputs, request, detailed)
@@ -165,8 +172,6 @@ def measure_network(request: EnergyRequest) -> NetworkEnergyResult:
     document = sidecar(counts, profile, labels, memory=request.memory)
     uncounted = uncounted_shares(plan, counts)
     beyond = go_beyond(request.output, counts, others, profile, request)
-    untrained = request.weights is None and any(True for _ in network.parameters())
-    weights = UNTRAINED if untrained else ""
     notes = notes_of(network, plan, counter, inputs.first(), request)
     document["network"] = {
         "layout": plan.layout,
@@ -180,9 +185,10 @@ def measure_network(request: EnergyRequest) -> NetworkEnergyResult:
         "uncounted_share_of_flop": dict(uncounted),
     }
     document.update(beyond.document())
-    write_energy_csv(request.output, rows, request.form)
-    aside = request.output.with_suffix(".json")
-    write_text(aside, json.dumps(document, indent=2) + "\n")
+    if request.output is not None:
+        EnergyReport(rows, document).write(request.output, request.form)
+    if request.figures:
+        draw_layers(request.output, request.network, rows)
     return NetworkEnergyResult(
         name=request.network,
         weights=weights,
@@ -195,7 +201,7 @@ def measure_network(request: EnergyRequest) -> NetworkEnergyResult:
         uncounted=uncounted,
         notes=notes,
         beyond=beyond,
-        written=(request.output, aside, *beyond.written),
+        written=(*files_of(request), *beyond.written),
     )
 
 
@@ -411,13 +417,18 @@ class Inputs:
         return torch.cat(images), torch.cat(labels).to(images[0].device) if labels else None
 
 
-def open_network(request: NetworkRequest) -> tuple[nn.Module, Inputs]:
+def open_network(request: NetworkRequest) -> tuple[nn.Module, Inputs, str]:
     """Build the network on the device, with its weights, and open what it is fed with.
 
-    Raises ConfigError, CheckpointError or DataError with what is wrong.
+    The text says that nobody gave the weights, else it is "". Raises ConfigError, CheckpointError
+    or DataError with what is wrong.
     """
-    with layouts.seeded(request.seed):
+    with layouts.seeded(request.seed), weights_seen() as seen:
         network = layouts.unwrapped(build_network(request.network, request.arguments))
+    # Modules without weights may be shared with other networks, as surrogates of spikingjelly are.
+    owners = [module for module in network.modules() if [*module.parameters(recurse=False)]]
+    drawn = owners and seen.isdisjoint(owners) and request.weights is None
+    weights = UNTRAINED if drawn else ""
     config = recipe.resolve([recipe.Layer("flags", request.changes)])
     if request.dataset:
         context = prepare(config, request.progress)
@@ -440,7 +451,22 @@ def open_network(request: NetworkRequest) -> tuple[nn.Module, Inputs]:
     for key, value in network.named_parameters():
         if value.is_floating_point() and value.isnan().any():
             raise TserError(f"the network's weights hold NaN: {key}")
-    return network, inputs
+    return network, inputs, weights
+
+
+@contextmanager
+def weights_seen() -> Iterator[WeakSet[nn.Module]]:
+    """Keep which modules are given weights by `load_state_dict` inside the `with`."""
+    seen: WeakSet[nn.Module] = WeakSet()
+    load = nn.Module.load_state_dict
+
+    def watched(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        seen.update(self.modules())
+        return load(self, *args, **kwargs)
+
+    # Torch has no hook for all modules at once.
+    with mock.patch.object(nn.Module, "load_state_dict", watched):
+        yield seen
 
 
 def initialised(network: nn.Module, images: Tensor, request: NetworkRequest) -> nn.Module:

@@ -328,10 +328,11 @@ def stops_of(answered: Predictions, profile: Profile) -> Stops:
     """Return the stops of a network that can stop between its steps."""
     steps = answered.steps
     assert steps is not None, "a counted pass of a network that can stop"
+    narrow_TI = 0 if steps.narrow_IT is None else steps.narrow_IT.T
     return Stops(
         (answered.cumulative_IT == answered.labels_I[:, None]).T.astype(np.float64),
         steps.confidence_IT.T.astype(np.float64),
-        priced(steps.macs_T[:, None], steps.accumulates_IT.T, profile),
+        priced(steps.macs_T[:, None], steps.accumulates_IT.T, profile, narrow_TI),
     )
 
 

@@ -1,4 +1,4 @@
-"""Price the operations that were counted, and write the table and the sidecar of it."""
+"""Price the operations that were counted, for a table and its sidecar."""
 
 from __future__ import annotations
 
@@ -70,9 +70,13 @@ class EnergyReport:
         """Return the mean energy of an image over all time steps, in pJ."""
         return float(self.document["totals"]["energy_pj"])
 
+    def write(self, path: Path, form: str = SUMS) -> None:
+        """Write energy.csv at `path`, and the sidecar beside it. Raises RunError."""
+        write_energy_csv(path, self.rows, form)
+        write_text(path.with_suffix(".json"), json.dumps(self.document, indent=2) + "\n")
 
-def write_energy(
-    path: Path,
+
+def energy_report(
     counted: Evaluation,
     labels: Labels,
     profile: Profile,
@@ -80,12 +84,8 @@ def write_energy(
     *,
     teacher: Loaded | None = None,
     memory: bool = False,
-    form: str = SUMS,
 ) -> EnergyReport:
-    """Write energy.csv of a counted pass at `path`, and the sidecar beside it. Raises RunError.
-
-    `teacher`: the network to compare with; `memory` and `form`: see `sidecar`, `write_energy_csv`.
-    """
+    """Price a counted pass; `teacher`: the network to compare with, `memory`: see `sidecar`."""
     counts = counted.counts
     assert counts is not None, "a counted pass"
     rows = energy_rows(counts, profile, labels)
@@ -99,8 +99,6 @@ def write_energy(
         skipped=share_of_zeros(teacher.model, context) if teacher else None,
         accuracy_T=[right / counted.images for right in counted.correct_cumulative],
     )
-    write_energy_csv(path, rows, form)
-    write_text(path.with_suffix(".json"), json.dumps(document, indent=2) + "\n")
     return EnergyReport(rows, document)
 
 

@@ -298,9 +298,9 @@ def answered(evaluation: Evaluation, can_stop: bool) -> Predictions:
     """Return the predictions of a counted pass; what early exit needs only where it is possible."""
     answers, counts = evaluation.answers, evaluation.counts
     assert answers is not None and counts is not None, "a counted pass"
-    macs_T, acs_TI = operations(counts)
+    macs_T, *counted = (of_T.cumsum(axis=0) for of_T in operations(counts))
     confidence_IT = answers.confidence_cumulative_TI.float().numpy().T
-    steps = Steps(confidence_IT, macs_T.cumsum(), acs_TI.cumsum(axis=0).T)
+    steps = Steps(confidence_IT, macs_T, *(acs_TI.T for acs_TI in counted))
     return Predictions(
         answers.labels_I.numpy(),
         answers.prediction_TI.T.numpy(),

@@ -21,7 +21,7 @@ from tser_cli.data.loaders import Split, TrainLoader, build_eval_loader, build_t
 from tser_cli.data.transforms import check_augmentation
 from tser_cli.energy.joules import mean_energy
 from tser_cli.energy.table import Labels
-from tser_cli.engine.evaluation.energy import write_energy
+from tser_cli.engine.evaluation.energy import energy_report
 from tser_cli.engine.evaluation.evaluate import Evaluation, evaluate_split, keep_answers
 from tser_cli.engine.runs import find, folder, networks
 from tser_cli.engine.runs.opened import Context, Options, keep_images, make_check_stop
@@ -253,7 +253,8 @@ def _write_results(
     if evaluation.counts is not None:
         of_run = Labels(run.name, config.data.name, digest, config.training.precision)
         table, profile = run.folder / "energy.csv", profile_of(config)
-        energy = write_energy(table, evaluation, of_run, profile, context, teacher=teacher)
+        energy = energy_report(evaluation, of_run, profile, context, teacher=teacher)
+        energy.write(table)
     held_out = [row["validation_accuracy"] for row in epochs]
     budget = task.budget
     result = RunResult(

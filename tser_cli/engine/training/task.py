@@ -91,7 +91,8 @@ class Task:
         terms = losses.reward_entropy(terms, outputs, self.settings)
         terms = losses.charge_firing(terms, outputs, self.settings)
         if self.budget is not None and accumulates is not None:
-            energy_pj = priced(self.budget.macs, accumulates, self.budget.profile)
+            all_of_them, narrow = accumulates
+            energy_pj = priced(self.budget.macs, all_of_them, self.budget.profile, narrow)
             terms = {**terms, "energy_pj": energy_pj}
             if multiplier:  # at 0 not even a zero is added: the loss keeps its bits
                 pressure = multiplier / self.budget.pj * energy_pj
