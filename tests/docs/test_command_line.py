@@ -40,8 +40,8 @@ def test_rows_by_hand(script: ModuleType) -> None:
     assert expected in lines
     assert any(line.startswith(r"| `--batch-size` INTEGER\|auto | Images a step") for line in lines)
     assert any(line.startswith("| `--json` | One JSON") for line in lines)
-    output = "| `OUTPUT` (may be left out) | Where the table goes, as report.csv; without, only shown. |  |"
-    assert output in lines
+    where = "Where the table goes, as report.csv; without, only shown."
+    assert f"| `OUTPUT` (may be left out) | {where} |  |" in lines
 
 
 def test_a_stale_page_is_told(
