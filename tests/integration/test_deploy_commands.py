@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -336,3 +338,34 @@ def test_a_student_is_trained_with_integer_weights(tser: Invoke, runs: Path) -> 
     )
     assert code == 0, err
     assert len(list((runs / "student" / "digits").glob("resnet20_T1_tser_w4_s0_*"))) == 1
+
+
+LOADED = """
+import sys
+from tser_cli.cli import app
+
+for argv, never in {commands!r}:
+    sys.argv = ["tser", *argv]
+    try:
+        app.main()
+    except SystemExit as stop:
+        assert stop.code in (None, 0, 4), argv  # 4: the audit found something
+    assert not never & sys.modules.keys(), (argv, never & sys.modules.keys())
+"""
+
+
+def test_commands_load_no_more_than_they_use(student: Path, pictures: Path, tmp_path: Path) -> None:
+    # each takes half a second to a second: torch's compiler and its algebra, tables, figures
+    slow = {"torch._dynamo", "sympy", "pandas", "matplotlib"}
+    run, runs = ["--run", str(student)], ["--runs-dir", str(student.parents[2])]
+    commands = [
+        (["list", "models"], slow | {"torch"}),
+        (["runs", *runs], slow | {"torch"}),
+        (["predict", *run, str(pictures / "a.png")], slow),
+        (["audit", *run], slow),
+        (["evaluate", *run, "--output", str(tmp_path / "evaluated.csv")], slow),
+        (["energy", str(tmp_path / "energy.csv"), *run], slow - {"matplotlib"}),
+    ]
+    program = [sys.executable, "-c", LOADED.format(commands=commands)]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

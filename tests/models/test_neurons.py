@@ -68,9 +68,9 @@ def reference(x_TN: Tensor, settings: NeuronConfig) -> Tensor:
     return torch.stack(spikes)
 
 
-def membrane_input(steps: int = 6, *shape: int) -> Tensor:
+def membrane_input(steps: int = 6, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(5)
-    return 0.6 + 1.2 * torch.randn(steps, *(shape or (5000,)), generator=generator)
+    return 0.6 + 1.2 * torch.randn(steps, *(shape or (5000,)), generator=generator, dtype=dtype)
 
 
 def double_input(steps: int = 6, neurons: int = 40) -> Tensor:
@@ -183,20 +183,23 @@ def constants(settings: NeuronConfig) -> neurons.Constants:
 def test_what_is_left_to_spikingjelly() -> None:
     for changes in LEFT:
         assert neurons.constants(NeuronConfig(**changes)) is None
-    assert neurons.serves(torch.zeros(1))
-    assert neurons.serves(torch.zeros(1, dtype=torch.bfloat16))
-    assert not neurons.serves(torch.zeros(1, dtype=torch.float64))
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        assert neurons.serves(torch.zeros(1, dtype=dtype))
     assert not neurons.serves(torch.zeros(1, dtype=torch.float16))
     assert not neurons.serves(torch.zeros(1, device="meta"))
 
 
 @pytest.mark.parametrize("changes", SERVED, ids=str)
 @pytest.mark.parametrize("grad", [False, True])
-def test_potentials_and_spikes_are_spikingjelly_s(changes: dict[str, Any], grad: bool) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_potentials_and_spikes_are_spikingjelly_s(
+    changes: dict[str, Any], grad: bool, dtype: torch.dtype
+) -> None:
     settings = NeuronConfig(**changes)
     node = make_node(settings)
     node.store_v_seq = True
-    x_TN = membrane_input().requires_grad_(grad)
+    # drawn in float64: numbers that fp32 holds too would not tell the two apart
+    x_TN = membrane_input(dtype=dtype).requires_grad_(grad)
     expected_TN = node(x_TN)
     assert torch.equal(neurons.spikes_of(x_TN, constants(settings)), expected_TN)
     with torch.no_grad():
@@ -211,16 +214,19 @@ def test_potentials_and_spikes_are_spikingjelly_s(changes: dict[str, Any], grad:
 
 @pytest.mark.parametrize("changes", SERVED, ids=str)
 @pytest.mark.parametrize("steps", [1, 5])
-def test_gradients_are_spikingjelly_s(changes: dict[str, Any], steps: int) -> None:
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+def test_gradients_are_spikingjelly_s(
+    changes: dict[str, Any], steps: int, dtype: torch.dtype, near: float
+) -> None:
     weights_TN = membrane_input(steps).sin()
     gradients = []
     for backend in ("auto", "spikingjelly"):
         neurons = SpikingNeuron(NeuronConfig(**{**changes, "backend": backend}))
-        x_TN = membrane_input(steps).requires_grad_()
+        x_TN = membrane_input(steps, dtype=dtype).requires_grad_()
         (neurons(x_TN.flatten(), timesteps=steps).reshape(steps, -1) * weights_TN).sum().backward()
         gradients.append(x_TN.grad)
     assert gradients[1].abs().max() > 0.1
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=near, atol=near / 10)
 
 
 @pytest.mark.parametrize("changes", SERVED, ids=str)

@@ -8,7 +8,7 @@ they make some twenty passes over memory a time step, which costs more than the 
 and IF are therefore written again here, with spikingjelly's spikes to the last bit and its
 gradients. One piece of a layer at a time is worked on, which stays in the cache from one operation
 to the next, and only the input is kept for backward. Input and spikes may be bf16: 0 and 1 are
-exact in it, and membrane potentials are fp32 all the same.
+exact in it, and membrane potentials are fp32 all the same; of float64 they are float64.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def make_node(config: NeuronConfig) -> nn.Module:
     return node
 
 
-SERVED = (torch.float32, torch.bfloat16)
+SERVED = (torch.float32, torch.bfloat16, torch.float64)
 # Values of a time step that are worked on at once, 1 MB in fp32. Measured on cores with 1 MB of L2
 # cache each: smaller pieces cost calls, larger ones traffic.
 PIECE = 2**18
@@ -194,7 +194,7 @@ def one_step(x: Tensor, voltage: Tensor | None, neuron: Constants) -> tuple[Tens
 
     `voltage` None: nothing came before. Not differentiable.
     """
-    charged = x.float()
+    charged = x.to(_wide(x))
     if voltage is not None:
         charged = torch.add(charged, voltage, alpha=neuron.leak)
     fired = torch.ge(charged, neuron.threshold, out=torch.empty_like(charged))
@@ -238,20 +238,21 @@ class _Spikes(torch.autograd.Function):
 def _charge(x_TM: Tensor, neuron: Constants, spikes_TM: Tensor) -> list[Tensor]:
     """Write the spikes of as many steps as `spikes_TM` has.
 
-    Returns the membrane potentials before each reset, in fp32.
+    Returns the membrane potentials before each reset, in `_wide`'s type.
     """
     # Compare, reset, leak, add: spikingjelly's order of operations. Another rounds otherwise, and a
     # potential at the threshold then decides otherwise.
-    charged_T = [x_TM[0].float()]
+    wide = _wide(x_TM)
+    charged_T = [x_TM[0].to(wide)]
     for t in range(len(x_TM)):
         if t < len(spikes_TM):
-            fired = _fp32(spikes_TM[t])
+            fired = _wide_room(spikes_TM[t])
             torch.ge(charged_T[t], neuron.threshold, out=fired)
             _hand_over(fired, spikes_TM[t])
         if t < len(x_TM) - 1:
             voltage = _reset(charged_T[t], fired, neuron)
             charged_T.append(
-                torch.add(x_TM[t + 1].float(), voltage, alpha=neuron.leak, out=voltage)
+                torch.add(x_TM[t + 1].to(wide), voltage, alpha=neuron.leak, out=voltage)
             )
     return charged_T
 
@@ -267,17 +268,18 @@ def _charge_backward(x_TM: Tensor, grad_TM: Tensor, grad_x_TM: Tensor, neuron: C
 
     The potentials are computed again: that costs less than to keep them.
     """
-    spikes_TM = torch.empty_like(x_TM[:-1], dtype=torch.float32)
+    wide = _wide(x_TM)
+    spikes_TM = torch.empty_like(x_TM[:-1], dtype=wide)
     charged_T = _charge(x_TM, neuron, spikes_TM)
     # in place wherever a tensor is not read again: each pass over memory counts
-    offset = torch.tensor(-neuron.alpha * neuron.threshold)
+    offset = torch.tensor(-neuron.alpha * neuron.threshold, dtype=wide)
     carry = None
     for t in range(len(charged_T) - 1, -1, -1):
-        h, out = charged_T[t], _fp32(grad_x_TM[t])
+        h, out = charged_T[t], _wide_room(grad_x_TM[t])
         sigma = torch.add(offset, h, alpha=neuron.alpha).sigmoid_()
-        through = grad_TM[t].float()
+        through = grad_TM[t].to(wide)
         if carry is not None and not neuron.detach_reset:
-            amount = h if neuron.hard else torch.tensor(neuron.threshold)
+            amount = h if neuron.hard else torch.tensor(neuron.threshold, dtype=wide)
             through = torch.addcmul(through, carry, amount, value=-1.0)
         torch.ops.aten.sigmoid_backward.grad_input(through, sigma, grad_input=out)
         out.mul_(neuron.alpha)
@@ -288,10 +290,15 @@ def _charge_backward(x_TM: Tensor, grad_TM: Tensor, grad_x_TM: Tensor, neuron: C
             carry = out * neuron.leak
 
 
-def _fp32(target: Tensor) -> Tensor:
+def _wide(x: Tensor) -> torch.dtype:
+    """Return the type of membrane potentials: at least fp32."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _wide_room(target: Tensor) -> Tensor:
     """Return where to compute what goes to `target`: there, or in memory of its own."""
-    wide = target.dtype == torch.float32
-    return target if wide else torch.empty_like(target, dtype=torch.float32)
+    wide = _wide(target)
+    return target if target.dtype == wide else torch.empty_like(target, dtype=wide)
 
 
 def _hand_over(result: Tensor, target: Tensor) -> None:

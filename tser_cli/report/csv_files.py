@@ -1,4 +1,4 @@
-"""CSV tables: the columns of each and what they hold, read and written with pandas.
+"""CSV tables: the columns of each and what they hold. Pandas reads them, and is slow to import.
 
 A schema maps a column to its kind; the order of its columns is the order in the file. Numbers are
 written so that they come back as the same bits. Files are written whole.
@@ -6,6 +6,8 @@ written so that they come back as the same bits. Files are written whole.
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,19 +183,20 @@ def write_csv(path: Path, rows: Rows, schema: Schema) -> None:
     Raises RunError where the file can't be written, ValueError for a column that is not in
     `schema`.
     """
-    import pandas as pd  # a training would begin later by the time that this takes
-
     # a misspelled column would else be left out without a word
     surplus = dict.fromkeys(name for row in rows for name in row if name not in schema)
     if surplus:
         raise ValueError(f"{path.name} has no column {', '.join(surplus)}")
-    fields = [["" if row.get(name) is None else row[name] for name in schema] for row in rows]
-    # As objects every value is written by str(): integers stay integers beside empty fields, and
-    # a float gets the fewest digits that give the same bits again.
-    table = pd.DataFrame(fields, columns=list(schema), dtype=object)
     # not the system's line ends: the same rows give the same bytes everywhere
-    # NaN is a number that went wrong, an empty field one that is not there
-    write_text(path, table.to_csv(index=False, lineterminator="\n", na_rep="nan"))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(schema)
+    # str() writes a float with the fewest digits that give the same bits again, and NaN as "nan": a
+    # number that went wrong, where an empty field is one that is not there
+    writer.writerows(
+        ["" if row.get(name) is None else str(row[name]) for name in schema] for row in rows
+    )
+    write_text(path, text.getvalue())
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

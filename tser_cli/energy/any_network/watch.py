@@ -249,6 +249,10 @@ class Unclaimed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # One level below functions, where every operation of torch passes: compiled or scripted code
     # calls no function that could be watched, and would be missing from the count without a word.
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # where True, torch imports its compiler; networks are run eagerly here anyway
+
     def __init__(self, interceptor: Interceptor, trace: TrialRun, neurons: set[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.interceptor, self.trace, self.neurons = interceptor, trace, neurons
