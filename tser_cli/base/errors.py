@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import functools
+import html
 import logging
+import re
 from collections.abc import Iterable
 
 # The exit code of a command that did its work and found that a check, or a bound that was asked
@@ -143,6 +145,15 @@ def one_line(text: str, length: int = LABEL) -> str:
     if len(text) > length:
         return f"{shown[:length]}... ({len(text) - length:,} more characters)"
     return shown if len(shown) <= length else f"{shown[:length]}..."
+
+
+# what Markdown reads as markup within a line; a _ within a word is none
+MARKUP = re.compile(r"[`*\[\]|~\\$]|(?<!\w)_|_(?!\w)")
+
+
+def escaped(text: str) -> str:
+    """Return `visible(text)` as HTML and Markdown show it: markup of either is an entity."""
+    return MARKUP.sub(lambda found: f"&#{ord(found[0])};", html.escape(visible(text)))
 
 
 def drawable(text: str) -> str:

@@ -10,9 +10,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -34,18 +35,30 @@ def write_whole(path: Path, content: bytes) -> None:
     why and what to do, where that fails or `path` is a link or anything else that is no regular
     file; `path` is then untouched.
     """
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Do as `write_whole` for several files: all are on disk before the first is renamed.
+
+    The last is there only where the others are, whatever happens. Raises RunError.
+    """
+    parts: dict[Path, Path] = {}
+    path = Path()
     try:
-        if is_device(path):
-            path.write_bytes(content)
-            return
-        # in the same folder: from another file system a rename would be a copy, and can break off
-        partial = _beside(path, "part")
-        try:
+        for path, content in contents.items():
+            if is_device(path):
+                path.write_bytes(content)
+                continue
+            # in the same folder: from another file system a rename would be a copy, and can break
+            # off
+            parts[path] = partial = _beside(path, "part")
             partial.unlink(missing_ok=True)
             with partial.open("xb") as stream:  # x: never through a link that somebody put there
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
+        for path, partial in parts.items():
             partial.replace(path)
             # a rename is durable only once the folder that holds the name is on disk too
             if os.name == "posix":
@@ -54,12 +67,17 @@ def write_whole(path: Path, content: bytes) -> None:
                     os.fsync(handle)
                 finally:
                     os.close(handle)
-        except OSError:
-            with suppress(OSError):  # the error to report is the one that brought us here
-                partial.unlink(missing_ok=True)
-            raise
     except (OSError, ValueError) as error:
         raise write_error(path, error) from error
+    finally:
+        remove_parts(parts.values())
+
+
+def remove_parts(parts: Iterable[Path]) -> None:
+    """Remove parts of files that were never renamed; what is no file, or can't go, stays."""
+    for part in parts:
+        with suppress(OSError, ValueError):
+            part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -92,7 +110,12 @@ def make_folder(path: Path) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Raise RunError where a file at `path` could not be written: before work is spent on it."""
+    """Raise RunError where a file at `path` could not be written: before work is spent on it.
+
+    What killed processes left of it is removed.
+    """
+    import psutil  # too slow for --help
+
     if not path.name or is_folder(path):
         raise RunError(f'"{path}" is a folder; name a file in it')
     try:
@@ -103,6 +126,12 @@ def check_folder(path: Path) -> None:
         probe.unlink(missing_ok=True)
         probe.touch(exist_ok=False)
         probe.unlink()
+        start = re.escape(probe.name.removesuffix(f"{os.getpid()}.probe"))
+        left = [
+            re.fullmatch(rf"{start}(\d+)\.(part|probe)", one) for one in os.listdir(probe.parent)
+        ]
+        alive = set(psutil.pids())  # which may be writing their own
+        remove_parts(path.with_name(one[0]) for one in left if one and int(one[1]) not in alive)
     except (OSError, ValueError) as error:
         raise write_error(path, error) from error
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
+from tser_cli.base.errors import escaped, one_line, visible
 from tser_cli.export import fixed_point, verify
-from tser_cli.export.graph import Graph
+from tser_cli.export.graph import Facts, Graph
 
 MARK = "<!-- model card, written by tser export -->"
+LONGEST = 500  # characters of a text from outside
 LIMITS = (
     "- It was trained and measured on {dataset} alone; on other images its answers mean nothing.",
     "- The network does not know when an image shows none of its classes.",
@@ -22,8 +24,9 @@ LIMITS = (
 class CardFacts:
     """What the card says besides the graph's own facts.
 
-    `rows`: those of per_timestep.csv. `energy`: the sidecar of energy.csv, {} where there is none;
-    `float_energy_pj`: what the same operations cost in 32-bit floating point.
+    `rows`: the steps of the run's result, () where there is none. `energy`: the sidecar of
+    energy.csv, {} where there is none; `float_energy_pj`: what the same operations cost in 32-bit
+    floating point.
     `settings`: the recipe as TOML. `checks` is None where nothing was verified. `fixed` and
     `change`: integer potentials, and what they do to the spikes.
     """
@@ -34,22 +37,46 @@ class CardFacts:
     method: str
     source: str
     teacher: str
-    rows: tuple[Mapping[str, str], ...]
+    rows: tuple[Mapping[str, Any], ...]
     energy: Mapping[str, Any]
     float_energy_pj: float
     settings: str
-    checks: tuple[verify.ProgramCheck, ...] | None
+    checks: tuple[verify.ProgramCheck, ...] | None = None
     fixed: fixed_point.FixedGraph | None = None
     change: fixed_point.Change | None = None
 
 
-def named(file: str) -> str:
-    """Return how a card begins to speak of its file, by which it is known again."""
+def is_of(text: str, file: str) -> bool:
+    """Return whether `text` is the card of that file."""
+    return text.startswith(MARK) and f"\n{_named(_escaped(file))}" in text
+
+
+def _named(file: str) -> str:
     return f"`{file}` ("
+
+
+Value = TypeVar("Value")
+
+
+def _escaped(value: Value) -> Value:
+    """Return a record, a mapping, a tuple or a text with all texts in it escaped, on one line."""
+    found: Any = value
+    if isinstance(value, str):
+        found = escaped(one_line(value, LONGEST))
+    elif isinstance(value, Mapping):
+        found = {key: _escaped(part) for key, part in value.items()}
+    elif isinstance(value, tuple):
+        found = tuple(map(_escaped, value))
+    elif isinstance(value, Facts | CardFacts):
+        found = replace(value, **{key: _escaped(part) for key, part in vars(value).items()})
+    return found
 
 
 def card(graph: Graph, facts: CardFacts) -> str:
     """Return the card as Markdown, with the mark in its first line by which it is known again."""
+    # all that comes from outside at once, and so no text is forgotten; TOML stands in a fence
+    settings = visible(facts.settings)
+    facts, graph = _escaped(facts), replace(graph, facts=_escaped(graph.facts))
     sections = [
         (f"{graph.facts.model} on {graph.facts.dataset}", _summary(graph, facts)),
         ("Accuracy", _accuracy(facts.rows)),
@@ -58,7 +85,7 @@ def card(graph: Graph, facts: CardFacts) -> str:
         *([("Integer potentials", _potentials(facts.change))] if facts.change else []),
         ("Checked in other programs", _checks(facts.checks)),
         ("Limits", [line.format(dataset=graph.facts.dataset) for line in LIMITS]),
-        ("Recipe", ["```toml", facts.settings.strip(), "```"]),
+        ("Recipe", ["```toml", settings.strip(), "```"]),
         ("Citation", [f"Method `{facts.method}`: {facts.source}. Exported by tser."]),
     ]
     text = [MARK, ""]
@@ -71,20 +98,22 @@ def _summary(graph: Graph, facts: CardFacts) -> list[str]:
     weights = sum(node.weight.size for node in graph.weighted)
     teacher = f"distilled from {facts.teacher} " if facts.teacher else "trained without a teacher "
     return [
-        f"{named(facts.file)}{facts.format_name}) holds a spiking network, {teacher}with "
+        f"{_named(facts.file)}{facts.format_name}) holds a spiking network, {teacher}with "
         f"the method `{facts.method}`: {len(graph.neurons)} layers of spiking neurons, "
         f"{weights:,} weights, T = {graph.facts.timesteps} time steps. Batch norms are folded into "
         f"the weights. It is from the run `{facts.run}`.",
     ]
 
 
-def _accuracy(rows: Iterable[Mapping[str, str]]) -> list[str]:
+def _accuracy(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not rows:
+        return ["Not measured: the run recorded no result."]
     lines = [
         "| t | accuracy of step t | of the mean of steps 1..t | test images |",
         "| --- | --- | --- | --- |",
     ]
     for row in rows:
-        at_t, mean = (float(row[f"accuracy_{kind}"]) for kind in ("at_t", "cumulative"))
+        at_t, mean = (row[f"accuracy_{kind}"] for kind in ("at_t", "cumulative"))
         lines.append(f"| {row['t']} | {at_t:.2%} | {mean:.2%} | {row['images']} |")
     return lines
 

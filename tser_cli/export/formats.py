@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from dataclasses import fields
 from typing import Any
 
@@ -145,7 +146,13 @@ def safetensors_content(graph: Graph) -> bytes:
         }
         for node in graph.nodes
     ]
-    return save(arrays, {**graphs.metadata(graph), "graph": json.dumps(described)})
+    content = save(arrays, {**graphs.metadata(graph), "graph": json.dumps(described)})
+    # save writes the metadata in another order each time: sorted, the same run is the same bytes
+    (length,) = struct.unpack("<Q", content[:8])
+    facts = json.loads(content[8 : 8 + length])
+    header = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)  # the arrays stay aligned
+    return struct.pack("<Q", len(header)) + header + content[8 + length :]
 
 
 OPSET = 17

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import tomli_w
 from torch import Tensor
 
-from tser_cli.base.errors import ConfigError, ExportError
-from tser_cli.base.files import check_folder, sha256, write_text, write_whole
+from tser_cli.base.errors import ConfigError, DamagedFileError, ExportError, cut
+from tser_cli.base.files import (
+    JSON_BYTES,
+    check_folder,
+    read_json,
+    read_regular,
+    sha256,
+    write_together,
+)
 from tser_cli.data import loaders, transforms
+from tser_cli.energy.prices import Profile
 from tser_cli.energy.table import float_energy
-from tser_cli.engine.runs import folder, teachers
+from tser_cli.engine.runs import folder, record, teachers
 from tser_cli.engine.runs.opened import FinishedRun, open_finished, select_run
 from tser_cli.export import card, fixed_point, formats, verify
 from tser_cli.export.graph import Facts, Graph, pip_line, trace
-from tser_cli.report.csv_files import read_csv
 from tser_cli.settings import registry, wing_options
 
 
@@ -56,7 +66,11 @@ def export(request: wing_options.ExportRequest) -> Exported:
             f"--format {request.format_name} is checked with {', '.join(missing)}, which is not "
             f"installed: {pip_line(request.format_name)}. Or leave the check out with --no-verify"
         )
-    check_folder(request.output)
+    path = request.output
+    check_folder(path)
+    checks_file = path.with_name(f"{path.name}.verified.json")
+    for beside in (checks_file, _card_file(path)):
+        check_folder(beside)
     # on the CPU: the truth is computed in float64 there, as the other programs run there
     changes = {**request.changes, "training.device": "cpu"}
     opened = open_finished(select_run(request.run, request.runs_dir), changes, request.progress)
@@ -71,6 +85,7 @@ def export(request: wing_options.ExportRequest) -> Exported:
         shorter=spec.shorter,
         more={"run": opened.run.name, "model_sha256": opened.loaded.sha256},
     )
+    said = _card_facts(opened, request)
     graph = trace(opened.loaded.model, spec.image_shape, facts)
     indices = loaders.evenly_spread(len(dataset.test), request.images).tolist()
     images_NCHW = transforms.evaluation_pipeline(dataset.test, spec)(0, indices)
@@ -83,18 +98,25 @@ def export(request: wing_options.ExportRequest) -> Exported:
     made = Exported(request.output, opened.run, size, checks, None, draft.change)
     if not made.holds:
         return made
-    path = request.output
-    write_whole(path, draft.content)
-    _write_checks(made, graph, draft, request)
-    # README.md beside the file; FILE.md where there is one that is not this file's card
-    place, ours = path.with_name("README.md"), f"\n{card.named(path.name)}"
-    there = (
-        place.read_text(encoding="utf-8", errors="replace") if place.exists() else card.MARK + ours
-    )
-    if not there.startswith(card.MARK) or ours not in there:
-        place = path.with_name(f"{path.name}.md")
-    write_text(place, card.card(graph, _card_facts(made, draft, opened, request)))
+    place = _card_file(path)  # again: another export may have written its own meanwhile
+    said = replace(said, checks=checks, change=draft.change, fixed=draft.fixed)
+    checked = json.dumps(_checks_document(made, graph, draft, request), indent=2) + "\n"
+    # the file comes last, and so never without its card
+    texts = {place: card.card(graph, said), checks_file: checked}
+    write_together({one: text.encode() for one, text in texts.items()} | {path: draft.content})
     return replace(made, card=place)
+
+
+def _card_file(path: Path) -> Path:
+    """Return README.md beside the file; FILE.md where there is one that is not this file's card."""
+    place, text = path.with_name("README.md"), ""
+    try:
+        text = read_regular(place, JSON_BYTES).decode(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return place
+    except (OSError, ValueError):
+        pass  # a folder or a pipe: no card
+    return place if card.is_of(text, path.name) else path.with_name(f"{path.name}.md")
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,9 +144,9 @@ def _draft(
     return _Draft(content, truth, fixed, change)
 
 
-def _write_checks(
+def _checks_document(
     made: Exported, graph: Graph, draft: _Draft, request: wing_options.ExportRequest
-) -> None:
+) -> dict[str, Any]:
     document = {
         "file": made.path.name,
         # of the content that was checked: a file that is changed later can be told from it
@@ -140,28 +162,39 @@ def _write_checks(
     }
     if draft.change is not None:
         document["against_float_potentials"] = vars(draft.change)
-    beside = made.path.with_name(f"{made.path.name}.verified.json")
-    write_text(beside, json.dumps(document, indent=2) + "\n")
+    return document
 
 
-def _card_facts(
-    made: Exported, draft: _Draft, opened: FinishedRun, request: wing_options.ExportRequest
-) -> card.CardFacts:
-    home, method = opened.run.folder, opened.config.method.name
-    rows, sidecar = home / "per_timestep.csv", home / "energy.json"
-    energy = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
+def _card_facts(opened: FinishedRun, request: wing_options.ExportRequest) -> card.CardFacts:
+    """Return what the run's files say for the card. Raises TserError where one is damaged."""
+    method, energy = opened.config.method.name, _energy(opened.run.folder / "energy.json")
+    result = record.find_result(opened.run)
     return card.CardFacts(
-        file=made.path.name,
+        file=request.output.name,
         format_name=request.format_name + (", one time step" if request.stateful else ""),
         run=opened.run.name,
         method=method,
         source=registry.METHODS[method].settings.source,
         teacher=teachers.teacher_name(opened.run) or "",
-        rows=tuple(read_csv(rows)) if rows.is_file() else (),
+        rows=result.per_timestep if result else (),
         energy=energy,
         float_energy_pj=float_energy(energy["totals"]) if energy else 0.0,
-        settings=(home / "config.toml").read_text(encoding="utf-8"),
-        checks=made.checks,
-        change=draft.change,
-        fixed=draft.fixed,
+        settings=tomli_w.dumps(opened.run.config().model_dump(mode="json")),
     )
+
+
+def _energy(path: Path) -> dict[str, Any]:
+    """Return what the card says of energy.json, {} where there is none. Raises TserError."""
+    if not os.path.lexists(path):
+        return {}
+    found = read_json(path)
+    try:
+        return {
+            "images": int(found["images"]),
+            "profile": Profile.model_validate(found["profile"]).model_dump(),
+            "totals": {k: float(found["totals"][k]) for k in ("energy_pj", "sop_value", "macs")},
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(
+            f"{path} is damaged ({cut(str(error), 200)}). tser energy writes it again, or remove it"
+        ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from tser_cli.base.errors import CheckpointError, ConfigError
+from tser_cli.base.files import read_json
 from tser_cli.data import loaders, transforms
 from tser_cli.engine.runs import networks, record, teachers
 from tser_cli.engine.runs.opened import Context, FinishedRun, Options, open_finished, select_run
@@ -72,7 +72,7 @@ def quantize(request: wing_options.QuantizeRequest) -> QuantizeResult:
     model = rounded(opened, context, request)
     result = _record(model, opened, context, request)
     before = record.find_result(opened.run)
-    document = json.loads((result.folder / "energy.json").read_text(encoding="utf-8"))
+    document = read_json(result.folder / "energy.json")
     return QuantizeResult(
         result=result,
         parent=folder,
@@ -138,12 +138,14 @@ def _record(
     method = load_method(config.method.name)
     trainee = task.Trainee(model)
     made = task.Task(model, trainee, method, config.method, config.model.timesteps)
-    # "never": what an unfinished run of these settings holds comes from a training
-    options = Options(request.runs_dir, "never", request.progress)
-    with open_for_training("student", context, options) as (run, stop):
+    # one that was killed is taken up, and written anew
+    options = Options(request.runs_dir, "auto", request.progress)
+    parent = {"run": str(opened.run.folder.resolve()), "sha256": opened.loaded.sha256}
+    with open_for_training("student", context, options, parent) as (run, stop):
         if context.runtime.is_main:
-            parent = {"run": str(opened.run.folder.resolve()), "sha256": opened.loaded.sha256}
-            calibration = {"images": request.images, "split": "train"}
             taught = opened.run.environment().get(teachers.TEACHER)
-            run.update_environment(parent=parent, calibration=calibration, teacher=taught)
+            learned = {teachers.TEACHER: taught} if taught else {}
+            run.update_environment(
+                calibration={"images": request.images, "split": "train"}, **learned
+            )
         return finish(run, context, made, [], teacher, stop)

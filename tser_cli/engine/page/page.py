@@ -18,7 +18,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from xml.etree import ElementTree
 
-from tser_cli.base.errors import visible
+from tser_cli.base.errors import escaped
 from tser_cli.engine.page import values
 from tser_cli.report import figures, words
 from tser_cli.report.comparison import Disagreement
@@ -54,8 +54,8 @@ def render(page: values.Page) -> str:
         autoescape=True,
         # a name that is mistyped in a template is an error, not a gap on the page
         undefined=jinja2.StrictUndefined,
-        # control characters of what comes from outside; markup of our own is no plain str
-        finalize=lambda value: visible(value) if type(value) is str else value,
+        # what comes from outside, control characters too; markup of our own is no plain str
+        finalize=lambda value: markupsafe.Markup(escaped(value)) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from tser_cli.base.errors import ConfigError, RunError, nearest, warn_once
 from tser_cli.base.files import is_file, is_folder
-from tser_cli.engine.runs.folder import Run, time_of
+from tser_cli.engine.runs.folder import PARENT, Run, time_of
 from tser_cli.settings import plugins, registry
 from tser_cli.settings.config import EPOCHS, Config
 
@@ -148,8 +148,14 @@ def unfinished(runs_dir: Path, kind: str, config: Config) -> Iterator[Run]:
             yield run
 
 
-def find_unfinished(runs_dir: Path, kind: str, config: Config, must: bool) -> Run | None:
-    """Return the newest run to resume: unfinished, resumable, and with the same settings.
+def find_unfinished(
+    runs_dir: Path,
+    kind: str,
+    config: Config,
+    must: bool,
+    parent: Mapping[str, str] | None = None,
+) -> Run | None:
+    """Return the newest run to resume: unfinished, resumable, with the same settings and parent.
 
     `must`: one of another number of epochs will do too, though its learning rate will be another;
     raises RunError where there is no unfinished run, ConfigError that lists the
@@ -157,7 +163,7 @@ def find_unfinished(runs_dir: Path, kind: str, config: Config, must: bool) -> Ru
     """
     others = []
     for run in unfinished(runs_dir, kind, config):
-        found = differences(run, config, must)
+        found = differences(run, config, must, parent)
         if not found:
             return run
         others.append((run, found))
@@ -170,15 +176,19 @@ def find_unfinished(runs_dir: Path, kind: str, config: Config, must: bool) -> Ru
     return None
 
 
-def differences(run: Run, config: Config, must: bool = False) -> list[str]:
+def differences(
+    run: Run, config: Config, must: bool = False, parent: Mapping[str, str] | None = None
+) -> list[str]:
     """Return `key: old -> new` for every setting that forbids a resume.
 
-    `must`: the number of epochs does not.
+    `must`: the number of epochs does not. `parent`: None for a training, see `folder.PARENT`.
     """
     allowed = (EPOCHS,) if must else ()
     try:
         # code counts as settings do: a plug-in that was changed gives other results
         before, records = run.config().flat(), run.plugin_records()
+        if run.environment().get(PARENT) != parent:
+            return ["it is no training: repeat the tser quantize that began it"]
     except (ConfigError, RunError) as error:
         return [str(error)]
     return plugins.changes(records) + [

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +26,8 @@ from tser_cli.settings.recipe import Layer, read, resolve
 
 MODEL_FILE = "model.safetensors"
 IMAGES = "images_sha256"  # in status.json: the fingerprint of data of your own
+# In environment.json of a run that is no training: the run that its weights come from.
+PARENT = "parent"
 NUMBER = (int, float)
 STATUS_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("kind", "state", "why", "host", "model", "dataset", "sha256", IMAGES), str),
@@ -35,7 +37,7 @@ STATUS_TYPES: dict[str, type | tuple[type, ...]] = {
     "resumable": bool,
 }
 ENVIRONMENT_TYPES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("git", "packages", "teacher"), dict),
+    **dict.fromkeys(("git", "packages", "teacher", PARENT), dict),
     **dict.fromkeys(("plugins", "command", "commands"), list),
     "wall_seconds": NUMBER,
     "threads": int,
@@ -44,9 +46,13 @@ ENVIRONMENT_TYPES: dict[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder and the files in it."""
+    """A run folder and the files in it.
+
+    `_kept`: what this process wrote last, by file, and whether the folder was a link when locked.
+    """
 
     folder: Path
+    _kept: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def kind(self) -> str:
@@ -102,34 +108,49 @@ class Run:
 
     def update_status(self, **changes: Any) -> None:
         """Change entries of status.json; pid, host and time are kept up to date."""
-        # the file alone is the truth: another process may have written it since it was read
-        status = {**_if_sound(self.status), **changes}
-        status |= {"pid": os.getpid(), "host": socket.gethostname(), "updated": _now()}
-        files.write_json(self.folder / "status.json", status)
+        machine = {"pid": os.getpid(), "host": socket.gethostname(), "updated": _now()}
+        self._update("status.json", self.status, {**changes, **machine})
 
     def update_environment(self, **changes: Any) -> None:
         """Change entries of environment.json."""
-        files.write_json(
-            self.folder / "environment.json", {**_if_sound(self.environment), **changes}
-        )
+        self._update("environment.json", self.environment, changes)
+
+    def _update(
+        self, name: str, read_again: Callable[[], dict[str, Any]], changes: dict[str, Any]
+    ) -> None:
+        self.check_place()
+        # The file is the truth, since another process may have written it. Where it was damaged
+        # meanwhile, what this process wrote last serves.
+        document = {**(_if_sound(read_again) or self._kept.get(name, {})), **changes}
+        files.write_json(self.folder / name, document)
+        self._kept[name] = document
+
+    def check_place(self) -> None:
+        """Raise RunError where the locked folder became a link: what is written would go there."""
+        if self.folder.is_symlink() and not self._kept.get("link", True):
+            raise RunError(
+                f"{self.folder} was replaced by a link to {self.folder.readlink()} meanwhile, where "
+                "nothing is written. Put the folder back and repeat the command"
+            )
 
     def lock(self) -> AbstractContextManager[Any]:
         """Hold the folder's exclusive lock. Raises RunError at once if another process has it."""
         try:
             # at once or not at all: who waits can't know when the other one ends
-            return files.hold_lock(self.folder / ".lock")
+            held = files.hold_lock(self.folder / ".lock")
         except filelock.Timeout:
             status = _if_sound(self.status)
             raise RunError(
                 f"{self.folder} is in use by process {status.get('pid')} on "
                 f"{status.get('host')}. Wait for it, or stop it first"
             ) from None
+        self._kept["link"] = self.folder.is_symlink()
+        return held
 
     def remove_leftovers(self) -> None:
         """Remove the parts of files that a killed process left behind; only under the lock."""
         # a process that is alive would be writing these very files
-        for part in self.folder.rglob(".*.part"):
-            part.unlink(missing_ok=True)
+        files.remove_parts(self.folder.rglob(".*.part"))
 
 
 def time_of(status: Mapping[str, Any], event: str) -> float:
@@ -192,17 +213,20 @@ def create(
     dataset: str = "",
     model: str = "",
     left_out: Iterable[str] = (),
+    parent: Mapping[str, str] | None = None,
 ) -> Run:
     """Make a new run folder with its settings and environment. Raises RunError.
 
     `dataset` and `model`: what the folder is called after, where the settings do not say it.
-    `left_out`: sections of the settings that the run does not go by.
+    `left_out`: sections of the settings that the run does not go by. `parent`: see `PARENT`.
     """
     name = run_name(kind, config, model)
+    # first: it takes a while, and a kill meanwhile leaves nothing behind
+    recorded = {**environment(config.training.seed), **({PARENT: parent} if parent else {})}
     run = Run(_new_folder(runs_dir / kind / (dataset or config.data.name) / name))
     run.write_settings(config, left_out)
     kept = plugins.keep(run.folder, registry.targets_of(config.flat()))
-    run.update_environment(**environment(config.training.seed), plugins=kept)
+    run.update_environment(**recorded, plugins=kept)
     # Last: a folder is a run's to others as soon as it has a status, and then has its settings too.
     run.update_status(kind=kind, state="running", epoch=0, started=_now())
     return run

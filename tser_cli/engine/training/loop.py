@@ -187,8 +187,8 @@ def end_epoch(
     # metrics.csv comes before the checkpoint: a kill between the two leaves a row too many, which
     # resuming takes away again, and never one too few.
     def record() -> None:
-        metrics_csv(job.run.folder / "metrics.csv", position.rows)
         job.run.update_status(epoch=position.epoch)
+        metrics_csv(job.run.folder / "metrics.csv", position.rows)
 
     runtime.on_main(record)
     job.progress.epoch(row)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 
@@ -74,22 +74,27 @@ def student_task(context: Context, teacher: networks.Loaded | None) -> Task:
 
 @contextmanager
 def open_for_training(
-    kind: str, context: Context, options: Options
+    kind: str, context: Context, options: Options, parent: Mapping[str, str] | None = None
 ) -> Iterator[tuple[folder.Run, StopRequest]]:
     """Hold a locked run folder, new or resumed, and record how the block ended.
 
-    Rank 0 chooses, locks and writes; the other processes learn of it.
+    Rank 0 chooses, locks and writes; the other processes learn of it. `parent`: what makes it no
+    training, see `folder.PARENT`.
     """
     runtime = context.runtime
     with ExitStack() as held:
-        run, resumed = runtime.on_main(lambda: take_run(kind, context, options, held))
+        run, resumed = runtime.on_main(lambda: take_run(kind, context, options, held, parent))
         context.progress.say(f"{'resuming' if resumed else 'run folder:'} {run.folder}")
         with recording_end(run, runtime, context.progress) as stop:
             yield run, stop
 
 
 def take_run(
-    kind: str, context: Context, options: Options, held: ExitStack
+    kind: str,
+    context: Context,
+    options: Options,
+    held: ExitStack,
+    parent: Mapping[str, str] | None = None,
 ) -> tuple[folder.Run, bool]:
     """Return the run to work on, locked until `held` closes, and whether it was begun before.
 
@@ -98,8 +103,8 @@ def take_run(
     found, must = None, options.resume == "must"
     # The lock comes before anything is changed: another process may be at work in the folder.
     if options.resume != "never":
-        found = find.find_unfinished(options.runs_dir, kind, context.config, must)
-    run = found or folder.create(options.runs_dir, kind, context.config)
+        found = find.find_unfinished(options.runs_dir, kind, context.config, must, parent)
+    run = found or folder.create(options.runs_dir, kind, context.config, parent=parent)
     held.enter_context(run.lock())
     run.remove_leftovers()
     keep_images(run, context)
@@ -240,6 +245,7 @@ def _write_results(
 ) -> RunResult:
     # The weights come first: a run that ends here can still be measured by hand. The result comes
     # last, so that a run that shows one has all the files that it speaks of.
+    run.check_place()
     config, spiking = context.config, task.model.spiking
     name = config.model.student if spiking else config.model.teacher
     digest = networks.write(run.model_file, task.model, name, context.dataset.spec, config)

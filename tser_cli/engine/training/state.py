@@ -145,6 +145,7 @@ def save(job: TrainingJob, optimizer: Any, position: Position) -> None:
     number = position.epoch * job.loader.steps_per_epoch + position.step
 
     def write() -> None:
+        job.run.check_place()
         scaler = job.runtime.accelerator.scaler
         state = {
             "model": job.task.model.state_dict(),
@@ -190,6 +191,8 @@ def restore(job: TrainingJob, optimizer: Any) -> Position:
 
 
 def _take_up(job: TrainingJob, optimizer: Any, state: dict[str, Any]) -> Position:
+    if state["best_state"] is not None:
+        job.task.model.load_state_dict(state["best_state"])  # it has to fit, too: the end is by it
     job.task.model.load_state_dict(state["model"])
     if job.task.adapters is not None:
         job.task.adapters.load_state_dict(state["adapters"])
@@ -208,7 +211,7 @@ def _take_up(job: TrainingJob, optimizer: Any, state: dict[str, Any]) -> Positio
         state["best_accuracy"],
         state["best_state"],
     )
-    if min(position.epoch, position.step, position.seconds) < 0:
+    if min(position.epoch, position.step, position.seconds, position.best_accuracy + 1) < 0:
         raise ValueError("it is at a step before the first")
     if job.runtime.is_main:
         # The file may have a row more: of an epoch that ended after this state was saved.
