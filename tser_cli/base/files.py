@@ -6,11 +6,11 @@ A crash leaves the old file or the new one, never a part. Nothing but a regular 
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import stat
 from collections.abc import Iterable, Mapping
@@ -39,10 +39,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_together(contents: Mapping[Path, bytes]) -> None:
-    """Do as `write_whole` for several files: all are on disk before the first is renamed.
-
-    The last is there only where the others are, whatever happens. Raises RunError.
-    """
+    """Do as `write_whole` for several files: all are on disk before the first is renamed."""
     parts: dict[Path, Path] = {}
     path = Path()
     try:
@@ -50,8 +47,7 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
             if is_device(path):
                 path.write_bytes(content)
                 continue
-            # in the same folder: from another file system a rename would be a copy, and can break
-            # off
+            # in the same folder: a rename from another file system is a copy, and can break off
             parts[path] = partial = _beside(path, "part")
             partial.unlink(missing_ok=True)
             with partial.open("xb") as stream:  # x: never through a link that somebody put there
@@ -114,8 +110,6 @@ def check_folder(path: Path) -> None:
 
     What killed processes left of it is removed.
     """
-    import psutil  # too slow for --help
-
     if not path.name or is_folder(path):
         raise RunError(f'"{path}" is a folder; name a file in it')
     try:
@@ -126,12 +120,8 @@ def check_folder(path: Path) -> None:
         probe.unlink(missing_ok=True)
         probe.touch(exist_ok=False)
         probe.unlink()
-        start = re.escape(probe.name.removesuffix(f"{os.getpid()}.probe"))
-        left = [
-            re.fullmatch(rf"{start}(\d+)\.(part|probe)", one) for one in os.listdir(probe.parent)
-        ]
-        alive = set(psutil.pids())  # which may be writing their own
-        remove_parts(path.with_name(one[0]) for one in left if one and int(one[1]) not in alive)
+        start = glob.escape(probe.name.removesuffix(f"{os.getpid()}.probe"))
+        remove_parts(path.parent.glob(f"{start}[0-9]*.part"))
     except (OSError, ValueError) as error:
         raise write_error(path, error) from error
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from tser_cli.base.errors import escaped, one_line, visible
 from tser_cli.export import fixed_point, verify
 from tser_cli.export.graph import Facts, Graph
 
 MARK = "<!-- model card, written by tser export -->"
-LONGEST = 500  # characters of a text from outside
 LIMITS = (
     "- It was trained and measured on {dataset} alone; on other images its answers mean nothing.",
     "- The network does not know when an image shows none of its classes.",
@@ -24,9 +23,8 @@ LIMITS = (
 class CardFacts:
     """What the card says besides the graph's own facts.
 
-    `rows`: the steps of the run's result, () where there is none. `energy`: the sidecar of
-    energy.csv, {} where there is none; `float_energy_pj`: what the same operations cost in 32-bit
-    floating point.
+    `rows`: the steps of the run's result, `energy`: the sidecar of energy.csv, both empty where
+    there is none; `float_energy_pj`: what the same operations cost in 32-bit floating point.
     `settings`: the recipe as TOML. `checks` is None where nothing was verified. `fixed` and
     `change`: integer potentials, and what they do to the spikes.
     """
@@ -55,21 +53,17 @@ def _named(file: str) -> str:
     return f"`{file}` ("
 
 
-Value = TypeVar("Value")
-
-
-def _escaped(value: Value) -> Value:
+def _escaped(value: Any) -> Any:
     """Return a record, a mapping, a tuple or a text with all texts in it escaped, on one line."""
-    found: Any = value
     if isinstance(value, str):
-        found = escaped(one_line(value, LONGEST))
-    elif isinstance(value, Mapping):
-        found = {key: _escaped(part) for key, part in value.items()}
-    elif isinstance(value, tuple):
-        found = tuple(map(_escaped, value))
-    elif isinstance(value, Facts | CardFacts):
-        found = replace(value, **{key: _escaped(part) for key, part in vars(value).items()})
-    return found
+        return escaped(one_line(value, 500))
+    if isinstance(value, Mapping):
+        return {key: _escaped(part) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_escaped, value))
+    if isinstance(value, Facts | CardFacts):
+        return replace(value, **{key: _escaped(part) for key, part in vars(value).items()})
+    return value
 
 
 def card(graph: Graph, facts: CardFacts) -> str:

@@ -149,8 +149,7 @@ def safetensors_content(graph: Graph) -> bytes:
     content = save(arrays, {**graphs.metadata(graph), "graph": json.dumps(described)})
     # save writes the metadata in another order each time: sorted, the same run is the same bytes
     (length,) = struct.unpack("<Q", content[:8])
-    facts = json.loads(content[8 : 8 + length])
-    header = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True).encode()
     header += b" " * (-len(header) % 8)  # the arrays stay aligned
     return struct.pack("<Q", len(header)) + header + content[8 + length :]
 

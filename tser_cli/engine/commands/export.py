@@ -11,15 +11,8 @@ from typing import Any
 import tomli_w
 from torch import Tensor
 
+from tser_cli.base import files
 from tser_cli.base.errors import ConfigError, DamagedFileError, ExportError, cut
-from tser_cli.base.files import (
-    JSON_BYTES,
-    check_folder,
-    read_json,
-    read_regular,
-    sha256,
-    write_together,
-)
 from tser_cli.data import loaders, transforms
 from tser_cli.energy.prices import Profile
 from tser_cli.energy.table import float_energy
@@ -67,10 +60,10 @@ def export(request: wing_options.ExportRequest) -> Exported:
             f"installed: {pip_line(request.format_name)}. Or leave the check out with --no-verify"
         )
     path = request.output
-    check_folder(path)
+    files.check_folder(path)
     checks_file = path.with_name(f"{path.name}.verified.json")
     for beside in (checks_file, _card_file(path)):
-        check_folder(beside)
+        files.check_folder(beside)
     # on the CPU: the truth is computed in float64 there, as the other programs run there
     changes = {**request.changes, "training.device": "cpu"}
     opened = open_finished(select_run(request.run, request.runs_dir), changes, request.progress)
@@ -100,10 +93,10 @@ def export(request: wing_options.ExportRequest) -> Exported:
         return made
     place = _card_file(path)  # again: another export may have written its own meanwhile
     said = replace(said, checks=checks, change=draft.change, fixed=draft.fixed)
-    checked = json.dumps(_checks_document(made, graph, draft, request), indent=2) + "\n"
+    about = {place: card.card(graph, said), checks_file: _checks(made, graph, draft, request)}
     # the file comes last, and so never without its card
-    texts = {place: card.card(graph, said), checks_file: checked}
-    write_together({one: text.encode() for one, text in texts.items()} | {path: draft.content})
+    encoded = {one: text.encode() for one, text in about.items()}
+    files.write_together({**encoded, path: draft.content})
     return replace(made, card=place)
 
 
@@ -111,7 +104,7 @@ def _card_file(path: Path) -> Path:
     """Return README.md beside the file; FILE.md where there is one that is not this file's card."""
     place, text = path.with_name("README.md"), ""
     try:
-        text = read_regular(place, JSON_BYTES).decode(errors="replace")
+        text = files.read_regular(place, files.JSON_BYTES).decode(errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return place
     except (OSError, ValueError):
@@ -144,13 +137,13 @@ def _draft(
     return _Draft(content, truth, fixed, change)
 
 
-def _checks_document(
+def _checks(
     made: Exported, graph: Graph, draft: _Draft, request: wing_options.ExportRequest
-) -> dict[str, Any]:
+) -> str:
     document = {
         "file": made.path.name,
         # of the content that was checked: a file that is changed later can be told from it
-        "sha256": sha256(draft.content),
+        "sha256": files.sha256(draft.content),
         "format": request.format_name,
         "stateful": request.stateful,
         "potentials": request.potentials,
@@ -162,7 +155,7 @@ def _checks_document(
     }
     if draft.change is not None:
         document["against_float_potentials"] = vars(draft.change)
-    return document
+    return json.dumps(document, indent=2) + "\n"
 
 
 def _card_facts(opened: FinishedRun, request: wing_options.ExportRequest) -> card.CardFacts:
@@ -187,13 +180,11 @@ def _energy(path: Path) -> dict[str, Any]:
     """Return what the card says of energy.json, {} where there is none. Raises TserError."""
     if not os.path.lexists(path):
         return {}
-    found = read_json(path)
+    found = files.read_json(path, types={"images": int, "profile": dict, "totals": dict})
     try:
-        return {
-            "images": int(found["images"]),
-            "profile": Profile.model_validate(found["profile"]).model_dump(),
-            "totals": {k: float(found["totals"][k]) for k in ("energy_pj", "sop_value", "macs")},
-        }
+        totals = {k: float(found["totals"][k]) for k in ("energy_pj", "sop_value", "macs")}
+        profile = Profile.model_validate(found["profile"]).model_dump()
+        return {"images": found["images"], "profile": profile, "totals": totals}
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(
             f"{path} is damaged ({cut(str(error), 200)}). tser energy writes it again, or remove it"

@@ -139,9 +139,9 @@ def _record(
     trainee = task.Trainee(model)
     made = task.Task(model, trainee, method, config.method, config.model.timesteps)
     # one that was killed is taken up, and written anew
-    options = Options(request.runs_dir, "auto", request.progress)
     parent = {"run": str(opened.run.folder.resolve()), "sha256": opened.loaded.sha256}
-    with open_for_training("student", context, options, parent) as (run, stop):
+    options = Options(request.runs_dir, "auto", request.progress, parent)
+    with open_for_training("student", context, options) as (run, stop):
         if context.runtime.is_main:
             taught = opened.run.environment().get(teachers.TEACHER)
             learned = {teachers.TEACHER: taught} if taught else {}

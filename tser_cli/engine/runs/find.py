@@ -19,6 +19,7 @@ ANY = "*"
 KINDS = ("teacher", "student")
 MOST_CANDIDATES = 10
 Status = Mapping[str, Any]
+Parent = Mapping[str, str] | None
 
 
 def run_folders(runs_dir: Path, kind: str = ANY) -> list[Run]:
@@ -149,11 +150,7 @@ def unfinished(runs_dir: Path, kind: str, config: Config) -> Iterator[Run]:
 
 
 def find_unfinished(
-    runs_dir: Path,
-    kind: str,
-    config: Config,
-    must: bool,
-    parent: Mapping[str, str] | None = None,
+    runs_dir: Path, kind: str, config: Config, must: bool, parent: Parent = None
 ) -> Run | None:
     """Return the newest run to resume: unfinished, resumable, with the same settings and parent.
 
@@ -176,9 +173,7 @@ def find_unfinished(
     return None
 
 
-def differences(
-    run: Run, config: Config, must: bool = False, parent: Mapping[str, str] | None = None
-) -> list[str]:
+def differences(run: Run, config: Config, must: bool = False, parent: Parent = None) -> list[str]:
     """Return `key: old -> new` for every setting that forbids a resume.
 
     `must`: the number of epochs does not. `parent`: None for a training, see `folder.PARENT`.

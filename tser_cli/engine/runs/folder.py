@@ -109,19 +109,17 @@ class Run:
     def update_status(self, **changes: Any) -> None:
         """Change entries of status.json; pid, host and time are kept up to date."""
         machine = {"pid": os.getpid(), "host": socket.gethostname(), "updated": _now()}
-        self._update("status.json", self.status, {**changes, **machine})
+        self._update("status.json", _if_sound(self.status), {**changes, **machine})
 
     def update_environment(self, **changes: Any) -> None:
         """Change entries of environment.json."""
-        self._update("environment.json", self.environment, changes)
+        self._update("environment.json", _if_sound(self.environment), changes)
 
-    def _update(
-        self, name: str, read_again: Callable[[], dict[str, Any]], changes: dict[str, Any]
-    ) -> None:
+    def _update(self, name: str, found: dict[str, Any], changes: dict[str, Any]) -> None:
         self.check_place()
-        # The file is the truth, since another process may have written it. Where it was damaged
-        # meanwhile, what this process wrote last serves.
-        document = {**(_if_sound(read_again) or self._kept.get(name, {})), **changes}
+        # the file is the truth: another process may have written it since it was read; where it
+        # was damaged meanwhile, what this one wrote last serves
+        document = {**(found or self._kept.get(name, {})), **changes}
         files.write_json(self.folder / name, document)
         self._kept[name] = document
 
@@ -129,8 +127,8 @@ class Run:
         """Raise RunError where the locked folder became a link: what is written would go there."""
         if self.folder.is_symlink() and not self._kept.get("link", True):
             raise RunError(
-                f"{self.folder} was replaced by a link to {self.folder.readlink()} meanwhile, where "
-                "nothing is written. Put the folder back and repeat the command"
+                f"{self.folder} was replaced by a link to {self.folder.readlink()} meanwhile; "
+                "nothing is written there. Put the folder back and repeat the command"
             )
 
     def lock(self) -> AbstractContextManager[Any]:

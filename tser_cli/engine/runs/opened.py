@@ -29,11 +29,13 @@ class Options:
 
     `runs_dir`: where run folders are. `resume`: auto, must or never resume an unfinished run.
     `progress`: what hears of messages and of the training's progress; silent by default.
+    `parent`: see `folder.PARENT`; None for a training.
     """
 
     runs_dir: Path = Path("runs")
     resume: str = "auto"
     progress: Progress = field(default_factory=Silent)
+    parent: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)

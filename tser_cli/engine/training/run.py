@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 
@@ -74,33 +74,28 @@ def student_task(context: Context, teacher: networks.Loaded | None) -> Task:
 
 @contextmanager
 def open_for_training(
-    kind: str, context: Context, options: Options, parent: Mapping[str, str] | None = None
+    kind: str, context: Context, options: Options
 ) -> Iterator[tuple[folder.Run, StopRequest]]:
     """Hold a locked run folder, new or resumed, and record how the block ended.
 
-    Rank 0 chooses, locks and writes; the other processes learn of it. `parent`: what makes it no
-    training, see `folder.PARENT`.
+    Rank 0 chooses, locks and writes; the other processes learn of it.
     """
     runtime = context.runtime
     with ExitStack() as held:
-        run, resumed = runtime.on_main(lambda: take_run(kind, context, options, held, parent))
+        run, resumed = runtime.on_main(lambda: take_run(kind, context, options, held))
         context.progress.say(f"{'resuming' if resumed else 'run folder:'} {run.folder}")
         with recording_end(run, runtime, context.progress) as stop:
             yield run, stop
 
 
 def take_run(
-    kind: str,
-    context: Context,
-    options: Options,
-    held: ExitStack,
-    parent: Mapping[str, str] | None = None,
+    kind: str, context: Context, options: Options, held: ExitStack
 ) -> tuple[folder.Run, bool]:
     """Return the run to work on, locked until `held` closes, and whether it was begun before.
 
     Raises ConfigError or RunError where `--resume must` has nothing to resume.
     """
-    found, must = None, options.resume == "must"
+    found, must, parent = None, options.resume == "must", options.parent
     # The lock comes before anything is changed: another process may be at work in the folder.
     if options.resume != "never":
         found = find.find_unfinished(options.runs_dir, kind, context.config, must, parent)
