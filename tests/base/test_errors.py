@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 
 import pytest
@@ -89,3 +90,18 @@ def test_no_name_breaks_a_figure(text: str) -> None:
     figure.draw_without_rendering()
     assert "\n" not in errors.drawable(text)
     assert len(errors.drawable(text)) < errors.LABEL + 40
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("<b a='\"'>&", "&lt;b a=&#x27;&quot;&#x27;&gt;&amp;"),
+        ("[x](javascript:1)", "&#91;x&#93;(javascript:1)"),
+        ("`*|~$\\", "&#96;&#42;&#124;&#126;&#36;&#92;"),
+        ("resnet20_T2 _x_", "resnet20_T2 &#95;x&#95;"),
+        ("\x1b\u202e", "&#92;x1b&#92;u202e"),
+    ],
+)
+def test_text_is_escaped_for_html_and_markdown_alike(text: str, shown: str) -> None:
+    assert errors.escaped(text) == shown
+    assert html.unescape(shown) == errors.visible(text)

@@ -19,6 +19,7 @@ from tser_cli.base.files import (
     read_json,
     write_json,
     write_text,
+    write_together,
     write_whole,
 )
 
@@ -211,3 +212,25 @@ def test_names_that_nothing_can_have_are_no_file_and_no_folder(tmp_path: Path, n
     assert not is_folder(tmp_path / name)
     (tmp_path / "file").write_text("")
     assert is_file(tmp_path / "file") and is_folder(tmp_path)
+
+
+def test_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_bytes(b"old")
+    second.mkdir()
+    with pytest.raises(RunError, match="second is no regular file"):
+        write_together({first: b"new", second: b"new"})
+    assert (first.read_bytes(), names(tmp_path)) == (b"old", ["first", "second"])
+    second.rmdir()
+    write_together({first: b"new", second: b"new too"})
+    assert (first.read_bytes(), second.read_bytes()) == (b"new", b"new too")
+    assert names(tmp_path) == ["first", "second"]
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path: Path) -> None:
+    others = [".y.12.part", ".x.y.12.part", ".x.note.part", ".x.12.txt"]
+    for name in (".x.12.part", *others):
+        (tmp_path / name).write_text("half")
+    (tmp_path / ".x.7.part").mkdir()
+    check_folder(tmp_path / "x")
+    assert names(tmp_path) == sorted([*others, ".x.7.part"])

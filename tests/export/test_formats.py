@@ -172,3 +172,8 @@ def test_the_stem_without_a_pool_can_be_written_as_nir() -> None:
     graph = trace(model, (1, 32, 32), FACTS)
     assert graph.nodes[0].shape == (16, 16, 16)
     formats.check(graph)
+
+
+def test_the_same_student_is_the_same_bytes(sew: Any) -> None:
+    contents = {formats.content(sew.graph, "safetensors", False) for _ in range(4)}
+    assert len(contents) == 1

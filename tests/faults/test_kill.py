@@ -13,11 +13,12 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.faults.bench import Bench, Job, Reference, Result, wait_for, workers
+from tests.faults.bench import Bench, Job, Reference, Result, kills_asked_for, wait_for, workers
 
 Fault = dict[str, Any]
 SAVE = ("write", "fsync", "rename", "prune")
@@ -139,6 +140,93 @@ def test_a_student_whose_teacher_has_changed_is_not_gone_on_with(student_killed:
     path.unlink()
     job = student_killed.run("distill", code=2)
     assert str(path) in job.messages
+
+
+def moments_of(config: pytest.Config, *named: str) -> list[str | float]:
+    """Two moments by name; the long form has ten: each name, and shares of the time it takes."""
+    drawn: list[str | float] = [random.random() for _ in range(10 - len(named))]
+    return [*named, *drawn] if kills_asked_for(config) else list(named[-2:])
+
+
+def killed_on_the_way(
+    bench: Bench, argv: tuple[str, ...], moment: str | float, seconds: float
+) -> bool:
+    """Kill where a file gets its name, or after a share of the time; whether it came to it."""
+    if isinstance(moment, str):
+        return killed_at(bench, argv, moment, 1)
+    job = bench.start(*argv)
+    time.sleep(moment * seconds)
+    if job.family():
+        job.kill()
+    assert_killed_or_done(job)
+    return job.wait() != 0
+
+
+def timed(bench: Bench, argv: tuple[str, ...]) -> float:
+    began = time.monotonic()
+    bench.run(*argv)
+    return time.monotonic() - began
+
+
+@pytest.fixture
+def student_trained(bench: Bench, undisturbed: Reference) -> Bench:
+    """A bench with the reference student, finished."""
+    run = undisturbed("distill").run
+    shutil.copytree(run, bench.runs / "student" / "digits" / run.name)
+    return bench
+
+
+@pytest.mark.timeout(0)
+def test_a_killed_quantize_is_written_anew_and_never_trained(
+    student_trained: Bench, pytestconfig: pytest.Config, record_property: Callable[..., None]
+) -> None:
+    parent = student_trained.the_run()
+    argv = ("quantize", "--run", str(parent), "--images", "32", "--device", "cpu")
+    seconds = timed(student_trained, argv)
+    (made,) = set(parent.parent.iterdir()) - {parent}
+    reference, kills = files_of(made), 0
+    for moment in moments_of(pytestconfig, "energy.csv", "model.safetensors", "energy.json"):
+        shutil.rmtree(made)
+        kills += killed_on_the_way(student_trained, argv, moment, seconds)
+        same = ("--set", "model.weight_bits=8", "--set", "energy.budget=none")
+        job = student_trained.run("distill", "--resume", "must", "--dry-run", *same, code=2)
+        assert "is no training" in job.messages or "no unfinished student" in job.messages
+        student_trained.run(*argv)
+        # the name has the time: killed after its end, there are two
+        for found in set(parent.parent.iterdir()) - {parent}:
+            assert files_of(found) == reference
+            made = found
+    record_property("kills of quantize", kills)
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    """The weights and tables of a run, its name left out, and which other files there are."""
+    told = {path.relative_to(run): path for path in run.rglob("*") if path.is_file()}
+    same = ("model.safetensors", "per_timestep.csv", "energy.csv", "energy.json", "predictions.npz")
+    return {
+        str(name): path.read_bytes().replace(run.name.encode(), b"") if path.name in same else b""
+        for name, path in told.items()
+    }
+
+
+@pytest.mark.timeout(0)
+def test_a_killed_export_leaves_no_file_without_its_card(
+    student_trained: Bench, pytestconfig: pytest.Config, record_property: Callable[..., None]
+) -> None:
+    path = student_trained.folder / "out" / "x.safetensors"
+    argv = ("export", "--format", "safetensors", "--output", str(path), "--no-verify")
+    seconds, kills = timed(student_trained, argv), 0
+    reference = {found.name: found.read_bytes() for found in path.parent.iterdir()}
+    assert reference.keys() == {"README.md", path.name, f"{path.name}.verified.json"}
+    moments = moments_of(pytestconfig, "README.md", f"{path.name}.verified.json", path.name)
+    for moment in moments:
+        shutil.rmtree(path.parent)
+        kills += killed_on_the_way(student_trained, argv, moment, seconds)
+        left = {found.name for found in path.parent.glob("*")}
+        assert path.name not in left or reference.keys() <= left
+        student_trained.run(*argv)
+        assert {found.name: found.read_bytes() for found in path.parent.iterdir()} == reference
+    record_property("kills of export", kills)
 
 
 @pytest.mark.long

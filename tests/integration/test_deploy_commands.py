@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -240,19 +241,23 @@ def quantised(runs: Path, student: Path) -> Path:
     return found
 
 
-def test_quantize_does_without_a_teacher_that_can_t_be_read(
-    tser: Invoke, student: Path, tmp_path: Path
+@pytest.mark.parametrize("taught", [True, False])
+def test_quantize_does_without_a_teacher_that_can_t_be_read_or_never_was(
+    tser: Invoke, student: Path, tmp_path: Path, taught: bool
 ) -> None:
     parent = shutil.copytree(student, tmp_path / "parent")
     environment = json.loads((parent / "environment.json").read_text())
     environment["teacher"]["model"] = "theirs:build"
+    if not taught:
+        del environment["teacher"]
     (parent / "environment.json").write_text(json.dumps(environment))
     code, _, err = tser("quantize", "--run", parent, "--runs-dir", tmp_path / "runs")
     assert code == 0, err
-    assert "the teacher's accuracy and energy are left out" in err
-    assert "theirs:build, code that a run never" in err
+    assert ("the teacher's accuracy and energy are left out" in err) is taught
+    assert ("theirs:build, code that a run never" in err) is taught
     (made,) = (tmp_path / "runs" / "student" / "digits").iterdir()
-    assert json.loads((made / "environment.json").read_text())["teacher"] == environment["teacher"]
+    found = json.loads((made / "environment.json").read_text())
+    assert found.get("teacher") == environment.get("teacher")
     assert json.loads((made / "status.json").read_text())["result"]["teacher_accuracy"] is None
 
 
@@ -264,6 +269,52 @@ def test_each_export_keeps_its_card(tser: Invoke, runs: Path, tmp_path: Path) ->
     assert "`a.safetensors` (safetensors) holds" in (tmp_path / "README.md").read_text()
     assert "`b.safetensors` (safetensors) holds" in (tmp_path / "b.safetensors.md").read_text()
     assert not (tmp_path / "a.safetensors.md").exists()
+
+
+def damage(path: Path, how: str) -> None:
+    path.unlink(missing_ok=True)
+    if how == "folder":
+        path.mkdir()
+    elif how == "pipe":
+        os.mkfifo(path)
+    elif how != "gone":
+        path.write_text(how)
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "said"),
+    [
+        ("energy.json", "[", "energy.json can't be read"),
+        ("energy.json", "pipe", "energy.json can't be read: it is no regular file"),
+        ("energy.json", '{"profile": {"name": "x"}, "totals": {}}', "energy.json is damaged"),
+        ("energy.json", "gone", ""),
+        ("per_timestep.csv", "folder", ""),
+        ("out/README.md", "folder", ""),
+        ("out/README.md", "pipe", ""),
+        ("out/x.safetensors.verified.json", "folder", "verified.json"),
+    ],
+)
+def test_an_export_is_whole_or_nothing(
+    tser: Invoke, student: Path, tmp_path: Path, name: str, how: str, said: str
+) -> None:
+    run = shutil.copytree(student, tmp_path / "run")
+    (run / "out").mkdir()
+    damage(run / name, how)
+    there = {path.name for path in (run / "out").iterdir()}
+    path = run / "out" / "x.safetensors"
+    shared = ("--run", run, "--format", "safetensors", "--output", path, "--no-verify")
+    code, _, err = tser("export", *shared)
+    made = {found.name for found in (run / "out").iterdir()} - there
+    if said:
+        assert (code, made) == (2, set()), err
+        assert said in err
+        return
+    assert code == 0, err
+    card = f"{path.name}.md" if "README.md" in there else "README.md"
+    assert made == {path.name, f"{path.name}.verified.json", card}
+    text = (run / "out" / card).read_text()
+    assert ("## Energy\n\nNot measured" in text) is (name == "energy.json")
+    assert "Not measured: the run recorded no result" not in text
 
 
 def test_quantize_makes_a_run_that_names_its_parent(student: Path, quantised: Path) -> None:

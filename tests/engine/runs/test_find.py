@@ -290,3 +290,16 @@ def test_another_folder_of_your_own_images_is_another_run(
     assert resume(mine, must=True) == run
     with pytest.raises(ConfigError, match=r"data\.dir: '/mine' -> '/other'"):
         resume({**mine, "data.dir": "/other"}, must=True)
+
+
+def test_only_its_own_command_resumes_what_is_no_training(tmp_path: Path, resume: Resume) -> None:
+    parent = {"run": "/runs/parent", "sha256": "1"}
+    run = folder.create(tmp_path, "student", make_config(), parent=parent)
+    assert resume() is None
+    with pytest.raises(ConfigError, match="it is no training: repeat the tser quantize"):
+        resume(must=True)
+    found = [
+        find.find_unfinished(tmp_path, "student", make_config(), False, of)
+        for of in (parent, {**parent, "sha256": "2"})
+    ]
+    assert found == [run, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -276,3 +277,45 @@ def test_no_git_state_without_a_repository_or_without_git(
     shutil.rmtree(package.parent / ".git")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(package.parent.parent))
     assert folder._git_state() == {}
+
+
+def test_leftovers_are_removed_but_folders(run: Run) -> None:
+    (run.folder / ".x.part").mkdir()
+    (run.folder / "figures").mkdir()
+    (run.folder / "figures" / ".y.12.part").write_text("half")
+    run.remove_leftovers()
+    assert (run.folder / ".x.part").is_dir()
+    assert list((run.folder / "figures").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["[", None])
+def test_a_status_that_was_damaged_meanwhile_is_written_whole(run: Run, damage: str | None) -> None:
+    before = run.status()
+    for name in ("status.json", "environment.json"):
+        (run.folder / name).unlink()
+        if damage:
+            (run.folder / name).write_text(damage)
+    run.update_status(epoch=3)
+    run.update_environment(device="cpu")
+    told = run.status()
+    assert {key: told[key] for key in ("kind", "started", "state")} == {
+        key: before[key] for key in ("kind", "started", "state")
+    }
+    assert told["epoch"] == 3
+    assert run.environment()["python"] == platform.python_version()
+
+
+def test_nothing_is_written_where_the_folder_became_a_link(run: Run, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    with run.lock():
+        run.folder.rename(tmp_path / "moved")
+        run.folder.symlink_to(outside)
+        for write in (run.update_status, run.update_environment, run.check_place):
+            with pytest.raises(RunError, match="was replaced by a link to "):
+                write()
+    assert list(outside.iterdir()) == []
+    # one that was a link when it was locked may stay one
+    with run.lock():
+        run.update_status(state="running")
+    assert (outside / "status.json").exists()

@@ -212,6 +212,8 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(
         {"step": -1},
         {"rows": [{"epoch": 1, "x": []}, {"y": 2}]},
         {"meter": []},
+        {"best_state": {"x": torch.zeros(1)}},
+        {"best_accuracy": "much"},
     ],
 )
 def test_a_valid_hash_over_another_content_is_damage(job: Job, change: dict[str, Any]) -> None:
