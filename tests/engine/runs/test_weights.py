@@ -22,7 +22,7 @@ def network(classes: int = 3, channels: int = 1, stem: str = "auto") -> Classifi
     )
 
 
-@pytest.mark.parametrize("prefix", ["", "model.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "model.", "model.net.", "module._orig_mod."])
 def test_safetensors_whatever_wraps_the_names(tmp_path: Path, prefix: str) -> None:
     theirs = network()
     path = tmp_path / "theirs.safetensors"

@@ -255,10 +255,14 @@ def choose(
     if misfits and all(isinstance(error, layouts.UnrunnableError) for _, error in errors):
         raise misfits[-1]  # the last ones show the images as they are
     clear: list[TserError] = [error for _, error in errors if isinstance(error, ClearError)]
-    own = [error for _, error in errors if isinstance(error, OwnStepsError)]
     dull = (layouts.UnrunnableError, OwnStepsError)
-    if all(isinstance(error, dull) or str(error) == NO_TIME for _, error in errors):
-        clear += own[-1:]  # the last is tried as a network that makes its own steps
+    all_dull = all(isinstance(error, dull) or str(error) == NO_TIME for _, error in errors)
+    own = [
+        error
+        for name, error in errors
+        if isinstance(error, OwnStepsError) and (all_dull or name == INSIDE)
+    ]
+    clear += own[-1:]  # the last is tried as a network that makes its own steps
     if clear:
         raise clear[0]
     tried = "\n".join(f"  {name}: {error}" for name, error in errors)

@@ -131,7 +131,7 @@ def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 # What wraps a network that was saved: DataParallel, torch.compile, Lightning.
-WRAPPERS = ("module.", "_orig_mod.", "model.")
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
 COUNTER = "num_batches_tracked"  # of a norm; files from before torch 0.4.1 do not have it
 NAMES_SHOWN = 3
 
