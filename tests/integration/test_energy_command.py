@@ -120,7 +120,7 @@ def test_evaluate_with_an_energy_budget(
 ) -> None:
     # The choice itself is tested in evaluation/: here all images stop at the first step, or none.
     threshold = 0.0 if kept else math.inf
-    monkeypatch.setattr("tser_cli.engine.commands.evaluate.keep_budget", lambda *_: threshold)
+    monkeypatch.setattr("tser_cli.engine.evaluation.early_exit.keep_budget", lambda *_: threshold)
     whole = float(read(run / "energy.csv")[-1]["energy_pj"])
     budget = f"{0.9 * whole:.0f}pJ"
     found, out, err = tser("evaluate", "--run", str(run), "--energy-budget", budget)
