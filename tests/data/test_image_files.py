@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,30 @@ def test_damage_anywhere_is_told_or_harmless(tmp_path: Path, suffix: str) -> Non
             assert str(error).startswith(f"{path} can't be read as an image: ")
 
 
+@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_images_come_upright(tmp_path: Path, suffix: str) -> None:
+    upright = np.zeros((16, 24, 3), np.uint8)
+    upright[:, :12] = 220
+    upright[:8, 12:] = 100
+    # what undoes each of EXIF's orientations: rows of pixels as the camera has written them
+    stored = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    for orientation, method in stored.items():
+        exif, image = Image.Exif(), Image.fromarray(upright)
+        exif[0x0112] = orientation
+        turned = image if method is None else image.transpose(Image.Transpose(method))
+        turned.save(tmp_path / "x.png", suffix, exif=exif, quality=95)
+        found = read_image(tmp_path / "x.png").permute(1, 2, 0).numpy().astype(int)
+        assert found.shape == upright.shape
+        assert np.abs(found - upright).mean() < 4, orientation
+
+
+def test_damaged_metadata_leaves_an_image_as_it_lies(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    Image.new("L", (9, 7), 80).save(content, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff\x12")
+    (tmp_path / "x.jpg").write_bytes(content.getvalue())
+    assert read_image(tmp_path / "x.jpg", 1).shape == (1, 7, 9)
+
+
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
 
 
@@ -116,11 +141,15 @@ def save(path: Path, pixels: np.ndarray) -> Path:
 
 def test_folders_are_searched_to_their_depth_in_order(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no images"):
-        picture_files([str(tmp_path)])
+        picture_files([str(tmp_path)], Counter())
+    with pytest.raises(DataError, match=r"elsewhere\.png: there is no such file"):
+        picture_files(["elsewhere.png"], Counter())
     for name in ("b.png", "a/z.PNG", "a/b/c.bmp", ".hidden.png"):
         save(tmp_path / name, GREY)
     (tmp_path / "notes.txt").write_text("no image")
-    named = picture_files([str(tmp_path), "elsewhere.png"])
+    others: Counter[str] = Counter()
+    named = picture_files([str(tmp_path), "elsewhere.png"], others)
+    assert others == {".txt": 1}
     found = [path.relative_to(tmp_path).as_posix() for path in named[:-1]]
     assert found == ["a/b/c.bmp", "a/z.PNG", "b.png"]
     assert named[-1] == Path("elsewhere.png")

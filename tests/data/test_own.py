@@ -18,7 +18,7 @@ from PIL import Image
 from tser_cli.base.errors import ConfigError, DataError
 from tser_cli.data.base import Dataset, load_dataset
 from tser_cli.data.loaders import build_eval_loader, build_train_loader
-from tser_cli.data.own import FolderSource, fingerprint, mean_and_std
+from tser_cli.data.own import FolderSource, check_files, fingerprint, mean_and_std
 from tser_cli.settings.config import Config, DataConfig
 
 # Python 3.12 and later warn of any fork beside threads
@@ -74,6 +74,34 @@ def test_an_unreadable_image_is_named(
     with pytest.raises(DataError) as caught:
         list(loader)
     assert str(caught.value).startswith(f"{path} can't be read as an image")
+
+
+def test_what_is_left_out_of_a_folder_is_counted(image_folders: Path) -> None:
+    ant = image_folders / "train" / "ant"
+    for name in ("a.GIF", "b.gif", "c.jfif", "d", ".hidden.gif"):
+        (ant / name).write_bytes(b"GIF89a")
+    (ant.parent / "loose.png").write_bytes(b"")
+    left_out, beside = load_dataset(config(image_folders)).notes
+    assert "2 .gif, 1 .jfif, 1 without a suffix. Only .jpg" in left_out
+    assert beside.startswith("1 images in ")
+    shutil.rmtree(ant)
+    ant.mkdir()
+    (ant / "a.gif").write_bytes(b"GIF89a")
+    with pytest.raises(DataError, match=r"ant has no images. files left out: 1 \.gif"):
+        load_dataset(config(image_folders))
+
+
+def test_files_that_are_no_images_are_named_before_any_is_decoded(image_folders: Path) -> None:
+    (image_folders / "train" / "bee" / "9.jpg").write_bytes(b"<html>")
+    (image_folders / "val" / "ant" / "9.png").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"2 of 12 image .*bee/9\.jpg: it is none of.*9\.png: it is"
+    ):
+        check_files(load_dataset(config(image_folders)))
+    for suffix in ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF"):
+        Image.new("L", (9, 7)).save(image_folders / "val" / "ant" / "9.png", suffix)
+        Image.new("L", (9, 7)).save(image_folders / "train" / "bee" / "9.jpg", suffix)
+        check_files(load_dataset(config(image_folders)))
 
 
 def test_no_folder_given_tells_the_layout() -> None:
@@ -329,7 +357,7 @@ def test_a_split_that_tests_nothing_is_told(grey_images: Path) -> None:
             load_dataset(config(grey_images, test_fraction=fraction))
     for path in list((grey_images / "bee").iterdir())[1:]:
         path.unlink()
-    with pytest.raises(DataError, match=r"data\.test_fraction = 0\.2 does not split"):
+    with pytest.raises(DataError, match=r"0\.2 does not .* class bee has one image.* Add images"):
         load_dataset(config(grey_images))
 
 
@@ -404,26 +432,43 @@ def test_floats_become_bytes_and_labels_may_be_a_column(
     assert dataset.spec.mean == (0.5,) and dataset.measured.keys() == {"data.std"}
 
 
+def spoilt(images: np.ndarray) -> np.ndarray:
+    images = images / 255
+    images[1, 2, 3], images[3, 0, 0] = np.nan, np.inf
+    return images
+
+
 @pytest.mark.parametrize(
     ("name", "change", "why"),
     [
-        ("train_images", lambda a: a / 1.0, "values from 0.0 to 255.0; floats must lie in 0..1"),
-        ("test_images", lambda a: a / -255, "floats must lie in"),
-        ("test_images", lambda a: a * np.nan, "values from nan to nan"),
-        ("train_images", lambda a: a.astype(np.int64), "train_images has type int64"),
-        ("train_images", lambda a: a[0], r"train_images has shape \[6, 5\]"),
-        ("test_images", lambda a: a[:0], r"test_images has shape \[0, 1, 6, 5\]"),
-        ("train_images", lambda a: np.stack([a] * 2, 1), "shape"),
+        ("train_images", lambda a: a / 1.0, r"values from 0.0 to 25\d.0; .*: divide by 255"),
+        ("test_images", lambda a: a / -255, "normalised already"),
+        ("test_images", spoilt, "hold NaN or infinity in 2 images, first in image 1$"),
+        ("train_images", lambda a: a.astype(np.int64), r"int64 .*: pass images.astype\('uint8'\)"),
+        ("train_images", lambda a: a * np.uint16(257), r"uint16 with values .* to 6\d{4}; pass"),
+        ("train_images", lambda a: a.astype(str), "train_images are of type <U"),
+        ("train_images", lambda a: a.reshape(12, 30), r"shape \[12, 30\]: .* reshape them"),
+        ("train_images", lambda a: a[0, 0], r"shape \[5\]: pass \[M, H, W\]"),
+        ("test_images", lambda a: a[:0], r"test_images have the shape \[0, 6, 5\]: there is none"),
+        ("train_images", lambda a: np.stack([a] * 2, 1), "images have 1 or 3 channels"),
+        ("train_images", lambda a: np.stack([a] * 4, 3), r"of RGBA pass images\[\.\.\., :3\]"),
+        ("train_images", lambda a: np.stack([a[0]] * 3, 2), r"\[12\], for 6 images"),
         ("test_images", lambda a: a[:, :5], "they must be alike"),
-        ("train_labels", lambda a: a[:-1], r"train_labels has shape \[11\]"),
-        ("train_labels", lambda a: a / 1.0, "train_labels has .* type float64"),
-        ("train_labels", lambda a: np.eye(3)[a], "train_labels has shape"),
-        ("train_labels", lambda a: a - 1, "3 classes, from -1 to 1; number them from 0"),
+        ("train_labels", lambda a: a[:-1], r"train_labels have the shape \[11\], for 12 images"),
+        ("train_labels", lambda a: a / 1.0, "are floats: 0.0, 1.0, ...; pass integers from 0"),
+        ("test_labels", lambda a: np.array(list("abcd"))[a], "are strings: a, b, ...; pass"),
+        ("train_labels", lambda a: a > 0, "are of type bool: False, True, ...; pass integers"),
+        ("train_labels", lambda a: np.eye(3)[a], r"shape \[12, 3\]: of one-hot .* labels.argmax"),
+        ("train_labels", lambda a: a + 1, "3 classes, from 1 to 3; pass integers from 0"),
         ("train_labels", lambda a: a * 10**9, "3 classes, from 0 to 2000000000"),
         ("train_images", lambda a: a / 255**2, "of which 8 bits keep nothing"),
         ("train_labels", lambda a: a * 0, "one class alone"),
-        ("test_labels", lambda a: a + 1, "test_labels holds 3, which train_labels does not"),
-        ("test_labels", lambda a: None, "it lacks test_labels"),
+        ("test_labels", lambda a: a + 1, "test_labels hold 3, which train_labels do not"),
+        (
+            "test_labels",
+            lambda a: None,
+            "it lacks test_labels and holds train_images, train_labels",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(
@@ -445,7 +490,7 @@ class Attack:
 
 def test_no_pickle_is_opened(path: Path, arrays: Arrays, tmp_path: Path) -> None:
     arrays["train_labels"] = np.array([Attack(tmp_path / "attacked")] * 12, dtype=object)
-    with pytest.raises(DataError, match="allow_pickle"):
+    with pytest.raises(DataError, match="train_labels holds Python objects"):
         load_npz(path, arrays)
     assert not (tmp_path / "attacked").exists()
 
@@ -479,7 +524,14 @@ def test_damage_anywhere_is_told(path: Path, arrays: Arrays) -> None:
 
 def test_what_is_no_file_is_told(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for folder in (tmp_path, tmp_path / "pipe", tmp_path / "missing", tmp_path / ("x" * 300)):
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    for name, why in (
+        ("x.npy", "a npy file, one array, .*np.savez"),
+        ("", "--dataset imagefolder"),
+    ):
+        with pytest.raises(DataError, match=why):
+            load_dataset(config(tmp_path / name, "npz"))
+    for folder in (tmp_path / "pipe", tmp_path / "missing", tmp_path / ("x" * 300)):
         with pytest.raises(DataError, match="is no regular file"):
             load_dataset(config(folder, "npz"))
     with pytest.raises(DataError, match="npz needs a file"):

@@ -6,7 +6,8 @@ A validation split is held out of the training images, as is a test split where 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -107,6 +108,7 @@ class Dataset:
 
     `measured`: what the training images gave for settings that are "auto", by dotted key.
     `test_images`: which images were split off for testing, where the data set did not say so.
+    `notes`: what to say before something is trained on it.
     """
 
     spec: DataSpec
@@ -114,6 +116,7 @@ class Dataset:
     test: ImageSource
     measured: Mapping[str, Any] = field(default_factory=dict)
     test_images: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def load_dataset(config: DataConfig) -> Dataset:
@@ -183,39 +186,59 @@ SPLIT_SEED = 0
 
 
 def split_off(
-    labels_M: torch.Tensor, fraction: float, part: str = "validation"
+    labels_M: torch.Tensor,
+    fraction: float,
+    part: str = "validation",
+    classes: Sequence[str] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ascending indices, int64, of the training images and of the `part` held out.
 
     The part gets ceil(fraction * M) images, in each class as nearly the same fraction as whole
     images allow; the choice depends on the labels and the fraction alone. Raises DataError, which
-    names data.`part`_fraction, where a class would have no image in one of the two.
+    names data.`part`_fraction, where a class would have no image in one of the two; `classes` has
+    the names for it.
     """
     indices_M = torch.arange(len(labels_M))
     if fraction == 0.0:
         return indices_M, indices_M[:0]
     from sklearn.model_selection import train_test_split
 
+    counts = Counter(labels_M.tolist())
+    names = {label: classes[label] if classes else str(label) for label in sorted(counts)}
+    alone = [name for label, name in names.items() if counts[label] == 1]
+    held = math.ceil(fraction * len(labels_M))
     try:
+        # asked first: scikit-learn says it in words of its own
+        if alone:
+            listed = ", ".join(alone[:5]) + ", ..." * (len(alone) > 5)
+            raise ValueError(f"class {listed} has one image alone, and each part needs one")
+        if min(held, len(labels_M) - held) < len(names):
+            raise ValueError(
+                f"{held} of {len(labels_M)} would be held out, and each of {len(names)} classes "
+                "needs an image in both parts"
+            )
         _, held_out = train_test_split(
             range(len(labels_M)),
-            test_size=math.ceil(fraction * len(labels_M)),
+            test_size=held,
             stratify=labels_M.numpy(),
             random_state=SPLIT_SEED,
         )
         is_held_out_M = torch.zeros(len(labels_M), dtype=torch.bool)
         is_held_out_M[torch.tensor(held_out)] = True
         # ascending, whatever scikit-learn's order is: neighbours on disk are read together
-        training, held = indices_M[~is_held_out_M], indices_M[is_held_out_M]
+        training, kept_out = indices_M[~is_held_out_M], indices_M[is_held_out_M]
         # scikit-learn may leave a rare class out of one of the two
-        for name, chosen in (("training", training), (part, held)):
-            missing = sorted(set(labels_M.tolist()) - set(labels_M[chosen].tolist()))
+        for name, chosen in (("training", training), (part, kept_out)):
+            missing = sorted(set(counts) - set(labels_M[chosen].tolist()))
             if missing:
-                raise ValueError(f"class {missing[0]} has no {name} image")
+                raise ValueError(f"class {names[missing[0]]} has no {name} image")
     except ValueError as error:
-        instead = "or 0 for no validation split" if part == "validation" else "or add images"
+        what = "Add images of it" if alone else "Choose another fraction"
+        instead = "or remove the class" if alone else "or add images"
+        if part == "validation":
+            instead = "or 0 for no validation split"
         raise DataError(
             f"data.{part}_fraction = {fraction} does not split the training images: {error}. "
-            f"Choose another fraction, {instead}"
+            f"{what}, {instead}"
         ) from error
-    return training, held
+    return training, kept_out

@@ -10,13 +10,14 @@ import io
 import os
 import stat
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tser_cli.base.errors import DataError
 from tser_cli.base.files import is_folder
@@ -26,13 +27,15 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".
 # What these suffixes mean. Pillow goes by content: without a list it hands an EPS called x.png
 # to Ghostscript, a program that it finds on PATH.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
+HEAD = 16  # bytes by which Pillow tells formats apart
+MOST_SUFFIXES = 5
 # Scaling the shorter side of a line of pixels up to the network's input takes gigabytes.
 MAX_RATIO = 100
 MODES = {1: "L", 3: "RGB"}
 
 
 def read_image(path: Path, channels: int = 3) -> torch.Tensor:
-    """Return the image as uint8 [channels, H, W]: grey for 1, RGB for 3.
+    """Return the image as uint8 [channels, H, W]: grey for 1, RGB for 3; upright, as EXIF says.
 
     Of 16 bits a value the upper eight count. Raises DataError that names a file that is no
     regular file or no sound image, that is too large (Pillow's bound against decompression
@@ -62,38 +65,70 @@ def _pixels(image: Image.Image, mode: str) -> np.ndarray:
     width, height = image.size
     if max(width, height) > MAX_RATIO * min(width, height):
         raise ValueError(f"{width} x {height} pixels are more than {MAX_RATIO} to 1")
+    image.load()
+    # a camera that is held upright writes rows of pixels that lie on their side, and notes it
+    with suppress(Exception):  # damaged metadata of sound pixels
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         # Pillow itself would clip them to 255, but halves the bits of 16-bit colour
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError("its values have 32 bits, of no known range")
     pixels = np.array(image.convert(mode))
-    return pixels.reshape(height, width, -1)
+    return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def image_files(folder: Path, name: str) -> list[bytes]:
+def header_fault(path: Path) -> str:
+    """Return why a file can't be an image, by its first bytes alone; "" where it may be one."""
+    Image.init()  # once: which formats there are
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(HEAD)
+    except OSError as error:
+        return error.strerror or str(error)
+    accepts = (Image.OPEN[name][1] for name in FORMATS)
+    if any(accept is not None and accept(head) is True for accept in accepts):
+        return ""
+    return f"it is none of {', '.join(FORMATS)}" if head else "it is empty"
+
+
+def passed_over(counts: Counter[str]) -> str:
+    """Return in words which files are left out, by suffix, and what to do; "" for none."""
+    if not counts:
+        return ""
+    shown = [f"{n} {suffix or 'without a suffix'}" for suffix, n in counts.most_common()]
+    listed = ", ".join(shown[:MOST_SUFFIXES] + ["..."] * (len(shown) > MOST_SUFFIXES))
+    return (
+        f"files left out: {listed}. Only {', '.join(SUFFIXES)} are read: convert those that are "
+        "images (a .jfif file is a JPEG: rename it to .jpg)"
+    )
+
+
+def image_files(folder: Path, name: str, others: Counter[str]) -> list[bytes]:
     """Return the images in the class folder `name`, by path below `folder`, sorted.
 
-    Only regular files with a known suffix count. Links are followed, but each folder counts once,
-    and none that holds the class: a link may lead back to where it lies. Raises DataError where a
-    folder can't be listed.
+    Only regular files with a known suffix count; the others are counted in `others`, by suffix,
+    hidden ones aside. Links are followed, but each folder counts once, and none that holds the
+    class: a link may lead back to where it lies. Raises DataError where a folder can't be listed.
     """
     start = folder / name
     try:
         above = {_identity(path) for path in (*start.absolute().parents, *start.resolve().parents)}
         if _identity(start) in above:
             raise ValueError("it is a link to a folder that holds it")
-        return [os.fsencode(path) for path in sorted(_walk(start, name, above))]
+        return [os.fsencode(path) for path in sorted(_walk(start, name, above, others))]
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         where = getattr(error, "filename", None) or start
         raise DataError(f"{where} can't be listed: {reason}. Mend it or remove it") from error
 
 
-def picture_files(names: Iterable[str]) -> list[Path]:
+def picture_files(names: Iterable[str], others: Counter[str]) -> list[Path]:
     """Return the files that `names` stand for: a folder is searched to its depth, by name.
 
-    Raises DataError for a folder without images; a file that is not there is found out on reading.
+    Its files that are no images are counted in `others`, by suffix. Raises DataError for a folder
+    without images, or where nothing of that name is there; one file of several that is missing is
+    found out on reading.
     """
     files: list[Path] = []
     for name in names:
@@ -101,11 +136,20 @@ def picture_files(names: Iterable[str]) -> list[Path]:
         if not is_folder(path):
             files.append(path)
             continue
-        found = image_files(path, ".")
+        here: Counter[str] = Counter()
+        found = image_files(path, ".", here)
         if not found:
-            raise DataError(f"{path} has no images ({', '.join(SUFFIXES)})")
+            raise no_images(path, here)
+        others += here
         files += [path / os.fsdecode(file) for file in found]
+    if files and not any(os.path.lexists(file) for file in files):
+        raise DataError(f"{files[0]}: there is no such file or folder of images")
     return files
+
+
+def no_images(folder: Path, others: Counter[str]) -> DataError:
+    """Return the error for a folder that holds none, with what it holds instead."""
+    return DataError(f"{folder} has no images. {passed_over(others) or 'It holds no files'}")
 
 
 def fitted_picture(path: Path, shape: tuple[int, int, int], shorter: int = 0) -> torch.Tensor:
@@ -145,7 +189,9 @@ def thumbnail(image_CHW: torch.Tensor, side: int) -> bytes:
     return buffer.getvalue()
 
 
-def _walk(start: Path, name: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+def _walk(
+    start: Path, name: str, seen: set[tuple[int, int]], others: Counter[str]
+) -> Iterator[str]:
     # links come last, so that an image goes by the path without one
     waiting = deque([(os.fspath(start), name)])
     while waiting:
@@ -164,6 +210,8 @@ def _walk(start: Path, name: str, seen: set[tuple[int, int]]) -> Iterator[str]:
                 waiting.append((entry.path, path))
             elif entry.is_dir(follow_symlinks=False):
                 waiting.appendleft((entry.path, path))
+            elif entry.name[0] != "." and os.path.isfile(entry.path):  # noqa: PTH113  (ELOOP is False)
+                others[os.path.splitext(entry.name)[1].lower()] += 1  # noqa: PTH122
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:

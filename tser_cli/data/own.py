@@ -12,6 +12,7 @@ import hashlib
 import os
 import statistics
 import zipfile
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,14 @@ import torch
 
 from tser_cli.base.errors import ConfigError, DataError
 from tser_cli.data.base import Dataset, DataSpec, TensorSource, given_path, split_off
-from tser_cli.data.image_files import SUFFIXES, image_files, read_image
+from tser_cli.data.image_files import (
+    SUFFIXES,
+    header_fault,
+    image_files,
+    no_images,
+    passed_over,
+    read_image,
+)
 from tser_cli.data.loaders import evenly_spread
 from tser_cli.data.transforms import fixed_resize
 from tser_cli.settings import registry
@@ -91,25 +99,48 @@ def imagefolder(config: DataConfig) -> Dataset:
             f"in a recipe). {FOLDER_LAYOUT}"
         )
     is_split = any(os.path.isdir(folder / part) for part in ("train", "val"))  # noqa: PTH112  (ENAMETOOLONG)
+    others: Counter[str] = Counter()
     if is_split:
         classes, held_classes = (_class_folders(folder / part) for part in ("train", "val"))
         if classes != held_classes:
             raise DataError(_difference(folder, set(classes), set(held_classes)))
-        train, test = (_folder_source(folder / part, classes) for part in ("train", "val"))
+        train, test = (_folder_source(folder / part, classes, others) for part in ("train", "val"))
     else:
         classes = _class_folders(folder)
-        whole = _folder_source(folder, classes)
+        whole = _folder_source(folder, classes, others)
         if config.test_fraction == 0.0:
             raise DataError(
                 f"{folder} has no train/ and val/, and data.test_fraction = 0 leaves no image to "
                 "test on: choose a fraction, as 0.2"
             )
-        train, test = map(whole.part, split_off(whole.labels, config.test_fraction, "test"))
+        parts = split_off(whole.labels, config.test_fraction, "test", classes)
+        train, test = map(whole.part, parts)
     own = DataSpec(config.name, 3, 224, 224, classes, IMAGENET_MEAN, IMAGENET_STD)
     spec, measured = _settled(config, own, train)
     names = () if is_split else tuple(map(test.name, range(len(test))))
     train, test = (replace(source, channels=spec.channels) for source in (train, test))
-    return Dataset(spec, train, test, measured, names)
+    notes = [passed_over(others)] if others else []
+    # a folder of images alone has classes elsewhere, or none
+    beside = [folder / "train", folder / "val"] if is_split else [folder]
+    if loose := sum(name.lower().endswith(SUFFIXES) for f in beside for name in os.listdir(f)):  # noqa: PTH208
+        notes.append(f"{loose} images in {folder} lie beside the class folders and are left out")
+    return Dataset(spec, train, test, measured, names, tuple(notes))
+
+
+def check_files(dataset: Dataset) -> None:
+    """Raise DataError, which names some, where image files are no images by their first bytes."""
+    faults, count = [], 0
+    for source in (dataset.train, dataset.test):
+        if isinstance(source, FolderSource):
+            count += len(source)
+            paths = (source.folder / source.name(index) for index in range(len(source)))
+            faults += [f"{path}: {fault}" for path in paths if (fault := header_fault(path))]
+    if faults:
+        more = f"; and {len(faults) - 5:,} more" if len(faults) > 5 else ""
+        raise DataError(
+            f"{len(faults):,} of {count:,} image files can't be read: "
+            f"{'; '.join(faults[:5])}{more}. Replace them or remove them"
+        )
 
 
 def imagenet(config: DataConfig) -> Dataset:
@@ -157,13 +188,15 @@ def _difference(folder: Path, train: set[str], val: set[str]) -> str:
     return f"the class folders of {folder} differ: {'; '.join(parts)}. Both must have the same"
 
 
-def _folder_source(folder: Path, classes: tuple[str, ...]) -> FolderSource:
+def _folder_source(folder: Path, classes: tuple[str, ...], others: Counter[str]) -> FolderSource:
     files: list[bytes] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = image_files(folder, name)
+        here: Counter[str] = Counter()
+        found = image_files(folder, name, here)
         if not found:
-            raise DataError(f"{folder / name} has no images ({', '.join(SUFFIXES)})")
+            raise no_images(folder / name, here)
+        others += here
         files += found
         labels += [label] * len(found)
     return FolderSource(folder, np.array(files), torch.tensor(labels))
@@ -174,6 +207,9 @@ NPZ_LAYOUT = (
     "floats in 0..1, [M, H, W], [M, H, W, C] or [M, C, H, W] with 1 or 3 channels; labels as "
     "integers from 0 on, [M]"
 )
+
+
+SAVEZ = "np.savez(FILE, train_images=..., train_labels=..., test_images=..., test_labels=...)"
 
 
 def npz(config: DataConfig) -> Dataset:
@@ -200,64 +236,105 @@ def npz(config: DataConfig) -> Dataset:
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     names = [f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "labels")]
-    if not os.path.isfile(path):  # noqa: PTH113  (Path's own raises for a name too long)
+    if os.path.isdir(path):  # noqa: PTH112  (Path's own raises for a name too long)
+        raise DataError(f"{path} is a folder: --dataset imagefolder reads a folder of images")
+    if not os.path.isfile(path):  # noqa: PTH113
         raise DataError(f"{path} is no regular file; --data-dir names the npz file. {NPZ_LAYOUT}")
     try:
+        with path.open("rb") as stream:
+            if stream.read(6) == b"\x93NUMPY":
+                raise ValueError(f"it is a npy file, one array, and four are needed: {SAVEZ}")
         with zipfile.ZipFile(path) as archive:
             sizes = {Path(info.filename).stem: info.file_size for info in archive.infolist()}
         missing = [name for name in names if name not in sizes]
         if missing:
-            raise ValueError(f"it lacks {', '.join(missing)}")
+            held = ", ".join(list(sizes)[:8]) or "nothing"
+            raise ValueError(f"it lacks {', '.join(missing)} and holds {held}. Save it so: {SAVEZ}")
         # asked first: a system short of memory would kill the process without a word
         needed, free = sum(sizes[name] for name in names), psutil.virtual_memory().available
         if needed > free:
             raise ValueError(f"it unpacks to {needed:,} bytes, and {free:,} are free in memory")
-        # pickled objects would run code
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in names}
+        arrays = {}
+        with np.load(path, allow_pickle=False) as archive:  # pickled objects would run code
+            for name in names:
+                arrays[name] = archive[name]
+        return arrays
     # a damaged file can make the parsers fail in any way
     except Exception as error:
-        raise DataError(f"{path} can't be read: {error}. {NPZ_LAYOUT}") from error
+        pickled = "allow_pickle" in str(error)
+        why = f"{name} holds Python objects; save an array of numbers" if pickled else error
+        raise DataError(f"{path} can't be read: {why}") from error
 
 
 def _npz_source(path: Path, arrays: dict[str, np.ndarray], part: str) -> TensorSource:
-    images, labels_M = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+    name = f"{part}_images"
+    images, labels = arrays[name], arrays[f"{part}_labels"]
+    if fault := _shape_fault(images.shape):
+        raise DataError(f"{path}: {name} have the shape {list(images.shape)}: {fault}")
     if images.ndim == 3:
         images = images[:, None]
-    elif images.ndim == 4 and images.shape[-1] in (1, 3):
+    elif images.shape[-1] in (1, 3):
         images = images.transpose(0, 3, 1, 2)
-    try:
-        if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
-            raise ValueError(f"has shape {list(images.shape)}")
-        images_MCHW = np.ascontiguousarray(_eight_bits(images))
-    except ValueError as error:
-        raise DataError(f"{path}: {part}_images {error}. {NPZ_LAYOUT}") from error
-    if labels_M.ndim == 2 and labels_M.shape[1] == 1:
-        labels_M = labels_M[:, 0]
-    if labels_M.dtype.kind not in "iu" or labels_M.shape != images_MCHW.shape[:1]:
-        raise DataError(
-            f"{path}: {part}_labels has shape {list(labels_M.shape)} and type {labels_M.dtype}, "
-            f"for {len(images_MCHW)} images. {NPZ_LAYOUT}"
-        )
-    return TensorSource(torch.from_numpy(images_MCHW), torch.from_numpy(labels_M.astype(np.int64)))
+    if fault := _values_fault(images):
+        raise DataError(f"{path}: {name} {fault}")
+    if images.dtype != np.uint8:
+        images = np.rint(images * 255).astype(np.uint8)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if fault := _labels_fault(labels, len(images)):
+        raise DataError(f"{path}: {part}_labels {fault}")
+    images_MCHW, labels_M = np.ascontiguousarray(images), labels.astype(np.int64)
+    return TensorSource(torch.from_numpy(images_MCHW), torch.from_numpy(labels_M))
 
 
-def _eight_bits(images: np.ndarray) -> np.ndarray:
-    if images.dtype == np.uint8:
-        return images
-    if images.dtype.kind != "f":
-        raise ValueError(f"has type {images.dtype}")
+def _shape_fault(shape: tuple[int, ...]) -> str:
+    """Return what is wrong with the shape of an array of images, "" for nothing."""
+    if 0 in shape:
+        return "there is none"
+    if len(shape) == 2:
+        return "an image is one row; reshape them to [M, H, W]"
+    if len(shape) not in (3, 4):
+        return "pass [M, H, W], [M, H, W, C] or [M, C, H, W]"
+    if len(shape) == 4 and shape[1] not in (1, 3) and shape[3] not in (1, 3):
+        rgba = "; of RGBA pass images[..., :3]" if shape[3] == 4 else ""
+        return f"images have 1 or 3 channels, on the second axis or the last{rgba}"
+    return ""
+
+
+def _values_fault(images: np.ndarray) -> str:
+    """Return what is wrong with pixels, which must be uint8 or floats in 0..1; "" for nothing."""
+    kind, wanted = images.dtype, "pass uint8, or floats in 0..1"
+    if kind == np.uint8:
+        return ""
+    if kind.kind not in "iuf":
+        return f"are of type {kind}; {wanted}"
     least, most = images.min(), images.max()
-    # not (a or b): a NaN compares as false with everything
-    if not (least >= 0 and most <= 1):
-        raise ValueError(f"has values from {least} to {most}; floats must lie in 0..1")
+    if not (np.isfinite(least) and np.isfinite(most)):  # one NaN makes both NaN
+        bad = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
+        return f"hold NaN or infinity in {len(bad):,} images, first in image {bad[0]}"
+    found = f"are {kind} with values from {least} to {most}"
+    if least < 0:
+        return f"{found}: normalised already? Undo that, and {wanted}"
+    if kind.kind != "f" and most <= 255:
+        return f"{found}: pass images.astype('uint8')"
+    if kind.kind != "f" or most > 1:
+        return f"{found}; {wanted}: divide by 255, or what else white is"
     # floats that were divided by 255 twice reach 1 of 255
-    if 0 < most * 255 < 2:
-        raise ValueError(
-            f"has values from {least} to {most}, of which 8 bits keep nothing: scale them to 0..1"
-        )
-    rounded: np.ndarray = np.rint(images * 255).astype(np.uint8)
-    return rounded
+    tiny = 0 < most * 255 < 2
+    return f"{found}, of which 8 bits keep nothing: scale them to 0..1" if tiny else ""
+
+
+def _labels_fault(labels: np.ndarray, images: int) -> str:
+    """Return what is wrong with labels, which must be integers [M]; "" for nothing."""
+    if labels.ndim == 2 and len(labels) == images:
+        return f"have the shape {list(labels.shape)}: of one-hot labels pass labels.argmax(1)"
+    if labels.shape != (images,):
+        return f"have the shape {list(labels.shape)}, for {images:,} images"
+    if labels.dtype.kind in "iu":
+        return ""
+    kind = {"f": "floats", "U": "strings"}.get(labels.dtype.kind, f"of type {labels.dtype}")
+    few = ", ".join(map(str, np.unique(labels)[:2].tolist()))
+    return f"are {kind}: {few}, ...; pass integers from 0"
 
 
 def _npz_classes(path: Path, train: TensorSource, test: TensorSource) -> tuple[str, ...]:
@@ -269,16 +346,16 @@ def _npz_classes(path: Path, train: TensorSource, test: TensorSource) -> tuple[s
     present = sorted(set(train.labels.tolist()))
     if present != list(range(len(present))):
         raise DataError(
-            f"{path}: train_labels holds {len(present)} classes, from {present[0]} to "
-            f"{present[-1]}; number them from 0 on, with images of each"
+            f"{path}: train_labels hold {len(present)} classes, from {present[0]} to "
+            f"{present[-1]}; pass integers from 0, with images of each"
         )
     if len(present) == 1:
         raise DataError(
-            f"{path}: train_labels holds one class alone: there is nothing to tell apart"
+            f"{path}: train_labels hold one class alone: there is nothing to tell apart"
         )
     unknown = sorted(set(test.labels.tolist()) - set(present))
     if unknown:
-        raise DataError(f"{path}: test_labels holds {unknown[0]}, which train_labels does not")
+        raise DataError(f"{path}: test_labels hold {unknown[0]}, which train_labels do not")
     return tuple(str(label) for label in present)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -136,7 +137,9 @@ def test_the_largest_batch_follows_the_free_memory(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, context = prepared()
-    assert largest_batch(task, context) == 16  # of 24 training images
+    assert largest_batch(task, context) == 2  # of 24 training images
+    monkeypatch.setattr(settle, "FEWEST_STEPS", 1)
+    assert largest_batch(task, context) == 16
     one = (kept_bytes(task, context, 8) - kept_bytes(task, context, 4)) / 4
     weights = sum(p.numel() * p.element_size() for p in task.network.parameters())
     enough = 2 * weights + one * 1.5 / 0.8 * 4.5
@@ -159,7 +162,24 @@ def test_saving_memory_lets_more_images_in_but_not_too_many(prepared: Prepared) 
 
 def test_every_part_of_a_batch_gets_as_many_images(prepared: Prepared) -> None:
     task, context = prepared({"training.accumulate": 3, "training.batch_size": 3})
-    assert largest_batch(task, context) == 24  # 3 parts of 8; of 24 training images
+    assert largest_batch(task, context) == 6  # 3 parts of 2, of 24 training images
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (1, ""),
+        (2, "= 2: 12 steps an epoch of 24 training images"),
+        (5000, "= 5000: 1 step an epoch"),
+    ],
+)
+def test_few_steps_an_epoch_are_a_warning(
+    prepared: Prepared, told: Told, tmp_path: Path, size: int, said: str
+) -> None:
+    task, context = prepared({"training.batch_size": size})
+    context = replace(context, progress=told)
+    assert settle.settle_batch_size(task, "student", context, Options(tmp_path)) is context
+    assert [said in line for line in told.warnings] == [True] * bool(said)
 
 
 @pytest.mark.parametrize("mode", ["on", "off"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,12 @@ def predict(request: PredictRequest) -> Predicted:
             f"{onnx[0]}: tser predict classifies images with a run (--run); an ONNX file is run by "
             "onnxruntime, as docs/deployment.md shows"
         )
-    files = image_files.picture_files(request.images)
+    others: Counter[str] = Counter()
+    files = image_files.picture_files(request.images, others)
     if not files:
         raise ConfigError("no image is named; give files, folders, or - for a list on the input")
+    if others:
+        request.progress.warn(image_files.passed_over(others))
     if request.output is not None:
         check_folder(request.output)
     # only now is a network loaded: a mistyped name is known at once

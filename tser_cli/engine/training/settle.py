@@ -9,6 +9,7 @@ change here alone.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shutil
 import time
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 
 from tser_cli.base.errors import ConfigError, RunError
 from tser_cli.base.system import cpu_has_bf16
+from tser_cli.data.own import check_files
 from tser_cli.engine.runs import find, networks
 from tser_cli.engine.runs.opened import Context, Options, prepare
 from tser_cli.engine.runs.runtime import make_runtime
@@ -47,6 +49,10 @@ def settle(kind: str, config: Config, options: Options) -> Context:
     Raises DataError or ConfigError.
     """
     context = prepare(with_whole_paths(config), options.progress)
+    for note in context.dataset.notes:
+        context.progress.warn(note)
+    # before a step of training: else damaged test images are met after the last one
+    context.runtime.on_main(lambda: check_files(context.dataset))
     if measured := dict(context.dataset.measured):
         found = ", ".join(f"{key} = {value}" for key, value in measured.items())
         context.progress.say(f"measured on the training images: {found}")
@@ -94,10 +100,19 @@ def settle_precision(kind: str, context: Context, options: Options) -> Context:
 def settle_batch_size(task: Task, kind: str, context: Context, options: Options) -> Context:
     """Return `context` with a batch size: its own, an unfinished run's, or the largest that fits.
 
-    The task is left as it was: measuring what fits does not change its weights.
+    One that gives an epoch fewer than FEWEST_STEPS is a warning. The task is left as it was:
+    measuring what fits does not change its weights.
     """
     config = context.config
-    if config.training.batch_size:
+    if stated := config.training.batch_size:
+        images = training_images(context)
+        if stated * FEWEST_STEPS > images:
+            steps = max(1, images // stated)
+            context.progress.warn(
+                f"training.batch_size = {stated}: {steps} {'steps' if steps > 1 else 'step'} an "
+                f"epoch of {images:,} training images, and the weights change once a step. Choose "
+                f"a smaller one; --batch-size auto takes at most a {FEWEST_STEPS}th of the images"
+            )
         return context
 
     def begun() -> int:
@@ -190,6 +205,16 @@ def images_to_try(seconds: Callable[[int], float], most: int) -> int:
     return images
 
 
+# An epoch of fewer steps changes the weights too rarely for the epochs that a recipe has.
+FEWEST_STEPS = 16
+
+
+def training_images(context: Context) -> int:
+    """Return how many training images validation leaves."""
+    count = len(context.dataset.train)
+    return count - math.ceil(context.config.data.validation_fraction * count)
+
+
 # Of the free memory; and what backward needs beside the kept tensors: the gradients of the layers
 # that it is at, and workspaces.
 SHARE, TRANSIENT = 0.8, 1.5
@@ -201,8 +226,9 @@ STATE = {"sgd": 2, "adamw": 3}
 def largest_batch(task: Task, context: Context) -> int:
     """Return the largest batch that fits into memory, over all processes and parts of a batch.
 
-    Each of these gets the same power of two of images; together they are at most the training
-    images. Raises ConfigError where not even one image a process fits.
+    Each of these gets the same power of two of images; together they are at most a sixteenth of
+    the training images, or two each where there are fewer. Raises ConfigError where not even one
+    image a process fits.
     """
     runtime, training = context.runtime, context.config.training
     network = runtime.place(task.network)
@@ -213,7 +239,9 @@ def largest_batch(task: Task, context: Context) -> int:
     fitting = max(int(SHARE * free / (TRANSIENT * bytes_an_image(task, context))), 0)
     parts = runtime.world * training.accumulate
     # the least of all processes: each must hold what the others do
-    count = min(-runtime.largest(-fitting), len(context.dataset.train) // parts)
+    each = training_images(context) // parts
+    most = max(each // FEWEST_STEPS, min(each, 2))  # a norm takes two
+    count = min(-runtime.largest(-fitting), most)
     if not count:
         raise ConfigError(
             f"not even one image fits into the memory of {runtime.device} ({free / 1e9:.1f} GB "
