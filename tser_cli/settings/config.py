@@ -214,8 +214,9 @@ class TrainingConfig(Section):
     """Length, batch (global, over all processes), numerics and what is written on the way.
 
     `batch_size` 0 or "auto": the largest power of two that fits into memory, at most a 16th of the
-    training images. `accumulate`: how many parts a batch is computed in, one after the other. `precision` auto: bf16 where the CPU has it
-    and is found to be faster with it, else fp32; the run keeps what was chosen.
+    training images. `accumulate`: how many parts a batch is computed in, one after the other.
+    `precision` auto: bf16 where the CPU has it and is found to be faster with it, else fp32; the
+    run keeps what was chosen.
     """
 
     epochs: Annotated[fields.Count, Policy(resume=True)] = 10
