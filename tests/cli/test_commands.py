@@ -225,6 +225,7 @@ def test_two_runs_side_by_side(tser: Invoke, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_run_is_meant_by_its_beginning_everywhere(tser: Invoke) -> None:
     make("resnet18_a")
     make("resnet18_b")
+    Path("x.png").touch()
     verbs = ("evaluate", "energy x.csv", "audit", "quantize", "predict x.png")
     for verb in (*verbs, "export --format onnx --output x.onnx"):
         code, _, err = tser(*verb.split(), "--run", "resnet18")
