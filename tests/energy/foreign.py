@@ -207,9 +207,9 @@ class Attention(Noting):
             self.note("(network)#2", q, kv)
             return torch.einsum("...ld,...de->...le", q, kv)
         self.note("(network)", q, k.transpose(-1, -2))
-        # In NumPy: the test looks at the scores, and the network does not compute them twice.
-        products = q.detach().numpy() @ k.transpose(-1, -2).detach().numpy()
-        scores = (torch.from_numpy(products) / q.shape[-1] ** 0.5).softmax(-1)
+        # By lists: the test looks at the scores, and the network does not compute them twice.
+        products = np.array(q.tolist()) @ np.array(k.transpose(-1, -2).tolist())
+        scores = (torch.tensor(products, dtype=q.dtype) / q.shape[-1] ** 0.5).softmax(-1)
         self.note("(network)#2", scores, v)
         return F.scaled_dot_product_attention(q, k, v)
 

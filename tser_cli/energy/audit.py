@@ -316,7 +316,8 @@ def audit(
     # rounds otherwise, which moves a spike now and then.
     try:
         exact = copy.deepcopy(network).double()
-        shown = replace(presentation, x_TN=presentation.x_TN.double())
+        x_TN = presentation.x_TN
+        shown = replace(presentation, x_TN=x_TN.double() if x_TN.is_floating_point() else x_TN)
         try_out(fresh_copy(exact), shown.of(2))
     except (TserError, RuntimeError, TypeError):
         exact, shown = network, presentation

@@ -301,11 +301,14 @@ def energy_sentences(document: dict[str, Any]) -> list[str]:
     lines += [
         f"operations: {quantity(totals['sop_value'])} accumulates, {quantity(totals['macs'])} "
         f"MACs; the papers' formula, rate x T x FLOP, gives {joules(totals['energy_formula_pj'])}",
-        # others count the first layer at every step: with both totals a reader can compare
-        f"stem ({', '.join(stem['layers'])}): counted {stem['policy'].replace('_', ' ')}; the "
-        f"total is {joules(stem['total_energy_once_pj'])} with it once an image, "
-        f"{joules(stem['total_energy_per_step_pj'])} with it at every step",
     ]
+    if stem["layers"]:
+        # others count the first layer at every step: with both totals a reader can compare
+        lines.append(
+            f"stem ({', '.join(stem['layers'])}): counted {stem['policy'].replace('_', ' ')}; the "
+            f"total is {joules(stem['total_energy_once_pj'])} with it once an image, "
+            f"{joules(stem['total_energy_per_step_pj'])} with it at every step"
+        )
     updates = totals["neuron_update_energy_pj"]
     cost = "" if updates is None else f", {joules(updates)}"
     counted = quantity(totals["neuron_updates"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from spikingjelly.activation_based import neuron
@@ -139,6 +140,59 @@ def test_integer_products_count_their_spikes() -> None:
     assert layer.value_TI.tolist() == [[16 * 24] * 32]
 
 
+class Recurrent(nn.Module):
+    """A cell that spikes drive; the caller hands its state on. `met`: its inputs and states."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.n, self.cell, self.met = neuron.IFNode(v_threshold=0.7), cell, list[Any]()
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        spikes = self.n(x)
+        made = self.cell(spikes, state)
+        hidden = made[0] if isinstance(made, tuple) else made
+        self.met.append((spikes, hidden))
+        return hidden, made
+
+
+@pytest.mark.parametrize(
+    ("cell", "gates"),
+    [
+        (nn.LSTMCell(5, 3), 4),
+        (nn.GRUCell(5, 3, bias=False), 3),
+        (nn.RNNCell(5, 3), 1),
+        (nn.RNNCell(5, 3, nonlinearity="relu"), 1),
+    ],
+    ids=str,
+)
+def test_a_cell_is_two_layers_that_read_its_input_and_its_state(cell: Any, gates: int) -> None:
+    net, x = Recurrent(cell).eval(), torch.rand(4, 5)
+    shown = present("stepwise", x, 3, net)
+    with torch.no_grad(), count_operations(net, "stepwise", 3, detailed=True) as counter:
+        shown.call(net)
+    spikes, hidden = (torch.stack(met) for met in zip(*net.met, strict=True))
+    reads, keeps = counter.counts().layers
+    assert (reads.layer.name, keeps.layer.name) == ("cell.weight_ih", "cell.weight_hh")
+    assert reads.value_TI.tolist() == (spikes.sum(-1).long() * gates * 3).tolist()
+    assert (keeps.layer.input_kind, keeps.layer.macs) == ("real", 3 * gates * 3)
+    assert keeps.step_macs.tolist() == [keeps.layer.macs] * 3
+    # The first state is zeros.
+    assert keeps.nonzero_TI.tolist() == [[0] * 4, *hidden[:2].ne(0).sum(-1).tolist()]
+
+
+def test_snntorch_s_lstm_neurons_count_as_their_cell() -> None:
+    snntorch = pytest.importorskip("snntorch")
+    lstm = snntorch.SLSTM(16, 16, init_hidden=True, threshold=0.05)
+    counts = ran(
+        Net(lambda net, spikes: net.fc(net.lstm(spikes)), lstm=lstm, fc=nn.Linear(16, 2)), 3
+    )
+    found = {layer.layer.name: layer for layer in counts.counts().layers}
+    assert found["lstm.lstm_cell.weight_ih"].value_TI.tolist() == [[16 * 4 * 16] * 2] * 3
+    assert found["lstm.lstm_cell.weight_hh"].step_macs.tolist() == [16 * 4 * 16] * 3
+    assert found["fc"].layer.input_kind == "spikes"
+    assert [neurons.type for neurons in counts.counts().neurons] == ["IFNode", "SLSTM"]
+
+
 HIDDEN: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "embedding bag": (
         lambda net, s: F.embedding_bag(s.long(), net.w, mode="sum"),
@@ -154,6 +208,13 @@ HIDDEN: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
         "broadcasting and sums",
     ),
     "vmap": (lambda net, s: torch.vmap(lambda row: row @ net.w)(s), "torch.func"),
+    "one output": (lambda net, s: (s * net.w[:, 0]).sum(-1), "by elements with a weight and sums"),
+    "one output, averaged": (
+        lambda net, s: (net.w.t()[:1] * s).mean(1, keepdim=True),
+        "by elements with a weight and sums",
+    ),
+    "numpy": (lambda net, s: torch.from_numpy(s.numpy() @ net.w.detach().numpy()), "with NumPy"),
+    "asarray": (lambda net, s: torch.from_numpy(np.asarray(s) @ np.ones((16, 2), "f")), "NumPy"),
     "tensordot": (lambda net, s: torch.tensordot(s, net.w, 1), "computes mm"),
     "distances": (lambda net, s: torch.cdist(s, net.w.t()), "_euclidean_dist"),
     "two sparse": (

@@ -78,6 +78,16 @@ class Scaled(nn.Module):
 def scaled(a=1.5, b=1.5):
     return Scaled(a, b)
 
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.place = nn.Parameter(torch.ones(6, 4))
+        self.words, self.n, self.fc = nn.Embedding(7, 4), neuron.IFNode(), nn.Linear(4, 3)
+        torch.nn.init.ones_(self.words.weight)
+
+    def forward(self, x):
+        return self.fc(self.n(self.words(x) + self.place)).sum(1)
+
 class Text(nn.Module):
     def __init__(self):
         super().__init__()
@@ -250,6 +260,23 @@ def test_sums_that_neurons_make_of_real_input_are_not_told_of_the_input(here: Pa
     result = measured(here, network="mine:Summing", input_shape="6", layout="stepwise")
     assert result.kinds == {"fc": "sums"}
     assert result.notes == []
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8"])
+def test_indices_of_an_embedding_are_given_as_whole_numbers(here: Path, dtype: str) -> None:
+    np.save(here / "x.npy", np.arange(18, dtype=dtype).reshape(3, 6) % 7)
+    given = {"network": "mine:Tokens", "input_shape": "", "data": here / "x.npy", "images": 0}
+    result = measured(here, **given, layout="stepwise")
+    assert result.notes == []
+    # Every neuron fires: 6 words x 4 spikes x 3 outputs, at each of 4 steps.
+    total = next(
+        row for row in rows_of(here / "r.csv") if row["layer"] == "fc" and row["t"] == "all"
+    )
+    assert float(total["sop_value"]) == 4 * 6 * 4 * 3
+    with pytest.raises(TserError, match="fails"):
+        measured(here, network="mine:Tokens", input_shape="6", layout="stepwise")
+    shown = AuditRequest(network="mine:Tokens", timesteps=4, data=here / "x.npy", layout="stepwise")
+    assert {finding.check for finding in run_audit(shown).found.findings} == {"firing"}
 
 
 @pytest.mark.parametrize(

@@ -263,8 +263,9 @@ def choose(
         if isinstance(error, OwnStepsError) and (all_dull or name == INSIDE)
     ]
     clear += own[-1:]  # the last is tried as a network that makes its own steps
-    if clear:
-        raise clear[0]
+    same = len({str(error) for _, error in errors}) == 1 and not isinstance(errors[0][1], dull)
+    if clear or (same and str(errors[0][1]) != NO_TIME):
+        raise clear[0] if clear else errors[0][1]
     tried = "\n".join(f"  {name}: {error}" for name, error in errors)
     raise TserError(f"how the network takes its time steps can't be found; say the layout\n{tried}")
 
@@ -400,7 +401,10 @@ def disturbed(two: Presentation, step: int, change: Callable[[Tensor], Tensor]) 
     """Return the same with other values in the first image at one step, at all with "inside"."""
     x = two.x_TN.clone()
     part = x[0] if two.layout == INSIDE else x[step, 0]
-    part.copy_(change(part.flatten()).view_as(part).to(part.dtype))
+    changed = change(part.flatten()).view_as(part).to(part.dtype)
+    if not x.is_floating_point():  # indices of an embedding: others that it has
+        changed = changed.clamp(x.amin(), x.amax())
+    part.copy_(changed)
     return replace(two, x_TN=x)
 
 

@@ -34,7 +34,9 @@ CONVOLUTIONS = {
     **{getattr(torch, f"conv{n}d"): (n, False) for n in (1, 2, 3)},
     **{getattr(torch, f"conv_transpose{n}d"): (n, True) for n in (1, 2, 3)},
 }
-WATCHED = {*CONVOLUTIONS, F.linear, *PRODUCTS}
+CELLS = {torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell}
+WATCHED = {*CONVOLUTIONS, F.linear, *CELLS, *PRODUCTS}
+LEAVING_TORCH: set[Any] = {Tensor.numpy, Tensor.__array__}
 Sink = Callable[[Met], None]
 Leaving = Callable[[str, nn.Module, tuple[Any, ...], Any], None]
 
@@ -43,7 +45,8 @@ class Interceptor(TorchFunctionMode):
     """Hands every operation of the watched network to `sink`, just before it is computed.
 
     `running`: whether the network is being called; what happens outside is no part of it.
-    `claimed`: whether the function being computed is one that was handed on.
+    `claimed`: whether the function being computed is one that was handed on. `left_torch`: where
+    tensors were turned into arrays of NumPy, as paths.
     """
 
     def __init__(self, network: nn.Module, sink: Sink) -> None:
@@ -53,6 +56,7 @@ class Interceptor(TorchFunctionMode):
         self.claimed = False
         self.path: list[str] = []
         self._modules = dict(network.named_modules())
+        self.left_torch: list[list[str]] = []
         # The layer of each parameter: what `weight` belongs to, or the parameter's own name. By
         # identity: a parameter that two modules share is one layer's.
         self._owners = {
@@ -67,6 +71,8 @@ class Interceptor(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if self.running and func in LEAVING_TORCH:
+            self.left_torch.append(list(self.path))
         if not self.running or func not in WATCHED:
             return func(*args, **kwargs)
         if any(isinstance(x, Tensor) and is_functorch_wrapped_tensor(x) for x in args):
@@ -79,6 +85,9 @@ class Interceptor(TorchFunctionMode):
                 self.sink(self._convolution(*CONVOLUTIONS[func], *args, **kwargs))
             elif func is F.linear:
                 self.sink(self._layer(*args, **kwargs))
+            elif func in CELLS:
+                for call in self._cell(*args, **kwargs):
+                    self.sink(call)
             else:
                 found = PRODUCTS[func](*args, **kwargs)
                 for product in [found] if isinstance(found, Product) else found:
@@ -136,6 +145,19 @@ class Interceptor(TorchFunctionMode):
         name = self._owners.get(id(weight)) or self._here()
         size = stored(self._modules[self.path[-1]], weight)
         return LayerCall(name, dense(input), dense(weight), bias, size, conv)
+
+    def _cell(
+        self,
+        input: Tensor,
+        hx: Any,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None = None,
+        b_hh: Tensor | None = None,
+    ) -> tuple[LayerCall, LayerCall]:
+        # All gates of a cell read its input and its hidden state by one weight each.
+        hidden = hx if isinstance(hx, Tensor) else hx[0]
+        return self._layer(input, w_ih, b_ih), self._layer(hidden, w_hh, b_hh)
 
     def _product(self, product: Product) -> ProductCall:
         for part in product.factors:
@@ -205,6 +227,8 @@ MATRIX_OPERATIONS = {
 }
 FOREIGN_PRODUCT = re.compile("conv|linear|matmul|mm|gemm|attention|attn|bag|lstm|gru|rnn")
 """How products are called that are not torch's own: torchvision's, quantised ones."""
+BROADCAST = "multiplies tensors by broadcasting and sums, as a matrix product does"
+BY_ELEMENTS = "multiplies by elements with a weight and sums, as a linear layer does"
 # They cost memory traffic, which is another total, and no arithmetic.
 FREE = {
     *("clone", "copy", "_to_copy", "cat", "stack", "index_select", "index", "repeat", "fill"),
@@ -253,13 +277,18 @@ class Unclaimed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _should_skip_dynamo(cls) -> bool:
         return False  # where True, torch imports its compiler; networks are run eagerly here anyway
 
-    def __init__(self, interceptor: Interceptor, trace: TrialRun, neurons: set[str]) -> None:
+    def __init__(
+        self, interceptor: Interceptor, trace: TrialRun, neurons: set[str], network: nn.Module
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.interceptor, self.trace, self.neurons = interceptor, trace, neurons
+        # By storage, as a view of a weight is one.
+        self._weights = {value.untyped_storage().data_ptr() for value in network.parameters()}
         self.problem = ""
-        # By storage, which views share: products that are larger than either factor, and the sizes
-        # of these. The product is kept, so that its storage is not given to another tensor.
-        self._outer: dict[int, tuple[Tensor, Shape, Shape]] = {}
+        # By storage, which views share: products with a weight, or larger than either factor, the
+        # sizes of these, and whether it is larger. The product is kept, so that its storage is not
+        # given to another tensor.
+        self._outer: dict[int, tuple[Tensor, Shape, Shape, bool]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -274,36 +303,45 @@ class Unclaimed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         foreign = outside and space != "aten" and FOREIGN_PRODUCT.search(name)
         if foreign or name.rstrip("_") in MATRIX_OPERATIONS:
             problem = f"computes {name} in compiled or fused code, whose inputs can't be seen"
-        elif outside and self._sums_products(name, args, result):
-            problem = "multiplies tensors by broadcasting and sums, as a matrix product does"
+        elif outside:
+            problem = self._sums_products(name, args, result)
         if problem and not self.problem:
             # Not raised here: compiled code would wrap the error up in its own.
-            where = f"layer {path[-1]}" if path and path[-1] else "the network"
-            self.problem = (
-                f"{where} can't be counted: it {problem}; write it with Conv, Linear or matmul"
-            )
+            self.problem = _unseen(path, problem)
         if not problem and outside and not func.is_view and plain not in FREE:
             values = [*args, *(result if isinstance(result, tuple | list) else [result])]
             flop = max((v.numel() for v in values if isinstance(v, Tensor)), default=0)
             self.trace.uncounted[plain] = self.trace.uncounted.get(plain, 0) + flop
         return result
 
-    def _sums_products(self, name: str, args: tuple[Any, ...], result: Any) -> bool:
-        """Return whether this sums products over an axis that both of their factors have."""
+    def _sums_products(self, name: str, args: tuple[Any, ...], result: Any) -> str:
+        """Return how this sums products over an axis that both of their factors have, or ""."""
         factors = [x for x in args[:2] if isinstance(x, Tensor)]
         if name == "mul" and len(factors) == 2 and result.layout == torch.strided:
-            if result.numel() > max(x.numel() for x in factors):
+            wider = result.numel() > max(x.numel() for x in factors)
+            # Those of activations alone may be a norm's squares, a mask or a gate.
+            if wider or sum(_storage(x) in self._weights for x in factors) == 1:
                 shapes = [(1,) * (result.dim() - x.dim()) + tuple(x.shape) for x in factors]
-                self._outer[result.untyped_storage().data_ptr()] = (result, shapes[0], shapes[1])
+                self._outer[_storage(result)] = (result, shapes[0], shapes[1], wider)
         elif name in ("sum", "mean") and factors and factors[0].layout == torch.strided:
             x = factors[0]
-            product, left, right = self._outer.get(x.untyped_storage().data_ptr(), (None, (), ()))
+            product, left, right, wider = self._outer.get(_storage(x), (None, (), (), False))
+            said = BROADCAST if wider else BY_ELEMENTS
             if product is None or x.shape != product.shape:
-                return product is not None
+                return said if wider else ""
             given = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ()
             summed = [axis % x.dim() for axis in given] or range(x.dim())
-            return any(left[axis] > 1 and right[axis] > 1 for axis in summed)
-        return False
+            return said if any(left[axis] > 1 and right[axis] > 1 for axis in summed) else ""
+        return ""
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr() if x.layout == torch.strided else 0
+
+
+def _unseen(path: Sequence[str], problem: str) -> str:
+    where = f"layer {path[-1]}" if path and path[-1] else "the network"
+    return f"{where} can't be counted: it {problem}; write it with Conv, Linear or matmul"
 
 
 def trace(network: nn.Module, presentation: Presentation, neurons: set[str]) -> TrialRun:
@@ -360,7 +398,7 @@ def survey(network: nn.Module, presentation: Presentation) -> TrialRun:
 
     with (
         intercepted(made, sink, leaving) as interceptor,
-        Unclaimed(interceptor, found, set(known)) as unclaimed,
+        Unclaimed(interceptor, found, set(known), made) as unclaimed,
     ):
         found.outputs = try_out(made, presentation)
     if unclaimed.problem:
@@ -368,6 +406,9 @@ def survey(network: nn.Module, presentation: Presentation) -> TrialRun:
     nested = _descendants(made, found.neurons)
     own = {name: kind for name, kind in found.neurons.items() if name not in nested | busy}
     found.neurons = {**known, **own}
+    for path in interceptor.left_torch:
+        if not found.neurons.keys() & set(path):
+            raise TserError(_unseen(path, "computes with NumPy"))
     return found
 
 

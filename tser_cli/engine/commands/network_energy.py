@@ -336,7 +336,11 @@ def notes_of(
     """Return what to know of a count, in sentences."""
     notes = []
     # Of the input itself: a first layer may well be fed with sums of spikes that neurons made.
-    if find_kind(images) == SUMS and SUMS in counter.kinds().values():
+    if (
+        images.is_floating_point()
+        and find_kind(images) == SUMS
+        and SUMS in counter.kinds().values()
+    ):
         notes.append(
             "warning: the network's input is whole numbers; a layer that reads them counts as fed "
             "with sums of spikes; if they are pixels, scale them"
@@ -435,15 +439,18 @@ def open_network(request: NetworkRequest) -> tuple[nn.Module, Inputs, str]:
         device, given = context.runtime.device, test_images(context, request.images)
     else:
         device = make_runtime(config.training, channels_last=False).device
-        images = _images(request)
+        images = _images(request, begins_with_embedding(network))
         images = images[: request.images or len(images)].to(device)
         parts = torch.split(images, request.batch_size or NETWORK_BATCH)
         name = str(request.data) if request.data else f"random numbers of {request.input_shape}"
         given = Inputs(lambda: ((part, None) for part in parts), name)
     network, dtype = network.eval().to(device), float_type(network)
-    inputs = Inputs(
-        lambda: ((images.to(dtype), labels) for images, labels in given.batches()), given.name
-    )
+
+    def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
+        for images, labels in given.batches():
+            yield images.to(dtype) if images.is_floating_point() else images, labels
+
+    inputs = Inputs(batches, given.name)
     if any(nn.parameter.is_lazy(value) for value in (*network.parameters(), *network.buffers())):
         network = initialised(network, inputs.first(), request)
     if request.weights is not None:
@@ -495,8 +502,18 @@ def initialised(network: nn.Module, images: Tensor, request: NetworkRequest) -> 
     ) from failed
 
 
-def _images(request: NetworkRequest) -> Tensor:
-    """Return the array of a file, or random numbers. Raises ConfigError or DataError."""
+def begins_with_embedding(network: nn.Module) -> bool:
+    """Return whether the first layer with weights, as they are defined, takes indices."""
+    leaves = (module for module in network.modules() if not any(True for _ in module.children()))
+    layers = (module for module in leaves if any(True for _ in module.parameters()))
+    return isinstance(next(layers, None), nn.Embedding)
+
+
+def _images(request: NetworkRequest, indices: bool) -> Tensor:
+    """Return the array of a file, or random numbers. Raises ConfigError or DataError.
+
+    `indices`: leave whole numbers as they are.
+    """
     if request.data is not None:
         try:
             array = np.load(request.data, allow_pickle=False)
@@ -508,6 +525,8 @@ def _images(request: NetworkRequest) -> Tensor:
             )
         if not np.isfinite(array).all():
             raise DataError(f"--data {request.data} holds NaN or infinite values")
+        if indices and array.dtype.kind in "iu":
+            return torch.from_numpy(array.astype(np.int64))
         return torch.from_numpy(array.astype(np.float64 if array.itemsize == 8 else np.float32))
     try:
         shape = [int(part) for part in request.input_shape.split(",")]
