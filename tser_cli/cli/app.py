@@ -105,6 +105,7 @@ for _verb in VERBS:
 def main() -> None:
     """Run the command line; one clear message and an exit code for every foreseen error."""
     handler = _Shown()
+    terminal.choose(quiet=False, verbose=False)  # of a command before, in the same process
     with terminal.guarded(), _one_line_for_ctrl_c():
         terminal.LOG.addHandler(handler)
         try:
