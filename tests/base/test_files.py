@@ -14,6 +14,7 @@ from tser_cli.base import files
 from tser_cli.base.errors import DamagedFileError, DiskFullError, RunError
 from tser_cli.base.files import (
     check_folder,
+    foreign,
     is_file,
     is_folder,
     read_json,
@@ -28,6 +29,25 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "write": lambda path: write_whole(path, b"new"),
 }
 each_writer = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS.keys())
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "said"),
+    [
+        ("x.nir", None, "this is a NIR file; tser writes NIR and does not read it"),
+        ("x.nir", b"\x89HDF\r\n\x1a\n", "this is a NIR file"),
+        ("x.pt", b"\x89HDF\r\n\x1a\n", "this is an HDF5 file, as NIR's and Keras's are"),
+        ("x.nir", b"PK\x03\x04", ""),  # torch's, of whatever name
+        ("x.onnx", None, "this is an ONNX file"),
+        ("x.bin", b"\x08\x0a\x12\x04tser", "this is an ONNX file"),
+        ("x.bin", b"\x08\x0a:\x04", "this is an ONNX file"),
+        ("x.safetensors", b"\x08\x00\x12\0\0\0\0\0", ""),
+        ("x.png", None, ""),
+        ("x.pt", b"", ""),
+    ],
+)
+def test_files_for_other_programs_are_known(name: str, head: bytes | None, said: str) -> None:
+    assert said in foreign(Path(name), head) and bool(said) is bool(foreign(Path(name), head))
 
 
 def names(folder: Path) -> list[str]:

@@ -93,6 +93,11 @@ def test_torch_s_threads_hear_of_it() -> None:
     assert f"GOMP_SPINCOUNT = '{SPINS}'" in told or "OPENMP DISPLAY" not in told.upper()
 
 
+def test_train_is_two_commands() -> None:
+    with pytest.raises(ConfigError, match=r"tser train-teacher .* tser distill"):
+        app.check_arguments(["tser", "train"])
+
+
 def test_an_argument_too_long_to_be_a_value() -> None:
     with pytest.raises(ConfigError, match=r"argument 2 .* has 100,000 characters") as told:
         app.check_arguments(["tser", "distill", "x" * 100_000])

@@ -141,8 +141,10 @@ def test_a_file_that_fails_its_check_is_not_written(
         ("export --output . --format onnx", "is a folder"),
         ("export --output x --format onnx --potentials integer", "tser quantize"),
         ("predict --threshold 1.5 x.png", "--threshold 1.5"),
-        ("predict student.onnx x.png", "student.onnx: tser predict classifies images with a run"),
-        ("predict --run student.onnx x.png", "an ONNX file is run by onnxruntime"),
+        ("predict student.onnx x.png", "student.onnx: this is an ONNX file; tser writes ONNX and"),
+        ("predict --run student.nir x.png", "this is a NIR file; tser writes NIR and does not"),
+        ("evaluate --run student.nir", "this is a NIR file; tser writes NIR and does not read it"),
+        ("predict nowhere also-nowhere", "nowhere: there is no such file or folder of images"),
         ("quantize --bits 3", "--bits 3: weights can have 8 or 4 bits"),
         ("quantize --images 1", "calibration needs at least two images"),
     ],
@@ -166,11 +168,20 @@ def test_bad_input_is_told_in_one_message(
 def test_a_missing_package_is_told_with_the_pip_line(
     tser: Invoke, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "_version", lambda name: None if name == "snntorch" else "1")
     path = tmp_path / "student.nir"
-    code, _, err = tser("export", "--format", "nir", "--output", path, "--runs-dir", runs)
-    assert code == 2
-    assert "pip install 'tser-cli[nir]'" in err
+    asked = ("export", "--format", "nir", "--output", path, "--runs-dir", runs)
+    for missing, offered in (("nir", False), ("snntorch", True)):
+        monkeypatch.setattr(
+            verify, "_version", lambda name, gone=missing: None if name == gone else "1"
+        )
+        monkeypatch.setitem(sys.modules, missing, None)
+        code, _, err = tser(*asked)
+        assert code == 2
+        assert "pip install 'tser-cli[nir]'" in err
+        assert ("--no-verify" in err) is offered
+        monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "snntorch", None)
+    assert tser(*asked, "--no-verify")[0] == 0 and path.exists()
 
 
 def test_an_unfinished_run_and_a_teacher_are_refused(

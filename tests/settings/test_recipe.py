@@ -286,6 +286,9 @@ def test_a_weight_that_the_method_does_not_read(tmp_path: Path) -> None:
     ("key", "hint"),
     [
         ("lrr", ' (did you mean "optimizer.lr"?)'),
+        ("learning_rate", ' (did you mean "optimizer.lr"?)'),
+        ("optimizer.learning_rate", ' (did you mean "optimizer.lr"?)'),
+        ("optimizer.batch_size", ' (did you mean "training.batch_size"?)'),
         ("datasett", ' (did you mean "data.name"?)'),
         ("training.epoch", ' (did you mean "training.epochs"?)'),
         ("tau", ": it may mean method.temperature or neuron.tau"),

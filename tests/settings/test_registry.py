@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tser_cli.base.errors import ConfigError
@@ -30,6 +32,16 @@ def test_lookup_finds_or_explains() -> None:
     assert registry.lookup("model", registry.MODELS, "vgg11") is registry.MODELS["vgg11"]
     with pytest.raises(ConfigError, match=r'unknown model "vgg12" \(did you mean "vgg1'):
         registry.lookup("model", registry.MODELS, "vgg12")
+
+
+@pytest.mark.parametrize(("name", "reader"), [("photos", "imagefolder"), ("x.npz", "npz")])
+def test_a_path_is_no_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, reader: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    with pytest.raises(ConfigError, match=f"--dataset {reader} --data-dir {name}$"):
+        registry.lookup("data set", registry.DATASETS, name)
 
 
 def test_load_takes_a_module_or_an_object() -> None:

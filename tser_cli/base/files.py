@@ -229,6 +229,22 @@ def read_regular(path: Path, limit: int) -> bytes:
     return content
 
 
+def foreign(path: Path, head: bytes | None = None) -> str:
+    """Return why a file for other programs is not read here, "" where it is no such file.
+
+    By its name, or where the content is known by its first bytes.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".nir" if head is None else head.startswith(b"\x89HDF\r\n\x1a\n"):
+        kind = "a NIR file" if suffix == ".nir" else "an HDF5 file, as NIR's and Keras's are"
+        return f"{path}: this is {kind}; tser writes NIR and does not read it"
+    # protobuf has no magic number: ONNX begins with its version, then its producer or its graph
+    begins = head is not None and head[:1] == b"\x08" and head[2:3] in (b"\x12", b":")
+    if suffix == ".onnx" or (begins and suffix != ".safetensors"):
+        return f"{path}: this is an ONNX file; tser writes ONNX and does not read it"
+    return ""
+
+
 def _check_values(document: Any) -> None:
     # a list of what waits, not a call for each level: those would end Python's stack first
     waiting = [(document, 1)]

@@ -201,7 +201,12 @@ def check_environment(environment: Mapping[str, str]) -> None:
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Raise ConfigError for an argument that nothing takes: one too long to be a value."""
+    """Raise ConfigError for an argument too long to be a value, or as other tools call it."""
+    if arguments[1:2] == ["train"]:
+        raise ConfigError(
+            "there is no command train: tser train-teacher trains an ANN, tser distill a spiking "
+            "student of it"
+        )
     for place, argument in enumerate(arguments[1:], 1):
         if len(argument) > LONGEST:
             raise ConfigError(

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, SerializeAsAny, field_validator, model_validator
 
-from tser_cli.base.errors import ConfigError, closest, unknown
+from tser_cli.base.errors import ConfigError, closest
 from tser_cli.settings import fields, registry
 from tser_cli.settings.fields import Fraction, Natural, NonNegative, Policy, Positive, Real, Section
 
@@ -44,7 +44,7 @@ def _known(kind: str) -> AfterValidator:
 
     def check(name: str) -> str:
         if name not in registry.TABLES[kind]:
-            raise ValueError(unknown(kind, name, registry.TABLES[kind]))
+            raise ValueError(registry.unknown_name(kind, name, registry.TABLES[kind]))
         return name
 
     return AfterValidator(check)
@@ -460,6 +460,9 @@ SYMBOLS = {
     "alpha": ("method.alpha", "neuron.surrogate_alpha"),
 }
 
+# What other tools call the last word of a key.
+ELSEWHERE = {"learning_rate": "lr", "wd": "weight_decay", "bs": "batch_size", "num_steps": "T"}
+
 
 def short_name(key: str) -> str:
     """Return what tables, figures and messages call a setting: `method.name` -> `method`.
@@ -493,9 +496,12 @@ def nearest_key(name: str, dotted: bool = False) -> str:
     `dotted`: where short names will not do, the hint is the key behind the nearest, "optimizer.lr".
     """
     shown = {key: key for key in keys()}
-    found = _meanings(name, shown)
+    last = name.rpartition(".")[2]
+    found = _meanings(name, shown) or _meanings(ELSEWHERE.get(last, last), shown)
     if len(found) > 1:
         return f": it may mean {' or '.join(found)}"
+    if found:  # under another section, or as others call it
+        return f' (did you mean "{found[0]}"?)'
     if "." not in name:
         words = {_last_word(key): key for key in shown} | FLAGS
         shown |= words if dotted else {word: word for word in words}

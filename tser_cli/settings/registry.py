@@ -10,9 +10,11 @@ import importlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tser_cli.base.errors import ConfigError, unknown
+from tser_cli.base.files import is_folder
 
 if TYPE_CHECKING:
     from tser_cli.settings.config import MethodSettings
@@ -120,8 +122,16 @@ DEFAULT_METHOD = "tser"
 def lookup(kind: str, table: Mapping[str, E], name: str) -> E:
     """Return the entry of `name`; raises ConfigError that lists the known names otherwise."""
     if name not in table:
-        raise ConfigError(unknown(kind, name, table))
+        raise ConfigError(unknown_name(kind, name, table))
     return table[name]
+
+
+def unknown_name(kind: str, name: str, table: Mapping[str, Any]) -> str:
+    """Return the message for a name that is not in `table`; a path is no name of a data set."""
+    reader = "imagefolder" if is_folder(Path(name)) else "npz" if name.endswith(".npz") else ""
+    if kind == "data set" and reader:
+        return f'"{name}" is a path, not a data set: --dataset {reader} --data-dir {name}'
+    return unknown(kind, name, table)
 
 
 def load(target: str) -> Any:

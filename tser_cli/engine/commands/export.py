@@ -57,7 +57,10 @@ def export(request: wing_options.ExportRequest) -> Exported:
     if missing:
         raise ExportError(
             f"--format {request.format_name} is checked with {', '.join(missing)}, which is not "
-            f"installed: {pip_line(request.format_name)}. Or leave the check out with --no-verify"
+            f"installed: {pip_line(request.format_name)}"
+            # what writes the file is called as its format
+            + ". Or leave the check out with --no-verify"
+            * (request.format_name not in missing)
         )
     path = request.output
     files.check_folder(path)

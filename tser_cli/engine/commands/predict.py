@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tser_cli.base.errors import ConfigError, DataError
-from tser_cli.base.files import check_folder
+from tser_cli.base.files import check_folder, foreign
 from tser_cli.data import image_files, transforms
 from tser_cli.engine.evaluation.evaluate import cumulative_mean, logits_of
 from tser_cli.engine.runs.networks import counting_of
@@ -66,10 +66,11 @@ def predict(request: PredictRequest) -> Predicted:
     """
     if not 0.0 < request.threshold <= 1.0:
         raise ConfigError(f"--threshold {request.threshold}: a confidence is above 0, at most 1")
-    if onnx := [n for n in (*request.images, str(request.run)) if n.lower().endswith(".onnx")]:
+    named = map(Path, (*request.images, str(request.run)))
+    if not_ours := [why for path in named if (why := foreign(path))]:
         raise ConfigError(
-            f"{onnx[0]}: tser predict classifies images with a run (--run); an ONNX file is run by "
-            "onnxruntime, as docs/deployment.md shows"
+            f"{not_ours[0]}. tser predict classifies images with a run (--run); docs/deployment.md "
+            "shows how other programs run the file"
         )
     others: Counter[str] = Counter()
     files = image_files.picture_files(request.images, others)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tser_cli.base.errors import ConfigError, RunError, nearest, warn_once
-from tser_cli.base.files import is_file, is_folder
+from tser_cli.base.files import foreign, is_file, is_folder
 from tser_cli.engine.runs.folder import PARENT, Run, time_of
 from tser_cli.settings import plugins, registry
 from tser_cli.settings.config import EPOCHS, Config
@@ -52,6 +52,8 @@ def find_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:
     # a path first: what lies there is meant, whatever the runs are called
     if is_file(named / "status.json"):
         return Run(named)
+    if not_ours := foreign(named):
+        raise RunError(f"{not_ours}. Name a run; tser runs lists them")
     name = str(named)
     if named.name != name or name in ("", ".", ".."):
         raise _no_run_folder(named)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tser_cli.base.errors import CheckpointError, ConfigError
+from tser_cli.base.files import foreign
 from tser_cli.base.system import process_unchanged
 from tser_cli.engine.runs.weights import WRAPPERS, load_model
 from tser_cli.models.base import differences
@@ -29,7 +30,8 @@ def build_network(spec: str, arguments: tuple[str, ...] = (), flag: str = "--net
     module_name, colon, name = spec.rpartition(":")
     if not colon or not module_name or not name:
         raise ConfigError(
-            f'{flag} "{spec}": write MODULE:NAME, as mypackage.models:build, or FILE.py:NAME'
+            foreign(Path(spec))
+            or f'{flag} "{spec}": write MODULE:NAME, as mypackage.models:build, or FILE.py:NAME'
         )
     function = getattr(_import(module_name, said), name, None)
     if isinstance(function, nn.Module) and not arguments:

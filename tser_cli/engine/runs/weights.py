@@ -19,7 +19,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from tser_cli.base.errors import CheckpointError, ConfigError
-from tser_cli.base.files import read_regular, sha256, write_whole
+from tser_cli.base.files import foreign, read_regular, sha256, write_whole
 from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs.checkpoints import read_tensors
 from tser_cli.models.base import Classifier, build_model
@@ -52,6 +52,8 @@ def load_model(
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"model file {path} can't be read: {reason}") from error
+    if not_ours := foreign(path, content[:8]):
+        raise CheckpointError(f"{not_ours}. Give a run, or weights: safetensors or a state dict")
     if path.suffix == ".safetensors":
         state, metadata = _parse_safetensors(content, path)
     else:
