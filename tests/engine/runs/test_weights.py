@@ -80,7 +80,7 @@ def test_a_pickled_module_is_refused_in_plain_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["w.nir", "w.pt", "w.safetensors"])
 def test_a_file_for_other_programs_is_called_by_its_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(90))
-    with pytest.raises(CheckpointError, match="tser writes NIR and does not read it. Give a run"):
+    with pytest.raises(CheckpointError, match=r"tser writes NIR and does not read it\. Give a run"):
         own_modules.load_weights(nn.Linear(4, 3), tmp_path / name)
 
 
