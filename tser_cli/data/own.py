@@ -123,7 +123,7 @@ def imagefolder(config: DataConfig) -> Dataset:
     # a folder of images alone has classes elsewhere, or none
     beside = [folder / "train", folder / "val"] if is_split else [folder]
     if loose := sum(name.lower().endswith(SUFFIXES) for f in beside for name in os.listdir(f)):  # noqa: PTH208
-        notes.append(f"{loose} images in {folder} lie beside the class folders and are left out")
+        notes.append(f"image files left out, beside the class folders of {folder}: {loose:,}")
     return Dataset(spec, train, test, measured, names, tuple(notes))
 
 
@@ -281,7 +281,7 @@ def _npz_source(path: Path, arrays: dict[str, np.ndarray], part: str) -> TensorS
         images = np.rint(images * 255).astype(np.uint8)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if fault := _labels_fault(labels, len(images)):
+    if fault := _labels_fault(labels, images.shape):
         raise DataError(f"{path}: {part}_labels {fault}")
     images_MCHW, labels_M = np.ascontiguousarray(images), labels.astype(np.int64)
     return TensorSource(torch.from_numpy(images_MCHW), torch.from_numpy(labels_M))
@@ -318,18 +318,19 @@ def _values_fault(images: np.ndarray) -> str:
     if kind.kind != "f" and most <= 255:
         return f"{found}: pass images.astype('uint8')"
     if kind.kind != "f" or most > 1:
-        return f"{found}; {wanted}: divide by 255, or what else white is"
+        return f"{found}; {wanted}: divide by white's value (255, 65535)"
     # floats that were divided by 255 twice reach 1 of 255
     tiny = 0 < most * 255 < 2
     return f"{found}, of which 8 bits keep nothing: scale them to 0..1" if tiny else ""
 
 
-def _labels_fault(labels: np.ndarray, images: int) -> str:
-    """Return what is wrong with labels, which must be integers [M]; "" for nothing."""
+def _labels_fault(labels: np.ndarray, shape: tuple[int, ...]) -> str:
+    """Return what is wrong with labels, integers [M] for images of that shape; "" for nothing."""
+    images, *sizes = shape
     if labels.ndim == 2 and len(labels) == images:
         return f"have the shape {list(labels.shape)}: of one-hot labels pass labels.argmax(1)"
     if labels.shape != (images,):
-        return f"have the shape {list(labels.shape)}, for {images:,} images"
+        return f"have the shape {list(labels.shape)}, for {images:,} images {sizes}"
     if labels.dtype.kind in "iu":
         return ""
     kind = {"f": "floats", "U": "strings"}.get(labels.dtype.kind, f"of type {labels.dtype}")
