@@ -1,4 +1,4 @@
-"""The six objectives of the paper's ladder by hand; test_rivals has what holds of every method."""
+"""The six objectives of the paper's ladder by hand; test_methods has what holds of every method."""
 
 from __future__ import annotations
 
