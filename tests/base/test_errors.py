@@ -31,6 +31,43 @@ def test_an_interrupted_run_exits_as_the_shell_would(signal_number: int, code: i
     assert not isinstance(stop, TserError)
 
 
+class Mute(Exception):  # noqa: N818  (as anybody may name one)
+    def __str__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        # as torch on a CPU and on a GPU, NumPy and C++ say it
+        (
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to "
+                "allocate 9599 bytes. Error code 12"
+            ),
+            "out of memory: 9599 bytes more were asked for. Lower --batch-size",
+        ),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has"),
+            "out of memory: 20.50 GiB more were asked for. ",
+        ),
+        (MemoryError("Unable to allocate 728. TiB for an array"), "out of memory: 728. TiB more"),
+        (MemoryError(), "out of memory. Lower "),
+        (RuntimeError("std::bad_alloc"), "out of memory. Lower "),
+        (RuntimeError("sizes do not match"), ""),
+        (Mute(), ""),
+    ],
+)
+def test_memory_that_ran_out_says_what_was_asked_for(error: Exception, said: str) -> None:
+    assert errors.out_of_memory(error).startswith(said)
+    assert bool(errors.out_of_memory(error)) == bool(said)
+
+
+def test_an_error_from_elsewhere_is_one_line() -> None:
+    assert errors.error_line(ValueError(" first\nsecond")) == "ValueError: first"
+    assert errors.error_line(Mute()) == "Mute: "
+
+
 def test_nearest_proposes_one_word_or_none() -> None:
     assert nearest("resnet81", ["resnet18", "vgg11"]) == ' (did you mean "resnet18"?)'
     assert nearest("qqq", ["resnet18", "vgg11"]) == ""

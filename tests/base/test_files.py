@@ -254,3 +254,31 @@ def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path: Path) -> None
     (tmp_path / ".x.7.part").mkdir()
     check_folder(tmp_path / "x")
     assert names(tmp_path) == sorted([*others, ".x.7.part"])
+
+
+LONG = 2**16
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"a = " + b"[" * LONG, "nested too deep"),
+        (b"a = " + b"{a=" * LONG, "nested too deep"),
+        (b".".join([b"a"] * LONG) + b" = 1", "nested too deep"),
+        (b"a = {" + b" . ".join([b'"b"'] * LONG) + b" = 1}", "nested too deep"),
+        (b"[" + b"a." * LONG + b"a]", "nested too deep"),
+        (b"a = 1" + b"0" * 5000, "digits"),
+        (b"\xff", "utf-8"),
+        (b"a", "Expected"),
+    ],
+)
+def test_damaged_toml_says_why_and_at_once(tmp_path: Path, content: bytes, why: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=why):
+        files.read_toml(path)
+
+
+def test_many_dots_are_no_deep_toml(tmp_path: Path) -> None:
+    write_text(tmp_path / "x.toml", f"a.b = [{'0.5, ' * 500}]\nc = '{'...' * 500}'\n")
+    assert files.read_toml(tmp_path / "x.toml")["a"]["b"] == [0.5] * 500

@@ -174,3 +174,13 @@ def test_a_runs_folder_that_is_a_file(tser: Invoke, tmp_path: Path) -> None:
     assert code == 2
     assert "can't be written" in err
     assert "Choose another place" in err
+
+
+def test_memory_that_ran_out_is_one_message(tser: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_much() -> None:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr(app, "check_arguments", lambda arguments: too_much())
+    code, out, said = tser("list", "models")
+    assert (code, out) == (1, "")
+    assert said.startswith("error: out of memory: 1152921504606846976 bytes more were asked for. ")

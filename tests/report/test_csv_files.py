@@ -18,6 +18,7 @@ from tser_cli.base.errors import RunError
 from tser_cli.energy.counts import Counts, LayerCounts, LayerFacts
 from tser_cli.energy.prices import load_profile
 from tser_cli.energy.table import Labels, energy_rows
+from tser_cli.report import csv_files
 from tser_cli.report.csv_files import (
     ENERGY,
     FRONTIER,
@@ -257,3 +258,15 @@ def test_the_wide_form_has_a_column_a_step_and_the_long_form_none_without_steps(
     long = pd.read_csv(tmp_path / "long.csv")
     assert long["t"].tolist() == [1, 2, 3, 1, 2, 3]
     assert not {"ann_macs", "ann_energy_pj", "ratio_snn_ann"} & set(long)
+
+
+def test_a_table_of_too_many_fields_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("a,b\n1,2\n3,4\n")
+    monkeypatch.setattr(csv_files, "MOST_FIELDS", 6)
+    assert len(read_csv(path)) == 2
+    monkeypatch.setattr(csv_files, "MOST_FIELDS", 5)
+    with pytest.raises(ValueError, match="more than 5 fields"):
+        read_csv(path)

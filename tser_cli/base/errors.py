@@ -84,6 +84,31 @@ class Interrupted(Exception):  # noqa: N818  (a request to stop, not a fault)
         self.exit_code = 128 + signal_number
 
 
+ALLOCATION = re.compile(r"allocate ([\d.,]+ ?(?:[KMGTP]i?B|bytes))", re.IGNORECASE)
+NO_MEMORY = re.compile("can't allocate memory|out of memory|bad_alloc|ALLOC_FAILED")
+
+
+def out_of_memory(error: BaseException) -> str:
+    """Return the message for an error of memory that ran out; "" for any other error."""
+    text = error_line(error)
+    if not isinstance(error, MemoryError) and not NO_MEMORY.search(text):
+        return ""
+    asked = ALLOCATION.search(text)
+    return (
+        f"out of memory{f': {asked[1]} more were asked for' if asked else ''}. Lower --batch-size "
+        "(to measure a run: training.eval_batch_size), -T or the size of the images"
+    )
+
+
+def error_line(error: BaseException) -> str:
+    """Return an error's type and first line; one from elsewhere may fail to say any."""
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:
+        lines = []
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
 MOST_REPORTED = 20  # problems of settings: more of them help nobody
 
 

@@ -11,8 +11,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
+import tomllib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -26,6 +28,9 @@ NAME_MAX = 255  # bytes, on the usual file systems
 JSON_BYTES = 2**24
 JSON_DEPTH = 64
 JSON_INTEGER_MAX = 2**63
+TOML_BYTES = 2**24
+# 64 names joined by dots: the time that tomllib takes grows with the square of their number
+LONG_KEY = re.compile(r"(?<![^\s.=\[\]{},])(?:[^\s.=\[\]{},]+[ \t]*\.[ \t]*){64}")
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -213,6 +218,21 @@ def read_json(
             f"{path} can't be read: {why}. Restore it from a copy, or remove it"
         ) from error
     return document
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return what a TOML file says. Raises OSError or ValueError."""
+    return parse_toml(read_regular(path, TOML_BYTES).decode())
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return what TOML says. Raises ValueError, also where it is nested too deep."""
+    try:
+        if LONG_KEY.search(text):
+            raise RecursionError
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def read_regular(path: Path, limit: int) -> bytes:

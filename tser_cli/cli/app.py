@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from tser_cli.base import __version__
-from tser_cli.base.errors import ConfigError, Interrupted, TserError
+from tser_cli.base.errors import ConfigError, Interrupted, TserError, out_of_memory
 from tser_cli.cli import terminal
 from tser_cli.cli.options import is_there, offered, spread, with_examples
 from tser_cli.cli.verbs import VERBS, Verb, load
@@ -118,6 +118,12 @@ def main() -> None:
                 terminal.tell(traceback.format_exc())
             terminal.tell(f"error: {error}")
             sys.exit(error.exit_code)
+        except (MemoryError, RuntimeError) as error:
+            message = out_of_memory(error)
+            if not message:
+                raise
+            terminal.tell(f"error: {message}")
+            sys.exit(1)
         except Interrupted as stop:
             terminal.tell(f"{stop}; the state is saved. Repeat the command to resume it")
             sys.exit(stop.exit_code)

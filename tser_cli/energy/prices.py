@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
 from tser_cli.base.errors import ConfigError, nearest, unknown
-from tser_cli.base.files import is_file
+from tser_cli.base.files import is_file, read_toml
 from tser_cli.settings.fields import Positive, Section
 
 Text = Annotated[str, Field(min_length=1)]
@@ -140,8 +139,8 @@ def load_profile(name: str) -> Profile:
         message = unknown("cost profile", name, PROFILES)
         raise ConfigError(f"{message}; or give the path of a TOML file with a profile of your own")
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        document = read_toml(path)
+    except (ValueError, OSError) as error:
         raise ConfigError(f"cost profile {path} can't be read: {error}") from error
     try:
         profile = Profile.model_validate(document)

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tser_cli.base.files import write_text
+from tser_cli.base.files import read_regular, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 ALL = "all"  # column t: the sum over all time steps
+MOST_BYTES, MOST_FIELDS = 2**26, 2**20  # of a file: pandas takes some 250 bytes a field
 TOTAL = "TOTAL"  # column layer: the sum over all layers
 
 # column point of frontier.csv
@@ -222,8 +223,11 @@ def read_table(path: Path, schema: Schema, others: str = NUMBER) -> pd.DataFrame
 def _texts(path: Path) -> pd.DataFrame:
     import pandas as pd
 
+    content = read_regular(path, MOST_BYTES)
+    if content.count(b",") + content.count(b"\n") > MOST_FIELDS:
+        raise ValueError(f"it has more than {MOST_FIELDS:,} fields")
     # every field as it stands: a class or a folder may be called "NA"
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
+    return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
 
 
 def _typed(fields: list[str], kind: str) -> pd.Series:

@@ -6,7 +6,6 @@ collected and reported at once, each with its source, its key and the nearest va
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tser_cli.base.errors import MOST_REPORTED, ConfigError, cut, nearest
-from tser_cli.base.files import is_unicode, read_regular
+from tser_cli.base.files import is_unicode, parse_toml, read_toml
 from tser_cli.settings import config as settings
 from tser_cli.settings import plugins, registry
 from tser_cli.settings.config import METHOD, Config
@@ -27,10 +26,7 @@ ENV_PREFIX = "TSER_"
 ENV_OTHER = {"TSER_RUNS_DIR", plugins.VARIABLE}
 ABLATION = "ablation"
 DATASET = "digits"  # where none is named
-# tomllib also raises ValueError for a number, RecursionError for a nesting beyond Python's limits.
-BAD_TOML = (ValueError, RecursionError)
 SHOWN = 80
-MOST_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -141,8 +137,8 @@ def read_ablation(name: str) -> dict[str, Any]:
 def _document(name: str) -> tuple[Path, dict[str, Any]]:
     path = find(name)
     try:
-        return path, tomllib.loads(read_regular(path, MOST_BYTES).decode())
-    except (*BAD_TOML, OSError) as error:
+        return path, read_toml(path)
+    except (ValueError, OSError) as error:
         raise ConfigError(f"recipe {path} can't be read: {error}") from error
 
 
@@ -232,8 +228,8 @@ def with_plugins(layers: list[Layer]) -> list[Layer]:
 def parse_value(text: str) -> Any:
     """`text` as a TOML value where it is one, else as the string itself."""
     try:
-        document = tomllib.loads(f"value = {text}")
-    except BAD_TOML:
+        document = parse_toml(f"value = {text}")
+    except ValueError:
         return text
     return document["value"] if len(document) == 1 else text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -230,7 +231,13 @@ def test_what_is_no_network_is_refused(spec: str, arguments: tuple[str, ...], me
         ({"input_shape": "1,x"}, "write 3,32,32"),
         ({"input_shape": "1,0"}, "at least 1"),
         ({"input_shape": "3,8,8"}, "^the network takes 1 channel, the images have 3$"),
-        ({"data": Path("none.npy")}, "can't be read"),
+        ({"input_shape": "9999999,9999"}, "at most 268,435,456 random numbers"),
+        ({"images": 10**12}, "1,000,000,000,000 images"),
+        ({"data": Path("none.npy")}, "no regular file"),
+        ({"data": Path("pipe.npy")}, "no regular file"),
+        ({"data": Path("empty.npy")}, "EOFError"),
+        ({"data": Path("several.npz")}, "holds several arrays"),
+        ({"data": Path("terabytes.npy")}, "greater than file size"),
         ({"timesteps": 0, "layout": "time-first"}, "with -T"),
         ({"layout": "time-fist"}, "did you mean"),
         ({"layout": "folded"}, "fails on an input"),
@@ -243,6 +250,12 @@ def test_inputs_that_do_not_fit_are_refused(
     here: Path, changes: dict[str, Any], message: str
 ) -> None:
     save_file(nn.Linear(2, 2).state_dict(), here / "w.safetensors")
+    os.mkfifo(here / "pipe.npy")
+    (here / "empty.npy").touch()
+    np.savez(here / "several.npz", a=np.ones(1))
+    with (here / "terabytes.npy").open("wb") as stream:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (10**6, 10**6)}
+        np.lib.format.write_array_header_1_0(stream, header)
     with pytest.raises(TserError, match=message):
         measured(here, **changes)
     assert not (here / "r.csv").exists()

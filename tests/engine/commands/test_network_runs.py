@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from tser_cli.base.errors import TserError
+from tser_cli.base.errors import TserError, out_of_memory
 from tser_cli.energy.any_network.network_counter import count_operations
 from tser_cli.engine.commands.audit import run_audit
 from tser_cli.engine.commands.network_energy import NetworkEnergyResult, measure_network
@@ -313,6 +314,38 @@ def both_unequal():
     net = both()
     net.scale = 0
     return net
+
+class Odd(nn.Module):
+    """Does as `forward` says, or is made oddly, by `how`."""
+    def __init__(self, how):
+        super().__init__()
+        self.net, self.how = eye(), how
+        if how == "meta":
+            self.net.to("meta")
+        if how == "sparse":
+            self.net[0].weight = nn.Parameter(torch.eye(4).to_sparse())
+        if how == "circle":
+            self.net.append(self)
+    def forward(self, x):
+        if self.how == "exit":
+            raise SystemExit(0)
+        if self.how == "mute":
+            raise Mute
+        if self.how == "memory":
+            torch.empty(2**60)
+        return self.forward(x) if self.how == "recursion" else self.net(x)
+    def named_parameters(self, *args, **named):
+        if self.how == "parameters":
+            raise SystemExit("stop")
+        return super().named_parameters(*args, **named)
+    def __deepcopy__(self, memo):
+        if self.how == "copy":
+            raise Mute
+        return Odd(self.how)
+
+class Mute(Exception):
+    def __str__(self):
+        raise ValueError
 '''
 
 
@@ -614,3 +647,31 @@ def test_a_caller_in_python_hands_states_on_by_itself() -> None:
                 _, state = net(torch.full((2, 4), 0.3), state)
         counted = {one.layer.name: one for one in counter.counts().layers}["b"]
         assert counted.events_TI.sum(0).tolist() == [36, 36]
+
+
+@pytest.mark.parametrize("command", [measured, audited])
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("meta", "it fails: NotImplementedError: Cannot copy out of meta tensor"),
+        ("sparse", "Sparse"),
+        ("circle", "it fails: RecursionError"),
+        ("recursion", "fails.*RecursionError"),
+        ("exit", "it fails: SystemExit: 0"),
+        ("mute", "fails.*Mute: "),
+        ("copy", "can't be copied.*Mute: "),
+        ("parameters", "it fails: SystemExit: stop"),
+    ],
+)
+def test_a_network_that_breaks_in_an_odd_way_is_one_message(
+    command: Callable[..., Any], how: str, said: str
+) -> None:
+    with pytest.raises(TserError, match=said):
+        command("Odd", f"how={how}")
+
+
+@pytest.mark.parametrize("command", [measured, audited])
+def test_memory_that_runs_out_in_a_network_is_not_its_fault(command: Callable[..., Any]) -> None:
+    with pytest.raises(RuntimeError, match="can't allocate memory") as failed:
+        command("Odd", "how=memory")
+    assert out_of_memory(failed.value)

@@ -113,3 +113,19 @@ def test_a_checkpoint_of_which_nothing_fits_says_what_is_missing(tmp_path: Path)
     checkpoint(tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match="does not fit the network"):
         own_modules.load_weights(nn.Linear(7, 2), tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        torch.ones(2, 2).to_sparse(),
+        torch.ones(2, 2, device="meta"),
+        torch.ones(2, 2, dtype=torch.complex64),
+    ],
+    ids=["sparse", "meta", "complex"],
+)
+def test_tensors_that_are_no_plain_numbers(tmp_path: Path, odd: torch.Tensor) -> None:
+    path = tmp_path / "theirs.pt"
+    torch.save({"weight": odd, "bias": torch.ones(2)}, path)
+    with pytest.raises(CheckpointError, match="weight is no plain tensor"):
+        own_modules.load_weights(nn.Linear(2, 2), path)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tser_cli.base.errors import TserError
+from tser_cli.base.errors import TserError, error_line, out_of_memory
 from tser_cli.energy.counter import first_tensor
 from tser_cli.energy.neurons import copied, reset_states
 
@@ -190,8 +190,8 @@ def fresh_copy(network: nn.Module) -> nn.Module:
         made = copied(network).eval()
     except Exception as error:
         raise TserError(
-            f"the network can't be copied, to find out what is time in it: {_line(error)}; reset "
-            "its states, and count under torch.no_grad()"
+            "the network can't be copied, to find out what is time in it: "
+            f"{error_line(error)}; reset its states, and count under torch.no_grad()"
         ) from error
     reset_states(made)
     return made
@@ -252,14 +252,12 @@ def try_out(
         except TserError:
             raise
         except Exception as error:
-            shape = tuple(presentation.inputs()[0].shape)
+            if out_of_memory(error):
+                raise
+            shape, said = tuple(presentation.inputs()[0].shape), error_line(error)
             raise UnrunnableError(
-                f"the network fails on an input of {shape} ({presentation.layout}): {_line(error)}"
+                f"the network fails on an input of {shape} ({presentation.layout}): {said}"
             ) from error
     if chance is not None:
         chance.drew = chance.drew or drawn.drew
     return outputs
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"

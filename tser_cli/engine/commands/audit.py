@@ -8,6 +8,7 @@ from tser_cli.energy.any_network.layouts import INSIDE, present
 from tser_cli.energy.audit import Audit, audit
 from tser_cli.engine.commands.network_energy import find_audit_layout, open_network, test_images
 from tser_cli.engine.runs.opened import open_finished, select_run
+from tser_cli.engine.runs.own_modules import their_code
 from tser_cli.settings.wing_options import AuditRequest
 
 
@@ -22,11 +23,12 @@ class AuditResult:
 def run_audit(request: AuditRequest) -> AuditResult:
     """Audit a run or a network. Raises TserError where it can't be opened, run or counted."""
     if request.network:
-        network, inputs, _ = open_network(request)
-        images, labels_N = inputs.some(request.images)
-        layout, timesteps = find_audit_layout(network, images, request)
-        shown = present(layout, images, timesteps, network)
-        return AuditResult(request.network, audit(network, shown, timesteps, labels_N))
+        with their_code(request.network):
+            network, inputs, _ = open_network(request)
+            images, labels_N = inputs.some(request.images)
+            layout, timesteps = find_audit_layout(network, images, request)
+            shown = present(layout, images, timesteps, network)
+            return AuditResult(request.network, audit(network, shown, timesteps, labels_N))
     opened = open_finished(
         select_run(request.run, request.runs_dir), request.changes, request.progress
     )

@@ -6,6 +6,7 @@ runs too: conventions, memory, and the fair rival.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -18,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tser_cli.base.errors import ConfigError, DataError, TserError, unknown
+from tser_cli.base.errors import ConfigError, DataError, TserError, error_line, unknown
+from tser_cli.base.files import is_file
 from tser_cli.data.loaders import build_eval_loader
 from tser_cli.energy.any_network import layouts
 from tser_cli.energy.any_network import network_counter as trial
@@ -42,7 +44,7 @@ from tser_cli.engine.commands.energy import (
 )
 from tser_cli.engine.evaluation.energy import Beyond, EnergyReport, Memory
 from tser_cli.engine.runs.opened import Context, FinishedRun, prepare
-from tser_cli.engine.runs.own_modules import build_network, digest, error_line, load_weights
+from tser_cli.engine.runs.own_modules import build_network, digest, load_weights, their_code
 from tser_cli.engine.runs.runtime import make_runtime
 from tser_cli.models.base import Classifier
 from tser_cli.report.csv_files import CONVENTIONS, write_csv
@@ -51,6 +53,7 @@ from tser_cli.settings.fields import parse_energy
 from tser_cli.settings.options import EnergyRequest, NetworkRequest, Wanted
 
 IMAGES_OF_TRIAL, RANDOM_IMAGES, NETWORK_BATCH = 2, 8, 32
+MOST_RANDOM = 2**28  # a gigabyte
 DTYPES = {torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 UNTRAINED = "weights as the function made them: untrained"
 
@@ -161,13 +164,14 @@ def measure_network(request: EnergyRequest) -> NetworkEnergyResult:
     """
     profile = load_profile(request.profile or DEFAULT_PROFILE)
     check_paths(request)
-    network, inputs, weights = open_network(request)
-    check_precision(profile, weight_bits(network), request.assume_int8)
     detailed = request.any or profile.model != ""
-    plan, counter, others = count(network, inputs, request, detailed)
-    counts = counter.counts()
+    with their_code(request.network):
+        network, inputs, weights = open_network(request)
+        check_precision(profile, weight_bits(network), request.assume_int8)
+        plan, counter, others = count(network, inputs, request, detailed)
+        counts, sha256 = counter.counts(), digest(network)
     dtype = DTYPES.get(float_type(network), "fp32")
-    labels = Labels(request.network, inputs.name, digest(network), dtype)
+    labels = Labels(request.network, inputs.name, sha256, dtype)
     rows = energy_rows(counts, profile, labels)
     document = sidecar(counts, profile, labels, memory=request.memory)
     uncounted = uncounted_shares(plan, counts)
@@ -516,8 +520,13 @@ def _images(request: NetworkRequest, indices: bool) -> Tensor:
     """
     if request.data is not None:
         try:
-            array = np.load(request.data, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            if not is_file(request.data):
+                raise ValueError("it is no regular file")
+            # mapped: a header that claims more than the file has is an error, and not read
+            array = np.load(request.data, mmap_mode="r", allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                raise ValueError("it holds several arrays; save one with numpy.save")
+        except Exception as error:  # a damaged header makes the reader fail in any way
             raise DataError(f"--data {request.data} can't be read: {error_line(error)}") from error
         if array.dtype.kind not in "fiub" or array.ndim < 2 or not len(array):
             raise DataError(
@@ -532,10 +541,13 @@ def _images(request: NetworkRequest, indices: bool) -> Tensor:
         shape = [int(part) for part in request.input_shape.split(",")]
     except ValueError as error:
         raise ConfigError(f'--input "{request.input_shape}": write 3,32,32') from error
-    if not shape or min(shape) < 1:
-        raise ConfigError(f'--input "{request.input_shape}": sizes are at least 1')
-    generator = torch.Generator().manual_seed(request.seed)
-    return torch.rand(request.images or RANDOM_IMAGES, *shape, generator=generator)
+    shape = [request.images or RANDOM_IMAGES, *shape]
+    if len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MOST_RANDOM:
+        raise ConfigError(
+            f'--input "{request.input_shape}": sizes are at least 1, and {shape[0]:,} images of '
+            f"them at most {MOST_RANDOM:,} random numbers"
+        )
+    return torch.rand(shape, generator=torch.Generator().manual_seed(request.seed))
 
 
 def test_images(context: Context, images: int) -> Inputs:

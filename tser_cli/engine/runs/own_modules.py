@@ -6,14 +6,21 @@ import ast
 import hashlib
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tser_cli.base.errors import CheckpointError, ConfigError
+from tser_cli.base.errors import (
+    CheckpointError,
+    ConfigError,
+    TserError,
+    error_line,
+    out_of_memory,
+)
 from tser_cli.base.files import foreign
 from tser_cli.base.system import process_unchanged
 from tser_cli.engine.runs.weights import WRAPPERS, load_model
@@ -57,6 +64,20 @@ def build_network(spec: str, arguments: tuple[str, ...] = (), flag: str = "--net
         kind = type(network).__name__
         raise ConfigError(f"{said}: the function returns {kind}, not an nn.Module")
     return network
+
+
+@contextmanager
+def their_code(said: str) -> Iterator[None]:
+    """Make whatever a network raises inside, an end of the process too, one ConfigError.
+
+    Not so a message of ours, and memory that ran out.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, TserError) or out_of_memory(error):
+            raise
+        raise ConfigError(f"--network {said}: it fails: {error_line(error)}") from error
 
 
 def _import(name: str, said: str) -> Any:
@@ -114,9 +135,3 @@ def digest(network: nn.Module) -> str:
                 value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             )
     return made.hexdigest()
-
-
-def error_line(error: BaseException) -> str:
-    """Return an error's type and first line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -58,6 +58,10 @@ def load_model(
         state, metadata = _parse_safetensors(content, path)
     else:
         state, metadata = _state_dict(read_tensors(content, path), path, fits, key), {}
+    for name, value in state.items():
+        dense = value.layout == torch.strided and not value.is_quantized
+        if not dense or value.is_meta or value.is_complex():
+            raise CheckpointError(f"{path}: {name} is no plain tensor of numbers; save it dense")
     # The SHA-256 is of the content that was read: of the file it may be another's by now.
     return state if "tser" in metadata else unwrapped(state), metadata, sha256(content)
 
