@@ -35,6 +35,7 @@ def rows(teacher: float | None = 0.9) -> list[dict[str, Any]]:
             "t": t,
             "accuracy_at_t": 0.1 * t,
             "accuracy_cumulative": 0.2 * t,
+            "correct_cumulative": 2 * t,
             "images": 11,
             "loss_at_t": 0.5,
             "entropy_at_t": 0.25,
@@ -98,10 +99,10 @@ def test_a_training_s_result(shown: Shown) -> None:
         ["2", "20.00", "%", "40.00", "%"],
     ]
     assert any(line.split()[:3] == ["teacher", "90.00", "%"] for line in lines)
-    assert lines[-6:] == [
-        "accuracy 40.00 % of 11 test images after 2 time steps; teacher 90.00 % (-50.00 points)",
-        "It is right about 4 of 11 images that it was never trained on (1 by its first time step "
-        "alone), its teacher about 10.",
+    assert lines[0] == (
+        "36.36 % (4 of 11 test images right), 53.64 points below its teacher's 90.00 %"
+    )
+    assert lines[-4:] == [
         f"run folder: {RUN.folder}",
         "next:",
         "  tser evaluate --per-timestep",
@@ -112,18 +113,35 @@ def test_a_training_s_result(shown: Shown) -> None:
 def test_whether_an_energy_budget_was_kept(shown: Shown) -> None:
     for energy_pj, verdict in ((3e6, "3 µJ of 3 µJ: kept"), (3.21e6, "3.21 µJ of 3 µJ: 7 % over")):
         show.show_run(replace(RUN, energy_pj=energy_pj, energy_budget_pj=3e6), [])
-        assert f"energy: {verdict}" in shown()
+        assert f"energy budget: {verdict}" in shown()
 
 
 def test_a_student_s_energy_in_the_result(shown: Shown) -> None:
     show.show_run(replace(RUN, against_ann=AGAINST), [])
     lines = shown()
-    place = lines.index("One image costs 9.2 µJ: 5.0 times less than the ANN of the same shape.")
-    assert lines[place - 1].startswith("It is right about 4 of 11")
-    assert lines[place + 1 : place + 3] == [
-        "That is 5.0 times less than its 46 µJ in the same arithmetic.",
-        "t = 1 alone has 89.70 % for 5 µJ; all steps 90.00 %.",
-    ]
+    assert lines[0].endswith(
+        "90.00 %; 9.2 µJ an image: cheaper than the same ANN in the same arithmetic"
+    )
+    assert "t = 1 alone has 89.70 % for 5 µJ; all steps 90.00 %." in lines
+    assert not any("5.0 times less" in line for line in lines)
+    terminal.choose(quiet=False, verbose=True)
+    try:
+        show.show_run(replace(RUN, against_ann=AGAINST), [])
+    finally:
+        terminal.choose(quiet=False, verbose=False)
+    (row,) = [line.split() for line in shown() if "5.0 times less" in line]
+    assert row[-7:] == ["9.2", "µJ", "46", "µJ", "5.0", "times", "less"]
+
+
+def test_a_student_that_guesses_has_no_ratio(shown: Shown) -> None:
+    guessed = [{**row, "chance": 4 / 11, "p_chance": 0.6, "p_teacher": 0.0} for row in rows()]
+    show.show_run(replace(RUN, against_ann=AGAINST, per_timestep=tuple(guessed)), [])
+    lines = shown()
+    assert lines[0] == (
+        "36.36 % (4 of 11 test images right), not better than guessing (the largest class is "
+        "36.36 % of them); 9.2 µJ an image"
+    )
+    assert not any("than the" in line or "alone has" in line for line in lines)
 
 
 def test_in_quiet_there_are_results_and_warnings(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +157,7 @@ def test_in_quiet_there_are_results_and_warnings(capsys: pytest.CaptureFixture[s
     finally:
         terminal.choose(quiet=False, verbose=False)
     out, err = capsys.readouterr()
-    assert out.splitlines()[-2].startswith("accuracy 40.00 % of 11 test images")
+    assert out.startswith("36.36 % (4 of 11 test images right)")
     assert out.splitlines()[-1] == f"run folder: {RUN.folder}"
     assert err == "warning: it is late\n"
 
@@ -205,7 +223,7 @@ EXIT = {
 def test_an_evaluation_is_one_line_and_the_file(shown: Shown) -> None:
     show.show_evaluation(EVALUATED, EvaluateRequest())
     assert shown() == [
-        "accuracy 40.00 % of 11 validation images after 2 time steps",
+        "36.36 % (4 of 11 validation images right)",
         "table: elsewhere.csv",
     ]
 
@@ -215,14 +233,15 @@ def test_an_evaluation_with_all_that_can_be_asked_for(shown: Shown) -> None:
     result = replace(EVALUATED, early_exit_rows=[EXIT], **files)
     show.show_evaluation(result, EvaluateRequest(per_timestep=True))
     lines = shown()
-    assert "a_run: accuracy" in lines[0]
+    assert lines[0].startswith("36.36 %") and "a_run: accuracy" in lines[1]
     assert any("confidence" in line for line in lines)
     assert "figure: figures/a.png" in lines
     assert any(line.strip() == "early exit" for line in lines)
     (told,) = [line.split() for line in lines if "entropy <= 0.5" in line]
-    assert told[3:] == [*("80.00", "%", "1.25", "500", "pJ", "50", "%", "75", "%,", "25", "%")]
-    assert lines.index("table: elsewhere.csv") < lines.index("figure: figures/a.png")
-    assert lines[-1] == "table: early_exit.csv"
+    assert told[3:] == [*("80.00", "%", "1.25", "0.5", "nJ", "50", "%", "75", "%,", "25", "%")]
+    assert lines[-3:] == [
+        *("table: elsewhere.csv", "figure: figures/a.png", "table: early_exit.csv")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -237,7 +256,7 @@ def test_an_energy_budget(shown: Shown, energy_pj: float, kept: int, said: str) 
     show.show_evaluation(result, EvaluateRequest())
     lines = shown()
     assert any(line.strip().startswith("never ") for line in lines)
-    assert lines[-1] == (
+    assert lines[-2] == (
         f"energy budget: {said} -1.25 points of accuracy against all steps; threshold chosen on "
         "validation images"
     )
@@ -270,13 +289,17 @@ def test_the_energy_of_a_run(shown: Shown) -> None:
     }
     rows = [{**row, "layer": "conv1", "t": 1}, {**row, "layer": "conv1", "t": "all"}, total]
     files = (Path("report.csv"), Path("report.json"))
-    result = EnergyResult("a_run", rows, document, files)
+    last = {"correct_cumulative": 9, "images": 11, "chance": 0.2, "p_chance": 1e-4}
+    result = EnergyResult("a_run", rows, document, files, last=last)
     show.show_energy(result, EnergyRequest(output=Path("report.csv")))
     lines = shown()
-    assert lines[0].startswith("a_run: means per image")
+    assert lines[0] == (
+        "81.82 % (9 of 11 test images right); 9.2 µJ an image: cheaper than the same ANN in the "
+        "same arithmetic"
+    )
+    assert lines[1].startswith("a_run: means per image")
     (layer,) = [line.split() for line in lines if line.strip().startswith("conv1")]
     assert layer[:7] == ["conv1", "MAC", "2M", "9.2", "µJ", "9.2", "µJ"]
-    assert "One image costs 9.2 µJ: 5.0 times less than the ANN of the same shape." in lines
     measured = "Constants: a lab; measured on a chip that ran networks; a step takes 0.001 s"
     assert measured in lines
     assert lines[-2:] == ["written: report.csv", "written: report.json"]

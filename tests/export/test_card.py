@@ -69,6 +69,7 @@ def told(attack: str) -> CardFacts:
             "totals": {"energy_pj": 1e6, "sop_value": 10.0, "macs": 2.0},
         },
         float_energy_pj=1.0,
+        verdict="98.06 % (353 of 360 test images right)",
         settings='[data]\ndir = "/home/me"\n',
     )
 
@@ -89,5 +90,6 @@ def test_no_text_from_outside_becomes_markup(sew: Any, attack: str) -> None:
 
 def test_what_the_run_lacks_is_not_measured(sew: Any) -> None:
     text = card.card(sew.graph, replace(told("x"), rows=(), energy={}))
+    assert "\n\n98.06 % (353 of 360 test images right).\n\n" in text
     assert "## Accuracy\n\nNot measured: " in text
     assert "## Energy\n\nNot measured: " in text

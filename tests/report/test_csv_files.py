@@ -47,7 +47,8 @@ from tser_cli.report.csv_files import (
 # As the design states them.
 HEADER = (
     "run,dataset,split,method,teacher,student,timesteps,t,accuracy_at_t,accuracy_cumulative,"
-    "correct_at_t,correct_cumulative,images,loss_at_t,entropy_at_t,confidence_at_t,teacher_accuracy"
+    "correct_at_t,correct_cumulative,images,loss_at_t,entropy_at_t,confidence_at_t,"
+    "teacher_accuracy,chance,p_chance,p_teacher"
 )
 LABELS: dict[str, str | None] = {
     "run": "r",
@@ -72,6 +73,9 @@ def row(t: int, **changes: Any) -> dict[str, Any]:
         "entropy_at_t": 1e-300,
         "confidence_at_t": math.nextafter(1.0, 0.0),
         "teacher_accuracy": None,
+        "chance": 0.1,
+        "p_chance": 1e-9,
+        "p_teacher": None,
     }
     return {**values, **changes}
 
@@ -81,7 +85,7 @@ def test_per_timestep_csv_to_the_letter(tmp_path: Path) -> None:
     backwards = dict(reversed(row(1).items()))  # whatever the order in a row
     per_timestep_csv(path, [backwards, row(2, teacher_accuracy=1.0)], LABELS)
     line = "r,digits,test,tser,resnet34,resnet18,2,{t},0.3333333333333333,0.6666666666666666,1,2,3,"
-    line += "0.30000000000000004,1e-300,0.9999999999999999,{teacher}\n"
+    line += "0.30000000000000004,1e-300,0.9999999999999999,{teacher},0.1,1e-09,\n"
     expected = f"{HEADER}\n" + line.format(t=1, teacher="") + line.format(t=2, teacher="1.0")
     assert path.read_bytes() == expected.encode()
     assert ",".join(PER_TIMESTEP) == HEADER

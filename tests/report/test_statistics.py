@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tser_cli.report.statistics import (
+    binomial_tail,
     holm,
     interval,
     mcnemar,
     paired_p,
     proportion_interval,
+    proportions_p,
+    sign_test,
     two_way_interval,
 )
 
@@ -67,6 +70,36 @@ def test_mcnemar_by_hand() -> None:
     second = np.array([0] * 5 + [1] + [1] * 20 + [0] * 4, dtype=bool)
     assert mcnemar(first, second) == mcnemar(second, first) == pytest.approx(14 / 64)
     assert mcnemar(first, first) == 1.0
+    assert sign_test(3, 3) == sign_test(0, 0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("right", "images", "chance", "p"),
+    [
+        # 3 or 4 of 4 at 1/4: (4 x 3 + 1) / 4^4
+        (3, 4, 0.25, 13 / 256),
+        (4, 4, 0.5, 1 / 16),
+        (1, 3, 1 / 3, 1 - (2 / 3) ** 3),
+        # an answer to a single image, or to images of a single class, shows nothing
+        (1, 1, 1.0, 1.0),
+        (0, 5, 0.2, 1.0),
+    ],
+)
+def test_the_binomial_tail_by_hand(right: int, images: int, chance: float, p: float) -> None:
+    assert binomial_tail(right, images, chance) == pytest.approx(p, rel=1e-12)
+
+
+@given(st.integers(0, 3000), st.integers(1, 3000), st.floats(0.001, 0.999))
+def test_the_binomial_tail_is_scipy_s(right: int, images: int, chance: float) -> None:
+    right = min(right, images)
+    expected = stats.binom.sf(right - 1, images, chance)
+    assert binomial_tail(right, images, chance) == pytest.approx(expected, rel=1e-8, abs=1e-200)
+
+
+def test_proportions_by_hand() -> None:
+    # 60 and 40 of 100: z = 0.2 / sqrt(0.5 x 0.5 x 2 / 100) = 2.828427
+    assert proportions_p(60, 100, 40, 100) == pytest.approx(0.004677735, rel=1e-6)
+    assert proportions_p(90, 100, 90, 100) == proportions_p(5, 5, 7, 7) == 1.0
 
 
 def test_holm_by_hand() -> None:

@@ -15,9 +15,10 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any, cast
 
 from tser_cli.cli.options import is_there
-from tser_cli.cli.terminal import is_quiet, output, show_lines
+from tser_cli.cli.terminal import is_quiet, is_verbose, output, show_lines
 from tser_cli.cli.verbs import VERBS
 from tser_cli.report import lists, words
+from tser_cli.report.verdict import Verdict, verdict
 from tser_cli.settings import options, plugins, registry
 
 if TYPE_CHECKING:  # a result is there by then, and torch with it; --help reads this file without
@@ -67,24 +68,30 @@ def show_training(
 
 
 def show_run(result: RunResult, next_commands: Sequence[str]) -> None:
-    """Show a finished training: its table, what it means, its folder, and what to type next.
+    """Show a finished training: the verdict, its table, its folder, and what to type next.
 
-    `next_commands`: command lines, with what for behind a #. With --quiet only what was measured
+    `next_commands`: command lines, each below what it is for. With --quiet only what was measured
     and the folder are shown.
     """
     steps, energy_pj, budget_pj = result.per_timestep, result.energy_pj, result.energy_budget_pj
-    output().print(words.per_timestep_table(result.name, steps))
-    show_lines([words.summary(steps, "test")])
+    found = verdict(steps[-1], result.against_ann)
+    show_lines([found.line])
     if energy_pj is not None and budget_pj is not None:
-        show_lines([f"energy: {words.budget_verdict(energy_pj, budget_pj)}"])
+        show_lines([f"energy budget: {words.budget_verdict(energy_pj, budget_pj)}"])
+    output().print(words.per_timestep_table(result.name, steps))
     # what a script reads stays; what explains, and what to type, goes
     if is_quiet():
         show_lines([f"run folder: {result.folder}"])
         return
-    show_lines(words.meaning_sentences(result.kind, steps))
-    if result.against_ann is not None:
-        show_lines(words.headline(result.against_ann))
+    show_comparisons(found)
     show_lines([words.next_steps(result.folder, next_commands)])
+
+
+def show_comparisons(found: Verdict) -> None:
+    """Show with how few steps the accuracy is about the same; with --verbose each comparison."""
+    if found.beside and is_verbose():
+        output().print(words.comparison_table(found.beside))
+    show_lines([found.fewer] if found.fewer else [])
 
 
 def show_training_plan(plan: dry_run.TrainingPlan) -> None:
@@ -102,31 +109,35 @@ def show_training_plan(plan: dry_run.TrainingPlan) -> None:
 
 
 def show_evaluation(result: evaluate.EvaluateResult, request: options.EvaluateRequest) -> None:
-    """Show the final accuracy, the table if asked for, early exit, and where the files are."""
+    """Show the verdict, the table if asked for, early exit, and where the files are."""
+    show_lines([verdict(result.rows[-1], split=result.split).line])
     if request.per_timestep:
         output().print(words.per_timestep_table(result.name, result.rows))
-    show_lines([words.summary(result.rows, result.split)])
-    files = {"table": result.table, "figure": result.figure}
-    show_lines(f"{what}: {path}" for what, path in files.items() if path is not None)
     if result.early_exit_rows:
         output().print(words.early_exit_table(result.early_exit_rows))
         show_lines(words.budget_sentence(r) for r in result.early_exit_rows if r["chosen_on"])
-        if result.early_exit_table is not None:
-            show_lines([f"table: {result.early_exit_table}"])
+    files = [("table", result.table), ("figure", result.figure), ("table", result.early_exit_table)]
+    show_lines(f"{what}: {path}" for what, path in files if path is not None)
 
 
 def show_energy(
     result: energy.EnergyResult | network_energy.NetworkEnergyResult,
     request: options.EnergyRequest,
 ) -> None:
-    """Show the operations and energy of each layer, what they mean in words, and the files.
+    """Show the verdict, the operations and energy of each layer, their totals, and the files.
 
     Of a network from elsewhere also what feeds it, and what is not counted.
     """
     of = cast("network_energy.NetworkEnergyResult", result)
     title = f"{of.name}, {of.weights}" if request.network and of.weights else result.name
+    against, at_least = result.document["against_ann"], words.leaves_out(result.document)
+    # of a network from elsewhere no accuracy was measured
+    last = None if request.network else cast("energy.EnergyResult", result).last
+    found = verdict(last, against, at_least=at_least)
+    show_lines([found.line])
     output().print(words.table(title, result.rows))
-    show_lines(words.energy_sentences(result.document))
+    show_comparisons(found)
+    show_lines(words.energy_sentences(result.document, found.guessing))
     if request.network:  # a run's layers are ours: nothing of them is left out
         facts = (of.layout, of.inputs, of.kinds, of.differing, of.uncounted, of.notes)
         show_lines(words.network_sentences(*facts))

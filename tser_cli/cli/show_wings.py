@@ -242,7 +242,9 @@ def show_quantized(
     show.show_run(result, [exporting + show.plugin_flags()])
     if quantized.parent_accuracy is not None:
         change = 100 * (result.accuracy - quantized.parent_accuracy)
-        show_lines([f"before: {quantized.parent_accuracy:.2%} ({change:+.2f} points now)"])
+        show_lines(
+            [f"before: {words.percent(quantized.parent_accuracy)} ({change:+.2f} points now)"]
+        )
     if result.energy_pj is not None:
         here = f"{result.energy_pj / 1e6:.4g} uJ ({quantized.profile})"
         as_floats = f"the same operations in fp32: {quantized.float_energy_pj / 1e6:.4g} uJ"

@@ -9,6 +9,8 @@ from typing import Any
 from tser_cli.base.errors import escaped, one_line, visible
 from tser_cli.export import fixed_point, verify
 from tser_cli.export.graph import Facts, Graph
+from tser_cli.report.words import percent
+from tser_cli.settings.fields import joules
 
 MARK = "<!-- model card, written by tser export -->"
 LIMITS = (
@@ -25,6 +27,7 @@ class CardFacts:
 
     `rows`: the steps of the run's result, `energy`: the sidecar of energy.csv, both empty where
     there is none; `float_energy_pj`: what the same operations cost in 32-bit floating point.
+    `verdict`: on both in one line, "" where the run recorded no result.
     `settings`: the recipe as TOML. `checks` is None where nothing was verified. `fixed` and
     `change`: integer potentials, and what they do to the spikes.
     """
@@ -38,6 +41,7 @@ class CardFacts:
     rows: tuple[Mapping[str, Any], ...]
     energy: Mapping[str, Any]
     float_energy_pj: float
+    verdict: str
     settings: str
     checks: tuple[verify.ProgramCheck, ...] | None = None
     fixed: fixed_point.FixedGraph | None = None
@@ -92,6 +96,7 @@ def _summary(graph: Graph, facts: CardFacts) -> list[str]:
     weights = sum(node.weight.size for node in graph.weighted)
     teacher = f"distilled from {facts.teacher} " if facts.teacher else "trained without a teacher "
     return [
+        *([f"{facts.verdict}.", ""] if facts.verdict else []),
         f"{_named(facts.file)}{facts.format_name}) holds a spiking network, {teacher}with "
         f"the method `{facts.method}`: {len(graph.neurons)} layers of spiking neurons, "
         f"{weights:,} weights, T = {graph.facts.timesteps} time steps. Batch norms are folded into "
@@ -108,7 +113,7 @@ def _accuracy(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     for row in rows:
         at_t, mean = (row[f"accuracy_{kind}"] for kind in ("at_t", "cumulative"))
-        lines.append(f"| {row['t']} | {at_t:.2%} | {mean:.2%} | {row['images']} |")
+        lines.append(f"| {row['t']} | {percent(at_t)} | {percent(mean)} | {row['images']} |")
     return lines
 
 
@@ -119,12 +124,13 @@ def _energy(energy: Mapping[str, Any], float_energy_pj: float) -> list[str]:
     if profile.get("ac16_pj"):
         narrow = f" ({profile['ac16_pj']} where 16 bits hold the sum)"
     return [
-        f"{totals['energy_pj'] / 1e6:.4g} uJ an image (mean of {energy['images']} test images): "
+        f"{joules(totals['energy_pj'])} an image (mean of {energy['images']} test images): "
         f"{totals['sop_value']:,.0f} accumulates at {profile['ac_pj']} pJ{narrow} and "
         f"{totals['macs']:,.0f} multiply-accumulates at {profile['mac_pj']} pJ. Constants: "
         f"{profile['name']}, {profile['technology']}; {profile['source']}. {profile['note']}",
         "",
-        f"The same operations in 32-bit floating point: {float_energy_pj / 1e6:.4g} uJ.",
+        "The same operations in 32-bit floating point: "
+        f"{joules(float_energy_pj, totals['energy_pj'])} an image.",
     ]
 
 

@@ -45,6 +45,7 @@ PER_TIMESTEP: Schema = {
     **_columns(NUMBER, "accuracy_at_t", "accuracy_cumulative"),
     **_columns(INTEGER, "correct_at_t", "correct_cumulative", "images"),
     **_columns(NUMBER, "loss_at_t", "entropy_at_t", "confidence_at_t", "teacher_accuracy"),
+    **_columns(NUMBER, "chance", "p_chance", "p_teacher"),
 }
 # t is text: it may be "all"
 ENERGY: Schema = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -118,14 +119,46 @@ def mcnemar(right_I: NDArray[np.bool_], other_right_I: NDArray[np.bool_]) -> flo
     two is right, each is the one with probability 1/2. It compares two trained networks, not two
     methods: another seed may answer otherwise.
     """
-    from scipy import stats
+    return sign_test(int((right_I & ~other_right_I).sum()), int((other_right_I & ~right_I).sum()))
 
-    only_first = int((right_I & ~other_right_I).sum())
-    only_other = int((other_right_I & ~right_I).sum())
+
+def sign_test(first: int, other: int) -> float:
+    """Return the two-sided p-value that an event is of either kind with probability 1/2.
+
+    With the images on which only one of two networks is right it is McNemar's test.
+    """
     # no image tells the two apart: nothing speaks against equal errors
-    if only_first + only_other == 0:
+    both = first + other
+    return min(1.0, 2 * binomial_tail(max(first, other), both, 0.5)) if both else 1.0
+
+
+def binomial_tail(successes: int, trials: int, chance: float) -> float:
+    """Return the one-sided p-value of so many successes or more, each with probability `chance`.
+
+    Exact, but for the rounding of logarithms; every measured accuracy asks for it, and scipy.stats
+    takes seconds to load.
+    """
+    if successes <= 0 or chance >= 1.0:
         return 1.0
-    return float(stats.binomtest(only_first, only_first + only_other, 0.5).pvalue)
+    win, lose, whole = math.log(chance), math.log1p(-chance), math.lgamma(trials + 1)
+
+    def term(k: int) -> float:
+        ways = whole - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
+        return math.exp(ways + k * win + (trials - k) * lose)
+
+    return min(1.0, math.fsum(term(k) for k in range(successes, trials + 1)))
+
+
+def proportions_p(first: int, trials: int, other: int, other_trials: int) -> float:
+    """Return the two-sided p-value that two proportions are equal, by the pooled z-test.
+
+    For networks whose answers to each image are not known.
+    """
+    pooled = (first + other) / (trials + other_trials)
+    if not 0.0 < pooled < 1.0:
+        return 1.0
+    spread = math.sqrt(pooled * (1.0 - pooled) * (1.0 / trials + 1.0 / other_trials))
+    return math.erfc(abs(first / trials - other / other_trials) / spread / math.sqrt(2.0))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

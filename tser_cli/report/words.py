@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tser_cli.report.csv_files import ALL, TOTAL
+from tser_cli.report.verdict import EVEN, BesideAnn
 from tser_cli.settings.fields import joules
 from tser_cli.settings.registry import MethodEntry
 
@@ -20,6 +21,11 @@ from tser_cli.settings.registry import MethodEntry
 def percent(fraction: float | None) -> str:
     """0.9534 -> "95.34 %"; None -> "-"."""
     return "-" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def counted(number: int, name: str) -> str:
+    """Return "1 epoch", "1,437 images"."""
+    return f"{number:,} {name}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
@@ -68,19 +74,6 @@ def per_timestep_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def summary(rows: Sequence[dict[str, Any]], split: str) -> str:
-    """Return one line: the final accuracy, and how far it is from the teacher's."""
-    last = rows[-1]
-    images, teacher = last["images"], last["teacher_accuracy"]
-    text = f"accuracy {percent(last['accuracy_cumulative'])} of {images} {split} images"
-    if last["timesteps"] > 1:
-        text += f" after {last['timesteps']} time steps"
-    if teacher is None:
-        return text
-    gap = 100 * (last["accuracy_cumulative"] - teacher)
-    return f"{text}; teacher {percent(teacher)} ({gap:+.2f} points)"
-
-
 def methods_table(methods: Mapping[str, MethodEntry]) -> Table:
     """Return a line a method: its name, what it does, its source, its weights with their defaults.
 
@@ -118,27 +111,6 @@ def next_steps(folder: Path, commands: Sequence[str]) -> str:
     return "\n".join([f"run folder: {folder}", "next:", *(f"  {line}" for line in commands)])
 
 
-def meaning_sentences(kind: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what the accuracies of a run of `kind` (teacher or student) mean, in words.
-
-    `rows`: those of per_timestep.csv.
-    """
-
-    def count(row: Mapping[str, Any], name: str) -> int:
-        # accuracies are quotients of whole numbers: rounding gives the number back
-        return round(float(row[name]) * int(row["images"]))
-
-    last, images = rows[-1], f"{rows[-1]['images']:,} images that it was never trained on"
-    text = f"It is right about {count(last, 'accuracy_cumulative'):,} of {images}"
-    if len(rows) > 1:
-        text += f" ({count(rows[0], 'accuracy_at_t'):,} by its first time step alone)"
-    if last["teacher_accuracy"] is not None:
-        text += f", its teacher about {count(last, 'teacher_accuracy'):,}"
-    more = ["A student learns from its answers, and is compared with them."]
-    return [f"{text}.", *(more if kind == "teacher" else [])]
-
-
-ABOUT_THE_SAME = 0.005  # half a point of accuracy
 AT_LEAST = 0.05  # of the dense FLOP: so much left out would change the figures
 NEVER_COUNTED = re.compile("batch_norm|pool|(add|mean)$").search  # nor by anybody else
 COUNT_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
@@ -171,8 +143,8 @@ def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
             # other layers are fed with values: their share of non-zeros is no firing rate
             f"{row['firing_rate']:.3f}" if row["op"] == "AC" else "",
             quantity(row["sop_value"] + row["macs"]),
-            joules(row["energy_pj"]),
-            joules(row["ann_energy_pj"]),
+            joules(row["energy_pj"], whole[-1]["ann_energy_pj"]),
+            joules(row["ann_energy_pj"], whole[-1]["ann_energy_pj"]),
             share,
         )
     return shown
@@ -190,7 +162,7 @@ def early_exit_table(rows: Sequence[dict[str, Any]]) -> Table:
             stopping(row),
             f"{100 * row['accuracy']:.2f} %",
             f"{row['mean_steps']:.2f}",
-            joules(row["energy_pj"]),
+            joules(row["energy_pj"], row["energy_full_pj"]),
             f"{100 * row['energy_pj'] / row['energy_full_pj']:.0f} %",
             ", ".join(f"{100 * row[f'share_exit_{t}']:.0f} %" for t in steps),
         )
@@ -210,7 +182,8 @@ def budget_sentence(row: Mapping[str, Any]) -> str:
     energy, budget = row["energy_pj"], row["budget_pj"]
     lost = 100 * (row["accuracy"] - row["accuracy_full"])
     return (
-        f"energy budget: {joules(energy)} of {joules(budget)}, {kept_or_over(energy, budget)}; "
+        f"energy budget: {joules(energy, budget)} of {joules(budget)}, "
+        f"{kept_or_over(energy, budget)}; "
         f"{lost:+.2f} points of accuracy against all steps; threshold chosen on "
         f"{row['chosen_on']} images"
     )
@@ -218,12 +191,16 @@ def budget_sentence(row: Mapping[str, Any]) -> str:
 
 def compare(energy: float, other: float) -> str:
     """Return how two energies compare: "3.1 times less than", "1.2 times more than"."""
-    return f"{times(other / energy)} than" if energy else "nothing, unlike"
+    if not energy:
+        return "nothing, unlike"
+    told = times(other / energy)
+    return f"{told} {'as' if told.startswith('about') else 'than'}"
 
 
 def budget_verdict(energy_pj: float, budget_pj: float) -> str:
     """Return "2.98 µJ of 3 µJ: kept", or "3.21 µJ of 3 µJ: 7 % over"."""
-    return f"{joules(energy_pj)} of {joules(budget_pj)}: {kept_or_over(energy_pj, budget_pj)}"
+    spent = joules(energy_pj, budget_pj)
+    return f"{spent} of {joules(budget_pj)}: {kept_or_over(energy_pj, budget_pj)}"
 
 
 def kept_or_over(energy_pj: float, budget_pj: float) -> str:
@@ -233,88 +210,67 @@ def kept_or_over(energy_pj: float, budget_pj: float) -> str:
     return "kept" if energy_pj <= budget_pj else f"{over:.2g} % over"
 
 
-def headline(against: Mapping[str, Any]) -> list[str]:
-    """Return what decides, in two or three lines: the range beside the ANN of the same shape.
-
-    `against` is the entry `against_ann` of the sidecar. The third line is there where fewer steps
-    have about the same accuracy.
-    """
-    cases, accuracy = against["assumptions"], against["accuracy"]
-    snn, ann = cases["same"]["snn_pj"], cases["same"]["ann_pj"]
-    if snn in (0.0, ann):  # nothing was counted, or the network is that ANN itself
-        return [f"One image costs {joules(snn)}."]
-    # from best to worst: one favourable number alone would mislead
-    ratios = sorted((case["ann_pj"] / case["snn_pj"] for case in cases.values()), reverse=True)
-    first, last = times(ratios[0]), times(ratios[-1])
-    reach = first if first == last else f"from {first} to {last}"
-    lines = [f"One image costs {joules(snn)}: {reach} than the ANN of the same shape."]
-    lines.append(_cases(cases))
-    # no accuracies come from a report page, which shows the steps by themselves
-    enough = [t for t, reached in enumerate(accuracy) if reached >= accuracy[-1] - ABOUT_THE_SAME]
-    t = enough[0] if enough else -1
-    if 0 <= t < len(accuracy) - 1:
-        steps = "t = 1 alone has" if t == 0 else f"t = 1..{t + 1} have"
-        fewer = f"{steps} {100 * accuracy[t]:.2f} % for {joules(against['steps_pj'][t])}"
-        lines.append(f"{fewer}; all steps {100 * accuracy[-1]:.2f} %.")
-    return lines
-
-
 def times(ratio: float) -> str:
     """Return how an energy compares with one `ratio` times as large: "3.1 times less"."""
+    if abs(ratio - 1.0) < EVEN:
+        return "about as much"
     return f"{ratio:.1f} times less" if ratio >= 1.0 else f"{1 / ratio:.1f} times more"
 
 
-def _cases(cases: Mapping[str, Any]) -> str:
-    ratio = {name: times(case["ann_pj"] / case["snn_pj"]) for name, case in cases.items()}
-    told = [f"{ratio['same']} than its {joules(cases['same']['ann_pj'])} in the same arithmetic"]
-    if "skipping" in cases:
-        share = f"{100 * cases['skipping']['skipped']:.0f} %"
-        told.append(f"{ratio['skipping']} if it skips its zeros ({share}, as in the teacher)")
-    if "memory" in cases:
-        told.append(f"{ratio['memory']} with memory traffic")
-    if "int8" in cases:
-        int8 = joules(cases["int8"]["ann_pj"])
-        told.append(f"{ratio['int8']} than its {int8} in 8-bit integers")
-    return f"That is {', '.join(told)}."
+def comparison_table(beside: Sequence[BesideAnn]) -> Table:
+    """Return a line an assumption: the student and the ANN of its shape."""
+    shown = new_table("beside the ANN of the same shape", ("ANN",), ("student", "ANN", "student"))
+    for one in beside:
+        energies = (joules(pj, beside[0].ann_pj) for pj in (one.student_pj, one.ann_pj))
+        shown.add_row(one.name, *energies, times(one.ratio))
+    return shown
 
 
-def energy_sentences(document: dict[str, Any]) -> list[str]:
-    """Return the totals, and what they mean, in words."""
+def leaves_out(document: Mapping[str, Any]) -> bool:
+    """Return whether so much of a network is not counted that its energy is a lower bound."""
+    shares = document.get("network", {}).get("uncounted_share_of_flop", {})
+    left_out = sum(share for name, share in shares.items() if not NEVER_COUNTED(name))
+    return bool(left_out >= AT_LEAST)
+
+
+def energy_sentences(document: dict[str, Any], guessing: bool = False) -> list[str]:
+    """Return the totals in words; without a ratio to the teacher of a network that guesses."""
     totals, profile, stem = document["totals"], document["profile"], document["stem"]
-    priced = f"Priced by {profile['name']}, on {document['images']} images"
-    if document["teacher"]:
+
+    def cost(energy_pj: float) -> str:
+        return joules(energy_pj, totals["ann_energy_pj"])
+
+    priced = f"Priced by {profile['name']}, on {counted(document['images'], 'image')}"
+    if document["teacher"] and not guessing:
         energy, other = totals["energy_pj"], document["teacher"]["energy_pj"]
-        priced += f"; {compare(energy, other)} the {joules(other)} of its teacher, "
+        priced += f"; {compare(energy, other)} the {cost(other)} of its teacher, "
         priced += document["teacher"]["name"]
     measured = "" if profile["measured"] else "not "
     constants = f"Constants: {profile['source']}; {measured}measured on a chip that ran networks"
     if profile["step_seconds"] is not None:
         constants += f"; a step takes {profile['step_seconds']:g} s"
-    lines = [*headline(document["against_ann"]), priced, constants]
-    shares = document.get("network", {}).get("uncounted_share_of_flop", {})
-    if sum(share for name, share in shares.items() if not NEVER_COUNTED(name)) >= AT_LEAST:
-        lines[0] = lines[0].replace("costs", "costs at least", 1)
+    lines = [priced, constants]
     # a cheaper price of each operation must not pass for fewer operations
     if profile["name"].endswith("int8"):
-        wide = joules(totals["energy_fp32_pj"])
+        wide = cost(totals["energy_fp32_pj"])
         lines.append(f"The same operations in 32-bit floating point: {wide}")
     lines += [
         f"operations: {quantity(totals['sop_value'])} accumulates, {quantity(totals['macs'])} "
-        f"MACs; the papers' formula, rate x T x FLOP, gives {joules(totals['energy_formula_pj'])}",
+        f"MACs; the papers' formula, rate x T x FLOP, gives {cost(totals['energy_formula_pj'])}",
     ]
     if stem["layers"]:
         # others count the first layer at every step: with both totals a reader can compare
         lines.append(
             f"stem ({', '.join(stem['layers'])}): counted {stem['policy'].replace('_', ' ')}; the "
-            f"total is {joules(stem['total_energy_once_pj'])} with it once an image, "
-            f"{joules(stem['total_energy_per_step_pj'])} with it at every step"
+            f"total is {cost(stem['total_energy_once_pj'])} with it once an image, "
+            f"{cost(stem['total_energy_per_step_pj'])} with it at every step"
         )
     updates = totals["neuron_update_energy_pj"]
-    cost = "" if updates is None else f", {joules(updates)}"
-    counted = quantity(totals["neuron_updates"])
-    lines.append(f"neuron updates, not in the total: {counted}{cost}")
+    price = "" if updates is None else f", {cost(updates)}"
+    updated = quantity(totals["neuron_updates"])
+    lines.append(f"neuron updates, not in the total: {updated}{price}")
     if document["memory"]:
-        traffic = joules(document["memory"]["snn"]["energy_pj"])
+        traffic = cost(document["memory"]["snn"]["energy_pj"])
         lines.append(f"memory traffic, not in the total: {traffic}")
     return lines
 
@@ -331,7 +287,7 @@ def conventions_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             str(row["convention"]),
             quantity(row["macs"]),
             quantity(row["acs"]),
-            joules(row["energy_pj"]),
+            joules(row["energy_pj"], max(one["energy_pj"] for one in rows)),
             "" if ratio is None else f"{ratio:.3f}",
             str(row["differs_by"]),
         )

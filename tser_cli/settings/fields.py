@@ -147,10 +147,11 @@ def parse_budget(text: str, flag: str = "") -> Budget:
         ) from error
 
 
-def joules(energy_pj: float) -> str:
-    """1234.5 -> "1.23 nJ"."""
-    scale, unit = unit_of(energy_pj)
-    return f"{energy_pj / scale:.3g} {unit}"
+def joules(energy_pj: float, beside_pj: float | None = None) -> str:
+    """1234.5 -> "1.23 nJ"; in the unit of the energy that it stands beside, where one is given."""
+    scale, unit = unit_of(beside_pj or energy_pj)
+    number = energy_pj / scale
+    return f"{number:,.0f} {unit}" if abs(number) >= 999.5 else f"{number:.3g} {unit}"
 
 
 def unit_of(energy_pj: float) -> tuple[float, str]:

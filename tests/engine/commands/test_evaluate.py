@@ -25,6 +25,7 @@ from tser_cli.engine.runs.opened import open_finished
 from tser_cli.engine.runs.weights import load_model
 from tser_cli.models.base import Classifier
 from tser_cli.report.csv_files import PER_TIMESTEP, read_csv
+from tser_cli.report.statistics import proportions_p
 from tser_cli.settings.options import EvaluateRequest
 
 Finished = Callable[..., Run]
@@ -99,6 +100,9 @@ def test_the_run_s_own_table_is_written_again(
         assert labels == (run.name, "tser", "resnet34", "resnet20", "test")
         assert (row["images"], row["teacher_accuracy"]) == ("11", "0.75")
         assert float(row["accuracy_at_t"]) == int(row["correct_at_t"]) / 11
+        # the fixture's record has no test of its own: 8.25 of 11 are 8, by a test of proportions
+        right = int(row["correct_cumulative"])
+        assert float(row["p_teacher"]) == proportions_p(right, 11, 8, 11)
     assert told.warnings == []
     assert (result.name, result.split, result.figure) == (run.name, "test", None)
     assert (result.early_exit_rows, result.early_exit_table) == ([], None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.models.base import Classifier
 from tser_cli.report.csv_files import PER_TIMESTEP
 from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, read_predictions
+from tser_cli.report.statistics import mcnemar
 
 STEPS, IMAGES, CLASSES = 3, 101, 5
 Counted = Callable[..., Evaluation]
@@ -117,7 +119,7 @@ def softmax(values: list[float]) -> list[float]:
 
 def by_hand(logits: list[list[list[float]]], labels: list[int]) -> list[dict[str, Any]]:
     """The rows that plain Python counts, image by image: logits [t][image][class]."""
-    images, rows = len(labels), []
+    images, rows, chance = len(labels), [], max(Counter(labels).values()) / len(labels)
     for t in range(len(logits)):
         right = right_mean = 0
         loss, entropy, confidence = [], [], []
@@ -143,6 +145,12 @@ def by_hand(logits: list[list[list[float]]], labels: list[int]) -> list[dict[str
                 "entropy_at_t": math.fsum(entropy) / images,
                 "confidence_at_t": math.fsum(confidence) / images,
                 "teacher_accuracy": None,
+                "chance": chance,
+                "p_chance": math.fsum(
+                    math.comb(images, k) * chance**k * (1 - chance) ** (images - k)
+                    for k in range(right_mean, images + 1)
+                ),
+                "p_teacher": None,
             }
         )
     return rows
@@ -152,8 +160,8 @@ def assert_rows_agree(rows: list[dict[str, Any]], expected: list[dict[str, Any]]
     assert len(rows) == len(expected)
     for row, other in zip(rows, expected, strict=True):
         for key, value in other.items():
-            exact = not key.startswith(("loss", "entropy", "confidence"))
-            assert row[key] == (value if exact else pytest.approx(value, rel=1e-12)), key
+            exact = not key.startswith(("loss", "entropy", "confidence", "p_chance"))
+            assert row[key] == (value if exact else pytest.approx(value, rel=1e-11)), key
 
 
 @pytest.mark.parametrize("batch", [1, 7, 50, 100, 101, 128])
@@ -217,11 +225,14 @@ def test_the_teacher_is_counted_on_the_same_images(
 ) -> None:
     teacher = Table(torch.randn(1, IMAGES, CLASSES), spiking=False).eval()
     evaluation = counted(Table(logits_TMK), 16, teacher=teacher)
-    answers = teacher.logits_TMK[0].argmax(-1).tolist()
-    right = sum(a == b for a, b in zip(answers, numbered.test.labels.tolist(), strict=True))
+    right_M = (teacher.logits_TMK[0].argmax(-1) == numbered.test.labels).numpy()
+    right = int(right_M.sum())
     assert 0 < right < IMAGES
     assert evaluation.teacher_correct == right
     assert {row["teacher_accuracy"] for row in evaluation.rows()} == {right / IMAGES}
+    for t, row in enumerate(evaluation.rows(), 1):
+        answered_M = logits_TMK[:t].mean(0).argmax(-1) == numbered.test.labels
+        assert row["p_teacher"] == pytest.approx(mcnemar(answered_M.numpy(), right_M))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -313,11 +324,12 @@ def test_answers_and_counts_of_several_processes_are_put_in_the_images_order(
         loader = build_eval_loader(DATASET, "test", config, rank=rank, world=3)
         together = evaluate(student, loader, of_rank, 2, count=True)
         Gathered.others.append(Gathered.shared)
-    shares = [len(part[0].index_I) if part else 0 for part in Gathered.others]
+    shares = [len(part[0].index_I) if part else 0 for _, part in Gathered.others]
     assert shares == ([6, 5, 0] if batch == 2 else [5, 3, 3])
     assert together.answers.index_I.tolist() == list(range(len(DATASET.test)))
     assert torch.equal(together.answers.prediction_TI, whole.answers.prediction_TI)
     assert torch.equal(together.answers.correct_TI, whole.answers.correct_TI)
+    assert together.largest_class == whole.largest_class
     assert together.counts.images == whole.counts.images == len(DATASET.test)
     for mine, other in zip(together.counts.layers, whole.counts.layers, strict=True):
         assert mine.layer == other.layer

@@ -32,6 +32,7 @@ from tser_cli.engine.page.values import (
 )
 from tser_cli.report.comparison import CellStatistics, Disagreement
 from tser_cli.report.figures import EnergyPoint, LayerEnergy, tradeoff
+from tser_cli.report.verdict import Verdict
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}'\"&"
 NAMES = ("cat", HOSTILE, "${alert(3)}")
@@ -106,7 +107,7 @@ def run_report(name: str = "run-a", **parts: Any) -> RunReport:
         ),
         "mistakes": mistakes(),
         "energy": energy(),
-        "headline": ("One image costs 80 pJ: as is told.", HOSTILE),
+        "verdict": Verdict(f"80.00 % {HOSTILE}", "80 pJ an image: as is told", False, ()),
         "pairs": (
             EnergyPair("the ANN of the same shape", 80.0, 920.0, "arithmetic alone"),
             EnergyPair(HOSTILE, 80.0, 40.0, "arithmetic alone"),
@@ -164,5 +165,10 @@ def bare_run() -> RunReport:
     lost = Missing(f"there is nothing: {HOSTILE}")
     names = ("accuracy", "curves", "mistakes", "energy", "tradeoff", "gallery", "settings")
     nothing: dict[str, Any] = dict.fromkeys((*names, "environment"), lost)
-    nothing |= {"pairs": (), "headline": (), "commands": ("tser",), "state": "stopped"}
+    nothing |= {
+        "pairs": (),
+        "verdict": Verdict("", "", False, ()),
+        "commands": ("tser",),
+        "state": "stopped",
+    }
     return run_report("bare", **nothing, said=("This run is stopped",))

@@ -174,7 +174,7 @@ def test_what_was_measured_agrees_with_itself(finished: Finished) -> None:
         *("2-bit ANN", "that ANN, memory by layer", "2-bit ANN, memory by layer"),
     ]
     assert [pair.in_range for pair in run.pairs] == [True] * 3 + [False] * 4
-    assert run.headline[0].startswith("One image costs ")
+    assert " an image: " in run.verdict.energy
 
 
 def test_the_assumptions_are_those_that_the_run_recorded(written: Written) -> None:
@@ -188,9 +188,9 @@ def test_the_assumptions_are_those_that_the_run_recorded(written: Written) -> No
         ("the ANN of the same shape", 4.0),
         ("that ANN, skipping its zeros", 2.5),
     ]
-    assert found.headline[0] == (
-        "One image costs 2 pJ: from 4.0 times less to 2.5 times less than the ANN of the same "
-        "shape."
+    assert found.verdict.energy == (
+        "2 pJ an image: cheaper than the same ANN in the same arithmetic, and by each other way to "
+        "count"
     )
 
 

@@ -32,6 +32,7 @@ from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.engine.runs.teachers import teacher_config
 from tser_cli.engine.training.settle import AUTO, choose_precision, settle
 from tser_cli.report import ablation_figures, comparison
+from tser_cli.report.words import counted
 from tser_cli.settings.config import Config
 
 PRECISION = "training.precision"
@@ -249,7 +250,8 @@ def plan_ablation(request: Request, place: AblationFolder, options: Options) -> 
     return AblationPlan(
         cells=tuple(zip((cell.title for cell in request.cells), finished, strict=True)),
         teachers=tuple(
-            f"a {p.network} is trained first, {p.config.training.epochs} epochs" for p in teachers
+            f"a {p.network} is trained first, {counted(p.config.training.epochs, 'epoch')}"
+            for p in teachers
         ),
         seconds=sum(one.seconds for one in teachers) + rounds * (seconds / max(1, len(waiting))),
         jobs=jobs,

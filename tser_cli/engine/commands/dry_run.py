@@ -15,6 +15,7 @@ from tser_cli.engine.training.run import other_schedule, student_task, teacher_t
 from tser_cli.engine.training.settle import settle, settle_batch_size
 from tser_cli.engine.training.task import Task
 from tser_cli.models.base import parameter_count
+from tser_cli.report.words import counted
 from tser_cli.settings import registry
 from tser_cli.settings.config import Config
 
@@ -84,7 +85,7 @@ def _teacher(context: Context, options: Options) -> tuple[networks.Loaded | None
     first = teachers.teacher_config(config).training.epochs
     # its step costs as much as a trained one's
     untrained = networks.untrained(config.model.teacher, spec, config)
-    return untrained, f"a {config.model.teacher} is trained first, {first} epochs"
+    return untrained, f"a {config.model.teacher} is trained first, {counted(first, 'epoch')}"
 
 
 def _plan(

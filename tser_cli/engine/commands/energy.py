@@ -35,13 +35,17 @@ BY_LAYER, ACCURACY = "by_layer", "accuracy"
 
 @dataclass(frozen=True)
 class EnergyResult:
-    """What was counted and priced: the rows of energy.csv, the sidecar's document, the files."""
+    """What was counted and priced: the rows of energy.csv, the sidecar's document, the files.
+
+    `last`: the last row of per_timestep.csv, None where it is not known.
+    """
 
     name: str
     rows: list[dict[str, Any]]
     document: dict[str, Any]
     written: tuple[Path, ...]
     beyond: Beyond = field(default_factory=Beyond)
+    last: dict[str, Any] | None = None
 
 
 def goes_beyond(request: EnergyRequest) -> bool:
@@ -116,7 +120,11 @@ def _write(
         rows = per_image_rows(opened, full.answers, full.counts, profile)
         write_csv(request.per_image, rows, PER_IMAGE)
     written = (*files, *beyond.written)
-    return EnergyResult(opened.run.name, report.rows, report.document, written, beyond)
+    result = find_result(opened.run)
+    # on all test images, and beside its teacher's answers, if it was measured with as many steps
+    same = result is not None and result.timesteps == full.timesteps
+    last = result.per_timestep[-1] if result and same else full.rows()[-1]
+    return EnergyResult(opened.run.name, report.rows, report.document, written, beyond, last)
 
 
 def figure_of(output: Path | None, kind: str) -> Path:

@@ -17,7 +17,7 @@ from tser_cli.engine.runs import networks, record, teachers
 from tser_cli.engine.runs.opened import FinishedRun, open_finished, select_run
 from tser_cli.engine.training.budget import profile_of
 from tser_cli.engine.training.run import row_labels
-from tser_cli.report import csv_files, figures
+from tser_cli.report import csv_files, figures, statistics
 from tser_cli.settings import fields, options
 
 MAX_TIMESTEPS = 1024  # more fit no memory, and a mistyped number would take days
@@ -71,8 +71,10 @@ def evaluate_run(request: options.EvaluateRequest) -> EvaluateResult:
             "network is surer than of others"
         )
     other = evaluate_split(model, context, held_out, full.timesteps, count=True) if budget else None
+    rows = [row for row in full.rows() if row["t"] in steps]
     accuracy = teacher_accuracy(opened, split)
-    rows = [{**row, "teacher_accuracy": accuracy} for row in full.rows() if row["t"] in steps]
+    if accuracy is not None:
+        rows = [{**row, **beside_teacher(opened, split, row, accuracy)} for row in rows]
     # other splits were not measured at the end of the training: nothing to compare with
     if split == "test":
         _say_difference(opened, rows[-1])
@@ -251,3 +253,19 @@ def teacher_accuracy(opened: FinishedRun, split: Split) -> float | None:
         return None
     opened.context.runtime.place(networks.freeze(teacher.model))
     return evaluate_split(teacher.model, opened.context, split, 1).accuracy
+
+
+def beside_teacher(
+    opened: FinishedRun, split: Split, row: dict[str, Any], accuracy: float
+) -> dict[str, Any]:
+    """Return the columns of the teacher for a row; its test is the run's own where that holds."""
+    result = record.find_result(opened.run) if split == "test" else None
+    same = ("t", "correct_cumulative", "images")
+    for known in result.per_timestep if result else ():
+        # McNemar's, which knows the answers of both to each image
+        if all(known.get(name) == row[name] for name in same) and "p_teacher" in known:
+            return {"teacher_accuracy": accuracy, "p_teacher": known["p_teacher"]}
+    taught = round(accuracy * row["images"])
+    right, images = row["correct_cumulative"], row["images"]
+    p_value = statistics.proportions_p(right, images, taught, images)
+    return {"teacher_accuracy": accuracy, "p_teacher": p_value}

@@ -20,6 +20,7 @@ from tser_cli.engine.runs import folder, record, teachers
 from tser_cli.engine.runs.opened import FinishedRun, open_finished, select_run
 from tser_cli.export import card, fixed_point, formats, verify
 from tser_cli.export.graph import Facts, Graph, pip_line, trace
+from tser_cli.report.verdict import verdict
 from tser_cli.settings import registry, wing_options
 
 
@@ -175,6 +176,7 @@ def _card_facts(opened: FinishedRun, request: wing_options.ExportRequest) -> car
         rows=result.per_timestep if result else (),
         energy=energy,
         float_energy_pj=float_energy(energy["totals"]) if energy else 0.0,
+        verdict=verdict(result.per_timestep[-1], result.against_ann).line if result else "",
         settings=tomli_w.dumps(opened.run.config().model_dump(mode="json")),
     )
 

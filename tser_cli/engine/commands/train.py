@@ -19,6 +19,7 @@ from tser_cli.engine.runs.record import RunResult
 from tser_cli.engine.runs.runtime import random_state, restore_random_state
 from tser_cli.engine.training import run as training
 from tser_cli.engine.training.settle import settle, settle_batch_size
+from tser_cli.report.verdict import verdict
 from tser_cli.settings import registry
 from tser_cli.settings.config import Config
 
@@ -102,6 +103,7 @@ def _train_once(context: Context, options: Options) -> networks.Loaded:
             replace(context, config=teachers.teacher_config(config)),
             replace(options, resume="auto"),
         )
+        context.progress.say(f"teacher: {verdict(result.per_timestep[-1]).line}")
         path = Run(Path(result.folder)).model_file
         return runtime.on_main(lambda: teachers.fitting_teacher(networks.read(path, spec), spec))
 

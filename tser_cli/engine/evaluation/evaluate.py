@@ -7,6 +7,7 @@ integer counts: they do not depend on the size of batches or the number of proce
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.losses.base import entropy
 from tser_cli.models.base import Classifier
 from tser_cli.models.integers import batch_size, has_integer_layers, integer
+from tser_cli.report import statistics
 from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, Predictions, Steps, write_predictions
 
 StartCounting = Callable[[Classifier, int], AbstractContextManager[Counting]]
@@ -37,7 +39,9 @@ StartCounting = Callable[[Classifier, int], AbstractContextManager[Counting]]
 class Evaluation:
     """Sums over the images of a split; element t - 1 is time step t. Losses are in nats.
 
-    `answers` and `counts` are there only where they were asked for.
+    `largest_class`: the images of the most frequent class. `both_correct`: those that the teacher
+    and the mean of steps 1..t have right, none without a teacher. `answers` and `counts` are there
+    only where they were asked for.
     """
 
     images: int
@@ -46,6 +50,8 @@ class Evaluation:
     loss_sum: list[float]
     entropy_sum: list[float]
     confidence_sum: list[float]
+    largest_class: int
+    both_correct: list[int]
     teacher_correct: int | None = None
     answers: Answers | None = None
     counts: Counts | None = None
@@ -79,9 +85,20 @@ class Evaluation:
                 "entropy_at_t": self.entropy_sum[t] / self.images,
                 "confidence_at_t": self.confidence_sum[t] / self.images,
                 "teacher_accuracy": self.teacher_accuracy,
+                "chance": self.largest_class / self.images,
+                "p_chance": statistics.binomial_tail(
+                    self.correct_cumulative[t], self.images, self.largest_class / self.images
+                ),
+                "p_teacher": self._p_teacher(t),
             }
             for t in range(self.timesteps)
         ]
+
+    def _p_teacher(self, t: int) -> float | None:
+        if self.teacher_correct is None:
+            return None
+        both = self.both_correct[t]
+        return statistics.sign_test(self.correct_cumulative[t] - both, self.teacher_correct - both)
 
 
 @dataclass(frozen=True)
@@ -141,9 +158,11 @@ def evaluate(
     steps, kept = timesteps if model.spiking else 1, list[Answers]()
     # Float64 is exact for counts; of losses it leaves the order's trace below what a table shows.
     # Read once, at the end: to read a sum after each batch would make the CPU wait.
-    sums = torch.zeros(7, steps, dtype=torch.float64, device=runtime.device)
+    sums = torch.zeros(8, steps, dtype=torch.float64, device=runtime.device)
+    of_class = Counter[int]()
     with counting(model, steps) if count else nullcontext() as counter:
         for batch in loader:
+            of_class.update(batch.labels_N.tolist())
             images, labels = runtime.images(batch.images_NCHW), batch.labels_N.to(runtime.device)
             with runtime.autocast():
                 logits_TNK = logits_of(model, images, steps)
@@ -155,7 +174,9 @@ def evaluate(
             sums[:5] += torch.stack([of_TI.double().sum(1) for of_TI in columns])
             sums[5] += len(labels)
             if taught is not None:
-                sums[6] += (taught.argmax(-1) == labels).sum()
+                taught_right_N = taught.argmax(-1) == labels
+                sums[6] += taught_right_N.sum()
+                sums[7] += (answers.correct_cumulative_TI & taught_right_N).sum(1)
             if count:
                 # on the host: a large test set's answers would fill the device
                 kept.append(answers.on_cpu())
@@ -164,14 +185,32 @@ def evaluate(
     for _ in range(runtime.largest(length_hint(loader)) - length_hint(loader)):
         check()
     model.train(was_training)
-    right, right_mean, loss, spread, confidence, seen, taught_right = runtime.sum(sums).tolist()
-    counts = [int(n) for n in right], [int(n) for n in right_mean]
-    of_teacher = None if teacher is None else int(taught_right[0])
-    evaluation = Evaluation(int(seen[0]), *counts, loss, spread, confidence, of_teacher)
-    if counter is None:
+    mine = (Answers.joined(kept), counter.counts()) if counter is not None and kept else None
+    return _of_all_processes(runtime, sums, (of_class, mine), teacher is not None)
+
+
+def _of_all_processes(
+    runtime: Runtime,
+    sums: Tensor,
+    mine: tuple[Counter[int], tuple[Answers, Counts] | None],
+    taught: bool,
+) -> Evaluation:
+    right, right_mean, loss, spread, confidence, seen, right_ann, both = runtime.sum(sums).tolist()
+    gathered: list[tuple[Counter[int], tuple[Answers, Counts] | None]] = runtime.gather(mine)
+    evaluation = Evaluation(
+        images=int(seen[0]),
+        correct_at=[int(n) for n in right],
+        correct_cumulative=[int(n) for n in right_mean],
+        loss_sum=loss,
+        entropy_sum=spread,
+        confidence_sum=confidence,
+        largest_class=max(sum((classes for classes, _ in gathered), Counter[int]()).values()),
+        both_correct=[int(n) for n in both],
+        teacher_correct=int(right_ann[0]) if taught else None,
+    )
+    parts = [part for _, part in gathered if part]  # none of a process without images
+    if not parts:
         return evaluation
-    mine = (Answers.joined(kept), counter.counts()) if kept else None
-    parts = [part for part in runtime.gather(mine) if part]  # none of a process without images
     # by their places in the split: the processes took turns at its batches
     order = torch.cat([answers.index_I for answers, _ in parts]).argsort().numpy()
     return replace(

@@ -129,7 +129,7 @@ def accuracy(run: Run) -> values.Accuracy:
     times = [step.t for step in steps]
     if times != sorted(set(times)) or len(times) > MAX_TIMESTEPS:
         raise ValueError("its time steps do not follow each other")
-    return values.Accuracy(steps, rows[-1].get("teacher_accuracy"))
+    return values.Accuracy(steps, rows[-1].get("teacher_accuracy"), rows[-1])
 
 
 def _step(row: Mapping[str, Any]) -> values.MeasuredStep:

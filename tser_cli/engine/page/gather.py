@@ -35,7 +35,7 @@ from tser_cli.engine.training.budget import profile_of
 from tser_cli.report.comparison import Disagreement, disagreement
 from tser_cli.report.figures import EnergyPoint
 from tser_cli.report.predictions import Predictions
-from tser_cli.report.words import headline
+from tser_cli.report.verdict import verdict
 from tser_cli.settings.options import Wanted
 from tser_cli.settings.wing_options import ReportRequest
 
@@ -170,6 +170,10 @@ def run_report(run: Run, request: ReportRequest, pictures: int) -> RunFound:
         # as energy.json has them, else as measured now, else those of energy.csv alone
         cases = document.assumptions or (counted and counted.assumptions) or alone
         pairs = [*energy_pairs(energy, cases, document), *(counted.pairs if counted else ())]
+    found = verdict(
+        None if isinstance(accuracy, Missing) else accuracy.row,
+        {"assumptions": cases, "steps_pj": (), "accuracy": ()} if cases else None,
+    )
     facts = files.facts(run, stated, surroundings)
     steps = f", T = {facts.timesteps}" if facts.timesteps else ""
     report = values.RunReport(
@@ -186,10 +190,8 @@ def run_report(run: Run, request: ReportRequest, pictures: int) -> RunFound:
         curves=part("metrics.csv", lambda: files.curves(run)),
         mistakes=mistakes,
         energy=energy,
-        headline=tuple(headline({"assumptions": cases, "steps_pj": (), "accuracy": ()}))
-        if cases
-        else (),
-        pairs=tuple(pairs),
+        verdict=found,
+        pairs=() if found.guessing else tuple(pairs),
         tradeoff=part("energy.csv", lambda: _tradeoff(run, document, accuracy, energy, counted)),
         gallery=measured if isinstance(measured, Missing) else measured.gallery,
         all_settings=files.in_words(stated),

@@ -24,7 +24,8 @@ from tser_cli.report import figures, words
 from tser_cli.report.comparison import Disagreement
 from tser_cli.report.lists import accuracy_words, difference_words, interval_words
 from tser_cli.report.style import GREY, PALE, PALETTE, SVG, Drawing
-from tser_cli.report.words import ABOUT_THE_SAME, budget_verdict, quantity, times
+from tser_cli.report.verdict import ABOUT_THE_SAME
+from tser_cli.report.words import budget_verdict, quantity, times
 from tser_cli.settings.fields import joules
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -211,13 +212,12 @@ def told(ratio: float) -> str:
 
 def summary(run: values.RunReport) -> list[str]:
     """Return what a reader in a hurry must know, a sentence or two each."""
-    lines = (
-        list(_of_accuracy(run, run.accuracy)) if isinstance(run.accuracy, values.Accuracy) else []
-    )
+    lines = [f"{run.verdict.line}."] if run.verdict.line else []
+    if isinstance(run.accuracy, values.Accuracy):
+        lines += _of_first_step(run, run.accuracy)
     verdict = _budget_verdict(run.facts)
     if verdict:
         lines.append(f"It was trained to an energy budget: {verdict}.")
-    lines += run.headline
     if isinstance(run.tradeoff, values.Tradeoff):
         # the cheapest early exit that costs at most half a point; not where the first step is
         # enough, which another sentence says, nor where it saves next to nothing
@@ -242,22 +242,8 @@ def summary(run: values.RunReport) -> list[str]:
     return lines
 
 
-def _of_accuracy(run: values.RunReport, accuracy: values.Accuracy) -> Iterator[str]:
-    last = accuracy.last
-    after = f"After {last.t} time steps " if last.t > 1 else ""
-    low, high = (percent(end, 1) for end in last.interval)
-    yield (
-        f"{after}{last.right:,} of {last.images:,} test images are right: "
-        f"{percent(last.accuracy)} (95\N{NO-BREAK SPACE}% interval over images: "
-        f"{low} to {high})."
-    )
-    if accuracy.teacher is not None and run.kind == "student":
-        gap = points(last.accuracy - accuracy.teacher)
-        name = f", {run.facts.teacher}," if run.facts.teacher else ""
-        yield (
-            f"Its teacher{name} reaches {percent(accuracy.teacher)}; the student is {gap} from it."
-        )
-    if last.t > 1:
+def _of_first_step(run: values.RunReport, accuracy: values.Accuracy) -> Iterator[str]:
+    if accuracy.last.t > 1:
         share = ""
         if isinstance(run.energy, values.Energy) and run.energy.energy_pj and run.energy.steps_pj:
             first_pj = 100 * run.energy.steps_pj[0] / run.energy.energy_pj
@@ -297,9 +283,10 @@ def tiles(run: values.RunReport) -> Iterator[Tile]:
         ratios = [pair.ratio for pair in run.pairs if pair.in_range and pair.sound]
         if ratios:
             ends = dict.fromkeys((times(max(ratios)), times(min(ratios))))
-            yield Tile("beside the same ANN", " …\n".join(ends), "by what one compares and counts")
+            aside = run.verdict.behind or "by what one compares and counts"
+            yield Tile("beside the same ANN", " …\n".join(ends), aside)
     if run.facts.seconds is not None:
-        aside = f"{run.facts.epochs} epochs" if run.facts.epochs else ""
+        aside = words.counted(int(run.facts.epochs), "epoch") if run.facts.epochs else ""
         on = f" on {run.facts.device}" if run.facts.device else ""
         yield Tile("training", duration(run.facts.seconds), f"{aside}{on}")
 

@@ -9,10 +9,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from string import ascii_uppercase
+from typing import Any
 
 from tser_cli.report.comparison import CellStatistics, Disagreement
 from tser_cli.report.figures import EnergyPoint, LayerEnergy, Series, StepAccuracy
 from tser_cli.report.style import Drawing
+from tser_cli.report.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,14 @@ class MeasuredStep(StepAccuracy):
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy at each time step on the test images; `teacher`: its accuracy, None without one."""
+    """Accuracy at each time step on the test images; `teacher`: its accuracy, None without one.
+
+    `row`: the last row of per_timestep.csv.
+    """
 
     steps: tuple[MeasuredStep, ...]
     teacher: float | None
+    row: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def last(self) -> MeasuredStep:
@@ -244,7 +250,8 @@ class RunReport:
     """All that the page says of one run.
 
     `title` says what it is, and `said` what stands in the way of a complete report, as that the run
-    is not finished. `headline`: what decides about the energy, in two sentences.
+    is not finished. `verdict`: on what is known of it. `pairs`: what its energy is compared with,
+    nothing where it is not better than guessing.
     """
 
     name: str
@@ -258,7 +265,7 @@ class RunReport:
     curves: Curves | Missing
     mistakes: Mistakes | Missing
     energy: Energy | Missing
-    headline: tuple[str, ...]
+    verdict: Verdict
     pairs: tuple[EnergyPair, ...]
     tradeoff: Tradeoff | Missing
     gallery: Gallery | Missing

@@ -219,7 +219,8 @@ def _result_in(status: Mapping[str, Any], folder: Path) -> RunResult | None:
         steps = result.per_timestep
         # checked here once: whoever draws or compares it can then rely on it
         rows = [row[name] for row in steps for name in ("accuracy_at_t", "accuracy_cumulative")]
-        others = (result.teacher_accuracy, result.best_validation_accuracy)
+        tests = [row.get(name) for row in steps for name in ("chance", "p_chance", "p_teacher")]
+        others = (result.teacher_accuracy, result.best_validation_accuracy, *tests)
         fractions = [result.accuracy, *rows, *(value for value in others if value is not None)]
         in_order = [row["t"] for row in steps] == list(range(1, result.timesteps + 1))
         return result if in_order and all(0.0 <= value <= 1.0 for value in fractions) else None

@@ -36,6 +36,7 @@ from tser_cli.engine.training.state import Row, TrainingJob
 from tser_cli.engine.training.task import Task, classification, distillation, teach
 from tser_cli.report import figures
 from tser_cli.report.csv_files import per_timestep_csv
+from tser_cli.report.words import counted
 from tser_cli.settings.config import EPOCHS, Config, method_label
 
 BATCH = 256  # of the pass that computes the teacher's logits
@@ -308,10 +309,11 @@ def announcement(config: Config, spiking: bool, loader: TrainLoader) -> str:
     model, training = config.model, config.training
     what = f"{model.teacher}, an ANN to teach from"
     if spiking:
-        steps = f"{model.timesteps} time step{'s' if model.timesteps > 1 else ''}"
+        steps = counted(model.timesteps, "time step")
         what = f"{model.student}, spiking, with {steps}, by {method_label(config)}"
     return (
-        f"training {what}: {training.epochs} epochs of {loader.steps_per_epoch:,} steps on "
+        f"training {what}: {counted(training.epochs, 'epoch')} of "
+        f"{counted(loader.steps_per_epoch, 'step')} on "
         f"{loader.images:,} images of {config.data.name}, then a test on images kept apart. "
         "Ctrl-C stops it, and the same command resumes it"
     )
