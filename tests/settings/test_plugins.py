@@ -167,7 +167,12 @@ def test_a_run_keeps_a_package_whole(package: Path, tmp_path: Path) -> None:
     ]
     plugins._loaded.clear()
     del registry.METHODS["mine"]
-    with pytest.raises(RunError, match=f"--plugin {package}. The package as it was when the run"):
+    # the part, since the package itself need not import it
+    copy = tmp_path / "run" / "code" / "example_package" / "deep" / "__init__.py"
+    record["module"] = "example_package.part"
+    with pytest.raises(
+        RunError, match=f"--plugin {package}, or --plugin {copy.parents[1]}/part.py"
+    ):
         plugins.check_loaded([record], ["method mine"], tmp_path / "run")
 
 
@@ -184,6 +189,132 @@ def test_a_folder_that_is_no_package(write: Callable[..., Path]) -> None:
         assert "it is a folder without __init__.py; name a " in refused(name)
     plugins.load(["bare.part"])
     assert plugins.stated() == ["bare.part"]
+
+
+def test_what_a_plug_in_imports_from_beside_it_is_found_last_and_kept(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    write(METHOD.replace("0.1", "helper.weight") + "\nimport helper", "there/example_plugin.py")
+    Path("there/example_plugin.py").write_text("import helper, json\n" + METHOD)
+    write("def late():\n    import parts.deep.late\nweight = 2\nimport bare.one", "there/helper.py")
+    for name in ("parts/__init__", "parts/deep/__init__", "parts/deep/late", "bare/one", "unused"):
+        write("", f"there/{name}.py")
+    plugins.load(["there/example_plugin.py"])
+    assert sys.path[-1] == str(tmp_path / "there")
+    (record,) = plugins.keep(tmp_path / "run", {})
+    kept = {str(p.relative_to("there")) for p in Path("there").rglob("*.py")} - {"unused.py"}
+    assert set(record["files"]) == kept
+    assert {str(p.relative_to("run/code")) for p in Path("run/code").rglob("*.py")} == kept
+    # the copy runs by itself, and a change of what is imported is one of the plug-in
+    code = "import sys; from tser_cli.settings import plugins; plugins.load(sys.argv[1:])"
+    copy = str(tmp_path / "run" / record["copy"])
+    subprocess.run([sys.executable, "-c", code, copy], check=True, cwd="/")
+    assert plugins.changes([record]) == []
+    plugins._loaded.clear()
+    del registry.METHODS["mine"], sys.modules["example_plugin"]
+    write("weight = 3", "there/bare/one.py")
+    plugins.load(["there/example_plugin.py"])
+    (line,) = plugins.changes([record])
+    assert line.endswith("example_plugin.py: bare/one.py has changed since")
+
+
+def test_a_module_beside_a_plug_in_that_another_one_hides(write: Callable[..., Path]) -> None:
+    write("import json", "there/mine.py")
+    hiding = write("", "there/json.py")
+    assert refused("there/mine.py").endswith(f"rename {hiding}")
+    # two plug-ins whose helpers have one name: the second would get the first one's
+    for name in ("one", "two"):
+        write("", f"{name}/helper.py")
+        write("import helper", f"{name}/plugin_{name}.py")
+    plugins.load(["one/plugin_one.py"])
+    assert "there is another module helper (" in refused("two/plugin_two.py")
+
+
+LOOP = """
+from tser_cli import add_model
+for width in (4, 64):
+    @add_model(f"net{width}")
+    """
+
+
+@pytest.mark.parametrize(
+    ("text", "widths"),
+    [
+        ("def build(b, width=width): return width", (4, 64)),
+        ("def build(b, *, width=width): return width", (4, 64)),
+        (
+            "class Net:\n        width = width\n        def __new__(cls, b): return cls.width",
+            (4, 64),
+        ),
+        ("def build(b): return width", None),
+        ("class Net:\n        def __new__(cls, b): return width", None),
+    ],
+    ids=["default", "keyword", "class", "late", "late class"],
+)
+def test_what_a_loop_registers_is_each_its_own(
+    write: Callable[..., Path], text: str, widths: tuple[int, ...] | None
+) -> None:
+    write(LOOP + text)
+    if widths is None:
+        assert "registers net4 and net64 by functions that build the same" in refused(
+            "example_plugin"
+        )
+        return
+    plugins.load(["example_plugin"])
+    assert tuple(registry.load(registry.MODELS[f"net{w}"].target)(None) for w in (4, 64)) == widths
+
+
+def test_functions_of_a_function_methods_of_a_loop_and_aliases(write: Callable[..., Path]) -> None:
+    write(
+        """
+from functools import partial
+from tser_cli import add_dataset, add_method, add_model
+from tser_cli.losses.base import Supervised
+
+def build(b, width): return width
+def maker(width):
+    def made(b): return width
+    return made
+for width in (4, 64):
+    add_model(f"made{width}")(maker(width))
+    add_model(f"part{width}")(partial(build, width=width))
+    add_dataset(f"data{width}")(lambda config: config)
+    class Settings(Supervised):
+        name: str = f"method{width}"
+        weight: float = width
+    add_method(Settings, lambda student, teacher, width=width: width)(
+        lambda outputs, settings, width=width: width
+    )
+add_model("alias")(build)
+add_model("other")(build)
+"""
+    )
+    plugins.load(["example_plugin"])
+    for width in (4, 64):
+        method = registry.METHODS[f"method{width}"]
+        assert method.settings().model_dump()["weight"] == width
+        assert method.loss(0, 0) == method.make_adapters(0, 0) == width
+        for name in (f"made{width}", f"part{width}"):
+            assert registry.load(registry.MODELS[name].target)(None) == width
+
+
+def test_a_network_by_its_file_is_a_plug_in(write: Callable[..., Path], tmp_path: Path) -> None:
+    file = write("def build(): return 3", "example_net.py")
+    layers = [recipe.from_flags({"model.student": f"./{file.name}:build"})]
+    settings = recipe.resolve(recipe.with_plugins(layers))
+    assert (settings.model.student, settings.plugins) == ("example_net:build", (str(file),))
+    (record,) = plugins.keep(tmp_path / "run", registry.targets_of(settings.flat()))
+    assert record["adds"] == ["model example_net:build"]
+    plugins._loaded.clear()
+    del registry.MODELS["example_net:build"]
+    with pytest.raises(RunError, match=f"for the model example_net:build: --plugin {file}, or"):
+        plugins.check_loaded([record], record["adds"], tmp_path / "run")
+    plugins.load([str(file)])
+    plugins.check_loaded([record], record["adds"], tmp_path / "run")
+    assert registry.MODELS["example_net:build"].own
+    with pytest.raises(ConfigError, match=r'has no biuld \(did you mean "build"\?\)'):
+        plugins.add_network("example_net:biuld")
+    assert plugins.add_network("resnet18") == "resnet18"
 
 
 OLD_NAMES = """
@@ -328,8 +459,13 @@ def test_a_run_keeps_its_plug_ins_and_tells_what_it_needs(
     plugins.check_loaded([record], ["method kd"], folder)
     with pytest.raises(RunError) as error:
         plugins.check_loaded([record], ["method mine", "model resnet18"], folder)
-    assert f"--plugin {file}. " in str(error.value)
-    assert str(error.value).endswith(str(folder / "code" / "example_plugin.py"))
+    copy = folder / "code" / "example_plugin.py"
+    wanted = f"needs a plug-in for the method mine: --plugin {file}, or --plugin {copy} (kept in"
+    assert wanted in str(error.value)
+    file.rename("moved.py")
+    with pytest.raises(RunError, match=f"method mine: --plugin {copy} .kept in the run, as it was"):
+        plugins.check_loaded([record], ["method mine"], folder)
+    Path("moved.py").rename(file)
     file.write_text(f"{METHOD}\n# changed\n")
     plugins.load(["example_plugin"])
     assert plugins.changes([record]) == [f"plug-in {file}: its file has changed since"]

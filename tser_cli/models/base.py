@@ -6,6 +6,8 @@ but the neurons sees [T * N, ...], time outermost, as if it were a larger batch 
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -146,7 +148,8 @@ def build_model(
         assert isinstance(model, Classifier)
         return model
     try:
-        model = registry.load(entry.target)(build)
+        made = registry.load(entry.target)
+        model = _made(made, build) if entry.own else made(build)
     except TserError:
         raise
     except Exception as error:
@@ -158,6 +161,19 @@ def build_model(
         return OwnNetwork(model, spiking)
     model.spiking = spiking
     return model
+
+
+def _made(named: Any, build: Build) -> Any:
+    """Return what a network that is named MODULE:NAME makes: itself, or without or with `build`."""
+    if isinstance(named, nn.Module):
+        return copy.deepcopy(named)  # it may be asked for twice, and each is trained
+    try:
+        inspect.signature(named).bind()
+    except TypeError:
+        return named(build)
+    except ValueError:
+        pass  # a function in C has no signature to ask
+    return named()
 
 
 class OwnNetwork(Classifier):

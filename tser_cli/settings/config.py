@@ -109,6 +109,7 @@ class ModelConfig(Section):
 
     `teacher` is an architecture, a run folder, a model file, or MODULE:FUNCTION, found from the
     current folder, which builds an ANN; `teacher_weights` is then a file to load into it.
+    `student` is an architecture, or such a function, whose file counts as a plug-in.
     `teacher_mean` and `teacher_std`, one a channel, of values in 0..1: how a teacher from elsewhere
     wants its images normalised; () means as the student does. `teacher_recipe` "" means the data
     set's own, used where a teacher must be trained first. `weight_bits` 8 or 4: the student's
@@ -313,6 +314,7 @@ class PerformanceConfig(Section):
 
 
 METHOD = "method.name"
+STUDENT = "model.student"
 EPOCHS = "training.epochs"
 # What a weight adds to a method that would go without it, as results then name the method.
 ADDED = {"entropy": "entropy_weight", "rate": "rate_weight"}

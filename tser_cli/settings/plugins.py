@@ -3,14 +3,18 @@
 A plug-in is a module that adds to the registries when it is imported (`tser_cli.add_method`,
 `add_model` and `add_dataset`). It is named by `--plugin`, `TSER_PLUGIN` or a
 recipe's `plugins`. Installed packages add by entry points, and are not imported before they are
-used. A run keeps a plug-in's file, or its whole package, with a hash of each file.
+used. A run keeps a plug-in's file and those beside it that it imports, or its whole package, with
+a hash of each file.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import os
+import re
+import shlex
 import sys
 import sysconfig
 import traceback
@@ -34,6 +38,7 @@ GROUPS: dict[str, tuple[str, Callable[[str], registry.Entry]]] = {
     "tser.datasets": ("data set", registry.DatasetEntry),
 }
 INIT = "__init__.py"
+FUNCTION = re.compile(r"([\w.]+|.+\.py):\w+")
 # What a run keeps of plug-ins: the folder in the run, and how much of a package goes into it.
 CODE = "code"
 MOST_FILES = 1000
@@ -55,6 +60,10 @@ class Plugin:
     sources: Sources
     adds: tuple[str, ...]
     offered: bool = False
+
+
+class MissingPluginError(RunError):
+    """A run uses what a plug-in adds that is not loaded."""
 
 
 _loaded: dict[str, Plugin] = {}
@@ -86,12 +95,43 @@ def is_loaded(name: str) -> bool:
 def load(names: Iterable[str]) -> None:
     """Import plug-ins: files, or modules found from the current folder. Raises ConfigError."""
     for name in names:
-        # what it adds is seen from outside: it may register in any module of its own
-        before = set(registry.names())
-        module = _import(name)
-        if module.__name__ not in _loaded:
-            added = tuple(sorted(set(registry.names()) - before))
-            _loaded[module.__name__] = _described(name, module, added)
+        _load(name)
+
+
+def _load(name: str) -> ModuleType:
+    # what it adds is seen from outside: it may register in any module of its own
+    before = set(registry.names())
+    module = _import(name)
+    if module.__name__ not in _loaded:
+        added = tuple(sorted(set(registry.names()) - before))
+        _loaded[module.__name__] = _described(name, module, added)
+    return module
+
+
+def is_function(name: str) -> bool:
+    """Return whether a network is named MODULE:NAME or FILE.py:NAME."""
+    return FUNCTION.fullmatch(name) is not None
+
+
+def add_network(name: str) -> str:
+    """Register the network MODULE:NAME or FILE.py:NAME; return it as MODULE:NAME.
+
+    The module counts as a plug-in from then on. Any other name is returned as it is. Raises
+    ConfigError.
+    """
+    if not is_function(name):
+        return name
+    place, _, made = name.rpartition(":")
+    module = _load(place)
+    if not hasattr(module, made):
+        raise ConfigError(f"{name}: {place} has no {made}{nearest(made, vars(module))}")
+    target = f"{module.__name__}:{made}"
+    # an SNN, whatever its neurons are: it is named as a student
+    registry.MODELS.setdefault(target, registry.ModelEntry(target, spiking_only=True, own=True))
+    plugin = _loaded[module.__name__]
+    adds = tuple(sorted({*plugin.adds, f"model {target}"}))
+    _loaded[module.__name__] = replace(plugin, adds=adds)
+    return target
 
 
 def _described(name: str, module: ModuleType, adds: tuple[str, ...]) -> Plugin:
@@ -169,11 +209,12 @@ def import_file(name: str) -> ModuleType:
         looked = "" if Path(name).is_absolute() else f" in {Path.cwd()}"
         raise ConfigError(f"there is no such file{nearest(name, beside)}{looked}")
     package = package_of(file)
+    folder = str(file.parent if package is None else package.parent)
+    if folder not in sys.path:
+        # last, so that nothing beside it stands in for what is installed
+        sys.path.append(folder)
     if package is None:
         return _import_alone(file)
-    if str(package.parent) not in sys.path:
-        # last, so that nothing beside the package stands in for an installed one
-        sys.path.append(str(package.parent))
     top = importlib.import_module(package.name)
     if Path(str(top.__file__)).resolve() != package / INIT:
         raise ConfigError(
@@ -189,9 +230,11 @@ def _import_alone(file: Path) -> ModuleType:
         return known
     found = importlib.util.find_spec(module) if known is None else known.__spec__
     origin = str(found.origin) if found is not None else "built in"
-    # one that only lies in the current folder is not hidden from anybody
-    if known is not None or (found is not None and Path(origin).parent != Path.cwd()):
+    # one that only lies beside it or in the current folder is not hidden from anybody
+    beside = (file.parent, Path.cwd())
+    if known is not None or (found is not None and Path(origin).parent not in beside):
         raise ConfigError(f"there is another module {module} ({origin}); rename the file")
+    imported_beside(file)  # for its errors: one that is not found is another's by the same name
     specification = importlib.util.spec_from_file_location(module, file)
     assert specification is not None and specification.loader is not None
     made = importlib.util.module_from_spec(specification)
@@ -258,24 +301,29 @@ def keep(folder: Path, targets: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def check_loaded(records: Iterable[Mapping[str, Any]], used: Iterable[str], folder: Path) -> None:
-    """Raise RunError where a run uses what a plug-in adds that is not loaded.
+    """Raise MissingPluginError where a run uses what a plug-in adds that is not loaded.
 
     `used` are names as `registry.names` gives them. A run's copy is never imported unasked: it is
     code from wherever the run comes from.
     """
     missing = set(used) - set(registry.names())
     for record in records:
+        name, module = str(record.get("name")), str(record.get("module"))
         lacking = sorted(missing & set(map(str, record.get("adds") or [])))
+        if lacking and module in _loaded:
+            for one in lacking:  # a network MODULE:NAME, which no code of the module registers
+                add_network(one.partition(" ")[2])
+            lacking = sorted(set(lacking) - set(registry.names()))
         if lacking:
-            name, copy = record.get("name"), folder / str(record.get("copy"))
-            what = "package" if record.get("files") else "file"
-            advice = f"give --plugin {name}"
+            part = folder.joinpath(CODE, *module.split(".")).with_suffix(".py")
+            copy = shlex.quote(str(part if is_file(part) else folder / str(record.get("copy"))))
+            kept = f"--plugin {copy} (kept in the run, as it was when the run began)"
             if record.get("offered"):
-                advice = "install the package that offers it"
-            raise RunError(
-                f"{folder} needs the plug-in {name} for the {' and the '.join(lacking)}: {advice}. "
-                f"The {what} as it was when the run began is {copy}"
-            )
+                kept = f"install the package that offers it. Its code is kept in {copy}"
+            elif Path(name).exists() or not _is_path(name):
+                kept = f"--plugin {shlex.quote(name)}, or {kept}"
+            needed = " and the ".join(lacking)
+            raise MissingPluginError(f"{folder} needs a plug-in for the {needed}: {kept}")
 
 
 def changes(records: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -351,14 +399,17 @@ def dotted(file: Path) -> str:
 
 
 def read_sources(file: Path, module: str, alone: bool = False) -> Sources:
-    """Return the files of a plug-in whose module is in `file`: its package's, unless `alone`.
+    """Return the files of a plug-in whose module is in `file`, unless that is meant `alone`.
 
-    Raises ConfigError for a package of too many files, or too large ones.
+    They are its package's, or those beside it that it imports. Raises ConfigError for a package of
+    too many files, or too large ones.
     """
     package = None if alone else package_of(file)
-    if package is None:
-        return Sources(f"{module}.py", {f"{module}.py": file.read_bytes()})
     files: dict[str, bytes] = {}
+    if package is None:
+        for path in [] if alone else imported_beside(file):
+            files[path.relative_to(file.parent).as_posix()] = path.read_bytes()
+        return Sources(f"{module}.py", {f"{module}.py": file.read_bytes(), **files})
     left_out, found, size = [], [], 0
     for place, folders, names in os.walk(package):
         # neither caches nor hidden files
@@ -377,3 +428,35 @@ def read_sources(file: Path, module: str, alone: bool = False) -> Sources:
             )
         files[name] = path.read_bytes()
     return Sources(package.name, files, tuple(left_out))
+
+
+def imported_beside(file: Path) -> list[Path]:
+    """Return the modules beside `file` that it imports, anywhere in it, and those that they import.
+
+    Of a folder all its modules. Raises ConfigError where one from elsewhere has the name of one
+    that lies there: which of them is meant is not to be guessed.
+    """
+    folder, reading, places = file.parent, [file], set[Path]()
+    for path in reading:  # it grows
+        for name in _imports(path) - {"tser_cli", "__main__", file.stem}:
+            found = importlib.util.find_spec(name)
+            if found is None:
+                continue  # the import itself says so
+            searched = [*(found.submodule_search_locations or [])]
+            place = Path(searched[0] if searched else str(found.origin))
+            if place in places:
+                continue
+            if place.parent == folder:
+                places.add(place)
+                reading += [place] if place.suffix else sorted(place.rglob("*.py"))
+            elif is_file(there := folder / f"{name}.py") or is_file(there := folder / name / INIT):
+                raise ConfigError(f"there is another module {name} ({place}); rename {there}")
+    return sorted({*reading} - {file})
+
+
+def _imports(file: Path) -> set[str]:
+    """Return the first parts of the modules that a file imports by whole names."""
+    found = list(ast.walk(ast.parse(file.read_bytes(), str(file))))
+    named = [alias.name for one in found if isinstance(one, ast.Import) for alias in one.names]
+    named += [str(one.module) for one in found if isinstance(one, ast.ImportFrom) and not one.level]
+    return {name.partition(".")[0] for name in named}

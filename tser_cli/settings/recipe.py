@@ -19,7 +19,7 @@ from tser_cli.base.errors import MOST_REPORTED, ConfigError, cut, nearest
 from tser_cli.base.files import is_unicode, parse_toml, read_toml
 from tser_cli.settings import config as settings
 from tser_cli.settings import plugins, registry
-from tser_cli.settings.config import METHOD, Config
+from tser_cli.settings.config import METHOD, STUDENT, Config
 from tser_cli.settings.fields import flatten, split
 
 ENV_PREFIX = "TSER_"
@@ -216,12 +216,17 @@ def default(kind: str, upper: Iterable[Layer]) -> str:
 def with_plugins(layers: list[Layer]) -> list[Layer]:
     """Import the plug-ins that the layers name; return them with one more, which names them all.
 
-    Raises ConfigError.
+    A student that is named MODULE:NAME or FILE.py:NAME is one of them. Raises ConfigError.
     """
     for layer in layers:
         named = layer.values.get("plugins", [])
         if isinstance(named, list):
             plugins.load(name for name in map(str, named) if not plugins.is_loaded(name))
+    # the one that counts: another may be of a file that is not here
+    over = next((one for one in reversed(layers) if STUDENT in one.values), Layer("", {}))
+    student = {k: plugins.add_network(str(v)) for k, v in over.values.items() if k == STUDENT}
+    named = replace(over, values={**over.values, **student})
+    layers = [named if layer is over else layer for layer in layers]
     return [*layers, Layer("plug-ins", {"plugins": plugins.stated()})]
 
 

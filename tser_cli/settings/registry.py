@@ -39,10 +39,14 @@ def _own_recipes(target: str, folder: str, student: str = "resnet18_tser") -> Da
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """An architecture: `target` builds it; `spiking_only` where it makes no sense as an ANN."""
+    """An architecture: `target` builds it; `spiking_only` where it makes no sense as an ANN.
+
+    `own`: it is named MODULE:NAME, and need not take a `Build`; it may be a module itself.
+    """
 
     target: str
     spiking_only: bool = False
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,10 @@ class MethodEntry:
     @property
     def make_adapters(self) -> Any:
         """Its maker of adapters, None where it compares no features."""
-        return getattr(load(self.target), self.adapters_name, None)
+        try:
+            return load(f"{self.target}:{self.adapters_name}")
+        except AttributeError:
+            return None
 
     @property
     def needs_teacher(self) -> bool:
@@ -134,8 +141,22 @@ def unknown_name(kind: str, name: str, table: Mapping[str, Any]) -> str:
     return unknown(kind, name, table)
 
 
+# What plug-ins register, by target. Its name in its module would not do: functions that a loop
+# defines share one, and the last is left.
+KEPT: dict[str, Any] = {}
+
+
+def keep(registered: str, made: Any) -> str:
+    """Keep what a plug-in registers, as "model net"; return its target."""
+    module = getattr(made, "__module__", type(made).__module__)
+    KEPT[f"{module}:{registered}"] = made
+    return f"{module}:{registered}"
+
+
 def load(target: str) -> Any:
     """Return the object behind "module:object", or the module itself behind "module"."""
+    if target in KEPT:
+        return KEPT[target]
     # by name, so that a list of names, or another method's settings, imports none of the others
     module, _, attribute = target.partition(":")
     loaded = importlib.import_module(module)
@@ -188,17 +209,20 @@ def add(kind: str, name: str, entry: Any) -> None:
 def add_method(settings: type[MethodSettings], make_adapters: F | None = None) -> Callable[[F], F]:
     """Register the function below as a training method: `@add_method(Settings)`.
 
-    Its name is the default of `Settings.name`. `make_adapters`: see `tser_cli.losses.base`. All of
-    them belong to the module's top level. Raises ConfigError where the name is taken.
+    Its name is the default of `Settings.name`. `make_adapters`: see `tser_cli.losses.base`. Raises
+    ConfigError where the name is taken.
     """
 
     def register(loss: F) -> F:
-        parts = [settings.__qualname__, loss.__qualname__]
+        name = str(settings.model_fields["name"].default)
+        module, _, _ = keep(f"method {name}", loss).partition(":")
+        entry = MethodEntry(
+            module, *(f"{part} {name}" for part in ("settings", "method", "adapters"))
+        )
+        add("method", name, entry)
+        KEPT[f"{module}:{entry.settings_name}"] = settings
         if make_adapters is not None:
-            parts.append(make_adapters.__qualname__)
-        # by names, as the built-in ones: the module is imported again in every process
-        entry = MethodEntry(loss.__module__, *parts)
-        add("method", str(settings.model_fields["name"].default), entry)
+            KEPT[f"{module}:{entry.adapters_name}"] = make_adapters
         return loss
 
     return register
@@ -207,9 +231,46 @@ def add_method(settings: type[MethodSettings], make_adapters: F | None = None) -
 def add_model(name: str, spiking_only: bool = False) -> Callable[[F], F]:
     """Register the function or class below as an architecture: `(Build) -> nn.Module`.
 
-    Raises ConfigError where the name is taken.
+    Raises ConfigError where the name is taken, or another name has the same function: one that a
+    loop defines reads the loop's variable when it is called, and would build the last for all.
     """
-    return _adding("model", name, lambda target: ModelEntry(target, spiking_only))
+
+    def make(target: str) -> ModelEntry:
+        twins = [
+            other
+            for other, entry in MODELS.items()
+            if entry.target in KEPT and _alike(KEPT[entry.target], KEPT[target]) and other != name
+        ]
+        if twins:
+            raise ConfigError(
+                f"it registers {twins[0]} and {name} by functions that build the same; bind what a "
+                "loop varies, as in: def build(b, width=width)"
+            )
+        return ModelEntry(target, spiking_only)
+
+    return _adding("model", name, make)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Return whether two functions or classes differ in nothing but the moment of their making."""
+    parts = _bound(one), _bound(other)
+    same = len(parts[0]) == len(parts[1]) and all(a is b for a, b in zip(*parts, strict=True))
+    return same and one is not other
+
+
+def _bound(made: Any) -> list[Any]:
+    """Return the code and the values of a function, or of all functions of a class."""
+    if isinstance(made, type):
+        own = {k: v for k, v in vars(made).items() if k not in ("__dict__", "__weakref__")}
+        return [part for name, value in own.items() for part in (name, *_bound(value))]
+    made = getattr(made, "__func__", made)  # of a static or a class method
+    code = getattr(made, "__code__", None)
+    if code is None:
+        return [made]
+    # __class__ is what super() reads: the class itself
+    free = zip(code.co_freevars, made.__closure__ or (), strict=True)
+    cells = [cell.cell_contents for name, cell in free if name != "__class__"]
+    return [code, *(made.__defaults__ or ()), *(made.__kwdefaults__ or {}).values(), *cells]
 
 
 def add_dataset(name: str, **of_entry: Any) -> Callable[[F], F]:
@@ -223,8 +284,7 @@ def add_dataset(name: str, **of_entry: Any) -> Callable[[F], F]:
 
 def _adding(kind: str, name: str, make: Callable[[str], Entry]) -> Callable[[F], F]:
     def register(made: F) -> F:
-        # by its place, as the built-in ones: other processes import it anew
-        add(kind, name, make(f"{made.__module__}:{made.__qualname__}"))
+        add(kind, name, make(keep(f"{kind} {name}", made)))
         return made
 
     return register

@@ -294,7 +294,7 @@ def test_a_teacher_s_run_is_complete_and_its_result_is_what_its_files_say(tmp_pa
     assert tuple(row) == tuple(PER_TIMESTEP)
     assert (row["run"], row["split"], row["method"]) == (made.name, "test", "ce")
     assert (row["teacher"], row["student"], row["images"]) == ("resnet20", "", "11")
-    assert find.newest_finished(tmp_path, "teacher") == made
+    assert find.finished(tmp_path, "teacher")[0] == made
     assert not (made.folder / "energy.csv").exists()
     epochs = read_csv(made.folder / "metrics.csv")
     assert (result.name, result.kind, result.model) == (made.name, "teacher", "resnet20")

@@ -53,7 +53,7 @@ def test_a_damaged_run_is_named_and_the_others_are_found(
         (place / name).mkdir()
         (place / name / "status.json").write_text(content)
     assert [run for run, _ in find.all_runs(tmp_path)] == [sound]
-    assert find.newest_finished(tmp_path, "student") == sound
+    assert find.finished(tmp_path, "student")[0] == sound
     assert caplog.text.count("is damaged") == 2
     assert str(place / "b") in caplog.text and str(place / "c") in caplog.text
 
@@ -67,12 +67,12 @@ def test_the_newest_is_the_one_that_finished_last(tmp_path: Path) -> None:
     )
     write_status(place / "c", state="running", started="2025-01-02T00:00:00+00:00")
     os.utime(early.folder / "status.json", (2e9, 2e9))
-    assert find.newest_finished(tmp_path, "student") == last
-    for name, expected in (("resnet18", last), ("resnet20", None)):
-        of = find.newest_finished(tmp_path, "student", "digits", lambda s: s.get("model") == name)  # noqa: B023
+    assert find.finished(tmp_path, "student")[0] == last
+    for name, expected in (("resnet18", [last]), ("resnet20", [])):
+        of = find.finished(tmp_path, "student", "digits", lambda s: s.get("model") == name)  # noqa: B023
         assert of == expected
-    assert find.newest_finished(tmp_path, "teacher") is None
-    assert find.newest_finished(tmp_path, "student", "mnist") is None
+    assert find.finished(tmp_path, "teacher") == []
+    assert find.finished(tmp_path, "student", "mnist") == []
 
 
 def test_all_runs_come_newest_first(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from tser_cli.base.errors import MOST_REPORTED, ConfigError, nearest
 from tser_cli.settings import config as settings
-from tser_cli.settings import recipe, registry
-from tser_cli.settings.config import METHOD, Config, full_key, method_label, short_name
+from tser_cli.settings import plugins, recipe, registry
+from tser_cli.settings.config import METHOD, STUDENT, Config, full_key, method_label, short_name
 
 SECTION_KEYS = ("vary", "seeds", "baseline", "measure", "accuracy_margin")
 MEASURES = ("accuracy", "best_validation_accuracy")
@@ -146,6 +146,7 @@ def make_request(
         raise ConfigError(f"--accuracy-margin {margin}: it is in points of percent, 0 or more")
     source = "--vary" if vary else "[ablation] vary"
     axes = parse_vary(vary or section.get("vary", []), source)
+    layers = recipe.with_plugins(layers)  # again: what is varied may be a network of your own
     # a recipe's baseline is one of its own cells: what --vary makes may have no such cell
     chosen = baseline or ("" if vary else section.get("baseline", ""))
     if not axes:
@@ -227,6 +228,8 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
         value = recipe.from_assignments([f"{key}={word}"]).values[key]
         # One number has one name, 2.0 is 2 and -0.0 is 0: from 1e15 on Python writes an exponent.
         whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+        if key == STUDENT:
+            value = plugins.add_network(str(value))
         values.append(int(value) if whole else value)
     # compared as values, not as words: 2 and 2.0 are one cell
     twice = [word for place, word in enumerate(words) if values[place] in values[:place]]

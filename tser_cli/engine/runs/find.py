@@ -58,13 +58,10 @@ def find_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:
     if named.name != name or name in ("", ".", ".."):
         raise _no_run_folder(named)
     if name == LATEST:
-        newest = newest_finished(runs_dir, kind)
-        if newest is None:
-            what = "run" if kind == ANY else kind
-            raise RunError(
-                f"there is no finished {what} under {runs_dir}; --runs-dir names the place"
-            )
-        return newest
+        for newest in finished(runs_dir, kind):
+            return newest
+        what = "run" if kind == ANY else kind
+        raise RunError(f"there is no finished {what} under {runs_dir}; --runs-dir names the place")
     runs = run_folders(runs_dir, kind)
     # a whole name first: it may be the beginning of others, as that of a run begun twice is
     fitting = [run for run in runs if run.name == name] or [
@@ -116,18 +113,18 @@ def all_runs(runs_dir: Path, kind: str = ANY, dataset: str = ANY) -> list[tuple[
     return sorted(found, key=lambda one: time_of(one[1], "started"), reverse=True)
 
 
-def newest_finished(
+def finished(
     runs_dir: Path, kind: str, dataset: str = ANY, fits: Callable[[Status], bool] | None = None
-) -> Run | None:
-    """Return the run that finished last, of those whose status `fits`."""
-    finished = [
+) -> list[Run]:
+    """Return the finished runs whose status `fits`; the one that finished last comes first."""
+    found = [
         (run, status)
         for run, status in all_runs(runs_dir, kind, dataset)
         if status.get("state") == "finished" and (fits is None or fits(status))
     ]
     # by what it recorded: a folder that was copied has new times of its files
-    newest = max(finished, key=lambda one: time_of(one[1], "finished"), default=None)
-    return newest[0] if newest else None
+    ordered = sorted(found, key=lambda one: time_of(one[1], "finished"), reverse=True)
+    return [run for run, _ in ordered]
 
 
 def open_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:

@@ -200,7 +200,8 @@ def run_name(kind: str, config: Config, model: str = "") -> str:
         # "25 %" -> "25pct", "4 µJ" -> "4uJ": as a shell takes it without quotes
         word = config.energy.budget.replace("%", "pct").replace("µ", "u").replace("\u03bc", "u")
         budget = "_" + "".join(word.split())
-    return f"{model or config.model.student}_T{steps}_{method}{weights}{budget}_{seed}_{stamp}"
+    student = (model or config.model.student).replace(":", ".")  # MODULE:NAME; no file system's
+    return f"{student}_T{steps}_{method}{weights}{budget}_{seed}_{stamp}"
 
 
 def create(

@@ -9,18 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tser_cli.base.errors import DataError, Interrupted, RunError
+from tser_cli.base.errors import DataError, Interrupted, RunError, TserError
 from tser_cli.base.files import read_json, write_json
 from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.base import Dataset, load_dataset
 from tser_cli.data.own import fingerprint
 from tser_cli.engine.runs import networks
-from tser_cli.engine.runs.find import newest_finished, open_run
+from tser_cli.engine.runs.find import finished, open_run
 from tser_cli.engine.runs.folder import IMAGES, Run
 from tser_cli.engine.runs.runtime import Runtime, make_runtime
 from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.settings import recipe
 from tser_cli.settings.config import AUTO, Config, keys_where
+from tser_cli.settings.plugins import MissingPluginError
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,27 @@ class FinishedRun:
 def select_run(run: Path | None, runs_dir: Path) -> Run:
     """Return the finished run to use (`find.find_run`); None is the newest student.
 
-    Raises RunError.
+    One that needs a plug-in which is not loaded is passed over, with a warning. Raises RunError.
     """
-    chosen = newest_finished(runs_dir, "student") if run is None else open_run(run, runs_dir)
-    if chosen is None:
-        raise RunError(
-            f"there is no finished student under {runs_dir}. Distil one first (tser distill), or "
-            "name a run with --run, or its place with --runs-dir"
-        )
-    logging.getLogger("tser_cli").info("run: %s", chosen.folder)
-    return chosen
+    log, lacking = logging.getLogger("tser_cli"), list[MissingPluginError]()
+    for chosen in finished(runs_dir, "student") if run is None else [open_run(run, runs_dir)]:
+        try:
+            chosen.settings()
+        except MissingPluginError as error:
+            lacking.append(error)
+            continue
+        except TserError:
+            pass  # said once it is opened
+        if lacking:
+            log.warning("%s is used, and a newer run is not: %s", chosen.folder, lacking[0])
+        log.info("run: %s", chosen.folder)
+        return chosen
+    if lacking:
+        raise lacking[0]
+    raise RunError(
+        f"there is no finished student under {runs_dir}. Distil one first (tser distill), or "
+        "name a run, or its place with --runs-dir"
+    )
 
 
 def measuring_config(run: Run, changes: dict[str, Any]) -> Config:

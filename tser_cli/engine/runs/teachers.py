@@ -5,7 +5,6 @@ This is the only reader of a run's teacher in environment.json.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,19 +17,13 @@ from tser_cli.base.errors import CheckpointError, ConfigError, unknown
 from tser_cli.data.base import DataSpec
 from tser_cli.data.own import fingerprint
 from tser_cli.engine.runs import networks, own_modules
-from tser_cli.engine.runs.find import all_runs, existing_path, newest_finished, open_run
+from tser_cli.engine.runs.find import all_runs, existing_path, finished, open_run
 from tser_cli.engine.runs.folder import IMAGES, Run
 from tser_cli.engine.runs.opened import Context
 from tser_cli.models.base import OwnNetwork
 from tser_cli.settings import recipe, registry
 from tser_cli.settings.config import Config, ModelConfig, keys_where
-
-FUNCTION = re.compile(r"([\w.]+|.+\.py):\w+")
-
-
-def is_function(teacher: str) -> bool:
-    """Return whether a teacher is MODULE:FUNCTION."""
-    return FUNCTION.fullmatch(teacher) is not None
+from tser_cli.settings.plugins import is_function
 
 
 def build_teacher(model: ModelConfig) -> networks.Loaded:
@@ -168,7 +161,7 @@ def newest_teacher(config: Config, runs_dir: Path, images: str = "") -> Run | No
             and (not images or status.get(IMAGES) == images)
         )
 
-    return newest_finished(runs_dir, "teacher", config.data.name, fits)
+    return next(iter(finished(runs_dir, "teacher", config.data.name, fits)), None)
 
 
 def teacher_config(config: Config) -> Config:
