@@ -178,8 +178,8 @@ def test_commands_that_do_not_parse_are_found() -> None:
     wrong = [
         "distil --teacher x",
         "distill --teachers x",
-        "export --output x",
-        "evaluate --run x y",
+        "energy --run x",
+        "evaluate x y",
     ]
     for line in wrong:
         (words,) = commands(f"    tser {line}\n")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tser_cli.base.errors import ConfigError, unknown
+from tser_cli.base.files import is_file
 from tser_cli.cli import terminal
 from tser_cli.settings import config, options, recipe, registry, wing_options
 
@@ -120,10 +121,19 @@ def ablate(request: wing_options.AblateRequest) -> AblationResult | AblationPlan
 
 
 def predict(request: wing_options.PredictRequest) -> Predicted:
-    """Classify image files; - stands for a list of them on standard input."""
+    """Classify image files; - stands for a list of them, and the first name may be the run's."""
     from tser_cli.engine.commands import predict as command
+    from tser_cli.engine.runs import find
 
     images: list[str] = []
+    first, *others = request.images
+    if request.run is None:
+        lies_there = os.path.lexists(first) and not is_file(Path(first) / "status.json")
+        found = first if lies_there else find.run_or_name(first, request.runs_dir)
+        if found != first or is_file(Path(first) / "status.json"):
+            if not others:
+                raise ConfigError(f"{first} is a run: name images after it")
+            request = replace(request, run=Path(found), images=tuple(others))
     for name in request.images:
         images += [name] if name != "-" else filter(None, sys.stdin.read().splitlines())
     predictions = command.predict(replace(request, images=tuple(images)))

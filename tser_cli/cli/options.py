@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import MISSING
+from dataclasses import MISSING, replace
 from inspect import Parameter, Signature, cleandoc
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
@@ -15,12 +15,13 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import tser_cli
-from tser_cli.base.errors import TserError
+from tser_cli.base.errors import ConfigError, TserError
 from tser_cli.cli import terminal
 from tser_cli.settings import options, registry
 
 Kind = TypeVar("Kind", bound=type[TyperCommand] | type[TyperGroup])
 PACKAGE = Path(tser_cli.__file__).parent
+FIRST = "_first"  # ends the name of the argument that stands for an option
 JSON = options.Option(
     "--json", "One JSON document on standard output instead of text.", options.OUTPUT
 )
@@ -48,6 +49,12 @@ def offered(request: type[Any], json: bool) -> list[options.Stated]:
         if is_there(*one.option.needs)
         and (one.option.panel != options.OWN_NETWORK or is_there(*options.ANY_NETWORK))
     ]
+    # an option that may come first is an argument too
+    own += [
+        replace(one, name=f"{one.name}{FIRST}", option=replace(one.option, flags=""))
+        for one in own
+        if one.option.first
+    ]
     every = [*own, *(options.Stated(name, bool, False, option) for name, option in ways)]
     places = ("", *options.PANELS)
     return sorted(every, key=lambda one: (one.option.flags != "", places.index(one.option.panel)))
@@ -63,6 +70,11 @@ def spread(request: type[Any], run: Callable[[Any, bool], None], json: bool) -> 
         terminal.choose(quiet, verbose)
         # what was not given has the default of the request, which is said there alone
         own = {name: value for name, value in given.items() if value is not None}
+        for name in [name for name in own if name.endswith(FIRST)]:
+            place = name.removesuffix(FIRST)
+            if place in own:
+                raise ConfigError(f"{own[name]} and --{place} {own[place]}: name one {place}")
+            own[place] = own.pop(name)
         run(request(**{k: tuple(v) if isinstance(v, list) else v for k, v in own.items()}), as_json)
 
     # typer reads the signature and the annotations of a function, not its code

@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
+from shlex import quote
 from typing import TYPE_CHECKING, cast
 
 from rich.box import SIMPLE_HEAD
@@ -238,7 +239,7 @@ def show_quantized(
 ) -> None:
     """Show the new run, and what it changed against its parent."""
     result = quantized.result
-    exporting = f"tser export --run {result.folder} --format onnx --output FILE"
+    exporting = f"tser export {quote(str(result.folder))} student.onnx"
     show.show_run(result, [exporting + show.plugin_flags()])
     if quantized.parent_accuracy is not None:
         change = 100 * (result.accuracy - quantized.parent_accuracy)

@@ -136,7 +136,7 @@ VERBS = (
         show="cli.show:show_evaluation",
         examples=(
             "tser evaluate --per-timestep",
-            "tser evaluate --run resnet18_T2_tser --per-timestep -T 1-4",
+            "tser evaluate resnet18_T2_tser --per-timestep -T 1-4",
             "tser evaluate --early-exit 0.8,0.9,0.99",
             "tser evaluate --energy-budget 3uJ",
         ),
@@ -149,7 +149,7 @@ VERBS = (
         run="cli.verbs:measure_energy",
         show="cli.show:show_energy",
         examples=(
-            "tser energy",
+            "tser energy --run resnet18_T2_tser",
             "tser energy report.csv --figures",
             "tser energy report.csv --conventions --match 1.38mJ",
             "tser energy report.csv --network mypackage.models:build --data images.npy -T 4",
@@ -163,7 +163,7 @@ VERBS = (
         show="cli.show_wings:show_audit",
         examples=(
             "tser audit",
-            "tser audit --run resnet18_T2_tser --images 64",
+            "tser audit resnet18_T2_tser --images 64",
             "tser audit --network mypackage.models:build --dataset cifar10 -T 4",
         ),
         needs=("engine/commands/audit.py", "energy/audit.py", *trunk.ANY_NETWORK),
@@ -204,7 +204,7 @@ VERBS = (
         show="cli.show_wings:show_predictions",
         examples=(
             "tser predict photos/",
-            "tser predict a.png b.png --run resnet18_T2_tser --json",
+            "tser predict resnet18_T2_tser a.png b.png --json",
             "tser predict photos/ --output answers.csv",
         ),
         needs=("engine/commands/predict.py",),
@@ -217,7 +217,7 @@ VERBS = (
         request=wing.QuantizeRequest,
         run="engine.commands.quantize:quantize",
         show="cli.show_wings:show_quantized",
-        examples=("tser quantize --bits 8", "tser quantize --run resnet18_T2_tser --bits 4"),
+        examples=("tser quantize --bits 8", "tser quantize resnet18_T2_tser --bits 4"),
         needs=("engine/commands/quantize.py",),
     ),
     Verb(
@@ -227,8 +227,8 @@ VERBS = (
         run="engine.commands.export:export",
         show="cli.show_wings:show_export",
         examples=(
-            "tser export --format nir --output student.nir",
-            "tser export --run resnet18_T2_tser --format onnx --output student.onnx --stateful",
+            "tser export student.nir",
+            "tser export resnet18_T2_tser student.onnx --stateful",
         ),
         needs=("engine/commands/export.py", "export"),
         code=held(lambda result: result.holds),

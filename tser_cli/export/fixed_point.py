@@ -113,7 +113,7 @@ def fixed_point(graph: Graph) -> FixedGraph:
     if not any(node.quantised for node in graph.weighted):
         raise ExportError(
             "integer potentials need integer weights, and those of this student are floating "
-            "point: tser quantize --run RUN makes a run with integer ones"
+            "point: tser quantize RUN makes a run with integer ones"
         )
     whole: set[str] = set()
     readers: dict[str, list[Node]] = defaultdict(list)

@@ -196,8 +196,9 @@ class OwnNetwork(Classifier):
         logits_TNK = self._checked(self.module(images_NCHW, timesteps), 3, "[T, N, K]")
         if logits_TNK.shape[:2] != (timesteps, len(images_NCHW)):
             raise ConfigError(
-                f"the student gave logits of shape {tuple(logits_TNK.shape)} for {timesteps} time "
-                f"steps of {len(images_NCHW)} images; return [T, N, K], time outermost"
+                f"the student ({type(self.module).__name__}) gave logits of shape "
+                f"{tuple(logits_TNK.shape)} for {timesteps} time steps of {len(images_NCHW)} "
+                "images; return [T, N, K], time outermost"
             )
         return logits_TNK
 
@@ -213,7 +214,8 @@ class OwnNetwork(Classifier):
         if not isinstance(logits, Tensor) or logits.dim() != dimensions:
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             role = "student" if self.spiking else "teacher"
-            raise ConfigError(f"the {role} gave {found}; it must return logits {shape}")
+            named = f"the {role} ({type(self.module).__name__})"
+            raise ConfigError(f"{named} gave {found}; it must return logits {shape}")
         return logits
 
 

@@ -8,7 +8,7 @@ texts, which would cost each start some 25 ms.
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ class Option:
 
     `sets`: the setting that it stands for, by dotted key. `complete`: what a shell offers for it.
     `shown`: what its help says of the default, where that is not the field's own value. `needs`:
-    the files and folders of the package without which it is not offered.
+    the files and folders of the package without which it is not offered. `first`: it may also be
+    given without its flag, before the options.
     """
 
     flags: str = ""
@@ -47,6 +48,7 @@ class Option:
     complete: str = ""
     variable: str | None = None
     needs: tuple[str, ...] = ()
+    first: bool = False
 
 
 def stated(option: Option, default: Any = None) -> Any:
@@ -91,6 +93,14 @@ DATA_DIR = Option(
 RUNS_DIR = Option("--runs-dir", "Where run folders are.", PLACES, variable="TSER_RUNS_DIR")
 DEVICE = Option("--device", "auto, cpu, cuda or cuda:N.", MACHINE, "training.device")
 PRECISION = Option("--precision", "auto, fp32, bf16 or fp16.", MACHINE, "training.precision")
+RUN = Option(
+    "--run",
+    "A run: its folder, name, an unambiguous beginning of it, or latest. Default: the newest "
+    "finished student.",
+    PLACES,
+    metavar="RUN",
+    complete="run",
+)
 PLUGINS = Option(
     "--plugin",
     "A module or file that adds methods, models or data sets. Repeatable; TSER_PLUGIN.",
@@ -227,8 +237,8 @@ class DistillRequest(TrainingRequest):
 
     teacher: str | None = option(
         "--teacher",
-        "An architecture (its newest run, or one is trained first), a run, a model file or "
-        "MODULE:FUNCTION.",
+        "An architecture (its newest run, or one is trained first), a run, a model file, "
+        "MODULE:NAME or FILE.py:NAME.",
         NETWORKS,
         "model.teacher",
         complete="model",
@@ -241,7 +251,7 @@ class DistillRequest(TrainingRequest):
     )
     student: str | None = option(
         "--student",
-        "The architecture of the SNN, as resnet18.",
+        "The architecture of the SNN, as resnet18, or MODULE:NAME or FILE.py:NAME, which makes it.",
         NETWORKS,
         "model.student",
         complete="model",
@@ -268,14 +278,7 @@ class DistillRequest(TrainingRequest):
 class RunRequest(DataRequest):
     """Which finished run is worked on."""
 
-    run: Path | None = option(
-        "--run",
-        "A run: its folder, name, an unambiguous beginning of it, or latest. Default: the newest "
-        "finished student.",
-        PLACES,
-        metavar="RUN",
-        complete="run",
-    )
+    run: Path | None = stated(replace(RUN, first=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -431,6 +434,7 @@ class Wanted:
 class EnergyRequest(PassRequest, NetworkRequest, Wanted):
     """Count the synaptic operations of a student, or of any network, exactly, and price them."""
 
+    run: Path | None = stated(RUN)  # its first argument is the table
     output: Path | None = option(help="Where the table goes, as report.csv; without, only shown.")
     images: int = option(
         "--images", "Test images to count.", shown="all of them", least=1, default=0

@@ -7,6 +7,8 @@ from tser_cli.base.errors import ConfigError
 from tser_cli.settings import options
 from tser_cli.settings.options import GRID, HOW, PLACES, REQUIRED, RUNS_DIR, option, stated, switch
 
+EXPORTS = ("nir", "onnx", "safetensors")  # formats, and suffixes that tell them
+
 
 @dataclass(frozen=True, kw_only=True)
 class AblateRequest(options.DistillRequest):
@@ -87,7 +89,7 @@ class CompareRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportRequest(options.DataRequest):
+class ReportRequest(options.RunRequest):
     """Make one web page of finished runs and ablations, to look at and to send.
 
     The page is one file that needs no network: accuracy at each time step, energy beside other
@@ -95,6 +97,7 @@ class ReportRequest(options.DataRequest):
     stand side by side. What a run lacks, the page says.
     """
 
+    run: Path | None = stated(options.RUN)
     subjects: tuple[Path, ...] = option(
         help="Runs: paths, names, unambiguous beginnings, or latest; folders of ablations.",
         metavar="[RUN|ABLATION]...",
@@ -112,8 +115,13 @@ class ReportRequest(options.DataRequest):
     images: int = option("--images", "Of how many test images; 0: all.", least=0, default=0)
     device: str | None = stated(options.DEVICE)
 
+    def __post_init__(self) -> None:
+        if self.run is not None:
+            object.__setattr__(self, "subjects", (*self.subjects, self.run))
+            object.__setattr__(self, "run", None)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class PredictRequest(options.DeviceRequest):
     """Classify image files with a finished student: class, confidence at each t, operations.
 
@@ -122,8 +130,12 @@ class PredictRequest(options.DeviceRequest):
     """
 
     images: tuple[str, ...] = option(
-        help="Image files, folders of them, or - for a list on standard input.", default=REQUIRED
+        help="Image files, folders of them, or - for a list on standard input; a run before them "
+        "is the one to use.",
+        metavar="[RUN] IMAGE...",
+        default=REQUIRED,
     )
+    run: Path | None = stated(options.RUN)
     threshold: float = option(
         "--threshold", "The confidence at which an image would have stopped.", default=0.9
     )
@@ -145,13 +157,20 @@ class QuantizeRequest(options.DeviceRequest):
 class ExportRequest(options.RunRequest):
     """Write a finished student as a file for other programs, and prove that they agree.
 
-    Beside the file: FILE.verified.json and a model card. Exit code 4, and no file, where a program
-    gives other spikes.
+    Beside the file: FILE.verified.json and a model card, FILE.md. Exit code 4, and no file, where a
+    program gives other spikes.
     """
 
-    # required: which program will read the file is nothing to guess
-    format_name: str = option("--format", "nir, onnx or safetensors.", default=REQUIRED)
-    output: Path = option("--output", "Where the file goes.", default=REQUIRED)
+    run: Path | None = stated(options.RUN)
+    names: tuple[Path, ...] = option(
+        help="Where the file goes, as student.onnx; a run before it is the one to use.",
+        metavar="[RUN] FILE",
+        default=(),
+    )
+    format_name: str = option(
+        "--format", "nir, onnx or safetensors.", shown="by the file's suffix", default=""
+    )
+    output: Path = option("--output", "Where the file goes, in place of the argument FILE.")
     stateful: bool = switch(
         "--stateful", "ONNX: one time step, membrane potentials as inputs and outputs."
     )
@@ -166,6 +185,20 @@ class ExportRequest(options.RunRequest):
         default=True,
     )
     images: int = option("--images", "Test images that the check takes.", default=16)
+
+    def __post_init__(self) -> None:
+        # what was given without a flag is put where its flag would have put it
+        named = [*self.names, self.output] if self.output else [*self.names]
+        if not named or len(named) + (self.run is not None) > 2:
+            raise ConfigError("name a file, and before it or by --run a run: RUN student.onnx")
+        for name, value in (("names", ()), ("output", named.pop()), ("run", (*named, self.run)[0])):
+            object.__setattr__(self, name, value)
+        if not self.format_name:
+            # only as it is called: which program will read the file is nothing to guess
+            suffix = self.output.suffix.lower().removeprefix(".")
+            if suffix not in EXPORTS:
+                raise ConfigError(f"{self.output}: give --format, one of {', '.join(EXPORTS)}")
+            object.__setattr__(self, "format_name", suffix)
 
 
 @dataclass(frozen=True)

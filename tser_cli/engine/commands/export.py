@@ -65,8 +65,8 @@ def export(request: wing_options.ExportRequest) -> Exported:
         )
     path = request.output
     files.check_folder(path)
-    checks_file = path.with_name(f"{path.name}.verified.json")
-    for beside in (checks_file, _card_file(path)):
+    checks_file, place = path.with_name(f"{path.name}.verified.json"), _card_file(path)
+    for beside in (checks_file, place):
         files.check_folder(beside)
     # on the CPU: the truth is computed in float64 there, as the other programs run there
     changes = {**request.changes, "training.device": "cpu"}
@@ -95,7 +95,6 @@ def export(request: wing_options.ExportRequest) -> Exported:
     made = Exported(request.output, opened.run, size, checks, None, draft.change)
     if not made.holds:
         return made
-    place = _card_file(path)  # again: another export may have written its own meanwhile
     said = replace(said, checks=checks, change=draft.change, fixed=draft.fixed)
     about = {place: card.card(graph, said), checks_file: _checks(made, graph, draft, request)}
     # the file comes last, and so never without its card
@@ -105,15 +104,17 @@ def export(request: wing_options.ExportRequest) -> Exported:
 
 
 def _card_file(path: Path) -> Path:
-    """Return README.md beside the file; FILE.md where there is one that is not this file's card."""
-    place, text = path.with_name("README.md"), ""
+    """Return FILE.md, the card's. Raises ConfigError where that is something else already."""
+    place = path.with_name(f"{path.name}.md")
     try:
         text = files.read_regular(place, files.JSON_BYTES).decode(errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return place
     except (OSError, ValueError):
-        pass  # a folder or a pipe: no card
-    return place if card.is_of(text, path.name) else path.with_name(f"{path.name}.md")
+        text = ""  # a folder or a pipe: no card
+    if not card.is_of(text, path.name):
+        raise ConfigError(f"{place} is no model card of {path.name}, which would go there: move it")
+    return place
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
@@ -12,30 +13,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tser_cli.base.errors import ConfigError
+from tser_cli.base.errors import ConfigError, TserError
 from tser_cli.base.progress import Progress, Silent
 from tser_cli.data.loaders import Batch
+from tser_cli.energy.joules import mean_energy
+from tser_cli.energy.neurons import copied, reset_states
+from tser_cli.energy.table import Labels
 from tser_cli.engine.commands.evaluate import EvaluateResult, evaluate_run
 from tser_cli.engine.commands.train import distill as distill_run
+from tser_cli.engine.evaluation.energy import energy_report
 from tser_cli.engine.evaluation.evaluate import Evaluation
 from tser_cli.engine.evaluation.evaluate import evaluate as evaluate_steps
 from tser_cli.engine.runs import folder, record, weights
+from tser_cli.engine.runs.networks import state_problem
 from tser_cli.engine.runs.opened import FinishedRun, Options, open_finished, select_run
-from tser_cli.engine.runs.runtime import make_runtime, seed_everything
-from tser_cli.engine.training import loop, settle, state
+from tser_cli.engine.runs.runtime import Runtime, make_runtime, seed_everything
+from tser_cli.engine.training import budget, loop, settle, state
 from tser_cli.engine.training.run import recording_end
-from tser_cli.engine.training.task import distillation
+from tser_cli.engine.training.task import Task, distillation
 from tser_cli.models.base import OwnNetwork
 from tser_cli.report.csv_files import per_timestep_csv
 from tser_cli.settings import plugins, recipe
 from tser_cli.settings.config import Config, method_label
 from tser_cli.settings.options import DistillRequest, EvaluateRequest, options_of
+from tser_cli.settings.plugins import last_line
 
 Settings = Mapping[str, Any]
 OWN = "own"  # the data set's name in the folder of a run on a user's own data loader
-# What a user's own networks and loaders decide themselves is in no recipe; nor do they have an
-# energy budget, for which the images and the layers must be known.
-NOT_OWN = {"data", "augment", "model", "neuron", "energy"}
+# What a user's own networks and loaders decide themselves is in no recipe.
+NOT_OWN = {"data", "augment", "model", "neuron"}
+TRIED = 2  # images that own networks are tried on
+MEASURED = 512  # images whose energy in eval mode is compared with that in training
 # scripts on your own networks import tser_cli.config.NeuronConfig, as docs/library.md once showed
 plugins.offer_old_modules()
 
@@ -56,7 +64,6 @@ def distill(
     named = {"teacher": str(teacher), "student": student}
     request = _request(DistillRequest, {**usual, **named, **options})
     # TSER_* variables are of the command line: a script says all that it means
-    plugins.load(request.plugin)
     given = recipe.Layer("arguments", request.changes)
     base = recipe.read(request.recipe or recipe.default("student", [given]))
     layers = [base, recipe.from_assignments(request.assignments), given]
@@ -69,11 +76,15 @@ def _request(kind: type[Any], options: Mapping[str, Any]) -> Any:
     given = dict(options)
     for one in options_of(kind):
         value = given.get(one.name)
-        if one.hint in (Path, Path | None) and isinstance(value, str):
+        if one.hint == tuple[str, ...] and isinstance(value, str):
+            given[one.name] = (value,)
+        elif one.hint in (Path, Path | None) and isinstance(value, str):
             given[one.name] = Path(value)
         elif one.hint in (str, str | None) and isinstance(value, int):
             given[one.name] = str(value)
-    return kind(**{name: value for name, value in given.items() if value is not None})
+    request = kind(**{name: value for name, value in given.items() if value is not None})
+    plugins.load(request.plugin)
+    return request
 
 
 def distill_networks(
@@ -91,10 +102,12 @@ def distill_networks(
     """Distil your own student from your own teacher, on your own data loaders.
 
     `teacher(images)` returns logits [N, K]; it is frozen, and None is allowed for methods without
-    one. `student(images, timesteps)` returns logits [T, N, K]; it is trained in place. `train` and
-    `test` give pairs (images [N, ...], labels [N]). `method` is any registered one; those that
-    compare features ask both networks for `stage_names()`. `settings` are those of the sections
-    method, optimizer, schedule, training and performance.
+    one. `student(images, timesteps)` returns logits [T, N, K]; it is trained in place. Neurons of
+    spikingjelly, snnTorch and norse are reset before each batch. `train` and `test` give pairs
+    (images [N, ...], labels [N]). `method` is any registered one; those that compare features ask
+    both networks for `stage_names()`. `settings` are those of the sections method, optimizer,
+    schedule, training, performance and energy; with one of energy, operations are counted. A budget
+    asks the student for `input_kinds()`.
 
     The run's folder (metrics.csv, per_timestep.csv, checkpoints, weights) is made under
     `runs_dir`. Return what was measured on `test`. Raises TserError.
@@ -105,12 +118,13 @@ def distill_networks(
     seed_everything(config.training.seed, config.training.deterministic)
     batches, test_batches = OwnLoader(train), OwnLoader(test)
     own_teacher = None if teacher is None else OwnNetwork(teacher, spiking=False)
-    own_student = OwnNetwork(student, spiking=True)
+    own_student = _forgetting(student)
     for network in filter(None, (own_student, own_teacher)):
         runtime.place(network)
+    images = _check(own_student, own_teacher, batches, runtime, timesteps, trained=True)
+    test_batches.classes = batches.classes
     # methods that compare features build adapters for the shapes that they see
-    first = next(iter(batches)).images_NCHW
-    shape = (int(first.shape[1]), int(first.shape[-2]), int(first.shape[-1]))
+    shape: Any = tuple(images.shape[1:])
     task = distillation(own_student, own_teacher, config, shape)
     runtime.place(task.network)
     name = type(student).__name__
@@ -121,11 +135,98 @@ def distill_networks(
     # held like any run: no other command may resume or remove it meanwhile
     with run.lock(), recording_end(run, runtime, told) as stop:
         job = state.TrainingJob(task, batches, config, run, runtime, told, stop)  # type: ignore[arg-type]
+        if task.budget is not None:
+            job.control = _control(task, config, batches, runtime)
         seconds = sum(row["seconds"] for row in loop.fit(job))
+        counted = any(key.startswith("energy.") for key in settings or {})
         evaluation = evaluate_steps(
-            own_student, test_batches, runtime, timesteps, task.teacher, stop.check
+            own_student, test_batches, runtime, timesteps, task.teacher, stop.check, counted
         )
-        return _record(run, student, method_label(config), evaluation, seconds)
+        reset_states(student)
+        return _record(run, student, config, evaluation, seconds, task.budget)
+
+
+def _forgetting(network: nn.Module) -> OwnNetwork:
+    """Return a spiking network whose neurons, of known libraries, are reset before each batch."""
+    own = OwnNetwork(network, spiking=True)
+    own.register_forward_pre_hook(lambda module, args: reset_states(module))
+    return own
+
+
+def _check(
+    student: OwnNetwork,
+    teacher: OwnNetwork | None,
+    batches: OwnLoader,
+    runtime: Runtime,
+    timesteps: int,
+    trained: bool = False,
+) -> Tensor:
+    """Return images that the networks were tried on. Raises ConfigError where one can't be used.
+
+    They are tried as copies: they stay as they are. The loader learns of the number of classes.
+    """
+    first = next(iter(batches), None)
+    if first is None:
+        raise ConfigError("a data loader gives no batch")
+    images = runtime.images(first.images_NCHW[:TRIED])
+    classes = _check_one("student", student, images, timesteps, trained)
+    taught = _check_one("teacher", teacher, images, 1, False) if teacher else classes
+    if taught != classes:
+        raise ConfigError(
+            f"the student gives {classes} logits an image, the teacher {taught}: both must tell "
+            "the same classes apart"
+        )
+    batches.classes = classes
+    return images
+
+
+def _check_one(
+    role: str, network: OwnNetwork, images: Tensor, timesteps: int, trained: bool
+) -> int:
+    said, form = f"the {role} ({type(network.module).__name__})", f"{role}(images"
+    given = (images, timesteps) if network.spiking else (images,)
+    form += ", timesteps)" if network.spiking else ")"
+    try:
+        inspect.signature(getattr(network.module, "forward", network.module)).bind(*given)
+    except TypeError as error:
+        raise ConfigError(
+            f"{said} can't be called as {form}: {error}. A teacher(images) returns logits [N, K], "
+            "a student(images, timesteps) [T, N, K]; are they swapped?"
+        ) from error
+    except ValueError:
+        pass  # no signature to ask: the call itself tells
+    try:
+        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+            tried = copied(network).eval()
+            classes = int(tried(images, timesteps).shape[-1])
+            problem = state_problem(tried, images, timesteps, trained) if network.spiking else ""
+    except TserError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{said} fails on {len(images)} images: {last_line(error)}") from error
+    if problem:
+        raise ConfigError(f"{said} {problem}")
+    return classes
+
+
+def _control(
+    task: Task, config: Config, batches: OwnLoader, runtime: Runtime
+) -> budget.EnergyControl:
+    """Return what finds how much energy weighs in the loss; it measures some training images."""
+    assert task.budget is not None, "only a budget asks for it"
+    profile, kept = task.budget.profile, list[Batch]()
+    for batch in batches:
+        kept.append(batch)
+        if sum(len(one.labels_N) for one in kept) >= MEASURED:
+            break
+
+    def measure() -> float:
+        found = evaluate_steps(task.model, kept, runtime, task.timesteps, count=True)
+        assert found.counts is not None, "a counted pass"
+        return mean_energy(found.counts, profile)
+
+    steps = batches.steps_per_epoch * config.training.epochs
+    return budget.EnergyControl(budget.BudgetController(task.budget.pj, steps), measure)
 
 
 def own_config(timesteps: int, method: str, settings: Settings | None) -> Config:
@@ -135,7 +236,7 @@ def own_config(timesteps: int, method: str, settings: Settings | None) -> Config
     if foreign:
         raise ConfigError(
             f"{', '.join(foreign)}: your own networks and data loaders decide that; settings are "
-            "those of method, optimizer, schedule, training and performance"
+            "those of method, optimizer, schedule, training, performance and energy"
         )
     # Norms are folded by the order of names, which is that of our own definitions alone.
     fixed = {"method.name": method, "model.timesteps": timesteps}
@@ -147,13 +248,24 @@ def own_config(timesteps: int, method: str, settings: Settings | None) -> Config
 
 
 def _record(
-    run: folder.Run, student: nn.Module, method: str, evaluation: Evaluation, seconds: float
+    run: folder.Run,
+    student: nn.Module,
+    config: Config,
+    evaluation: Evaluation,
+    seconds: float,
+    kept: budget.EnergyBudget | None,
 ) -> record.RunResult:
-    name, rows = type(student).__name__, evaluation.rows()
+    name, rows, method = type(student).__name__, evaluation.rows(), method_label(config)
     labels = {"run": run.name, "dataset": OWN, "split": "test", "method": method, "student": name}
     per_timestep_csv(run.folder / "per_timestep.csv", rows, {**labels, "teacher": None})
     # without a description: nobody but its owner can build such a network again
     digest = weights.save_model(run.model_file, student.state_dict(), {})
+    energy = None
+    if evaluation.counts is not None:
+        of_run = Labels(run.name, OWN, digest, config.training.precision)
+        profile = budget.profile_of(config)
+        energy = energy_report(evaluation, of_run, profile, None)
+        energy.write(run.folder / "energy.csv")
     result = record.RunResult(
         folder=run.folder,
         kind="student",
@@ -167,9 +279,11 @@ def _record(
         teacher_accuracy=evaluation.teacher_accuracy,
         # nothing was held out
         best_validation_accuracy=None,
-        # what the layers are is not known: no operations were counted
-        energy_pj=None,
-        ann_energy_pj=None,
+        energy_pj=energy.energy_pj if energy else None,
+        energy_budget_pj=kept.pj if kept else None,
+        energy_budget_kept=energy.energy_pj <= kept.pj if energy and kept else None,
+        ann_energy_pj=float(energy.document["totals"]["ann_energy_pj"]) if energy else None,
+        against_ann=energy.document["against_ann"] if energy else None,
         seconds=seconds,
         per_timestep=tuple(rows),
     )
@@ -192,12 +306,16 @@ def evaluate_network(network: nn.Module, loader: Iterable[Any], timesteps: int) 
     """Measure your own spiking network at every time step on your own data loader.
 
     `network(images, timesteps)` returns logits [T, N, K]; `loader` gives pairs (images, labels).
-    The result's `rows()` have the numeric columns of per_timestep.csv. Raises TserError.
+    Neurons of spikingjelly, snnTorch and norse are reset before each batch. The result's `rows()`
+    have the numeric columns of per_timestep.csv. Raises TserError.
     """
     runtime = make_runtime(Config().training, channels_last=False)
-    own = OwnNetwork(network, spiking=True)
+    own, batches = _forgetting(network), OwnLoader(loader)
     runtime.place(own)
-    return evaluate_steps(own, OwnLoader(loader), runtime, timesteps)
+    _check(own, None, batches, runtime, timesteps)
+    evaluation = evaluate_steps(own, batches, runtime, timesteps)
+    reset_states(network)  # of the last batch it keeps tensors that have no gradient
+    return evaluation
 
 
 def load_run(
@@ -219,6 +337,7 @@ def _folder(run: str | Path | record.RunResult | None) -> Path | None:
     return run.folder if isinstance(run, record.RunResult) else None if run is None else Path(run)
 
 
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 PAIRS = "a data loader must give pairs (images [N, ...], labels [N])"
 
 
@@ -231,6 +350,8 @@ class OwnLoader:
 
     # It may augment: a teacher's logits must be computed anew each time.
     deterministic_train = False
+
+    classes = 0  # that the networks tell apart; 0: not known yet
 
     def __init__(self, loader: Iterable[Any]) -> None:
         # the schedule needs to know how many steps there are before the first one
@@ -257,5 +378,16 @@ class OwnLoader:
             images, labels = pair
             if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
                 raise ConfigError(f"{PAIRS} as tensors")
-            yield Batch(images, labels, torch.arange(place, place + len(labels)))
+            if labels.shape != images.shape[:1] or labels.dtype not in INTEGERS:
+                raise ConfigError(
+                    f"{PAIRS}: a class's number from 0 on for each image, not {labels.dtype} "
+                    f"{tuple(labels.shape)} for images {tuple(images.shape)}"
+                )
+            least, most = int(labels.min()), int(labels.max())
+            if least < 0 or (self.classes and most >= self.classes):
+                raise ConfigError(
+                    f"labels from {least} to {most}: the student gives {self.classes} logits an "
+                    f"image, for classes 0 to {self.classes - 1}"
+                )
+            yield Batch(images, labels.long(), torch.arange(place, place + len(labels)))
             place += len(labels)

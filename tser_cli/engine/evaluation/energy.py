@@ -80,12 +80,15 @@ def energy_report(
     counted: Evaluation,
     labels: Labels,
     profile: Profile,
-    context: Context,
+    context: Context | None,
     *,
     teacher: Loaded | None = None,
     memory: bool = False,
 ) -> EnergyReport:
-    """Price a counted pass; `teacher`: the network to compare with, `memory`: see `sidecar`."""
+    """Price a counted pass; `teacher`: the network to compare with, on images of the context.
+
+    `memory`: see `sidecar`.
+    """
     counts = counted.counts
     assert counts is not None, "a counted pass"
     rows = energy_rows(counts, profile, labels)
@@ -93,10 +96,10 @@ def energy_report(
         counts,
         profile,
         labels,
-        teacher=count_ann(teacher.model, context) if teacher else None,
+        teacher=count_ann(teacher.model, context) if teacher and context else None,
         teacher_name=teacher.name if teacher else "",
         memory=memory,
-        skipped=share_of_zeros(teacher.model, context) if teacher else None,
+        skipped=share_of_zeros(teacher.model, context) if teacher and context else None,
         accuracy_T=[right / counted.images for right in counted.correct_cumulative],
     )
     return EnergyReport(rows, document)

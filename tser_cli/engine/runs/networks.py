@@ -102,11 +102,34 @@ def _problem(model: Classifier, images_NCHW: Tensor, timesteps: int, classes: in
         return f"returns {type(logits).__name__}, not logits {form}"
     if tuple(logits.shape) != expected:
         return f"returns logits {tuple(logits.shape)}; they must be {form}, here {expected}"
-    if not torch.equal(logits, model(images_NCHW, timesteps)):
-        return "returns other logits the second time: reset its neurons when forward begins"
-    if logits.requires_grad:
-        logits.square().sum().backward()  # type: ignore[no-untyped-call]
-    if all(weight.grad is None for weight in model.parameters()):
+    return state_problem(model, images_NCHW, timesteps, trained=True)
+
+
+def state_problem(model: nn.Module, images: Tensor, timesteps: int, trained: bool) -> str:
+    """Return in words what is wrong with calls one after the other; "" where nothing is.
+
+    `trained`: a gradient must reach its weights, and stays behind. Chance in the network is the
+    same in each call.
+    """
+
+    def call(shown: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return model(shown, timesteps)  # type: ignore[no-any-return]
+
+    kept = "reset its neurons when forward begins"
+    # bright ones too: what a silent neuron has kept does not show
+    for shown in (images, 16 * images) if images.is_floating_point() else (images,):
+        first, again = call(shown), call(shown)
+        if not torch.allclose(first, again, equal_nan=True):
+            return f"returns other logits the second time: {kept}"
+    try:
+        for _ in range(2 if trained and first.requires_grad else 0):
+            call(images).square().sum().backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        if "second time" not in str(error):
+            raise
+        return f"computes on the graph of an earlier call, which is used up: {kept}"
+    if trained and all(weight.grad is None for weight in model.parameters()):
         return "has no gradient: nothing of it can be trained"
     return ""
 

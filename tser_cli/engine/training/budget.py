@@ -59,8 +59,8 @@ def settle_budget(
     """
     if model.input_kinds() is None:
         raise ConfigError(
-            f"energy.budget: the network {config.model.student} does not say what feeds its "
-            "layers; give it a method input_kinds(), which the training of energy rests on"
+            "energy.budget: the student does not say what feeds its layers; give it a method "
+            "input_kinds(), which the training of energy rests on"
         )
     if config.performance.compile == "on":
         raise ConfigError("energy.budget does not go with performance.compile = on; leave it off")
