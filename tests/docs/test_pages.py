@@ -178,7 +178,7 @@ def test_commands_that_do_not_parse_are_found() -> None:
     wrong = [
         "distil --teacher x",
         "distill --teachers x",
-        "energy --run x",
+        "predict --run x",
         "evaluate x y",
     ]
     for line in wrong:

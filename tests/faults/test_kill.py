@@ -217,8 +217,9 @@ def test_a_killed_export_leaves_no_file_without_its_card(
     argv = ("export", "--format", "safetensors", "--output", str(path), "--no-verify")
     seconds, kills = timed(student_trained, argv), 0
     reference = {found.name: found.read_bytes() for found in path.parent.iterdir()}
-    assert reference.keys() == {"README.md", path.name, f"{path.name}.verified.json"}
-    moments = moments_of(pytestconfig, "README.md", f"{path.name}.verified.json", path.name)
+    card = f"{path.name}.md"
+    assert reference.keys() == {card, path.name, f"{path.name}.verified.json"}
+    moments = moments_of(pytestconfig, card, f"{path.name}.verified.json", path.name)
     for moment in moments:
         shutil.rmtree(path.parent)
         kills += killed_on_the_way(student_trained, argv, moment, seconds)

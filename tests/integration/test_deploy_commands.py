@@ -85,8 +85,7 @@ def test_export_writes_a_file_its_checks_and_a_card(
         request.getfixturevalue("in_process")
     path = tmp_path / "out" / f"student.{format_name}"
     code, out, err = tser(
-        *("export", "--format", format_name, "--output", path, "--runs-dir", runs),
-        *("--images", 4),
+        *("export", path, "--runs-dir", runs, "--images", 4),
     )
     assert code == 0, err
     assert str(path) in out
@@ -95,7 +94,7 @@ def test_export_writes_a_file_its_checks_and_a_card(
     libraries = [check["library"] for check in document["checks"]]
     assert libraries == [target.library for target in verify.TARGETS[format_name]]
     assert all(check["holds"] and check["images"] == 4 for check in document["checks"])
-    card = (path.parent / "README.md").read_text()
+    card = (path.parent / f"{path.name}.md").read_text()
     assert "# resnet20 on digits" in card
     assert "| 3 | " in card
     assert "horowitz-45nm-fp32" in card
@@ -134,6 +133,12 @@ def test_a_file_that_fails_its_check_is_not_written(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        ("export x", "x: give --format, one of nir, onnx, safetensors"),
+        ("export", "name a file, and before it or by --run a run"),
+        ("export a b x.onnx", "name a file, and before it or by --run a run"),
+        ("export a x.onnx --run b", "name a file, and before it or by --run a run"),
+        ("evaluate latest --run latest", "latest and --run latest: name one run"),
+        ("predict latest", "latest is a run: name images after it"),
         ("export --output x --format onx", 'unknown format "onx"'),
         ("export --output x --format nir --stateful", "--stateful belongs to --format onnx"),
         ("export --output x --format onnx --images 0", "at least one image"),
@@ -211,6 +216,27 @@ def test_predict_answers_each_image(tser: Invoke, runs: Path, pictures: Path) ->
         assert answer["sop_value"] > 0 and answer["macs"] > 0
 
 
+def test_the_run_comes_first_or_by_its_flag(
+    tser: Invoke, runs: Path, student: Path, pictures: Path, tmp_path: Path
+) -> None:
+    teacher = next((runs / "teacher" / "digits").iterdir())
+    shared, page = ("--runs-dir", runs), tmp_path / "page.html"
+    pages = ("--output", page, "--no-measure", *shared)
+    for named in ((teacher.name,), ("--run", teacher)):
+        assert json.loads(tser("evaluate", *named, *shared, "--json")[1])["name"] == teacher.name
+        assert tser("report", *named, *pages)[0] == 0
+        assert teacher.name in page.read_text()
+        assert "is a teacher" in tser("quantize", *named, *shared)[2]
+        assert teacher.name in tser("audit", *named, *shared, "--json")[1]
+    picture, said = pictures / "a.png", []
+    for words in ((student, picture), (student.name[:19], picture), (picture, "--run", student)):
+        said.append(tser("predict", *words, *shared)[1])
+    assert said[0] == said[1] == said[2] != ""
+    # one step alone: a teacher's
+    one = tser("predict", teacher.name, picture, *shared, "--json")[1]
+    assert len(json.loads(one)[0]["confidence"]) == 1
+
+
 def test_predict_names_what_it_can_t_read_and_goes_on(
     tser: Invoke, runs: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,14 +298,17 @@ def test_quantize_does_without_a_teacher_that_can_t_be_read_or_never_was(
     assert json.loads((made / "status.json").read_text())["result"]["teacher_accuracy"] is None
 
 
-def test_each_export_keeps_its_card(tser: Invoke, runs: Path, tmp_path: Path) -> None:
-    for name in ("a", "b", "a"):
-        path = tmp_path / f"{name}.safetensors"
-        shared = ("--output", path, "--runs-dir", runs, "--no-verify")
-        assert tser("export", "--format", "safetensors", *shared)[0] == 0
-    assert "`a.safetensors` (safetensors) holds" in (tmp_path / "README.md").read_text()
-    assert "`b.safetensors` (safetensors) holds" in (tmp_path / "b.safetensors.md").read_text()
-    assert not (tmp_path / "a.safetensors.md").exists()
+def test_each_export_keeps_its_card(
+    tser: Invoke, runs: Path, student: Path, tmp_path: Path
+) -> None:
+    path, shared = tmp_path / "a.safetensors", ("--runs-dir", runs, "--no-verify")
+    # the run by name before the file, by its flag, and the file by its own
+    for named in ((student.name, path), (path, "--run", student), (student, "--output", path)):
+        assert tser("export", *named, *shared)[0] == 0
+        assert "`a.safetensors` (safetensors) holds" in (tmp_path / f"{path.name}.md").read_text()
+    assert tser("export", tmp_path / "b", "--format", "safetensors", *shared)[0] == 0
+    names = [f"{name}{end}" for name in (path.name, "b") for end in ("", ".md", ".verified.json")]
+    assert {found.name for found in tmp_path.iterdir()} == set(names)
 
 
 def damage(path: Path, how: str) -> None:
@@ -300,8 +329,8 @@ def damage(path: Path, how: str) -> None:
         ("energy.json", '{"profile": {"name": "x"}, "totals": {}}', "energy.json is damaged"),
         ("energy.json", "gone", ""),
         ("per_timestep.csv", "folder", ""),
-        ("out/README.md", "folder", ""),
-        ("out/README.md", "pipe", ""),
+        ("out/x.safetensors.md", "folder", "x.safetensors.md is no model card of x.safetensors"),
+        ("out/x.safetensors.md", "mine", "which would go there: move it"),
         ("out/x.safetensors.verified.json", "folder", "verified.json"),
     ],
 )
@@ -321,7 +350,7 @@ def test_an_export_is_whole_or_nothing(
         assert said in err
         return
     assert code == 0, err
-    card = f"{path.name}.md" if "README.md" in there else "README.md"
+    card = f"{path.name}.md"
     assert made == {path.name, f"{path.name}.verified.json", card}
     text = (run / "out" / card).read_text()
     assert ("## Energy\n\nNot measured" in text) is (name == "energy.json")
@@ -353,7 +382,7 @@ def test_a_quantised_student_is_evaluated_exported_and_quantised_no_further(
     path = tmp_path / "student.onnx"
     code, out, err = tser("export", "--run", quantised, "--format", "onnx", "--output", path)
     assert code == 0, out + err
-    assert "in 32-bit floating point" in (tmp_path / "README.md").read_text()
+    assert "in 32-bit floating point" in (tmp_path / "student.onnx.md").read_text()
     table = tmp_path / "energy.csv"
     code, out, err = tser("energy", table, "--run", quantised)
     assert code == 0, err
@@ -387,7 +416,7 @@ def test_integer_potentials_are_exported_and_their_difference_is_told(
     # one near the threshold changes all that follows in its image
     assert found["differing"] <= 0.02 * found["values"]
     assert found["predictions_differing"] == 0
-    card = (tmp_path / "README.md").read_text()
+    card = (tmp_path / "student.onnx.md").read_text()
     assert "they are not the student's own numbers. Against" in card
     assert ">> rounds down" in card
 

@@ -177,6 +177,7 @@ def _check(
             "the same classes apart"
         )
     batches.classes = classes
+    batches.check_labels(first.labels_N)
     return images
 
 
@@ -242,6 +243,7 @@ def own_config(timesteps: int, method: str, settings: Settings | None) -> Config
     fixed = {"method.name": method, "model.timesteps": timesteps}
     fixed["performance.fold_teacher"] = False
     config = recipe.resolve([recipe.Layer("settings", given), recipe.Layer("arguments", fixed)])
+    budget.profile_of(config)  # the run ends with it: one that can't be used is an error now
     # what is tried for "auto" is a network of ours
     chosen = {"training.precision": settle.FP32} if config.training.precision == settle.AUTO else {}
     return config.updated(chosen)
@@ -383,11 +385,16 @@ class OwnLoader:
                     f"{PAIRS}: a class's number from 0 on for each image, not {labels.dtype} "
                     f"{tuple(labels.shape)} for images {tuple(images.shape)}"
                 )
-            least, most = int(labels.min()), int(labels.max())
-            if least < 0 or (self.classes and most >= self.classes):
-                raise ConfigError(
-                    f"labels from {least} to {most}: the student gives {self.classes} logits an "
-                    f"image, for classes 0 to {self.classes - 1}"
-                )
+            if self.classes:
+                self.check_labels(labels)
             yield Batch(images, labels.long(), torch.arange(place, place + len(labels)))
             place += len(labels)
+
+    def check_labels(self, labels_N: Tensor) -> None:
+        """Raise ConfigError where a label is none of the classes."""
+        least, most = int(labels_N.min()), int(labels_N.max())
+        if least < 0 or most >= self.classes:
+            raise ConfigError(
+                f"labels from {least} to {most}: the student gives {self.classes} logits an image, "
+                f"for classes 0 to {self.classes - 1}"
+            )
