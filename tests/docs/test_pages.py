@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from tests.test_house import FILES, WINGS
+from tser_cli.base import __version__
 from tser_cli.cli.app import app
 from tser_cli.energy.counts import Counts, LayerCounts, LayerFacts
 from tser_cli.energy.prices import load_profile
@@ -185,6 +186,11 @@ def test_commands_that_do_not_parse_are_found() -> None:
         (words,) = commands(f"    tser {line}\n")
         with pytest.raises(UsageError):
             parse(words)
+
+
+def test_the_version_to_cite_is_the_package_s() -> None:
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (.+)$", text, flags=re.MULTILINE) == [__version__]
 
 
 def test_commands_are_found_where_they_are_printed() -> None:
