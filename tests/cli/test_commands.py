@@ -194,7 +194,7 @@ def test_nobody_to_ask(tser: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = make("a"), make("b")
     code, _, err = tser("runs", "remove", "a", "b")
     assert code == 2
-    assert "Remove these 2 runs with all files? There is nobody to ask; say --yes" in err
+    assert "Remove these 2 runs with all files? There is no terminal to ask in; add --yes" in err
     assert first.is_dir() and second.is_dir()
     assert tser("runs", "remove", "a", "b", "--yes")[0] == 0
     assert not first.exists() and not second.exists()

@@ -17,7 +17,7 @@ def test_the_blocks_of_the_page_run_as_they_stand(
 ) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 5
-    shorter = "\n".join(blocks).replace('"training.epochs": 2', '"training.epochs": 1')
+    shorter = "\n".join(blocks).replace('"training.epochs": 6', '"training.epochs": 1')
     monkeypatch.chdir(tmp_path)
     exec(compile(shorter, PAGE.name, "exec"), {"__name__": "__main__"})
     accuracy = re.match(r"([01]\.\d+) of 60 images", capsys.readouterr().out)

@@ -122,7 +122,7 @@ def test_all_damaged_is_exit_code_3_and_no_fresh_start(killed: Bench) -> None:
     flip_a_bit(killed.checkpoints / BEFORE)
     before = killed.saved()
     job = killed.run("train-teacher", code=3)
-    assert "no sound checkpoint is left" in job.messages
+    assert "no intact checkpoint is left" in job.messages
     assert NEWEST in job.messages and BEFORE in job.messages
     assert "Traceback" not in job.messages
     assert killed.saved() == before

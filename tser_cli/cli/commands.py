@@ -156,7 +156,7 @@ def runs(request: wing_options.RunsRequest) -> list[RunRecord] | None:
     if not request.yes:
         question = show_wings.removal_question(removable)
         if not sys.stdin.isatty():  # a script would wait for ever, or its next line be the answer
-            raise ConfigError(f"{question} There is nobody to ask; say --yes beforehand")
+            raise ConfigError(f"{question} There is no terminal to ask in; add --yes")
         terminal.tell(f"{question} [y/N]")
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             terminal.tell("nothing was removed")

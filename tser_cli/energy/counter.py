@@ -366,8 +366,8 @@ class DeclaredPlan:
         wanted = {CONV: "[T*N, C, H, W]", LINEAR: "[T*N, features]"}.get(of)
         if wanted and len(shape) != 1 + wanted.count(","):
             raise TserError(
-                f"layer {name} met an input of {shape}, not {wanted}: it can't be "
-                "told here what is time and what are images; count such a network with "
+                f"layer {name} met an input of {shape}, not {wanted}: it is "
+                "not clear which axis is time and which images; count such a network with "
                 'count_operations(network, layout="time-first") or another layout'
             )
         if shape[0] == self.timesteps * images:

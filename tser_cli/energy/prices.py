@@ -109,7 +109,7 @@ PROFILES = {
             source=LEMAIRE,
             technology="45 nm, 32-bit integer",
             note="multiply 3.1 pJ + add 0.1 pJ: the arithmetic of the table. Memory and addressing "
-            "depend on sizes, not on operations alone, and are told apart",
+            "depend on sizes, not on operations alone, and are listed separately",
             model="lemaire-2022",
         ),
     )
@@ -147,11 +147,11 @@ def load_profile(name: str) -> Profile:
     except ValidationError as error:
         problems = [_problem(detail["loc"], detail["msg"]) for detail in error.errors()]
         raise ConfigError("\n".join(f"cost profile {path}: {text}" for text in problems)) from error
-    # A table says the name alone: figures of two profiles of one name could not be told apart.
+    # A table says the name alone: figures of two profiles of one name could be confused.
     if profile.name in PROFILES:
         raise ConfigError(
             f'cost profile {path}: the name "{profile.name}" belongs to a profile that comes with '
-            "tser; choose another, so that tables can be told apart"
+            "tser; choose another, so that tables can't be confused"
         )
     return profile
 

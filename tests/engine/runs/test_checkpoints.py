@@ -97,7 +97,7 @@ def entry(**changes: object) -> str:
 def test_a_damaged_manifest_is_damage(tmp_path: Path, manifest: str) -> None:
     save_checkpoint(tmp_path, 1, state(1))
     (tmp_path / "manifest.json").write_text(manifest)
-    with pytest.raises(DamagedError, match="no sound checkpoint is left"):
+    with pytest.raises(DamagedError, match="no intact checkpoint is left"):
         load_latest(tmp_path, lambda text: None)
 
 

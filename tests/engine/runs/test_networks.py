@@ -304,7 +304,7 @@ def network(spiking: bool, channels: int = 1, classes: int = 3) -> Loaded:
         ),
         (
             *("student", {"classes": 10}),
-            r"tells 10 classes apart, digits has 3\. Measure it on the data set that it was "
+            r"has 10 classes, digits has 3\. Measure it on the data set that it was "
             "trained on, or name another run$",
         ),
     ],

@@ -200,7 +200,7 @@ def test_classes_that_are_others_or_in_another_order(
     if classes in ((), SPEC.classes):  # not said, or the same
         assert fitting_teacher(loaded, SPEC) is loaded
         return
-    said = rf"x\.pt was trained to tell apart {', '.join(classes)} .*of digits are a, b, c"
+    said = rf"x\.pt was trained on {', '.join(classes)} .*of digits are a, b, c"
     with pytest.raises(CheckpointError, match=said):
         fitting_teacher(loaded, SPEC)
 
@@ -265,7 +265,7 @@ def test_a_function_and_its_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("theirs:of_ten_classes", "tells 10 classes apart, digits has 3"),
+        ("theirs:of_ten_classes", "has 10 classes, digits has 3"),
         ("theirs:of_colour", "takes 3 input channels, digits has 1"),
         ("theirs:in_float64", r"can't take the 8 x 8 images of digits \(RuntimeError: "),
         ("theirs:careless", r"can't take the 8 x 8 images of digits \(KeyError: 'x' .*theirs\.py"),

@@ -139,8 +139,8 @@ def handed_on(
     if len(states) == len(rest) and isinstance(output, list | tuple):
         return dict(zip(states, rest, strict=True))
     raise TserError(
-        f"the network takes {', '.join(open_)} beside its input, and what it gives beside its "
-        "output can't be told to be a state that goes in again at the next step: call it "
+        f"the network takes {', '.join(open_)} beside its input, and it is not clear which of its "
+        "further outputs is the state for the next step: call it "
         "forward(x, state=None) -> (out, state), or make the steps in the network"
     )
 

@@ -218,7 +218,7 @@ def learn_families(
         elif len(calls) % timesteps or len(late) * timesteps != len(calls) * (timesteps + 1):
             raise TserError(
                 f"layer {key[0]} runs {len(calls)} times in {timesteps} time steps and "
-                f"{len(late)} times in {timesteps + 1}; it can't be told which call is which step"
+                f"{len(late)} times in {timesteps + 1}; it is not clear which call is which step"
             )
         else:
             uses = _uses(calls, wider[key], None, timesteps)[: len(calls) // timesteps]
@@ -291,8 +291,8 @@ def _with_order(families: dict[Key, Family], ran: list[Key], timesteps: int) -> 
         at = [i for i, other in enumerate(order) if other == key]
         if any(at[i + timesteps - 1] - at[i] >= timesteps for i in range(0, len(at), timesteps)):
             raise TserError(
-                f"layer {key[0]} is used {len(family.uses)} times a step, in an order in which its "
-                "steps can't be told; give every use a module of its own"
+                f"layer {key[0]} is used {len(family.uses)} times a step, in an order from which "
+                "its steps are not clear; give every use a module of its own"
             )
         uses = tuple(family.uses[0] for _ in family.uses)
         families = {**families, key: Family(uses, loops=True, period=False)}
@@ -439,7 +439,7 @@ def changed(first: Shape, second: Shape, name: str) -> list[int]:
     if len(first) != len(second):
         raise TserError(
             f"{name} met an input of {first} and, with another number of images or steps, one of "
-            f"{second}: what is time and what are images can't be told"
+            f"{second}: it is not clear which axis is time and which images"
         )
     return [axis for axis, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
 
@@ -458,7 +458,7 @@ def learn(name: str, two: Shape, three: Shape, longer: Shape | None, timesteps: 
     if len(grown) != 1 or 3 * two[grown[0]] != 2 * three[grown[0]]:
         raise TserError(
             f"{name} met inputs of {two} for 2 images and {three} for 3: no axis of it holds the "
-            "images alone, so that its operations can't be told apart by image"
+            "images alone, so that its operations can't be counted by image"
         )
     batch, width = grown[0], two[grown[0]] // 2
     if longer is None:

@@ -234,7 +234,7 @@ class ProductCall:
         if len(batches) > 1 or len(times) > 1 or not batches | times <= set(self.product.output):
             raise TserError(
                 f"{self.name} multiplies images or time steps with each other, so that its "
-                "operations can't be told apart by image"
+                "operations can't be counted by image"
             )
         return "".join(times) + "".join(batches)
 

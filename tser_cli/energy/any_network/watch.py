@@ -78,7 +78,7 @@ class Interceptor(TorchFunctionMode):
         if any(isinstance(x, Tensor) and is_functorch_wrapped_tensor(x) for x in args):
             raise TserError(
                 f"{self._here()} can't be counted: it computes inside torch.func (vmap), where "
-                "images can't be told apart; call it on the whole batch"
+                "images can't be distinguished; call it on the whole batch"
             )
         with torch.no_grad():
             if func in CONVOLUTIONS:

@@ -173,8 +173,8 @@ def _check(
     taught = _check_one("teacher", teacher, images, 1, False) if teacher else classes
     if taught != classes:
         raise ConfigError(
-            f"the student gives {classes} logits an image, the teacher {taught}: both must tell "
-            "the same classes apart"
+            f"the student gives {classes} logits an image, the teacher {taught}: both must have "
+            "the same classes"
         )
     batches.classes = classes
     batches.check_labels(first.labels_N)

@@ -235,7 +235,7 @@ def summary(run: values.RunReport) -> list[str]:
     if isinstance(run.mistakes, values.Mistakes) and run.mistakes.pairs:
         worst = run.mistakes.pairs[0]
         lines.append(
-            f"Its most frequent confusion: {worst.true} taken for {worst.predicted} "
+            f"Its most frequent confusion: {worst.true} classified as {worst.predicted} "
             f"({worst.images} {'image' if worst.images == 1 else 'images'}, "
             f"{percent(worst.share, 0)} of that class)."
         )

@@ -105,8 +105,9 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | N
             problems.append(str(error))
             warn(f"{error}; trying the one before")
     raise DamagedError(
-        f"no sound checkpoint is left in {folder}: {'; '.join(problems) or 'the manifest is empty'}"
-        ". Start afresh with --resume never, or restore the folder from a copy"
+        f"no intact checkpoint is left in {folder}: "
+        f"{'; '.join(problems) or 'the manifest is empty'}. "
+        "Start afresh with --resume never, or restore the folder from a copy"
     )
 
 

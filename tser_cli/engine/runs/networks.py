@@ -375,6 +375,6 @@ def check_network(loaded: Loaded, role: str, spec: DataSpec) -> None:
     loaded.model.train(was_training)
     if logits.shape[-1] != spec.num_classes:
         raise CheckpointError(
-            f"the {role} {loaded.source} tells {logits.shape[-1]} classes apart, {spec.name} has "
-            f"{spec.num_classes}. {ANOTHER[role]}"
+            f"the {role} {loaded.source} has {logits.shape[-1]} classes, {spec.name} "
+            f"has {spec.num_classes}. {ANOTHER[role]}"
         )

@@ -88,7 +88,7 @@ def fitting_teacher(loaded: networks.Loaded, spec: DataSpec) -> networks.Loaded:
     networks.check_network(loaded, "teacher", spec)
     if loaded.classes and loaded.classes != spec.classes:
         raise CheckpointError(
-            f"{loaded.source} was trained to tell apart {', '.join(loaded.classes[:3])} ..., the "
+            f"{loaded.source} was trained on {', '.join(loaded.classes[:3])} ..., the "
             f"classes of {spec.name} are {', '.join(spec.classes[:3])} .... Name another teacher, "
             "or train one on this data set (tser train-teacher)"
         )

@@ -73,8 +73,8 @@ def _parse_safetensors(content: bytes, path: Path) -> tuple[dict[str, Tensor], d
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     except (SafetensorError, ValueError, struct.error) as error:
         raise CheckpointError(
-            f"model file {path} is not sound safetensors ({error}). It is truncated or damaged; "
-            "train again or restore it from a copy"
+            f"model file {path} is no valid safetensors file ({error}). It is truncated or "
+            "damaged; train again or restore it from a copy"
         ) from error
     return state, metadata
 
