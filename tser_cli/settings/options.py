@@ -88,7 +88,7 @@ def options_of(request: Any) -> list[Stated]:
 # What several groups of options have: an option's words stand once, its field in each group.
 REQUIRED = MISSING
 DATA_DIR = Option(
-    "--data-dir", "Where data sets lie or are put (a cache folder).", DATA, "data.dir"
+    "--data-dir", "Where data sets are, or are downloaded to (a cache folder).", DATA, "data.dir"
 )
 RUNS_DIR = Option("--runs-dir", "Where run folders are.", PLACES, variable="TSER_RUNS_DIR")
 DEVICE = Option("--device", "auto, cpu, cuda or cuda:N.", MACHINE, "training.device")
@@ -168,14 +168,14 @@ class TrainingRequest(DataRequest):
     # a text, since "auto" is one of its values
     batch_size: str | None = option(
         "--batch-size",
-        "Images a step, over all processes; auto: the largest power of two that fits.",
+        "Images per step, over all processes; auto: the largest power of two that fits.",
         TRAINING,
         "training.batch_size",
         "INTEGER|auto",
     )
     accumulate: int | None = option(
         "--accumulate",
-        "Compute a batch in so many parts; it takes less memory.",
+        "Compute a batch in N parts, one after the other; takes less memory.",
         TRAINING,
         "training.accumulate",
     )
@@ -193,7 +193,7 @@ class TrainingRequest(DataRequest):
     precision: str | None = stated(PRECISION)
     deterministic: bool | None = option(
         "--deterministic/--no-deterministic",
-        "Only kernels that give the same bits every time.",
+        "Only kernels that give the same result bit for bit.",
         MACHINE,
         "training.deterministic",
     )
@@ -264,7 +264,7 @@ class DistillRequest(TrainingRequest):
     )
     energy_budget: str | None = option(
         "--energy-budget",
-        "What an image may cost: 4uJ, or 25% of the ANN of the same shape.",
+        "The mean energy that an image may cost: 4uJ, or 25% of the ANN of the same shape.",
         NETWORKS,
         "energy.budget",
         "4uJ|25%",
@@ -293,7 +293,7 @@ class PassRequest(DeviceRequest):
     """The same, and how a pass over the images is computed."""
 
     batch_size: int | None = option(
-        "--batch-size", "Images a forward pass.", MACHINE, "training.eval_batch_size", least=1
+        "--batch-size", "Images per forward pass.", MACHINE, "training.eval_batch_size", least=1
     )
     precision: str | None = stated(PRECISION)
 
@@ -306,7 +306,7 @@ class EvaluateRequest(PassRequest):
     # a text, since it may be a range
     timesteps: str = option(
         "-T --timesteps",
-        "4, 1-6 or 1,2,4; any, not only as trained.",
+        "Time steps, also other ones than in training: 4, 1-6 or 1,2,4.",
         shown="as trained",
         default="",
     )
@@ -320,7 +320,7 @@ class EvaluateRequest(PassRequest):
     )
     early_exit_entropy: str = option(
         "--early-exit-entropy",
-        "Stop an image once its entropy, in nats, is down to this: 0.5,0.1.",
+        "Stop an image once its entropy, in nats, is at most this: 0.5,0.1.",
         default="",
     )
     energy_budget: str = option(
@@ -331,7 +331,7 @@ class EvaluateRequest(PassRequest):
     )
     profile: str = option(
         "--profile",
-        "What early exit charges: as for tser energy.",
+        "The cost profile of early exit, as in tser energy.",
         shown="by the weights' bits",
         default="",
     )
@@ -377,7 +377,7 @@ class NetworkRequest(CommonRequest):
     )
     seed: int = option(
         "--seed",
-        "Of weights that the function draws, of random numbers, and of chance in the network.",
+        "Seeds the function's weights, random inputs, and chance in the network.",
         OWN_NETWORK,
         least=0,
         default=0,
@@ -408,21 +408,21 @@ class Wanted:
     """What `tser energy` tells beyond one table."""
 
     conventions: bool = switch(
-        "--conventions", "Also as spikingjelly, NeuroBench and papers count.", needs=ANY_NETWORK
+        "--conventions", "Also count as spikingjelly, NeuroBench and papers do.", needs=ANY_NETWORK
     )
     match: str = option(
         "--match",
-        "Which conventions make this figure?",
+        "Name the conventions that give this figure.",
         metavar="1.38mJ",
         needs=ANY_NETWORK,
         default="",
     )
     fair_rival: bool = switch(
         "--fair-rival",
-        "Compare with the ANN of ceil(log2(T + 1)) bits, both ways.",
+        "Compare with the ANN of ceil(log2(T + 1)) bits, with and without memory.",
         needs=ANY_NETWORK,
     )
-    assume_int8: bool = switch("--assume-int8", "Price wider weights as if they were of 8 bits.")
+    assume_int8: bool = switch("--assume-int8", "Price weights of more bits as if they had 8.")
 
     @property
     def any(self) -> bool:
@@ -450,8 +450,8 @@ class EnergyRequest(PassRequest, NetworkRequest, Wanted):
     )
     figures: bool = switch("--figures", "Also figures, as PNG and SVG beside the table.")
     memory: bool = switch("--memory", "Also the traffic of weights and neuron state.")
-    long: bool = switch("--long", "A row a layer and step, without sums: columns can be summed.")
-    wide: bool = switch("--wide", "A row a layer, with a column a step: they can be summed too.")
+    long: bool = switch("--long", "One row per layer and step, without rows of sums.")
+    wide: bool = switch("--wide", "One row per layer, one column per step, without rows of sums.")
 
     def __post_init__(self) -> None:
         if self.long and self.wide:

@@ -32,7 +32,7 @@ class AblateRequest(options.DistillRequest):
     )
     accuracy_margin: float | None = option(
         "--accuracy-margin",
-        "Compare energies with early exit at the baseline's accuracy less so many points.",
+        "Compare energies with early exit at this many points below the baseline's accuracy.",
         GRID,
         shown="0.5",
     )
@@ -65,7 +65,7 @@ class AuditRequest(options.DeviceRequest, options.NetworkRequest):
     Exit code 0: clean; 4: something was found.
     """
 
-    images: int = option("--images", "Images to look at.", least=2, default=16)
+    images: int = option("--images", "Images to check.", least=2, default=16)
 
     def __post_init__(self) -> None:
         self.check_fit("run")
@@ -112,7 +112,7 @@ class ReportRequest(options.RunRequest):
         "Run the networks over the test images, for early exit and pictures.",
         default=True,
     )
-    images: int = option("--images", "Of how many test images; 0: all.", least=0, default=0)
+    images: int = option("--images", "How many test images; 0: all.", least=0, default=0)
     device: str | None = stated(options.DEVICE)
 
     def __post_init__(self) -> None:
@@ -137,7 +137,7 @@ class PredictRequest(options.DeviceRequest):
     )
     run: Path | None = stated(options.RUN)
     threshold: float = option(
-        "--threshold", "The confidence at which an image would have stopped.", default=0.9
+        "--threshold", "The confidence at which an image would stop.", default=0.9
     )
     output: Path | None = option("--output", "A CSV file for the answers.")
 
@@ -149,7 +149,7 @@ class QuantizeRequest(options.DeviceRequest):
     No training: for that, distil with --set model.weight_bits=8.
     """
 
-    bits: int = option("--bits", "8 or 4 bits a weight.", default=8)
+    bits: int = option("--bits", "Bits per weight: 8 or 4.", default=8)
     images: int = option("--images", "Training images that calibrate the norms.", default=1024)
 
 
@@ -170,7 +170,7 @@ class ExportRequest(options.RunRequest):
     format_name: str = option(
         "--format", "nir, onnx or safetensors.", shown="by the file's suffix", default=""
     )
-    output: Path = option("--output", "Where the file goes, in place of the argument FILE.")
+    output: Path = option("--output", "Where the file goes, instead of the argument FILE.")
     stateful: bool = switch(
         "--stateful", "ONNX: one time step, membrane potentials as inputs and outputs."
     )
@@ -184,7 +184,7 @@ class ExportRequest(options.RunRequest):
         "Load the file in other programs and compare every spike.",
         default=True,
     )
-    images: int = option("--images", "Test images that the check takes.", default=16)
+    images: int = option("--images", "Test images for the check.", default=16)
 
     def __post_init__(self) -> None:
         # what was given without a flag is put where its flag would have put it
@@ -217,7 +217,7 @@ class RunsRequest:
     sort: str = option(
         "--sort", "A column, as accuracy or energy; the newest come first.", default="age"
     )
-    reverse: bool = switch("--reverse", "The largest first.")
+    reverse: bool = switch("--reverse", "Largest first.")
     yes: bool = switch("--yes", "remove: don't ask.")
 
 
@@ -230,4 +230,4 @@ class DoctorRequest(options.CommonRequest):
 
     runs_dir: Path = stated(RUNS_DIR, Path("runs"))
     data_dir: str | None = stated(options.DATA_DIR)
-    quick: bool = switch("--quick", "Compile nothing.")
+    quick: bool = switch("--quick", "Skip torch.compile.")
