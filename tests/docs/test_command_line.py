@@ -38,7 +38,7 @@ def test_rows_by_hand(script: ModuleType) -> None:
     assert "| `--run` RUN | " in "\n".join(lines)
     expected = "| `--runs-dir` PATH | Where run folders are. Variable: `TSER_RUNS_DIR`. | `runs` |"
     assert expected in lines
-    assert any(line.startswith(r"| `--batch-size` INTEGER\|auto | Images per step") for line in lines)
+    assert any(line.startswith(r"| `--batch-size` INTEGER\|auto | Images per") for line in lines)
     assert any(line.startswith("| `--json` | One JSON") for line in lines)
     where = "Where the table goes, as report.csv; without, only shown."
     assert f"| `OUTPUT` (may be left out) | {where} |  |" in lines
