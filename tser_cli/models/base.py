@@ -339,4 +339,6 @@ def penultimate(model: Classifier, images_NCHW: Tensor, timesteps: int) -> Tenso
     hook = last.register_forward_pre_hook(lambda module, args: read.append(args[0]))
     model(images_NCHW, timesteps)
     hook.remove()
-    return over_time(read[0], timesteps if model.spiking else 1)
+    # a network from elsewhere may have time as an axis, or call the layer at each step
+    steps = timesteps if model.spiking else 1
+    return torch.cat(read).reshape(steps, len(images_NCHW), -1).mean(0)

@@ -24,6 +24,7 @@ from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.networks import Loaded, check_contract, check_network, counting_of
 from tser_cli.engine.runs.weights import load_model, save_model
 from tser_cli.models.base import Build, Classifier, build_model
+from tser_cli.models.neurons import activation_factory
 from tser_cli.settings import registry
 from tser_cli.settings.config import Config, NeuronConfig
 
@@ -413,6 +414,27 @@ class NormFirst(Classifier):
         return logits.unflatten(0, (timesteps, -1)) if self.spiking else logits
 
 
+class Below(Plain):
+    """Keeps a potential that dark images leave below the threshold."""
+
+    kept = torch.zeros(())
+
+    def forward(self, images_NCHW: Tensor, timesteps: int = 1) -> Tensor:
+        self.kept = self.kept + images_NCHW.mean().detach()
+        return super().forward(images_NCHW, timesteps) + (self.kept > 12.0)
+
+
+class Chained(Plain):
+    """Keeps what has a gradient, and no value."""
+
+    kept = torch.zeros(())
+
+    def forward(self, images_NCHW: Tensor, timesteps: int = 1) -> Tensor:
+        logits = super().forward(images_NCHW, timesteps) + self.kept
+        self.kept = 0 * logits.square().sum()
+        return logits
+
+
 def not_a_network(build: Build) -> object:
     return 3
 
@@ -448,6 +470,23 @@ def test_a_plain_module_is_a_network(add: Callable[[object], str]) -> None:
     assert not student.steps_alone
 
 
+@pytest.mark.parametrize("takes_build", [True, False])
+def test_a_network_by_its_place_takes_a_build_or_nothing_or_is_one(
+    monkeypatch: pytest.MonkeyPatch, takes_build: bool
+) -> None:
+    made = Plain(Build(1, 8, 8, 3, activation_factory(NeuronConfig()), True, "small"))
+    entry = registry.ModelEntry("mynet:build", spiking_only=True, own=True)
+    monkeypatch.setitem(registry.MODELS, "mynet", entry)
+    for named in (Plain,) if takes_build else (made, lambda width=3: made):
+        monkeypatch.setitem(registry.KEPT, entry.target, named)
+        found = build(SPEC, make_config({"model.timesteps": 4}))
+        assert found(torch.rand(5, 1, 8, 8), 4).shape == (4, 5, 3)
+        # a module is trained as a copy: it may be asked for again
+        assert (found.get_submodule("module.last") is made.last) is (
+            named is not made
+        ) or takes_build
+
+
 def test_what_an_average_makes_may_be_declared_as_real(add: Callable[[object], str]) -> None:
     add(Honest)
     kinds = build(SPEC, make_config({"model.timesteps": 4})).input_kinds()
@@ -460,6 +499,8 @@ def test_what_an_average_makes_may_be_declared_as_real(add: Callable[[object], s
         (OneStep, r"2 images of 1 x 8 x 8 for 4 time steps.*gave \(2, 3\); it must return .*TN?"),
         (Swapped, r"logits of shape \(2, 4, 3\) for 4 time steps of 2 images"),
         (Remembering, "returns other logits the second time: reset its neurons"),
+        (Below, "returns other logits the second time: reset its neurons"),
+        (Chained, "computes on the graph of an earlier call, which is used up: reset its neurons"),
         (Cut, "has no gradient: nothing of it can be trained"),
         (Failing, r"fails: ZeroDivisionError: .* \(.*test_networks\.py, line"),
         (Misdeclared, "last"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -55,6 +56,30 @@ def test_its_network_is_frozen_and_its_data_are_there(
     assert opened.loaded.model.spiking is (kind == "student")
     assert not opened.loaded.model.training
     assert not any(p.requires_grad for p in opened.loaded.model.parameters())
+
+
+def test_a_run_whose_plug_in_is_not_there_is_no_default(
+    make_finished: MakeFinished, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = [make_finished("student") for _ in range(3)]
+    for number, run in enumerate(runs):
+        run.update_status(finished=f"2025-01-0{number + 1}T10:00:00+00:00")
+    record = {"name": "/there/mine.py", "module": "mine", "copy": "code/mine.py"}
+    for run in runs[1:]:
+        config = (run.folder / "config.toml").read_text()
+        (run.folder / "config.toml").write_text(re.sub('name = "tser"', 'name = "mine"', config))
+        run.update_environment(plugins=[{**record, "adds": ["method mine"]}])
+    assert select_run(None, tmp_path) == runs[0]
+    (said,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert said.startswith(
+        f"{runs[0].folder} is used, and a newer run is not: {runs[2].folder} nee"
+    )
+    assert said.endswith("code/mine.py (kept in the run, as it was when the run began)")
+    (runs[0].folder / "status.json").unlink()
+    with pytest.raises(
+        RunError, match=f"{runs[2].folder} needs a plug-in for the method mine: --p"
+    ):
+        select_run(None, tmp_path)
 
 
 def test_other_images_than_the_runs_are_told(make_finished: MakeFinished, told: Any) -> None:
