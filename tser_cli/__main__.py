@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from tser_cli.cli.app import main
+from tser_cli.cli.start import main
 
 if __name__ == "__main__":
     # -m puts the current folder first, where a file would stand in for any module; `tser` does not.

@@ -101,7 +101,7 @@ def test_bars_show_speed_and_losses(clock: list[float]) -> None:
     assert shown(bars)["steps"] == (3, 30, "")
     clock.append(100.5)
     bars.step(8, values)
-    assert shown(bars)["steps"] == (5, 30, "32 images/s  loss 1.500, ce 0.250")
+    assert shown(bars)["steps"] == (5, 30, "32 images/s, loss 1.500, ce 0.250")
     bars.step(8, values)
     bars.epoch(ROW)
     assert shown(bars)["steps"][0] == 6
@@ -146,3 +146,32 @@ def test_no_time_is_told_of_what_is_short(clock: list[float], steps: int, second
         lines.step(8, {})
         clock.append(clock[-1] + seconds)
     assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("width", "bar", "note"),
+    [
+        (160, True, "32 images/s, loss 1.500, ce 0.250"),
+        (80, True, "32 images/s, loss 1.500"),
+        (50, True, ""),
+        (40, True, ""),
+        (36, False, ""),
+    ],
+)
+def test_a_narrow_terminal_keeps_the_counters_whole(
+    clock: list[float], width: int, bar: bool, note: str
+) -> None:
+    stream = io.StringIO()
+    bars = Bars(Console(file=stream, force_terminal=True, width=width))
+    bars.begin(epochs=120, steps=100, done_epochs=1)
+    bars.step(8, {})
+    clock.append(100.5)
+    bars.step(8, {"loss": 1.5, "ce": 0.25})
+    assert shown(bars)["steps"][2] == note
+    drawn = io.StringIO()
+    Console(file=drawn, width=width).print(bars._bars.get_renderable())
+    epochs, steps = drawn.getvalue().splitlines()
+    assert epochs.split()[0] == "epochs" and "1/120" in epochs
+    assert "102/12000" in steps and steps.rstrip().endswith(note) and len(steps) <= width
+    assert ("BarColumn" in {type(column).__name__ for column in bars._bars.columns}) == bar
+    bars.end()

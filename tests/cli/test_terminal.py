@@ -14,7 +14,7 @@ import pytest
 from rich.table import Table
 
 from tser_cli.base.errors import OutputError
-from tser_cli.cli import app, show, terminal
+from tser_cli.cli import show, start, terminal
 from tser_cli.cli.progress import Lines
 
 ODD = ["[/red]x", "[/x]", "[bold]x", ":smile:", "\x1b[2Jx", "a\rb", "\u202egnp"]
@@ -124,7 +124,26 @@ def test_ctrl_c_before_training_is_one_line(
     monkeypatch.setattr(sys, "argv", ["tser", "list", "methods"])
     monkeypatch.setattr(show, "show_list", lambda *given: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit) as stop:
-        app.main()
+        start.main()
     assert stop.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_prose_breaks_between_words_and_paths_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    path = "/a/path/that-is-longer/than-forty/columns/of-a-terminal"
+    command = f"  tser distill --teacher {path}"
+    said = f"run folder: {path}\nthe same command resumes it, and so on\n{command}"
+    monkeypatch.setenv("COLUMNS", "40")
+    assert terminal.wrapped(said, io.StringIO()) == said
+    shown = terminal.wrapped(said, Screen())
+    assert shown.splitlines() == [
+        "run folder:",
+        path,
+        "the same command resumes it, and so on",
+        command,
+    ]

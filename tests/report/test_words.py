@@ -16,6 +16,7 @@ from tser_cli.report.words import (
     next_steps,
     per_timestep_table,
     percent,
+    table,
     times,
 )
 
@@ -86,3 +87,15 @@ def test_how_energies_compare() -> None:
 
 def test_the_grammar_of_numbers() -> None:
     assert [counted(n, "epoch") for n in (0, 1, 1437)] == ["0 epochs", "1 epoch", "1,437 epochs"]
+
+
+def test_a_narrow_table_keeps_the_names_and_says_what_it_leaves_out() -> None:
+    row = {"op": "AC", "t": "all", "firing_rate": 0.2, "sop_value": 5e4, "macs": 0}
+    row |= {"energy_pj": 4e4, "ann_energy_pj": 5e5}
+    layers = [{**row, "layer": name} for name in ("layer2.0.downsample.0", "TOTAL")]
+    lines = printed(table("my run", layers), width=40)
+    assert all(len(line) <= 40 for line in lines)
+    (shown,) = [line.split() for line in lines if "downsample" in line]
+    assert shown == ["layer2.0.downsample.0", "40", "nJ"]
+    assert "no room for: op, rate, ops, ANN, share" in " ".join(" ".join(lines).split())
+    assert "█" in "".join(printed(table("my run", layers), width=90))

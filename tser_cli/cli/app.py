@@ -5,15 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import fields, replace
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -106,7 +102,7 @@ def main() -> None:
     """Run the command line; one clear message and an exit code for every foreseen error."""
     handler = _Shown()
     terminal.choose(quiet=False, verbose=False)  # of a command before, in the same process
-    with terminal.guarded(), _one_line_for_ctrl_c():
+    with terminal.guarded():
         terminal.LOG.addHandler(handler)
         try:
             prepare_environment(os.environ)
@@ -140,27 +136,6 @@ class _Shown(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         warns = record.levelno >= logging.WARNING
         terminal.tell(f"{'warning: ' if warns else ''}{record.getMessage()}")
-
-
-@contextmanager
-def _one_line_for_ctrl_c() -> Iterator[None]:
-    # Before and after a training, which handles it itself. Typer would show a box and exit with 1.
-    # A shell's background jobs have it ignored: that stays.
-    mine = threading.current_thread() is threading.main_thread()
-    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-
-    def interrupted(number: int, frame: FrameType | None) -> NoReturn:
-        with suppress(OSError, RuntimeError):  # it may have come in the middle of another message
-            terminal.tell("interrupted")
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGINT, interrupted)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def prepare_environment(environment: MutableMapping[str, str]) -> None:

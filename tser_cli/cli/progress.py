@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBars
 
 from tser_cli.base.progress import Progress, Silent
+from tser_cli.cli.terminal import wrapped
 from tser_cli.report.words import duration
 from tser_cli.settings.fields import joules
 
@@ -17,6 +18,7 @@ REFRESH_SECONDS = 0.25
 WARM_UP = 2  # steps: the first ones plan convolutions and ask for memory
 FEWEST_STEPS, FEWEST_SECONDS = 3, 2.0  # on a GPU a call returns before its work is done
 WORTH_TELLING = 20.0  # seconds
+LONGEST_BAR, SHORTEST_BAR = 20, 8
 ENERGY = ("energy_pj", "energy_budget_pj", "energy_multiplier")
 
 
@@ -27,7 +29,8 @@ def describe(row: dict[str, Any], epochs: int) -> str:
     parts = [f"epoch {row['epoch']}/{epochs}"]
     parts += [f"{name} {value:.4f}" for name, value in row.items() if name not in fixed]
     if "energy_pj" in row:
-        parts.append(f"energy {joules(row['energy_pj'])}, aim {joules(row['energy_budget_pj'])}")
+        budget = row["energy_budget_pj"]
+        parts.append(f"energy {joules(row['energy_pj'], budget)}, aim {joules(budget)}")
     parts.append(f"train {100 * row['train_accuracy']:.2f} %")
     if row["validation_accuracy"] is not None:
         parts.append(f"validation {100 * row['validation_accuracy']:.2f} %")
@@ -67,10 +70,11 @@ class Lines(Silent):
         self.say(describe(row, self._epochs))
 
     def say(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+        shown = wrapped(text, cast("TextIO", self._console.file))
+        self._console.print(shown, soft_wrap=True, markup=False, highlight=False)
 
     def warn(self, text: str) -> None:
-        self._console.print(f"warning: {text}", soft_wrap=True, markup=False, highlight=False)
+        Lines.say(self, f"warning: {text}")
 
 
 class Bars(Lines):
@@ -81,12 +85,17 @@ class Bars(Lines):
         # rich draws nothing before start(): bars that never begin can be stopped all the same
         self._bars = self._make()
         self._epoch_bar = self._batch_bar = TaskID(0)
-        self._shown, self._images, self._waiting = 0.0, 0, 0
+        self._shown, self._images, self._waiting, self._room = 0.0, 0, 0, 0
 
-    def _make(self) -> RichBars:
+    def _make(self, steps: int = 0) -> RichBars:
+        # The counters stay whole: the bar has what is left, and the note what the bar leaves.
+        counters = len("epochs") + len(f" {steps}/{steps} 0:00:00 ")
+        left = self._console.width - counters
+        bar = min(left - 2, LONGEST_BAR) if left - 2 >= SHORTEST_BAR else 0
+        self._room = left - bar - 2
         return RichBars(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            *([BarColumn(bar)] if bar else []),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
@@ -96,7 +105,7 @@ class Bars(Lines):
 
     def begin(self, epochs: int, steps: int, done_epochs: int) -> None:
         super().begin(epochs, steps, done_epochs)
-        self._bars = self._make()  # a student's training follows its teacher's
+        self._bars = self._make(epochs * steps)  # a student's training follows its teacher's
         done, add = done_epochs, self._bars.add_task
         self._epoch_bar = add("epochs", total=epochs, completed=done, note="")
         self._batch_bar = add("steps", total=epochs * steps, completed=done * steps, note="")
@@ -111,12 +120,16 @@ class Bars(Lines):
         spent = time.monotonic() - self._shown
         if spent < REFRESH_SECONDS:
             return
-        losses = ", ".join(
-            f"energy {joules(float(v))}" if k == "energy_pj" else f"{k} {float(v):.3f}"
-            for k, v in values.items()
-            if k != "correct"
-        )
-        note = f"{self._images / spent:.0f} images/s  {losses}"
+        note = f"{self._images / spent:.0f} images/s"
+        for k in [name for name in values if name != "correct"]:
+            value = float(values[k])
+            longer = (
+                f"{note}, {f'energy {joules(value)}' if k == 'energy_pj' else f'{k} {value:.3f}'}"
+            )
+            if len(longer) > self._room:
+                break
+            note = longer
+        note = note if len(note) <= self._room else ""
         self._bars.update(self._batch_bar, advance=self._waiting, note=note)
         self._shown, self._images, self._waiting = time.monotonic(), 0, 0
 

@@ -70,7 +70,7 @@ def show_training(
 def show_run(result: RunResult, next_commands: Sequence[str]) -> None:
     """Show a finished training: the verdict, its table, its folder, and what to type next.
 
-    `next_commands`: command lines, each below what it is for. With --quiet only what was measured
+    `next_commands`: lines, each command below what it is for. With --quiet only what was measured
     and the folder are shown.
     """
     steps, energy_pj, budget_pj = result.per_timestep, result.energy_pj, result.energy_budget_pj
@@ -163,7 +163,7 @@ def show_list(rows: Sequence[Mapping[str, Any]], request: options.ListRequest) -
 
 
 def next_after_teacher(folder: Path, dataset: str, data_dir: str) -> list[str]:
-    """Return three commands for after a teacher's training, with what for."""
+    """Return three commands for after a teacher's training, each below what it is for."""
     # whole commands, quoted: a folder of images or a run may have blanks in its name
     given, more = f" --data-dir {quote(data_dir)}" if data_dir else "", plugin_flags()
     run, data = quote(str(folder)), f"--dataset {dataset}{given}"
@@ -177,7 +177,7 @@ def next_after_teacher(folder: Path, dataset: str, data_dir: str) -> list[str]:
 
 
 def next_after_student(runs_dir: Path, default: Path = Path("runs")) -> list[str]:
-    """Return three commands for after a student's training, with what for."""
+    """Return three commands for after a student's training, each below what it is for."""
     given = f" --runs-dir {quote(str(runs_dir))}" if runs_dir != default else ""
     given += plugin_flags()
     return _explained(
@@ -198,6 +198,5 @@ def _explained(commands: Mapping[str, str]) -> list[str]:
     # a wing that was taken off has nothing to type
     there = [verb.name for verb in VERBS if is_there(*verb.needs)]
     known = {line: why for line, why in commands.items() if line.split()[1] in there}
-    # comments in one column, so that a whole line can be pasted
-    width = max(map(len, known))
-    return [f"{line:{width}}  # {why}" for line, why in known.items()]
+    # what it is for stands above: a long command can then be seen, and pasted, as a whole
+    return [line for command, why in known.items() for line in (f"# {why}", command)]

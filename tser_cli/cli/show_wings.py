@@ -17,6 +17,7 @@ from tser_cli.cli import show
 from tser_cli.cli.terminal import is_verbose, output, show_lines, tell
 from tser_cli.report import lists, words
 from tser_cli.settings import wing_options
+from tser_cli.settings.fields import joules
 
 if TYPE_CHECKING:  # see `show`
     from tser_cli.energy.audit import Finding
@@ -131,13 +132,12 @@ def show_runs(records: Sequence[RunRecord], request: wing_options.RunsRequest) -
 
     out = output()
     # into a pipe or a file nothing is left out: a program may look for any column
-    width = out.width if out.is_terminal or "COLUMNS" in os.environ else None
+    if not out.is_terminal and "COLUMNS" not in os.environ:
+        out.width = WIDEST
     columns = {name: [value(record) for record in records] for name, value in COLUMNS.items()}
     columns["age"] = [time.time() - one.when if one.when else None for one in records]
     titles = {"dataset": "data set"}
-    table = lists.listing({titles.get(name, name): of for name, of in columns.items()}, width)
-    if width is None:
-        out.width = WIDEST
+    table = lists.listing({titles.get(name, name): of for name, of in columns.items()})
     if records:
         out.print(table)
     else:
@@ -247,8 +247,8 @@ def show_quantized(
             [f"before: {words.percent(quantized.parent_accuracy)} ({change:+.2f} points now)"]
         )
     if result.energy_pj is not None:
-        here = f"{result.energy_pj / 1e6:.4g} uJ ({quantized.profile})"
-        as_floats = f"the same operations in fp32: {quantized.float_energy_pj / 1e6:.4g} uJ"
+        here = f"{joules(result.energy_pj, quantized.float_energy_pj)} ({quantized.profile})"
+        as_floats = f"the same operations in fp32: {joules(quantized.float_energy_pj)}"
         show_lines([f"energy an image: {here}; {as_floats}"])
     show_lines([f"parent: {quantized.parent}"])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,16 +63,36 @@ def progress() -> Progress:
 
 
 def show_lines(lines: Iterable[str]) -> None:
-    """Write lines to standard output, each in one piece."""
+    """Write lines to standard output; on a terminal they break between words."""
     out = output()
     for line in lines:
-        out.print(line, soft_wrap=True)  # a path that is broken can't be copied
+        out.print(wrapped(line, sys.stdout), soft_wrap=True)
+
+
+def wrapped(text: str, stream: TextIO) -> str:
+    """Break lines between words where `stream` is a terminal; words, as paths, stay whole.
+
+    Indented lines are to be copied, and stay as they are.
+    """
+    if not stream.isatty():
+        return text
+    try:
+        width = int(os.environ.get("COLUMNS") or os.get_terminal_size(stream.fileno()).columns)
+    except (OSError, ValueError):
+        return text
+    room = width if width >= NARROWEST else USUAL
+    return "\n".join(
+        line
+        if line.startswith(" ")
+        else textwrap.fill(line, room, break_long_words=False, break_on_hyphens=False)
+        for line in text.splitlines()
+    )
 
 
 def tell(message: str) -> None:
-    """Write a message to standard error in one piece: no wrapping, so that paths can be copied."""
+    """Write a message to standard error; paths stay whole, so that they can be copied."""
     # not by rich: a message may come from a signal's handler, in the middle of a drawing
-    sys.stderr.write(f"{visible(message)}\n")
+    sys.stderr.write(f"{wrapped(visible(message), sys.stderr)}\n")
     sys.stderr.flush()
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
-from rich.cells import cell_len
 from rich.table import Table
 
 from tser_cli.base.errors import one_line
@@ -31,7 +30,9 @@ def ablation_table(title: str, summary: Sequence[CellStatistics], names: Sequenc
     among all comparisons of the table, has a star. Numbers are never cut: on a narrow terminal the
     settings are folded.
     """
-    shown = new_table(title, names, ("n", "accuracy %", "difference", "95 % interval"))
+    numbers = ("n", "accuracy %", "difference", "95 % interval")
+    drop = ("95 % interval", "n", "difference")
+    shown = new_table(title, names, numbers, drop, max(4, 12 // len(names)))
     shown.caption = STAR if any(cell.starred for cell in summary) else None
     for cell in summary:
         shown.add_row(
@@ -59,7 +60,8 @@ def exits_table(
     # one unit for the whole column, so that its numbers can be compared at a glance
     scale, unit = unit_of(max((energy.mean or 0.0 for energy, _, _ in summary), default=0.0))
     columns = ("n", f"energy {unit}", "accuracy %", "difference", "95 % interval")
-    shown = new_table(title, names, columns)
+    drop = ("95 % interval", "n", "difference", "accuracy %")
+    shown = new_table(title, names, columns, drop, max(4, 12 // len(names)))
     shown.caption = "\n".join(captions)
     for energy, accuracy, missed in summary:
         shown.add_row(
@@ -99,7 +101,6 @@ def interval_words(reach: tuple[float, float] | None, scale: float = 100) -> str
 
 
 LONGEST = 60  # characters of a cell
-GAP, EDGES = 3, 1  # columns of space between two columns of the table, and besides at its edges
 AGES = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 SIZES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 
@@ -115,6 +116,11 @@ def size(count: float) -> str:
     return _by_unit(count, SIZES)
 
 
+def energy(energy_pj: float | None, largest_pj: float | None) -> str:
+    """Write an energy in the unit of the largest of its column."""
+    return "-" if energy_pj is None else joules(energy_pj, largest_pj)
+
+
 def _by_unit(value: float, units: Sequence[tuple[float, str]]) -> str:
     scale, unit = next((known for known in units if value >= known[0]), units[-1])
     return f"{value / scale:,.0f} {unit}"
@@ -128,7 +134,6 @@ def text(value: Any) -> str:
 # How the columns of a list of runs that are no plain text are written.
 FORMS: dict[str, Callable[[Any], str]] = {
     "accuracy": percent,
-    "energy": lambda value: "-" if value is None else joules(value),
     "age": lambda value: "-" if value is None else age(value),
     "size": size,
 }
@@ -141,36 +146,20 @@ FIRST = (
 RIGHT = ("T", "seed", "accuracy", "energy", "age", "size")
 
 
-def listing(columns: Mapping[str, Sequence[Any]], width: int | None) -> Table:
-    """Return a line a run of columns of values; `width` None: as wide as it gets."""
+def listing(columns: Mapping[str, Sequence[Any]]) -> Table:
+    """Return a line a run of columns of values, with as many columns as there is room for."""
+    largest = max((pj for pj in columns.get("energy", ()) if pj is not None), default=None)
     cells = {name: [*map(FORMS.get(name, text), of)] for name, of in columns.items()}
-    shown = fitting(cells, width)
-    table = new_table()
-    left_out = [name for name in cells if name not in shown]
-    if left_out:
-        table.caption = f"no room for: {', '.join(left_out)} (a wider terminal, or --json)"
-    for name in shown:
+    if "energy" in cells:
+        cells["energy"] = [energy(pj, largest) for pj in columns["energy"]]
+    # the name is never left out: it is what other commands take
+    table = new_table(drop=[name for name in reversed(FIRST) if name != "run"])
+    for name in cells:
         justify, fold = ("right" if name in RIGHT else "left"), name == "run"
         table.add_column(name, justify=justify, no_wrap=not fold, overflow="fold")  # type: ignore[arg-type]
-    for line in zip(*(cells[name] for name in shown), strict=True):
+    for line in zip(*cells.values(), strict=True):
         table.add_row(*line)
     return table
-
-
-def fitting(cells: Mapping[str, Sequence[str]], width: int | None) -> list[str]:
-    """Return the columns for which there is room, in the order of the table."""
-    # the name is never left out: it is what other commands take
-    chosen, room = {"run"}, None if width is None else width - EDGES
-    for name in [name for name in FIRST if name in cells]:
-        # places on the screen, not characters: some letters take two
-        needed = max(map(cell_len, [name, *cells[name]])) + GAP
-        if room is not None:
-            room -= needed
-            # a narrower one of less use does not take the place of what comes before it
-            if room < 0 and name != "run":
-                break
-        chosen.add(name)
-    return [name for name in cells if name in chosen]
 
 
 def letters(count: int) -> list[str]:
@@ -182,7 +171,8 @@ def letters(count: int) -> list[str]:
 def figures(runs: Sequence[RunFigures]) -> Table:
     """Return a line a run: accuracy with its interval over images, energy, difference."""
     numbers = ("accuracy", "95 % interval", "energy", "against A", "p")
-    table = new_table("results", ("", "state"), numbers)
+    table = new_table("results", ("", "state"), numbers, ("95 % interval", "p", "state"))
+    largest = max((run.energy_pj for run in runs if run.energy_pj is not None), default=None)
     for letter, run in zip(letters(len(runs)), runs, strict=True):
         reach = None if run.low is None or run.high is None else (100 * run.low, 100 * run.high)
         table.add_row(
@@ -190,7 +180,7 @@ def figures(runs: Sequence[RunFigures]) -> Table:
             text(run.state),
             percent(run.accuracy),
             "-" if reach is None else "{:.2f} .. {:.2f}".format(*reach),
-            FORMS["energy"](run.energy_pj),
+            energy(run.energy_pj, largest),
             "" if run.difference is None else f"{100 * run.difference:+.2f}",
             "" if run.p_value is None else f"{run.p_value:.2g}",
         )

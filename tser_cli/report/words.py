@@ -6,10 +6,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.measure import Measurement
 from rich.table import Table
 
 from tser_cli.report.csv_files import ALL, TOTAL
@@ -40,9 +42,44 @@ def bar(fraction: float) -> str:
     return "█" * round(10 * max(0.0, min(fraction, 1.0)))
 
 
-def new_table(title: str = "", left: Sequence[str] = (), right: Sequence[str] = ()) -> Table:
-    """Return an empty table; on a narrow terminal the columns at the left are folded."""
-    made = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, caption_justify="left")
+class FittingTable(Table):
+    """Leaves columns out, by their names in `drop` in that order, where there is no room for all.
+
+    A column that is cut or folded to single letters says nothing; what is left out is said below.
+    """
+
+    drop: Sequence[str] = ()
+    fold: int | None = None  # how narrow names may become before a column is left out
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        shown, free, folded = copy(self), options.update(width=10_000), copy(self)
+        for name in self.drop:
+            folded.columns = [copy(column) for column in shown.columns]
+            for column in folded.columns:
+                column.max_width = None if column.no_wrap else self.fold
+            if Measurement.get(console, free, folded).maximum <= options.max_width:
+                break
+            shown.columns = [column for column in shown.columns if column.header != name]
+        kept = {column.header for column in shown.columns}
+        gone = [str(column.header) for column in self.columns if column.header not in kept]
+        if any(gone):
+            told = f"no room for: {', '.join(filter(None, gone))} (a wider terminal, or --json)"
+            shown.caption = "\n".join(filter(None, [str(self.caption or ""), told]))
+        yield from Table.__rich_console__(shown, console, options)
+
+
+def new_table(
+    title: str = "",
+    left: Sequence[str] = (),
+    right: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    fold: int | None = None,
+) -> FittingTable:
+    """Return an empty table; on a narrow terminal `left` is folded, and `drop` left out."""
+    made = FittingTable(
+        title=title or None, title_justify="left", box=SIMPLE_HEAD, caption_justify="left"
+    )
+    made.drop, made.fold = drop, fold
     for name in left:
         made.add_column(name, overflow="fold")
     for name in right:
@@ -54,7 +91,8 @@ def new_table(title: str = "", left: Sequence[str] = (), right: Sequence[str] = 
 def per_timestep_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     """Accuracy at each step, cumulative accuracy, and the teacher's on the last line."""
     columns = ("t", "at t", "cumulative", "loss", "entropy", "confidence")
-    table = new_table(f"{title}: accuracy", right=columns)
+    drop = ("", "confidence", "entropy", "loss")
+    table = new_table(f"{title}: accuracy", right=columns, drop=drop)
     table.add_column("", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -107,7 +145,7 @@ def deviations(methods: Mapping[str, MethodEntry]) -> str:
 
 
 def next_steps(folder: Path, commands: Sequence[str]) -> str:
-    """Return where the run is, and what to type next."""
+    """Return where the run is, and what to type next: each command below what it is for."""
     return "\n".join([f"run folder: {folder}", "next:", *(f"  {line}" for line in commands)])
 
 
@@ -129,7 +167,10 @@ def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     # 1.0 where no layer spent anything: no bars, instead of a division by 0
     largest = max(row["energy_pj"] for row in whole[:-1]) or 1.0
     shown = new_table(
-        f"{title}: means per image", ("layer", "op"), ("rate", "ops", "energy", "ANN")
+        f"{title}: means per image",
+        ("layer", "op"),
+        ("rate", "ops", "energy", "ANN"),
+        ("share", "ops", "rate", "op", "ANN"),
     )
     shown.columns[1].no_wrap = True
     shown.add_column("share", no_wrap=True)
@@ -153,10 +194,12 @@ def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
 def early_exit_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Return a line a threshold: accuracy, mean steps, where images stopped, energy spent."""
     steps = range(1, rows[0]["timesteps"] + 1)
-    shown = new_table("early exit", ("stop when",), ("accuracy", "steps", "energy", "of full"))
+    stopped = f"stopped at 1..{len(steps)}"
+    numbers = ("accuracy", "steps", "energy", "of full")
+    shown = new_table("early exit", ("stop when",), numbers, (stopped, "steps", "of full"))
     shown.columns[0].no_wrap = True
     # in one column: a column a step would leave no room on a terminal
-    shown.add_column(f"stopped at 1..{len(steps)}")
+    shown.add_column(stopped)
     for row in rows:
         shown.add_row(
             stopping(row),
@@ -219,7 +262,8 @@ def times(ratio: float) -> str:
 
 def comparison_table(beside: Sequence[BesideAnn]) -> Table:
     """Return a line an assumption: the student and the ANN of its shape."""
-    shown = new_table("beside the ANN of the same shape", ("ANN",), ("student", "ANN", "student"))
+    title, numbers = "beside the ANN of the same shape", ("student", "ANN", "the student costs")
+    shown = new_table(title, ("the same ANN",), numbers, ("student", "ANN"))
     for one in beside:
         energies = (joules(pj, beside[0].ann_pj) for pj in (one.student_pj, one.ann_pj))
         shown.add_row(one.name, *energies, times(one.ratio))
