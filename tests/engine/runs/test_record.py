@@ -231,4 +231,4 @@ def test_each_file_is_read_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(files, "read_regular", counted)
     record = read_record(run)
     assert record.state == "running" and record.when > 0 and record.result is None
-    assert read == ["status.json", "environment.json"]
+    assert read == ["status.json", "environment.json", "config.toml"]
