@@ -67,7 +67,7 @@ def test_without_its_wings_the_trunk_distils_and_measures(tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
-    assert "accuracy" in seen["evaluate"]
+    assert "test images right" in seen["evaluate"]
     assert "an image" in seen["energy"]
     assert (tmp_path / "report.csv").stat().st_size > 100
     assert set(seen["verbs"]) >= VERBS_OF_THE_TRUNK
