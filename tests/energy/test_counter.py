@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -349,3 +350,23 @@ def test_a_batch_that_is_no_multiple_of_the_images_is_an_error() -> None:
     model = Odd()
     with pytest.raises(TserError, match="fc saw a batch of 9"), counting(model, {"fc": "real"}):
         model(torch.zeros(3, 2), timesteps=2)
+
+
+def test_what_is_kept_of_a_batch_is_no_tensor_of_its_own(lively: Lively) -> None:
+    model = lively("resnet20")
+    images = torch.rand(3, 1, 8, 8)
+
+    def tensors_after(batches: int) -> tuple[int, Counts]:
+        with torch.no_grad(), counting(model, model.input_kinds(), detailed=True) as counter:
+            for _ in range(batches):
+                model(images, timesteps=2)
+            kept = sum(isinstance(value, Tensor) for value in gc.get_objects())
+            return kept, counter.counts()
+
+    (few, once), (many, counts) = tensors_after(1), tensors_after(30)
+    # thousands of small tensors between the maps would keep the maps' memory apart
+    assert many == few
+    for layer, same in zip(counts.layers, once.layers, strict=True):
+        assert layer.value_TI.tolist() == np.tile(same.value_TI, 30).tolist()
+    for spikes, same in zip(counts.neurons, once.neurons, strict=True):
+        assert spikes.spikes_TI.tolist() == np.tile(same.spikes_TI, 30).tolist()

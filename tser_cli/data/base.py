@@ -141,7 +141,7 @@ def load_dataset(config: DataConfig) -> Dataset:
     except TserError as error:
         raise DataError(f"data set {config.name}: {error}") from error
     # a plug-in's code may fail in any way
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"data set {config.name} can't be loaded: {last_line(error)}") from error
 
 

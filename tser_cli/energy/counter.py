@@ -140,6 +140,7 @@ class Counter:
         self.kinds_met: dict[str, collections.Counter[str]] = {}
         self.scales: dict[str, set[float]] = {}
         self.images: list[int] = []
+        self._before = 0  # images before this batch
         self.records: dict[tuple[str, str, int], LayerRecord] = {}
         self.neuron_records: dict[str, NeuronRecord] = {}
         self.weights_alone: set[str] = set()
@@ -164,6 +165,7 @@ class Counter:
         self._end_batch()
         self._ordinals.clear()
         self._call = 0
+        self._before = sum(self.images)
         self.images.append(self.plan.begin(x, args, kwargs))
         return True
 
@@ -184,7 +186,7 @@ class Counter:
                 self.records[key] = met.described(name, place, find)
             call, fed = met.tallied(self.records[key], place, find, self.detailed)
         # Kept on the device: a sum that the host read here would make it wait at every layer.
-        self.records[key].calls.append(call)
+        self.records[key].add(call)
         self.kinds_met[name][fed.kind] += 1
         if fed.kind:
             self.scales[name].add(fed.scale)
@@ -205,8 +207,8 @@ class Counter:
         if self.plan.calls > 1 and step != self._call:
             raise TserError(f"layer {key[0]} does not run as often in every step")
         self._ordinals[key] += 1
-        batch = len(self.images) - 1
-        return use, Place(batch, self.images[-1], self.plan.timesteps, step, axes)
+        batch, images = len(self.images) - 1, self.images[-1]
+        return use, Place(batch, self._before, images, self.plan.timesteps, step, axes)
 
     def counts(self) -> Counts:
         """Return everything counted so far, read from the device.
@@ -218,11 +220,11 @@ class Counter:
             raise TserError("the network was not called; there is nothing to count")
         self._end_batch()
         records = self.records.values()
-        checked = [record for record in records if record.faults]
+        checked = [(r, r.fault) for r in records if r.fault is not None]
         if checked:
             # One read of the device for all layers.
-            worst = torch.stack([torch.stack(record.faults).amax() for record in checked])
-            for record, code in zip(checked, worst.tolist(), strict=True):
+            codes = torch.stack([fault for _, fault in checked]).tolist()
+            for (record, _), code in zip(checked, codes, strict=True):
                 if code:
                     name = record.facts.name
                     raise TserError(tally.fault_message(name, self.kind(name), code))
@@ -232,7 +234,7 @@ class Counter:
             updates[owners.get(name, "")] += neurons.updates
         names = [(record, record.facts.name) for record in records]
         layers = [r.counts(self.kind(name), updates[name], self.scale(name)) for r, name in names]
-        found = [neurons.counts(self.images) for neurons in self.neuron_records.values()]
+        found = [neurons.counts(sum(self.images)) for neurons in self.neuron_records.values()]
         return Counts(self.plan.timesteps, sum(self.images), tuple(layers), tuple(found))
 
     def scale(self, name: str) -> float:
@@ -454,7 +456,8 @@ class LayerCall:
             counted = tally.count(x, kind if kind in (SUMS, REAL) else SPIKES, record.fan_out_P)
         if (kind == SUMS and not scaled) or (self.declared and kind != REAL):
             # Whether a declaration holds is looked at in the end: nothing waits for the device.
-            record.faults.append(tally.fault(x, kind))
+            fault = tally.fault(x, kind)
+            record.fault = fault if record.fault is None else torch.maximum(record.fault, fault)
         shape = (axes.steps(place.timesteps), place.images, -1)
         call = Tally(place, counted.view(3, *shape).sum(-1), kind in ("", SPIKES))
         if detailed:

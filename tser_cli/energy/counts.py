@@ -5,7 +5,7 @@ Below them what is gathered of a layer while a network runs, and how it becomes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import NamedTuple
@@ -222,6 +222,8 @@ def joined(parts: Sequence[Counts], order_I: IntArray) -> Counts:
     other. The parts have the same layers and steps: they are those of several processes. Details
     are kept of a single part alone.
     """
+    if len(parts) == 1 and (np.diff(order_I) == 1).all():
+        return parts[0]
     layers = []
     for same in zip(*(part.layers for part in parts), strict=True):
         together = {
@@ -274,13 +276,14 @@ class Axes:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a call stands: in which batch of how many images, at which step, and in which axes.
+    """Where a call stands: in which batch, after and with how many images, at which step and axes.
 
     `step`: the time step that the call computes, None where it computes all of them, or the first
     alone. `axes`: of the input, or of both factors of a product; None for a weight.
     """
 
     batch: int
+    before: int
     images: int
     timesteps: int
     step: int | None
@@ -310,12 +313,44 @@ class Tally:
         return slice(start, start + self.tally.shape[1])
 
 
+class Kept:
+    """Counts of all images so far on the device, [..., T, I], in memory that doubles when full.
+
+    One tensor a call, kept between the maps that come and go, would hold fifty times its size: the
+    maps' memory could not be joined again.
+    """
+
+    def __init__(self) -> None:
+        self.held = torch.empty(0, 0)
+        self.images = 0
+
+    # in place, whether or not the caller is in inference mode
+    @torch.inference_mode()
+    def add(self, found: Tensor, place: Place) -> None:
+        """Add the counts [..., steps, images] of a call at its steps and images."""
+        self.images = max(self.images, place.before + place.images)
+        if self.images > self.held.shape[-1]:
+            grown = found.new_zeros(*found.shape[:-2], place.timesteps, 2 * self.images)
+            if self.held.numel():
+                grown[..., : self.held.shape[-1]] = self.held
+            self.held = grown
+        start = place.step or 0
+        at = slice(start, start + found.shape[-2])
+        self.held[..., at, place.before : self.images] += found
+
+    def array(self) -> IntArray:
+        """Return the counts on the host, read in one go."""
+        array: IntArray = self.held[..., : self.images].cpu().numpy()
+        return array
+
+
 @dataclass
 class LayerRecord:
-    """A layer while it is counted: the facts that its first call shows, and its calls so far.
+    """A layer while it is counted: the facts that its first call shows, and its counts so far.
 
     `fan_out_P`, on the device, and `shape`, of one row of its input, are there once it ran.
-    `faults`: what is wrong with the data (see `tally.fault`), looked at when all has run.
+    `first`: the calls of the first batch. `fault`: the worst that is wrong with the data (see
+    `tally.fault`), looked at when all has run.
     """
 
     facts: LayerFacts
@@ -323,20 +358,29 @@ class LayerRecord:
     shape: tuple[int, ...] = ()
     operand_kinds: tuple[str, ...] = ()
     operand_sizes: tuple[int, ...] = ()
-    calls: list[Tally] = field(default_factory=list)
-    faults: list[Tensor] = field(default_factory=list)
+    first: list[Tally] = field(default_factory=list)
+    kept: dict[str, Kept] = field(default_factory=dict)
+    fault: Tensor | None = None
+
+    def add(self, call: Tally) -> None:
+        """Add the counts of a call."""
+        if call.place.batch == 0:
+            self.first.append(call)
+        binary = torch.full_like(call.tally[0], int(call.binary), dtype=torch.int16)
+        parts = {**vars(call), "binary": binary}
+        for name, found in parts.items():
+            if name != "place" and found is not None:
+                self.kept.setdefault(name, Kept()).add(found, call.place)
 
     def counts(self, kind: str, neuron_updates: int, scale: float = 1.0) -> LayerCounts:
         """Everything of the layer on the host: its calls put at their steps, batch after batch."""
-        first = [call for call in self.calls if call.place.batch == 0]
         # All batches run alike, or the counter would have said so: the first one shows the steps.
-        executed_T = np.zeros(first[0].place.timesteps, np.int64)
-        for call in first:
+        executed_T = np.zeros(self.first[0].place.timesteps, np.int64)
+        for call in self.first:
             executed_T[call.at] += 1
-        counted = self._gathered(lambda call: call.tally)
-        operands = self._gathered(lambda call: call.operands)
-        assert counted is not None, "every call is tallied"
-        nonzero_TI, events_TI, value_TI = counted
+        found = {name: kept.array() for name, kept in self.kept.items()}
+        nonzero_TI, events_TI, value_TI = found["tally"]
+        operands = found.get("operands")
         if kind == REAL:
             # A layer that met real values in one batch is fed with real values.
             events_TI, value_TI = events_TI * 0, value_TI * 0
@@ -356,29 +400,14 @@ class LayerRecord:
             nonzero_TI=nonzero_TI,
             events_TI=events_TI,
             value_TI=value_TI,
-            calls=len(first),
-            binary_TI=self._gathered(lambda call: torch.full_like(call.tally[0], int(call.binary))),
-            effective_TI=self._gathered(lambda call: call.effective),
-            total_TI=self._gathered(lambda call: call.total),
+            calls=len(self.first),
+            binary_TI=found["binary"],
+            effective_TI=found.get("effective"),
+            total_TI=found.get("total"),
             operands=()
             if operands is None
             else tuple(map(Operand, kinds, self.operand_sizes, operands)),
         )
-
-    def _gathered(self, part: Callable[[Tally], Tensor | None]) -> IntArray | None:
-        """Return a part of all calls, [..., T, I], summed by step; None where a call lacks it."""
-        batches: dict[int, Tensor] = {}
-        for call in self.calls:
-            found, place = part(call), call.place
-            if found is None:
-                return None
-            if place.batch not in batches:
-                shape = (*found.shape[:-2], place.timesteps, place.images)
-                batches[place.batch] = found.new_zeros(shape)
-            # Added on the device, so that it is waited for once a part and not once a call.
-            batches[place.batch][..., call.at, :] += found
-        array: IntArray = torch.cat(list(batches.values()), dim=-1).cpu().numpy()
-        return array
 
 
 @dataclass
@@ -392,7 +421,7 @@ class NeuronRecord:
     name: str
     type: str
     updates: int = 0
-    sent: list[tuple[Place, Tensor]] = field(default_factory=list)
+    sent: Kept = field(default_factory=Kept)
     ever: Tensor | None = None
     always: Tensor | None = None
 
@@ -405,25 +434,22 @@ class NeuronRecord:
             return
         fired = axes.rows(spikes.detach()).reshape(steps, place.images, -1).ne(0).float()
         # Sums alone are kept: the spikes of a test set would not fit the memory.
-        self.sent.append((place, fired.sum(-1).long()))
+        self.sent.add(fired.sum(-1).long(), place)
         ever, always = fired.amax((0, 1)).bool(), fired.amin((0, 1)).bool()
         self.ever = ever if self.ever is None else self.ever | ever
         self.always = always if self.always is None else self.always & always
 
-    def counts(self, images: list[int]) -> NeuronCounts:
+    def counts(self, images: int) -> NeuronCounts:
         """Return the spikes of all batches, [T, I], and the neurons that never or always fired."""
         if self.ever is None or self.always is None:
             return NeuronCounts(self.name, self.type, self.updates)
-        timesteps = self.sent[0][0].timesteps
-        parts = [torch.zeros(timesteps, count, dtype=torch.int64) for count in images]
-        for place, fired in self.sent:
-            start = place.step or 0
-            parts[place.batch][start : start + len(fired)] += fired.cpu()
+        spikes_TI = self.sent.array()
+        unseen = images - spikes_TI.shape[1]  # of batches at the end in which they were not called
         return NeuronCounts(
             name=self.name,
             type=self.type,
             updates=self.updates,
-            spikes_TI=torch.cat(parts, dim=1).numpy(),
+            spikes_TI=np.pad(spikes_TI, ((0, 0), (0, unseen))),
             silent=int((~self.ever).sum()),
             always=int(self.always.sum()),
         )

@@ -152,7 +152,7 @@ def build_model(
         model = _made(made, build) if entry.own else made(build)
     except TserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"network {name} can't be built: {last_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"network {name} is a {type(model).__name__}, not an nn.Module")

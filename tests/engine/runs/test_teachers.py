@@ -229,6 +229,18 @@ def careless():
 
 def ends():
     raise SystemExit(0)
+
+class Ends(nn.Module):
+    def forward(self, images):
+        raise SystemExit(0)
+
+def meta():
+    return build().to("meta")
+
+def circle():
+    made = build()
+    made.add_module("again", made)
+    return made
 """
 
 
@@ -270,6 +282,9 @@ def test_a_function_and_its_weights(tmp_path: Path) -> None:
         ("theirs:in_float64", r"can't take the 8 x 8 images of digits \(RuntimeError: "),
         ("theirs:careless", r"can't take the 8 x 8 images of digits \(KeyError: 'x' .*theirs\.py"),
         ("theirs:ends", "--teacher theirs:ends: the function fails: SystemExit"),
+        ("theirs:Ends", r"can't take the 8 x 8 images of digits \(SystemExit: 0 "),
+        ("theirs:meta", "--teacher theirs:meta: it fails: NotImplementedError"),
+        ("theirs:circle", "--teacher theirs:circle: it fails: RecursionError"),
         ("theirs:none", "--teacher theirs:none: theirs has no function none"),
         ("no_such_module:build", "--teacher no_such_module:build: no_such_module can't be imp"),
     ],

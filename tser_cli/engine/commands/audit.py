@@ -23,7 +23,7 @@ class AuditResult:
 def run_audit(request: AuditRequest) -> AuditResult:
     """Audit a run or a network. Raises TserError where it can't be opened, run or counted."""
     if request.network:
-        with their_code(request.network):
+        with their_code(f"--network {request.network}"):
             network, inputs, _ = open_network(request)
             images, labels_N = inputs.some(request.images)
             layout, timesteps = find_audit_layout(network, images, request)

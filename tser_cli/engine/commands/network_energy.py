@@ -165,7 +165,7 @@ def measure_network(request: EnergyRequest) -> NetworkEnergyResult:
     profile = load_profile(request.profile or DEFAULT_PROFILE)
     check_paths(request)
     detailed = request.any or profile.model != ""
-    with their_code(request.network):
+    with their_code(f"--network {request.network}"):
         network, inputs, weights = open_network(request)
         check_precision(profile, weight_bits(network), request.assume_int8)
         plan, counter, others = count(network, inputs, request, detailed)

@@ -32,6 +32,7 @@ from tser_cli.models.integers import batch_size, has_integer_layers, integer
 from tser_cli.report import statistics
 from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, Predictions, Steps, write_predictions
 
+JOINED = 32  # batches after which answers are joined: many small tensors hold memory apart
 StartCounting = Callable[[Classifier, int], AbstractContextManager[Counting]]
 
 
@@ -180,6 +181,8 @@ def evaluate(
             if count:
                 # on the host: a large test set's answers would fill the device
                 kept.append(answers.on_cpu())
+                if len(kept) == JOINED:
+                    kept = [Answers.joined(kept)]
             check()
     # Another process may have more batches: all must come together equally often.
     for _ in range(runtime.largest(length_hint(loader)) - length_hint(loader)):

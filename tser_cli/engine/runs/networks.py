@@ -86,7 +86,7 @@ def check_contract(name: str, model: Classifier, spec: DataSpec, timesteps: int)
                 _count(tried, images_NCHW, timesteps)
         except TserError as error:
             raise ConfigError(f"{shown}: {error}") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(f"{shown}, fails: {last_line(error)}") from error
     if problem:
         raise ConfigError(f"{shown}, {problem}")
@@ -367,7 +367,8 @@ def check_network(loaded: Loaded, role: str, spec: DataSpec) -> None:
         logits = loaded.model.eval()(torch.zeros(1, *spec.image_shape, device=device))
     except TserError:
         raise
-    except Exception as error:  # its maps become too small, or a network of the user's fails
+    # its maps become too small, or a network of the user's fails
+    except (Exception, SystemExit) as error:
         raise CheckpointError(
             f"the {role} {loaded.source} can't take the {spec.height} x {spec.width} images of "
             f"{spec.name} ({last_line(error)}). {ANOTHER[role]}"

@@ -77,7 +77,7 @@ def their_code(said: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if isinstance(error, TserError) or out_of_memory(error):
             raise
-        raise ConfigError(f"--network {said}: it fails: {error_line(error)}") from error
+        raise ConfigError(f"{said}: it fails: {error_line(error)}") from error
 
 
 def _import(name: str, said: str) -> Any:

@@ -28,12 +28,14 @@ from tser_cli.settings.plugins import is_function
 
 def build_teacher(model: ModelConfig) -> networks.Loaded:
     """Build the teacher MODULE:FUNCTION, with its weights. Raises ConfigError, CheckpointError."""
-    network, source = own_modules.build_network(model.teacher, flag="--teacher"), model.teacher
-    if model.teacher_weights:
-        path = Path(model.teacher_weights).expanduser()
-        own_modules.load_weights(network, path)
-        source += f" with {path}"
-    digest = own_modules.digest(network)
+    source = model.teacher
+    with own_modules.their_code(f"--teacher {source}"):
+        network = own_modules.build_network(source, flag="--teacher").eval()
+        if model.teacher_weights:
+            path = Path(model.teacher_weights).expanduser()
+            own_modules.load_weights(network, path)
+            source += f" with {path}"
+        digest = own_modules.digest(network)
     return networks.Loaded(OwnNetwork(network, spiking=False), model.teacher, source, digest)
 
 

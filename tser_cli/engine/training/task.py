@@ -233,6 +233,6 @@ def check_method(task: Task, image_shape: tuple[int, int, int]) -> None:
         tried = Outputs(logits_TNK, labels_N, teacher_NK, features, NOT_BEGUN, *(rates or ()))
         try:
             found = task.method(tried, task.settings)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(f"method {name} fails on two images: {last_line(error)}") from error
     losses.check_terms(name, found)
