@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Callable
@@ -215,6 +216,19 @@ def test_a_damaged_file_of_ours_is_named(tmp_path: Path, content: bytes, why: st
     with pytest.raises(DamagedFileError, match=why) as caught:
         read_json(path, types={"epoch": int, "state": (str, type(None))})
     assert str(caught.value).startswith(f"{path} can't be read: ")
+
+
+def test_a_file_that_is_larger_than_the_memory_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise MemoryError
+
+    (tmp_path / "x").write_bytes(b"12345")
+    monkeypatch.setattr(os, "fdopen", Full)
+    with pytest.raises(ValueError, match="its 5 bytes do not fit into the memory"):
+        files.read_regular(tmp_path / "x", 10)
 
 
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:

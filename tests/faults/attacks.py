@@ -1,7 +1,7 @@
 """Attacks by number: the same number is always the same attack on the same ground.
 
 Each is one command line in this process, after something near it was made odd: an argument, a run
-folder, an image, the environment.
+folder, an image, a network, the environment.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import sys
@@ -23,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 import torch
 
@@ -89,6 +91,73 @@ JSON = (
 )
 
 
+SUFFIXES = ("safetensors", "nir", "onnx")
+MARKUP = "<script>alert(1)</script>"  # what a run says of itself, as it may reach a card
+# One network each, found in odd.py; all but the first fail in their own way.
+NETWORKS = """
+import sys
+import torch
+from torch import nn
+
+sound = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+
+class Odd(nn.Module):
+    def __init__(self, act=None):
+        super().__init__()
+        self.layer, self.act = nn.Linear(8, 3), act
+
+    def forward(self, x):
+        return self.act(self.layer(x))
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise ValueError("no word")
+
+
+def fails(error):
+    def act(x):
+        raise error
+    return Odd(act)
+
+
+def itself():
+    network = Odd(torch.relu)
+    network.layer.inside = network
+    return network
+
+
+def sparse():
+    network = sound()
+    network[1].weight = nn.Parameter(network[1].weight.detach().to_sparse())
+    return network
+
+
+made = {
+    "sound": sound, "leaves": lambda: fails(SystemExit(0)), "mute": lambda: fails(Mute()),
+    "interrupted": lambda: fails(EOFError()), "deep": lambda: Odd(lambda x: made["deep"]()(x)),
+    "meta": lambda: sound().to("meta"), "itself": itself, "sparse": sparse,
+    "gone": lambda: sys.exit("gone"), "none": lambda: Odd(lambda x: None), "number": lambda: 3,
+    "memory": lambda: Odd(lambda x: torch.empty(2**60)), "nan": lambda: Odd(lambda x: x / 0),
+    "text": lambda: Odd(lambda x: "x"), "half": lambda: sound().half(),
+    "long": lambda: fails(ValueError("x" * 10**6)), "escape": lambda: fails(OSError("\\x1b[2J")),
+}
+globals().update(made)
+"""
+NAMES = (
+    *("sound",) * 16,
+    *("leaves", "mute", "interrupted", "deep", "meta", "itself", "sparse", "gone", "none"),
+    *("number", "memory", "nan", "text", "half", "long", "escape", "missing"),
+)
+
+
+TOML = (
+    *("a = " + "[" * 100_000, "a." * 100_000 + "b = 1", "[a", "", "name = 3", "\0"),
+    *("ac_pj = nan", "ac_pj = 1e999\nname = 'x'", "a = " + "9" * 10_000),
+)
+
+
 class Bomb:
     """A pickle that leaves a file behind where its code is run."""
 
@@ -135,8 +204,14 @@ def attack(number: int, ground: Ground) -> Finding:
     target = work / "runs" / "student" / "digits" / "run"
     shutil.copytree(ground.run, target)
     ground.kept.write_text("kept")
-    kind = ("command line", "run folder", "image", "environment")[number % 4]
-    make = (odd_arguments, damaged_run, odd_image, odd_environment)[number % 4]
+    kinds: dict[str, Callable[..., list[str]]] = {
+        "command line": odd_arguments,
+        "run folder": damaged_run,
+        "image": odd_image,
+        "environment": odd_environment,
+        "network": odd_network,
+    }
+    kind, make = list(kinds.items())[number % len(kinds)]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(work)
         argv = make(draw, target, ground, patch)
@@ -162,6 +237,20 @@ def judged(code: int, text: str, ground: Ground) -> str:
         return "a file outside was changed"
     if {path.name for path in ground.folder.parent.iterdir()} - {"kept", ground.folder.name}:
         return f"files outside: {sorted(ground.folder.parent.iterdir())}"
+    return wrong_export(ground.folder / "work")
+
+
+def wrong_export(work: Path) -> str:
+    """Say what is wrong with the exports in a folder, "" where nothing is."""
+    found = {path.name for path in work.glob("out.*")}
+    for name in {f"out.{suffix}" for suffix in SUFFIXES} & found:
+        if {f"{name}.md", f"{name}.verified.json"} - found:
+            return f"{name} has no card"
+        raw = re.findall(
+            "<script|<img|<b>|javascript:|[\x1b\u202e]", (work / f"{name}.md").read_text()
+        )
+        if raw:
+            return f"raw markup in the card of {name}: {raw}"
     return ""
 
 
@@ -242,6 +331,8 @@ def using(draw: random.Random, run: Path, ground: Ground) -> list[str]:
             ["audit", "--run", str(run)],
             ["predict", "--run", str(run), str(run / "figures")],
             ["report", str(run), "--output", "page.html"],
+            ["quantize", "--run", str(run), "--images", "8"],
+            ["export", str(run), f"out.{draw.choice(SUFFIXES)}", "--no-verify"],
             ["distill", "--dry-run", "--teacher", str(run), *SMALL],
             ["ablate", "--dry-run", "--vary", "method=ce", "--seeds", "1", *SMALL],
             ["distill", "--resume", "must", "--dry-run", *SMALL],
@@ -305,7 +396,11 @@ def changed_value(draw: random.Random, path: Path, content: bytes) -> None:
         path.write_bytes(content + b"\n\xff,nan,,[x\n")
         return
     values = (None, -1, 1e300, "x", [], {}, True, "\0", "[/x]", 10**400, float("nan"), "\ud800")
-    document[draw.choice(sorted(document))] = draw.choice(values)
+    place, key = document, draw.choice(sorted(document))
+    while isinstance(place[key], dict) and place[key] and draw.random() < 0.8:
+        place = place[key]
+        key = draw.choice(sorted(place))
+    place[key] = draw.choice((*values, MARKUP, MARKUP))
     path.write_text(json.dumps(document))
 
 
@@ -342,6 +437,26 @@ def write_image(draw: random.Random, path: Path, ground: Ground) -> None:
         path.symlink_to(path.parent)
     else:
         path.write_bytes(pickle.dumps(Bomb(ground.proof)))
+
+
+def odd_network(draw: random.Random, run: Path, ground: Ground, patch: Patch) -> list[str]:
+    """A network from elsewhere, sound or not, and odd files for it to read."""
+    Path("odd.py").write_text(NETWORKS)
+    np.save("x.npy", np.zeros((2, 8, 8), np.float32))
+    np.savez("x.npz", a=np.zeros(3))
+    torch.save({"weight": torch.zeros(3, 3).to_sparse()}, "x.pt")
+    Path("x.toml").write_text(draw.choice(TOML))
+    for name in draw.sample(("x.npy", "x.npz", "x.pt", "x.toml", "odd.py"), draw.randint(0, 2)):
+        damage(draw, Path(name), ground)
+    argv = [draw.choice(("energy", "audit")), "--network", f"odd.py:{draw.choice(NAMES)}"]
+    fed = draw.choice((*["8,8"] * 6, "9" * 30, "0", "100000,100000", "x.npy", "x.npz", "x.pt"))
+    argv += ["--data" if fed.startswith("x") else "--input", fed]
+    argv += ["-T", "2"] * (draw.random() < 0.25)
+    if draw.random() < 0.4:
+        flag = draw.choice(("--weights", "--plugin", "--profile", "--dataset"))
+        if flag != "--profile" or argv[0] == "energy":
+            argv += [flag, draw.choice(("x.toml", "x.pt", "x.npy", "odd.py", *ODD[:10]))]
+    return argv
 
 
 def odd_environment(draw: random.Random, run: Path, ground: Ground, patch: Patch) -> list[str]:

@@ -1,4 +1,4 @@
-"""Attacks with odd arguments, run folders, images and environments: a message, never a traceback.
+"""Attacks with odd arguments, runs, images, networks and environments: a message, no traceback.
 
 `pytest tests/faults/test_hostile.py --faults 200` tries 2,000 of them, and lists what they gave.
 """
@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults.attacks import Ground, attack, call
 
-SHORT = 12
+SHORT = 60
 A_FAULT = 10  # tries for each kill of the long form
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -381,10 +382,15 @@ def test_a_plug_in_that_can_t_be_used(write: Callable[..., Path], text: str, sai
     assert plugins.stated() == []
 
 
-def test_a_plug_in_that_is_not_there(write: Callable[..., Path]) -> None:
-    write()
+def test_a_plug_in_that_is_not_there(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(write().with_name("pipe.py"))
+    assert refused("pipe.py").count("pipe.py") == 1  # it is not its own nearest
     assert 'no such module (did you mean "example_plugin"?)' in refused("example_plugim")
     assert 'no such file (did you mean "example_plugin.py"?)' in refused("example_plugim.py")
+    monkeypatch.setattr(plugins, "MOST_BYTES", 10)
+    assert "and is no module" in refused("example_plugin.py")
 
 
 def test_a_file_that_would_hide_another_module(write: Callable[..., Path]) -> None:

@@ -243,7 +243,10 @@ def read_regular(path: Path, limit: int) -> bytes:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise ValueError("it is no regular file")
         size = os.fstat(handle).st_size
-        content = stream.read(min(limit, size) + 1)  # room for as much as this is made at once
+        try:
+            content = stream.read(min(limit, size) + 1)  # room for as much as this is made at once
+        except MemoryError:
+            raise ValueError(f"its {size:,} bytes do not fit into the memory") from None
     if len(content) > limit:
         raise ValueError(f"it has more than {limit:,} bytes")
     return content

@@ -205,9 +205,11 @@ def import_file(name: str) -> ModuleType:
         raise ConfigError(f"it is a folder without {INIT}; name a file in it")
     file = file / INIT if file.is_dir() else file
     if not file.is_file():
-        beside = [str(path) for path in Path(name).parent.glob("*.py")]
+        beside = [str(path) for path in Path(name).parent.glob("*.py") if path.is_file()]
         looked = "" if Path(name).is_absolute() else f" in {Path.cwd()}"
         raise ConfigError(f"there is no such file{nearest(name, beside)}{looked}")
+    if file.stat().st_size > MOST_BYTES:
+        raise ConfigError(f"it has more than {MOST_BYTES // 2**20} MiB, and is no module")
     package = package_of(file)
     folder = str(file.parent if package is None else package.parent)
     if folder not in sys.path:

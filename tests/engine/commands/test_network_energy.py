@@ -163,6 +163,9 @@ def test_arrays_are_fed_as_they_are(here: Path) -> None:
     result = measured(here, input_shape="", data=here / "x.npy", images=0)
     assert result.kinds["0"] == "spikes"
     assert result.document["images"] == 3
+    # no more of a large file is read than is wanted
+    np.save(here / "x.npy", np.eye(8, dtype=np.float32)[None, None] / [[[[1]]], [[[np.nan]]]])
+    assert measured(here, input_shape="", data=here / "x.npy", images=1).document["images"] == 1
 
 
 def test_a_network_is_found_in_a_file_as_a_function_or_a_module(here: Path) -> None:

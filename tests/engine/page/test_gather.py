@@ -367,6 +367,8 @@ def test_a_run_that_does_not_exist_is_told_with_the_nearest(written: Written) ->
     with pytest.raises(RunError, match=rf'is not a run folder.*did you mean "{folder.name}"'):
         reported(wrong, output=folder.parent / "page.html")
     assert not (folder.parent / "page.html").exists()
+    with pytest.raises(RunError, match="there is no run"):
+        reported(Path("9" * 400))  # no file system has such a name
 
 
 def test_what_can_t_be_reported(

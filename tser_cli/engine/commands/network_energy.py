@@ -443,8 +443,7 @@ def open_network(request: NetworkRequest) -> tuple[nn.Module, Inputs, str]:
         device, given = context.runtime.device, test_images(context, request.images)
     else:
         device = make_runtime(config.training, channels_last=False).device
-        images = _images(request, begins_with_embedding(network))
-        images = images[: request.images or len(images)].to(device)
+        images = _images(request, begins_with_embedding(network)).to(device)
         parts = torch.split(images, request.batch_size or NETWORK_BATCH)
         name = str(request.data) if request.data else f"random numbers of {request.input_shape}"
         given = Inputs(lambda: ((part, None) for part in parts), name)
@@ -532,6 +531,7 @@ def _images(request: NetworkRequest, indices: bool) -> Tensor:
             raise DataError(
                 f"--data {request.data} holds {array.dtype} {array.shape}, not numbers [N, ...]"
             )
+        array = array[: request.images or None]  # before the rest of a large file is read
         if not np.isfinite(array).all():
             raise DataError(f"--data {request.data} holds NaN or infinite values")
         if indices and array.dtype.kind in "iu":

@@ -111,7 +111,7 @@ def _subjects(request: ReportRequest) -> tuple[list[Run], list[Path]]:
     for path in dict.fromkeys(request.subjects):
         is_run = is_file(path / "status.json")
         # an ablation that has only begun has a plan and no tables: it can be shown as that
-        if not is_run and any((path / name).is_file() for name in (*files.TABLES, "plan.json")):
+        if not is_run and any(is_file(path / name) for name in (*files.TABLES, "plan.json")):
             ablations.append(path)
             continue
         if is_folder(path) and not is_run:
