@@ -358,12 +358,15 @@ def test_what_is_kept_of_a_batch_is_no_tensor_of_its_own(lively: Lively) -> None
     kinds = model.input_kinds()
     assert kinds is not None
 
+    def tensors() -> int:
+        return sum(issubclass(type(value), Tensor) for value in gc.get_objects())
+
     def tensors_after(batches: int) -> tuple[int, Counts]:
+        before = tensors()
         with torch.no_grad(), counting(model, kinds, detailed=True) as counter:
             for _ in range(batches):
                 model(images, timesteps=2)
-            kept = sum(issubclass(type(value), Tensor) for value in gc.get_objects())
-            return kept, counter.counts()
+            return tensors() - before, counter.counts()
 
     (few, once), (many, counts) = tensors_after(1), tensors_after(30)
     # thousands of small tensors between the maps would keep the maps' memory apart
