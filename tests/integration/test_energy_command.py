@@ -61,7 +61,7 @@ def test_report_totals_add_up(run: Path, tser: Invoke, tmp_path: Path) -> None:
     output.write_text("an older file\n")
     code, out, _ = tser("energy", str(output), "--run", str(run), "--batch-size", "7", "--figures")
     assert code == 0
-    assert "the ANN of the same shape." in out
+    assert "an image" in " ".join(out.split())
     assert "ISSCC 2014; not measured on a chip that ran networks" in " ".join(out.split())
     rows = read(output)
     assert rows == [{**row} for row in read(run / "energy.csv")]

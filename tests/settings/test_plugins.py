@@ -42,6 +42,9 @@ def _in_an_empty_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(plugins.VARIABLE, raising=False)
+    # Tests of networks import files of these names too.
+    for name in ("mine", "net", "nets", "helper"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
 
 
 @pytest.fixture
