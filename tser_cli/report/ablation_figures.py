@@ -368,8 +368,12 @@ def draw_others(plot: Axes, points: pd.DataFrame) -> None:
     for place in [place_of(point) for _, point in taught.iterrows()]:
         plot.plot(*place, **style.TEACHER.marks)
         plot.annotate("teacher", place, (-6, 5), textcoords="offset points", ha="right")
-    for point, text in LINES.items():
-        for energy in points.loc[points["point"] == point, "energy_pj"].unique():
-            style.name_line(plot, energy / 1e6, text)
+    lines = [
+        (energy / 1e6, text)
+        for point, text in LINES.items()
+        for energy in points.loc[points["point"] == point, "energy_pj"].unique()
+    ]
+    for above, (energy, text) in enumerate(lines):
+        style.name_line(plot, energy, text, above)
     plot.margins(y=0.12)
-    plot.set_title("beside what does not spike")
+    plot.set_title("beside what does not spike", pad=8 + 11 * len(lines))

@@ -265,7 +265,9 @@ def tradeoff(
     drawing, plot = style.blank(WIDTH, 3.6)
     others = [] if teacher is None else [teacher]
     energies = [point.energy_pj for point in (*steps, *exits, *others)]
-    scale, _ = energy_axis(plot, [*energies, *([ann_pj] if ann_pj else [])], steps[-1].energy_pj)
+    scale, _ = energy_axis(
+        plot, [*energies, *([ann_pj] if ann_pj else [])], ann_pj or steps[-1].energy_pj
+    )
     look = style.look_of(method)
     if ann_pj:
         style.name_line(plot, ann_pj / scale, "ANN of this shape")
@@ -279,7 +281,7 @@ def tradeoff(
         marks = {"marker": style.TEACHER.marker, "color": GREY}
         _points(drawing, plot, others, scale, **marks)
     plot.margins(y=0.2)
-    plot.set_title(drawable(title))
+    plot.set_title(drawable(title), pad=18)  # above the name of the ANN's line
     places = [(point.energy_pj / scale, 100 * point.accuracy) for point in (*steps, *others)]
     style.label_points(plot, places, [_short(point.name, 26) for point in (*steps, *others)])
     return drawing
@@ -305,7 +307,7 @@ def _points(
 ) -> None:
     places = [(point.energy_pj / scale, 100 * point.accuracy) for point in points]
     (line,) = plot.plot(*zip(*places, strict=True), **look)
-    texts = [f"{p.name}: {joules(p.energy_pj)}, {100 * p.accuracy:.2f} %" for p in points]
+    texts = [f"{p.name}: {joules(p.energy_pj, scale)}, {100 * p.accuracy:.2f} %" for p in points]
     drawing.tell(line, texts)
 
 
@@ -348,7 +350,7 @@ def beside_others(pairs: Sequence[tuple[str, float, float]]) -> Drawing:
     """
     drawing, plot = style.blank(WIDTH, 0.52 * len(pairs) + 0.9)
     energies = [energy for _, *both in pairs for energy in both]
-    scale, unit = energy_axis(plot, energies, pairs[0][1])
+    scale, unit = energy_axis(plot, energies, pairs[0][2])
     for place, (name, student_pj, other_pj) in enumerate(pairs):
         ends = [student_pj / scale, other_pj / scale]
         plot.plot(ends, [place, place], color=PALE, linewidth=2.5, zorder=1)
@@ -362,9 +364,8 @@ def beside_others(pairs: Sequence[tuple[str, float, float]]) -> Drawing:
         spent = [float(pair[which]) for pair in pairs]
         places = [energy / scale for energy in spent]
         (line,) = plot.plot(places, range(len(pairs)), linestyle="", label=who, **look.marks)
-        texts = [
-            f"{pair[0]}: {who}, {joules(energy)}" for pair, energy in zip(pairs, spent, strict=True)
-        ]
+        named = zip(pairs, spent, strict=True)
+        texts = [f"{pair[0]}: {who}, {joules(energy, scale)}" for pair, energy in named]
         drawing.tell(line, texts)
     plot.set_ylim(len(pairs) - 0.6, -0.8)
     plot.set_xlabel(f"energy an image ({unit})")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 Arguments = ParamSpec("Arguments")
 Place = tuple[float, float]
@@ -251,19 +252,21 @@ def label_points(
 ) -> None:
     """Write each text beside its point, on the first place round it that is free.
 
-    A place is free where it covers no point, no line of an error bar and no other label, and ends
-    within the figure. A label far from its point gets a line to it, in the point's colour.
+    A place is free where it covers no point, no line of an error bar and no other label, where its
+    line crosses no label, and where it ends within the figure. A label far from its point gets a
+    line to it, in the point's colour.
     """
     figure = plot.get_figure(root=True)
     assert figure is not None, "the plot is part of a figure"
     _settle(figure)  # and so the scale in pixels
     pixels = figure.dpi / 72  # a point
     taken = drawn_boxes(plot, 3 * pixels)
+    labels = [box_of(text) for text in plot.texts]
     width, height = figure.get_size_inches() * figure.dpi
     for place, text, colour in zip(places, texts, colours or [GREY] * len(texts), strict=True):
         x, y = map(float, plot.transData.transform(place))
         # estimated by its letters: a browser may show the text of an SVG in another font
-        size = (0.65 * LABEL_SIZE * pixels * len(text), 1.2 * LABEL_SIZE * pixels)
+        size = (0.65 * LABEL_SIZE * pixels * len(text), 1.4 * LABEL_SIZE * pixels)
         tried = []
         for across, up in LABEL_PLACES:  # a label at the left ends where one at the right begins
             left = x + across * pixels - (size[0] if across < 0 else 0.0)
@@ -274,10 +277,16 @@ def label_points(
             for o, box in tried
             if box[0] > 0 and box[1] > 0 and box[2] < width and box[3] < height
         ]
-        free = [(o, box) for o, box in inside if not any(overlap(box, other) for other in taken)]
+        free = [
+            (o, box)
+            for o, box in inside
+            if not any(overlap(box, other) for other in (*taken, *labels))
+            and not any(overlap(dot, label) for dot in leader(x, y, o, pixels) for label in labels)
+        ]
         # rather over something else than beyond the edge of the figure
         offset, box = (free or inside or tried)[0]
-        taken.append(box)
+        labels.append(box)
+        taken += leader(x, y, offset, pixels)
         line = {"arrowstyle": "-", "color": colour, "lw": 0.8, "shrinkA": 0, "shrinkB": 3}
         label = plot.annotate(
             text,
@@ -292,18 +301,35 @@ def label_points(
         label.set_in_layout(False)  # the place was found for the layout as it is
 
 
-def name_line(plot: Axes, energy: float, text: str) -> None:
-    """Draw a line at an energy whose accuracy nobody measured, and its name along it."""
+def leader(x: float, y: float, offset: Place, pixels: float) -> list[Box]:
+    """Return boxes along the line from a point to its label; none where that is near."""
+    if math.hypot(*offset) <= LABEL_NEAR:
+        return []
+    ends = [(x + n / 9 * offset[0] * pixels, y + n / 9 * offset[1] * pixels) for n in range(9)]
+    return [(a - pixels, b - pixels, a + pixels, b + pixels) for a, b in ends]
+
+
+def box_of(text: Text) -> Box:
+    """Return the box of a text in pixels."""
+    left, low, right, high = text.get_window_extent().extents
+    return float(left), float(low), float(right), float(high)
+
+
+def name_line(plot: Axes, energy: float, text: str, above: int = 0) -> None:
+    """Draw a line at an energy whose accuracy nobody measured; name it above the plot.
+
+    There no point, curve or label can lie. `above`: the names that stand below this one. The limits
+    of the x axis must be set.
+    """
     plot.axvline(energy, color=GREY, linestyle=":", linewidth=1)
+    across = plot.transAxes.inverted().transform(plot.transData.transform((energy, 0.0)))[0]
     plot.annotate(
         text,
-        (energy, 0.02),
+        (energy, 1.0),
         xycoords=("data", "axes fraction"),
-        xytext=(-2, 0),
+        xytext=(0, 3 + 1.3 * LABEL_SIZE * above),
         textcoords="offset points",
-        rotation=90,
-        rotation_mode="anchor",  # else an SVG's text would begin elsewhere in another font
-        ha="left",
+        ha="left" if across < 0.5 else "right",
         va="bottom",
         fontsize=LABEL_SIZE,
     )

@@ -263,7 +263,7 @@ def times(ratio: float) -> str:
 def comparison_table(beside: Sequence[BesideAnn]) -> Table:
     """Return a line an assumption: the student and the ANN of its shape."""
     title, numbers = "beside the ANN of the same shape", ("student", "ANN", "the student costs")
-    shown = new_table(title, ("the same ANN",), numbers, ("student", "ANN"))
+    shown = new_table(title, ("the same ANN",), numbers, ("student", "ANN"), 24)
     for one in beside:
         energies = (joules(pj, beside[0].ann_pj) for pj in (one.student_pj, one.ann_pj))
         shown.add_row(one.name, *energies, times(one.ratio))

@@ -243,11 +243,11 @@ def test_many_classes_have_a_table_of_the_worst(monkeypatch: pytest.MonkeyPatch)
     assert [row.name for row in found.by_class] == ["2"]
 
 
-def test_settings_that_are_not_the_defaults_are_listed(written: Written) -> None:
+def test_settings_that_are_not_the_recipe_s_are_listed(written: Written) -> None:
     run = only(reported(written().folder))
     assert not isinstance(run.settings, Missing)
     listed = {one.key: (one.value, one.default) for one in run.settings}
-    assert listed["optimizer.lr"] == ("0.03", "0.1")
+    assert listed["optimizer.lr"] == ("0.03", "0.05")
     assert "optimizer.momentum" not in listed
 
 

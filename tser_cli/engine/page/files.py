@@ -10,6 +10,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from tser_cli.report import ablation_figures, csv_files
 from tser_cli.report.comparison import statistics_in
 from tser_cli.report.figures import LayerEnergy
 from tser_cli.report.predictions import PREDICTIONS, Predictions, read_predictions
+from tser_cli.settings import recipe
 from tser_cli.settings.config import keys, short_name
 
 Value = TypeVar("Value")
@@ -282,10 +284,14 @@ def stated_settings(run: Run) -> dict[str, Any]:
     return record.stated_settings(run.folder)
 
 
-def settings(stated: Mapping[str, Any]) -> tuple[values.Setting, ...]:
-    """Return the settings that are not tser's defaults."""
+def settings(stated: Mapping[str, Any], kind: str) -> tuple[values.Setting, ...]:
+    """Return the settings that are not those of the data set's recipe for this kind of run."""
     # a plug-in's settings have no default here, since none of its code is run
-    usual = keys()
+    usual = dict(keys())
+    with suppress(TserError):  # a data set of a plug-in has no recipe that is known here
+        usual |= recipe.read(
+            recipe.default(kind, [recipe.Layer("config.toml", dict(stated))])
+        ).values
     return tuple(
         values.Setting(label(key), _words(value), _words(usual[key]) if key in usual else None)
         for key, value in stated.items()

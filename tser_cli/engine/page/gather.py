@@ -195,7 +195,7 @@ def run_report(run: Run, request: ReportRequest, pictures: int) -> RunFound:
         tradeoff=part("energy.csv", lambda: _tradeoff(run, document, accuracy, energy, counted)),
         gallery=measured if isinstance(measured, Missing) else measured.gallery,
         all_settings=files.in_words(stated),
-        settings=known if isinstance(known, Missing) else files.settings(stated),
+        settings=known if isinstance(known, Missing) else files.settings(stated, run.kind),
         environment=around if isinstance(around, Missing) else files.environment(around),
         commands=files.commands(run, surroundings),
     )
@@ -247,6 +247,7 @@ THRESHOLDS = (
 )
 SIDE = 64  # pixels of the longer side of a picture on the page
 RIGHT_TO_WRONG = 3  # so many errors are shown for each right answer
+BARELY = 0.8  # confidence below which a right answer was close to a wrong one
 
 
 @dataclass(frozen=True)
@@ -327,7 +328,7 @@ def _gallery(
     right_I = answers.correct_cumulative_TI[-1]
     sure_I = answers.confidence_cumulative_TI[-1]
     wrong = ranked(~right_I, -sure_I)
-    few_right = ranked(right_I, sure_I)[: max(1, most // (RIGHT_TO_WRONG + 1))]
+    few_right = ranked(right_I & (sure_I < BARELY), sure_I)[: max(1, most // (RIGHT_TO_WRONG + 1))]
     names = [label(name) for name in classes]
     try:
         shown = [

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from string import ascii_uppercase
 from xml.etree import ElementTree
@@ -133,7 +134,8 @@ def _of_run(run: values.RunReport) -> Drawn:
             yield "firing", figures.firing(run.energy.layers)
         yield "layers", figures.by_layer(run.energy.layers)
     # energies are drawn by their logarithms, and 0 has none
-    sound = [(one.name, one.student_pj, one.other_pj) for one in run.pairs if one.sound]
+    compared = [one for one in run.pairs if one.sound and one.in_range]
+    sound = [(one.name, one.student_pj, one.other_pj) for one in compared]
     if sound:
         yield "beside", figures.beside_others(sound)
     if isinstance(run.tradeoff, values.Tradeoff):
@@ -228,7 +230,7 @@ def summary(run: values.RunReport) -> list[str]:
         if isinstance(best, values.ExitPoint) and best.energy_pj <= 0.98 * full.energy_pj:
             lines.append(
                 f"Images that stop once they are decided (confidence {best.threshold:g}) reach "
-                f"{percent(best.accuracy)} for {joules(best.energy_pj)}, "
+                f"{percent(best.accuracy)} for {joules(best.energy_pj, run.tradeoff.ann_pj)}, "
                 f"{100 * best.energy_pj / full.energy_pj:.0f} % of the energy. The threshold was "
                 "chosen on these images, which flatters it."
             )
@@ -279,7 +281,8 @@ def tiles(run: values.RunReport) -> Iterator[Tile]:
     if isinstance(run.energy, values.Energy):
         verdict = _budget_verdict(run.facts)
         aside = f"budget: {verdict}" if verdict else f"arithmetic alone, {run.energy.profile}"
-        yield Tile("energy an image", joules(run.energy.energy_pj), aside)
+        spent = joules(run.energy.energy_pj, run.energy.ann_energy_pj)
+        yield Tile("energy an image", spent, aside)
         ratios = [pair.ratio for pair in run.pairs if pair.in_range and pair.sound]
         if ratios:
             ends = dict.fromkeys((times(max(ratios)), times(min(ratios))))
@@ -355,6 +358,7 @@ def compare_runs(page: values.Page) -> SideBySide | None:
 
     energies = [run.energy for run in runs]
     spent = [one.energy_pj if isinstance(one, values.Energy) else None for one in energies]
+    largest = max((pj for pj in spent if pj is not None), default=None)
     measures = (
         ("network", _words([run.facts.model for run in runs])),
         ("method", _words([run.facts.method for run in runs])),
@@ -365,7 +369,7 @@ def compare_runs(page: values.Page) -> SideBySide | None:
             _numbers(known(lambda one: one.steps[0].accuracy_at_t), percent, points),
         ),
         ("teacher's accuracy", _numbers(known(lambda one: one.teacher), percent, points)),
-        ("energy an image", _numbers(spent, joules, _relative)),
+        ("energy an image", _numbers(spent, partial(joules, beside_pj=largest), _relative)),
         ("training time", _numbers([run.facts.seconds for run in runs], duration, _relative)),
     )
     keys = dict.fromkeys(key for run in runs for key in run.all_settings if key not in PLACES)

@@ -217,7 +217,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of a run that is not tser's default; `default` is None where there is none."""
+    """A setting that is not the recipe's, else tser's; `default` is None where there is none."""
 
     key: str
     value: str
