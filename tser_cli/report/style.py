@@ -288,6 +288,7 @@ def label_points(
         labels.append(box)
         taken += leader(x, y, offset, pixels)
         line = {"arrowstyle": "-", "color": colour, "lw": 0.8, "shrinkA": 0, "shrinkB": 3}
+        line["relpos"] = (1.0 if offset[0] < 0 else 0.0, 0.5)  # from the end that is nearer
         label = plot.annotate(
             text,
             place,
