@@ -168,7 +168,7 @@ class TrainingRequest(DataRequest):
     # a text, since "auto" is one of its values
     batch_size: str | None = option(
         "--batch-size",
-        "Images per step, over all processes; auto: the largest power of two that fits.",
+        "Images per step, over all processes; auto: what fits, at most a 16th of the images.",
         TRAINING,
         "training.batch_size",
         "INTEGER|auto",

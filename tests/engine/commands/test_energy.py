@@ -129,6 +129,7 @@ def test_a_teacher_that_is_gone_costs_what_it_cost(
     ("output", "said"),
     [
         ("report.json", r"the table is a CSV file; call it report\.csv"),
+        ("latest", r"this is where the table goes, as report\.csv; a run is --run .*latest"),
         ("images.csv", "must have different names"),
     ],
 )

@@ -153,6 +153,11 @@ def check_paths(request: EnergyRequest) -> None:
     """Raise ConfigError or RunError where two files would be one, or one can't be written."""
     paths = files_of(request)
     if request.output is not None and request.output.suffix != ".csv":
+        if not request.output.suffix:  # a run, as other commands take it
+            raise ConfigError(
+                f"{request.output}: this is where the table goes, as report.csv; "
+                f"a run is --run {request.output}"
+            )
         check_folder(request.output)
         raise ConfigError(
             f"{request.output}: the table is a CSV file; call it {request.output.stem}.csv"
