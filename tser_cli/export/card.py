@@ -73,10 +73,10 @@ def _escaped(value: Any) -> Any:
 def card(graph: Graph, facts: CardFacts) -> str:
     """Return the card as Markdown, with the mark in its first line by which it is known again."""
     # all that comes from outside at once, and so no text is forgotten; TOML stands in a fence
-    settings = visible(facts.settings)
+    settings, verdict = visible(facts.settings), facts.verdict  # numbers in our own words
     facts, graph = _escaped(facts), replace(graph, facts=_escaped(graph.facts))
     sections = [
-        (f"{graph.facts.model} on {graph.facts.dataset}", _summary(graph, facts)),
+        (f"{graph.facts.model} on {graph.facts.dataset}", _summary(graph, facts, verdict)),
         ("Accuracy", _accuracy(facts.rows)),
         ("Energy", _energy(facts.energy, facts.float_energy_pj)),
         ("Input and output", _input(graph, facts.fixed)),
@@ -92,11 +92,11 @@ def card(graph: Graph, facts: CardFacts) -> str:
     return "\n".join(text)
 
 
-def _summary(graph: Graph, facts: CardFacts) -> list[str]:
+def _summary(graph: Graph, facts: CardFacts, verdict: str) -> list[str]:
     weights = sum(node.weight.size for node in graph.weighted)
     teacher = f"distilled from {facts.teacher} " if facts.teacher else "trained without a teacher "
     return [
-        *([f"{facts.verdict}.", ""] if facts.verdict else []),
+        *([f"{verdict}.", ""] if verdict else []),
         f"{_named(facts.file)}{facts.format_name}) holds a spiking network, {teacher}with "
         f"the method `{facts.method}`: {len(graph.neurons)} layers of spiking neurons, "
         f"{weights:,} weights, T = {graph.facts.timesteps} time steps. Batch norms are folded into "

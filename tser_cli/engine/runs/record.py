@@ -219,11 +219,17 @@ def _result_in(status: Mapping[str, Any], folder: Path) -> RunResult | None:
         steps = result.per_timestep
         # checked here once: whoever draws or compares it can then rely on it
         rows = [row[name] for row in steps for name in ("accuracy_at_t", "accuracy_cumulative")]
+        counts = [(row.get("correct_cumulative", 0), row.get("images", 1)) for row in steps]
         tests = [row.get(name) for row in steps for name in ("chance", "p_chance", "p_teacher")]
         others = (result.teacher_accuracy, result.best_validation_accuracy, *tests)
         fractions = [result.accuracy, *rows, *(value for value in others if value is not None)]
+        whole = all(type(right) is type(n) is int and 0 <= right <= n and n for right, n in counts)
         in_order = [row["t"] for row in steps] == list(range(1, result.timesteps + 1))
-        return result if in_order and all(0.0 <= value <= 1.0 for value in fractions) else None
+        return (
+            result
+            if whole and in_order and all(0.0 <= value <= 1.0 for value in fractions)
+            else None
+        )
     except (ValidationError, KeyError, TypeError):
         return None  # a damaged entry is no result either
 
