@@ -13,6 +13,7 @@ from tser_cli.report.words import (
     bar,
     compare,
     counted,
+    leaves_out,
     next_steps,
     per_timestep_table,
     percent,
@@ -99,3 +100,12 @@ def test_a_narrow_table_keeps_the_names_and_says_what_it_leaves_out() -> None:
     assert shown == ["layer2.0.downsample.0", "40", "nJ"]
     assert "no room for: op, rate, ops, ANN, share" in " ".join(" ".join(lines).split())
     assert "█" in "".join(printed(table("my run", layers), width=90))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("mul", True), ("index_add", True), ("scatter_add", True), ("add", False), ("mean", False)],
+)
+def test_what_nobody_counts_makes_no_lower_bound(name: str, said: bool) -> None:
+    document = {"network": {"uncounted_share_of_flop": {name: 0.3}}}
+    assert leaves_out(document) is said

@@ -102,7 +102,12 @@ def _only_forgets(module: nn.Module, name: str, method: Callable[[], Any]) -> bo
 def copied(module: nn.Module) -> nn.Module:
     """Return a deep copy, of potentials that have a gradient's history and of lazy buffers too."""
     # torch copies neither by itself, though it copies parameters without a size.
-    values = [value for part in module.modules() for value in vars(part).values()]
+    # spikingjelly keeps potentials in a dict of its own.
+    values = [
+        value
+        for part in module.modules()
+        for value in (*vars(part).values(), *vars(part).get("_memories", {}).values())
+    ]
     memo: dict[int, Any] = {
         id(x): x.detach().clone() for x in values if isinstance(x, Tensor) and not x.is_leaf
     }
@@ -110,6 +115,43 @@ def copied(module: nn.Module) -> nn.Module:
         if nn.parameter.is_lazy(x):
             memo[id(x)] = nn.parameter.UninitializedBuffer()
     return copy.deepcopy(module, memo)
+
+
+def different(network: nn.Module, other: nn.Module) -> dict[tuple[str, str], Any]:
+    """Return the tensors and numbers that a copy has otherwise, by module and attribute.
+
+    Those that are a tensor or a number in one of the two alone are among them.
+    """
+    found: dict[tuple[str, str], Any] = {}
+    parts = dict(other.named_modules())
+    for name, module in network.named_modules():
+        before, after = (_values(part) for part in (module, parts.get(name, module)))
+        for attribute in {**before, **after}:
+            now = after.get(attribute)
+            if not equal(before.get(attribute), now):
+                found[name, attribute] = now.clone() if isinstance(now, Tensor) else now
+    return found
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Return whether two tensors, numbers or texts are the same."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    return type(one) is type(other) and bool(one == other)
+
+
+def _values(module: nn.Module) -> dict[str, Any]:
+    """Return the tensors, numbers and texts that a module keeps; lazy tensors have no values yet.
+
+    Numbers of torch itself, which no two copies have alike, are left out.
+    """
+    kept = {**vars(module), **module._buffers, **module._parameters}
+    return {
+        name: value
+        for name, value in kept.items()
+        if (isinstance(value, Tensor) and not nn.parameter.is_lazy(value))
+        or (isinstance(value, int | float | str) and name != "training" and name[0] != "_")
+    }
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -150,7 +150,7 @@ def next_steps(folder: Path, commands: Sequence[str]) -> str:
 
 
 AT_LEAST = 0.05  # of the dense FLOP: so much left out would change the figures
-NEVER_COUNTED = re.compile("batch_norm|pool|(add|mean)$").search  # nor by anybody else
+NEVER_COUNTED = re.compile("batch_norm|pool|^(add|mean)$").search  # nor by anybody else
 COUNT_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 

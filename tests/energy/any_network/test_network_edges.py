@@ -222,6 +222,23 @@ def test_what_is_not_counted_is_known() -> None:
     assert counter.plan.survey.uncounted == {"native_batch_norm": 8, "tanh": 8}
 
 
+def test_casts_and_look_ups_are_no_arithmetic() -> None:
+    class Looked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.fc = nn.Embedding(2, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.fc(self.table((x > 0.5).long()).sum(1))
+            return y
+
+    net = Looked().eval()
+    with torch.no_grad(), count_operations(net, "inside", 1) as counter:
+        net(torch.rand(3, 4))
+    assert counter.plan is not None
+    assert counter.plan.survey.uncounted == {"gt": 2 * 4, "sum": 2 * 4 * 3}
+
+
 class Wrong(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()

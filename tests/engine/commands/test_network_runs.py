@@ -6,6 +6,7 @@ is known.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from torch import nn
 
 from tser_cli.base.errors import TserError, out_of_memory
 from tser_cli.energy.any_network.network_counter import count_operations
+from tser_cli.energy.neurons import different
 from tser_cli.engine.commands.audit import run_audit
 from tser_cli.engine.commands.network_energy import NetworkEnergyResult, measure_network
 from tser_cli.report.words import leaves_out
@@ -191,6 +193,35 @@ class Partial(Loop):
     def __init__(self):
         super().__init__()
         self.reset = functools.partial(nn.init.zeros_, self.net[0].weight)
+class Centred(nn.Module):
+    """Statistics under other names than torch's: without them less than the threshold is left."""
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.full((4,), -2.0))
+        self.scale = 1.0
+    def reset(self): self.mean.zero_()
+    def forward(self, x): return (x - self.mean) * self.scale
+class Rescaled(Centred):
+    def reset(self): self.scale = 0.1
+class Twin(nn.Module):
+    """The reset of a class that looks harmless at its first layer, whose weights are zeros."""
+    def __init__(self, start):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        start(self.fc.weight), nn.init.zeros_(self.fc.bias)
+    def reset(self): nn.init.zeros_(self.fc.weight)
+    def forward(self, x): return x + self.fc(x)
+class Plain(nn.Module):
+    """Weights that are no parameter."""
+    def __init__(self):
+        super().__init__()
+        self.w = torch.eye(4)
+    def reset(self): self.w = torch.zeros(4, 4)
+    def forward(self, x): return nn.functional.linear(x, self.w)
+def resets(kind):
+    if kind == "twins": return nn.Sequential(Twin(nn.init.zeros_), Twin(nn.init.eye_), eye())
+    part = {"mean": Centred, "scale": Rescaled, "w": Plain}[kind]()
+    return nn.Sequential(part, eye())
 class Asks(Loop):
     def reset(self, network): raise AssertionError("called")
 class Buffer(nn.Module):
@@ -500,6 +531,24 @@ def test_modules_called_like_resets_are_no_resets(kind: str) -> None:
 def test_a_reset_that_changes_weights_or_raises_is_not_called(network: str) -> None:
     last = "net.3" if network == "Norms" else "net.2"
     assert accumulates(measured(network, layout="inside"), last) == 48
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [("mean", "0 .* mean"), ("scale", "0 .* scale"), ("w", "0 .* w"), ("twins", "1.fc .* weight")],
+)
+def test_a_reset_that_changes_what_running_does_not_is_refused(kind: str, changed: str) -> None:
+    with pytest.raises(TserError, match=f"^{changed.replace('.*', '.*its reset changes')},"):
+        measured("resets", f"kind={kind}", layout="stepwise")
+    with pytest.raises(TserError, match="can't be reset"):
+        audited("resets", f"kind={kind}", layout="stepwise")
+    sys.path.insert(0, ".")
+    net = importlib.import_module("nets").resets(kind)
+    before = copy.deepcopy(net)
+    counting = count_operations(net, "stepwise", timesteps=1)
+    with pytest.raises(TserError, match="can't be reset"), torch.no_grad(), counting:
+        net(torch.ones(2, 4))
+    assert not different(before, net)  # the user's own network is as it was
 
 
 def test_a_reset_of_a_state_in_a_buffer_is_called() -> None:

@@ -30,7 +30,7 @@ from tser_cli.energy.any_network.products import ProductCall
 from tser_cli.energy.any_network.watch import intercepted
 from tser_cli.energy.counter import NEURON, Counter, LayerCall, Met, first_tensor, neuron_owners
 from tser_cli.energy.counts import REAL, SPIKES, Counts, LayerCounts
-from tser_cli.energy.neurons import reset_states
+from tser_cli.energy.neurons import different, reset_states
 
 Leaving = Callable[[nn.Module, tuple[Any, ...], Any], None]
 Signature = dict[tuple[str, str, int], Tensor]
@@ -112,8 +112,6 @@ def count_operations(
         if module is not plain:  # a copy on trial, which carries the hook along
             return
         if counter.plan is None:
-            # A potential left from before would be copied, and could not be where it has a history.
-            reset_states(plain)
             counter.plan = find_plan(plain, layout, timesteps, args, kwargs)
         # Each batch anew: what the one before left in the neurons would make counts depend on how
         # images are split. By the library's own method, as only that knows what a neuron keeps.
@@ -330,20 +328,9 @@ def _check_reset(
 
 
 def _kept(used: nn.Module, fresh: nn.Module) -> str:
-    """Return the module whose tensors differ from those of a fresh copy, and the attribute."""
-    for (name, module), other in zip(used.named_modules(), fresh.modules(), strict=True):
-        mine, theirs = ({**vars(x), **x._buffers, **x._parameters} for x in (module, other))
-        for attribute, value in mine.items():
-            was = theirs.get(attribute)
-            same = True
-            if isinstance(value, Tensor) and isinstance(was, Tensor):
-                same = value.shape == was.shape and torch.equal(value, was)
-            elif isinstance(value, Tensor) or isinstance(was, Tensor):
-                same = False
-            elif isinstance(value, int | float | str):
-                same = value == was
-            if not same:
-                return f"{name or type(module).__name__} (in {attribute})"
+    """Return the module that is not as a fresh copy, and the attribute."""
+    for name, attribute in different(fresh, used):
+        return f"{name or type(used).__name__} (in {attribute})"
     return ""
 
 

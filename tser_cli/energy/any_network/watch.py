@@ -27,7 +27,7 @@ from tser_cli.energy.any_network.layouts import MisfitError, Presentation, fresh
 from tser_cli.energy.any_network.products import PRODUCTS, Product, ProductCall, dense
 from tser_cli.energy.counter import NEURON, Key, LayerCall, Met, Shape, first_tensor
 from tser_cli.energy.counts import SPIKES, ConvShape
-from tser_cli.energy.neurons import neuron_class, neuron_layers
+from tser_cli.energy.neurons import different, equal, neuron_class, neuron_layers
 from tser_cli.energy.tally import find_kind, stored, zeros_added
 
 CONVOLUTIONS = {
@@ -231,14 +231,15 @@ BROADCAST = "multiplies tensors by broadcasting and sums, as a matrix product do
 BY_ELEMENTS = "multiplies by elements with a weight and sums, as a linear layer does"
 # They cost memory traffic, which is another total, and no arithmetic.
 FREE = {
-    *("clone", "copy", "_to_copy", "cat", "stack", "index_select", "index", "repeat", "fill"),
+    *("clone", "copy", "to_copy", "cat", "stack", "index_select", "index", "repeat", "fill"),
     *("empty", "empty_like", "zeros", "zeros_like", "ones", "ones_like", "new_zeros", "full_like"),
     *("new_empty", "empty_strided", "new_empty_strided", "zero", "full", "arange", "scalar_tensor"),
     *("constant_pad_nd", "gather", "scatter", "flip", "roll", "lift_fresh", "item", "detach"),
-    *("_local_scalar_dense", "alias", "new_ones", "select_scatter", "slice_scatter", "new_full"),
+    *("local_scalar_dense", "alias", "new_ones", "select_scatter", "slice_scatter", "new_full"),
     *("unsafe_view", "resize", "set", "as_strided", "index_put", "to_dense", "to_sparse"),
+    *("eye", "embedding"),
 }
-"""Operations that move values, and compute none."""
+"""Operations that move values, and compute none; without the underscores around their names."""
 
 
 @dataclass(frozen=True)
@@ -370,6 +371,7 @@ def survey(network: nn.Module, presentation: Presentation) -> TrialRun:
     Raises TserError where the network fails, or computes what can't be seen.
     """
     found, made = TrialRun(), fresh_copy(network)
+    forgotten = different(network, made)
     known = {name: neuron_class(module) for name, module in neuron_layers(made)}
     inside = _descendants(made, known)
     busy: set[str] = set()
@@ -401,6 +403,14 @@ def survey(network: nn.Module, presentation: Presentation) -> TrialRun:
         Unclaimed(interceptor, found, set(known), made) as unclaimed,
     ):
         found.outputs = try_out(made, presentation)
+    # A state changes as the network runs: what only its reset changes is a weight, and is lost.
+    for (module, attribute), value in forgotten.items():
+        if equal(getattr(made.get_submodule(module), attribute, None), value):
+            raise TserError(
+                f"{module or 'the network'} can't be reset: its reset changes {attribute}, which "
+                "running the network does not change, as if it were a weight; give the method "
+                "another name, as its states are reset before every batch"
+            )
     if unclaimed.problem:
         raise TserError(unclaimed.problem)
     nested = _descendants(made, found.neurons)
