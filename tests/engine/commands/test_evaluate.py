@@ -339,7 +339,7 @@ def test_a_full_disk_is_told(finished: Finished, refusing: Callable[[Path, int],
 
 
 def test_another_precision_says_what_it_changes(finished: Finished, told: Told) -> None:
-    step = {"accuracy_at_t": 0.5, "accuracy_cumulative": 0.5, "correct_cumulative": 5}
+    step = {"accuracy_at_t": 0.5, "accuracy_cumulative": 0.5, "correct_cumulative": 5, "images": 11}
     known = [{**step, "t": t} for t in (1, 2)]
     run = finished("student", result={"timesteps": 2, "per_timestep": known})
     for changes in ({}, {"training.precision": "fp32"}):
