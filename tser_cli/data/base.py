@@ -211,7 +211,7 @@ def split_off(
         # asked first: scikit-learn says it in words of its own
         if alone:
             listed = ", ".join(alone[:5]) + ", ..." * (len(alone) > 5)
-            raise ValueError(f"class {listed} has one image alone, and each part needs one")
+            raise ValueError(f"each class needs two images, and there is one of {listed}")
         if min(held, len(labels_M) - held) < len(names):
             raise ValueError(
                 f"{held} of {len(labels_M)} would be held out, and each of {len(names)} classes "
