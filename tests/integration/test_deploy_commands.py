@@ -117,6 +117,17 @@ def test_without_the_check_it_is_recorded_that_there_was_none(
 
 
 @pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("format_name", ["onnx", "safetensors", "nir"])
+def test_a_run_whose_name_is_no_utf_8(
+    tser: Invoke, student: Path, tmp_path: Path, format_name: str
+) -> None:
+    run, path = tmp_path / "x\udcff", tmp_path / f"model.{format_name}"
+    shutil.copytree(student, run)
+    code, _, said = tser("export", run, path, "--no-verify")
+    assert code == 0, said
+    assert b"udcff" in path.read_bytes()  # as an escape
+
+
 def test_a_file_that_fails_its_check_is_not_written(
     tser: Invoke, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

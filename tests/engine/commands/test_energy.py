@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tser_cli.base.errors import ConfigError
+from tser_cli.base.errors import ConfigError, TserError
 from tser_cli.engine.commands.energy import measure_energy
 from tser_cli.engine.commands.evaluate import evaluate_run
 from tser_cli.engine.runs import folder, networks, opened
@@ -131,6 +131,7 @@ def test_a_teacher_that_is_gone_costs_what_it_cost(
         ("report.json", r"the table is a CSV file; call it report\.csv"),
         ("latest", r"this is where the table goes, as report\.csv; a run is --run .*latest"),
         ("images.csv", "must have different names"),
+        ("/", "is a folder"),
     ],
 )
 def test_names_that_do_not_fit_are_refused_before_the_work(
@@ -140,5 +141,5 @@ def test_names_that_do_not_fit_are_refused_before_the_work(
     request = EnergyRequest(
         output=tmp_path / output, run=student.folder, per_image=tmp_path / "images.csv"
     )
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(TserError, match=said):
         measure_energy(request)

@@ -151,7 +151,6 @@ def files_of(request: EnergyRequest) -> list[Path]:
 
 def check_paths(request: EnergyRequest) -> None:
     """Raise ConfigError or RunError where two files would be one, or one can't be written."""
-    paths = files_of(request)
     if request.output is not None and request.output.suffix != ".csv":
         if not request.output.suffix:  # a run, as other commands take it
             raise ConfigError(
@@ -162,6 +161,7 @@ def check_paths(request: EnergyRequest) -> None:
         raise ConfigError(
             f"{request.output}: the table is a CSV file; call it {request.output.stem}.csv"
         )
+    paths = files_of(request)
     if len({path.absolute() for path in paths}) < len(paths):
         raise ConfigError(
             f"{request.output}: the table, its sidecar {paths[1].name} and the other files must "

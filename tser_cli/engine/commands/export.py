@@ -12,7 +12,7 @@ import tomli_w
 from torch import Tensor
 
 from tser_cli.base import files
-from tser_cli.base.errors import ConfigError, DamagedFileError, ExportError, cut
+from tser_cli.base.errors import ConfigError, DamagedFileError, ExportError, cut, visible
 from tser_cli.data import loaders, transforms
 from tser_cli.energy.prices import Profile
 from tser_cli.energy.table import float_energy
@@ -80,7 +80,8 @@ def export(request: wing_options.ExportRequest) -> Exported:
         classes=opened.loaded.classes or spec.classes,
         timesteps=opened.config.model.timesteps,
         shorter=spec.shorter,
-        more={"run": opened.run.name, "model_sha256": opened.loaded.sha256},
+        # a folder's name may be no UTF-8, which no format holds
+        more={"run": visible(opened.run.name), "model_sha256": opened.loaded.sha256},
     )
     said = _card_facts(opened, request)
     graph = trace(opened.loaded.model, spec.image_shape, facts)

@@ -14,13 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tser_cli.base.errors import (
-    CheckpointError,
-    ConfigError,
-    TserError,
-    error_line,
-    out_of_memory,
-)
+from tser_cli.base.errors import CheckpointError, ConfigError, TserError, error_line, out_of_memory
 from tser_cli.base.files import foreign
 from tser_cli.base.system import process_unchanged
 from tser_cli.engine.runs.weights import WRAPPERS, load_model
