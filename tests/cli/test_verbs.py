@@ -174,6 +174,7 @@ def test_what_a_list_says() -> None:
     assert rows["cifar10"]["student recipe"] == "cifar10/resnet18_tser"
     assert (rows["loihi"]["MAC pJ"], rows["loihi"]["AC pJ"]) == (23.6, 23.6)
     assert rows["horowitz-45nm-int8"]["measured"] is False
+    assert rows["horowitz-45nm-int8"]["16-bit AC pJ"] == 0.05
     assert rows["dkd"]["weights"]["entropy_weight"] == 0.0
     assert rows["fashion-mnist/resnet20_teacher"]["about"].startswith("A small teacher for a CPU.")
     assert not any("command:" in row["about"] for row in lists.recipes())
@@ -194,6 +195,8 @@ def test_names_of_plug_ins_are_listed(tser: Invoke, tmp_path: Path) -> None:
 def test_a_list_that_is_none(tser: Invoke) -> None:
     rows = json.loads(tser("list", "profiles", "--json")[1])
     assert [row["name"] for row in rows] == list(PROFILES)
+    shown = tser("list", "profiles")[1]
+    assert "measured" in shown and "loihi: Intel 14 nm FinFET; Davies et al., Loihi" in shown
     code, out, err = tser("list", "modls")
     assert (code, out) == (2, "")
     assert 'unknown list "modls" (did you mean "models"?). Known: datasets, methods' in err

@@ -158,6 +158,13 @@ def show_list(rows: Sequence[Mapping[str, Any]], request: options.ListRequest) -
     if request.what == "methods":
         output().print(words.methods_table(registry.METHODS))
         show_lines([words.deviations(registry.METHODS)])
+    elif request.what == "profiles":
+        # in a column their sources would leave no room for the others on a terminal
+        told = ("technology", "source")
+        output().print(
+            lists.choices_table([{k: row[k] for k in row if k not in told} for row in rows])
+        )
+        show_lines(f"{row['name']}: {row['technology']}; {row['source']}" for row in rows)
     else:
         output().print(lists.choices_table(rows))
 

@@ -264,6 +264,7 @@ def profiles(known: Iterable[Any]) -> Rows:
             "name": profile.name,
             "MAC pJ": profile.mac_pj,
             "AC pJ": profile.ac_pj,
+            "16-bit AC pJ": profile.ac16_pj,
             "measured": profile.measured,
             "step, s": profile.step_seconds,
             "technology": profile.technology,

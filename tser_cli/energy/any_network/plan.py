@@ -381,7 +381,9 @@ def _own_steps(two: TrialRun, wider: Calls, timesteps: int, told: Calls | None) 
         f", not {timesteps}: say the T that it makes" if timesteps else "; say how many, with -T"
     )
     problem = TserError if set(most) == {1} else OwnStepsError
-    raise problem(f"the network {what} for {steps} time steps by itself{asked}")
+    raise problem(
+        f"the network {what} for {steps} time step{'s' * (steps != '1')} by itself{asked}"
+    )
 
 
 def _rows(calls: list[TrialCall], wider: list[TrialCall]) -> tuple[int, bool]:
