@@ -123,6 +123,7 @@ def test_an_argument_too_long_to_be_a_value() -> None:
         (("distill", "--precision", "fp16", "--device", "cpu"), "fp16 needs a GPU"),
         (("distill", "--dataset", "imagefolder", "--data-dir", "nowhere"), "nowhere"),
         (("evaluate",), "no finished student"),
+        (("ablate", "--vary", "method=ce", "--resume", "must", "--runs-dir", "x" * 300), "is none"),
         (("report", "runs/nothing", "--output", "x.html"), "is not a run folder"),
         (("evaluate", "--split", "tests"), "test, validation, train"),
     ],

@@ -111,7 +111,7 @@ def ablate(request: wing_options.AblateRequest) -> AblationResult | AblationPlan
     output = request.output or request.runs_dir / "ablations" / name
     place = folder.AblationFolder(output, request.runs_dir, request.jobs, request.address)
     # cells are resumed one by one; --resume is about the ablation as a whole
-    begun = place.plan.exists()
+    begun = is_file(place.plan)
     if request.resume == ("never" if begun else "must"):
         found = "an ablation already; name another folder with --output" if begun else "none"
         raise ConfigError(f"--resume {request.resume}: in {output} there is {found}")
