@@ -131,7 +131,7 @@ def test_a_teacher_that_is_gone_costs_what_it_cost(
         ("report.json", r"the table is a CSV file; call it report\.csv"),
         ("latest", r"this is where the table goes, as report\.csv; a run is --run .*latest"),
         ("images.csv", "must have different names"),
-        ("/", "is a folder"),
+        ("/", "this is where the table goes, as report.csv; a run is --run /"),
     ],
 )
 def test_names_that_do_not_fit_are_refused_before_the_work(
