@@ -75,6 +75,7 @@ def test_threads_wait_briefly_unless_the_user_says_how(
     assert environment == {**stated, **added}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="torch has GNU's OpenMP on Linux alone")
 def test_torch_s_threads_hear_of_it() -> None:
     program = (

@@ -68,8 +68,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("format_name", "processes"),
     [
         ("onnx", True),
-        ("safetensors", True),
+        ("safetensors", False),
         ("nir", False),  # the imports of its programs take long
+        pytest.param("safetensors", True, marks=pytest.mark.slow),
         pytest.param("nir", True, marks=pytest.mark.slow),
     ],
 )

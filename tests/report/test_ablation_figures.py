@@ -117,6 +117,7 @@ def test_png_and_svg_from_the_tables_alone(folder: Path) -> None:
         assert start == b"\x89PNG\r\n\x1a\n" if path.suffix == ".png" else start[:4] == b"<svg"
 
 
+@pytest.mark.slow
 def test_drawing_again_needs_no_torch(folder: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"

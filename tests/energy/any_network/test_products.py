@@ -226,6 +226,7 @@ HIDDEN: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
 @pytest.mark.parametrize("name", HIDDEN)
 def test_products_that_cannot_be_seen_are_refused_by_name(name: str) -> None:
     then, what = HIDDEN[name]
