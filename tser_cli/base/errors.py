@@ -109,6 +109,11 @@ def error_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
+def reason(error: BaseException) -> str:
+    """Return why a file can't be used: the system's words where there are any, without the path."""
+    return str(getattr(error, "strerror", None) or error)
+
+
 MOST_REPORTED = 20  # problems of settings: more of them help nobody
 
 

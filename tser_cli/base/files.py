@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from tser_cli.base.errors import DamagedFileError, DiskFullError, RunError
+from tser_cli.base.errors import DamagedFileError, DiskFullError, RunError, reason
 
 NAME_MAX = 255  # bytes, on the usual file systems
 # What read_json takes at most. Our own files are far below that, and anybody may have changed one
@@ -170,9 +170,8 @@ def hold_lock(path: Path) -> AbstractContextManager[Any]:
 def write_error(path: Path, error: OSError | ValueError) -> RunError:
     """Return the error for a failed write: the path, the reason, and what helps against it."""
     code = getattr(error, "errno", None)
-    reason = getattr(error, "strerror", None) or error
     # the system's word alone ("No space left") leaves open what to do
-    what = f"{path} can't be written: {reason}."
+    what = f"{path} can't be written: {reason(error)}."
     if code in (errno.ENOSPC, errno.EDQUOT):
         free = "Free space is not known"
         for folder in (path, *path.parents):
@@ -212,8 +211,7 @@ def read_json(
             if key in document and not right:
                 raise ValueError(f'"{key}" is no {" or ".join(kind.__name__ for kind in kinds)}')
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        why = "it is nested too deep" if isinstance(error, RecursionError) else reason
+        why = "it is nested too deep" if isinstance(error, RecursionError) else reason(error)
         raise DamagedFileError(
             f"{path} can't be read: {why}. Restore it from a copy, or remove it"
         ) from error

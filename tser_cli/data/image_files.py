@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tser_cli.base.errors import DataError
+from tser_cli.base.errors import DataError, reason
 from tser_cli.base.files import is_folder
 from tser_cli.data.transforms import RESIZE_RATIO
 
@@ -85,7 +85,7 @@ def header_fault(path: Path) -> str:
         with path.open("rb") as stream:
             head = stream.read(HEAD)
     except OSError as error:
-        return error.strerror or str(error)
+        return reason(error)
     accepts = (Image.OPEN[name][1] for name in FORMATS)
     if any(accept is not None and accept(head) is True for accept in accepts):
         return ""
@@ -118,9 +118,10 @@ def image_files(folder: Path, name: str, others: Counter[str]) -> list[bytes]:
             raise ValueError("it is a link to a folder that holds it")
         return [os.fsencode(path) for path in sorted(_walk(start, name, above, others))]
     except (OSError, ValueError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
         where = getattr(error, "filename", None) or start
-        raise DataError(f"{where} can't be listed: {reason}. Mend it or remove it") from error
+        raise DataError(
+            f"{where} can't be listed: {reason(error)}. Mend it or remove it"
+        ) from error
 
 
 def picture_files(names: Iterable[str], others: Counter[str]) -> list[Path]:

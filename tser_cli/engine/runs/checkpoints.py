@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from tser_cli.base import files
-from tser_cli.base.errors import CheckpointError, DamagedError, DamagedFileError
+from tser_cli.base.errors import CheckpointError, DamagedError, DamagedFileError, reason
 
 FORMAT = 1
 KEPT = 2
@@ -125,8 +125,7 @@ def _load_verified(path: Path, entry: dict[str, Any] | None) -> dict[str, Any]:
         else:
             content = files.read_regular(path, entry["size"])
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"checkpoint {path} can't be read: {reason}") from error
+        raise CheckpointError(f"checkpoint {path} can't be read: {reason(error)}") from error
     if files.sha256(content) != entry["sha256"]:
         raise CheckpointError(f"checkpoint {path} is damaged: its SHA-256 is not the manifest's")
     state = read_tensors(content, path)

@@ -18,7 +18,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from tser_cli.base.errors import CheckpointError, ConfigError
+from tser_cli.base.errors import CheckpointError, ConfigError, reason
 from tser_cli.base.files import foreign, read_regular, sha256, write_whole
 from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs.checkpoints import read_tensors
@@ -50,8 +50,7 @@ def load_model(
     try:
         content = read_regular(path, LARGEST_FILE)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"model file {path} can't be read: {reason}") from error
+        raise CheckpointError(f"model file {path} can't be read: {reason(error)}") from error
     if not_ours := foreign(path, content[:8]):
         raise CheckpointError(f"{not_ours}. Give a run, or weights: safetensors or a state dict")
     if path.suffix == ".safetensors":
