@@ -101,12 +101,16 @@ def out_of_memory(error: BaseException) -> str:
 
 
 def error_line(error: BaseException) -> str:
-    """Return an error's type and first line; one from elsewhere may fail to say any."""
+    """Return an error's type and first line."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says first, "" for nothing; one from elsewhere may fail to say any."""
     try:
-        lines = str(error).strip().splitlines()
+        return next(iter(str(error).strip().splitlines()), "")
     except Exception:
-        lines = []
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+        return ""
 
 
 def reason(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from tser_cli.base.errors import ConfigError, TserError
+from tser_cli.base.errors import ConfigError, TserError, first_line
 from tser_cli.base.system import cores
 from tser_cli.engine.ablation import cell_process
 from tser_cli.engine.ablation.folder import LOG, arguments, find_cell, write_settings
@@ -153,15 +153,14 @@ def check_address(address: str) -> None:
 
 def _no_cluster(address: str, error: Exception) -> ConfigError:
     return ConfigError(
-        f"--address {address}: no Ray cluster to use there: {first_line(error)}. Start one (ray "
+        f"--address {address}: no Ray cluster to use there: {_said(error)}. Start one (ray "
         "start --head), and run this command on one of its machines"
     )
 
 
-def first_line(error: Exception) -> str:
+def _said(error: Exception) -> str:
     """Return what an error says first, without its final stop; its kind where it says nothing."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(". ")
+    return (first_line(error) or type(error).__name__).rstrip(". ")
 
 
 def share(machines: list[dict[str, float]], device: str, jobs: int | None) -> dict[str, int]:
@@ -197,7 +196,7 @@ class RayLauncher:
         except errors.TaskCancelledError:
             return NOT_STARTED
         except errors.RayError as error:
-            return f"lost by Ray: {first_line(error)}"
+            return f"lost by Ray: {_said(error)}"
         except (TserError, OSError) as error:
             return str(error)
 

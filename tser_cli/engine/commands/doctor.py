@@ -19,7 +19,7 @@ import torch
 from packaging.requirements import Requirement
 
 from tser_cli.base import __version__
-from tser_cli.base.errors import DataError
+from tser_cli.base.errors import DataError, first_line
 from tser_cli.base.system import cores, cpu_has_bf16
 from tser_cli.data import builtin
 from tser_cli.engine.training.settle import WORTH_TAKING, WORTH_TRYING, what_compiling_lacks
@@ -244,7 +244,7 @@ def compiling(device: torch.device) -> Checkup:
             warnings.simplefilter("ignore")
             result = torch.compile(lambda values: torch.relu(values) * 2 + 1)(ones)
     except Exception as error:  # whatever a compiler that is there, but broken, runs into
-        told = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        told = first_line(error) or type(error).__name__
         advice = "tser works without; performance.compile = off never tries it"
         return Checkup("torch.compile", NOTE, f"it fails here: {told}", advice)
     finally:
