@@ -108,7 +108,7 @@ class Run:
 
     def update_status(self, **changes: Any) -> None:
         """Change entries of status.json; pid, host and time are kept up to date."""
-        machine = {"pid": os.getpid(), "host": socket.gethostname(), "updated": _now()}
+        machine = {"pid": os.getpid(), "host": socket.gethostname(), "updated": now()}
         self._update("status.json", _if_sound(self.status), {**changes, **machine})
 
     def update_environment(self, **changes: Any) -> None:
@@ -159,7 +159,8 @@ def time_of(status: Mapping[str, Any], event: str) -> float:
         return 0.0
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the time, as status.json has it."""
     # so fine that runs of the same second still have an order
     return datetime.now().astimezone().isoformat(timespec="microseconds")
 
@@ -227,7 +228,7 @@ def create(
     kept = plugins.keep(run.folder, registry.targets_of(config.flat()))
     run.update_environment(**recorded, plugins=kept)
     # Last: a folder is a run's to others as soon as it has a status, and then has its settings too.
-    run.update_status(kind=kind, state="running", epoch=0, started=_now())
+    run.update_status(kind=kind, state="running", epoch=0, started=now())
     return run
 
 

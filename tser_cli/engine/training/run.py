@@ -159,8 +159,7 @@ def recording_end(run: folder.Run, runtime: Runtime, progress: Progress) -> Iter
                     run.update_environment(wall_seconds=before + time.monotonic() - began)
                     # "finished" comes last: nobody resumes such a run, to clear away what a kill
                     # between the two would leave
-                    now = datetime.now().astimezone().isoformat(timespec="microseconds")
-                    run.update_status(state="finished", finished=now)
+                    run.update_status(state="finished", finished=folder.now())
         except BaseException as error:
             progress.end()
             if runtime.is_main:
