@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from tser_cli.base import __version__
 from tser_cli.base.errors import DataError, first_line
 from tser_cli.base.system import cores, cpu_has_bf16
 from tser_cli.data import builtin
+from tser_cli.engine.runs.folder import version_of
 from tser_cli.engine.training.settle import WORTH_TAKING, WORTH_TRYING, what_compiling_lacks
 from tser_cli.models.integers import kernels_serve
 from tser_cli.settings.config import PRECISION, DataConfig
@@ -53,7 +54,7 @@ class Checkup:
 
 def versions() -> Checkup:
     """Look at Python and the packages, and whether these are as new as tser needs them."""
-    found = ", ".join(f"{name} {_version(name)}" for name in SHOWN)
+    found = ", ".join(f"{name} {version_of(name)}" for name in SHOWN)
     text = f"tser {__version__}, Python {platform.python_version()}, {found}"
     try:
         stated = requires(DISTRIBUTION) or []
@@ -63,19 +64,12 @@ def versions() -> Checkup:
     return Checkup("versions", WRONG if unmet else OK, text, unmet and f"pip install {unmet}")
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def unmet_requirements(stated: list[str]) -> Iterator[str]:
     """Yield what is not installed, or too old, as pip takes it: torch>=2.11; extras aside."""
     for one in map(Requirement, stated):
         # extras have a check of their own
         needed = one.marker is None or one.marker.evaluate({"extra": ""})
-        found = _version(one.name)
+        found = version_of(one.name)
         # True: a pre-release, such as torch's nightly builds, will do
         if needed and (found == "not installed" or not one.specifier.contains(found, True)):
             yield f"{one.name}{one.specifier}"

@@ -262,7 +262,7 @@ def environment(seed: int) -> dict[str, Any]:
     return {
         "tser": __version__,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version_of(name) for name in PACKAGES},
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "cpu_count": os.cpu_count(),
@@ -273,7 +273,8 @@ def environment(seed: int) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """Return the version of an installed package, else "not installed"."""
     try:
         return version(package)
     except PackageNotFoundError:
