@@ -148,11 +148,11 @@ def is_device(path: Path) -> bool:
     return stat.S_ISCHR(mode)
 
 
-def hold_lock(path: Path) -> AbstractContextManager[Any]:
+def hold_lock(path: Path, seconds: float = 0) -> AbstractContextManager[Any]:
     """Take the lock that `path` stands for, once; hold it until the result is closed.
 
-    Raises filelock.Timeout at once where another process has it, RunError where it can't be taken:
-    a link is not followed, and a folder or a pipe is no lock.
+    Raises filelock.Timeout where another process has it for so many seconds, RunError where it
+    can't be taken: a link is not followed, and a folder or a pipe is no lock.
     """
     import filelock  # too slow for --help
 
@@ -160,7 +160,7 @@ def hold_lock(path: Path) -> AbstractContextManager[Any]:
     try:
         if is_device(path):
             raise RunError(f"{path} is a device and no lock; remove it")
-        return filelock.FileLock(path).acquire(timeout=0)
+        return filelock.FileLock(path).acquire(timeout=seconds)
     except filelock.Timeout:  # an OSError too
         raise
     except (OSError, ValueError) as error:

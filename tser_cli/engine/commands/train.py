@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from tser_cli.base.files import make_folder, write_error
+from tser_cli.base.files import hold_lock, make_folder
 from tser_cli.engine.runs import networks, teachers
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.opened import Context, Options
@@ -119,14 +119,10 @@ def _hold_training(context: Context, options: Options, held: ExitStack) -> None:
 
     def acquired(seconds: float) -> bool:
         make_folder(path.parent)
-        lock = FileLock(path)
         try:
-            lock.acquire(timeout=seconds)
+            held.enter_context(hold_lock(path, seconds))
         except Timeout:
             return False
-        except OSError as error:
-            raise write_error(path, error) from error
-        held.callback(lock.release)
         return True
 
     if runtime.on_main(lambda: acquired(0)):
