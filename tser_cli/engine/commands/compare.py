@@ -14,6 +14,7 @@ from tser_cli.report.comparison import CellStatistics, Different, RunFigures, di
 from tser_cli.report.predictions import PREDICTIONS, read_predictions
 from tser_cli.report.statistics import proportion_interval
 from tser_cli.settings.config import Config, policies
+from tser_cli.settings.fields import flatten
 from tser_cli.settings.wing_options import CompareRequest
 
 SEED, TEACHER = "training.seed", "model.teacher"
@@ -64,14 +65,9 @@ def compare_runs(request: CompareRequest) -> ComparedRuns:
     known = policies()
     apart = [name for name, _ in differing([_told_apart(record) for record in records])]
     axes = tuple(name for name in apart if name not in known or known[name].results)
-    around: list[dict[str, Any]] = [{} for _ in records]  # dicts one level deep
-    for found, record in zip(around, records, strict=True):
-        for name in SURROUNDINGS:
-            of = record.environment.get(name)
-            if isinstance(of, dict):
-                found |= {f"{name}.{key}": value for key, value in of.items()}
-            else:
-                found[name] = of
+    around = [
+        flatten({name: record.environment.get(name) for name in SURROUNDINGS}) for record in records
+    ]
     first, *others = zip(records, map(_figures, records), strict=True)
     return ComparedRuns(
         records=tuple(records),
