@@ -111,7 +111,7 @@ def with_one_precision(request: Request, place: AblationFolder, progress: Progre
     else:
         precision = choose_precision("student", prepare(left_open[0].config, progress))
     settled = [
-        cell.updated({PRECISION: precision}) if cell in left_open else cell
+        cell.updated({PRECISION: precision}) if cell.config.training.precision == AUTO else cell
         for cell in request.cells
     ]
     return replace(request, cells=settled)
