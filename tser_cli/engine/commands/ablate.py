@@ -27,15 +27,13 @@ from tser_cli.engine.ablation.folder import AblationFolder, find_cell, needs_tea
 from tser_cli.engine.ablation.grid import Cell, Request
 from tser_cli.engine.ablation.tables import ExitStatistics, write_exit_tables, write_tables
 from tser_cli.engine.commands.train import provide_teacher
-from tser_cli.engine.runs.opened import Options, prepare
+from tser_cli.engine.runs.opened import PRECISION, Options, prepare
 from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.engine.runs.teachers import teacher_config
-from tser_cli.engine.training.settle import AUTO, choose_precision, settle
+from tser_cli.engine.training.settle import choose_precision, settle
 from tser_cli.report import ablation_figures, comparison
 from tser_cli.report.words import counted
-from tser_cli.settings.config import Config
-
-PRECISION = "training.precision"
+from tser_cli.settings.config import AUTO, Config
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from tser_cli.engine.training.task import Task, distillation
 from tser_cli.models.base import OwnNetwork
 from tser_cli.report.csv_files import per_timestep_csv
 from tser_cli.settings import plugins, recipe
-from tser_cli.settings.config import Config, method_label
+from tser_cli.settings.config import AUTO, Config, method_label
 from tser_cli.settings.options import DistillRequest, EvaluateRequest, options_of
 from tser_cli.settings.plugins import last_line
 
@@ -245,7 +245,7 @@ def own_config(timesteps: int, method: str, settings: Settings | None) -> Config
     config = recipe.resolve([recipe.Layer("settings", given), recipe.Layer("arguments", fixed)])
     budget.profile_of(config)  # the run ends with it: one that can't be used is an error now
     # what is tried for "auto" is a network of ours
-    chosen = {"training.precision": settle.FP32} if config.training.precision == settle.AUTO else {}
+    chosen = {"training.precision": settle.FP32} if config.training.precision == AUTO else {}
     return config.updated(chosen)
 
 

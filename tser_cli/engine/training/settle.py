@@ -33,9 +33,9 @@ from tser_cli.engine.runs.teachers import teacher_config
 from tser_cli.engine.training.task import Task
 from tser_cli.models.savings import keeping
 from tser_cli.settings import registry
-from tser_cli.settings.config import FLOAT_BITS, Config
+from tser_cli.settings.config import AUTO, FLOAT_BITS, Config
 
-AUTO, FP32, BF16 = "auto", "fp32", "bf16"
+FP32, BF16 = "fp32", "bf16"
 # What a run may leave open when it begins, and the value that says so.
 LEFT_OPEN = {"training.batch_size": 0, "training.precision": AUTO}
 PATHS = ("data.dir", "model.teacher_weights")
