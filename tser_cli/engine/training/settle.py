@@ -32,6 +32,7 @@ from tser_cli.engine.runs.runtime import make_runtime
 from tser_cli.engine.runs.teachers import teacher_config
 from tser_cli.engine.training.task import Task
 from tser_cli.models.savings import keeping
+from tser_cli.report.words import counted
 from tser_cli.settings import registry
 from tser_cli.settings.config import AUTO, FLOAT_BITS, Config
 
@@ -107,9 +108,9 @@ def settle_batch_size(task: Task, kind: str, context: Context, options: Options)
     if stated := config.training.batch_size:
         images = training_images(context)
         if stated * FEWEST_STEPS > images:
-            steps = max(1, images // stated)
+            steps = counted(max(1, images // stated), "step")
             context.progress.warn(
-                f"training.batch_size = {stated}: {steps} {'steps' if steps > 1 else 'step'} an "
+                f"training.batch_size = {stated}: {steps} an "
                 f"epoch of {images:,} training images, and the weights change once a step. Choose "
                 f"a smaller one; --batch-size auto takes at most a {FEWEST_STEPS}th of the images"
             )
