@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tser_cli.base.errors import DataError, reason
-from tser_cli.base.files import is_folder
+from tser_cli.base.files import is_file, is_folder
 from tser_cli.data.transforms import RESIZE_RATIO
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -43,7 +43,7 @@ def read_image(path: Path, channels: int = 3) -> torch.Tensor:
     """
     if channels not in MODES:
         raise DataError(f"the network takes {channels} channels; images have 1 or 3")
-    if not os.path.isfile(path):  # noqa: PTH113  (Path's own raises for a name too long)
+    if not is_file(path):
         raise DataError(f"{path} is no regular file; only those are read as images")
     try:
         with warnings.catch_warnings():

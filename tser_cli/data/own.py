@@ -23,6 +23,7 @@ import psutil
 import torch
 
 from tser_cli.base.errors import ConfigError, DataError
+from tser_cli.base.files import is_file, is_folder
 from tser_cli.data.base import Dataset, DataSpec, TensorSource, given_path, split_off
 from tser_cli.data.image_files import (
     SUFFIXES,
@@ -98,7 +99,7 @@ def imagefolder(config: DataConfig) -> Dataset:
             f"{config.name} needs a folder; name it with --data-dir (or TSER_DATA_DIR, or data.dir "
             f"in a recipe). {FOLDER_LAYOUT}"
         )
-    is_split = any(os.path.isdir(folder / part) for part in ("train", "val"))  # noqa: PTH112  (ENAMETOOLONG)
+    is_split = any(is_folder(folder / part) for part in ("train", "val"))
     others: Counter[str] = Counter()
     if is_split:
         classes, held_classes = (_class_folders(folder / part) for part in ("train", "val"))
@@ -236,9 +237,9 @@ def npz(config: DataConfig) -> Dataset:
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     names = [f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "labels")]
-    if os.path.isdir(path):  # noqa: PTH112  (Path's own raises for a name too long)
+    if is_folder(path):
         raise DataError(f"{path} is a folder: --dataset imagefolder reads a folder of images")
-    if not os.path.isfile(path):  # noqa: PTH113
+    if not is_file(path):
         raise DataError(f"{path} is no regular file; --data-dir names the npz file. {NPZ_LAYOUT}")
     try:
         with path.open("rb") as stream:
