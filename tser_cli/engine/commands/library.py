@@ -21,7 +21,6 @@ from tser_cli.energy.neurons import copied, reset_states
 from tser_cli.energy.table import Labels
 from tser_cli.engine.commands.evaluate import EvaluateResult, evaluate_run
 from tser_cli.engine.commands.train import distill as distill_run
-from tser_cli.engine.evaluation.energy import energy_report
 from tser_cli.engine.evaluation.evaluate import Evaluation
 from tser_cli.engine.evaluation.evaluate import evaluate as evaluate_steps
 from tser_cli.engine.runs import folder, record, weights
@@ -29,7 +28,7 @@ from tser_cli.engine.runs.networks import state_problem
 from tser_cli.engine.runs.opened import FinishedRun, Options, open_finished, select_run
 from tser_cli.engine.runs.runtime import Runtime, make_runtime, seed_everything
 from tser_cli.engine.training import budget, loop, settle, state
-from tser_cli.engine.training.run import recording_end
+from tser_cli.engine.training.run import recording_end, write_energy
 from tser_cli.engine.training.task import Task, distillation
 from tser_cli.models.base import OwnNetwork
 from tser_cli.report.csv_files import per_timestep_csv
@@ -262,12 +261,7 @@ def _record(
     per_timestep_csv(run.folder / "per_timestep.csv", rows, {**labels, "teacher": None})
     # without a description: nobody but its owner can build such a network again
     digest = weights.save_model(run.model_file, student.state_dict(), {})
-    energy = None
-    if evaluation.counts is not None:
-        of_run = Labels(run.name, OWN, digest, config.training.precision)
-        profile = budget.profile_of(config)
-        energy = energy_report(evaluation, of_run, profile, None)
-        energy.write(run.folder / "energy.csv")
+    of_run = Labels(run.name, OWN, digest, config.training.precision)
     result = record.RunResult(
         folder=run.folder,
         kind="student",
@@ -281,13 +275,9 @@ def _record(
         teacher_accuracy=evaluation.teacher_accuracy,
         # nothing was held out
         best_validation_accuracy=None,
-        energy_pj=energy.energy_pj if energy else None,
-        energy_budget_pj=kept.pj if kept else None,
-        energy_budget_kept=energy.energy_pj <= kept.pj if energy and kept else None,
-        ann_energy_pj=float(energy.document["totals"]["ann_energy_pj"]) if energy else None,
-        against_ann=energy.document["against_ann"] if energy else None,
         seconds=seconds,
         per_timestep=tuple(rows),
+        **write_energy(run, config, evaluation, of_run, kept),
     )
     run.update_status(model=name, sha256=digest, **{record.RESULT: result.to_json()})
     return result

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,12 @@ from tser_cli.engine.runs.opened import Context, Options, keep_images, make_chec
 from tser_cli.engine.runs.record import RESULT, RunResult
 from tser_cli.engine.runs.runtime import Runtime, seed_everything, teacher_seed
 from tser_cli.engine.runs.stop import StopRequest
-from tser_cli.engine.training.budget import BudgetController, EnergyControl, profile_of
+from tser_cli.engine.training.budget import (
+    BudgetController,
+    EnergyBudget,
+    EnergyControl,
+    profile_of,
+)
 from tser_cli.engine.training.loop import fit
 from tser_cli.engine.training.optimizer import lr_factor, share_gradients, share_statistics
 from tser_cli.engine.training.settle import compile_networks
@@ -250,14 +256,9 @@ def _write_results(
     steps = [figures.StepAccuracy.of_row(row) for row in rows]
     drawn = figures.accuracy(steps, rows[-1]["teacher_accuracy"], str(labels["method"]), run.name)
     drawn.save(run.folder / "figures" / "per_timestep")
-    energy = None
-    if evaluation.counts is not None:
-        of_run = Labels(run.name, config.data.name, digest, config.training.precision)
-        table, profile = run.folder / "energy.csv", profile_of(config)
-        energy = energy_report(evaluation, of_run, profile, context, teacher=teacher)
-        energy.write(table)
+    of_run = Labels(run.name, config.data.name, digest, config.training.precision)
+    energy = write_energy(run, config, evaluation, of_run, task.budget, context, teacher)
     held_out = [row["validation_accuracy"] for row in epochs]
-    budget = task.budget
     result = RunResult(
         folder=run.folder,
         kind=run.kind,
@@ -270,13 +271,9 @@ def _write_results(
         teacher=labels["teacher"] if spiking else None,
         teacher_accuracy=evaluation.teacher_accuracy,
         best_validation_accuracy=max((x for x in held_out if x is not None), default=None),
-        energy_pj=energy.energy_pj if energy else None,
-        energy_budget_pj=budget.pj if budget else None,
-        energy_budget_kept=energy.energy_pj <= budget.pj if energy and budget else None,
-        ann_energy_pj=float(energy.document["totals"]["ann_energy_pj"]) if energy else None,
         seconds=sum(row["seconds"] for row in epochs),
         per_timestep=tuple(rows),
-        against_ann=energy.document["against_ann"] if energy else None,
+        **energy,
     )
     run.update_status(
         model=name,
@@ -286,6 +283,34 @@ def _write_results(
         **{RESULT: result.to_json()},
     )
     return result
+
+
+def write_energy(
+    run: folder.Run,
+    config: Config,
+    evaluation: Evaluation,
+    labels: Labels,
+    budget: EnergyBudget | None,
+    context: Context | None = None,
+    teacher: networks.Loaded | None = None,
+) -> dict[str, Any]:
+    """Price a counted pass, write the run's energy.csv, and return what its result says of it.
+
+    Nothing is written of a pass that was not counted. `context`, `teacher`: as in `energy_report`.
+    """
+    if evaluation.counts is None:
+        return {"energy_pj": None, "ann_energy_pj": None}
+    report = energy_report(evaluation, labels, profile_of(config), context, teacher=teacher)
+    report.write(run.folder / "energy.csv")
+    found = {
+        "energy_pj": report.energy_pj,
+        "ann_energy_pj": float(report.document["totals"]["ann_energy_pj"]),
+        "against_ann": report.document["against_ann"],
+    }
+    if budget is not None:
+        found["energy_budget_pj"] = budget.pj
+        found["energy_budget_kept"] = report.energy_pj <= budget.pj
+    return found
 
 
 def row_labels(
