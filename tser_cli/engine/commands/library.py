@@ -28,7 +28,7 @@ from tser_cli.engine.runs.networks import state_problem
 from tser_cli.engine.runs.opened import FinishedRun, Options, open_finished, select_run
 from tser_cli.engine.runs.runtime import Runtime, make_runtime, seed_everything
 from tser_cli.engine.training import budget, loop, settle, state
-from tser_cli.engine.training.run import recording_end, write_energy
+from tser_cli.engine.training.run import MEASURED, recording_end, write_energy
 from tser_cli.engine.training.task import Task, distillation
 from tser_cli.models.base import OwnNetwork
 from tser_cli.report.csv_files import per_timestep_csv
@@ -42,7 +42,6 @@ OWN = "own"  # the data set's name in the folder of a run on a user's own data l
 # What a user's own networks and loaders decide themselves is in no recipe.
 NOT_OWN = {"data", "augment", "model", "neuron"}
 TRIED = 2  # images that own networks are tried on
-MEASURED = 512  # images whose energy in eval mode is compared with that in training
 # scripts on your own networks import tser_cli.config.NeuronConfig, as docs/library.md once showed
 plugins.offer_old_modules()
 

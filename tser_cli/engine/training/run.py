@@ -46,7 +46,7 @@ from tser_cli.report.words import counted
 from tser_cli.settings.config import EPOCHS, Config, method_label
 
 BATCH = 256  # of the pass that computes the teacher's logits
-IMAGES = 512  # whose energy in eval mode is compared with that in training
+MEASURED = 512  # images whose energy in eval mode is compared with that in training
 
 
 def teacher_task(context: Context) -> Task:
@@ -390,7 +390,7 @@ def measure_eval_energy(task: Task, context: Context) -> Callable[[], float]:
         # eval mode goes by the running statistics, which each process has of its own part alone
         share_statistics(task.network, context.runtime)
         steps = task.timesteps
-        found = evaluate_split(task.model, context, split, steps, count=True, images=IMAGES)
+        found = evaluate_split(task.model, context, split, steps, count=True, images=MEASURED)
         assert found.counts is not None, "a counted pass"
         return mean_energy(found.counts, budget.profile)
 
