@@ -552,15 +552,11 @@ def _images(request: NetworkRequest, indices: bool) -> Tensor:
 
 def test_images(context: Context, images: int) -> Inputs:
     """Return the test images of a data set, evenly spread where not all are wanted (0: all)."""
-    loader = build_eval_loader(context.dataset, "test", context.config)
-    wanted = min(images or loader.images, loader.images)
-    chosen = set((torch.arange(wanted) * loader.images // wanted).tolist())
+    loader = build_eval_loader(context.dataset, "test", context.config, images=images)
 
     def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
         for batch in loader:
-            taken = torch.tensor([int(i) in chosen for i in batch.indices_N])
-            if taken.any():
-                shown = batch.images_NCHW[taken].contiguous().to(context.runtime.device)
-                yield shown, batch.labels_N[taken]
+            shown = batch.images_NCHW.contiguous().to(context.runtime.device)
+            yield shown, batch.labels_N
 
     return Inputs(batches, context.config.data.name)
