@@ -72,12 +72,14 @@ def evaluate_run(request: options.EvaluateRequest) -> EvaluateResult:
         )
     other = evaluate_split(model, context, held_out, full.timesteps, count=True) if budget else None
     rows = [row for row in full.rows() if row["t"] in steps]
-    accuracy = teacher_accuracy(opened, split)
-    if accuracy is not None:
-        rows = [{**row, **beside_teacher(opened, split, row, accuracy)} for row in rows]
+    result = record.find_result(opened.run)
     # other splits were not measured at the end of the training: nothing to compare with
-    if split == "test":
-        _say_difference(opened, rows[-1])
+    recorded = [*result.per_timestep] if result and split == "test" else Rows()
+    accuracy = teacher_accuracy(opened, split, result)
+    if accuracy is not None:
+        rows = [{**row, **beside_teacher(recorded, row, accuracy)} for row in rows]
+    if recorded:
+        _say_difference(opened, recorded, rows[-1])
 
     def write() -> EvaluateResult:
         profile = profile_of(opened.config, request.profile)
@@ -95,12 +97,10 @@ def evaluate_run(request: options.EvaluateRequest) -> EvaluateResult:
     return context.runtime.on_main(write)
 
 
-def _say_difference(opened: FinishedRun, last: dict[str, Any]) -> None:
-    """Say what another precision than the run's changes, where the run's own result is recorded."""
+def _say_difference(opened: FinishedRun, recorded: Rows, last: dict[str, Any]) -> None:
+    """Say what another precision than the run's changes, where the step is `recorded`."""
     precision, own = opened.config.training.precision, opened.run.config().training.precision
-    result = record.find_result(opened.run)
-    known = result.per_timestep if result else ()
-    before = next((row["correct_cumulative"] for row in known if row["t"] == last["t"]), None)
+    before = next((row["correct_cumulative"] for row in recorded if row["t"] == last["t"]), None)
     if precision == own or before is None:
         return
     change = last["correct_cumulative"] - before
@@ -234,12 +234,14 @@ def _stem(opened: FinishedRun, request: options.EvaluateRequest, steps: list[int
     return f"per_timestep_{request.split}_T{written}"
 
 
-def teacher_accuracy(opened: FinishedRun, split: Split) -> float | None:
+def teacher_accuracy(
+    opened: FinishedRun, split: Split, result: record.RunResult | None
+) -> float | None:
     """Return the teacher's accuracy on `split`: recorded for the test set, else measured again.
 
-    None where the run had no teacher or, with a warning, where it can't be read any more.
+    `result`: what the run recorded. None where the run had no teacher or, with a warning, where it
+    can't be read any more.
     """
-    result = record.find_result(opened.run)
     known = result.teacher_accuracy if result else None
     # the record is of the test set; no record at all means that there was no teacher
     if split == "test" or known is None:
@@ -255,13 +257,10 @@ def teacher_accuracy(opened: FinishedRun, split: Split) -> float | None:
     return evaluate_split(teacher.model, opened.context, split, 1).accuracy
 
 
-def beside_teacher(
-    opened: FinishedRun, split: Split, row: dict[str, Any], accuracy: float
-) -> dict[str, Any]:
-    """Return the columns of the teacher for a row; its test is the run's own where that holds."""
-    result = record.find_result(opened.run) if split == "test" else None
+def beside_teacher(recorded: Rows, row: dict[str, Any], accuracy: float) -> dict[str, Any]:
+    """Return the columns of the teacher for a row; its test is the `recorded` one if that holds."""
     same = ("t", "correct_cumulative", "images")
-    for known in result.per_timestep if result else ():
+    for known in recorded:
         # McNemar's, which knows the answers of both to each image
         if all(known.get(name) == row[name] for name in same) and "p_teacher" in known:
             return {"teacher_accuracy": accuracy, "p_teacher": known["p_teacher"]}
