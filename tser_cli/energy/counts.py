@@ -289,6 +289,11 @@ class Place:
     step: int | None
     axes: tuple[Axes | None, ...]
 
+    def at(self, steps: int) -> slice:
+        """Return the time steps that a call of so many holds."""
+        start = self.step or 0
+        return slice(start, start + steps)
+
 
 @dataclass
 class Tally:
@@ -305,12 +310,6 @@ class Tally:
     effective: Tensor | None = None
     total: Tensor | None = None
     operands: Tensor | None = None
-
-    @property
-    def at(self) -> slice:
-        """Return the time steps that the call computed."""
-        start = self.place.step or 0
-        return slice(start, start + self.tally.shape[1])
 
 
 class Kept:
@@ -334,8 +333,7 @@ class Kept:
             if self.held.numel():
                 grown[..., : self.held.shape[-1]] = self.held
             self.held = grown
-        start = place.step or 0
-        at = slice(start, start + found.shape[-2])
+        at = place.at(found.shape[-2])
         self.held[..., at, place.before : self.images] += found
 
     def array(self) -> IntArray:
@@ -377,7 +375,7 @@ class LayerRecord:
         # All batches run alike, or the counter would have said so: the first one shows the steps.
         executed_T = np.zeros(self.first[0].place.timesteps, np.int64)
         for call in self.first:
-            executed_T[call.at] += 1
+            executed_T[call.place.at(call.tally.shape[1])] += 1
         found = {name: kept.array() for name, kept in self.kept.items()}
         nonzero_TI, events_TI, value_TI = found["tally"]
         operands = found.get("operands")
