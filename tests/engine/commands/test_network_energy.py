@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +103,9 @@ name = "not a function"
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(own_module: Callable[[str, str], Path]) -> Path:
     """The current folder, with a module of networks in it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
-    (tmp_path / "mine.py").write_text(MODULE)
-    return tmp_path
+    return own_module("mine", MODULE)
 
 
 def measured(here: Path, **changes: Any) -> Any:

@@ -381,14 +381,11 @@ class Mute(Exception):
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(own_module: Callable[[str, str], Path]) -> Path:
     """The current folder, with the networks and two images of ones."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "nets", raising=False)
-    (tmp_path / "nets.py").write_text(MODULE)
+    folder = own_module("nets", MODULE)
     np.save("x.npy", np.ones((2, 4), "float32"))
-    return tmp_path
+    return folder
 
 
 def measured(name: str, *arguments: str, **changes: Any) -> NetworkEnergyResult:
