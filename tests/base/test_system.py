@@ -98,3 +98,13 @@ def test_elsewhere_than_on_linux_nothing_is_done(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(system.ctypes, "CDLL", refused)
     end_with_parent(parent=1)
+
+
+def test_what_a_call_lacks_is_told_before_it_is_made() -> None:
+    def build(depth: int, *, wide: bool = False) -> None:
+        raise AssertionError("it is not called")
+
+    assert system.call_fault(build, 4, wide=True) == ""
+    assert system.call_fault(build) == "missing a required argument: 'depth'"
+    assert system.call_fault(build, depth=4, high=1) == "got an unexpected keyword argument 'high'"
+    assert system.call_fault(dict, 1, 2, 3) == ""  # in C, without a signature

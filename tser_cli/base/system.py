@@ -1,14 +1,16 @@
-"""What Python's library lacks: cores, ends of processes, and what other code may not change."""
+"""What Python's library lacks: cores, ends of processes, calls that fit, what may not change."""
 
 from __future__ import annotations
 
 import ctypes
+import inspect
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tser_cli.base.errors import ConfigError
 
@@ -43,6 +45,17 @@ def end_with_parent(parent: int | None = None) -> None:
     # The parent may have ended before the call above: then no signal would ever come.
     if parent is not None and os.getppid() != parent:
         os._exit(KILLED)
+
+
+def call_fault(function: Callable[..., Any], *given: Any, **named: Any) -> str:
+    """Return why `function` can't be called so, by its signature; "" where it can, or has none."""
+    try:
+        inspect.signature(function).bind(*given, **named)
+    except TypeError as error:
+        return str(error)
+    except ValueError:
+        pass  # a function in C, say, has no signature to ask: the call itself tells
+    return ""
 
 
 @contextmanager

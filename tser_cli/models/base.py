@@ -7,7 +7,6 @@ but the neurons sees [T * N, ...], time outermost, as if it were a larger batch 
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tser_cli.base.errors import CheckpointError, ConfigError, TserError
+from tser_cli.base.system import call_fault
 from tser_cli.models.neurons import activation_factory
 from tser_cli.models.savings import as_of_copies, computed_again
 from tser_cli.settings import registry
@@ -167,13 +167,7 @@ def _made(named: Any, build: Build) -> Any:
     """Return what a network that is named MODULE:NAME makes: itself, or without or with `build`."""
     if isinstance(named, nn.Module):
         return copy.deepcopy(named)  # it may be asked for twice, and each is trained
-    try:
-        inspect.signature(named).bind()
-    except TypeError:
-        return named(build)
-    except ValueError:
-        pass  # a function in C has no signature to ask
-    return named()
+    return named(build) if call_fault(named) else named()
 
 
 class OwnNetwork(Classifier):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from tser_cli.base.errors import ConfigError, TserError
 from tser_cli.base.progress import Progress, Silent
+from tser_cli.base.system import call_fault
 from tser_cli.data.loaders import Batch
 from tser_cli.energy.joules import mean_energy
 from tser_cli.energy.neurons import copied, reset_states
@@ -185,15 +185,11 @@ def _check_one(
     said, form = f"the {role} ({type(network.module).__name__})", f"{role}(images"
     given = (images, timesteps) if network.spiking else (images,)
     form += ", timesteps)" if network.spiking else ")"
-    try:
-        inspect.signature(getattr(network.module, "forward", network.module)).bind(*given)
-    except TypeError as error:
+    if fault := call_fault(getattr(network.module, "forward", network.module), *given):
         raise ConfigError(
-            f"{said} can't be called as {form}: {error}. A teacher(images) returns logits [N, K], "
+            f"{said} can't be called as {form}: {fault}. A teacher(images) returns logits [N, K], "
             "a student(images, timesteps) [T, N, K]; are they swapped?"
-        ) from error
-    except ValueError:
-        pass  # no signature to ask: the call itself tells
+        )
     try:
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
             tried = copied(network).eval()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from tser_cli.base.errors import CheckpointError, ConfigError, TserError, error_line, out_of_memory
 from tser_cli.base.files import foreign
-from tser_cli.base.system import process_unchanged
+from tser_cli.base.system import call_fault, process_unchanged
 from tser_cli.engine.runs.weights import WRAPPERS, load_model
 from tser_cli.models.base import differences
 from tser_cli.settings.plugins import import_file, look_here
@@ -40,15 +39,9 @@ def build_network(spec: str, arguments: tuple[str, ...] = (), flag: str = "--net
     if not callable(function):
         raise ConfigError(f"{said}: {module_name} has no function {name}")
     values = dict(_argument(text) for text in arguments)
-    try:
-        inspect.signature(function).bind(**values)
-    except TypeError as error:
+    if fault := call_fault(function, **values):
         given = "with " + ", ".join(values) if values else "without arguments"
-        raise ConfigError(
-            f"{said}: it can't be called {given}: {error}; give --arg key=value"
-        ) from error
-    except ValueError:
-        pass  # a function in C, say, has no signature to ask: the call itself tells
+        raise ConfigError(f"{said}: it can't be called {given}: {fault}; give --arg key=value")
     try:
         with process_unchanged():
             network = function(**values)
