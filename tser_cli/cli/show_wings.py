@@ -71,17 +71,13 @@ def show_audit(result: audit.AuditResult, request: wing_options.AuditRequest) ->
         output().print(findings_table(shown))
     if is_verbose():
         show_lines([f"not checked: {name}: {why}" for name, why in skipped])
-    numbers = {"note": len(notes), "check left out": len(skipped)}
-    aside = ", ".join(_counted(of, name) for name, of in numbers.items() if of)
+    said = [words.counted(len(notes), "note")] if notes else []
+    said += [f"{words.counted(len(skipped), 'check')} left out"] if skipped else []
+    aside = ", ".join(said)
     if aside and not is_verbose():
         aside += " (-v shows them)"
-    verdict = _counted(len(wrong), "finding") if wrong else "clean"
+    verdict = words.counted(len(wrong), "finding") if wrong else "clean"
     show_lines([f"{result.name}: {verdict}{f'; {aside}' if aside else ''}"])
-
-
-def _counted(count: int, name: str) -> str:
-    first, _, rest = name.partition(" ")
-    return f"{count} {first}{'' if count == 1 else 's'} {rest}".rstrip()
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
@@ -206,10 +202,8 @@ def checks_table(exported: export.Exported) -> Table:
     checks = exported.checks or ()
     images = checks[0].comparison.images
     title = f"the same spikes in other programs, {images} test images"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("program", overflow="fold")
-    for column in ("compared", "differing", "ties", "logits", "holds"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = ("compared", "differing", "ties", "logits", "holds")
+    table = words.new_table(title, ("program",), columns)
     for check in checks:
         c, library = check.comparison, check.target.library
         table.add_row(
@@ -227,7 +221,7 @@ def show_predictions(predictions: predict.Predicted, request: wing_options.Predi
     for answer in predictions.answers:
         if not hasattr(answer, "error"):  # the others are on standard error already
             confidences = " ".join(f"{value:.2f}" for value in answer.confidence)
-            steps = f"{answer.stop_t} step{'' if answer.stop_t == 1 else 's'}"
+            steps = words.counted(answer.stop_t, "step")
             line = f"{answer.image}: {answer.name}, confidence {confidences}, stops after {steps}"
             show_lines([f"{line}, {answer.sop_value:,} SOP, {answer.macs:,} MAC"])
     if predictions.table is not None:

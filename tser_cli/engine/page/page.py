@@ -238,8 +238,7 @@ def summary(run: values.RunReport) -> list[str]:
         worst = run.mistakes.pairs[0]
         lines.append(
             f"Its most frequent confusion: {worst.true} classified as {worst.predicted} "
-            f"({worst.images} {'image' if worst.images == 1 else 'images'}, "
-            f"{percent(worst.share, 0)} of that class)."
+            f"({words.counted(worst.images, 'image')}, {percent(worst.share, 0)} of that class)."
         )
     return lines
 
