@@ -128,9 +128,10 @@ def predict(request: wing_options.PredictRequest) -> Predicted:
     images: list[str] = []
     first, *others = request.images
     if request.run is None:
-        lies_there = os.path.lexists(first) and not is_file(Path(first) / "status.json")
+        is_run = is_file(Path(first) / "status.json")
+        lies_there = os.path.lexists(first) and not is_run
         found = first if lies_there else find.run_or_name(first, request.runs_dir)
-        if found != first or is_file(Path(first) / "status.json"):
+        if found != first or is_run:
             if not others:
                 raise ConfigError(f"{first} is a run: name images after it")
             request = replace(request, run=Path(found), images=tuple(others))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -149,7 +150,8 @@ def run_report(run: Run, request: ReportRequest, pictures: int) -> RunFound:
     stated = {} if isinstance(known, Missing) else known
     surroundings = {} if isinstance(around, Missing) else around
     measured: CountedPass | Missing = Missing("the network was not run (--no-measure)")
-    if run.status().get("state") != "finished":
+    status = run.status()
+    if status.get("state") != "finished":
         measured = Missing("the run is not finished")
     elif request.measure:
         measured = part("the run", lambda: measure(run, request, pictures))
@@ -183,8 +185,8 @@ def run_report(run: Run, request: ReportRequest, pictures: int) -> RunFound:
         if run.kind == "teacher"
         else f"{facts.model} on {facts.dataset}{steps}",
         kind=run.kind,
-        state=label(run.status().get("state", "of no known state")),
-        said=tuple(_said(run, measured)),
+        state=label(status.get("state", "of no known state")),
+        said=tuple(_said(status, measured)),
         facts=facts,
         accuracy=accuracy,
         curves=part("metrics.csv", lambda: files.curves(run)),
@@ -202,8 +204,8 @@ def run_report(run: Run, request: ReportRequest, pictures: int) -> RunFound:
     return report, answers
 
 
-def _said(run: Run, measured: CountedPass | Missing) -> list[str]:
-    state, why = run.status().get("state"), str(run.status().get("why") or "")
+def _said(status: Mapping[str, Any], measured: CountedPass | Missing) -> list[str]:
+    state, why = status.get("state"), str(status.get("why") or "")
     if state == "finished":
         lost = [measured.why] if isinstance(measured, Missing) else []
         return [f"Without early exit and pictures: {why}" for why in lost]
