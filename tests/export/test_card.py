@@ -69,6 +69,7 @@ def told(attack: str) -> CardFacts:
             "totals": {"energy_pj": 1e6, "sop_value": 10.0, "macs": 2.0},
         },
         float_energy_pj=1.0,
+        ann_energy_pj=None,
         verdict="98.06 % (353 of 360 test images right)",
         settings='[data]\ndir = "/home/me"\n',
     )
@@ -93,3 +94,18 @@ def test_what_the_run_lacks_is_not_measured(sew: Any) -> None:
     assert "\n\n98.06 % (353 of 360 test images right).\n\n" in text
     assert "## Accuracy\n\nNot measured: " in text
     assert "## Energy\n\nNot measured: " in text
+
+
+@pytest.mark.parametrize(
+    ("ann_energy_pj", "spent", "as_floats"),
+    [(8.8e6, "0.5 µJ", "0.75 µJ"), (None, "500 nJ", "750 nJ")],
+)
+def test_energies_stand_in_the_unit_of_the_verdict(
+    sew: Any, ann_energy_pj: float | None, spent: str, as_floats: str
+) -> None:
+    of = told("x")
+    energy = {**of.energy, "totals": {**of.energy["totals"], "energy_pj": 5e5}}
+    facts = replace(of, energy=energy, float_energy_pj=7.5e5, ann_energy_pj=ann_energy_pj)
+    text = card.card(sew.graph, facts)
+    assert f"\n{spent} an image (mean of 8 test images)" in text
+    assert f"in 32-bit floating point: {as_floats} an image." in text

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -99,6 +100,9 @@ def test_export_writes_a_file_its_checks_and_a_card(
     assert "# resnet20 on digits" in card
     assert "| 3 | " in card
     assert "horowitz-45nm-fp32" in card
+    # of the verdict, of the energy, and of the same operations in floating point
+    units = re.findall(r" (\S?J) an image", card)
+    assert (len(units), len(set(units))) == (3, 1)
 
 
 def test_without_the_check_it_is_recorded_that_there_was_none(

@@ -27,7 +27,8 @@ class CardFacts:
 
     `rows`: the steps of the run's result, `energy`: the sidecar of energy.csv, both empty where
     there is none; `float_energy_pj`: what the same operations cost in 32-bit floating point.
-    `verdict`: on both in one line, "" where the run recorded no result.
+    `verdict`: on both in one line, "" where the run recorded no result. `ann_energy_pj`: that of
+    the ANN in the verdict, in whose unit all energies stand; None without a comparison.
     `settings`: the recipe as TOML. `checks` is None where nothing was verified. `fixed` and
     `change`: integer potentials, and what they do to the spikes.
     """
@@ -41,6 +42,7 @@ class CardFacts:
     rows: tuple[Mapping[str, Any], ...]
     energy: Mapping[str, Any]
     float_energy_pj: float
+    ann_energy_pj: float | None
     verdict: str
     settings: str
     checks: tuple[verify.ProgramCheck, ...] | None = None
@@ -78,7 +80,7 @@ def card(graph: Graph, facts: CardFacts) -> str:
     sections = [
         (f"{graph.facts.model} on {graph.facts.dataset}", _summary(graph, facts, verdict)),
         ("Accuracy", _accuracy(facts.rows)),
-        ("Energy", _energy(facts.energy, facts.float_energy_pj)),
+        ("Energy", _energy(facts)),
         ("Input and output", _input(graph, facts.fixed)),
         *([("Integer potentials", _potentials(facts.change))] if facts.change else []),
         ("Checked in other programs", _checks(facts.checks)),
@@ -117,20 +119,22 @@ def _accuracy(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _energy(energy: Mapping[str, Any], float_energy_pj: float) -> list[str]:
+def _energy(facts: CardFacts) -> list[str]:
+    energy = facts.energy
     if not energy:
         return ["Not measured: the run has no energy.json (tser energy --run RUN writes it)."]
     profile, totals, narrow = energy["profile"], energy["totals"], ""
     if profile.get("ac16_pj"):
         narrow = f" ({profile['ac16_pj']} where 16 bits hold the sum)"
+    beside_pj = facts.ann_energy_pj or totals["energy_pj"]
     return [
-        f"{joules(totals['energy_pj'])} an image (mean of {energy['images']} test images): "
-        f"{totals['sop_value']:,.0f} accumulates at {profile['ac_pj']} pJ{narrow} and "
+        f"{joules(totals['energy_pj'], beside_pj)} an image (mean of {energy['images']} test "
+        f"images): {totals['sop_value']:,.0f} accumulates at {profile['ac_pj']} pJ{narrow} and "
         f"{totals['macs']:,.0f} multiply-accumulates at {profile['mac_pj']} pJ. Constants: "
         f"{profile['name']}, {profile['technology']}; {profile['source']}. {profile['note']}",
         "",
         "The same operations in 32-bit floating point: "
-        f"{joules(float_energy_pj, totals['energy_pj'])} an image.",
+        f"{joules(facts.float_energy_pj, beside_pj)} an image.",
     ]
 
 

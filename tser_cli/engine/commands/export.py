@@ -168,6 +168,7 @@ def _card_facts(opened: FinishedRun, request: wing_options.ExportRequest) -> car
     """Return what the run's files say for the card. Raises TserError where one is damaged."""
     method, energy = opened.config.method.name, _energy(opened.run.folder / "energy.json")
     result = record.find_result(opened.run)
+    against = result.against_ann if result else None
     return card.CardFacts(
         file=request.output.name,
         format_name=request.format_name + (", one time step" if request.stateful else ""),
@@ -178,7 +179,8 @@ def _card_facts(opened: FinishedRun, request: wing_options.ExportRequest) -> car
         rows=result.per_timestep if result else (),
         energy=energy,
         float_energy_pj=float_energy(energy["totals"]) if energy else 0.0,
-        verdict=verdict(result.per_timestep[-1], result.against_ann).line if result else "",
+        ann_energy_pj=against["assumptions"]["same"]["ann_pj"] if against else None,
+        verdict=verdict(result.per_timestep[-1], against).line if result else "",
         settings=tomli_w.dumps(opened.run.config().model_dump(mode="json")),
     )
 
