@@ -325,13 +325,14 @@ def conventions_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     shown = new_table("as others count it", ("convention",), numbers)
     shown.columns[0].no_wrap = True
     shown.add_column("differs by")
+    largest = max((row["energy_pj"] for row in rows), default=None)
     for row in rows:
         ratio = row["ratio_to_exact"]
         shown.add_row(
             str(row["convention"]),
             quantity(row["macs"]),
             quantity(row["acs"]),
-            joules(row["energy_pj"], max(one["energy_pj"] for one in rows)),
+            joules(row["energy_pj"], largest),
             "" if ratio is None else f"{ratio:.3f}",
             str(row["differs_by"]),
         )
