@@ -28,6 +28,7 @@ from tser_cli.data.base import Dataset, ImageSource, TensorSource
 from tser_cli.data.loaders import (
     Batch,
     Feed,
+    Key,
     LocalFeed,
     Share,
     WorkerFeed,
@@ -44,6 +45,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 Make = Callable[..., Dataset]
 CHEAP = {"augment.crop_padding": 2, "augment.flip": True, "augment.cutout": 4}
 COSTLY = CHEAP | {"augment.autoaugment": "cifar10"}
+MIXED: dict[str, Any] = {
+    "augment.randaugment_ops": 2,
+    "augment.random_erasing": 0.5,
+    "augment.mixup": 0.5,
+    "augment.cutmix": 1.0,
+    "augment.mix_probability": 0.8,
+    "augment.mix_epochs": 4,
+}
 
 
 def config(**changes: Any) -> Config:
@@ -52,7 +61,7 @@ def config(**changes: Any) -> Config:
 
 
 def flat(batches: Iterator[Any]) -> list[torch.Tensor]:
-    return [tensor for batch in batches for tensor in batch]
+    return [tensor for batch in batches for tensor in batch if tensor is not None]
 
 
 def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
@@ -80,7 +89,7 @@ def test_an_epoch_shows_whole_batches_of_distinct_images(make_dataset: Make) -> 
     assert sorted(indices(few.epoch(0))) == list(range(5))
 
 
-@pytest.mark.parametrize("augment", [{}, CHEAP, COSTLY])
+@pytest.mark.parametrize("augment", [{}, CHEAP, COSTLY, MIXED])
 def test_workers_make_no_difference(make_dataset: Make, augment: dict[str, Any]) -> None:
     dataset = make_dataset()
     settings_0 = config().updated(augment)
@@ -102,15 +111,17 @@ def test_images_in_memory_are_made_on_the_device(
     make_dataset: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loaders, "placed", moved)
-    settings_ = config(data__workers=-1).updated(CHEAP)
+    settings_ = config(data__workers=-1, augment__mixup=0.5).updated(CHEAP)
     # two batches at a time
     monkeypatch.setattr(loaders, "BLOCK", 16 * 3 * 12 * 10)
     here = build_train_loader(make_dataset(), settings_)
     there = build_train_loader(make_dataset(), settings_, device=META)
     for batch, other in zip(here.epoch(0), there.epoch(0), strict=True):
-        assert {tensor.device.type for tensor in batch} == {"cpu"}
-        assert {tensor.device for tensor in other} == {META}
-        assert [tensor.shape for tensor in other] == [tensor.shape for tensor in batch]
+        assert {tensor.device.type for tensor in batch if tensor is not None} == {"cpu"}
+        assert {tensor.device for tensor in other if tensor is not None} == {META}
+        assert [tensor.shape for tensor in flat(iter([other]))] == [
+            tensor.shape for tensor in flat(iter([batch]))
+        ]
 
 
 @pytest.mark.parametrize(
@@ -137,6 +148,8 @@ def test_images_in_memory_need_no_workers(
         {"data.workers": 0},
         {"augment.random_resized_crop": True},
         {"augment.autoaugment": "cifar10"},
+        {"augment.randaugment_ops": 1},
+        {"augment.random_erasing": 0.1},
         {"performance.data_on_device": False},
     ],
 )
@@ -149,28 +162,67 @@ def test_images_stay_on_the_cpu_where_the_settings_say_so(
     assert next(loader.epoch(0)).images_NCHW.device.type == "cpu"
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_epoch_goes_on_as_the_whole_one(make_dataset: Make, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "augment"), [(0, COSTLY), (2, COSTLY), (0, MIXED), (2, MIXED)])
+def test_a_resumed_epoch_goes_on_as_the_whole_one(
+    make_dataset: Make, workers: int, augment: dict[str, Any]
+) -> None:
     dataset = make_dataset()
-    settings_ = config(data__workers=workers).updated(COSTLY)
+    settings_ = config(data__workers=workers).updated(augment)
     whole = list(build_train_loader(dataset, settings_).epoch(3))
     resumed = build_train_loader(dataset, settings_)
     for start in (4, 0, 6, 2):
         assert same(flat(resumed.epoch(3, start)), flat(iter(whole[start:])))
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_each_global_batch(make_dataset: Make, world: int) -> None:
+@pytest.mark.parametrize(("world", "augment"), [(2, COSTLY), (3, COSTLY), (2, MIXED), (3, MIXED)])
+def test_ranks_share_each_global_batch(
+    make_dataset: Make, world: int, augment: dict[str, Any]
+) -> None:
     dataset = make_dataset()
-    settings_ = config().updated(COSTLY)
+    settings_ = config().updated(augment)
     whole = build_train_loader(dataset, settings_).epoch(1, 2)
     ranks = [
         build_train_loader(dataset, settings_, rank=rank, world=world).epoch(1, 2)
         for rank in range(world)
     ]
     for batch, *parts in zip(whole, *ranks, strict=True):
-        for field, *shares in zip(batch, *parts, strict=True):
+        for field, *shares in zip(*(flat(iter([of])) for of in (batch, *parts)), strict=True):
             assert torch.equal(field, torch.cat(shares))
+
+
+def test_images_are_mixed_with_the_one_before_them_in_the_batch(make_dataset: Make) -> None:
+    """Pixels and labels by hand, and both kinds are met."""
+    dataset, kinds = make_dataset(), set()
+    plain = build_train_loader(dataset, config())
+    changes = {"augment.mixup": 0.5, "augment.cutmix": 1.0, "augment.mix_epochs": 2}
+    for epoch in (0, 1):
+        loader = build_train_loader(dataset, config().updated(changes))
+        assert not loader.deterministic_train
+        for before, batch in zip(plain.epoch(epoch), loader.epoch(epoch), strict=True):
+            images, other = before.images_NCHW, before.images_NCHW.roll(1, 0)
+            assert batch.targets_NK is not None
+            assert torch.equal(batch.indices_N, before.indices_N)
+            one_hot = torch.eye(dataset.spec.num_classes)
+            own, others = one_hot[before.labels_N], one_hot[before.labels_N.roll(1)]
+            differ = int((before.labels_N != before.labels_N.roll(1)).nonzero()[0, 0])
+            share = float(batch.targets_NK[differ, before.labels_N[differ]])
+            expected = share * own + (1 - share) * others
+            torch.testing.assert_close(batch.targets_NK, expected)
+            assert torch.equal(batch.labels_N, batch.targets_NK.argmax(1))
+            kept = (batch.images_NCHW == images) | (images == other)
+            if bool((kept | (batch.images_NCHW == other)).all()):
+                kinds.add("cutmix")
+                box_NHW = ~kept.all(1)
+                assert bool((box_NHW.float().mean((1, 2)) <= 1 - share + 1e-6).all())
+            else:
+                kinds.add("mixup")
+                mixed = share * images + (1 - share) * other
+                torch.testing.assert_close(batch.images_NCHW, mixed)
+    assert kinds == {"mixup", "cutmix"}
+    # the third epoch is not mixed any more, and nor is a batch that chance leaves out
+    assert same(flat(loader.epoch(2)), flat(plain.epoch(2)))
+    rarely = config().updated({"augment.mixup": 1.0, "augment.mix_probability": 1e-6})
+    assert same(flat(build_train_loader(dataset, rarely).epoch(0)), flat(plain.epoch(0)))
 
 
 @settings(max_examples=50, deadline=None)
@@ -239,14 +291,20 @@ def test_deterministic_training_is_told(make_dataset: Make) -> None:
     dataset = make_dataset()
     assert build_train_loader(dataset, config()).deterministic_train
     resized = {"random_resized_crop": True}
-    for change in ({"flip": True}, {"cutout": 1}, {"autoaugment": "cifar10"}, resized):
+    for change in (
+        {"flip": True},
+        {"cutout": 1},
+        {"autoaugment": "cifar10"},
+        {"mixup": 0.1},
+        resized,
+    ):
         changed = config(**{f"augment__{key}": value for key, value in change.items()})
         assert not build_train_loader(dataset, changed).deterministic_train
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_global_random_states_are_left_alone(make_dataset: Make, workers: int) -> None:
-    dataset, settings_ = make_dataset(), config(data__workers=workers).updated(COSTLY)
+    dataset, settings_ = make_dataset(), config(data__workers=workers).updated(MIXED)
     train, test = (
         build_train_loader(dataset, settings_),
         build_eval_loader(dataset, "test", settings_),
@@ -290,13 +348,20 @@ def feed(dataset: Dataset, workers: int) -> Feed:
 def test_labels_and_indices_go_with_the_images(make_dataset: Make, workers: int) -> None:
     dataset = make_dataset()
     pipeline = evaluation_pipeline(dataset.test, dataset.spec)
-    (batch,) = made_by(pipeline, workers).batches([(0, [9, 4, 6])])
+    (batch,) = made_by(pipeline, workers).batches([Key(0, [9, 4, 6])])
     assert batch.indices_N.tolist() == [9, 4, 6]
     assert batch.labels_N.tolist() == [1, 0, 2]
     assert torch.equal(batch.images_NCHW, pipeline(0, [9, 4, 6]))
 
 
-KEYS = [(0, [1, 2, 3]), (0, [4]), (0, [5, 6]), (1, [1, 2]), (1, [3]), (2, [7, 7, 8, 9])]
+KEYS = [
+    Key(0, [1, 2, 3]),
+    Key(0, [4]),
+    Key(0, [5, 6]),
+    Key(1, [1, 2]),
+    Key(1, [3]),
+    Key(2, [7, 7, 8, 9]),
+]
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 4, 5, 6, 100])
@@ -332,18 +397,20 @@ def test_no_more_is_made_ahead_than_asked_for(
 
 def test_an_abandoned_iteration_leaves_nothing_behind(make_dataset: Make) -> None:
     dataset = make_dataset()
-    keys = [(0, [step]) for step in range(20)]
-    expected = [pair for step in (3, 5) for pair in flat(feed(dataset, 0).batches([(1, [step])]))]
+    keys = [Key(0, [step]) for step in range(20)]
+    expected = [
+        pair for step in (3, 5) for pair in flat(feed(dataset, 0).batches([Key(1, [step])]))
+    ]
     workers = feed(dataset, 2)
     next(workers.batches(keys))
-    found = flat(workers.batches([(1, [3]), (1, [5])]))
+    found = flat(workers.batches([Key(1, [3]), Key(1, [5])]))
     assert all(map(torch.equal, found, expected)) and len(found) == len(expected)
     assert flat(workers.batches([])) == []
 
 
 def test_only_the_latest_iteration_may_be_read(make_dataset: Make) -> None:
     one = feed(make_dataset(), 1)
-    older, newer = one.batches([(0, [1])] * 3), one.batches([(0, [2])] * 3)
+    older, newer = one.batches([Key(0, [1])] * 3), one.batches([Key(0, [2])] * 3)
     next(older)
     next(newer)
     with pytest.raises(AssertionError):
@@ -367,7 +434,7 @@ class Broken:
 def test_a_data_error_keeps_its_message(make_dataset: Make, workers: int) -> None:
     source = Broken(torch.zeros(4, dtype=torch.int64))
     pipeline = Pipeline(source, make_dataset().spec, AugmentConfig(flip=True), seed=0)
-    batches = made_by(pipeline, workers).batches([(0, [0, 1]), (0, [2, 3])])
+    batches = made_by(pipeline, workers).batches([Key(0, [0, 1]), Key(0, [2, 3])])
     next(batches)
     with pytest.raises(DataError) as caught:
         next(batches)
@@ -378,7 +445,9 @@ def test_an_evaluation_that_stops_half_way_ends_its_workers(make_dataset: Make) 
     dataset = make_dataset()
     before = set(multiprocessing.active_children())
     pipeline = evaluation_pipeline(dataset.test, dataset.spec)
-    batches = WorkerFeed(pipeline, workers=1, pin=False, persistent=False).batches([(0, [1])] * 9)
+    batches = WorkerFeed(pipeline, workers=1, pin=False, persistent=False).batches(
+        [Key(0, [1])] * 9
+    )
     next(batches)
     assert len(set(multiprocessing.active_children()) - before) == 1
     batches.close()
@@ -388,9 +457,9 @@ def test_an_evaluation_that_stops_half_way_ends_its_workers(make_dataset: Make) 
 def test_workers_leave_stopping_to_the_main_process(make_dataset: Make) -> None:
     dataset = make_dataset()
     before = set(multiprocessing.active_children())
-    keys = [(0, [step, step + 1]) for step in range(30)]
+    keys = [Key(0, [step, step + 1]) for step in range(30)]
     batches = feed(dataset, 2).batches(keys)
-    found = list(next(batches))
+    found = flat(iter([next(batches)]))
     workers = set(multiprocessing.active_children()) - before
     assert len(workers) == 2
     for number in (signal.SIGTERM, signal.SIGINT):

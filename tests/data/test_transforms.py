@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from tser_cli.base.errors import ConfigError
 from tser_cli.data.base import Dataset, TensorSource
-from tser_cli.data.loaders import LocalFeed
+from tser_cli.data.loaders import Key, LocalFeed
 from tser_cli.data.transforms import (
     CPU,
     Draw,
@@ -123,6 +123,7 @@ def test_training_shows_a_crop_flip_and_square_of_each_image(make_dataset: Make)
         AugmentConfig(crop_padding=2, flip=True, cutout=4),
         AugmentConfig(crop_padding=2, flip=True, autoaugment="cifar10", cutout=3),
         AugmentConfig(random_resized_crop=True, flip=True, autoaugment="cifar10", cutout=3),
+        AugmentConfig(randaugment_ops=2, randaugment_magnitude=20, random_erasing=0.7),
     ],
 )
 def test_an_image_depends_on_seed_epoch_and_index_alone(
@@ -165,30 +166,52 @@ def test_an_image_depends_neither_on_its_batch_nor_on_threads(
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_autoaugment_is_torchvisions_between_flip_and_cutout(
-    make_dataset: Make, channels: int
+@pytest.mark.parametrize("name", ["autoaugment", "randaugment"])
+def test_policies_are_torchvisions_between_flip_and_cutout(
+    make_dataset: Make, name: str, channels: int
 ) -> None:
     from torchvision.transforms import v2
 
     dataset = make_dataset(channels=channels)
     before: dict[str, Any] = {"crop_padding": 2, "flip": True}
+    policy: dict[str, Any] = {"autoaugment": "cifar10"}
+    theirs, expected = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), []
+    if name == "randaugment":
+        policy = {"randaugment_ops": 3, "randaugment_magnitude": 30}
+        theirs = v2.RandAugment(num_ops=3, magnitude=30)
     pipelines = [
         training_pipeline(dataset.train, dataset.spec, AugmentConfig(**before, **more), seed=3)
-        for more in ({}, {"autoaugment": "cifar10"}, {"autoaugment": "cifar10", "cutout": 4})
+        for more in ({}, policy, {**policy, "cutout": 4})
     ]
     plain, changed, cut = (pipeline(5, range(50)) for pipeline in pipelines)
     # levels of grey again: the inverse of normalise
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (dataset.spec.mean, dataset.spec.std))
     levels = ((plain * std + mean) * 255).round().to(torch.uint8)
-    theirs, expected = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), []
     for index, image in enumerate(levels):
         with isolated():
-            torch.manual_seed(image_seed(Draw.AUTOAUGMENT, 3, 5, index))
+            torch.manual_seed(image_seed(Draw.POLICY, 3, 5, index))
             expected.append(theirs(image))
     made = normalise(torch.stack(expected), dataset.spec.mean, dataset.spec.std)
     assert torch.equal(changed, made) and not torch.equal(changed, plain)
     assert torch.equal(cut[cut != 0], made[cut != 0])
     assert ((cut == 0).all(dim=1).flatten(1).sum(dim=1) >= 16).all()
+
+
+def test_a_part_of_the_images_loses_a_rectangle_of_what_the_network_sees(
+    make_dataset: Make,
+) -> None:
+    dataset = make_dataset()
+    plain, erased = (
+        training_pipeline(dataset.train, dataset.spec, AugmentConfig(**more), seed=3)(1, range(50))
+        for more in ({}, {"random_erasing": 0.5})
+    )
+    changed = (erased != plain).any(1)
+    for image, hole in zip(erased, changed, strict=True):
+        rows, columns = hole.any(dim=1).nonzero(), hole.any(dim=0).nonzero()
+        if len(rows):  # a rectangle of zeros, of at most a third of the image and some rounding
+            found = image[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            assert bool((found == 0).all()) and found[0].numel() <= 0.45 * hole.numel()
+    assert 15 <= int(changed.flatten(1).any(1).sum()) <= 35
 
 
 def test_random_resized_crop_replaces_the_padded_crop(make_dataset: Make) -> None:
@@ -218,6 +241,7 @@ def test_workers_pay_where_training_would_wait(make_dataset: Make) -> None:
         (here, none, gpu, False),
         (here, automatic, cpu, False),
         (here, automatic, gpu, True),
+        (here, AugmentConfig(random_erasing=0.25), gpu, True),
         (elsewhere, automatic, meta, False),
         (here, AugmentConfig(random_resized_crop=True), cpu, True),
         (Files(), none, cpu, True),
@@ -301,8 +325,8 @@ def test_all_that_meets_the_images_is_on_their_device(make_dataset: Make, channe
     pipeline = training_pipeline(source, spec, augment, seed=0)
     assert device_of(source) == meta
     with OneDevice():  # type: ignore[no-untyped-call]
-        (batch,) = LocalFeed(pipeline, pin=False).batches([(0, list(range(50)) * 4)])
-    assert {tensor.device for tensor in batch} == {meta}
+        (batch,) = LocalFeed(pipeline, pin=False).batches([Key(0, list(range(50)) * 4)])
+    assert {tensor.device for tensor in batch[:3]} == {meta} and batch.targets_NK is None
     assert batch.images_NCHW.shape == (200, channels, 12, 10)
     assert batch.labels_N.shape == batch.indices_N.shape == (200,)
 
@@ -331,9 +355,9 @@ def test_permutation_is_a_function_of_seed_and_epoch() -> None:
 
 
 def test_seeds_differ_between_images_epochs_seeds_and_draws() -> None:
-    draws = (Draw.RESIZE, Draw.AUTOAUGMENT)
+    draws = (Draw.RESIZE, Draw.POLICY, Draw.MIX)
     seeds = {image_seed(*key) for key in product(draws, range(5), range(5), range(20))}
-    assert len(seeds) == 2 * 5 * 5 * 20
+    assert len(seeds) == 3 * 5 * 5 * 20
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert image_seed(Draw.RESIZE, 2**32 - 1, 10**9, 10**9) >= 0
 

@@ -47,6 +47,7 @@ WORDS = {
     "neuron.backend": ("auto", "spikingjelly"),
     "optimizer.name": ("sgd", "adamw"),
     "augment.autoaugment": ("none", "cifar10"),
+    "augment.mixup": ("0", "0.5", "1e-300", "1000", "1001"),
     "model.stem": ("auto", "small", "medium", "large"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,6 +50,27 @@ def test_a_student_equal_to_its_teacher(method: str, silent: set[str]) -> None:
     found = terms_of(method, equal)
     nothing = dict.fromkeys(silent, 0.0)
     assert {name: found[name] for name in silent} == pytest.approx(nothing, abs=1e-13)
+
+
+@pytest.mark.parametrize("method", sorted(registry.METHODS))
+def test_mixed_labels_are_shares_in_every_cross_entropy(method: str) -> None:
+    """It is linear in them; all else goes by the class of the largest share."""
+
+    def found(targets: Tensor | None, labels: list[int]) -> dict[str, float]:
+        return terms_of(
+            method, replace(outputs(labels=labels), targets_NK=targets), label_smoothing=0.1
+        )
+
+    one_hot = torch.eye(CLASSES, dtype=torch.float64)
+    mine, others = [0, 2], [1, 1]
+    own, other = found(None, mine), found(None, others)
+    assert found(one_hot[mine], mine) == pytest.approx(own, abs=1e-12)
+    mixed = found(0.7 * one_hot[mine] + 0.3 * one_hot[others], mine)
+    assert mixed["ce"] == pytest.approx(0.7 * own["ce"] + 0.3 * other["ce"], abs=1e-12)
+    # what bkd weighs an image with is made of cross entropies
+    rest = own.keys() - {"ce", "loss"} - ({"kd"} if method == "bkd" else set())
+    assert {name: mixed[name] for name in rest} == {name: own[name] for name in rest}
+    assert mixed["loss"] != own["loss"]
 
 
 @pytest.mark.parametrize("method", sorted(registry.METHODS))

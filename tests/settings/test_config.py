@@ -101,7 +101,11 @@ BAD: dict[str, list[Any]] = {
     "training.device": ["gpu", "cuda:", "mps"],
     "training.precision": ["fp8"],
     "training.checkpoint_every": ["0min", "5 minutes", "9" * 5000 + "min"],
+    "training.ema_decay": [1.0, -0.1],
     "augment.cutout": [-1],
+    "augment.mixup": [1e-300, 1001.0, -0.5, INFINITE],
+    "augment.mix_probability": [0.0],
+    "augment.randaugment_magnitude": [31],
     "performance.compile": ["auto"],
     "training.unheard_of": [1],
 }
@@ -113,6 +117,11 @@ def test_bad_values_are_refused(key: str) -> None:
         with pytest.raises(ValidationError) as error:
             Config().updated({key: value})
         assert error.value.errors()[0]["loc"][:2] == tuple(key.split("."))
+
+
+def test_one_policy_of_augmentation_at_most() -> None:
+    with pytest.raises(ValidationError, match="choose one of them"):
+        Config().updated({"augment.autoaugment": "cifar10", "augment.randaugment_ops": 1})
 
 
 def test_good_values_are_kept() -> None:

@@ -32,22 +32,34 @@ from tser_cli.data.transforms import CPU, Pipeline, device_of, placed, sent
 from tser_cli.settings.config import AugmentConfig, Config
 
 Split: TypeAlias = Literal["train", "validation", "test"]
-# an epoch and the indices of one batch; plain integers, since tensors would travel by file handle
-Key: TypeAlias = tuple[int, list[int]]
 # the same batches by key, whoever makes them
 Feed: TypeAlias = "LocalFeed | WorkerFeed"
+
+
+class Key(NamedTuple):
+    """Which batch to make; plain integers, since tensors would travel by file handle.
+
+    In an epoch that mixes images the first of `indices` is the one that the next is mixed with: it
+    is not in the batch.
+    """
+
+    epoch: int
+    indices: list[int]
+    step: int = 0
 
 
 class Batch(NamedTuple):
     """`images_NCHW` float32, normalised; `labels_N` and `indices_N` int64.
 
     The indices are those of the split's source: the training source for train and validation.
-    All three lie on one device: the CPU or the one that trains.
+    `targets_NK` float32: the shares of the classes in images that are mixed, of which the label is
+    the largest; None where none are. All of them lie on one device: the CPU or the one that trains.
     """
 
     images_NCHW: torch.Tensor
     labels_N: torch.Tensor
     indices_N: torch.Tensor
+    targets_NK: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -61,10 +73,16 @@ class Share:
     rank: int
     world: int
 
-    def of(self, indices_M: torch.Tensor, batch: int) -> list[int]:
-        """This process's indices of the batch of that number; may be empty."""
+    def of(self, indices_M: torch.Tensor, batch: int, *, before: bool = False) -> list[int]:
+        """This process's indices of the batch of that number; may be empty.
+
+        `before`: with the one in front that comes before them in the whole batch, in a circle.
+        """
         indices_B = indices_M[batch * self.size : (batch + 1) * self.size]
-        return indices_B.tensor_split(self.world)[self.rank].tolist()
+        parts = [indices_B.tensor_split(self.world)[self.rank]]
+        if before:
+            parts.insert(0, indices_B.roll(1).tensor_split(self.world)[self.rank][:1])
+        return torch.cat(parts).tolist()
 
 
 class TrainLoader:
@@ -76,13 +94,14 @@ class TrainLoader:
     """
 
     def __init__(
-        self, feed: Feed, indices_M: torch.Tensor, share: Share, seed: int, deterministic: bool
+        self, feed: Feed, indices_M: torch.Tensor, share: Share, seed: int, augment: AugmentConfig
     ) -> None:
         self.images = len(indices_M)
         # the incomplete last batch is left out: its images would weigh more than others
         self.steps_per_epoch = max(1, self.images // share.size)
-        self.deterministic_train = deterministic
+        self.deterministic_train = augment == AugmentConfig()
         self._feed, self._indices_M, self._share, self._seed = feed, indices_M, share, seed
+        self._augment = augment
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This process's part of the epoch's batches, from the one of `start_step` on.
@@ -93,8 +112,9 @@ class TrainLoader:
         assert 0 <= start_step <= self.steps_per_epoch
         # the whole epoch's order on every process: shares are cut from the same batches
         order_M = self._indices_M[transforms.permutation(self._seed, epoch, self.images)]
-        steps = range(start_step, self.steps_per_epoch)
-        return self._feed.batches([(epoch, self._share.of(order_M, step)) for step in steps])
+        steps, before = range(start_step, self.steps_per_epoch), self._augment.mixes(epoch)
+        keys = [Key(epoch, self._share.of(order_M, step, before=before), step) for step in steps]
+        return self._feed.batches(keys)
 
 
 class EvalLoader:
@@ -108,7 +128,7 @@ class EvalLoader:
         self.images = len(indices_M)
         batches = range(-(-self.images // share.size))
         parts = [share.of(indices_M, batch) for batch in batches]
-        self._keys = [(0, part) for part in parts if part]
+        self._keys = [Key(0, part) for part in parts if part]
         self._feed = feed
 
     def __len__(self) -> int:
@@ -145,9 +165,8 @@ def build_train_loader(
         )
     workers = config.data.workers
     if workers < 0:
-        one_by_one = augment.random_resized_crop or augment.autoaugment != "none"
         # what acts on single images would start a GPU's kernels for each: workers do it instead
-        if config.performance.data_on_device and not one_by_one:
+        if config.performance.data_on_device and not augment.one_by_one:
             source = placed(source, device)
         workers = automatic_workers() if transforms.is_costly(source, augment, device) else 0
     pipeline = transforms.training_pipeline(source, dataset.spec, augment, seed)
@@ -156,7 +175,7 @@ def build_train_loader(
         training,
         Share(batch_size, rank, world),
         seed,
-        deterministic=augment == AugmentConfig(),
+        augment,
     )
 
 
@@ -246,27 +265,42 @@ class LocalFeed:
         """Yield one batch a key, in order. Raises DataError for an image that can't be read."""
         labels = self._pipeline.source.labels
         for block in _blocks(keys, self._ahead):
-            indices = [index for _, part in block for index in part]
+            indices = [index for key in block for index in key.indices]
             indices_B = sent(torch.tensor(indices), labels.device)
-            made = (self._pipeline(block[0][0], indices), labels[indices_B], indices_B)
-            sizes = [len(part) for _, part in block]
-            for parts in zip(*(torch.split(all_B, sizes) for all_B in made), strict=True):
+            made = (self._pipeline(block[0].epoch, indices), labels[indices_B], indices_B)
+            sizes = [len(key.indices) for key in block]
+            for key, *parts in zip(block, *(torch.split(of, sizes) for of in made), strict=True):
+                batch = _mixed(self._pipeline, key, Batch(*parts))
                 # pinned, its copy to the GPU runs beside what the GPU computes
-                yield Batch(*(part.pin_memory() if self._pin else part for part in parts))
+                pinned = (of if of is None else of.pin_memory() for of in batch)
+                yield Batch._make(pinned) if self._pin else batch
 
 
 def _blocks(keys: Sequence[Key], images: int) -> Iterator[list[Key]]:
     """Runs of keys of one epoch with at most so many images, or with one key."""
     block: list[Key] = []
     held = 0
-    for epoch, indices in keys:
-        if block and (epoch != block[0][0] or held + len(indices) > images):
+    for key in keys:
+        if block and (key.epoch != block[0].epoch or held + len(key.indices) > images):
             yield block
             block, held = [], 0
-        block.append((epoch, indices))
-        held += len(indices)
+        block.append(key)
+        held += len(key.indices)
     if block:
         yield block
+
+
+def _mixed(pipeline: Pipeline, key: Key, made: Batch) -> Batch:
+    """Return the batch of `key` from all its images; see `Pipeline.mixed`."""
+    if not pipeline.augment.mixes(key.epoch):
+        return made
+    images_NCHW, targets = pipeline.mixed(key.epoch, key.step, made.images_NCHW, made.labels_N)
+    # the first image was made for the second one's sake: another process may have it, or it is the
+    # last of the batch
+    images_NCHW, targets, indices_N = images_NCHW[1:], targets[1:], made.indices_N[1:]
+    if targets.dim() == 1:
+        return Batch(images_NCHW, targets, indices_N)
+    return Batch(images_NCHW, targets.argmax(1), indices_N, targets)
 
 
 STOP_SIGNALS = tuple(
@@ -332,14 +366,14 @@ class _Batches(data.Dataset["Batch | DataError"]):
         self.pipeline = pipeline
 
     def __getitem__(self, key: Key) -> Batch | DataError:
-        epoch, indices = key
-        indices_N = torch.tensor(indices)
+        indices_N = torch.tensor(key.indices)
         try:
-            images_NCHW = self.pipeline(epoch, indices)
+            images_NCHW = self.pipeline(key.epoch, key.indices)
         # returned, not raised: torch would bury the message in the worker's traceback
         except DataError as error:
             return error
-        return Batch(images_NCHW, self.pipeline.source.labels[indices_N], indices_N)
+        made = Batch(images_NCHW, self.pipeline.source.labels[indices_N], indices_N)
+        return _mixed(self.pipeline, key, made)
 
 
 def _next(batches: Iterator[Batch | DataError]) -> Batch:

@@ -1,10 +1,11 @@
-"""From raw images to the network's input: crop, flip, AutoAugment, normalise, Cutout.
+"""From raw images to the network's input: crop, flip, AutoAugment, normalise, erase, mix.
 
-Every random choice is a pure function of (seed, epoch) or of (seed, epoch, image). None depends on
-a generator's history, so that neither the number of workers and processes nor a resume in mid-epoch
-changes what an image looks like. Crop, flip, normalise and Cutout act on whole batches, on the
-device where the images lie. Resizing and AutoAugment are torchvision's, which is imported when it
-is used, and act on one image after the other, on the CPU.
+Every random choice is a pure function of (seed, epoch), of (seed, epoch, image), or, where images
+are mixed, of (seed, epoch, step). None depends on a generator's history, so that neither the number
+of workers and processes nor a resume in mid-epoch changes what an image looks like. Crop, flip,
+normalise and Cutout act on whole batches, on the device where the images lie. Resizing, AutoAugment
+or RandAugment, and random erasing are torchvision's, which is imported when it is used, and act on
+one image after the other, on the CPU. MixUp and CutMix are torchvision's too, on whole batches.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ CPU = torch.device("cpu")
 # torchvision's evaluation of ImageNet: the shorter side to 256, then the central 224
 RESIZE_RATIO = 256 / 224
 ImageTransform = Callable[[Tensor], Tensor]
+# images [N, C, H, W] and labels [N], mixed with those before them: labels [N, K], if mixed at all
+BatchTransform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Pipeline:
     """All transforms of one split, on the device where the source's images lie.
 
-    `resize` and `autoaugment` act on single uint8 images. Crop, flip, AutoAugment and Cutout come
-    as `augment` says, in this order.
+    `resize` and `policy` act on single uint8 images, `erase` on single normalised ones, `mix` on
+    batches. Crop, flip, policy, erasing, Cutout and mixing come as `augment` says, in this order.
     """
 
     source: ImageSource
@@ -43,7 +46,9 @@ class Pipeline:
     augment: AugmentConfig
     seed: int
     resize: ImageTransform | None = None
-    autoaugment: ImageTransform | None = None
+    policy: ImageTransform | None = None
+    erase: ImageTransform | None = None
+    mix: BatchTransform | None = None
 
     def __call__(self, epoch: int, indices: Sequence[int]) -> Tensor:
         """Return the images at `indices` as in `epoch`, normalised float32 [N, C, H, W].
@@ -58,16 +63,28 @@ class Pipeline:
             read = (self.source.image(index) for index in indices)
             images_NCHW = self._one_by_one(self.resize, Draw.RESIZE, epoch, indices, read)
         images_NCHW = self._cropped(images_NCHW, epoch, indices_N)
-        images_NCHW = self._one_by_one(
-            self.autoaugment, Draw.AUTOAUGMENT, epoch, indices, images_NCHW
-        )
+        images_NCHW = self._one_by_one(self.policy, Draw.POLICY, epoch, indices, images_NCHW)
         images_NCHW = normalise(images_NCHW, self.spec.mean, self.spec.std)
+        images_NCHW = self._one_by_one(self.erase, Draw.ERASE, epoch, indices, images_NCHW)
         size = self.augment.cutout
         if not size:
             return images_NCHW
         # last: the square must be 0 in what the network sees, and no other step may change it
         bounds = (self.spec.height - size + 1, self.spec.width - size + 1)
         return cutout_(images_NCHW, self._draws(Draw.CUTOUT, epoch, indices_N, bounds), size)
+
+    def mixed(
+        self, epoch: int, step: int, images_NCHW: Tensor, labels_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the images and labels of a step, each mixed with the one before it in the batch.
+
+        The labels are then shares of the classes, [N, K]; [N] where this batch is not mixed. All
+        images of a step have the same share of the other one, whichever process has them.
+        """
+        assert self.mix is not None, "only epochs that mix ask for it"
+        with isolated():
+            torch.default_generator.manual_seed(image_seed(Draw.MIX, self.seed, epoch, step))
+            return self.mix(images_NCHW, labels_N)
 
     def _one_by_one(
         self,
@@ -112,16 +129,31 @@ def training_pipeline(
 ) -> Pipeline:
     """Return the transforms of training; `augment` has been checked."""
     resize = None if isinstance(source, TensorSource) else fixed_resize(spec)
-    autoaugment: ImageTransform | None = None
-    if augment.random_resized_crop or augment.autoaugment != "none":
+    policy: ImageTransform | None = None
+    erase: ImageTransform | None = None
+    mix: BatchTransform | None = None
+    if augment.one_by_one or augment.mixes(0):
         from torchvision.transforms import v2
 
         if augment.random_resized_crop:
             resize = v2.RandomResizedCrop([spec.height, spec.width])
         if augment.autoaugment != "none":
             # the policy learnt on CIFAR-10: Cubuk et al., CVPR 2019, arXiv 1805.09501
-            autoaugment = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
-    return Pipeline(source, spec, augment, seed, resize, autoaugment)
+            policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
+        if augment.randaugment_ops:  # Cubuk et al., 2019, arXiv 1909.13719
+            policy = v2.RandAugment(augment.randaugment_ops, augment.randaugment_magnitude)
+        if augment.random_erasing:  # Zhong et al., AAAI 2020, arXiv 1708.04896; filled with 0
+            erase = v2.RandomErasing(augment.random_erasing)
+        # Zhang et al., ICLR 2018, arXiv 1710.09412; Yun et al., ICCV 2019, arXiv 1905.04899
+        alphas = {v2.MixUp: augment.mixup, v2.CutMix: augment.cutmix}
+        kinds = [
+            kind(alpha=alpha, num_classes=spec.num_classes)
+            for kind, alpha in alphas.items()
+            if alpha
+        ]
+        if kinds:
+            mix = v2.RandomApply([v2.RandomChoice(kinds)], augment.mix_probability)
+    return Pipeline(source, spec, augment, seed, resize, policy, erase, mix)
 
 
 def fixed_resize(spec: DataSpec) -> ImageTransform:
@@ -148,12 +180,12 @@ def check_augmentation(augment: AugmentConfig, spec: DataSpec) -> None:
 def is_costly(source: ImageSource, augment: AugmentConfig, device: torch.device) -> bool:
     """Return whether training on `device` would wait for these images if no workers made them.
 
-    Files are read and images resized one by one. AutoAugment takes a core some tenths of a
-    millisecond an image: little while the CPU trains, too long while a GPU does.
+    Files are read and images resized one by one. AutoAugment and its like take a core some
+    tenths of a millisecond an image: little while the CPU trains, too long while a GPU does.
     """
     if augment.random_resized_crop or not isinstance(source, TensorSource):
         return True
-    return augment.autoaugment != "none" and device_of(source).type != device.type
+    return augment.one_by_one and device_of(source).type != device.type
 
 
 def normalise(images_NCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -208,7 +240,9 @@ class Draw(IntEnum):
     FLIP = 3
     CUTOUT = 4
     RESIZE = 5
-    AUTOAUGMENT = 6
+    POLICY = 6
+    ERASE = 7
+    MIX = 8
 
 
 def permutation(seed: int, epoch: int, count: int) -> Tensor:
@@ -237,7 +271,7 @@ def table(
 
 
 def image_seed(draw: Draw, seed: int, epoch: int, index: int) -> int:
-    """Return a 63-bit seed for one image, mixed by NumPy's SeedSequence."""
+    """Return a 63-bit seed for one image, or one step, mixed by NumPy's SeedSequence."""
     sequence = np.random.SeedSequence([draw, seed, epoch, index])
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 

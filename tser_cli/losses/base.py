@@ -7,8 +7,10 @@ TensorBoard. Terms are reported unweighted, "loss" is their weighted sum. A meth
 features also has `make_adapters(student_shapes, teacher_shapes)`.
 
 z_t are the student's logits [T, N, K], one set a time step, and zbar their mean over time; z_A are
-the teacher's logits [N, K], y the labels [N]. Targets never carry gradients. Methods import torch
-where they compute, not at their top: the command line reads their settings without it.
+the teacher's logits [N, K], y the labels [N]. Where images are mixed, y is in every cross entropy
+the shares of the classes [N, K], and elsewhere the class of the largest share. Targets never carry
+gradients. Methods import torch where they compute, not at their top: the command line reads their
+settings without it.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class Outputs:
 
     `firing_rates_L`: mean spikes per neuron per time step of each layer of neurons, in the order in
     which the network was built, with gradients; for methods that say `reads_firing_rates`.
-    `firing_rate`: the same over all neurons together.
+    `firing_rate`: the same over all neurons together. `targets_NK`: the shares of the classes where
+    images are mixed, of which the label has the largest; else None.
     """
 
     logits_TNK: Tensor
@@ -57,6 +60,12 @@ class Outputs:
     progress: TrainingProgress = TrainingProgress()
     firing_rates_L: Tensor | None = None
     firing_rate: Tensor | None = None
+    targets_NK: Tensor | None = None
+
+    @property
+    def target(self) -> Tensor:
+        """Return what a cross entropy compares with: labels [N], or shares of classes [N, K]."""
+        return self.labels_N if self.targets_NK is None else self.targets_NK
 
 
 @dataclass(frozen=True)
@@ -103,17 +112,18 @@ def mean_cross_entropy(outputs: Outputs, settings: Supervised) -> Tensor:
     from torch.nn import functional as F
 
     zbar_NK = time_mean(outputs.logits_TNK)
-    return F.cross_entropy(zbar_NK, outputs.labels_N, label_smoothing=settings.label_smoothing)
+    return F.cross_entropy(zbar_NK, outputs.target, label_smoothing=settings.label_smoothing)
 
 
 def step_cross_entropy(outputs: Outputs, settings: Supervised) -> Tensor:
     """TSCE = mean_n mean_t CE(z_t, y) in nats: every time step by itself (Yu et al., CVPR 2025)."""
+    import torch
     from torch.nn import functional as F
 
     logits_TNK, smoothing = outputs.logits_TNK, settings.label_smoothing
     # one call over T * N rows: their mean is the mean over time of the steps' means
-    labels_M = outputs.labels_N.repeat(len(logits_TNK))
-    return F.cross_entropy(logits_TNK.flatten(0, 1), labels_M, label_smoothing=smoothing)
+    target_M = torch.cat([outputs.target] * len(logits_TNK))
+    return F.cross_entropy(logits_TNK.flatten(0, 1), target_M, label_smoothing=smoothing)
 
 
 def mean_kl(outputs: Outputs, temperature: float) -> Tensor:

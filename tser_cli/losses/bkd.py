@@ -55,12 +55,12 @@ def make_adapters(student: list[Shape], teacher: list[Shape]) -> nn.Module:
     return Blur(student[-1][0], teacher[-1][0])
 
 
-def distance_weights(student_NK: Tensor, teacher_NK: Tensor, labels_N: Tensor) -> Tensor:
+def distance_weights(student_NK: Tensor, teacher_NK: Tensor, target: Tensor) -> Tensor:
     """w_n = 1 - exp(-CE_s / CE_t) in 0..1, [N], without gradient: 0 for one without error."""
     from torch.nn import functional as F
 
-    ours = F.cross_entropy(student_NK.detach(), labels_N, reduction="none")
-    theirs = F.cross_entropy(teacher_NK.detach(), labels_N, reduction="none")
+    ours = F.cross_entropy(student_NK.detach(), target, reduction="none")
+    theirs = F.cross_entropy(teacher_NK.detach(), target, reduction="none")
     return 1 - (-ours / (theirs + SMALLEST_CE)).exp()
 
 
@@ -71,7 +71,7 @@ def loss(outputs: Outputs, settings: Settings) -> Terms:
     error = (features.student[-1] - features.teacher[-1]).square().mean()
     ce = base.mean_cross_entropy(outputs, settings)
     student, teacher = base.time_mean(outputs.logits_TNK), base.teacher_logits(outputs)
-    weights_N = distance_weights(student, teacher, outputs.labels_N)
+    weights_N = distance_weights(student, teacher, outputs.target)
     kd = tau**2 * (weights_N * base.kl_per_image(teacher, student, tau)).mean()
     total = settings.ce_weight * ce + settings.kd_weight * kd + settings.feature_weight * error
     return {"loss": total, "ce": ce, "kd": kd, "feature": error}

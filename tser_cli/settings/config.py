@@ -50,6 +50,16 @@ def _known(kind: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _alpha(value: float) -> float:
+    # torch draws 0.5 from a Beta distribution whose gamma variates underflow
+    if value and not 0.01 <= value <= 1000.0:
+        raise ValueError("write 0, which is off, or an alpha from 0.01 to 1000")
+    return value
+
+
+Alpha = Annotated[float, AfterValidator(_alpha)]
+
+
 class DataConfig(Section):
     """Which images. `dir` "" means the platform's cache folder; `workers` -1 chooses.
 
@@ -90,15 +100,45 @@ class DataConfig(Section):
 class AugmentConfig(Section):
     """Training transforms, applied in this order; all off by default.
 
-    `crop_padding`: pixels of zero padding before a random crop back to size. `cutout`: side of
-    the erased square in pixels. `random_resized_crop` replaces resize and crop.
+    `crop_padding`: pixels of zero padding before a random crop back to size. `randaugment_ops`: so
+    many operations of RandAugment an image, each of `randaugment_magnitude`, from 0 to 30.
+    `random_erasing`: how probable it is that a rectangle is erased. `cutout`: side of the erased
+    square in pixels. `random_resized_crop` replaces resize and crop.
+
+    `mixup` and `cutmix` mix the images of a batch in pairs, and their labels; each is the alpha of
+    its Beta distribution, 0 is off, and with both every batch has one of them by chance.
+    `mix_probability`: of a batch to be mixed. `mix_epochs`: the first so many epochs are mixed, 0
+    means all.
     """
 
     random_resized_crop: bool = False
     crop_padding: Natural = 0
     flip: bool = False
     autoaugment: Literal["none", "cifar10"] = "none"
+    randaugment_ops: Annotated[Whole, Field(ge=0, le=14)] = 0
+    randaugment_magnitude: Annotated[Whole, Field(ge=0, le=30)] = 9
+    random_erasing: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     cutout: Natural = 0
+    mixup: Alpha = 0.0
+    cutmix: Alpha = 0.0
+    mix_probability: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    mix_epochs: Natural = 0
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> AugmentConfig:
+        if self.autoaugment != "none" and self.randaugment_ops:
+            raise ValueError("augment.autoaugment and augment.randaugment_ops: choose one of them")
+        return self
+
+    def mixes(self, epoch: int) -> bool:
+        """Return whether the batches of an epoch, counted from 0, are mixed."""
+        return bool(self.mixup or self.cutmix) and epoch < (self.mix_epochs or epoch + 1)
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether a transform acts on one image after the other, on the CPU."""
+        policy = self.autoaugment != "none" or self.randaugment_ops > 0
+        return policy or self.random_resized_crop or self.random_erasing > 0.0
 
 
 class ModelConfig(Section):
@@ -217,7 +257,8 @@ class TrainingConfig(Section):
     `batch_size` 0 or "auto": the largest power of two that fits into memory, at most a 16th of the
     training images. `accumulate`: how many parts a batch is computed in, one after the other.
     `precision` auto: bf16 where the CPU has it and is found to be faster with it, else fp32; the
-    run keeps what was chosen.
+    run keeps what was chosen. `ema_decay`: the network that is kept is the exponential moving
+    average of its weights over the steps; 0 keeps the last ones.
     """
 
     epochs: Annotated[fields.Count, Policy(resume=True)] = 10
@@ -229,6 +270,7 @@ class TrainingConfig(Section):
     precision: Annotated[Precision, Policy(measuring=True, teacher=True)] = PRECISION
     deterministic: Annotated[bool, TEACHER_S] = False
     clip_norm: NonNegative = 0.0
+    ema_decay: Fraction = 0.0
     checkpoint_every: Annotated[str, NOTES] = "5min"
     tensorboard: Annotated[bool, NOTES] = True
 

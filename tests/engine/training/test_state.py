@@ -214,12 +214,14 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(
         {"meter": []},
         {"best_state": {"x": torch.zeros(1)}},
         {"best_accuracy": "much"},
+        {"average": None},
     ],
 )
 def test_a_valid_hash_over_another_content_is_damage(job: Job, change: dict[str, Any]) -> None:
+    averaged = {"training.ema_decay": 0.9}
     with pytest.raises(Interrupted):
-        fit(job("teacher", {}, StopsAt(2)))
-    work = job("teacher")
+        fit(job("teacher", averaged, StopsAt(2)))
+    work = job("teacher", averaged)
     folder = work.run.checkpoints
     sound = load_latest(folder, pytest.fail)
     for path in folder.iterdir():
@@ -345,6 +347,7 @@ ADAMW = {"optimizer.name": "adamw", "optimizer.lr": 0.01, "schedule.name": "step
         ("teacher", 4, {**ADAMW, "schedule.milestones": [1.0], "schedule.warmup_epochs": 0.5}),
         ("student", 4, {"method.name": "dkd", "method.kd_warmup_epochs": 3.0}),
         ("student", 4, {"method.name": "bkd", "model.timesteps": 1}),
+        ("student", 4, {"training.ema_decay": 0.5, "augment.cutmix": 1.0, "augment.mixup": 0.5}),
     ],
 )
 def test_the_same_end_with_other_settings(

@@ -243,6 +243,8 @@ def write(path: Path, model: Classifier, name: str, spec: DataSpec, config: Conf
     }
     if spiking and config.model.weight_bits != FLOAT_BITS:
         description["weight_bits"] = config.model.weight_bits
+    if config.training.ema_decay:
+        description["ema_decay"] = config.training.ema_decay  # these weights are an average
     return save_model(path, model.state_dict(), {"tser": json.dumps(description)})
 
 

@@ -142,7 +142,14 @@ def open_finished(run: Run, changes: dict[str, Any], progress: Progress) -> Fini
     loaded = networks.read_of_run(run, context.dataset.spec)
     networks.check_network(loaded, run.kind, context.dataset.spec)
     context.runtime.place(networks.freeze(loaded.model))
+    say_average(context)
     return FinishedRun(run, context, loaded)
+
+
+def say_average(context: Context) -> None:
+    """Say which weights a run has kept where they are not the last step's."""
+    if decay := context.config.training.ema_decay:
+        context.progress.say(f"weights: their moving average (training.ema_decay = {decay:g})")
 
 
 FILE = "split.json"

@@ -18,6 +18,7 @@ from torch import Tensor
 from tser_cli.base.errors import Interrupted, NonFiniteError
 from tser_cli.data.loaders import Batch
 from tser_cli.engine.training import state
+from tser_cli.engine.training.average import WeightAverage
 from tser_cli.engine.training.optimizer import lr_factor, make_optimizer, share_statistics
 from tser_cli.engine.training.state import Position, Row, TrainingJob
 from tser_cli.losses.base import TrainingProgress
@@ -29,13 +30,16 @@ def fit(job: TrainingJob) -> list[Row]:
     """Train `job.task` to the end of its last epoch and return the rows of metrics.csv.
 
     Resume from the run's newest sound checkpoint, if there is one. The model is left with the last
-    epoch's weights, or with the best on validation images where a split was asked for. Raises
-    Interrupted (the state is saved), NonFiniteError (the last good checkpoint is kept) or RunError.
+    epoch's weights, or their average, or with the best on validation images where a split was asked
+    for. Raises Interrupted (the state is saved), NonFiniteError (the last good checkpoint is kept)
+    or RunError.
     """
     config, steps = job.config, job.loader.steps_per_epoch
     fused = config.performance.fused_optimizer and config.training.precision != "fp16"
     optimizer: Any = make_optimizer(job.task.trainable(), config.optimizer, fused)
     optimizer = job.runtime.accelerator.prepare_optimizer(optimizer)
+    if config.training.ema_decay:
+        job.average = WeightAverage(job.task.model, config.training.ema_decay)
     position = state.restore(job, optimizer)
     clock = state.CheckpointClock(config.training.checkpoint_every, steps)
     job.progress.begin(config.training.epochs, steps, position.epoch)
@@ -61,9 +65,10 @@ def fit(job: TrainingJob) -> list[Row]:
                 writer.flush()
         if stopped:
             raise Interrupted(stopped)
-    if position.best_state is not None:
+    kept = job.average.state if job.average and not position.best_state else position.best_state
+    if kept is not None:
         # after the last checkpoint, which keeps the last weights: more epochs would begin there
-        job.task.model.load_state_dict(position.best_state)
+        job.task.model.load_state_dict(kept)
     job.progress.end()
     return position.rows
 
@@ -84,6 +89,8 @@ def train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = config.optimizer.lr * factor
         values = train_step(job, optimizer, batch, position)
+        if job.average is not None:
+            job.average.update(number + 1)
         position.step += 1
         position.sums.add(len(batch.labels_N), values)
         if job.control is not None:
@@ -115,8 +122,11 @@ def train_step(
     multiplier = job.control.controller.multiplier if job.control else 0.0
     optimizer.zero_grad(set_to_none=True)
     parts = [of_N.chunk(accumulate) for of_N in (images, labels, batch.indices_N)]
-    chunks = list(zip(*parts, strict=True))
-    for index, (part, part_labels, part_indices) in enumerate(chunks):
+    targets: Any = [None] * len(parts[0])
+    if batch.targets_NK is not None:
+        targets = batch.targets_NK.to(runtime.device, non_blocking=True).chunk(accumulate)
+    chunks = list(zip(*parts, targets, strict=True))
+    for index, (part, part_labels, part_indices, part_targets) in enumerate(chunks):
         # Parts may differ in size: weighted by their images they sum to the loss of the batch.
         share = len(part_labels) / len(labels)
         # The processes exchange gradients once a step, with the last part.
@@ -124,7 +134,9 @@ def train_step(
         quiet = contextlib.nullcontext() if last else runtime.accelerator.no_sync(job.task.network)
         with quiet:
             with runtime.autocast(), keeping(job.config.performance):
-                result = job.task.step(part, part_labels, part_indices, progress, multiplier)
+                result = job.task.step(
+                    part, part_labels, part_indices, progress, multiplier, part_targets
+                )
             runtime.accelerator.backward(result.terms["loss"] * share)
         for name, term in result.terms.items():
             values[name] = values.get(name, torch.zeros_like(term.detach())) + term.detach() * share
@@ -158,7 +170,8 @@ def end_epoch(
     share_statistics(job.task.network, runtime)
     means = position.sums.means(runtime)
     try:
-        accuracy = job.validate() if job.validate else None
+        with job.kept_weights():
+            accuracy = job.validate() if job.validate else None
     except Interrupted:
         # The epoch's end is computed again when the run is resumed.
         state.save(job, optimizer, position)
@@ -167,9 +180,8 @@ def end_epoch(
     # An epoch that is over the budget is no candidate: the last one then counts.
     if accuracy is not None and better and (not job.control or job.control.keeps_budget()):
         position.best_accuracy = accuracy
-        position.best_state = {
-            name: value.detach().clone() for name, value in job.task.model.state_dict().items()
-        }
+        kept = job.average.state if job.average else job.task.model.state_dict()
+        position.best_state = {name: value.detach().clone() for name, value in kept.items()}
     row: Row = {
         "epoch": position.epoch + 1,
         "lr": optimizer.param_groups[0]["lr"],

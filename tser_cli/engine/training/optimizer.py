@@ -63,7 +63,7 @@ def parameter_groups(modules: list[nn.Module], weight_decay: float) -> list[dict
     for module in modules:
         for layer in module.modules():
             for name, parameter in layer.named_parameters(recurse=False):
-                decays = isinstance(layer, nn.Conv2d | nn.Linear) and name == "weight"
+                decays = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear) and name == "weight"
                 (decayed if decays else plain).append(parameter)
     return [
         {"params": decayed, "weight_decay": weight_decay},

@@ -25,7 +25,13 @@ from tser_cli.energy.table import Labels
 from tser_cli.engine.evaluation.energy import energy_report
 from tser_cli.engine.evaluation.evaluate import Evaluation, evaluate_split, keep_answers
 from tser_cli.engine.runs import find, folder, networks
-from tser_cli.engine.runs.opened import Context, Options, keep_images, make_check_stop
+from tser_cli.engine.runs.opened import (
+    Context,
+    Options,
+    keep_images,
+    make_check_stop,
+    say_average,
+)
 from tser_cli.engine.runs.record import RESULT, RunResult
 from tser_cli.engine.runs.runtime import Runtime, seed_everything, teacher_seed
 from tser_cli.engine.runs.stop import StopRequest
@@ -208,7 +214,14 @@ def train(task: Task, context: Context, run: folder.Run, stop: StopRequest) -> l
     if task.budget is not None:
         steps = loader.steps_per_epoch * config.training.epochs
         controller = BudgetController(task.budget.pj, steps)
-        job.control = EnergyControl(controller, measure_eval_energy(task, context))
+        measure = measure_eval_energy(task, context)
+
+        def measure_kept() -> float:
+            # it is the network that is kept that has to keep the budget
+            with job.kept_weights():
+                return measure()
+
+        job.control = EnergyControl(controller, measure_kept)
     return fit(job)
 
 
@@ -225,6 +238,7 @@ def finish(
     `epochs`: the rows of metrics.csv. All processes measure; rank 0 writes.
     """
     model, taught = task.model, teacher.model if teacher else None
+    say_average(context)
     # One pass gives accuracy, energy and each image's answers: a second one would take as long.
     evaluation = evaluate_split(
         model, context, "test", task.timesteps, taught, stop, count=model.spiking

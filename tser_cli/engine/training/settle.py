@@ -236,7 +236,8 @@ def largest_batch(task: Task, context: Context) -> int:
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     # a GPU each; a CPU machine's memory is shared
     sharing = runtime.world if runtime.device.type == "cpu" else 1
-    free = free_bytes(runtime.device) / sharing - STATE[context.config.optimizer.name] * weights
+    copies = STATE[context.config.optimizer.name] + bool(training.ema_decay)
+    free = free_bytes(runtime.device) / sharing - copies * weights
     fitting = max(int(SHARE * free / (TRANSIENT * bytes_an_image(task, context))), 0)
     parts = runtime.world * training.accumulate
     # the least of all processes: each must hold what the others do

@@ -7,7 +7,8 @@ the device at each step.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,9 @@ from tser_cli.engine.runs.checkpoints import load_latest, save_checkpoint
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.runtime import Runtime, random_state, restore_random_state
 from tser_cli.engine.runs.stop import StopRequest
+from tser_cli.engine.training.average import WeightAverage
 from tser_cli.engine.training.budget import BudgetController, EnergyControl
+from tser_cli.engine.training.optimizer import share_statistics
 from tser_cli.engine.training.task import Task
 from tser_cli.report.csv_files import metrics_csv
 from tser_cli.settings.config import CHECKPOINT_EVERY, Config
@@ -34,7 +37,8 @@ class TrainingJob:
     """Everything that the training loop works with.
 
     `validate` returns the accuracy on held-out images; None where none are held out. `control`
-    holds the student to an energy budget, if there is one.
+    holds the student to an energy budget, if there is one. `average` is what is kept in place of
+    the last weights, if that was asked for.
     """
 
     task: Task
@@ -46,6 +50,18 @@ class TrainingJob:
     stop: StopRequest
     validate: Callable[[], float] | None = None
     control: EnergyControl | None = None
+    average: WeightAverage | None = None
+
+    @contextmanager
+    def kept_weights(self) -> Iterator[None]:
+        """Inside, the network has the weights that would be kept if the training ended here."""
+        if self.average is None:
+            yield
+            return
+        with self.average.in_use():
+            # of the average too each process has running statistics of its own
+            share_statistics(self.task.network, self.runtime)
+            yield
 
 
 @dataclass
@@ -161,6 +177,7 @@ def save(job: TrainingJob, optimizer: Any, position: Position) -> None:
             "seconds": position.seconds,
             "best_accuracy": position.best_accuracy,
             "best_state": position.best_state,
+            "average": job.average.state if job.average else None,
             "energy_control": dict(vars(job.control.controller)) if job.control else None,
         }
         save_checkpoint(job.run.checkpoints, number, state)
@@ -193,6 +210,9 @@ def restore(job: TrainingJob, optimizer: Any) -> Position:
 def _take_up(job: TrainingJob, optimizer: Any, state: dict[str, Any]) -> Position:
     if state["best_state"] is not None:
         job.task.model.load_state_dict(state["best_state"])  # it has to fit, too: the end is by it
+    if job.average is not None:
+        job.task.model.load_state_dict(state["average"])
+        job.average.restart()
     job.task.model.load_state_dict(state["model"])
     if job.task.adapters is not None:
         job.task.adapters.load_state_dict(state["adapters"])

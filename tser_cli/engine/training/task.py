@@ -64,12 +64,15 @@ class Task:
         indices_N: Tensor | None = None,
         progress: TrainingProgress = NOT_BEGUN,
         multiplier: float = 0.0,
+        targets_NK: Tensor | None = None,
     ) -> StepResult:
         """Forward pass and loss of a batch.
 
         `indices_N`: the images' places in the training data, for `teacher_logits_MK`. `progress`:
         how far the training has come, for methods that depend on it. `multiplier`: what energy /
         budget weighs in the loss; 0 leaves loss and gradients as they are without a budget.
+        `targets_NK`: the shares of the classes where images are mixed; what is right goes by the
+        largest.
         """
         logits, student, rates, accumulates = self.network(images_NCHW, self.timesteps)
         # losses in float32, whatever the network was computed in
@@ -86,7 +89,9 @@ class Task:
             both = (student, self.teacher_tap.take())
             features = Features(*(tuple(stage.float() for stage in stages) for stages in both))
         # Methods see every step: to average over time, or not to, is what sets them apart.
-        outputs = Outputs(logits_TNK, labels_N, teacher_NK, features, progress, *(rates or ()))
+        seen = (logits_TNK, labels_N, teacher_NK, features, progress)
+        of_layers, of_all = rates or (None, None)
+        outputs = Outputs(*seen, of_layers, of_all, targets_NK)
         terms = self.method(outputs, self.settings)
         terms = losses.reward_entropy(terms, outputs, self.settings)
         terms = losses.charge_firing(terms, outputs, self.settings)
