@@ -214,6 +214,18 @@ def test_a_part_of_the_images_loses_a_rectangle_of_what_the_network_sees(
     assert 15 <= int(changed.flatten(1).any(1).sum()) <= 35
 
 
+def test_the_steps_of_a_sample_are_mixed_alike(make_dataset: Make) -> None:
+    dataset = make_dataset()
+    augment = AugmentConfig(mixup=1.0, cutmix=1.0)
+    pipeline = training_pipeline(dataset.train, dataset.spec, augment, seed=0)
+    image_NCHW, labels_N = torch.randn(4, 3, 12, 10), torch.arange(4) % dataset.spec.num_classes
+    steps_NTCHW = torch.stack([image_NCHW] * 2, dim=1)
+    for step in range(4):
+        alone, shares = pipeline.mixed(1, step, image_NCHW, labels_N)
+        found, again = pipeline.mixed(1, step, steps_NTCHW, labels_N)
+        assert torch.equal(found, torch.stack([alone] * 2, dim=1)) and torch.equal(again, shares)
+
+
 def test_random_resized_crop_replaces_the_padded_crop(make_dataset: Make) -> None:
     dataset, shown = make_dataset(), []
     for padding in (3, 0):

@@ -84,7 +84,9 @@ class Pipeline:
         assert self.mix is not None, "only epochs that mix ask for it"
         with isolated():
             torch.default_generator.manual_seed(image_seed(Draw.MIX, self.seed, epoch, step))
-            return self.mix(images_NCHW, labels_N)
+            # a sample's steps, where it has its own, in one axis with its channels: mixed alike
+            mixed_NCHW, labels = self.mix(images_NCHW.flatten(1, -3), labels_N)
+            return mixed_NCHW.view(images_NCHW.shape), labels
 
     def _one_by_one(
         self,
