@@ -215,6 +215,7 @@ LIGHT = (
     "settings.registry",
     "losses.ladder",
     "losses.base",
+    "models.sizes",
     "energy.prices",
     "report.style",
 )

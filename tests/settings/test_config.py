@@ -19,8 +19,13 @@ from tser_cli.settings.recipe import Layer, resolve
 def test_keys_cover_every_setting() -> None:
     for name in registry.METHODS:
         of_method = Config().updated({"method.name": name}).flat()
-        assert config.keys(name).keys() == of_method.keys() <= config.keys().keys()
-    assert config.keys().keys() == {key for name in registry.METHODS for key in config.keys(name)}
+        assert config.keys(name, "resnet18").keys() == of_method.keys() <= config.keys().keys()
+    every = {key for name in registry.METHODS for key in config.keys(name)}
+    assert config.keys().keys() == every
+    for name in registry.MODELS:
+        of_network = Config().updated({"model.student": name}).flat().keys()
+        unstated = {key for key in every if key.startswith("neuron.")} - of_network
+        assert config.keys("tser", name).keys() - unstated == of_network
 
 
 def test_another_method_comes_with_its_own_weights() -> None:
@@ -42,7 +47,7 @@ def test_the_methods_that_read_a_weight() -> None:
     assert config.readers("method.lam") == ["tet"]
     assert set(config.readers("method.entropy_weight")) == registry.METHODS.keys()
     said = "method.alpha: kd does not read it; it is read by tsd, seal, dkd"
-    assert config.unread("method.alpha", "kd") == said
+    assert config.unread("method.alpha", "kd", "resnet18") == said
 
 
 def test_added_terms_show_in_the_method_s_name() -> None:

@@ -61,12 +61,15 @@ def _layers(
         recipe.from_assignments(request.assignments),
         recipe.from_flags(flags),
     ]
-    name = meant(named, request.runs_dir, recipe.available()) or recipe.default(kind, upper)
+    stated = meant(named, request.runs_dir, recipe.available())
+    names = [stated] if stated else recipe.defaults(kind, upper)
+    if len(names) > 1:
+        terminal.note([f"recipe {names[1]}, that of the student, above {names[0]}"])
     # plug-ins come before settings are checked, since they add methods and their keys
-    layers = recipe.with_plugins([recipe.read(name), *upper])
+    layers = recipe.with_plugins([*map(recipe.read, names), *upper])
     for layer in layers:
         terminal.LOG.info("settings from %s: %s", layer.source, layer.values)
-    return layers, name
+    return layers, names[0]
 
 
 def meant(name: str | None, runs_dir: Path, others: Iterable[str], kind: str = "*") -> str | None:

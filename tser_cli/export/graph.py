@@ -243,7 +243,7 @@ class _OneStep(nn.Module):
         self.model = model
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        return self.model.body(self.model.stem(images_NCHW), 1)
+        return self.model.body(self.model.begun(images_NCHW), 1)
 
 
 class _Tracer(fx.Tracer):

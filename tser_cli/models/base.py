@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from tser_cli.base.system import call_fault
 from tser_cli.models.neurons import activation_factory
 from tser_cli.models.savings import as_of_copies, computed_again
 from tser_cli.settings import registry
-from tser_cli.settings.config import NeuronConfig
+from tser_cli.settings.config import ModelConfig, NeuronConfig
 from tser_cli.settings.plugins import last_line
 
 
@@ -67,6 +67,10 @@ class Classifier(nn.Module):
         """Return the norm inside `stem`."""
         raise NotImplementedError
 
+    def begun(self, images_NCHW: Tensor) -> Tensor:
+        """Return what `body` starts from at each single time step: what is computed once."""
+        return self.stem(images_NCHW)
+
     def input_kinds(self) -> dict[str, str] | None:
         """Return what feeds each Conv2d and Linear: "real", "spikes" or "sums" (sums of spikes).
 
@@ -80,14 +84,18 @@ class Classifier(nn.Module):
 
     @property
     def steps_alone(self) -> bool:
-        """Return whether single time steps can be computed, by `stem` and `body`."""
+        """Return whether single time steps can be computed, by `begun` and `body`."""
         return type(self).stem is not Classifier.stem and type(self).body is not Classifier.body
 
-    def remembered(self, block: nn.Module, x: Tensor, timesteps: int) -> Tensor:
+    def notes(self) -> tuple[str, ...]:
+        """Return what to say of the network before it is trained, a line each."""
+        return ()
+
+    def remembered(self, block: nn.Module, x: Tensor, *timesteps: int) -> Tensor:
         """`block(x, timesteps)`; with `save_memory`, in training, its insides are not kept."""
         if self.save_memory and self.training and torch.is_grad_enabled():
-            return computed_again(block, x, timesteps)
-        result: Tensor = block(x, timesteps)
+            return computed_again(block, x, *timesteps)
+        result: Tensor = block(x, *timesteps)
         return result
 
 
@@ -100,7 +108,8 @@ def repeated(x: Tensor, timesteps: int) -> Tensor:
 class Build:
     """What a definition needs: `make_activation` decides between ANN and SNN.
 
-    `stem` is "small", "medium" or "large", see `tser_cli.settings.config.ModelConfig`.
+    `stem` is "small", "medium" or "large", see `tser_cli.settings.config.ModelConfig`. `settings`
+    and `neuron` are for networks with sizes and neurons of their own (`OwnSizes`).
     """
 
     channels: int
@@ -110,6 +119,8 @@ class Build:
     make_activation: Callable[[], nn.Module]
     spiking: bool
     stem: str
+    settings: ModelConfig = field(default_factory=ModelConfig)
+    neuron: NeuronConfig = field(default_factory=NeuronConfig)
 
 
 SMALL_IMAGE = 64
@@ -124,25 +135,27 @@ def build_model(
     num_classes: int,
     neuron: NeuronConfig | None = None,
     stem: str = "auto",
+    settings: ModelConfig | None = None,
 ) -> Classifier:
     """Return the network `name` for images [channels, height, width]; an SNN if `neuron` is given.
 
     `stem`: "small" is 3 x 3 without max-pool, "medium" the same at stride 2, "large" torchvision's
-    7 x 7 with max-pool, "auto" small up to 64 pixels. A plain module of a plug-in gets the face of
-    a Classifier. Raises ConfigError for an unknown name, an ANN of a spiking-only one, or a plug-in
-    that builds no network.
+    7 x 7 with max-pool, "auto" small up to 64 pixels. `settings`: the sizes of a network that has
+    some, None for its own. A plain module of a plug-in gets the face of a Classifier. Raises
+    ConfigError for an unknown name, an ANN of a spiking-only one, sizes that do not fit the images,
+    or a plug-in that builds no network.
     """
     entry = registry.lookup("model", registry.MODELS, name)
     # the neurons alone tell an SNN from an ANN: all else of a definition is shared
     spiking = neuron is not None
     if entry.spiking_only and not spiking:
-        raise ConfigError(
-            f"{name} adds spikes and has no ANN form; use {name.removeprefix('sew_')} as a teacher"
-        )
+        raise ConfigError(f"{name} has no ANN form; use {registry.ann_beside(name)} as a teacher")
     if stem == "auto":
         stem = "large" if max(height, width) > SMALL_IMAGE else "small"
     activation = activation_factory(neuron)
-    build = Build(channels, height, width, num_classes, activation, spiking, stem)
+    shape = (channels, height, width, num_classes)
+    own = (settings or entry.settings(), neuron or NeuronConfig())
+    build = Build(*shape, activation, spiking, stem, *own)
     if registry.is_built_in(entry.target):
         model = registry.load(entry.target)(build)
         assert isinstance(model, Classifier)
@@ -280,7 +293,8 @@ class FeatureTap:
     def _keeper(self, name: str) -> Callable[..., None]:
         # a plain function: a copy of the network must not copy the tap along with its hooks
         def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            self._kept[name] = output
+            # networks from elsewhere may have time as an axis
+            self._kept[name] = output.flatten(0, 1) if output.dim() == 5 else output
 
         return keep
 

@@ -57,8 +57,11 @@ class SpikingNeuron(nn.Module):
 
     def __init__(self, config: NeuronConfig) -> None:
         super().__init__()
-        self.node = make_node(config)
-        self._fused = constants(config)
+        self._hold(make_node(config), constants(config))
+
+    def _hold(self, node: nn.Module, fused: Constants | None) -> None:
+        self.node = node
+        self._fused = fused
         self._streaming = False
         # Used while streaming alone. Else potentials live within a call: a batch that was broken
         # off, or a copy of the network, then leaves nothing behind.

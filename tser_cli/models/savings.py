@@ -49,7 +49,7 @@ def as_of_copies(norm: nn.Module, copies: int) -> Iterator[None]:
         nonlocal values
         shared = isinstance(module, nn.SyncBatchNorm) and distributed.is_initialized()
         processes = distributed.get_world_size() if shared else 1
-        values = args[0].numel() // args[0].shape[1] * processes
+        values = args[0].numel() // len(before_C) * processes
 
     # a hook, since norms are torch's own: they must stay what checkpoints and SyncBatchNorm know
     hook = norm.register_forward_pre_hook(count)
@@ -69,7 +69,7 @@ def as_of_copies(norm: nn.Module, copies: int) -> Iterator[None]:
     norm.running_var.data.sub_(kept_C).mul_(factor).add_(kept_C)
 
 
-def computed_again(block: nn.Module, x: Tensor, timesteps: int) -> Tensor:
+def computed_again(block: nn.Module, x: Tensor, *timesteps: int) -> Tensor:
     """`block(x, timesteps)` that keeps only `x` for the backward pass (Chen et al., 2016).
 
     The second computation gives the same bits and leaves the running statistics alone.
@@ -80,7 +80,7 @@ def computed_again(block: nn.Module, x: Tensor, timesteps: int) -> Tensor:
         return nullcontext(), statistics_kept(block)
 
     result: Tensor = checkpoint(
-        block, x, timesteps, use_reentrant=False, preserve_rng_state=True, context_fn=contexts
+        block, x, *timesteps, use_reentrant=False, preserve_rng_state=True, context_fn=contexts
     )
     return result
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from tser_cli.base.errors import one_line
 from tser_cli.report.words import new_table, percent
 from tser_cli.settings import recipe, registry
+from tser_cli.settings.config import OwnSizes
 from tser_cli.settings.fields import joules, unit_of
 
 if TYPE_CHECKING:
@@ -216,15 +217,14 @@ def methods() -> Rows:
 
 
 def models() -> Rows:
-    """Return the architectures, and as what each can be built."""
-    return [
-        {
-            "name": name,
-            "as": "SNN" if entry.spiking_only else "ANN, SNN",
-            "from": origin(entry.target),
-        }
-        for name, entry in registry.MODELS.items()
-    ]
+    """Return the architectures, as what each can be built, and the sizes in [model] that it has."""
+    rows = []
+    for name, entry in registry.MODELS.items():
+        of, kinds = entry.settings(), "SNN" if entry.spiking_only else "ANN, SNN"
+        sizes = of.sizes() if isinstance(of, OwnSizes) else {}
+        listed = ", ".join(f"{key} {value}" for key, value in sizes.items())
+        rows.append({"name": name, "as": kinds, "sizes": listed, "from": origin(entry.target)})
+    return rows
 
 
 def datasets() -> Rows:

@@ -14,7 +14,15 @@ from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    FieldSerializationInfo,
+    SerializeAsAny,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from tser_cli.base.errors import ConfigError, closest
 from tser_cli.settings import fields, registry
@@ -161,7 +169,7 @@ class ModelConfig(Section):
     teacher_mean: tuple[Real, ...] = ()
     teacher_std: tuple[Positive, ...] = ()
     teacher_recipe: str = ""
-    student: Annotated[str, _known("model")] = "resnet18"
+    student: Annotated[str, _known("model")] = registry.DEFAULT_STUDENT
     timesteps: Annotated[int, Field(ge=1, le=1024)] = 2
     stem: Annotated[Literal["auto", "small", "medium", "large"], TEACHER_S] = "auto"
     weight_bits: Literal[4, 8, 32] = 32
@@ -171,6 +179,17 @@ class ModelConfig(Section):
         if len(self.teacher_mean) != len(self.teacher_std):
             raise ValueError("model.teacher_mean and model.teacher_std go together, one a channel")
         return self
+
+
+class OwnSizes(ModelConfig):
+    """Base of [model] for a network that has sizes of its own: a network adds them as fields.
+
+    Its neurons are its own too: of [neuron] only what is stated acts, and only that is kept.
+    """
+
+    def sizes(self) -> dict[str, Any]:
+        """Return the sizes, as plain values by name."""
+        return self.model_dump(mode="json", exclude=set(ModelConfig.model_fields))
 
 
 class NeuronConfig(Section):
@@ -372,7 +391,7 @@ class Config(Section):
     plugins: Annotated[tuple[str, ...], NOTES] = ()
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
-    model: ModelConfig = ModelConfig()
+    model: SerializeAsAny[ModelConfig] = ModelConfig()
     neuron: NeuronConfig = NeuronConfig()
     method: SerializeAsAny[MethodSettings] = Field(
         default_factory=lambda: registry.METHODS[registry.DEFAULT_METHOD].settings()
@@ -394,6 +413,19 @@ class Config(Section):
         chosen = entry.settings if entry else MethodSettings
         return chosen.model_validate(stated if entry else {"name": stated["name"]})
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _by_its_student(cls, values: Any) -> ModelConfig:
+        if isinstance(values, ModelConfig):
+            return values
+        entry = registry.MODELS.get(str(values.get("student", registry.DEFAULT_STUDENT)))
+        return (entry.settings if entry else ModelConfig).model_validate(values)
+
+    @field_serializer("neuron")
+    def _what_is_stated(self, neuron: NeuronConfig, info: FieldSerializationInfo) -> dict[str, Any]:
+        own = isinstance(self.model, OwnSizes)
+        return neuron.model_dump(mode=info.mode, exclude_unset=own)
+
     def flat(self) -> dict[str, Any]:
         """Return every setting by dotted key, as plain values: {"data.name": "digits", ...}."""
         return fields.flatten(self.model_dump(mode="json"))
@@ -401,12 +433,14 @@ class Config(Section):
     def updated(self, changes: dict[str, Any]) -> Config:
         """Return a copy with dotted keys changed, as {"training.epochs": 3}; validated again.
 
-        Another method comes with its own weights.
+        Another method comes with its own weights, another student with its own sizes and neurons.
         """
         # by way of plain values: pydantic's own model_copy(update=...) validates nothing
         kept = self.flat()
         if changes.get(METHOD, self.method.name) != self.method.name:
             kept = {key: value for key, value in kept.items() if not key.startswith("method.")}
+        apart = of_network(self.model.student, changes.get(STUDENT, self.model.student), kept)
+        kept = {key: value for key, value in kept.items() if key not in apart}
         return Config.model_validate(fields.split({**kept, **changes}))
 
     def policy(self, key: str) -> Policy:
@@ -433,18 +467,23 @@ class Config(Section):
         return {key: value for key, value in self.flat().items() if self.policy(key).results}
 
 
-def keys(method: str | None = None) -> dict[str, Any]:
-    """Return every dotted key with its default: those of all methods, or those that `method` reads.
+def keys(method: str | None = None, student: str | None = None) -> dict[str, Any]:
+    """Return every dotted key with its default: those of all methods and networks.
 
-    A weight that several methods read has the first one's default.
+    Or those alone that `method` reads, or that `student` has. A key of several has the first one's
+    default.
     """
     # a copy: the cached one is everybody's
-    return dict(_keys((method,) if method else tuple(registry.METHODS)))
+    of_one = (student,) if student else tuple(registry.MODELS)
+    return dict(_keys((method,) if method else tuple(registry.METHODS), of_one))
 
 
-@cache  # by the methods that there are: a plug-in may add one
-def _keys(methods: tuple[str, ...]) -> dict[str, Any]:
+@cache  # by the methods and networks that there are: a plug-in may add one
+def _keys(methods: tuple[str, ...], students: tuple[str, ...]) -> dict[str, Any]:
     found = {key: of for key, of in Config().flat().items() if not key.startswith("method.")}
+    for network in {registry.MODELS[name].settings: name for name in students}:
+        if issubclass(network, OwnSizes):
+            found = fields.flatten({"model": network().sizes()}) | found
     for settings in (registry.METHODS[name].settings for name in methods):
         weights = fields.flatten(
             {"method": {"name": registry.DEFAULT_METHOD, **settings.weights()}}
@@ -459,8 +498,27 @@ def readers(key: str) -> list[str]:
     return [method for method, entry in methods if name in entry.settings.weights()]
 
 
-def unread(key: str, method: str) -> str:
-    """Return the message for a weight that the method has no use for."""
+def of_network(network: str, student: str, stated: Iterable[str]) -> set[str]:
+    """Return which of the stated keys are sizes and neurons of `network` that `student` can't use.
+
+    None where they are one, or neither has sizes and neurons of its own.
+    """
+    named = [
+        registry.MODELS[name].settings for name in (network, student) if name in registry.MODELS
+    ]
+    if network == student or not any(issubclass(settings, OwnSizes) for settings in named):
+        return set()
+    shared = {f"model.{name}" for name in ModelConfig.model_fields}
+    return {key for key in stated if key.startswith(("model.", "neuron."))} - shared
+
+
+def unread(key: str, method: str, student: str) -> str:
+    """Return the message for a weight of another method, or a size that the student has not."""
+    if key.startswith("model."):
+        of_student = registry.MODELS[student].settings
+        own = of_student().sizes() if issubclass(of_student, OwnSizes) else {}
+        has = ", ".join(f"model.{name}" for name in own) or "no sizes to set"
+        return f"{key}: {student} does not have it; it has {has}"
     return f"{key}: {method} does not read it; it is read by {', '.join(readers(key))}"
 
 

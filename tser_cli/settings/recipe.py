@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Layer:
     """Settings from one source: `source` names it for messages, `values` has dotted keys.
 
     The weights in a recipe (`is_recipe`) belong to its method: another method goes without them.
+    Sizes and neurons belong to its student in the same way, see `settings.of_network`.
     """
 
     source: str
@@ -49,6 +51,15 @@ class Layer:
         """Return what it says of the method besides its name."""
         return {k: v for k, v in self.values.items() if k.startswith("method.") and k != METHOD}
 
+    def of_others(self, method: str, student: str) -> dict[str, list[str]]:
+        """Return the keys in a recipe that are for another method or student, by its name."""
+        if not self.is_recipe:
+            return {}
+        found = {self.method: list(self.weights())} if self.method != method else {}
+        network = str(self.values.get(STUDENT, student))
+        apart = settings.of_network(network, student, self.values)
+        return found | ({network: [k for k in self.values if k in apart]} if apart else {})
+
     def without(self, keys: Iterable[str]) -> Layer:
         """Return the same without these keys."""
         left_out = set(keys)
@@ -58,22 +69,24 @@ class Layer:
 def resolve(layers: Iterable[Layer]) -> Config:
     """Return the Config of all layers, the later winning. Raises ConfigError with every problem.
 
-    A recipe's weights are left out where another method is chosen: see `left_out`.
+    What a recipe says for another method or student than the chosen one is left out (`left_out`).
     """
     layers = list(layers)
-    method, valid = chosen_method(layers), settings.keys()
-    read = settings.keys(method) if method in registry.METHODS else valid
+    method, student, valid = chosen_method(layers), chosen_student(layers), settings.keys()
+    read = settings.keys(
+        method if method in registry.METHODS else None,
+        student if student in registry.MODELS else None,
+    )
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}  # of each key: the source that set it, for messages
     # put into words below: the hint for a mistyped key compares it with all keys, which is too slow
     # for thousands of them
     problems: list[Callable[[], str]] = []
     for layer in layers:
-        if layer.is_recipe and layer.method != method:
-            layer = layer.without(layer.weights())
+        layer = layer.without(chain(*layer.of_others(method, student).values()))
         for key, value in layer.values.items():
             if key not in valid or key not in read or not _is_text(value):
-                problems.append(partial(_unusable, layer.source, key, value, method))
+                problems.append(partial(_unusable, layer.source, key, value, method, student))
             else:
                 merged[key], origin[key] = value, layer.source
     try:
@@ -94,21 +107,27 @@ def chosen_method(layers: Iterable[Layer]) -> str:
     return named[-1] if named else registry.DEFAULT_METHOD
 
 
+def chosen_student(layers: Iterable[Layer]) -> str:
+    """Return the student that the uppermost layer names."""
+    named = [str(layer.values[STUDENT]) for layer in layers if STUDENT in layer.values]
+    return named[-1] if named else registry.DEFAULT_STUDENT
+
+
 def left_out(layers: Iterable[Layer]) -> list[str]:
-    """Return a line for each recipe whose weights the chosen method goes without, for people."""
+    """Return lines on what the chosen method and student go without of a recipe, for people."""
     layers, lines = list(layers), []
-    method = chosen_method(layers)
+    method, student = chosen_method(layers), chosen_student(layers)
     for layer in layers:
-        if not layer.is_recipe or layer.method == method:
-            continue
-        # A run's config.toml states every weight: only those that are not the default are news.
-        entry, stated = registry.METHODS.get(layer.method), layer.weights()
-        own = flatten({"method": entry.settings.weights()}) if entry else {}
-        known = own if own.keys() == stated.keys() else {}
-        news = {k: v for k, v in stated.items() if k not in known or known[k] != v}
-        listed = ", ".join(f"{key} = {_shown(value)}" for key, value in news.items())
-        if listed:
-            lines.append(f"{layer.source}: {listed}: {layer.method}'s, left out for {method}")
+        for name, keys in layer.of_others(method, student).items():
+            # A run's config.toml states every one: only those that are not the default are news.
+            entry, stated = registry.METHODS.get(name), {k: layer.values[k] for k in keys}
+            own = flatten({"method": entry.settings.weights()}) if entry else settings.keys()
+            known = own if own.keys() == stated.keys() or not entry else {}
+            news = {k: v for k, v in stated.items() if k not in known or known[k] != v}
+            listed = ", ".join(f"{key} = {_shown(value)}" for key, value in news.items())
+            if listed:
+                chosen = method if entry else student
+                lines.append(f"{layer.source}: {listed}: {name}'s, left out for {chosen}")
     return lines
 
 
@@ -203,6 +222,17 @@ def from_flags(flags: Mapping[str, Any]) -> Layer:
     return Layer("command line", {key: value for key, value in flags.items() if value is not None})
 
 
+def defaults(kind: str, upper: list[Layer]) -> list[str]:
+    """Return the recipes for a teacher or a student of what the layers name, the later winning.
+
+    The data set's, and above it that of a student which has one. Raises ConfigError for an unknown
+    data set.
+    """
+    entry = registry.MODELS.get(chosen_student(upper)) if kind == "student" else None
+    own = [entry.student_recipe] if entry and entry.student_recipe else []
+    return [default(kind, upper), *own]
+
+
 def default(kind: str, upper: Iterable[Layer]) -> str:
     """Return the recipe for a teacher or a student of the data set that the layers name.
 
@@ -246,14 +276,14 @@ def _typed(key: str, text: str) -> Any:
     return text if holds_text and not isinstance(value, str) else value
 
 
-def _unusable(source: str, key: str, value: Any, method: str) -> str:
+def _unusable(source: str, key: str, value: Any, method: str, student: str) -> str:
     """Return the message for a key that `resolve` can't take."""
     valid = settings.keys()
     if key not in valid:
         hint = settings.nearest_key(key, dotted=True) if len(key) <= SHOWN else ""
         return f'{source}: unknown key "{cut(key, SHOWN)}"{hint}'
     if _is_text(value):
-        return f"{source}: {settings.unread(key, method)}"
+        return f"{source}: {settings.unread(key, method, student)}"
     return f"{source}: {key} = {_shown(value)}: it is not UTF-8"
 
 

@@ -17,7 +17,7 @@ from tser_cli.base.errors import ConfigError, unknown
 from tser_cli.base.files import is_folder
 
 if TYPE_CHECKING:
-    from tser_cli.settings.config import MethodSettings
+    from tser_cli.settings.config import MethodSettings, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,21 @@ class ModelEntry:
     """An architecture: `target` builds it; `spiking_only` where it makes no sense as an ANN.
 
     `own`: it is named MODULE:NAME, and need not take a `Build`; it may be a module itself.
+    `settings_name`: the class of [model] where it has settings, and neurons, of its own.
+    `student_recipe`: where no recipe is named, it stands above the data set's.
     """
 
     target: str
     spiking_only: bool = False
     own: bool = False
+    settings_name: str = "tser_cli.settings.config:ModelConfig"
+    student_recipe: str = ""
+
+    @property
+    def settings(self) -> type[ModelConfig]:
+        """The class of [model] for it; found without torch."""
+        found: type[ModelConfig] = load(self.settings_name)
+        return found
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,29 @@ MODELS: dict[str, ModelEntry] = {
     **{name: ModelEntry(f"tser_cli.models.resnet:{name}") for name in RESNETS},
     **{name: ModelEntry(f"tser_cli.models.resnet:{name}", True) for name in SEW_RESNETS},
     **{name: ModelEntry(f"tser_cli.models.vgg:{name}") for name in ("vgg11", "vgg16")},
+    **{
+        name: ModelEntry(
+            f"tser_cli.models.zoo:{family}",
+            spiking_only=True,
+            settings_name=f"tser_cli.models.sizes:{sizes}",
+            student_recipe="students/" + ("tiny" if name.endswith("_tiny") else "transformer"),
+        )
+        for name, family, sizes in (
+            ("ms_resnet18", "ms_resnet", "MsResNet18"),
+            ("ms_resnet34", "ms_resnet", "MsResNet34"),
+            ("ms_resnet_tiny", "ms_resnet", "MsResNetTiny"),
+            ("spikformer", "spikformer", "SpikformerSizes"),
+            ("spikformer_tiny", "spikformer", "SpikformerTiny"),
+            ("sdt", "sdt", "SdtSizes"),
+            ("sdt_tiny", "sdt", "SdtTiny"),
+            ("qkformer", "qkformer", "QkformerSizes"),
+            ("qkformer_tiny", "qkformer", "QkformerTiny"),
+            ("maxformer", "maxformer", "MaxformerSizes"),
+            ("maxformer_tiny", "maxformer", "MaxformerTiny"),
+        )
+    },
 }
+DEFAULT_STUDENT = "resnet18"
 
 LADDER = "tser_cli.losses.ladder"
 METHODS: dict[str, MethodEntry] = {
@@ -131,6 +163,12 @@ def lookup(kind: str, table: Mapping[str, E], name: str) -> E:
     if name not in table:
         raise ConfigError(unknown_name(kind, name, table))
     return table[name]
+
+
+def ann_beside(name: str) -> str:
+    """Return what to take as an ANN in place of an architecture that has no such form."""
+    plain = name.removeprefix("sew_")
+    return plain if plain != name else "a residual network or a VGG, such as resnet34"
 
 
 def unknown_name(kind: str, name: str, table: Mapping[str, Any]) -> str:

@@ -171,7 +171,9 @@ def make_request(
         notes |= dict.fromkeys(recipe.left_out([*layers, vary_method]))
         for one in layers:
             for key in unread_of(one, axes, method):
-                notes[f"{one.source}: {settings.unread(key, method)}; its cells go without"] = None
+                notes[f"{one.source}: {settings.unread(key, method, '')}; its cells go without"] = (
+                    None
+                )
     points = section.get("accuracy_margin", DEFAULT_MARGIN) if margin is None else margin
     base = choose_baseline(cells, chosen)
     return Request(cells, list(axes), base, measure, tuple(notes), float(points) / 100)

@@ -63,8 +63,9 @@ def distill(
     request = _request(DistillRequest, {**usual, **named, **options})
     # TSER_* variables are of the command line: a script says all that it means
     given = recipe.Layer("arguments", request.changes)
-    base = recipe.read(request.recipe or recipe.default("student", [given]))
-    layers = [base, recipe.from_assignments(request.assignments), given]
+    upper = [recipe.from_assignments(request.assignments), given]
+    names = [request.recipe] if request.recipe else recipe.defaults("student", upper)
+    layers = [*map(recipe.read, names), *upper]
     config = recipe.resolve(recipe.with_plugins(layers))
     return distill_run(config, Options(request.runs_dir, request.resume, request.progress))
 

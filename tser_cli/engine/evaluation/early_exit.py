@@ -253,7 +253,7 @@ class Stepper:
     def start(self, images_NCHW: Tensor) -> None:
         """Begin with new images; the stem is computed once, every membrane starts anew."""
         self._stream(True)
-        self._current = self._model.stem(images_NCHW)
+        self._current = self._model.begun(images_NCHW)
 
     def step(self) -> Tensor:
         """Logits [N, K] of the next time step, for the images that are left."""

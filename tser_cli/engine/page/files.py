@@ -289,9 +289,8 @@ def settings(stated: Mapping[str, Any], kind: str) -> tuple[values.Setting, ...]
     # a plug-in's settings have no default here, since none of its code is run
     usual = dict(keys())
     with suppress(TserError):  # a data set of a plug-in has no recipe that is known here
-        usual |= recipe.read(
-            recipe.default(kind, [recipe.Layer("config.toml", dict(stated))])
-        ).values
+        for name in recipe.defaults(kind, [recipe.Layer("config.toml", dict(stated))]):
+            usual |= recipe.read(name).values
     return tuple(
         values.Setting(label(key), _words(value), _words(usual[key]) if key in usual else None)
         for key, value in stated.items()

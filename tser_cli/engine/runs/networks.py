@@ -24,7 +24,7 @@ from tser_cli.models.base import Classifier, build_model, check_fits, load_weigh
 from tser_cli.models.integers import quantise
 from tser_cli.models.savings import folded
 from tser_cli.settings import registry
-from tser_cli.settings.config import FLOAT_BITS, Config, ModelConfig, NeuronConfig
+from tser_cli.settings.config import FLOAT_BITS, Config, ModelConfig, NeuronConfig, OwnSizes
 from tser_cli.settings.plugins import last_line
 
 # A wing: without it only networks are counted that say what feeds their layers.
@@ -209,6 +209,7 @@ def build(name: str, spec: DataSpec, config: Config, spiking: bool) -> Classifie
         num_classes=spec.num_classes,
         neuron=config.neuron if spiking else None,
         stem=config.model.stem,
+        settings=config.model if spiking else None,
     )
     # afterwards, as attributes: they change how it is computed, not what it is
     model.stem_once = config.performance.stem_once
@@ -238,13 +239,15 @@ def write(path: Path, model: Classifier, name: str, spec: DataSpec, config: Conf
         "width": spec.width,
         "classes": list(spec.classes),
         "stem": config.model.stem,
-        "neuron": config.neuron.model_dump(mode="json") if spiking else None,
+        "neuron": config.model_dump(mode="json")["neuron"] if spiking else None,
         "timesteps": config.model.timesteps if spiking else 1,
     }
     if spiking and config.model.weight_bits != FLOAT_BITS:
         description["weight_bits"] = config.model.weight_bits
     if config.training.ema_decay:
         description["ema_decay"] = config.training.ema_decay  # these weights are an average
+    if spiking and isinstance(config.model, OwnSizes):
+        description["sizes"] = config.model.sizes()
     return save_model(path, model.state_dict(), {"tser": json.dumps(description)})
 
 
@@ -306,15 +309,18 @@ def _from_description(text: str, state: dict[str, Tensor], path: Path) -> tuple[
 
 
 def _described_network(described: dict[str, Any]) -> Classifier:
-    neuron = described["neuron"]
+    neuron, name = described["neuron"], str(described["model"])
+    sized = {"student": name, "stem": described["stem"], **described.get("sizes", {})}
+    settings = registry.lookup("model", registry.MODELS, name).settings.model_validate(sized)
     model = build_model(
-        str(described["model"]),
+        name,
         channels=int(described["channels"]),
         height=int(described["height"]),
         width=int(described["width"]),
         num_classes=len(described["classes"]),
         neuron=None if neuron is None else NeuronConfig.model_validate(neuron),
-        stem=ModelConfig.model_validate({"stem": described["stem"]}).stem,
+        stem=settings.stem,
+        settings=settings,
     )
     # only a student with integer weights says so
     bits = {"weight_bits": described.get("weight_bits", FLOAT_BITS)}

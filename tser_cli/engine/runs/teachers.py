@@ -76,9 +76,10 @@ def check_architecture(name: str) -> None:
     if name not in registry.MODELS:
         if "/" in name or "." in name:
             raise ConfigError(f"--teacher {name}: there is no such run folder or model file")
-        raise ConfigError(f"--teacher: {unknown('model', name, registry.MODELS)}")
+        anns = [known for known, entry in registry.MODELS.items() if not entry.spiking_only]
+        raise ConfigError(f"--teacher: {unknown('model', name, anns)}")
     if registry.MODELS[name].spiking_only:
-        raise ConfigError(f"--teacher {name}: it has no ANN form; use {name.removeprefix('sew_')}")
+        raise ConfigError(f"--teacher {name}: it has no ANN form; use {registry.ann_beside(name)}")
 
 
 def fitting_teacher(loaded: networks.Loaded, spec: DataSpec) -> networks.Loaded:

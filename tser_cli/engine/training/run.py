@@ -206,6 +206,8 @@ def train(task: Task, context: Context, run: folder.Run, stop: StopRequest) -> l
     shape = context.dataset.spec.image_shape
     task.network = share_gradients(network, runtime, shape, task.timesteps)
     context.progress.say(announcement(config, task.model.spiking, loader))
+    for note in task.model.notes():
+        context.progress.say(note)
     job = TrainingJob(task, loader, config, run, runtime, context.progress, stop)
     if config.data.validation_fraction:
         job.validate = lambda: (
