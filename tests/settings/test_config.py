@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from tser_cli.base.errors import ConfigError
 from tser_cli.settings import config, registry
-from tser_cli.settings.config import Config, full_key, keys_where, policies, short_name
+from tser_cli.settings.config import Config, keys_where, policies
 from tser_cli.settings.fields import Policy, flatten, split
+from tser_cli.settings.names import full_key, short_name
 from tser_cli.settings.recipe import Layer, resolve
 
 
@@ -68,8 +69,8 @@ def test_a_training_with_an_energy_budget_has_an_end() -> None:
     assert held.has_energy_budget and not endless.has_energy_budget
     assert not held.policy("training.epochs").resume
     assert held.policy("energy.budget").results
-    assert config.short_name("energy.budget") == "energy_budget"
-    assert config.full_key("energy_budget") == "energy.budget"
+    assert short_name("energy.budget") == "energy_budget"
+    assert full_key("energy_budget") == "energy.budget"
 
 
 def test_updated_is_a_copy() -> None:

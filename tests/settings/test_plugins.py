@@ -16,7 +16,7 @@ from tser_cli.base.errors import ConfigError, RunError
 from tser_cli.base.files import sha256
 from tser_cli.cli import commands
 from tser_cli.cli.options import names_in
-from tser_cli.settings import config, fields, plugins, recipe, registry
+from tser_cli.settings import fields, names, plugins, recipe, registry
 from tser_cli.settings.options import TrainingRequest
 
 METHOD = """
@@ -80,8 +80,8 @@ def test_a_module_or_a_file_is_found_from_the_current_folder(
 def test_the_weights_of_a_plug_in_are_settings_like_all_others(write: Callable[..., Path]) -> None:
     write()
     plugins.load(["example_plugin"])
-    assert config.full_key("consistency_weight") == "method.consistency_weight"
-    assert config.short_name("method.consistency_weight") == "consistency_weight"
+    assert names.full_key("consistency_weight") == "method.consistency_weight"
+    assert names.short_name("method.consistency_weight") == "consistency_weight"
     own = recipe.from_assignments(["method.name=mine", "method.consistency_weight=-1"])
     with pytest.raises(ConfigError, match=r"method\.consistency_weight = -1: Input should be gre"):
         recipe.resolve([own])

@@ -22,6 +22,7 @@ from tser_cli.settings import config as settings
 from tser_cli.settings import plugins, registry
 from tser_cli.settings.config import METHOD, STUDENT, Config
 from tser_cli.settings.fields import flatten, split
+from tser_cli.settings.names import nearest_key
 
 ENV_PREFIX = "TSER_"
 ENV_OTHER = {"TSER_RUNS_DIR", plugins.VARIABLE}
@@ -280,7 +281,7 @@ def _unusable(source: str, key: str, value: Any, method: str, student: str) -> s
     """Return the message for a key that `resolve` can't take."""
     valid = settings.keys()
     if key not in valid:
-        hint = settings.nearest_key(key, dotted=True) if len(key) <= SHOWN else ""
+        hint = nearest_key(key, dotted=True) if len(key) <= SHOWN else ""
         return f'{source}: unknown key "{cut(key, SHOWN)}"{hint}'
     if _is_text(value):
         return f"{source}: {settings.unread(key, method, student)}"

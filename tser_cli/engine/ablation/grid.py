@@ -13,7 +13,8 @@ from typing import Any
 from tser_cli.base.errors import MOST_REPORTED, ConfigError, nearest
 from tser_cli.settings import config as settings
 from tser_cli.settings import plugins, recipe, registry
-from tser_cli.settings.config import METHOD, STUDENT, Config, full_key, method_label, short_name
+from tser_cli.settings.config import METHOD, STUDENT, Config, method_label
+from tser_cli.settings.names import full_key, short_name
 
 SECTION_KEYS = ("vary", "seeds", "baseline", "measure", "accuracy_margin")
 MEASURES = ("accuracy", "best_validation_accuracy")

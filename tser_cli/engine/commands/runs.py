@@ -14,7 +14,7 @@ from tser_cli.base.files import write_error
 from tser_cli.engine.runs.find import find_run, run_folders
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.record import RUNNING, RunRecord, is_elsewhere, read_record
-from tser_cli.settings.config import full_key
+from tser_cli.settings.names import full_key
 from tser_cli.settings.recipe import parse_value
 from tser_cli.settings.wing_options import RunsRequest
 

@@ -30,7 +30,8 @@ from tser_cli.report.comparison import statistics_in
 from tser_cli.report.figures import LayerEnergy
 from tser_cli.report.predictions import PREDICTIONS, Predictions, read_predictions
 from tser_cli.settings import recipe
-from tser_cli.settings.config import keys, short_name
+from tser_cli.settings.config import keys
+from tser_cli.settings.names import short_name
 
 Value = TypeVar("Value")
 # What a file of the right kind with wrong content can make its reader raise.
