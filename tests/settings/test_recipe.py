@@ -320,6 +320,20 @@ def test_packaged_recipes_are_what_their_names_say() -> None:
         assert name == f"{dataset}/{network}_{method}"
 
 
+def test_recipes_of_others_settings_say_whose_they_are() -> None:
+    """Training alone, with `ce`: nothing of it was run here."""
+    others = [name for name in recipe.available() if name.endswith("_ce")]
+    assert len(others) == 10
+    for name in others:
+        head = recipe.find(name).read_text(encoding="utf-8").split("[data]")[0].replace("\n# ", " ")
+        assert "Not run by us" in head and "github.com/" in head and "commit " in head
+        found = resolve([recipe.read(name)])
+        ends_at = found.optimizer.lr * found.schedule.final_factor
+        transformer = found.model.student != "ms_resnet18"
+        assert ends_at == pytest.approx(1e-5 if transformer else 0.0)
+        assert found.augment.mixes(0) is transformer
+
+
 def test_packaged_recipes_build_their_networks() -> None:
     shape = {"channels": 3, "height": 32, "width": 32, "num_classes": 10}
     every = [resolve([recipe.read(name)]) for name in recipe.available()]
