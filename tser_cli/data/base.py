@@ -27,6 +27,8 @@ class DataSpec:
     `height` and `width` (pixels) are those of the network's input. `mean` and `std`, one a
     channel, are those of the training images scaled to 0..1. `shorter`: what an image's shorter
     side is scaled to before the central crop; 0 means 256/224 of the input's, as for ImageNet.
+    `frames`: time steps of a sample, which is then uint8 [T, C, H, W], of counts that the network
+    is shown as they are; 0 for images.
     """
 
     name: str
@@ -37,6 +39,7 @@ class DataSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     shorter: int = 0
+    frames: int = 0
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == self.channels:
@@ -52,8 +55,13 @@ class DataSpec:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Return the shape of one input, (C, H, W)."""
+        """Return the shape of one image, or of one of a sample's frames, (C, H, W)."""
         return (self.channels, self.height, self.width)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Return the shape of a sample: (T, C, H, W) where it has a time axis, else (C, H, W)."""
+        return (self.frames, *self.image_shape) if self.frames else self.image_shape
 
 
 class ImageSource(Protocol):
@@ -67,6 +75,8 @@ class ImageSource(Protocol):
     def image(self, index: int) -> torch.Tensor:
         """Return the image as uint8 [C, H, W]; its size may differ from image to image.
 
+        Where samples have a time axis it is uint8 [T, C, H, W], of one shape for all.
+
         Raises DataError where it can't be read.
         """
 
@@ -75,7 +85,7 @@ class ImageSource(Protocol):
 class TensorSource:
     """An ImageSource held in memory, on any device: `images_MCHW` uint8, `labels` int64 [M].
 
-    Raises DataError for anything else.
+    Samples with a time axis are [M, T, C, H, W]. Raises DataError for anything else.
     """
 
     images_MCHW: torch.Tensor
@@ -83,7 +93,7 @@ class TensorSource:
 
     def __post_init__(self) -> None:
         images, labels = self.images_MCHW, self.labels
-        if images.dtype != torch.uint8 or images.ndim != 4:
+        if images.dtype != torch.uint8 or images.ndim not in (4, 5):
             raise DataError(
                 f"images must be uint8 [M, C, H, W], not {images.dtype} {list(images.shape)}; of "
                 "floats in 0..1 (255 * images).round().to(torch.uint8) makes them"
@@ -98,7 +108,7 @@ class TensorSource:
         return len(self.labels)
 
     def image(self, index: int) -> torch.Tensor:
-        """Return the image as uint8 [C, H, W]."""
+        """Return the image as uint8 [C, H, W], or the sample as [T, C, H, W]."""
         return self.images_MCHW[index]
 
 
@@ -108,7 +118,8 @@ class Dataset:
 
     `measured`: what the training images gave for settings that are "auto", by dotted key.
     `test_images`: which images were split off for testing, where the data set did not say so.
-    `notes`: what to say before something is trained on it.
+    `notes`: what to say before something is trained on it. `facts`: what a run keeps of where its
+    samples come from, in words by key; of events "files", a SHA-256 of all files and their names.
     """
 
     spec: DataSpec
@@ -117,6 +128,7 @@ class Dataset:
     measured: Mapping[str, Any] = field(default_factory=dict)
     test_images: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_dataset(config: DataConfig) -> Dataset:
@@ -160,12 +172,14 @@ def _problem(source: ImageSource, spec: DataSpec) -> str:
         )
     image = source.image(0)
     # images in memory are not scaled to the network's input, those that are read one by one are
-    sizes = spec.image_shape if isinstance(source, TensorSource) else spec.image_shape[:1]
-    if image.dtype == torch.uint8 and image.ndim == 3 and image.shape[: len(sizes)] == sizes:
+    shape, axes = spec.sample_shape, "[T, C, H, W]" if spec.frames else "[C, H, W]"
+    sizes = shape if spec.frames or isinstance(source, TensorSource) else shape[:1]
+    right = image.ndim == len(shape) and image.shape[: len(sizes)] == sizes
+    if image.dtype == torch.uint8 and right:
         return ""
     return (
-        f"the first is {image.dtype} {list(image.shape)}; they must be uint8 [C, H, W], here "
-        f"{list(spec.image_shape)}"
+        f"the first is {image.dtype} {list(image.shape)}; they must be uint8 {axes}, here "
+        f"{list(shape)}"
     )
 
 

@@ -13,7 +13,7 @@ import os
 import statistics
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,12 +102,12 @@ def imagefolder(config: DataConfig) -> Dataset:
     is_split = any(is_folder(folder / part) for part in ("train", "val"))
     others: Counter[str] = Counter()
     if is_split:
-        classes, held_classes = (_class_folders(folder / part) for part in ("train", "val"))
+        classes, held_classes = (class_folders(folder / part) for part in ("train", "val"))
         if classes != held_classes:
-            raise DataError(_difference(folder, set(classes), set(held_classes)))
+            raise DataError(class_difference(folder, classes, held_classes, ("train", "val")))
         train, test = (_folder_source(folder / part, classes, others) for part in ("train", "val"))
     else:
-        classes = _class_folders(folder)
+        classes = class_folders(folder)
         whole = _folder_source(folder, classes, others)
         if config.test_fraction == 0.0:
             raise DataError(
@@ -158,15 +158,16 @@ def imagenet(config: DataConfig) -> Dataset:
     return dataset
 
 
-def _class_folders(folder: Path) -> tuple[str, ...]:
+def class_folders(folder: Path, layout: str = FOLDER_LAYOUT) -> tuple[str, ...]:
+    """Return the names of the folders in `folder`, sorted: two or more. Raises DataError."""
     try:
         names = sorted(
             entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."
         )
     except OSError as error:
-        raise DataError(f"{folder} can't be listed: {error.strerror}. {FOLDER_LAYOUT}") from error
+        raise DataError(f"{folder} can't be listed: {error.strerror}. {layout}") from error
     if not names:
-        raise DataError(f"{folder} has no class folders. {FOLDER_LAYOUT}")
+        raise DataError(f"{folder} has no class folders. {layout}")
     if len(names) == 1:
         raise DataError(
             f"{folder} has one class folder alone ({names[0]}): there is nothing to tell apart. If "
@@ -180,12 +181,18 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _difference(folder: Path, train: set[str], val: set[str]) -> str:
+def class_difference(
+    folder: Path, first: Sequence[str], second: Sequence[str], names: tuple[str, str]
+) -> str:
+    """Return in words which classes one part of a folder has alone."""
     parts = []
-    for present, absent, names in (("train", "val", train - val), ("val", "train", val - train)):
-        if names:
-            shown = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
-            parts.append(f"{len(names)} of {present}/ are not in {absent}/ ({shown})")
+    for present, absent, lacking in (
+        (*names, set(first) - set(second)),
+        (*names[::-1], set(second) - set(first)),
+    ):
+        if lacking:
+            shown = ", ".join(sorted(lacking)[:5]) + (", ..." if len(lacking) > 5 else "")
+            parts.append(f"{len(lacking)} of {present}/ are not in {absent}/ ({shown})")
     return f"the class folders of {folder} differ: {'; '.join(parts)}. Both must have the same"
 
 
@@ -210,9 +217,6 @@ NPZ_LAYOUT = (
 )
 
 
-SAVEZ = "np.savez(FILE, train_images=..., train_labels=..., test_images=..., test_labels=...)"
-
-
 def npz(config: DataConfig) -> Dataset:
     """Load the file `config.dir`; classes are called by their numbers.
 
@@ -223,9 +227,9 @@ def npz(config: DataConfig) -> Dataset:
     path = given_path(config)
     if path is None:
         raise DataError(f"npz needs a file; name it with --data-dir FILE.npz. {NPZ_LAYOUT}")
-    arrays = _arrays(path)
+    arrays = npz_arrays(path, "images", NPZ_LAYOUT)
     train, test = (_npz_source(path, arrays, part) for part in ("train", "test"))
-    classes = _npz_classes(path, train, test)
+    classes = npz_classes(path, train, test)
     channels, height, width = train.image(0).shape
     found: dict[str, Any] = mean_and_std(torch.split(train.images_MCHW, 1000))
     measured = {key: found[key] for key in found if getattr(config, key) in ((), AUTO)}
@@ -235,22 +239,24 @@ def npz(config: DataConfig) -> Dataset:
     return Dataset(_normalised_by(spec, config, measured), train, test, kept)
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    names = [f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "labels")]
+def npz_arrays(path: Path, kind: str, layout: str) -> dict[str, np.ndarray]:
+    """Return the four arrays of an npz file, of "images" or of "frames". Raises DataError."""
+    names = [f"{part}_{of}" for part in ("train", "test") for of in (kind, "labels")]
+    savez = f"np.savez(FILE, {', '.join(f'{name}=...' for name in names)})"
     if is_folder(path):
         raise DataError(f"{path} is a folder: --dataset imagefolder reads a folder of images")
     if not is_file(path):
-        raise DataError(f"{path} is no regular file; --data-dir names the npz file. {NPZ_LAYOUT}")
+        raise DataError(f"{path} is no regular file; --data-dir names the npz file. {layout}")
     try:
         with path.open("rb") as stream:
             if stream.read(6) == b"\x93NUMPY":
-                raise ValueError(f"it is a npy file, one array, and four are needed: {SAVEZ}")
+                raise ValueError(f"it is a npy file, one array, and four are needed: {savez}")
         with zipfile.ZipFile(path) as archive:
             sizes = {Path(info.filename).stem: info.file_size for info in archive.infolist()}
         missing = [name for name in names if name not in sizes]
         if missing:
             held = ", ".join(list(sizes)[:8]) or "nothing"
-            raise ValueError(f"it lacks {', '.join(missing)} and holds {held}. Save it so: {SAVEZ}")
+            raise ValueError(f"it lacks {', '.join(missing)} and holds {held}. Save it so: {savez}")
         # asked first: a system short of memory would kill the process without a word
         needed, free = sum(sizes[name] for name in names), psutil.virtual_memory().available
         if needed > free:
@@ -269,7 +275,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _npz_source(path: Path, arrays: dict[str, np.ndarray], part: str) -> TensorSource:
     name = f"{part}_images"
-    images, labels = arrays[name], arrays[f"{part}_labels"]
+    images = arrays[name]
     if fault := _shape_fault(images.shape):
         raise DataError(f"{path}: {name} have the shape {list(images.shape)}: {fault}")
     if images.ndim == 3:
@@ -280,12 +286,20 @@ def _npz_source(path: Path, arrays: dict[str, np.ndarray], part: str) -> TensorS
         raise DataError(f"{path}: {name} {fault}")
     if images.dtype != np.uint8:
         images = np.rint(images * 255).astype(np.uint8)
+    labels_M = npz_labels(path, part, arrays, images.shape)
+    return TensorSource(torch.from_numpy(np.ascontiguousarray(images)), labels_M)
+
+
+def npz_labels(
+    path: Path, part: str, arrays: dict[str, np.ndarray], shape: tuple[int, ...]
+) -> torch.Tensor:
+    """Return the labels of the images or frames of that shape, int64 [M]. Raises DataError."""
+    labels = arrays[f"{part}_labels"]
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if fault := _labels_fault(labels, images.shape):
+    if fault := _labels_fault(labels, shape):
         raise DataError(f"{path}: {part}_labels {fault}")
-    images_MCHW, labels_M = np.ascontiguousarray(images), labels.astype(np.int64)
-    return TensorSource(torch.from_numpy(images_MCHW), torch.from_numpy(labels_M))
+    return torch.from_numpy(labels.astype(np.int64))
 
 
 def _shape_fault(shape: tuple[int, ...]) -> str:
@@ -339,7 +353,8 @@ def _labels_fault(labels: np.ndarray, shape: tuple[int, ...]) -> str:
     return f"are {kind}: {few}, ...; pass integers from 0"
 
 
-def _npz_classes(path: Path, train: TensorSource, test: TensorSource) -> tuple[str, ...]:
+def npz_classes(path: Path, train: TensorSource, test: TensorSource) -> tuple[str, ...]:
+    """Return the classes of an npz file, called by their numbers. Raises DataError."""
     if train.image(0).shape != test.image(0).shape:
         raise DataError(
             f"{path}: its training images have the shape {list(train.image(0).shape)}, its test "
@@ -471,7 +486,9 @@ def fingerprint(dataset: Dataset) -> str:
     made.update(repr((spec.image_shape, spec.shorter, spec.mean, spec.std)).encode())
     for source in (dataset.train, dataset.test):
         made.update(source.labels.cpu().numpy().tobytes())
-        if isinstance(source, TensorSource):
+        if "files" in dataset.facts:  # events: what they are, however they are made into frames
+            made.update(dataset.facts["files"].encode())
+        elif isinstance(source, TensorSource):
             made.update(source.images_MCHW.cpu().contiguous().numpy().tobytes())
         elif isinstance(source, FolderSource):
             made.update(b"\0".join(source.files.tolist()))

@@ -53,8 +53,8 @@ class Pipeline:
     def __call__(self, epoch: int, indices: Sequence[int]) -> Tensor:
         """Return the images at `indices` as in `epoch`, normalised float32 [N, C, H, W].
 
-        On one device a pure function of (seed, epoch, index). Raises DataError for an
-        unreadable image.
+        Samples with a time axis come as counts, float32 [N, T, C, H, W]. On one device a pure
+        function of (seed, epoch, index). Raises DataError for an unreadable image.
         """
         indices_N = sent(torch.tensor(indices), device_of(self.source))
         if self.resize is None and isinstance(self.source, TensorSource):
@@ -62,16 +62,23 @@ class Pipeline:
         else:
             read = (self.source.image(index) for index in indices)
             images_NCHW = self._one_by_one(self.resize, Draw.RESIZE, epoch, indices, read)
+        # steps and channels in one axis: a sample is cut and turned alike at all its steps
+        axes, images_NCHW = images_NCHW.shape[1:-2], images_NCHW.flatten(1, -3)
         images_NCHW = self._cropped(images_NCHW, epoch, indices_N)
         images_NCHW = self._one_by_one(self.policy, Draw.POLICY, epoch, indices, images_NCHW)
-        images_NCHW = normalise(images_NCHW, self.spec.mean, self.spec.std)
+        if self.spec.frames:
+            images_NCHW = images_NCHW.to(torch.float32)  # counts: no event stays 0
+        else:
+            images_NCHW = normalise(images_NCHW, self.spec.mean, self.spec.std)
         images_NCHW = self._one_by_one(self.erase, Draw.ERASE, epoch, indices, images_NCHW)
         size = self.augment.cutout
         if not size:
-            return images_NCHW
+            return images_NCHW.view(-1, *axes, *images_NCHW.shape[-2:])
         # last: the square must be 0 in what the network sees, and no other step may change it
         bounds = (self.spec.height - size + 1, self.spec.width - size + 1)
-        return cutout_(images_NCHW, self._draws(Draw.CUTOUT, epoch, indices_N, bounds), size)
+        corners_N2 = self._draws(Draw.CUTOUT, epoch, indices_N, bounds)
+        cutout_(images_NCHW, corners_N2, size)
+        return images_NCHW.view(-1, *axes, *images_NCHW.shape[-2:])
 
     def mixed(
         self, epoch: int, step: int, images_NCHW: Tensor, labels_N: Tensor
@@ -122,7 +129,8 @@ class Pipeline:
 
 def evaluation_pipeline(source: ImageSource, spec: DataSpec) -> Pipeline:
     """Return the deterministic transforms: resize and centre crop where sizes vary; normalise."""
-    resize = None if isinstance(source, TensorSource) else fixed_resize(spec)
+    alike = spec.frames or isinstance(source, TensorSource)
+    resize = None if alike else fixed_resize(spec)
     return Pipeline(source, spec, AugmentConfig(), 0, resize)
 
 
@@ -130,7 +138,8 @@ def training_pipeline(
     source: ImageSource, spec: DataSpec, augment: AugmentConfig, seed: int
 ) -> Pipeline:
     """Return the transforms of training; `augment` has been checked."""
-    resize = None if isinstance(source, TensorSource) else fixed_resize(spec)
+    alike = spec.frames or isinstance(source, TensorSource)
+    resize = None if alike else fixed_resize(spec)
     policy: ImageTransform | None = None
     erase: ImageTransform | None = None
     mix: BatchTransform | None = None
@@ -169,7 +178,17 @@ def fixed_resize(spec: DataSpec) -> ImageTransform:
 
 
 def check_augmentation(augment: AugmentConfig, spec: DataSpec) -> None:
-    """Raise ConfigError for a Cutout or a padding that could hide all of an image."""
+    """Raise ConfigError for a Cutout or a padding that could hide all of an image.
+
+    Also for what counts of events can't take: resizing, and operations on colours.
+    """
+    for_images = ("random_resized_crop", "autoaugment", "randaugment_ops")
+    stated = [key for key in for_images if getattr(augment, key) != getattr(AugmentConfig(), key)]
+    if spec.frames and stated:
+        raise ConfigError(
+            f"augment.{stated[0]} is for images, and the samples of {spec.name} are counts of "
+            "events: flip, crop_padding, cutout, random_erasing, mixup and cutmix serve"
+        )
     side = min(spec.height, spec.width)
     for key, pixels in (("cutout", augment.cutout), ("crop_padding", augment.crop_padding)):
         if pixels >= side:

@@ -229,13 +229,14 @@ def models() -> Rows:
 
 def datasets() -> Rows:
     """Return the data sets, and the recipes that are taken where none is named."""
-    known = {"digits": "with scikit-learn", "imagenet": "in --data-dir"}
+    known = {"digits": "with scikit-learn"}
+    known |= dict.fromkeys(("imagenet", "n-mnist", "cifar10-dvs", "dvs-gesture"), "in --data-dir")
     return [
         {
             "name": name,
             # where the images come from: those of a plug-in are its own affair
             "images": "your own, in --data-dir"
-            if entry.own_images
+            if entry.own_images and name not in known
             else known.get(name, "downloaded" if registry.is_built_in(entry.target) else ""),
             "student recipe": entry.student_recipe,
             "teacher recipe": entry.teacher_recipe,

@@ -41,6 +41,7 @@ Whole = Annotated[int, Field(strict=True)]  # not 8.0, nor "8"
 Side = Annotated[Whole, Field(ge=0, le=4096)]  # pixels; a larger input fits no memory
 # The keys of [data] that only your own images have a use for.
 OWN_INPUT = ("size", "channels", "mean", "std", "test_fraction")
+EVENTS = ("frames", "frames_by", "split")  # and only event cameras' samples for these
 FLOAT_BITS = 32  # of weights that are no integers
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 PRECISION: Precision = "fp32"  # the default of a training
@@ -75,6 +76,11 @@ class DataConfig(Section):
     values in 0..1) are the network's input for `imagefolder` and `npz`. "auto" measures them on the
     training images, and the run keeps what came out; 0 and () mean 224, RGB and ImageNet's for
     `imagefolder`. `test_fraction` is split off where a folder has no train/ and val/.
+
+    `frames`: into how many each sample of an event camera is divided, by equal spans of "time" or
+    by equal "number"s of events (`frames_by`); 0 for images, and for an npz of frames, which has
+    its own. `split` of cifar10-dvs: numbers 0 to 99 of each class are for testing ("first"), or a
+    `test_fraction` of each ("random").
     """
 
     name: Annotated[str, _known("data set"), TEACHER_S] = "digits"
@@ -85,6 +91,9 @@ class DataConfig(Section):
     channels: Annotated[Whole | Auto, TEACHER_S] = 0
     mean: Annotated[tuple[Real, ...] | Auto, TEACHER_S] = ()
     std: Annotated[tuple[Positive, ...] | Auto, TEACHER_S] = ()
+    frames: Annotated[int, Field(ge=0, le=1024), TEACHER_S] = 0
+    frames_by: Annotated[Literal["time", "number"], TEACHER_S] = "time"
+    split: Annotated[Literal["first", "random"], TEACHER_S] = "first"
     workers: Annotated[int, Field(ge=-1, le=256), HOW] = -1
 
     @field_validator("channels")
@@ -97,8 +106,16 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _own_input(self) -> DataConfig:
         # a setting without effect would be recorded as if it had one
-        free = {"imagefolder": OWN_INPUT, "npz": ("mean", "std")}.get(self.name, ())
-        for key in OWN_INPUT:
+        free = {
+            "imagefolder": OWN_INPUT,
+            "npz": ("mean", "std"),
+            "events": ("size", "test_fraction"),
+            "cifar10-dvs": ("test_fraction", "split"),
+        }.get(self.name, ())
+        entry = registry.DATASETS.get(self.name)
+        if entry is not None and (entry.events or not registry.is_built_in(entry.target)):
+            free = (*free, "frames", "frames_by")
+        for key in (*OWN_INPUT, *EVENTS):
             default = DataConfig.model_fields[key].default
             if key not in free and getattr(self, key) not in (default, AUTO):
                 raise ValueError(f"data.{key} has no effect on {self.name}: leave it out")

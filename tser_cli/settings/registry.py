@@ -25,12 +25,14 @@ class DatasetEntry:
     """A data set: `target` is a loader `(DataConfig) -> Dataset`; the recipes are its defaults.
 
     `own_images`: its images are whatever lies in `data.dir`, so that another folder is other data.
+    `events`: its samples have a time axis, so that `data.frames` says something.
     """
 
     target: str
     teacher_recipe: str = "imagefolder/resnet34_teacher"
     student_recipe: str = "imagefolder/resnet18_tser"
     own_images: bool = False
+    events: bool = False
 
 
 def _own_recipes(target: str, folder: str, student: str = "resnet18_tser") -> DatasetEntry:
@@ -109,6 +111,16 @@ DATASETS: dict[str, DatasetEntry] = {
     "imagenet": _own_recipes("tser_cli.data.own:imagenet", "imagenet", "sew_resnet18_tser"),
     "imagefolder": DatasetEntry("tser_cli.data.own:imagefolder", own_images=True),
     "npz": DatasetEntry("tser_cli.data.own:npz", own_images=True),
+    # whatever lies in the folder in the sets' formats, a part of them or simulated events too
+    **{
+        name: DatasetEntry(f"tser_cli.data.events:{load}", own_images=True, events=True)
+        for name, load in (
+            ("n-mnist", "n_mnist"),
+            ("cifar10-dvs", "cifar10_dvs"),
+            ("dvs-gesture", "dvs_gesture"),
+            ("events", "events"),
+        )
+    },
 }
 
 RESNETS = ("resnet18", "resnet19", "resnet20", "resnet34", "resnet50")

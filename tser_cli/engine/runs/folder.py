@@ -34,6 +34,7 @@ STATUS_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("started", "finished", "updated"), str),
     **dict.fromkeys(("pid", "epoch"), int),
     **dict.fromkeys(("validation_fraction", "test_fraction"), NUMBER),
+    "data": dict,  # where samples of events come from, `Dataset.facts`
     "resumable": bool,
 }
 ENVIRONMENT_TYPES: dict[str, type | tuple[type, ...]] = {

@@ -52,6 +52,8 @@ def settle(kind: str, config: Config, options: Options) -> Context:
     context = prepare(with_whole_paths(config), options.progress)
     for note in context.dataset.notes:
         context.progress.warn(note)
+    if facts := context.dataset.facts:
+        context.progress.say("; ".join(f"{key}: {value}" for key, value in facts.items()))
     # before a step of training: else damaged test images are met after the last one
     context.runtime.on_main(lambda: check_files(context.dataset))
     if measured := dict(context.dataset.measured):
