@@ -37,7 +37,6 @@ import numpy as np
 
 from tser_cli.base.errors import TserError
 from tser_cli.data.base import ImageSource, load_dataset
-from tser_cli.data.loaders import evenly_spread
 from tser_cli.settings.config import DataConfig
 
 SENSOR, SHOWN = 34, 28
@@ -130,25 +129,31 @@ def events_of(images_NHW: np.ndarray) -> list[np.ndarray]:
 
 def written(folder: Path, part: str, source: ImageSource, images: int) -> Iterator[tuple[str, str]]:
     """Write the files of a part; yield the name and the SHA-256 of each."""
-    chosen = evenly_spread(len(source), images or len(source)).tolist()
-    for label in set(source.labels.tolist()):
+    labels_M = source.labels.numpy()
+    rank_M = np.zeros_like(labels_M)  # among the images of the class
+    for label in set(labels_M.tolist()):
+        rank_M[labels_M == label] = np.arange((labels_M == label).sum())
         (folder / part / str(label)).mkdir(parents=True)
+    chosen = sorted(np.lexsort((labels_M, rank_M))[: images or None].tolist())
     for first in range(0, len(chosen), BATCH):
         indices = chosen[first : first + BATCH]
         images_NHW = np.stack([source.image(index).numpy()[0] for index in indices])
         for index, table_E5 in zip(indices, events_of(images_NHW), strict=True):
             content = table_E5.tobytes()
-            name = f"{part}/{int(source.labels[index])}/{index + 1:05}.bin"
+            name = f"{part}/{labels_M[index]}/{index + 1:05}.bin"
             (folder / name).write_bytes(content)
             yield name, hashlib.sha256(content).hexdigest()
 
 
 def main() -> int:
+    """Write the folder, whole and then renamed; print its hash. Return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("images", choices=("fashion-mnist", "digits", "mnist"))
     parser.add_argument("folder", type=Path, help="to be made; it must not exist")
-    parser.add_argument("--train", type=int, default=0, help="images, evenly spread; 0 for all")
-    parser.add_argument("--test", type=int, default=0, help="images, evenly spread; 0 for all")
+    parser.add_argument(
+        "--train", type=int, default=0, help="images, as many of each class; 0: all"
+    )
+    parser.add_argument("--test", type=int, default=0, help="images, as many of each class; 0: all")
     asked = parser.parse_args()
     if asked.folder.exists():
         print(f"{asked.folder} is there already: name another folder, or remove it")

@@ -24,7 +24,10 @@ MOST = 255  # events that a pixel of a frame counts; more are clipped
 
 
 class Events(NamedTuple):
-    """Events in the order of their times, int64 [E] each; `t` in microseconds, `p` 0 or 1."""
+    """Events in the order of their times, [E]: `t` in microseconds, int64; `p` 0 or 1.
+
+    `x`, `y` and `p` are int32 or int64.
+    """
 
     t: np.ndarray
     x: np.ndarray
@@ -67,16 +70,16 @@ def _fault(events: Events, sensor: Sensor | None) -> str:
     t, x, y, p = events
     if len(t) == 0:
         return "it holds no event"
-    height, width = sensor or (np.iinfo(np.int64).max,) * 2
-    outside = np.flatnonzero((x < 0) | (x >= width) | (y < 0) | (y >= height))
-    if len(outside):
+    height, width = sensor or (int(y.max()) + 1, int(x.max()) + 1)
+    if min(x.min(), y.min()) < 0 or x.max() >= width or y.max() >= height:
+        outside = np.flatnonzero((x < 0) | (x >= width) | (y < 0) | (y >= height))
         at = int(outside[0])
         return (
             f"{len(outside):,} of {len(t):,} events lie outside the sensor of {height} x {width} "
             f"pixels, first x = {x[at]}, y = {y[at]}: another sensor's, or no events at all?"
         )
-    if len(back := np.flatnonzero(t[1:] < t[:-1])):
-        at = int(back[0])
+    if (is_back := t[1:] < t[:-1]).any():
+        at = int(is_back.argmax())
         return (
             f"its times run backwards, first from {t[at]:,} to {t[at + 1]:,} at event {at + 1:,}: "
             "sort the events by time"
@@ -120,12 +123,12 @@ def read_aedat2(path: Path, content: bytes) -> Events:
             f"its {len(content) - start:,} bytes of events are no events of 8 bytes; is it "
             "truncated?"
         )
-    words = np.frombuffer(content, ">u4", offset=start).astype(np.int64)
-    address, t = words[::2], words[1::2]
-    if (address >> 16).any():
+    words = np.frombuffer(content, ">u4", offset=start)
+    address, t = words[::2].astype(np.int32), words[1::2].astype(np.int64)
+    if len(address) and not 0 <= address.min() <= address.max() < 1 << 16:
         raise ValueError("its addresses are not those of a DVS128, of 128 x 128 pixels")
-    is_pixel = address & 0x8000 == 0
-    address, t = address[is_pixel], t[is_pixel]
+    if (is_signal := address >> 15 == 1).any():
+        address, t = address[~is_signal], t[~is_signal]
     return Events(t, 127 - (address >> 8 & 127), 127 - (address >> 1 & 127), 1 - (address & 1))
 
 
@@ -151,13 +154,14 @@ def read_aedat3(path: Path, content: bytes) -> Events:
         if kind == POLARITY_EVENT:
             if size != 8:
                 raise ValueError(f"its polarity events have {size} bytes; they have 8")
-            words = np.frombuffer(content, "<u4", 2 * capacity, start).astype(np.int64)
-            parts.append((words[::2], words[1::2] | overflows << 31))
+            words = np.frombuffer(content, "<u4", 2 * capacity, start)
+            parts.append((words[::2], words[1::2].astype(np.int64) | overflows << 31))
         start += capacity * size
     if not parts:
         raise ValueError("it holds no event")
     data, t = (np.concatenate(of) for of in zip(*parts, strict=True))
-    return Events(t, data >> 17 & 0x7FFF, data >> 2 & 0x7FFF, data >> 1 & 1)
+    x, y, p = data >> 17 & 0x7FFF, data >> 2 & 0x7FFF, data >> 1 & 1
+    return Events(t, *(of.astype(np.int32) for of in (x, y, p)))
 
 
 def _after_header(content: bytes, version: str) -> int:
@@ -246,8 +250,8 @@ def to_frames(
         starts = len(t) // frames * np.arange(1, frames)
     in_frame_T = np.diff(starts, prepend=0, append=len(t))
     height, width = sensor
-    place = np.repeat(np.arange(frames), in_frame_T) * 2 + p
-    place = (place * height + y) * width + x
+    first_place_T = np.arange(frames) * (2 * height * width)
+    place = np.repeat(first_place_T, in_frame_T) + ((p * height + y) * width + x)
     counts = np.bincount(place, minlength=frames * 2 * height * width)
     clipped = int((counts[counts > MOST] - MOST).sum())
     frames_T2HW = np.minimum(counts, MOST).astype(np.uint8).reshape(frames, 2, height, width)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.engine.conftest import DATASET, SPEC, make_config, write_network
 from tser_cli.base.errors import CheckpointError, ConfigError, Interrupted, RunError
@@ -18,6 +19,8 @@ from tser_cli.data.base import DataSpec
 from tser_cli.engine.runs import folder, opened
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.opened import (
+    Context,
+    keep_images,
     make_check_stop,
     measuring_config,
     open_finished,
@@ -42,6 +45,15 @@ def make_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeFinish
         return run
 
     return make
+
+
+def test_a_run_keeps_where_samples_of_events_come_from(tmp_path: Path) -> None:
+    run = folder.create(tmp_path, "teacher", make_config())
+    facts = {"files": "ab12", "convention": "numbers 0 to 99 are for testing"}
+    dataset = replace(DATASET, facts=facts)
+    config, runtime = make_config(), Runtime(torch.device("cpu"))
+    keep_images(run, Context(config, dataset, runtime, Silent()))
+    assert run.status()["data"] == facts
 
 
 @pytest.mark.parametrize("kind", ["teacher", "student"])
