@@ -76,7 +76,7 @@ def _fault(events: Events, sensor: Sensor | None) -> str:
         at = int(outside[0])
         return (
             f"{len(outside):,} of {len(t):,} events lie outside the sensor of {height} x {width} "
-            f"pixels, first x = {x[at]}, y = {y[at]}: another sensor's, or no events at all?"
+            f"pixels, first x = {x[at]}, y = {y[at]}: it is of another sensor, or no events"
         )
     if (is_back := t[1:] < t[:-1]).any():
         at = int(is_back.argmax())
@@ -100,7 +100,7 @@ def read_atis(path: Path, content: bytes) -> Events:
     (garrickorchard.com, event-Python; spikingjelly keeps it as an event).
     """
     if len(content) % 5:
-        raise ValueError(f"its {len(content):,} bytes are no events of 5 bytes; is it truncated?")
+        raise ValueError(f"its {len(content):,} bytes are no events of 5 bytes: it is truncated")
     from spikingjelly.datasets.utils import load_ATIS_bin
 
     found = load_ATIS_bin(path)
@@ -120,8 +120,8 @@ def read_aedat2(path: Path, content: bytes) -> Events:
     start = _after_header(content, "2.0")
     if (len(content) - start) % 8:
         raise ValueError(
-            f"its {len(content) - start:,} bytes of events are no events of 8 bytes; is it "
-            "truncated?"
+            f"its {len(content) - start:,} bytes of events are no events of 8 bytes: it is "
+            "truncated"
         )
     words = np.frombuffer(content, ">u4", offset=start)
     address, t = words[::2].astype(np.int32), words[1::2].astype(np.int64)
@@ -146,11 +146,11 @@ def read_aedat3(path: Path, content: bytes) -> Events:
     parts = []
     while start < len(content):
         if len(content) - start < PACKET.size:
-            raise ValueError("it breaks off in the header of a packet; is it truncated?")
+            raise ValueError("it breaks off in the header of a packet")
         kind, _, size, _, overflows, capacity, _, _ = PACKET.unpack_from(content, start)
         start += PACKET.size
         if len(content) - start < capacity * size:
-            raise ValueError("it breaks off in a packet; is it truncated?")
+            raise ValueError("it breaks off in a packet")
         if kind == POLARITY_EVENT:
             if size != 8:
                 raise ValueError(f"its polarity events have {size} bytes; they have 8")
@@ -175,7 +175,7 @@ def _after_header(content: bytes, version: str) -> int:
     while content[start : start + 1] == b"#":
         end = content.find(b"\n", start) + 1
         if not end:
-            raise ValueError("it breaks off in its header; is it truncated?")
+            raise ValueError("it breaks off in its header")
         line, start = content[start:end], end
         if line.startswith(b"#!END-HEADER"):
             break
