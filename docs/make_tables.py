@@ -39,7 +39,7 @@ from tser_cli.report.csv_files import (
     read_summary,
     read_table,
 )
-from tser_cli.settings.config import short_name
+from tser_cli.settings.names import short_name
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(
