@@ -169,6 +169,15 @@ def test_the_teacher_s_recipe_can_be_chosen(tmp_path: Path) -> None:
         teachers.teacher_config(make_config({"model.teacher_recipe": "mine"}))
 
 
+def test_a_student_that_leaves_its_stem_open_leaves_the_teacher_its_own(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('[model]\nstem = "medium"\n')
+    config = make_config({"model.teacher_recipe": str(recipe)})
+    assert teachers.teacher_config(config).model.stem == "medium"
+    small = config.updated({"model.stem": "small"})
+    assert teachers.teacher_config(small).model.stem == "small"
+
+
 @pytest.fixture
 def network() -> Network:
     """`network(spiking, made_for, classes)`: as it was read from the file x.pt."""

@@ -172,6 +172,8 @@ def teacher_config(config: Config) -> Config:
     name = config.model.teacher_recipe or registry.DATASETS[config.data.name].teacher_recipe
     flat = config.flat()
     shared = {key: flat[key] for key in keys_where(lambda policy: policy.teacher)}
+    if config.model.stem == "auto":  # the student leaves it open, as one with patches must
+        del shared["model.stem"]
     return recipe.resolve([recipe.read(name), recipe.Layer("student's settings", shared)])
 
 
