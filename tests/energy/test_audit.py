@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from tests.energy import foreign
 from tser_cli.energy.any_network.layouts import present
 from tser_cli.energy.audit import NOTE, Audit, audit, share
+from tser_cli.models.base import build_model
+from tser_cli.settings.config import NeuronConfig
 
 
 class Sound(nn.Module):
@@ -196,3 +198,24 @@ def test_a_network_of_our_own_passes(small_sew: nn.Module, exact_images: Any) ->
     result = audit(model, shown, 3, declared=model.input_kinds())
     assert found(result) == set()
     assert "causality" not in {name for name, _ in result.skipped}
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("ms_resnet_tiny", ["layer2.0.downsample.0", "layer3.0.downsample.0"]),
+        ("sdt_tiny", []),
+        ("qkformer_tiny", []),
+    ],
+)
+def test_shortcuts_that_read_potentials_are_named(name: str, layers: list[str]) -> None:
+    shape = {"channels": 1, "height": 8, "width": 8, "num_classes": 10}
+    network = build_model(name, neuron=NeuronConfig(), **shape)
+    for norm in network.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(norm.bias, 0.6, 1.4)
+    shown = present("inside", torch.randn(4, 1, 8, 8), 2, network)
+    found = [one for one in audit(network.eval(), shown, 2).findings if one.severity != NOTE]
+    real = [one for one in found if one.what == "calls met real values"]
+    assert [one.layer for one in real] == layers
+    assert {one.check for one in found} <= {"spike-driven inputs", "firing"}

@@ -27,6 +27,8 @@ from torch.overrides import TorchFunctionMode
 from tests.energy.foreign import if_node, over_steps
 from tser_cli.energy.any_network.layouts import present
 from tser_cli.energy.neurons import reset_states
+from tser_cli.models.base import build_model
+from tser_cli.settings.config import NeuronConfig
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm)
@@ -61,6 +63,8 @@ class Noted(TorchFunctionMode):
 
     def note(self, *operands: Tensor) -> None:
         """Note the operands of an operation of the module that is running."""
+        if operands[0].shape[:2] == (1, self.leading[1]) and self.leading[0] > 1:
+            operands = (operands[0][0],)  # one step that stands for all
         name = self.path[-1] or "(network)"
         uses = sum(one.partition("#")[0] == name for one in self.noted)
         name += f"#{uses + 1}" if uses and not self.loops else ""
@@ -272,6 +276,21 @@ def odd_convolutions(timesteps: int) -> nn.Module:
     )
 
 
+def student(name: str) -> nn.Module:
+    """One of those classes as a student of ours, which computes its stem once."""
+    shape = {"channels": 1, "height": 8, "width": 8, "num_classes": 5}
+    net = build_model(name, neuron=NeuronConfig(), **shape)
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.bias, 0.6, 1.4)
+    with torch.no_grad():
+        net.train()(torch.randn(8, 1, 8, 8), 2)
+    return net
+
+
+STUDENTS = ("ms_resnet_tiny", "spikformer_tiny", "sdt_tiny", "qkformer_tiny", "maxformer_tiny")
+
+
 @dataclass(frozen=True)
 class Elsewhere:
     """A network, how it is given its steps, the images that it takes, and its library."""
@@ -296,6 +315,10 @@ ZOO = {
     },
     "snntorch lstm": Elsewhere(ConvLSTM, "inside", library="snntorch", loops=True),
     "norse cells": Elsewhere(norse_cells, "stepwise", library="norse"),
+    **{
+        f"student {name}": Elsewhere(lambda t, name=name: student(name), "inside", (1, 8, 8))
+        for name in STUDENTS
+    },
     "u-net": Elsewhere(lambda t: UNet()),
     "odd convolutions": Elsewhere(odd_convolutions, "stepwise"),
 }

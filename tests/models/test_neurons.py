@@ -164,13 +164,15 @@ SERVED: list[dict[str, Any]] = [
     {"name": "if"},
     {"name": "if", "reset": "soft"},
     {"name": "if", "tau": 3.0, "decay_input": True},
+    {"decay_input": True},
+    {"decay_input": True, "reset": "soft", "detach_reset": True, "threshold": 0.4},
 ]
 LEFT: list[dict[str, Any]] = [
     {"backend": "spikingjelly"},
     {"name": "plif"},
     {"tau": 3.0},
     {"tau": 4.0},
-    {"decay_input": True},
+    {"tau": 4.0, "decay_input": True},
     {"reset_value": -0.1},
     {"surrogate": "atan"},
 ]

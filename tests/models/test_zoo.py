@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tser_cli.base.errors import ConfigError
 from tser_cli.engine.evaluation.early_exit import Stepper
 from tser_cli.models import zoo
-from tser_cli.models.base import Classifier, FeatureTap, stage_shapes
+from tser_cli.models.base import Classifier, FeatureTap, aligned, stage_shapes
+from tser_cli.models.integers import quantise, quantised
 from tser_cli.settings import recipe, registry
 from tser_cli.settings.config import Config, NeuronConfig, OwnSizes
 from tser_cli.settings.recipe import Layer, resolve
@@ -117,7 +119,15 @@ def test_stages_are_maps_with_time_folded(
     tap = FeatureTap(model)
     assert stage_shapes(model, tap, (1, 8, 8)) == maps
     model(torch.randn(2, 1, 8, 8), T)
-    assert [len(stage) for stage in tap.take()] == [T * 2] * len(maps)
+    stages = tap.take()
+    assert [len(stage) for stage in stages] == [T * 2] * len(maps)
+    # Beside a teacher of three stages with larger maps: the last ones, at the smaller size.
+    sizes = aligned(maps, [(16, 8, 8), (32, 4, 4), (64, 2, 2)])
+    assert sizes == [shape[1:] for shape in maps]
+    assert aligned(maps, [(64, 1, 1)]) == [(1, 1)]
+    tap.reduce([(1, 1)])
+    model(torch.randn(2, 1, 8, 8), T)
+    assert [stage.shape[1:] for stage in tap.take()] == [(maps[-1][0], 1, 1)]
 
 
 @pytest.mark.parametrize(
@@ -213,3 +223,29 @@ def test_such_a_student_brings_a_recipe_above_the_data_set_s() -> None:
     named = [Layer("command line", {"model.student": "sdt_tiny", "data.name": "mnist"})]
     assert recipe.defaults("student", named) == ["fashion-mnist/resnet18_tser", "students/tiny"]
     assert recipe.defaults("teacher", named) == ["fashion-mnist/resnet34_teacher"]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_all_layers_compute_with_rounded_weights(build: Build, name: str) -> None:
+    model, x = lively(build(name)), images(2)
+    by_hand, layers = copy.deepcopy(model), (nn.Conv1d, nn.Conv2d, nn.Linear)
+    for layer in by_hand.modules():
+        if isinstance(layer, layers):
+            layer.weight.data = quantised(layer.weight.detach(), 8)
+    names = model.state_dict().keys()
+    with torch.no_grad():
+        assert torch.equal(quantise(model, 8)(x, T), by_hand(x, T))
+    bits = {layer.bits for layer in model.modules() if isinstance(layer, layers)}
+    assert bits == {8}
+    assert model.state_dict().keys() == names
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_neurons_are_computed_by_our_code_where_it_gives_the_same(build: Build, name: str) -> None:
+    ours = lively(build(name))
+    theirs = build(name, neuron=NeuronConfig(backend="spikingjelly")).double().eval()
+    theirs.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        assert torch.equal(ours(images_NCHW := images(4), T), theirs(images_NCHW, T))
+    served = {m._fused is not None for m in ours.modules() if isinstance(m, zoo.LibraryNeuron)}
+    assert served == {name != "ms_resnet_tiny"}

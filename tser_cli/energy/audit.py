@@ -89,8 +89,9 @@ SWAPPED_MARGIN, SWAPPED_IMAGES = 0.2, 8  # wider than what labels fit by chance 
 MET = {REAL: "real values", SUMS: "sums of spikes", SIGNED: "signed spikes"}
 INPUT_ADVICE = {
     REAL: "something between the neurons and this layer makes real values of spikes (a pool, a "
-    "norm, a scale); until then it costs multiply-accumulates. Multiples of a constant c, as of an "
-    "average pool, become accumulates if they are summed, and the weights scaled by c",
+    "norm, a scale), or a shortcut passes membrane potentials by them; until then it costs "
+    "multiply-accumulates. Multiples of a constant c, as of an average pool, become accumulates if "
+    "they are summed, and the weights scaled by c",
     SUMS: "spikes are added before this layer; a chip of binary spikes can't compute it so",
     SIGNED: "spikes of -1 reach this layer; a chip of binary spikes can't compute it so",
 }

@@ -34,10 +34,12 @@ class Classifier(nn.Module):
     `stem_once` False computes the stem T times, as a plain SNN does. `save_memory` computes
     residual blocks (ResNet) or layers between pools (VGG) again for the backward pass.
     `norms_follow`: each norm is named right after the convolution whose output it reads.
+    `any_maps`: its stages are compared with maps of other sizes too, as tokens have them.
     """
 
     spiking: bool
     norms_follow = False
+    any_maps = False
     stem_once = True
     save_memory = False
 
@@ -286,6 +288,7 @@ class FeatureTap:
 
     def __init__(self, model: Classifier, names: tuple[str, ...] | None = None) -> None:
         self._kept: dict[str, Tensor] = {}
+        self._sizes: list[tuple[int, int]] = []
         self._names = model.stage_names() if names is None else names
         for name in self._names:
             model.get_submodule(name).register_forward_hook(self._keeper(name))
@@ -302,7 +305,14 @@ class FeatureTap:
         """Return the stages' outputs, first stage first; they are forgotten here."""
         features = tuple(self._kept[name] for name in self._names)
         self._kept.clear()  # or a whole step's maps would live on in memory until the next one
-        return features
+        if not self._sizes:
+            return features
+        chosen = features[-len(self._sizes) :]
+        return tuple(map(nn.functional.adaptive_avg_pool2d, chosen, self._sizes))
+
+    def reduce(self, sizes: list[tuple[int, int]]) -> None:
+        """From now on give the last stages alone, as many as there are sizes, averaged to these."""
+        self._sizes = sizes
 
 
 def neuron_names(model: nn.Module) -> tuple[str, ...]:
@@ -323,6 +333,15 @@ def firing_rates(spikes: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
 def over_time(features_TNCHW: Tensor, timesteps: int) -> Tensor:
     """Mean over time of time-folded features: [T * N, C, H, W] -> [N, C, H, W]."""
     return features_TNCHW.reshape(timesteps, -1, *features_TNCHW.shape[1:]).mean(0)
+
+
+def aligned(
+    shapes: list[tuple[int, int, int]], others: list[tuple[int, int, int]]
+) -> list[tuple[int, int]]:
+    """Return the (H, W) at which two networks' last stages can be compared: the smaller ones."""
+    count = min(len(shapes), len(others))
+    pairs = zip(shapes[-count:], others[-count:], strict=True)
+    return [(min(a[1], b[1]), min(a[2], b[2])) for a, b in pairs]
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ import copy
 from functools import lru_cache
 
 import torch
+from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,15 +44,15 @@ def quantise(model: Classifier, bits: int) -> Classifier:
         if not known and any(weight.ndim > 1 for weight in module.parameters(recurse=False)):
             raise ConfigError(
                 f"model.weight_bits: {name or 'the network'} ({type(module).__name__}) has weights "
-                "that can't be rounded; only those of nn.Conv2d and nn.Linear can. Use 32"
+                "that can't be rounded; only those of Conv1d, Conv2d and Linear can. Use 32"
             )
-    layers = [module for module in model.modules() if type(module) in QUANTISED]
-    for layer in layers:
-        edge = layer is layers[0] or layer is layers[-1]
+    chosen = [module for module in model.modules() if type(module) in QUANTISED]
+    for module in chosen:
+        edge = module is chosen[0] or module is chosen[-1]
         # the class alone: parameters, hooks and the optimizer's references stay
-        layer.__class__ = QUANTISED[type(layer)]
-        assert isinstance(layer, QuantisedConv2d | QuantisedLinear)
-        layer.bits = max(bits, EDGE_BITS) if edge else bits
+        module.__class__ = QUANTISED[type(module)]
+        assert isinstance(module, RoundedLayer)
+        module.bits = max(bits, EDGE_BITS) if edge else bits
     return model
 
 
@@ -60,6 +61,18 @@ class QuantisedConv2d(nn.Conv2d):
 
     bits: int
     weight_bytes = 1  # as they are stored for inference, those of 4 bits too
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = quantised(self.weight, self.bits)
+        result: Tensor = self._conv_forward(input, weight, self.bias)
+        return result
+
+
+class QuantisedConv1d(nn.Conv1d):
+    """The same in one dimension: over the tokens of a transformer."""
+
+    bits: int
+    weight_bytes = 1
 
     def forward(self, input: Tensor) -> Tensor:
         weight = quantised(self.weight, self.bits)
@@ -77,9 +90,26 @@ class QuantisedLinear(nn.Linear):
         return F.linear(input, quantised(self.weight, self.bits), self.bias)
 
 
+class QuantisedStepConv2d(layer.Conv2d, QuantisedConv2d):  # type: ignore[misc]
+    """spikingjelly's, which folds time and then computes as its second base does."""
+
+
+class QuantisedStepConv1d(layer.Conv1d, QuantisedConv1d):  # type: ignore[misc]
+    """The same in one dimension."""
+
+
+class QuantisedStepLinear(layer.Linear, QuantisedLinear):  # type: ignore[misc]
+    """The same of a linear layer."""
+
+
+RoundedLayer = QuantisedConv1d | QuantisedConv2d | QuantisedLinear
 QUANTISED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: QuantisedConv1d,
     nn.Conv2d: QuantisedConv2d,
     nn.Linear: QuantisedLinear,
+    layer.Conv1d: QuantisedStepConv1d,
+    layer.Conv2d: QuantisedStepConv2d,
+    layer.Linear: QuantisedStepLinear,
 }
 
 
@@ -90,11 +120,11 @@ def round_weights_(model: Classifier) -> None:
     For weights that were not trained quantised. Rounding them again changes nothing: the largest
     integer is met in every channel.
     """
-    for layer in model.modules():
-        if isinstance(layer, QuantisedConv2d | QuantisedLinear):
-            scale_O = best_scale(layer.weight, layer.bits)
-            rounded = integers_of(layer.weight, scale_O, layer.bits)
-            layer.weight.copy_(rounded * _by_channel(scale_O, layer.weight))
+    for module in model.modules():
+        if isinstance(module, RoundedLayer):
+            scale_O = best_scale(module.weight, module.bits)
+            rounded = integers_of(module.weight, scale_O, module.bits)
+            module.weight.copy_(rounded * _by_channel(scale_O, module.weight))
 
 
 def scale_of(weight: Tensor, bits: int) -> Tensor:

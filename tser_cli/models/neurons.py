@@ -153,29 +153,47 @@ PIECE = 2**18
 
 @dataclass(frozen=True)
 class Constants:
-    """Neuron constants. `leak`: what is left of the membrane potential after a step."""
+    """Neuron constants. `leak`: what is left of the membrane potential after a step.
+
+    `gain`: what the input counts times; where it is not 1, the leak is 1 - gain.
+    """
 
     leak: float
     threshold: float
     hard: bool
     detach_reset: bool
     alpha: float
+    gain: float = 1.0
 
 
 def constants(config: NeuronConfig) -> Constants | None:
-    """Return the constants of a neuron that this file can serve to the last bit, else None.
+    """Return the constants of a neuron that this file can serve to the last bit, else None."""
+    return constants_of(make_node(config)) if config.backend == "auto" else None
+
+
+def constants_of(node: nn.Module) -> Constants | None:
+    """Return the constants of a node of spikingjelly, None where this file can't serve it.
 
     leak * v + x rounds once where spikingjelly's v - v / tau + x rounds twice; only for a leak of
     1 or 1/2 is the product exact and the sum the same. All else is left to spikingjelly, as are a
     reset to anything but 0 and other surrogates.
     """
-    exact = config.name == "if" or (config.tau == 2.0 and not config.decay_input)
-    hard = config.reset == "hard"
-    served = config.name in ("if", "lif") and config.surrogate == "sigmoid"
-    if config.backend != "auto" or not (served and exact) or (hard and config.reset_value):
+    lif = type(node) is neuron.LIFNode
+    if not lif and type(node) is not neuron.IFNode:
         return None
-    leak = 1.0 if config.name == "if" else 0.5
-    return Constants(leak, config.threshold, hard, config.detach_reset, config.surrogate_alpha)
+    spiking: Any = node
+    if (lif and spiking.tau != 2.0) or spiking.v_reset not in (None, 0.0):
+        return None
+    if type(spiking.surrogate_function) is not surrogate.Sigmoid:
+        return None
+    return Constants(
+        leak=0.5 if lif else 1.0,
+        threshold=spiking.v_threshold,
+        hard=spiking.v_reset is not None,
+        detach_reset=spiking.detach_reset,
+        alpha=spiking.surrogate_function.alpha,
+        gain=0.5 if lif and spiking.decay_input else 1.0,
+    )
 
 
 def serves(x: Tensor) -> bool:
@@ -198,8 +216,10 @@ def one_step(x: Tensor, voltage: Tensor | None, neuron: Constants) -> tuple[Tens
     `voltage` None: nothing came before. Not differentiable.
     """
     charged = x.to(_wide(x))
-    if voltage is not None:
-        charged = torch.add(charged, voltage, alpha=neuron.leak)
+    if voltage is None:
+        charged = charged * neuron.gain if neuron.gain != 1.0 else charged
+    else:
+        charged = _charged(charged, voltage, neuron)
     fired = torch.ge(charged, neuron.threshold, out=torch.empty_like(charged))
     return fired.to(x.dtype), _reset(charged, fired, neuron)
 
@@ -218,7 +238,7 @@ class _Spikes(torch.autograd.Function):
 
     sg = alpha sigma (1 - sigma) at alpha (h - threshold); c_t = leak gh_{t+1}, c_T = 0;
     gh_t = g_t sg + c_t dv/dh, dv/dh = (1 - s) - h sg (hard), 1 - threshold sg (soft), less the
-    sg part where the reset is detached; gx_t = gh_t.
+    sg part where the reset is detached; gx_t = gain gh_t.
     """
 
     @staticmethod
@@ -246,7 +266,7 @@ def _charge(x_TM: Tensor, neuron: Constants, spikes_TM: Tensor) -> list[Tensor]:
     # Compare, reset, leak, add: spikingjelly's order of operations. Another rounds otherwise, and a
     # potential at the threshold then decides otherwise.
     wide = _wide(x_TM)
-    charged_T = [x_TM[0].to(wide)]
+    charged_T = [x_TM[0].to(wide) * neuron.gain if neuron.gain != 1.0 else x_TM[0].to(wide)]
     for t in range(len(x_TM)):
         if t < len(spikes_TM):
             fired = _wide_room(spikes_TM[t])
@@ -254,10 +274,16 @@ def _charge(x_TM: Tensor, neuron: Constants, spikes_TM: Tensor) -> list[Tensor]:
             _hand_over(fired, spikes_TM[t])
         if t < len(x_TM) - 1:
             voltage = _reset(charged_T[t], fired, neuron)
-            charged_T.append(
-                torch.add(x_TM[t + 1].to(wide), voltage, alpha=neuron.leak, out=voltage)
-            )
+            charged_T.append(_charged(x_TM[t + 1].to(wide), voltage, neuron))
     return charged_T
+
+
+def _charged(x_M: Tensor, voltage_M: Tensor, neuron: Constants) -> Tensor:
+    """Return the potential before the reset, in place of the one after the last."""
+    if neuron.gain == 1.0:
+        return torch.add(x_M, voltage_M, alpha=neuron.leak, out=voltage_M)
+    # v + (x - v) / tau, as spikingjelly computes it: x / tau + v / tau would round otherwise
+    return voltage_M.add_(x_M - voltage_M, alpha=neuron.gain)
 
 
 def _reset(charged_M: Tensor, fired_M: Tensor, neuron: Constants) -> Tensor:
@@ -288,9 +314,11 @@ def _charge_backward(x_TM: Tensor, grad_TM: Tensor, grad_x_TM: Tensor, neuron: C
         out.mul_(neuron.alpha)
         if carry is not None:
             out.add_(carry.addcmul_(carry, spikes_TM[t], value=-1.0) if neuron.hard else carry)
-        _hand_over(out, grad_x_TM[t])
         if t:
             carry = out * neuron.leak
+        if neuron.gain != 1.0:
+            out.mul_(neuron.gain)
+        _hand_over(out, grad_x_TM[t])
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from tser_cli.base.errors import ConfigError
 from tser_cli.models import sizes
 from tser_cli.models.base import Build, Classifier
-from tser_cli.models.neurons import SURROGATES, SpikingNeuron
+from tser_cli.models.neurons import SURROGATES, SpikingNeuron, constants_of
 from tser_cli.models.savings import as_of_copies, whole_numbers
 from tser_cli.settings.config import NeuronConfig
 
@@ -55,9 +55,9 @@ class LibraryNeuron(SpikingNeuron):
     call to the next, unless streaming.
     """
 
-    def __init__(self, node: nn.Module, shown: Shown) -> None:
+    def __init__(self, node: nn.Module, shown: Shown, backend: str) -> None:
         nn.Module.__init__(self)
-        self._hold(node, None)
+        self._hold(node, constants_of(node) if backend == "auto" else None)
         self._shown = shown
 
     def forward(self, x_TN: Tensor) -> Tensor:  # type: ignore[override]
@@ -76,6 +76,7 @@ class LibraryNetwork(Classifier):
     """
 
     spiking = True
+    any_maps = True
     head: nn.Module
     once: ClassVar[tuple[str, ...]]
     _shown: Shown
@@ -273,7 +274,7 @@ def _made(network: type[LibraryNetwork], build: Build, **arguments: Any) -> Clas
     for parent in list(made.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, library.BaseNode):
-                setattr(parent, name, LibraryNeuron(child, made._shown))
+                setattr(parent, name, LibraryNeuron(child, made._shown, build.neuron.backend))
     return made
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tser_cli.base.errors import CheckpointError, ConfigError
 from tser_cli.base.files import read_json
@@ -108,7 +108,7 @@ def calibrate_norms(model: Classifier, batches: Any, timesteps: int) -> None:
     They become the averages over `batches` of images [N, C, H, W]; all else is in eval mode.
     """
     model.eval()
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         # the statistics of the parent's weights would else be part of the average

@@ -209,11 +209,13 @@ def distillation(
                     f"method {name} compares features of stages, and the {role} names none: give "
                     "it a method stage_names(), or choose another method"
                 )
-        tap, task.teacher_tap = FeatureTap(student), FeatureTap(task.teacher)
-        task.adapters = make_adapters(
-            models.stage_shapes(student, tap, image_shape),
-            models.stage_shapes(task.teacher, task.teacher_tap, image_shape),
-        )
+        taps = tap, task.teacher_tap = FeatureTap(student), FeatureTap(task.teacher)
+        both = list(zip((student, task.teacher), taps, strict=True))
+        if student.any_maps:
+            sizes = models.aligned(*(models.stage_shapes(*one, image_shape) for one in both))
+            for one in taps:
+                one.reduce(sizes)
+        task.adapters = make_adapters(*(models.stage_shapes(*one, image_shape) for one in both))
     if config.has_energy_budget:
         task.budget = settle_budget(config, student, image_shape)
         meter = EnergyMeter(student, student.input_kinds() or {})
