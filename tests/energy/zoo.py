@@ -280,9 +280,11 @@ def student(name: str) -> nn.Module:
     """One of those classes as a student of ours, which computes its stem once."""
     shape = {"channels": 1, "height": 8, "width": 8, "num_classes": 5}
     net = build_model(name, neuron=NeuronConfig(), **shape)
-    for module in net.modules():
+    for place, module in net.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            nn.init.uniform_(module.bias, 0.6, 1.4)
+            module.momentum = None
+            # many queries, keys and values: few of their products would reach a threshold
+            nn.init.uniform_(module.bias, 0.6, 3.0 if "qkv" in place else 1.4)
     with torch.no_grad():
         net.train()(torch.randn(8, 1, 8, 8), 2)
     return net

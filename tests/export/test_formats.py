@@ -14,9 +14,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from tests.energy import zoo
 from tser_cli.base.errors import ExportError
 from tser_cli.export import consumers, formats
-from tser_cli.export.graph import Conv, Facts, Graph, trace
+from tser_cli.export.fixed_point import fixed_point
+from tser_cli.export.graph import Conv, Facts, Graph, Operation, trace
 from tser_cli.export.verify import compare, record
 from tser_cli.models.base import build_model
 from tser_cli.models.integers import quantise
@@ -177,3 +179,39 @@ def test_the_stem_without_a_pool_can_be_written_as_nir() -> None:
 def test_the_same_student_is_the_same_bytes(sew: Any) -> None:
     contents = {formats.content(sew.graph, "safetensors", False) for _ in range(4)}
     assert len(contents) == 1
+
+
+@pytest.mark.parametrize("name", zoo.STUDENTS)
+def test_products_of_spikes_are_computed_alike_elsewhere(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    model: Any = zoo.student(name).eval()
+    graph = trace(model, (1, 8, 8), replace(FACTS, model=name))
+    images_NCHW = torch.randn(6, 1, 8, 8)
+    truth = record(model, graph, images_NCHW)
+    assert all(spikes.any() for spikes in truth.spikes.values())
+    files = [("safetensors", "safetensors", False), ("onnx", "onnxruntime", False)]
+    files += [("onnx", "onnxruntime", True)] if name == "qkformer_tiny" else []
+    if name == "ms_resnet_tiny":
+        files += [("nir", "snntorch", False), ("nir", "spikingjelly", False)]
+    else:
+        refusal = r"NIR has no max pool, and .*\((patch_embed|stage)"
+        with pytest.raises(ExportError, match=refusal):
+            formats.content(graph, "nir", False)
+        tokens = [n for n in graph.nodes if isinstance(n, Operation) or _over_tokens(n)]
+        with pytest.raises(ExportError, match=f"NIR, as its readers .*{name}.*{tokens[0].name}"):
+            formats.check(replace(graph, nodes=(tokens[0],)))
+    for format_name, library, stateful in files:
+        path = tmp_path / "file"
+        path.write_bytes(formats.content(graph, format_name, stateful))
+        result = consumers.LIBRARIES[library](str(path), images_NCHW.numpy(), 2)
+        assert compare(truth, result.pop("logits_TNK"), result, 1e-5).holds(1e-5), library
+
+
+def _over_tokens(node: Any) -> bool:
+    return isinstance(node, Conv) and node.weight.ndim == 3
+
+
+def test_integer_potentials_are_refused_by_the_product_s_name() -> None:
+    model: Any = quantise(zoo.student("sdt_tiny"), 8)  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match=r"products or sums between them \(blocks.0.attn"):
+        fixed_point(trace(model.eval(), (1, 8, 8), FACTS))

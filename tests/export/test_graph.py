@@ -125,11 +125,11 @@ class Attention(nn.Module):
         return y.transpose(1, 2).reshape(x.shape)
 
 
-class Product(nn.Module):
-    """A product of two maps."""
+class Total(nn.Module):
+    """Each channel added to those before it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.matmul(x, x)
+        return x.cumsum(1)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ class Product(nn.Module):
         (nn.BatchNorm2d(16), r"avgpool.0 \(a batch norm that does not follow"),
         (nn.MaxPool2d(2, ceil_mode=True), r"avgpool.0 \(a max pool with ceil_mode"),
         (Attention(), r"the layer avgpool.0.attend \(MultiheadAttention\)"),
-        (Product(), r"the layer matmul \(matmul\)"),
+        (Total(), r"the layer avgpool.0.cumsum \(cumsum\)"),
     ],
 )
 def test_what_has_no_node_is_refused_by_name(small: Small, layer: nn.Module, said: str) -> None:

@@ -182,7 +182,13 @@ def safetensors_in_torch(path: str, images_NCHW: Any, timesteps: int) -> Result:
         values = {"input": torch.from_numpy(images_NCHW).double()}
         for node in nodes:
             # several inputs: their sum, there is no node for an addition
-            x = sum(values[source] for source in node["inputs"])
+            x, *other = (
+                sum(values[source] for source in read)
+                for read in node.get("operands", [node["inputs"]])
+            )
+            if node["type"] == "Operation":
+                values[node["name"]] = _operation(node, x, *other)
+                continue
             values[node["name"]] = _compute(node, x, constants, potentials)
             if node["type"] == "Neuron":
                 spikes.setdefault(node["name"], []).append(values[node["name"]].numpy() != 0)
@@ -213,8 +219,26 @@ def _compute(node: Any, x: Any, constants: dict[str, Any], potentials: dict[str,
     weight, bias = constants[f"{name}.weight"], constants[f"{name}.bias"]
     if kind == "Linear":
         return functional.linear(x, weight, bias)
+    convolve = functional.conv1d if weight.ndim == 3 else functional.conv2d
     sizes = (node["stride"], node["padding"], node["dilation"], node["groups"])
-    return functional.conv2d(x, weight, bias, *sizes)
+    return convolve(x, weight, bias, *sizes)
+
+
+def _operation(node: Any, x: Any, other: Any = None) -> Any:
+    """Return what a node of attention gives; see the file's `graph`."""
+    kind, sizes = node["kind"], node["sizes"]
+    whole = [int(size) for size in sizes]
+    if kind in ("matmul", "mul"):
+        return x @ other if kind == "matmul" else x * other
+    if kind == "scale":
+        return x * sizes[0]
+    if kind == "transpose":
+        return x.permute(*whole)
+    if kind == "slice":
+        return x.narrow(whole[0], whole[1], whole[2] - whole[1])
+    if kind in ("sum", "mean"):
+        x = x.sum(whole) if kind == "sum" else x.mean(whole)
+    return x.reshape(len(x), *node["shape"])
 
 
 def _only(values: Any) -> float:

@@ -35,7 +35,17 @@ from torch.nn import functional as F
 from tser_cli.base.errors import ExportError
 from tser_cli.export import graph as graphs
 from tser_cli.export.formats import Writer, conv_sizes, pool_sizes
-from tser_cli.export.graph import INPUT, Conv, Flatten, Graph, Linear, Neuron, Node, Pool
+from tser_cli.export.graph import (
+    INPUT,
+    Conv,
+    Flatten,
+    Graph,
+    Linear,
+    Neuron,
+    Node,
+    Operation,
+    Pool,
+)
 from tser_cli.export.verify import Recording
 
 Integers: TypeAlias = NDArray[np.int64]
@@ -115,6 +125,12 @@ def fixed_point(graph: Graph) -> FixedGraph:
             "integer potentials need integer weights, and those of this student are floating "
             "point: tser quantize RUN makes a run with integer ones"
         )
+    for node in graph.nodes:
+        if isinstance(node, Operation):
+            raise ExportError(
+                f"integer potentials are for networks of layers, and {graph.facts.model} has "
+                f"products or sums between them ({node.name}): export float potentials"
+            )
     whole: set[str] = set()
     readers: dict[str, list[Node]] = defaultdict(list)
     for node in graph.nodes:

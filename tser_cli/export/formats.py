@@ -26,7 +26,7 @@ from safetensors.numpy import save
 
 from tser_cli.base.errors import ExportError, unknown
 from tser_cli.export import graph as graphs
-from tser_cli.export.graph import INPUT, Conv, Flatten, Graph, Linear, Neuron, Node, Pool
+from tser_cli.export.graph import INPUT, Conv, Flatten, Graph, Linear, Neuron, Node, Operation, Pool
 
 FORMATS = ("nir", "onnx", "safetensors")
 FLOAT, INTEGER = "float", "integer"
@@ -116,6 +116,12 @@ def check(graph: Graph) -> None:
             raise ExportError(
                 f"NIR's neurons reset to a value, those of this student ({node.name}, ...) by "
                 "subtraction. Export to onnx, or distil with --set neuron.reset=hard"
+            )
+        if isinstance(node, Operation) or (isinstance(node, Conv) and node.weight.ndim != 4):
+            what = node.kind if isinstance(node, Operation) else "convolution over tokens"
+            raise ExportError(
+                f"NIR, as its readers take it, has no {what}, and {graph.facts.model} has one "
+                f"({node.name}). Export to onnx"
             )
         if isinstance(node, Conv) and node.groups != 1:
             raise ExportError(
@@ -232,8 +238,38 @@ class Writer:
         elif isinstance(node, Pool):
             kind = "MaxPool" if node.largest else "AveragePool"
             self.add(kind, [self.read(node, step)], output, **pool_sizes(node))
+        elif isinstance(node, Operation):
+            self._operation(node, step, output)
         else:
             self.add("Flatten", [self.read(node, step)], output, axis=1)
+
+    def _operation(self, node: Operation, step: int, output: str) -> None:
+        read = [self.total([self.name(one, step) for one in each]) for each in node.operands]
+        whole = np.array([int(size) for size in node.sizes])
+        if node.kind in ("matmul", "mul"):
+            self.add("MatMul" if node.kind == "matmul" else "Mul", read, output)
+        elif node.kind == "scale":
+            self.add("Mul", [*read, self.constant(f"{node.name}.factor", node.sizes[0])], output)
+        elif node.kind == "reshape":
+            shape = self.constant(f"{node.name}.shape", np.array([0, *node.shape]))
+            self.add("Reshape", [*read, shape], output)
+        elif node.kind == "transpose":
+            self.add("Transpose", read, output, perm=whole.tolist())
+        elif node.kind == "slice":
+            names = (f"{node.name}.{word}" for word in ("axis", "begin", "end"))
+            axis, begin, end = map(self.constant, names, whole.reshape(3, 1))
+            self.add("Slice", [*read, begin, end, axis], output)
+        elif node.kind == "sum":
+            axes = self.constant(f"{node.name}.axes", whole)
+            self.add("ReduceSum", [*read, axes], output, keepdims=self._keeps(node))
+        else:
+            axes_of_mean = whole.tolist()
+            self.add("ReduceMean", read, output, axes=axes_of_mean, keepdims=self._keeps(node))
+
+    def _keeps(self, node: Operation) -> int:
+        """Return whether a sum leaves its axes, of length 1."""
+        before = next(one for one in self._graph.nodes if one.name in node.operands[0])
+        return int(len(before.shape) == len(node.shape))
 
     def _neuron(self, node: Neuron, step: int) -> None:
         own, x = self.name(node.name, step), self.read(node, step)

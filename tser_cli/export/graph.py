@@ -4,7 +4,11 @@ One time step of a network is traced with torch.fx, and norms are folded. There 
 addition: a node with several inputs reads their sum, as in NIR. Nodes stand in the order in which
 they are computed. Constants are float64, so that folding a norm rounds at 2^-53; a format that
 wants float32 rounds once more, when it is written. What is not a convolution, a norm behind it, a
-linear layer, a pool, an addition or a spiking neuron has no node: an error names it.
+linear layer, a pool, an addition, a spiking neuron, or a product, a sum or another order of what
+these give has no node: an error names it.
+
+An axis of time, of one step, is left out wherever a network has it, so that every node gives
+[N, ...].
 """
 
 from __future__ import annotations
@@ -12,7 +16,6 @@ from __future__ import annotations
 import importlib
 import json
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -20,15 +23,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tser_cli.base.errors import ExportError
+from tser_cli.export.tracer import BATCH, PASSED_OVER, layer_name, traced, unsupported
 from tser_cli.models.base import Classifier
-from tser_cli.models.integers import QuantisedConv2d, QuantisedLinear, integers_of, scale_of
+from tser_cli.models.integers import RoundedLayer, integers_of, scale_of
 from tser_cli.models.neurons import SpikingNeuron
 from tser_cli.settings.plugins import last_line
 
 Array: TypeAlias = NDArray[np.float64]
 Pair: TypeAlias = tuple[int, int]
+Sizes: TypeAlias = tuple[int, ...]
 INPUT = "input"
 
 
@@ -53,13 +59,13 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Conv(Node):
-    """A 2-D convolution with its norm folded in: weight [O, I, H, W], bias [O]."""
+    """A convolution with its norm folded in: weight [O, I, H, W], or [O, I, L]; bias [O]."""
 
     weight: Array
     bias_O: Array
-    stride: Pair
-    padding: Pair
-    dilation: Pair
+    stride: Sizes
+    padding: Sizes
+    dilation: Sizes
     groups: int
     quantised: Quantised | None = None
 
@@ -86,6 +92,20 @@ class Pool(Node):
 @dataclass(frozen=True, eq=False)
 class Flatten(Node):
     """[C, H, W] -> [C * H * W]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Operation(Node):
+    """What attention is made of. `operands`: the names of the nodes whose sum each of them is.
+
+    `kind`, and the numbers in `sizes`: reshape (to `shape`); transpose (the order of the axes);
+    slice (an axis, from, to); matmul and mul (two operands), scale (by a number), sum and mean
+    (axes). Axes count from 0, the batch.
+    """
+
+    kind: str
+    operands: tuple[tuple[str, ...], ...]
+    sizes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,19 +227,8 @@ def trace(model: Classifier, image_shape: tuple[int, int, int], facts: Facts) ->
             f"{facts.model} computes all its time steps at once, and a file holds one, or each by "
             "itself: give it stem() and body() in place of forward() (tser_cli.models.base)"
         )
-    step = _OneStep(model).eval()
     try:
-        with torch.no_grad():
-            traced = fx.GraphModule(step, _Tracer().trace(step))
-            # before anything runs, so that the error names the layer
-            for call in traced.graph.find_nodes(op="call_module"):
-                module = traced.get_submodule(str(call.target))
-                if not isinstance(module, (*WITH_NODE, *PASSED_OVER, nn.BatchNorm2d)):
-                    raise _unsupported(f"{_name(call)} ({type(module).__name__})")
-            # run once, since torch.fx knows no shapes: pools and flattening need them
-            weight = next(step.parameters())
-            zeros = torch.zeros(1, *image_shape, dtype=weight.dtype, device=weight.device)
-            _Shapes(traced).run(zeros)
+        calls = traced(model, image_shape)
     except ExportError:
         raise
     except Exception as error:  # a network of the user's may do anything
@@ -227,60 +236,24 @@ def trace(model: Classifier, image_shape: tuple[int, int, int], facts: Facts) ->
             f"{facts.model} can't be written as a graph of layers: {last_line(error)}. Choose a "
             "residual, SEW or VGG student"
         ) from error
-    return Graph(image_shape, tuple(_Reader(traced).read()), facts)
+    return Graph(image_shape, tuple(_Reader(calls).read()), facts)
 
 
-WITH_NODE = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AdaptiveAvgPool2d, SpikingNeuron)
-PASSED_OVER = (nn.Identity, nn.Dropout)
 ADDITIONS = (operator.add, torch.add)
-
-
-class _OneStep(nn.Module):
-    """A time step of `model`: images -> logits."""
-
-    def __init__(self, model: Classifier) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        return self.model.body(self.model.begun(images_NCHW), 1)
-
-
-class _Tracer(fx.Tracer):
-    def call_module(
-        self,
-        m: nn.Module,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        # VGG groups its layers anew at each call; such a group has no name of its own
-        if not any(m is module for module in self.root.modules()):
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # fx takes torch's own layers for whole; of quantised ones, which are ours, it would trace
-        # the rounding of their weights
-        known = isinstance(m, SpikingNeuron | nn.Conv2d | nn.Linear)
-        return known or super().is_leaf_module(m, module_qualified_name)
-
-
-class _Shapes(fx.Interpreter):
-    """Notes the shape of every output, without the batch."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            n.meta["shape"] = tuple(result.shape[1:])
-        return result
+PRODUCTS = {
+    operator.matmul: "matmul",
+    torch.matmul: "matmul",
+    operator.mul: "mul",
+    torch.mul: "mul",
+}
+SAME_ORDER = ("flatten", "reshape", "view", "unflatten", "unsqueeze", "squeeze", "contiguous")
 
 
 class _Reader:
     """Turns traced calls into nodes. `_sources`: the nodes whose sum each call stands for."""
 
-    def __init__(self, traced: fx.GraphModule) -> None:
-        self._traced = traced
+    def __init__(self, calls: fx.GraphModule) -> None:
+        self._traced = calls
         self._nodes: dict[str, Node] = {}
         self._sources: dict[fx.Node, tuple[str, ...]] = {}
 
@@ -296,18 +269,18 @@ class _Reader:
 
     def _module(self, call: fx.Node) -> tuple[str, ...]:
         module = self._traced.get_submodule(str(call.target))
-        name, before = _name(call), call.all_input_nodes[0]
+        name, before = layer_name(str(call.target)), call.all_input_nodes[0]
         sources = self._sources[before]
         # a pool to the size that the map has already
         idle = isinstance(module, nn.AdaptiveAvgPool2d) and _shape(before) == _shape(call)
         if isinstance(module, PASSED_OVER) or idle:
             return sources
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, _BatchNorm):
             conv = self._nodes.get(sources[0])
             # what something else reads as well must stay without the norm
             alone = len(sources) == 1 and len(before.users) == 1
             if not alone or not isinstance(conv, Conv):
-                raise _unsupported(f"{name} (a batch norm that does not follow a convolution)")
+                raise unsupported(f"{name} (a batch norm that does not follow a convolution)")
             self._nodes[conv.name] = folded(conv, module)
             return sources
         self._nodes[name] = _node(module, name, sources, call)
@@ -315,22 +288,83 @@ class _Reader:
 
     def _function(self, call: fx.Node) -> tuple[str, ...]:
         operands = call.all_input_nodes
-        if call.target in ADDITIONS and len(operands) == 2:
+        target = call.target
+        word = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+        if target in ADDITIONS and len(operands) == 2:
             # no node for it: whoever reads the sum lists both
             first, second = (self._sources[operand] for operand in operands)
             # a node reads the sum of its sources, each of them once
             if set(first) & set(second):
-                raise _unsupported(f"{call.name} (it adds an output to itself)")
+                raise unsupported(f"{_name(call)} (it adds an output to itself)")
             return first + second
-        # from axis 1 on: the batch stays
-        if call.target in ("flatten", torch.flatten) and call.args[1:] == (1,):
-            name = call.name
-            self._nodes[name] = Flatten(name, self._sources[operands[0]], _shape(call))
-            return (name,)
-        raise _unsupported(f"{call.name} ({getattr(call.target, '__name__', call.target)})")
+        if word == "chunk":
+            return self._sources[operands[0]]  # its parts are taken one by one
+        name, after = _name(call), _shape(call)
+        if word in SAME_ORDER:
+            if _shape(operands[0]) == after:
+                return self._sources[operands[0]]
+            if len(after) == 1:
+                self._nodes[name] = Flatten(name, self._sources[operands[0]], after)
+                return (name,)
+        made = _operation(call, word)
+        if made is None:
+            raise unsupported(f"{name} ({word})")
+        kind, sizes = made
+        each = tuple(self._sources[operand] for operand in operands)
+        # of a product with itself both are the same
+        each *= 2 if kind in ("matmul", "mul") and len(each) == 1 else 1
+        inputs = tuple(dict.fromkeys(source for sources in each for source in sources))
+        self._nodes[name] = Operation(name, inputs, after, kind, each, sizes)
+        return (name,)
 
 
-def folded(conv: Conv, norm: nn.BatchNorm2d) -> Conv:
+def _operation(call: fx.Node, word: str) -> tuple[str, tuple[float, ...]] | None:
+    """Return the kind and the numbers of an `Operation`; None where a call is none."""
+    operands = call.all_input_nodes
+    if call.target in PRODUCTS:
+        other: list[Any] = [part for part in call.args if not isinstance(part, fx.Node)]
+        if not other:
+            return PRODUCTS[call.target], ()
+        return ("scale", (float(other[0]),)) if isinstance(other[0], int | float) else None
+    if word in SAME_ORDER:
+        return "reshape", ()
+    if call.target is operator.getitem:
+        return _part(call)
+    given: list[Any] = [*call.args[1:], *call.kwargs.values()]
+    axes: list[Any] = [
+        axis for part in given for axis in (part if isinstance(part, list | tuple) else [part])
+    ]
+    if word in ("transpose", "permute") and len(operands) == 1:
+        order = list(range(_value(operands[0]).ndim))
+        if word == "permute":
+            order = [axis % len(order) for axis in axes]
+        else:
+            first, second = (int(axis) % len(order) for axis in axes)
+            order[first], order[second] = order[second], order[first]
+        lead = _lead(operands[0])
+        fixed = order[:lead] == list(range(lead))
+        return ("transpose", (0, *(axis - lead + 1 for axis in order[lead:]))) if fixed else None
+    if word in ("sum", "mean") and len(operands) == 1:
+        numbers = [axis for axis in axes if type(axis) is int]
+        rank, lead = _value(operands[0]).ndim, _lead(operands[0])
+        moved = [axis % rank - lead + 1 for axis in numbers]
+        return (word, tuple(moved)) if moved and min(moved) > 0 else None
+    return None
+
+
+def _part(call: fx.Node) -> tuple[str, tuple[float, ...]] | None:
+    """Return the slice that a part of a `chunk` is."""
+    whole: Any = call.args[0]
+    place: Any = call.args[1]
+    if not isinstance(whole, fx.Node) or whole.target not in ("chunk", torch.chunk):
+        return None
+    parts, source = [_rest(part) or () for part in _value(whole)], whole.all_input_nodes[0]
+    axis = next(i for i, (a, b) in enumerate(zip(parts[0], _shape(source), strict=True)) if a != b)
+    begin = sum(part[axis] for part in parts[:place])
+    return "slice", (axis + 1, begin, begin + parts[place][axis])
+
+
+def folded(conv: Conv, norm: _BatchNorm) -> Conv:
     """gamma (W x + b - mean) / sqrt(var + eps) + beta, as a convolution."""
     assert norm.running_mean is not None and norm.running_var is not None
     factor_O = values(norm.weight) / np.sqrt(values(norm.running_var) + norm.eps)
@@ -339,7 +373,7 @@ def folded(conv: Conv, norm: nn.BatchNorm2d) -> Conv:
     if integers is not None:
         # the factor goes into the scale: integers stay those that were trained
         integers = replace(integers, scale_O=integers.scale_O * factor_O)
-    weight = conv.weight * factor_O[:, None, None, None]
+    weight = conv.weight * factor_O.reshape(-1, *(1 for _ in conv.weight.shape[1:]))
     return replace(conv, weight=weight, bias_O=bias_O, quantised=integers)
 
 
@@ -350,23 +384,23 @@ def values(tensor: Tensor) -> Array:
 
 def _node(module: nn.Module, name: str, sources: tuple[str, ...], call: fx.Node) -> Node:
     shape = _shape(call)
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
         if isinstance(module.padding, str) or module.padding_mode != "zeros":
-            raise _unsupported(f"{name} (padding {module.padding}, {module.padding_mode})")
-        sizes = (_pair(module.stride), _pair(module.padding), _pair(module.dilation))
+            raise unsupported(f"{name} (padding {module.padding}, {module.padding_mode})")
+        sizes = (tuple(module.stride), tuple(module.padding), tuple(module.dilation))
         weight, bias_O, integers = _weights_of(module)
         return Conv(name, sources, shape, weight, bias_O, *sizes, module.groups, integers)
     if isinstance(module, nn.Linear):
         return Linear(name, sources, shape, *_weights_of(module))
     if isinstance(module, nn.MaxPool2d):
         if module.ceil_mode or _pair(module.dilation) != (1, 1):
-            raise _unsupported(f"{name} (a max pool with ceil_mode or dilation)")
+            raise unsupported(f"{name} (a max pool with ceil_mode or dilation)")
         sizes = (_pair(module.kernel_size), _pair(module.stride), _pair(module.padding))
         return Pool(name, sources, shape, True, *sizes)
     if isinstance(module, nn.AdaptiveAvgPool2d):
         before, after = _shape(call.all_input_nodes[0])[1:], shape[1:]
         if any(old % new for old, new in zip(before, after, strict=True)):
-            raise _unsupported(f"{name} (an average pool from {before} to {after}: windows differ)")
+            raise unsupported(f"{name} (an average pool from {before} to {after}: windows differ)")
         # with windows that are all alike it is a plain pool, which every format has
         kernel = (before[0] // after[0], before[1] // after[1])
         return Pool(name, sources, shape, False, kernel, kernel, (0, 0))
@@ -382,10 +416,10 @@ def _node(module: nn.Module, name: str, sources: tuple[str, ...], call: fx.Node)
     return Neuron(name, sources, shape, kind, 1.0 - rate, gain, float(node.v_threshold), reset)
 
 
-def _weights_of(module: nn.Conv2d | nn.Linear) -> tuple[Array, Array, Quantised | None]:
+def _weights_of(module: nn.Conv1d | nn.Conv2d | nn.Linear) -> tuple[Array, Array, Quantised | None]:
     """Return the weights and biases that a layer computes with, and the integers behind them."""
     bias_O = np.zeros(len(module.weight)) if module.bias is None else values(module.bias)
-    if not isinstance(module, QuantisedConv2d | QuantisedLinear):
+    if not isinstance(module, RoundedLayer):
         return values(module.weight), bias_O, None
     scale_O = scale_of(module.weight, module.bits)
     integers = values(integers_of(module.weight, scale_O, module.bits))
@@ -394,10 +428,27 @@ def _weights_of(module: nn.Conv2d | nn.Linear) -> tuple[Array, Array, Quantised 
     return integers * by_channel, bias_O, held
 
 
+def _value(call: fx.Node) -> Any:
+    return call.meta["value"]
+
+
+def _lead(call: fx.Node) -> int:
+    """Return how many axes come first: the batch, or a step and the batch."""
+    return int(_value(call).ndim) - len(_shape(call))
+
+
 def _shape(call: fx.Node) -> tuple[int, ...]:
-    """Return the shape of a call's output, without the batch."""
-    shape: tuple[int, ...] = call.meta["shape"]
-    return shape
+    """Return the shape of a call's output, without a step and the batch."""
+    rest = _rest(_value(call))
+    if rest is None:
+        raise unsupported(f"{_name(call)} (it moves images to another axis)")
+    return rest
+
+
+def _rest(value: Tensor) -> tuple[int, ...] | None:
+    sizes = tuple(value.shape)
+    lead = 2 if sizes[:2] == (1, BATCH) else 1
+    return sizes[lead:] if sizes[lead - 1 : lead] == (BATCH,) else None
 
 
 def _pair(size: Any) -> Pair:
@@ -406,15 +457,10 @@ def _pair(size: Any) -> Pair:
 
 
 def _name(call: fx.Node) -> str:
-    return str(call.target).removeprefix("model.")
-
-
-def _unsupported(layer: str) -> ExportError:
-    return ExportError(
-        f"the layer {layer} can't be exported: the formats hold convolutions with a norm behind "
-        "them, linear layers, pools, additions and spiking neurons. Distil a residual, SEW or VGG "
-        "student instead"
-    )
+    """Return a name for what is no layer: that of the layer that it is in, and its own."""
+    stack = list(call.meta.get("nn_module_stack") or {})
+    inside = layer_name(stack[-1]) if len(stack) > 1 else ""
+    return f"{inside}.{call.name}" if inside else str(call.name)
 
 
 def needs(package: str, extra: str) -> Any:

@@ -144,6 +144,7 @@ def record(model: Classifier, graph: Graph, images_NCHW: Tensor) -> Recording:
     # float64: rounding then lies far below any distance to a threshold that is not a tie
     # with its norms unfolded: the folding is then checked as well
     twin = copy.deepcopy(model).double().cpu().eval()
+    twin.stem_once = False  # so that all neurons are fed with all steps
     steps = graph.facts.timesteps
     kept: dict[str, tuple[Tensor, Tensor]] = {}
     for name, module in twin.named_modules():
