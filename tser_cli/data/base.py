@@ -146,6 +146,10 @@ def load_dataset(config: DataConfig) -> Dataset:
         made = registry.load(entry.target)(config)
         if not isinstance(made, Dataset):
             raise DataError(f"its function returns {type(made).__name__}, not a Dataset")
+        if made.spec.frames and not entry.events:
+            raise DataError("its samples have a time axis: register it with events=True")
+        if made.spec.frames and config.frames not in (0, made.spec.frames):
+            raise DataError(f"its samples have {made.spec.frames} frames, not {config.frames}")
         for name, source in (("training", made.train), ("test", made.test)):
             if problem := _problem(source, made.spec):
                 raise DataError(f"its {name} images: {problem}")

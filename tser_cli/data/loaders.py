@@ -248,7 +248,7 @@ def _feed(pipeline: Pipeline, config: Config, workers: int, *, persistent: bool)
         return WorkerFeed(pipeline, workers=workers, pin=pin, persistent=persistent)
     if device_of(pipeline.source) == CPU:
         return LocalFeed(pipeline, pin=pin)
-    return LocalFeed(pipeline, pin=False, ahead=BLOCK // prod(pipeline.spec.image_shape))
+    return LocalFeed(pipeline, pin=False, ahead=BLOCK // prod(pipeline.spec.sample_shape))
 
 
 class LocalFeed:

@@ -31,6 +31,10 @@ class Classifier(nn.Module):
     (what is computed once an image, up to the first activation) and `body`; a network that has a
     `forward` of its own needs neither, and can then do without what rests on them.
 
+    Samples with a time axis are [N, T, C, H, W]: an SNN is shown one frame at each step, an ANN the
+    mean over time. `frames`: in how many an ANN's samples were when it was trained. Shown others,
+    it sees the sum over as many: of counts that is the same however a sample is divided.
+
     `stem_once` False computes the stem T times, as a plain SNN does. `save_memory` computes
     residual blocks (ResNet) or layers between pools (VGG) again for the backward pass.
     `norms_follow`: each norm is named right after the convolution whose output it reads.
@@ -38,6 +42,7 @@ class Classifier(nn.Module):
     """
 
     spiking: bool
+    frames = 0
     norms_follow = False
     any_maps = False
     stem_once = True
@@ -45,10 +50,13 @@ class Classifier(nn.Module):
 
     def forward(self, images_NCHW: Tensor, timesteps: int = 1) -> Tensor:
         if not self.spiking:
-            return self.body(self.stem(images_NCHW), 1)
+            return self.body(self.stem(self.mean_frame(images_NCHW)), 1)
+        # Frames differ from step to step: what is folded into the batch is then the samples' own.
+        if images_NCHW.dim() == 5:
+            folded = self.stem(time_first(images_NCHW, timesteps).flatten(0, 1))
         # Direct encoding shows the same image at every step, so that the stem gives the same too:
         # it is computed once, and its norm is told to count the images T times.
-        if self.stem_once:
+        elif self.stem_once:
             with as_of_copies(self.stem_norm(), timesteps if self.training else 1):
                 folded = repeated(self.stem(images_NCHW), timesteps)
         else:
@@ -56,6 +64,11 @@ class Classifier(nn.Module):
         # time is unfolded at the very end: what lies between is written for images alone
         logits = self.body(folded, timesteps)
         return logits.reshape(timesteps, -1, logits.shape[-1])
+
+    def mean_frame(self, images: Tensor) -> Tensor:
+        """Return what an ANN is shown: [N, C, H, W] as it is, of [N, T, C, H, W] the mean."""
+        # the sum first: of counts it is exact, and so the same for any T
+        return images.sum(1) / (self.frames or images.shape[1]) if images.dim() == 5 else images
 
     def stem(self, images_NCHW: Tensor) -> Tensor:
         """Membrane input of the first activation, [N, C, H, W]."""
@@ -104,6 +117,16 @@ class Classifier(nn.Module):
 def repeated(x: Tensor, timesteps: int) -> Tensor:
     """[N, ...] -> [T * N, ...], the same at every time step."""
     return x.repeat(timesteps, *(1 for _ in x.shape[1:]))
+
+
+def time_first(frames_NTCHW: Tensor, timesteps: int) -> Tensor:
+    """[N, T, C, H, W] -> [T, N, C, H, W]. Raises ConfigError for another T than `timesteps`."""
+    if frames_NTCHW.shape[1] != timesteps:
+        raise ConfigError(
+            f"samples of {frames_NTCHW.shape[1]} frames were shown for {timesteps} time steps; "
+            "there must be as many: model(frames, timesteps=T)"
+        )
+    return frames_NTCHW.transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -189,19 +212,23 @@ class OwnNetwork(Classifier):
     """A module of your own with the face of our networks.
 
     A spiking one is called as `module(images, timesteps)` and returns logits [T, N, K]; an ANN is
-    called as `module(images)` and returns [N, K]. Methods that compare features need a method
+    called as `module(images)` and returns [N, K]. Samples with a time axis come as
+    [N, T, C, H, W] to the first, and as their mean over time to the second, unless `as_given`:
+    what your own loaders give is not changed. Methods that compare features need a method
     `stage_names()` of the module: the submodules that end its stages, whose outputs are
     [T * N, C, H, W] with time outermost. `input_kinds()` of the module is asked too.
     """
 
-    def __init__(self, module: nn.Module, spiking: bool) -> None:
+    def __init__(self, module: nn.Module, spiking: bool, as_given: bool = False) -> None:
         super().__init__()
         self.module = module
         self.spiking = spiking
+        self._as_given = as_given
 
     def forward(self, images_NCHW: Tensor, timesteps: int = 1) -> Tensor:
         if not self.spiking:
-            return self._checked(self.module(images_NCHW), 2, "[N, K]")
+            shown = images_NCHW if self._as_given else self.mean_frame(images_NCHW)
+            return self._checked(self.module(shown), 2, "[N, K]")
         logits_TNK = self._checked(self.module(images_NCHW, timesteps), 3, "[T, N, K]")
         if logits_TNK.shape[:2] != (timesteps, len(images_NCHW)):
             raise ConfigError(
@@ -346,13 +373,13 @@ def aligned(
 
 @torch.no_grad()
 def stage_shapes(
-    model: Classifier, tap: FeatureTap, image_shape: tuple[int, int, int]
+    model: Classifier, tap: FeatureTap, sample_shape: tuple[int, ...], timesteps: int
 ) -> list[tuple[int, int, int]]:
-    """(C, H, W) of each stage's output for images of `image_shape`; the mode is put back."""
+    """(C, H, W) of each stage's output for samples of that shape; the mode is put back."""
     # eval mode: a pass over zeros would move the norms' running statistics
     was_training = model.training
     device = next(model.parameters()).device
-    model.eval()(torch.zeros(1, *image_shape, device=device), 1)
+    model.eval()(torch.zeros(1, *sample_shape, device=device), timesteps)
     model.train(was_training)
     return [(int(f.shape[1]), int(f.shape[2]), int(f.shape[3])) for f in tap.take()]
 

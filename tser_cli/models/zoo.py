@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from tser_cli.base.errors import ConfigError
 from tser_cli.models import sizes
-from tser_cli.models.base import Build, Classifier
+from tser_cli.models.base import Build, Classifier, time_first
 from tser_cli.models.neurons import SURROGATES, SpikingNeuron, constants_of
 from tser_cli.models.savings import as_of_copies, whole_numbers
 from tser_cli.settings.config import NeuronConfig
@@ -83,10 +83,13 @@ class LibraryNetwork(Classifier):
 
     def forward(self, images_NCHW: Tensor, timesteps: int = 1) -> Tensor:
         self._shown.timesteps = timesteps
-        copies = timesteps if self.training and self.stem_once else 1
         x_TNCHW = images_NCHW[None]
-        if not self.stem_once:
+        if images_NCHW.dim() == 5:  # frames, which differ from step to step
+            x_TNCHW = time_first(images_NCHW, timesteps)
+        elif not self.stem_once:
             x_TNCHW = x_TNCHW.expand(timesteps, *images_NCHW.shape)
+        # what is computed once counts as T copies
+        copies = timesteps // len(x_TNCHW) if self.training else 1
         with ExitStack() as stack:
             for name in self.once:
                 stack.enter_context(as_of_copies(self.get_submodule(name), copies))

@@ -79,8 +79,9 @@ class DataConfig(Section):
 
     `frames`: into how many each sample of an event camera is divided, by equal spans of "time" or
     by equal "number"s of events (`frames_by`); 0 for images, and for an npz of frames, which has
-    its own. `split` of cifar10-dvs: numbers 0 to 99 of each class are for testing ("first"), or a
-    `test_fraction` of each ("random").
+    its own. A network is shown one at each time step, so that this and `model.timesteps` are one
+    number, whichever is stated. `split` of cifar10-dvs: numbers 0 to 99 of each class are for
+    testing ("first"), or a `test_fraction` of each ("random").
     """
 
     name: Annotated[str, _known("data set"), TEACHER_S] = "digits"
@@ -393,6 +394,7 @@ class PerformanceConfig(Section):
 
 METHOD = "method.name"
 STUDENT = "model.student"
+FRAMES, TIMESTEPS = "data.frames", "model.timesteps"  # of events one number
 EPOCHS = "training.epochs"
 # What a weight adds to a method that would go without it, as results then name the method.
 ADDED = {"entropy": "entropy_weight", "rate": "rate_weight"}

@@ -90,6 +90,7 @@ def resolve(layers: Iterable[Layer]) -> Config:
                 problems.append(partial(_unusable, layer.source, key, value, method, student))
             else:
                 merged[key], origin[key] = value, layer.source
+    _as_many_frames(layers, merged, origin)
     try:
         config = Config.model_validate(split(merged))
     except ValidationError as error:
@@ -100,6 +101,24 @@ def resolve(layers: Iterable[Layer]) -> Config:
         more = len(problems) - len(told)
         raise ConfigError("\n".join([*told, *([f"and {more:,} more problems"] if more else [])]))
     return config
+
+
+def _as_many_frames(
+    layers: Iterable[Layer], merged: dict[str, Any], origin: dict[str, str]
+) -> None:
+    """Of events, make data.frames and model.timesteps what the uppermost layer says of either.
+
+    Where it names both, the time steps count.
+    """
+    entry = registry.DATASETS.get(str(merged.get("data.name", DATASET)))
+    both = (settings.FRAMES, settings.TIMESTEPS)
+    stated = [key for layer in layers for key in both if key in layer.values]
+    if entry is None or not entry.events or not stated:
+        return
+    key = stated[-1]
+    if merged[key] != 0:  # frames of 0: the data will say
+        for one in both:
+            merged[one], origin[one] = merged[key], origin[key]
 
 
 def chosen_method(layers: Iterable[Layer]) -> str:

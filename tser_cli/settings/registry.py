@@ -113,7 +113,13 @@ DATASETS: dict[str, DatasetEntry] = {
     "npz": DatasetEntry("tser_cli.data.own:npz", own_images=True),
     # whatever lies in the folder in the sets' formats, a part of them or simulated events too
     **{
-        name: DatasetEntry(f"tser_cli.data.events:{load}", own_images=True, events=True)
+        name: DatasetEntry(
+            f"tser_cli.data.events:{load}",
+            f"{name}/resnet20_teacher",
+            f"{name}/sew_resnet20_tser",
+            own_images=True,
+            events=True,
+        )
         for name, load in (
             ("n-mnist", "n_mnist"),
             ("cifar10-dvs", "cifar10_dvs"),

@@ -19,6 +19,7 @@ from tser_cli.engine.training.budget import profile_of
 from tser_cli.engine.training.run import row_labels
 from tser_cli.report import csv_files, figures, statistics
 from tser_cli.settings import fields, options
+from tser_cli.settings.config import FRAMES
 
 MAX_TIMESTEPS = 1024  # more fit no memory, and a mistyped number would take days
 SPLITS: dict[str, Split] = {"test": "test", "validation": "validation", "train": "train"}
@@ -51,14 +52,16 @@ def evaluate_run(request: options.EvaluateRequest) -> EvaluateResult:
     """Evaluate all steps in one pass and write the tables; return what they hold.
 
     An SNN is causal: its logits at step t are the same for any T >= t. So one pass with the largest
-    T gives the accuracy for every smaller one. Raises ConfigError, RunError, CheckpointError or
+    T gives the accuracy for every smaller one. Samples with a time axis are divided anew into as
+    many frames as the largest T. Raises ConfigError, RunError, CheckpointError or
     DataError.
     """
     rules, budget = _check(request)  # before a network is loaded and images are read
     exits = bool(rules) or budget is not None
-    opened = open_finished(
-        select_run(request.run, request.runs_dir), request.changes, request.progress
-    )
+    run, changes = select_run(request.run, request.runs_dir), request.changes
+    if request.timesteps and run.kind == "student" and run.config().data.frames:
+        changes[FRAMES] = max(parse_timesteps(request.timesteps, 0))
+    opened = open_finished(run, changes, request.progress)
     model, context, split = opened.loaded.model, opened.context, SPLITS[request.split]
     steps = _steps(opened, request, exits)
     # operations are counted only where early exit is priced: counting makes a pass slower
@@ -223,7 +226,7 @@ def _can_write(opened: FinishedRun, request: options.EvaluateRequest, stem: str)
 
 def _stem(opened: FinishedRun, request: options.EvaluateRequest, steps: list[int]) -> str:
     """Name the table: the run's own is written again only by a measurement as at its end."""
-    trained = opened.config.model.timesteps if opened.loaded.model.spiking else 1
+    trained = opened.run.config().model.timesteps if opened.loaded.model.spiking else 1
     # bf16, or images from elsewhere, measure something else than the end of the training did
     changed = any(request.changes.get(key) for key in ("training.precision", "data.dir"))
     if request.split == "test" and steps == list(range(1, trained + 1)) and not changed:

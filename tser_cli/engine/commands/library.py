@@ -32,7 +32,7 @@ from tser_cli.engine.training.run import MEASURED, recording_end, write_energy
 from tser_cli.engine.training.task import Task, distillation
 from tser_cli.models.base import OwnNetwork
 from tser_cli.report.csv_files import per_timestep_csv
-from tser_cli.settings import plugins, recipe
+from tser_cli.settings import plugins, recipe, registry
 from tser_cli.settings.config import AUTO, Config, method_label
 from tser_cli.settings.options import DistillRequest, EvaluateRequest, options_of
 from tser_cli.settings.plugins import last_line
@@ -59,6 +59,9 @@ def distill(
     Interrupted where a signal stopped it (the state is saved).
     """
     usual = {"timesteps": 2, "dataset": "digits", "method": "tser"}
+    entry = registry.DATASETS.get(str(options.get("dataset")))
+    if entry is not None and entry.events:
+        del usual["timesteps"]  # their frames say how many
     named = {"teacher": str(teacher), "student": student}
     request = _request(DistillRequest, {**usual, **named, **options})
     # TSER_* variables are of the command line: a script says all that it means
@@ -116,7 +119,7 @@ def distill_networks(
     runtime = make_runtime(config.training, channels_last=False)
     seed_everything(config.training.seed, config.training.deterministic)
     batches, test_batches = OwnLoader(train), OwnLoader(test)
-    own_teacher = None if teacher is None else OwnNetwork(teacher, spiking=False)
+    own_teacher = None if teacher is None else OwnNetwork(teacher, False, as_given=True)
     own_student = _forgetting(student)
     for network in filter(None, (own_student, own_teacher)):
         runtime.place(network)

@@ -238,6 +238,8 @@ class Stepper:
         self._model = model
         self._neurons = [m for m in model.modules() if isinstance(m, SpikingNeuron)]
         self._current: Tensor | None = None
+        # those still to be shown, each [N, C, H, W], where samples have a time axis
+        self._frames: list[Tensor] | None = None
 
     def __enter__(self) -> Stepper:
         self._stream(True)
@@ -251,12 +253,18 @@ class Stepper:
             neuron.set_streaming(streaming)
 
     def start(self, images_NCHW: Tensor) -> None:
-        """Begin with new images; the stem is computed once, every membrane starts anew."""
+        """Begin with new images; every membrane starts anew.
+
+        The stem is computed once, or of samples [N, T, C, H, W] at each step.
+        """
         self._stream(True)
-        self._current = self._model.begun(images_NCHW)
+        self._frames = list(images_NCHW.unbind(1)) if images_NCHW.dim() == 5 else None
+        self._current = self._model.begun(images_NCHW) if self._frames is None else None
 
     def step(self) -> Tensor:
         """Logits [N, K] of the next time step, for the images that are left."""
+        if self._frames is not None:
+            self._current = self._model.begun(self._frames.pop(0))
         assert self._current is not None, "start() comes first"
         # one step: the neurons remember, and see no axis of time
         return self._model.body(self._current, 1)
@@ -265,6 +273,8 @@ class Stepper:
         """Continue with the chosen images: those where a mask is true, or those at these places."""
         assert self._current is not None, "start() comes first"
         self._current = self._current[chosen]
+        if self._frames is not None:
+            self._frames = [frame[chosen] for frame in self._frames]
         for neuron in self._neurons:
             neuron.keep(chosen)
 

@@ -70,15 +70,17 @@ def check_contract(name: str, model: Classifier, spec: DataSpec, timesteps: int)
     and layers that it declares to be fed with spikes, or sums of them, are so by its structure.
     The model stays as it is, and no random numbers are drawn.
     """
-    shown = f"network {name}, shown {IMAGES} images of {spec.channels} x {spec.height} x " + (
-        f"{spec.width} for {timesteps} time steps" if model.spiking else f"{spec.width}"
-    )
+    size = " x ".join(map(str, spec.sample_shape))
+    shown = f"network {name}, shown {IMAGES} {'samples' if spec.frames else 'images'} of {size}"
+    shown += f" for {timesteps} time steps" if model.spiking else ""
     with torch.random.fork_rng(devices=[]):
         # the same images each time: whether a network is accepted is no matter of chance
         torch.manual_seed(0)
         # a copy: what is tried leaves gradients and running statistics behind
         tried = copy.deepcopy(model).cpu().eval()
-        images_NCHW = torch.rand(IMAGES, *spec.image_shape)
+        images_NCHW = torch.rand(IMAGES, *spec.sample_shape)
+        if spec.frames:  # counts
+            images_NCHW = (4 * images_NCHW).floor()
         try:
             problem = _problem(tried, images_NCHW, timesteps, spec.num_classes)
             problem = problem or _norms_problem(tried, images_NCHW, timesteps)
@@ -214,6 +216,7 @@ def build(name: str, spec: DataSpec, config: Config, spiking: bool) -> Classifie
     # afterwards, as attributes: they change how it is computed, not what it is
     model.stem_once = config.performance.stem_once
     model.save_memory = config.performance.save_memory
+    model.frames = 0 if spiking else spec.frames
     model = quantise(model, config.model.weight_bits) if spiking else model
     if not registry.is_built_in(registry.MODELS[name].target):
         check_contract(name, model, spec, config.model.timesteps if spiking else 1)
@@ -242,6 +245,8 @@ def write(path: Path, model: Classifier, name: str, spec: DataSpec, config: Conf
         "neuron": config.model_dump(mode="json")["neuron"] if spiking else None,
         "timesteps": config.model.timesteps if spiking else 1,
     }
+    if model.frames:
+        description["frames"] = model.frames
     if spiking and config.model.weight_bits != FLOAT_BITS:
         description["weight_bits"] = config.model.weight_bits
     if config.training.ema_decay:
@@ -322,6 +327,7 @@ def _described_network(described: dict[str, Any]) -> Classifier:
         stem=settings.stem,
         settings=settings,
     )
+    model.frames = int(described.get("frames", 0))
     # only a student with integer weights says so
     bits = {"weight_bits": described.get("weight_bits", FLOAT_BITS)}
     return quantise(model, ModelConfig.model_validate(bits).weight_bits)
@@ -372,7 +378,8 @@ def check_network(loaded: Loaded, role: str, spec: DataSpec) -> None:
     was_training = loaded.model.training
     device = next((value.device for value in loaded.model.parameters()), torch.device("cpu"))
     try:
-        logits = loaded.model.eval()(torch.zeros(1, *spec.image_shape, device=device))
+        shown = torch.zeros(1, *spec.sample_shape, device=device)
+        logits = loaded.model.eval()(shown, spec.frames or 1)
     except TserError:
         raise
     # its maps become too small, or a network of the user's fails

@@ -54,12 +54,6 @@ def prepare(config: Config, progress: Progress) -> Context:
     runtime = make_runtime(config.training, config.performance.channels_last)
     # Rank 0 downloads what is missing; the others then find it.
     dataset = runtime.main_first(lambda: load_dataset(config.data))
-    if dataset.spec.frames:
-        raise DataError(
-            f"the samples of {dataset.spec.name} have a time axis: they are "
-            f"{list(dataset.spec.sample_shape)}. Networks take images alone so far; "
-            "tser_cli.data.base.load_dataset gives the frames"
-        )
     return Context(config, dataset, runtime, progress if runtime.is_main else Silent())
 
 

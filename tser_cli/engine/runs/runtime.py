@@ -70,8 +70,10 @@ class Runtime:
         return model.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
 
     def images(self, images_NCHW: Tensor) -> Tensor:
-        """Move a batch of images to the device."""
-        return images_NCHW.to(self.device, non_blocking=True, memory_format=self.memory_format)
+        """Move a batch of images, or of samples with a time axis, to the device."""
+        # the layout is one of four axes: frames get it where they are folded into the batch
+        layout = self.memory_format if images_NCHW.dim() == 4 else torch.contiguous_format
+        return images_NCHW.to(self.device, non_blocking=True, memory_format=layout)
 
     @contextmanager
     def autocast(self) -> Iterator[None]:

@@ -49,9 +49,7 @@ class EnergyBudget:
     profile: prices.Profile
 
 
-def settle_budget(
-    config: Config, model: Classifier, image_shape: tuple[int, int, int]
-) -> EnergyBudget:
+def settle_budget(config: Config, model: Classifier, sample_shape: tuple[int, ...]) -> EnergyBudget:
     """Return the budget of `config.energy`.
 
     Raises ConfigError where `model` can't be held to it: for a budget below what costs energy
@@ -65,11 +63,12 @@ def settle_budget(
     if config.performance.compile == "on":
         raise ConfigError("energy.budget does not go with performance.compile = on; leave it off")
     profile, text, timesteps = profile_of(config), config.energy.budget, config.model.timesteps
-    # One black image, in eval mode: what costs energy without a spike does not depend on the data.
+    # One black image, or a sample without events, in eval mode: what costs energy without a spike
+    # does not depend on the data.
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     with torch.no_grad(), counting_of(model, timesteps) as counter:
-        model(torch.zeros(1, *image_shape, device=device), timesteps)
+        model(torch.zeros(1, *sample_shape, device=device), timesteps)
     model.train(was_training)
     counts = counter.counts()
     macs, most = int(operations(counts)[0].sum()), ann_macs(counts) * profile.mac_pj

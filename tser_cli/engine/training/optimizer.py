@@ -113,7 +113,7 @@ class QuickSGD(torch.optim.SGD):
 
 
 def share_gradients(
-    network: nn.Module, runtime: Runtime, image_shape: tuple[int, int, int], timesteps: int
+    network: nn.Module, runtime: Runtime, sample_shape: tuple[int, ...], timesteps: int
 ) -> nn.Module:
     """`network` wrapped so that gradients are means over all processes; itself where alone.
 
@@ -127,7 +127,7 @@ def share_gradients(
         # spikingjelly's step mode would be.
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     wrapped: nn.Module = runtime.accelerator.prepare_model(network)
-    stabilise_ddp_buckets(wrapped, runtime, torch.zeros(2, *image_shape), timesteps)
+    stabilise_ddp_buckets(wrapped, runtime, torch.zeros(2, *sample_shape), timesteps)
     return wrapped
 
 

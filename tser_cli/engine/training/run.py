@@ -82,7 +82,7 @@ def student_task(context: Context, teacher: networks.Loaded | None) -> Task:
     if teacher is not None:
         # first, since folding makes a copy: that has to be on the device too
         context.runtime.place(teacher.model)
-    return distillation(model, teacher.model if teacher else None, config, spec.image_shape)
+    return distillation(model, teacher.model if teacher else None, config, spec.sample_shape)
 
 
 @contextmanager
@@ -203,7 +203,7 @@ def train(task: Task, context: Context, run: folder.Run, stop: StopRequest) -> l
     # DDP wraps what is compiled, and after the teacher's logits: their batches have another size,
     # for which the teacher would be compiled once more.
     compile_networks(task, config, runtime.device)
-    shape = context.dataset.spec.image_shape
+    shape = context.dataset.spec.sample_shape
     task.network = share_gradients(network, runtime, shape, task.timesteps)
     context.progress.say(announcement(config, task.model.spiking, loader))
     for note in task.model.notes():

@@ -34,7 +34,7 @@ from tser_cli.engine.training.task import Task
 from tser_cli.models.savings import keeping
 from tser_cli.report.words import counted
 from tser_cli.settings import registry
-from tser_cli.settings.config import AUTO, FLOAT_BITS, Config
+from tser_cli.settings.config import AUTO, FLOAT_BITS, FRAMES, TIMESTEPS, Config
 
 FP32, BF16 = "fp32", "bf16"
 # What a run may leave open when it begins, and the value that says so.
@@ -56,7 +56,10 @@ def settle(kind: str, config: Config, options: Options) -> Context:
         context.progress.say("; ".join(f"{key}: {value}" for key, value in facts.items()))
     # before a step of training: else damaged test images are met after the last one
     context.runtime.on_main(lambda: check_files(context.dataset))
-    if measured := dict(context.dataset.measured):
+    measured, spec = dict(context.dataset.measured), context.dataset.spec
+    if spec.frames and not context.config.data.frames:
+        measured |= {FRAMES: spec.frames, TIMESTEPS: spec.frames}
+    if measured:
         found = ", ".join(f"{key} = {value}" for key, value in measured.items())
         context.progress.say(f"measured on the training images: {found}")
         context = replace(context, config=context.config.updated(measured))
@@ -183,7 +186,7 @@ def bf16_over_fp32(kind: str, context: Context) -> float:
 
     def step(images: int, precision: str) -> float:
         began = time.process_time()
-        images_NCHW = runtime.images(torch.zeros(images, *spec.image_shape))
+        images_NCHW = runtime.images(torch.zeros(images, *spec.sample_shape))
         labels = torch.zeros(images, dtype=torch.int64, device=runtime.device)
         with torch.autocast(runtime.device.type, torch.bfloat16, enabled=precision == BF16):
             logits = model(images_NCHW, config.model.timesteps).float()
@@ -274,7 +277,7 @@ def bytes_an_image(task: Task, context: Context) -> float:
 def kept_bytes(task: Task, context: Context, images: int) -> int:
     """Bytes that a training step on `images` keeps for backward; the network stays as it was."""
     runtime, spec = context.runtime, context.dataset.spec
-    images_NCHW = runtime.images(torch.zeros(images, *spec.image_shape))
+    images_NCHW = runtime.images(torch.zeros(images, *spec.sample_shape))
     labels_N = torch.zeros(images, dtype=torch.int64, device=runtime.device)
     sizes: dict[int, int] = {}
     before = {name: value.clone() for name, value in task.network.state_dict().items()}

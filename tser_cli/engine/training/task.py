@@ -178,7 +178,7 @@ def distillation(
     student: Classifier,
     teacher: Classifier | None,
     config: Config,
-    image_shape: tuple[int, int, int],
+    sample_shape: tuple[int, ...],
 ) -> Task:
     """Train an SNN by the recipe's method; the teacher is frozen and in eval mode.
 
@@ -211,26 +211,27 @@ def distillation(
                 )
         taps = tap, task.teacher_tap = FeatureTap(student), FeatureTap(task.teacher)
         both = list(zip((student, task.teacher), taps, strict=True))
+        shown = (sample_shape, task.timesteps)
         if student.any_maps:
-            sizes = models.aligned(*(models.stage_shapes(*one, image_shape) for one in both))
+            sizes = models.aligned(*(models.stage_shapes(*one, *shown) for one in both))
             for one in taps:
                 one.reduce(sizes)
-        task.adapters = make_adapters(*(models.stage_shapes(*one, image_shape) for one in both))
+        task.adapters = make_adapters(*(models.stage_shapes(*one, *shown) for one in both))
     if config.has_energy_budget:
-        task.budget = settle_budget(config, student, image_shape)
+        task.budget = settle_budget(config, student, sample_shape)
         meter = EnergyMeter(student, student.input_kinds() or {})
     task.network = prepared(Trainee(student, task.adapters, tap, neurons, meter), config)
     if not registry.is_built_in(registry.METHODS[name].target):
-        check_method(task, image_shape)
+        check_method(task, sample_shape)
     return task
 
 
-def check_method(task: Task, image_shape: tuple[int, int, int]) -> None:
+def check_method(task: Task, sample_shape: tuple[int, ...]) -> None:
     """Raise ConfigError where the method of a plug-in fails on two images, before any training."""
     name, training = task.settings.name, task.network.training
     device = next(task.network.parameters()).device
     with torch.random.fork_rng(devices=[]):  # what follows draws the same numbers as without
-        images = torch.zeros(2, *image_shape, device=device)
+        images = torch.zeros(2, *sample_shape, device=device)
         logits_TNK, student, rates, _ = task.network.eval()(images, task.timesteps)
         task.network.train(training)
         labels_N = torch.zeros(2, dtype=torch.long, device=device)

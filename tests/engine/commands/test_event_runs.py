@@ -1,0 +1,109 @@
+"""Events from their files to a student, and what is measured of it: through the whole house."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.data.event_formats import atis_bytes, some_events
+from tests.engine.conftest import Told
+from tests.engine.training.conftest import StopsAt, timeless
+from tser_cli.base.errors import ConfigError, Interrupted
+from tser_cli.data.base import DataSpec
+from tser_cli.engine.commands.evaluate import evaluate_run
+from tser_cli.engine.commands.library import distill
+from tser_cli.engine.runs import networks
+from tser_cli.engine.runs.folder import Run
+from tser_cli.engine.runs.opened import open_finished
+from tser_cli.engine.runs.record import RunResult
+from tser_cli.engine.runs.weights import load_model
+from tser_cli.models.base import Build
+from tser_cli.report.csv_files import read_csv
+from tser_cli.settings import plugins, recipe
+from tser_cli.settings.config import Config
+from tser_cli.settings.options import EvaluateRequest
+
+SETTINGS = {
+    "training.device": "cpu",
+    "training.batch_size": 4,
+    "training.epochs": 1,
+    "training.tensorboard": False,
+    "data.frames": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a small n-mnist, `events`, and the recipe of a short teacher."""
+    folder = tmp_path_factory.mktemp("events")
+    for part, count in (("Train", 5), ("Test", 3)):
+        for label in range(2):
+            (folder / "events" / part / str(label)).mkdir(parents=True)
+            for number in range(count):
+                seed, last = 10 * label + number, 200_000 + 50_000 * number
+                made = atis_bytes(some_events(900, 34, 17 * (label + 1), seed, last))
+                (folder / f"events/{part}/{label}/{part}{number}.bin").write_bytes(made)
+    teacher = '[data]\nname = "n-mnist"\n[model]\nstem = "large"\n[training]\nepochs = 1\nbatch_size = 4\n'
+    (folder / "teacher.toml").write_text(teacher)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield folder
+
+
+def distilled(place: Path, runs: str = "runs", progress: Any = None, **changes: Any) -> RunResult:
+    settings = {
+        **SETTINGS,
+        "model.stem": "large",
+        "model.teacher_recipe": str(place / "teacher.toml"),
+        **changes,
+    }
+    asked = {"data_dir": str(place / "events"), "runs_dir": place / runs, "settings": settings}
+    told = {"progress": progress} if progress else {}
+    return distill("resnet20", "resnet20", dataset="n-mnist", **asked, **told)
+
+
+@pytest.fixture(scope="module")
+def student(place: Path) -> RunResult:
+    return distilled(place)
+
+
+def test_the_frames_are_the_time_steps(place: Path, student: RunResult) -> None:
+    run = Run(student.folder)
+    config = run.config()
+    assert (config.data.frames, config.model.timesteps, student.timesteps) == (2, 2, 2)
+    assert student.teacher_accuracy is not None and student.images == 6
+    assert run.status()["data"]["convention"] == "Train/ and Test/"
+    _, metadata, _ = load_model(next((place / "runs/teacher").glob("*/*/model.safetensors")))
+    assert '"frames": 2' in metadata["tser"]
+
+
+def test_a_trained_network_is_evaluated_on_other_frames(place: Path, student: RunResult) -> None:
+    before = read_csv(student.folder / "per_timestep.csv")
+    asked = {"run": student.folder, "settings": {"training.device": "cpu"}}
+    again = evaluate_run(EvaluateRequest(**asked))
+    assert [row["correct_at_t"] for row in again.rows] == [int(r["correct_at_t"]) for r in before]
+    three = evaluate_run(EvaluateRequest(**asked, timesteps="3"))
+    assert three.table == student.folder / "per_timestep_test_T3.csv" and len(three.rows) == 3
+    opened = open_finished(Run(student.folder), {"data.frames": 3}, Told())
+    assert opened.context.dataset.spec.sample_shape == (3, 2, 34, 34)
+    assert opened.config.model.timesteps == 3
+
+
+@pytest.mark.parametrize("changes", [{"method.name": "kd_feature"}, {"augment.flip": True}])
+def test_a_stopped_run_ends_in_the_same_bits(
+    place: Path, student: RunResult, changes: dict[str, Any]
+) -> None:
+    (teacher,) = (place / "runs/teacher").glob("*/*/model.safetensors")
+    changes = {**changes, "model.teacher": str(teacher), "training.epochs": 2}
+    whole = distilled(place, "whole", **changes)
+    with pytest.raises(Interrupted):
+        distilled(place, "parts", StopsAtSignal(2), **changes)
+    parts = distilled(place, "parts", **changes)
+    hashes = [Run(result.folder).status()["sha256"] for result in (whole, parts)]
+    assert hashes[0] == hashes[1]
+    rows = [timeless(read_csv(result.folder / "metrics.csv")) for result in (whole, parts)]
+    assert rows[0] == rows[1]
