@@ -27,6 +27,7 @@ from tser_cli.data.event_files import Events, to_frames
 from tser_cli.data.loaders import build_train_loader
 from tser_cli.data.own import fingerprint
 from tser_cli.data.transforms import check_augmentation
+from tser_cli.settings import registry
 from tser_cli.settings.config import AugmentConfig, Config, DataConfig
 
 HERE = Path("here")
@@ -301,11 +302,16 @@ def test_settings_that_say_nothing_are_refused() -> None:
             DataConfig(**stated)  # type: ignore[arg-type]
 
 
-def test_networks_take_images_alone_so_far(tser: Invoke) -> None:
-    n_mnist()
-    arguments = ("train-teacher", "--dataset", "n-mnist", "--data-dir", HERE)
-    code, _, said = tser(*arguments, "--set", "data.frames=4")
-    assert code == 2 and "n-mnist have a time axis" in " ".join(said.split())
+def test_a_plug_in_says_that_its_samples_have_a_time_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = frames_of((3, 2, 4, 4))
+    for name, stated in (("still", False), ("moving", True)):
+        target = registry.keep(name, lambda config: made)
+        monkeypatch.setitem(registry.DATASETS, name, registry.DatasetEntry(target, events=stated))
+    with pytest.raises(DataError, match="register it with events=True"):
+        load("still", frames=0)
+    assert load("moving", frames=3) is load("moving", frames=0) is made
+    with pytest.raises(DataError, match="its samples have 3 frames, not 4"):
+        load("moving")
 
 
 def frames_of(shape: tuple[int, ...]) -> Dataset:

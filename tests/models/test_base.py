@@ -46,6 +46,32 @@ def test_a_step_does_not_depend_on_those_after_it(build_lively: Build, name: str
         assert torch.allclose(logits_TNK[:steps], model(x, timesteps=steps), atol=1e-10)
 
 
+@pytest.mark.parametrize("name", [*KINDS, "qkformer_tiny"])
+@torch.no_grad()
+def test_a_frame_is_shown_at_each_step(build_lively: Build, name: str) -> None:
+    model = build_lively(name).double()
+    frames_NTCHW = torch.randn(2, 3, 1, 8, 8, dtype=torch.float64)
+    logits_TNK = model(frames_NTCHW, timesteps=3)
+    still = frames_NTCHW[:, :1].expand(-1, 3, -1, -1, -1)
+    assert torch.allclose(model(still, timesteps=3), model(still[:, 0], timesteps=3), atol=1e-10)
+    # causal: the first two frames give the first two logits, whatever comes then
+    assert torch.allclose(logits_TNK[:2], model(frames_NTCHW[:, :2], timesteps=2), atol=1e-10)
+    assert not torch.allclose(logits_TNK[1], model(still, timesteps=3)[1])
+    with pytest.raises(ConfigError, match="samples of 3 frames were shown for 2 time steps"):
+        model(frames_NTCHW, timesteps=2)
+
+
+@torch.no_grad()
+def test_an_ann_sees_the_mean_of_the_frames_however_many(build: Build) -> None:
+    model = build(neuron=None).eval()
+    counts_NTCHW = torch.randint(0, 9, (2, 6, 1, 8, 8)).float()
+    assert torch.equal(model(counts_NTCHW), model(counts_NTCHW.sum(1) / 6))
+    coarser = counts_NTCHW.unflatten(1, (3, 2)).sum(2)
+    assert not torch.allclose(model(coarser), model(counts_NTCHW))
+    model.frames = 6  # as it was trained
+    assert torch.equal(model(coarser), model(counts_NTCHW))
+
+
 @pytest.mark.parametrize("name", KINDS[:-1])
 @torch.no_grad()
 def test_an_ann_gives_one_set_of_logits(build: Build, name: str) -> None:

@@ -345,3 +345,21 @@ def test_packaged_recipes_build_their_networks() -> None:
             assert student(torch.empty(2, 3, 32, 32), timesteps=2).shape == (2, 2, 10)
         for name in sorted(teachers):
             assert build_model(name, **shape)(torch.empty(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("stated", "both"),
+    [
+        ([{"data.frames": 6}], 6),
+        ([{"data.frames": 6}, {"model.timesteps": 10}], 10),
+        ([{"data.frames": 6, "model.timesteps": 10}, {"data.frames": 4}], 4),
+        ([{"data.frames": 6, "model.timesteps": 10}], 10),
+    ],
+)
+def test_frames_are_the_time_steps_whichever_is_stated_last(
+    stated: list[dict[str, int]], both: int
+) -> None:
+    config = resolve([Layer("", {"data.name": "n-mnist"}), *(Layer("", one) for one in stated)])
+    assert (config.data.frames, config.model.timesteps) == (both, both)
+    images = resolve([Layer("", {"model.timesteps": 3})])
+    assert (images.data.frames, images.model.timesteps) == (0, 3)

@@ -373,7 +373,7 @@ def aligned(
 
 @torch.no_grad()
 def stage_shapes(
-    model: Classifier, tap: FeatureTap, sample_shape: tuple[int, ...], timesteps: int
+    model: Classifier, tap: FeatureTap, sample_shape: tuple[int, ...], timesteps: int = 1
 ) -> list[tuple[int, int, int]]:
     """(C, H, W) of each stage's output for samples of that shape; the mode is put back."""
     # eval mode: a pass over zeros would move the norms' running statistics

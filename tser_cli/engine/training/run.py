@@ -346,10 +346,11 @@ def row_labels(
 
 def announcement(config: Config, spiking: bool, loader: TrainLoader) -> str:
     """Return what is trained, by what, for how long, and how to stop."""
-    model, training = config.model, config.training
+    model, training, frames = config.model, config.training, config.data.frames
     what = f"{model.teacher}, an ANN to teach from"
+    what += f" that sees the mean of {counted(frames, 'frame')}" if frames else ""
     if spiking:
-        steps = counted(model.timesteps, "time step")
+        steps = counted(model.timesteps, "time step") + (", a frame each" if frames else "")
         what = f"{model.student}, spiking, with {steps}, by {method_label(config)}"
     return (
         f"training {what}: {counted(training.epochs, 'epoch')} of "
