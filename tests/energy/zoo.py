@@ -276,10 +276,12 @@ def odd_convolutions(timesteps: int) -> nn.Module:
     )
 
 
+SIZE = {"channels": 1, "height": 8, "width": 8}
+
+
 def student(name: str) -> nn.Module:
     """One of those classes as a student of ours, which computes its stem once."""
-    shape = {"channels": 1, "height": 8, "width": 8, "num_classes": 5}
-    net = build_model(name, neuron=NeuronConfig(), **shape)
+    net = build_model(name, neuron=NeuronConfig(), num_classes=5, **SIZE)
     for place, module in net.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,15 @@ from tser_cli.base.errors import TserError
 from tser_cli.energy.counter import Counter, DeclaredPlan, LayerCall, Met, watch
 from tser_cli.energy.counts import REAL
 from tser_cli.energy.tally import accumulates, channel_sums
+
+
+class Meter(Protocol):
+    """What meters a network that is called inside a `with`."""
+
+    def __enter__(self) -> object: ...
+    def __exit__(self, *error: object) -> None: ...
+    def take(self) -> Tensor:
+        """Return the accumulates of the batch, see `EnergyMeter.take`."""
 
 
 class EnergyMeter(Counter):
@@ -70,13 +79,7 @@ class EnergyMeter(Counter):
 
         Raises TserError where a layer did not run.
         """
-        missing = self._layers.keys() - self._found.keys()
-        if missing:
-            raise TserError(
-                f"layer {min(missing)} did not run in this pass, so that its energy is not known; "
-                "an energy budget needs a network that computes all of its layers for every image"
-            )
-        total = torch.stack(list(self._found.values())).sum(0)
+        total = total_of(self._found, self._layers)
         self._forget()
         return total
 
@@ -85,6 +88,17 @@ class EnergyMeter(Counter):
         self._found.clear()
         self.images.clear()
         self._ordinals.clear()
+
+
+def total_of(found: Mapping[str, Tensor], layers: Iterable[str]) -> Tensor:
+    """Return the sum of what was found of all `layers`. Raises TserError where one did not run."""
+    missing = set(layers) - found.keys()
+    if missing:
+        raise TserError(
+            f"layer {min(missing)} did not run in this pass, so that its energy is not known; "
+            "an energy budget needs a network that computes all of its layers for every image"
+        )
+    return torch.stack(list(found.values())).sum(0)
 
 
 class _Accumulates(torch.autograd.Function):

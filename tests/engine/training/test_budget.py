@@ -23,8 +23,9 @@ from tests.engine.training.conftest import (
     timeless,
     weights,
 )
-from tser_cli.base.errors import ConfigError, Interrupted
+from tser_cli.base.errors import ConfigError, Interrupted, TserError
 from tser_cli.base.progress import Silent
+from tser_cli.engine.runs import networks
 from tser_cli.engine.runs.checkpoints import load_latest
 from tser_cli.engine.runs.runtime import seed_everything
 from tser_cli.engine.training.budget import (
@@ -386,7 +387,8 @@ def test_what_a_budget_does_not_go_with_is_refused(
     with pytest.raises(ConfigError, match=r"does not go with performance\.compile"):
         toy("50%", **{"performance.compile": "on"})
     monkeypatch.setattr(Toy, "input_kinds", lambda self: None)
-    with pytest.raises(ConfigError, match="does not say what feeds its layers"):
+    monkeypatch.setattr(networks, "BY_TRIAL", "tser_cli.no_such_wing:count")
+    with pytest.raises(TserError, match="does not say what feeds its layers"):
         toy("50%")
 
 

@@ -282,6 +282,11 @@ def tally_product(product: Product, rows: str, kinds: tuple[str, str]) -> tuple[
 
 
 def _both(product: Product, rows: str, change: Callable[[Tensor], Tensor]) -> Tensor:
+    # Sums are whole numbers below 2^53, exact in float64 whatever the order.
+    return paired(product, rows, change).round().long()
+
+
+def paired(product: Product, rows: str, change: Callable[[Tensor], Tensor]) -> Tensor:
     """Return the sum of |a * b| over a product of two factors of spikes, with `change` of each."""
     left, right = product.factors
     shared = set(left.letters) & set(right.letters)
@@ -294,9 +299,8 @@ def _both(product: Product, rows: str, change: Callable[[Tensor], Tensor]) -> Te
         x = change(part.tensor)
         reduced.append(x.sum(away, dtype=torch.float64) if away else x.double())
         names.append(keep)
-    # Sums are whole numbers below 2^53, exact in float64 whatever the order.
     total: Tensor = torch.einsum(f"{','.join(names)}->{rows}", *reduced)
-    return total.round().long()
+    return total
 
 
 def _sum(x: Tensor, letters: str, rows: str, shape: tuple[int, ...]) -> Tensor:

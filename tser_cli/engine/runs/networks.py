@@ -18,6 +18,7 @@ from tser_cli.base.errors import CheckpointError, ConfigError, TserError
 from tser_cli.data.base import DataSpec
 from tser_cli.energy.counter import counting
 from tser_cli.energy.counts import Counts
+from tser_cli.energy.meter import EnergyMeter, Meter
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.weights import check_finite, load_model, recognise, save_model
 from tser_cli.models.base import Classifier, build_model, check_fits, load_weights
@@ -158,7 +159,7 @@ def _norms_problem(model: Classifier, images_NCHW: Tensor, timesteps: int) -> st
     return "gives other logits once its norms are folded: norms_follow = True does not hold of it"
 
 
-def _count(model: Classifier, images_NCHW: Tensor, timesteps: int) -> None:
+def _count(model: Classifier, images_NCHW: Tensor, timesteps: int) -> Counts:
     # Untrained neurons may be silent, and the mean of zeros is a spike's 0: random spikes, with
     # probability 1/2 at each step, show what is made of spikes on the way to a layer, such as by a
     # pool that averages. The hooks stay: this copy of the network is of no further use.
@@ -170,9 +171,35 @@ def _count(model: Classifier, images_NCHW: Tensor, timesteps: int) -> None:
     with torch.inference_mode(), counting_of(model, timesteps) as counter:
         model(images_NCHW, timesteps)
     try:
-        counter.counts()
+        return counter.counts()
     except TserError as error:
         raise TserError(f"with neurons that spike at random, {error}") from error
+
+
+def counts_at_random(
+    model: Classifier, sample_shape: tuple[int, ...], timesteps: int
+) -> Counts:
+    """Return the counts of random images with random spikes: they show what drives each layer.
+
+    The model stays as it is, and no random numbers are drawn.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tried = copy.deepcopy(model).cpu().eval()
+        return _count(tried, torch.rand(IMAGES, *sample_shape), timesteps)
+
+
+METER_BY_TRIAL = "tser_cli.energy.any_network.trial_meter:TrialMeter"
+
+
+def meter_of(model: Classifier, sample_shape: tuple[int, ...], timesteps: int) -> Meter:
+    """Return what meters the energy of `model` in training. Raises TserError as `counting_of`."""
+    kinds = model.input_kinds()
+    if kinds is not None:
+        return EnergyMeter(model, kinds)
+    counts = counts_at_random(model, sample_shape, timesteps)
+    found: Meter = registry.load(METER_BY_TRIAL)(model, counts)
+    return found
 
 
 # What to do about a network that does not fit the data, by its role.

@@ -23,7 +23,7 @@ from torch import Tensor
 from tser_cli.base.errors import ConfigError
 from tser_cli.energy import prices
 from tser_cli.energy.joules import ann_macs, operations, stem_energy
-from tser_cli.engine.runs.networks import counting_of
+from tser_cli.engine.runs.networks import counts_at_random
 from tser_cli.engine.runs.runtime import Runtime
 from tser_cli.models.base import Classifier
 from tser_cli.settings.config import FLOAT_BITS, Config
@@ -55,22 +55,11 @@ def settle_budget(config: Config, model: Classifier, sample_shape: tuple[int, ..
     Raises ConfigError where `model` can't be held to it: for a budget below what costs energy
     without a spike, or above the ANN, among others.
     """
-    if model.input_kinds() is None:
-        raise ConfigError(
-            "energy.budget: the student does not say what feeds its layers; give it a method "
-            "input_kinds(), which the training of energy rests on"
-        )
     if config.performance.compile == "on":
         raise ConfigError("energy.budget does not go with performance.compile = on; leave it off")
     profile, text, timesteps = profile_of(config), config.energy.budget, config.model.timesteps
-    # One black image, or a sample without events, in eval mode: what costs energy without a spike
-    # does not depend on the data.
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    with torch.no_grad(), counting_of(model, timesteps) as counter:
-        model(torch.zeros(1, *sample_shape, device=device), timesteps)
-    model.train(was_training)
-    counts = counter.counts()
+    # what costs energy without a spike does not depend on the data
+    counts = counts_at_random(model, sample_shape, timesteps)
     macs, most = int(operations(counts)[0].sum()), ann_macs(counts) * profile.mac_pj
     least, pj = macs * profile.mac_pj, parse_budget(text, "energy.budget").in_pj(most)
     if pj <= least:

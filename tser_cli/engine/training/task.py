@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from tser_cli.base.errors import ConfigError
 from tser_cli.energy.joules import priced
-from tser_cli.energy.meter import EnergyMeter
-from tser_cli.engine.runs.networks import freeze
+from tser_cli.energy.meter import Meter
+from tser_cli.engine.runs.networks import freeze, meter_of
 from tser_cli.engine.training.budget import EnergyBudget, settle_budget
 from tser_cli.losses import base as losses
 from tser_cli.losses.base import Features, Method, Outputs, Terms, TrainingProgress
@@ -137,7 +137,7 @@ class Trainee(nn.Module):
         adapters: nn.Module | None = None,
         tap: FeatureTap | None = None,
         neurons: FeatureTap | None = None,
-        meter: EnergyMeter | None = None,
+        meter: Meter | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -219,7 +219,7 @@ def distillation(
         task.adapters = make_adapters(*(models.stage_shapes(*one, *shown) for one in both))
     if config.has_energy_budget:
         task.budget = settle_budget(config, student, sample_shape)
-        meter = EnergyMeter(student, student.input_kinds() or {})
+        meter = meter_of(student, sample_shape, config.model.timesteps)
     task.network = prepared(Trainee(student, task.adapters, tap, neurons, meter), config)
     if not registry.is_built_in(registry.METHODS[name].target):
         check_method(task, sample_shape)

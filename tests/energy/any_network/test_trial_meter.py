@@ -1,0 +1,73 @@
+"""The meter of networks that declare nothing: the counter's integers, and their gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.energy import zoo
+from tser_cli.base.errors import TserError
+from tser_cli.energy.any_network.network_counter import count_operations
+from tser_cli.energy.any_network.trial_meter import TrialMeter
+from tser_cli.energy.meter import EnergyMeter
+from tser_cli.engine.runs.networks import counts_at_random, meter_of
+from tser_cli.models.base import build_model
+from tser_cli.settings.config import NeuronConfig
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.mark.parametrize("name", zoo.STUDENTS)
+def test_it_gives_what_the_counter_counts(name: str) -> None:
+    model: Any = zoo.student(name)
+    model.eval()
+    images_NCHW = torch.randn(3, *SHAPE)
+    meter = meter_of(model, SHAPE, 2)
+    assert isinstance(meter, TrialMeter)
+    with meter:
+        logits_TNK = model(images_NCHW, 2)
+    all_of_them, narrow = meter.take().detach().tolist()
+    with torch.no_grad(), count_operations(model, "inside", 2) as counter:
+        assert torch.equal(model(images_NCHW, 2), logits_TNK)
+    counted = [(int(one.value_TI.sum()), one.layer.narrow) for one in counter.counts().layers]
+    assert all_of_them == sum(value for value, _ in counted)
+    assert narrow == sum(value for value, fits in counted if fits)
+    with meter:
+        model.train()(images_NCHW, 2)
+    meter.take()[0].backward()
+    touched = [key for key, weight in model.named_parameters() if weight.grad is not None]
+    assert any("attn" in key for key in touched) or name == "ms_resnet_tiny"
+    assert len(touched) > 0.75 * len(list(model.parameters()))  # all but what the head alone reads
+
+
+def test_price_and_gradient_are_those_of_declared_networks() -> None:
+    torch.manual_seed(0)
+    model = build_model("sew_resnet20", neuron=NeuronConfig(), num_classes=10, **zoo.SIZE)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.bias, 0.3, 0.7)
+    kinds = model.input_kinds()
+    assert kinds is not None
+    images_NCHW, found = torch.randn(4, *SHAPE), []
+    for meter in (EnergyMeter(model, kinds), TrialMeter(model, counts_at_random(model, SHAPE, 2))):
+        model.zero_grad()
+        with meter:
+            model(images_NCHW, 2)
+        total = meter.take()
+        total[0].backward()
+        found.append((total.tolist(), model.conv1.weight.grad.clone()))
+    assert found[0][0] == found[1][0]
+    assert torch.allclose(found[0][1], found[1][1], rtol=1e-4)
+
+
+def test_an_operation_that_does_not_run_is_named() -> None:
+    model: Any = zoo.student("spikformer_tiny")
+    meter = meter_of(model, SHAPE, 2)
+    model.blocks = nn.ModuleList()
+    with meter:
+        model(torch.randn(2, *SHAPE), 2)
+    with pytest.raises(TserError, match=r"layer blocks\.0\..* did not run in this pass"):
+        meter.take()
