@@ -176,9 +176,7 @@ def _count(model: Classifier, images_NCHW: Tensor, timesteps: int) -> Counts:
         raise TserError(f"with neurons that spike at random, {error}") from error
 
 
-def counts_at_random(
-    model: Classifier, sample_shape: tuple[int, ...], timesteps: int
-) -> Counts:
+def counts_at_random(model: Classifier, sample_shape: tuple[int, ...], timesteps: int) -> Counts:
     """Return the counts of random images with random spikes: they show what drives each layer.
 
     The model stays as it is, and no random numbers are drawn.
