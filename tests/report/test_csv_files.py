@@ -160,7 +160,7 @@ def test_a_table_comes_back_with_its_kinds(tmp_path: Path) -> None:
             early_exit_schema(2),
             "run dataset profile criterion threshold timesteps images correct "
             "accuracy accuracy_full mean_steps share_exit_1 share_exit_2 energy_pj energy_full_pj "
-            "differing_images chosen_on budget_pj kept",
+            "latency_ms latency_full_ms differing_images chosen_on budget_pj kept",
         ),
         (
             ablation_schema(["method.name"], 2),
@@ -172,7 +172,8 @@ def test_a_table_comes_back_with_its_kinds(tmp_path: Path) -> None:
         (
             ablation_exit_schema(["method.name"], 2),
             "method.name seed chosen_on accuracy_margin target_accuracy threshold accuracy "
-            "energy_pj accuracy_full energy_full_pj mean_steps share_exit_1 share_exit_2",
+            "energy_pj accuracy_full energy_full_pj latency_ms latency_full_ms "
+            "mean_steps share_exit_1 share_exit_2",
         ),
         (
             by_cell(["method.name"], FRONTIER),

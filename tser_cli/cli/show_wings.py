@@ -38,7 +38,7 @@ def show_ablation(
     title = f"{result.folder.name}: {asked.measure.replace('_', ' ')}"
     output().print(lists.ablation_table(title, result.summary, asked.names))
     if result.exits:
-        cells = [(one.energy, one.accuracy, one.missed) for one in result.exits]
+        cells = [(one.energy, one.accuracy, one.missed, one.latency_ms) for one in result.exits]
         output().print(lists.exits_table(cells, asked.names, asked.accuracy_margin))
     # tables that were not written this time are not named, though an older one may lie there
     exits = ["early_exit.csv", "early_exit_summary.csv"] if result.exits else []

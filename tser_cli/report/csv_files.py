@@ -91,7 +91,7 @@ STATISTICS: Schema = {
 }
 EXIT_STATISTICS: Schema = {
     **_columns(INTEGER, "n", "missed"),
-    **_columns(NUMBER, "energy_mean_pj", "energy_std_pj"),
+    **_columns(NUMBER, "energy_mean_pj", "energy_std_pj", "latency_mean_ms"),
     **_columns(INTEGER, "baseline", "pairs"),
     **_columns(NUMBER, "energy_difference_pj"),
     **_columns(NUMBER, "energy_difference_low_pj", "energy_difference_high_pj"),
@@ -125,7 +125,7 @@ def early_exit_schema(timesteps: int) -> Schema:
         **_columns(INTEGER, "timesteps", "images", "correct"),
         **_columns(NUMBER, "accuracy", "accuracy_full", "mean_steps"),
         **_columns(NUMBER, *(f"share_exit_{t}" for t in range(1, timesteps + 1))),
-        **_columns(NUMBER, "energy_pj", "energy_full_pj"),
+        **_columns(NUMBER, "energy_pj", "energy_full_pj", "latency_ms", "latency_full_ms"),
         **_columns(INTEGER, "differing_images"),
         **_columns(TEXT, "chosen_on"),
         **_columns(NUMBER, "budget_pj"),
@@ -141,6 +141,7 @@ def ablation_exit_schema(axes: Sequence[str], timesteps: int) -> Schema:
         **_columns(TEXT, "chosen_on"),
         **_columns(NUMBER, "accuracy_margin", "target_accuracy", "threshold"),
         **_columns(NUMBER, "accuracy", "energy_pj", "accuracy_full", "energy_full_pj"),
+        **_columns(NUMBER, "latency_ms", "latency_full_ms"),
         **_columns(NUMBER, "mean_steps", *(f"share_exit_{t}" for t in range(1, timesteps + 1))),
     }
 

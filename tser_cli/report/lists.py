@@ -47,29 +47,33 @@ def ablation_table(title: str, summary: Sequence[CellStatistics], names: Sequenc
 
 
 def exits_table(
-    summary: Sequence[tuple[CellStatistics, CellStatistics, int]],
+    summary: Sequence[tuple[CellStatistics, CellStatistics, int, float | None]],
     names: Sequence[str],
     margin: float,
 ) -> Table:
     """Return a line a cell: the energy at which early exit reaches the baseline's accuracy.
 
-    `summary`: energy and accuracy of a cell, and how many of its runs never get there.
+    `summary`: energy and accuracy of a cell, how many of its runs never get there, and the
+    milliseconds of events that the others see.
     """
     title = f"early exit at the accuracy of the baseline less {100 * margin:g} points"
     captions = ["thresholds chosen on held-out images, measured on test images"]
-    captions += [STAR] if any(energy.starred for energy, _, _ in summary) else []
+    captions += [STAR] if any(energy.starred for energy, *_ in summary) else []
     # one unit for the whole column, so that its numbers can be compared at a glance
-    scale, unit = unit_of(max((energy.mean or 0.0 for energy, _, _ in summary), default=0.0))
-    columns = ("n", f"energy {unit}", "accuracy %", "difference", "95 % interval")
+    scale, unit = unit_of(max((energy.mean or 0.0 for energy, *_ in summary), default=0.0))
+    timed = any(one[-1] is not None for one in summary)
+    columns = ("n", f"energy {unit}", "accuracy %", *["seen ms"] * timed, "difference")
+    columns += ("95 % interval",)
     drop = ("95 % interval", "n", "difference", "accuracy %")
     shown = new_table(title, names, columns, drop, max(4, 12 // len(names)))
     shown.caption = "\n".join(captions)
-    for energy, accuracy, missed in summary:
+    for energy, accuracy, missed, seen in summary:
         shown.add_row(
             *energy.settings.values(),
             f"{energy.n} of {energy.n + missed}" if missed else str(energy.n),
             accuracy_words(energy, 1 / scale),
             accuracy_words(accuracy),
+            *[_scaled(seen, 1)] * timed,
             difference_words(energy, 1 / scale),
             "" if energy.is_baseline else interval_words(energy.interval, 1 / scale),
         )

@@ -33,12 +33,15 @@ class Steps:
     `confidence_IT`, float32: the largest probability of the mean of the logits of steps 1..t.
     `macs_T`, `accumulates_IT`, int64: multiply-accumulates and accumulates of an image up to and
     with step t. `narrow_IT`: the accumulates whose sums 16 bits hold; older files have none.
+    `milliseconds_I`, float32: how long the events of a sample last, where frame t shows what came
+    up to t / T of it.
     """
 
     confidence_IT: NDArray[np.float32]
     macs_T: NDArray[np.int64]
     accumulates_IT: NDArray[np.int64]
     narrow_IT: NDArray[np.int64] | None = None
+    milliseconds_I: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,12 @@ def read_predictions(path: Path) -> Predictions | None:
                 raise ValueError(f"it unpacks into more than {MOST_BYTES:,} bytes")
         # a pickle could run code, and a run folder may come from anybody
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            steps = [stored[f.name] for f in fields(Steps) if f.name in stored]
+            steps = {f.name: stored[f.name] for f in fields(Steps) if f.name in stored}
             found = Predictions(
                 stored["labels_I"],
                 stored["at_t_IT"],
                 stored["cumulative_IT"],
-                Steps(*steps) if steps else None,
+                Steps(**steps) if steps else None,
             )
         _check_shapes(found)
     except Exception as error:  # parsing runs into anything: bad zips, bad headers, no memory
@@ -124,9 +127,9 @@ def _check_shapes(found: Predictions) -> None:
     shape = found.cumulative_IT.shape
     alike = found.labels_I.shape == shape[:1] and found.at_t_IT.shape == shape
     if found.steps is not None:
-        confidence_IT, macs_T, *counted = (a for a in vars(found.steps).values() if a is not None)
-        alike = alike and all(array.shape == shape for array in (confidence_IT, *counted))
-        alike = alike and macs_T.shape == shape[1:]
+        wanted = {"macs_T": shape[1:], "milliseconds_I": shape[:1]}
+        given = ((k, a.shape) for k, a in vars(found.steps).items() if a is not None)
+        alike = alike and all(of == wanted.get(name, shape) for name, of in given)
     # arrays of other images could be compared all the same, and say what is not true
     if len(shape) != 2 or not shape[1] or not alike:
         raise ValueError("its arrays are no images by steps")

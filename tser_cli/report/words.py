@@ -195,7 +195,8 @@ def early_exit_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Return a line a threshold: accuracy, mean steps, where images stopped, energy spent."""
     steps = range(1, rows[0]["timesteps"] + 1)
     stopped = f"stopped at 1..{len(steps)}"
-    numbers = ("accuracy", "steps", "energy", "of full")
+    timed = rows[0].get("latency_ms") is not None  # of events
+    numbers = ("accuracy", "steps", "energy", "of full", *["events seen"] * timed)
     shown = new_table("early exit", ("stop when",), numbers, (stopped, "steps", "of full"))
     shown.columns[0].no_wrap = True
     # in one column: a column a step would leave no room on a terminal
@@ -207,6 +208,7 @@ def early_exit_table(rows: Sequence[dict[str, Any]]) -> Table:
             f"{row['mean_steps']:.2f}",
             joules(row["energy_pj"], row["energy_full_pj"]),
             f"{100 * row['energy_pj'] / row['energy_full_pj']:.0f} %",
+            *[f"{row['latency_ms']:.0f} ms"] * timed,
             ", ".join(f"{100 * row[f'share_exit_{t}']:.0f} %" for t in steps),
         )
     return shown

@@ -15,13 +15,16 @@ from tests.engine.conftest import Told
 from tests.engine.training.conftest import timeless
 from tser_cli.base.errors import Interrupted
 from tser_cli.base.progress import Silent
+from tser_cli.energy.prices import load_profile
 from tser_cli.engine.commands.evaluate import evaluate_run
 from tser_cli.engine.commands.library import distill
+from tser_cli.engine.evaluation.early_exit import stops_of
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.opened import open_finished
 from tser_cli.engine.runs.record import RunResult
 from tser_cli.engine.runs.weights import load_model
 from tser_cli.report.csv_files import read_csv
+from tser_cli.report.predictions import read_predictions
 from tser_cli.settings.options import EvaluateRequest
 
 
@@ -100,6 +103,25 @@ def test_a_trained_network_is_evaluated_on_other_frames(place: Path, student: Ru
     opened = open_finished(Run(student.folder), {"data.frames": 3}, Told())
     assert opened.context.dataset.spec.sample_shape == (3, 2, 34, 34)
     assert opened.config.model.timesteps == 3
+
+
+def test_early_exit_says_how_much_of_the_events_was_seen(place: Path, student: RunResult) -> None:
+    def exits(**settings: str) -> list[dict[str, Any]]:
+        asked = {"run": student.folder, "early_exit": "1,0.0001,0.56"}
+        of = {"training.device": "cpu", **settings}
+        return evaluate_run(EvaluateRequest(**asked, settings=of)).early_exit_rows
+
+    rows = never, at_once, _ = exits()
+    lasting = [200.0, 250.0, 300.0] * 2  # as `place` made the test samples
+    assert at_once["latency_full_ms"] == never["latency_ms"] == pytest.approx(sum(lasting) / 6)
+    assert at_once["latency_ms"] == pytest.approx(sum(lasting) / 12)
+    kept = read_predictions(student.folder / "predictions.npz")
+    assert kept is not None and kept.steps is not None and kept.steps.milliseconds_I is not None
+    assert kept.steps.milliseconds_I.tolist() == lasting
+    stops = stops_of(kept, load_profile("horowitz-45nm-fp32"))
+    for row in rows:
+        assert stops.latency(row["threshold"]) == pytest.approx(row["latency_ms"])
+    assert {row["latency_ms"] for row in exits(**{"data.frames_by": "number"})} == {None}
 
 
 @pytest.mark.parametrize(

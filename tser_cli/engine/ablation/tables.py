@@ -115,8 +115,9 @@ class AtTarget:
 
     `target` and `threshold` are of held-out images: the target is what the baseline of the same
     seed reaches there with all its steps, less the margin; the threshold is the smallest one that
-    reaches it. `accuracy`, `energy_pj` and `shares`, of the images that stop at each step, are
-    measured on the test images. None where there is no baseline, or no threshold that reaches it.
+    reaches it. `accuracy`, `energy_pj`, `shares`, of the images that stop at each step, and
+    `latency_ms`, of events that were seen, are measured on the test images. None where there is no
+    baseline, or no threshold that reaches it.
     """
 
     cell: Cell
@@ -127,6 +128,8 @@ class AtTarget:
     accuracy: float | None = None
     energy_pj: float | None = None
     shares: tuple[float, ...] = ()
+    latency_ms: float | None = None
+    latency_full_ms: float | None = None
 
     def row(self, margin: float) -> dict[str, Any]:
         """Return the row of early_exit.csv."""
@@ -141,6 +144,8 @@ class AtTarget:
             "threshold": self.threshold,
             "accuracy": self.accuracy,
             "energy_pj": self.energy_pj,
+            "latency_ms": self.latency_ms,
+            "latency_full_ms": self.latency_full_ms,
         }
         if self.shares:
             row["mean_steps"] = sum(t * share for t, share in enumerate(self.shares, start=1))
@@ -151,12 +156,14 @@ class AtTarget:
 class ExitStatistics:
     """A cell at its target: its energy and accuracy, each with differences paired by seed.
 
-    `missed`: runs that no threshold brings to the target; they are in no mean.
+    `missed`: runs that no threshold brings to the target; they are in no mean. `latency_ms`: the
+    mean of the others, None where frames are not by time.
     """
 
     energy: CellStatistics
     accuracy: CellStatistics
     missed: int
+    latency_ms: float | None = None
 
     def row(self) -> dict[str, Any]:
         """Return the row of early_exit_summary.csv."""
@@ -171,7 +178,8 @@ class ExitStatistics:
         of_energy = {renamed.get(name, name): value for name, value in energy.items()}
         names = [name for name in csv_files.EXIT_STATISTICS if name != "missed"]
         row = {name: of_energy.get(name, accuracy.get(name)) for name in names}
-        return {**self.energy.settings, **row, "missed": self.missed}
+        row |= {"missed": self.missed, "latency_mean_ms": self.latency_ms}
+        return {**self.energy.settings, **row}
 
 
 def write_exit_tables(
@@ -251,7 +259,8 @@ def equal_accuracy(request: Request, runs: ExitRuns) -> list[AtTarget]:
             reached.append(AtTarget(cell, *whole, target))
         else:
             there, shares = _at(run.test, threshold), run.test.shares(threshold)
-            reached.append(AtTarget(cell, *whole, target, threshold, *there, tuple(shares)))
+            seen = (run.test.latency(at) for at in (threshold, early_exit.NEVER))
+            reached.append(AtTarget(cell, *whole, target, threshold, *there, tuple(shares), *seen))
     return reached
 
 
@@ -267,19 +276,23 @@ def summarise_exits(
     """Return the statistics of each cell, of those of its runs that reach the target."""
     energies: dict[Key, dict[int, float]] = {one.cell.key: {} for one in reached}
     accuracies: dict[Key, dict[int, float]] = {key: {} for key in energies}
-    missed = Counter[Key]()
+    missed, seen = Counter[Key](), dict[Key, list[float]]()
     for one in reached:
         if one.energy_pj is not None and one.accuracy is not None:
             energies[one.cell.key][one.cell.seed] = one.energy_pj
             accuracies[one.cell.key][one.cell.seed] = one.accuracy
+            if one.latency_ms is not None:
+                seen.setdefault(one.cell.key, []).append(one.latency_ms)
         elif one.target is not None:  # without a baseline there was no target to miss
             missed[one.cell.key] += 1
     of_energy = summarise(energies, axes, baseline, "energy_pj")
     of_accuracy = summarise(accuracies, axes, baseline, "accuracy")
-    return [
-        ExitStatistics(energy, accuracy, missed[tuple(energy.settings.values())])
-        for energy, accuracy in zip(of_energy, of_accuracy, strict=True)
-    ]
+    found = []
+    for energy, accuracy in zip(of_energy, of_accuracy, strict=True):
+        key = tuple(energy.settings.values())
+        latency_ms = fmean(seen[key]) if key in seen else None
+        found.append(ExitStatistics(energy, accuracy, missed[key], latency_ms))
+    return found
 
 
 @dataclass(frozen=True)

@@ -99,13 +99,17 @@ def early_exit(
 
 
 def row(rule: Rule, exits: Exits, full: Evaluation, profile: Profile) -> dict[str, Any]:
-    """Return one line: accuracy, mean steps, share of images per exit step, the energy spent."""
+    """Return one line: accuracy, mean steps, share of images per exit step, the energy spent.
+
+    Of events, where frames are by time, also how many milliseconds of them had been seen.
+    """
     assert full.answers is not None and full.counts is not None, "a counted pass"
     answers, offline = full.answers, offline_exits(full.answers, rule)
     # from the full pass: an image costs the same whatever others are computed along
     energy_TI = torch.from_numpy(energy_up_to(full.counts, profile))
     images, timesteps = len(exits.step_I), full.timesteps
     differ = (exits.step_I != offline.step_I) | (exits.correct_I != offline.correct_I)
+    lasting_I = None if full.milliseconds_I is None else full.milliseconds_I.double()
     spent = float(energy_TI.gather(0, (exits.step_I - 1)[None])[0].mean())
     return {
         "profile": profile.name,
@@ -123,6 +127,11 @@ def row(rule: Rule, exits: Exits, full: Evaluation, profile: Profile) -> dict[st
         },
         "energy_pj": spent,
         "energy_full_pj": float(energy_TI[-1].mean()),
+        # frame t ends at t / T of the sample
+        "latency_ms": None
+        if lasting_I is None
+        else float((lasting_I * exits.step_I).mean()) / timesteps,
+        "latency_full_ms": None if lasting_I is None else float(lasting_I.mean()),
         "differing_images": int(differ.sum()),
         "chosen_on": rule.chosen_on,
         "budget_pj": rule.budget_pj,
@@ -290,12 +299,14 @@ class Stops:
     """What stopping each of I images at each of T steps gives.
 
     `right_TI`: 1 where the mean of the logits up to the step is right. `confidence_TI`: its largest
-    probability. `energy_TI`: energy up to and with the step, pJ.
+    probability. `energy_TI`: energy up to and with the step, pJ. `seen_TI`: milliseconds of events
+    seen up to its end, where frames are by time.
     """
 
     right_TI: FloatArray
     confidence_TI: FloatArray
     energy_TI: FloatArray
+    seen_TI: FloatArray | None = None
 
     @property
     def images(self) -> int:
@@ -313,6 +324,12 @@ class Stops:
     def energy(self, thresholds_C: FloatArray) -> FloatArray:
         """Return the mean energy of an image at each threshold, pJ."""
         return sums(self.energy_TI, self.confidence_TI, thresholds_C) / self.images
+
+    def latency(self, threshold: float) -> float | None:
+        """Return the mean milliseconds of events that were seen; None where that is not known."""
+        if self.seen_TI is None:
+            return None
+        return float(sums(self.seen_TI, self.confidence_TI, np.array([threshold]))[0]) / self.images
 
     def shares(self, threshold: float) -> list[float]:
         """Return the share of images that stop at each step, [T]."""
@@ -339,10 +356,15 @@ def stops_of(answered: Predictions, profile: Profile) -> Stops:
     steps = answered.steps
     assert steps is not None, "a counted pass of a network that can stop"
     narrow_TI = 0 if steps.narrow_IT is None else steps.narrow_IT.T
+    seen_TI, lasting_I = None, steps.milliseconds_I
+    if lasting_I is not None:
+        ends_T = np.arange(1, len(steps.macs_T) + 1) / len(steps.macs_T)
+        seen_TI = ends_T[:, None] * lasting_I.astype(np.float64)
     return Stops(
         (answered.cumulative_IT == answered.labels_I[:, None]).T.astype(np.float64),
         steps.confidence_IT.T.astype(np.float64),
         priced(steps.macs_T[:, None], steps.accumulates_IT.T, profile, narrow_TI),
+        seen_TI,
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tser_cli.data.events import EventSource
 from tser_cli.data.loaders import Batch, Split, build_eval_loader
 from tser_cli.energy.counts import Counts, joined
 from tser_cli.energy.joules import operations
@@ -42,7 +43,8 @@ class Evaluation:
 
     `largest_class`: the images of the most frequent class. `both_correct`: those that the teacher
     and the mean of steps 1..t have right, none without a teacher. `answers` and `counts` are there
-    only where they were asked for.
+    only where they were asked for, and with them `milliseconds_I`, how long each sample lasts,
+    where its frames are equal spans of time.
     """
 
     images: int
@@ -56,6 +58,7 @@ class Evaluation:
     teacher_correct: int | None = None
     answers: Answers | None = None
     counts: Counts | None = None
+    milliseconds_I: Tensor | None = None
 
     @property
     def timesteps(self) -> int:
@@ -296,7 +299,11 @@ def evaluate_split(
     )
     # asked together by all processes, so that none waits for one that has stopped
     check_stop = make_check_stop(stop, runtime) if stop else None
-    return evaluate(model, loader, runtime, timesteps, teacher, check_stop, count, counting)
+    found = evaluate(model, loader, runtime, timesteps, teacher, check_stop, count, counting)
+    source = context.dataset.test if split == "test" else context.dataset.train
+    if found.answers and isinstance(source, EventSource) and config.data.frames_by == "time":
+        found = replace(found, milliseconds_I=source.milliseconds_M[found.answers.index_I])
+    return found
 
 
 def as_measured(model: Classifier, context: Context) -> Classifier:
@@ -340,9 +347,11 @@ def answered(evaluation: Evaluation, can_stop: bool) -> Predictions:
     """Return the predictions of a counted pass; what early exit needs only where it is possible."""
     answers, counts = evaluation.answers, evaluation.counts
     assert answers is not None and counts is not None, "a counted pass"
-    macs_T, *counted = (of_T.cumsum(axis=0) for of_T in operations(counts))
+    macs_T, acs_TI, narrow_TI = (of_T.cumsum(axis=0) for of_T in operations(counts))
     confidence_IT = answers.confidence_cumulative_TI.float().numpy().T
-    steps = Steps(confidence_IT, macs_T, *(acs_TI.T for acs_TI in counted))
+    lasting = evaluation.milliseconds_I
+    milliseconds_I = None if lasting is None else lasting.numpy()
+    steps = Steps(confidence_IT, macs_T, acs_TI.T, narrow_TI.T, milliseconds_I)
     return Predictions(
         answers.labels_I.numpy(),
         answers.prediction_TI.T.numpy(),
