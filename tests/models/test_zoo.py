@@ -98,6 +98,10 @@ def test_single_steps_give_the_same_and_images_can_leave(build: Build, name: str
             stepper.keep(torch.tensor([3, 1]))
             assert torch.allclose(stepper.step(), whole[1, [3, 1]], atol=1e-12)
         assert torch.equal(model(x, T), whole)
+        # Frames differ from step to step, and give what they give the class.
+        frames_NTCHW = torch.stack([images(4) for _ in range(T)], 1)
+        expected = mean_of(the_class(model, name).eval()(frames_NTCHW.transpose(0, 1)))
+        assert torch.allclose(model(frames_NTCHW, T).mean(0), expected, atol=1e-12)
         model.stem_once = False
         assert torch.allclose(model(x, T), whole, atol=1e-12)
 
