@@ -21,6 +21,7 @@ from tser_cli.base.errors import TserError
 from tser_cli.energy.counter import counting
 from tser_cli.energy.counts import Counts
 from tser_cli.models.base import Classifier, build_model
+from tser_cli.models.integers import quantise
 from tser_cli.settings.config import NeuronConfig
 
 Lively = Callable[..., Classifier]
@@ -94,6 +95,50 @@ def test_other_geometries_equal_brute_force(
     with counting(model, model.input_kinds()) as counter, spy(model) as inputs:
         model(images_NCHW, timesteps=4)
     check_against_brute_force(model, counter.counts(), inputs, brute_force)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "stem", "bits"),
+    [("sew_resnet20", "large", 8), ("resnet20", "medium", 32), ("vgg11", "small", 32)],
+)
+def test_a_stem_that_reads_counts_of_events_adds_them(
+    lively: Lively, spy: Any, brute_force: BruteForce, name: str, stem: str, bits: int
+) -> None:
+    size = {"channels": 2, "height": 19, "width": 16}
+    model = quantise(lively(name, stem=stem, **size), bits)
+    model.fed_counts = True
+    frames_NTCHW = torch.randint(0, 4, (2, 3, 2, 19, 16)).float() * (
+        torch.rand(2, 3, 2, 19, 16) > 0.5
+    )
+    frames_NTCHW[0, 1, 1, 3, 3] = 255
+    with counting(model, model.input_kinds()) as counter, spy(model) as inputs:
+        model(frames_NTCHW, timesteps=3)
+    counts = counter.counts()
+    check_against_brute_force(model, counts, inputs, brute_force)
+    first = counts.layers[0]
+    assert (first.layer.input_kind, first.executed_T.tolist()) == ("sums", [1, 1, 1])
+    assert (first.value_TI > first.events_TI).all() and not first.step_macs.any()
+    assert counts.stem == () and not first.layer.narrow
+    events, value = (operations_of(model, frames_NTCHW, of) for of in (torch.sign, torch.abs))
+    assert (first.events_TI.tolist(), first.value_TI.tolist()) == (events, value)
+
+
+def operations_of(model: Any, frames_NTCHW: Tensor, of: Callable[[Tensor], Tensor]) -> Any:
+    """Accumulates of the stem, [T, N], without a convolution: event by event, tap by tap."""
+    conv = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    (kernel, _), (stride, _), (padding, _) = conv.kernel_size, conv.stride, conv.padding
+    height, width = frames_NTCHW.shape[-2:]
+    outputs = [(size + 2 * padding - kernel) // stride + 1 for size in (height, width)]
+    found = torch.zeros(frames_NTCHW.shape[1], len(frames_NTCHW), dtype=torch.int64)
+    for n, t, c, y, x in frames_NTCHW.nonzero().tolist():
+        readers = [
+            sum(0 <= at + padding - stride * o < kernel for o in range(out))
+            for at, out in zip((y, x), outputs, strict=True)
+        ]
+        count = int(of(frames_NTCHW[n, t, c, y, x]))
+        found[t, n] += count * readers[0] * readers[1] * conv.out_channels
+    return found.tolist()
 
 
 def test_a_network_in_bfloat16_autocast_equals_brute_force(

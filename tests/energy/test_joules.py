@@ -227,3 +227,16 @@ def test_operations_on_zeros_by_hand() -> None:
         network(torch.tensor([[0.5, 0.0, 0.0, 0.25], [0.5, 0.5, 0.5, 0.5]]))
     # first layer: 2 and 4 of 4 inputs x 3 outputs; second: 2 of 3 inputs x 2 outputs
     assert joules.skipped_share(counter.counts()) == pytest.approx(1 - (9 + 4) / (12 + 6))
+
+
+def test_of_frames_both_anns_are_named(counts: Counts) -> None:
+    frames = replace(counts, layers=counts.layers[1:], frames=True)
+    found = joules.against_ann(frames, CHIP, skipped=None)["assumptions"]
+    assert {name: case["ann_pj"] for name, case in found.items()} == {"same": 720, "frames": 2160}
+    rows = energy_rows(frames, CHIP, Labels("a-run", "n-mnist", "", "fp32"))
+    assert (rows[-1]["ann_macs"], rows[-1]["ann_frames_macs"]) == (180, 540)
+    assert (rows[-1]["ann_energy_pj"], rows[-1]["ann_frames_energy_pj"]) == (720, 2160)
+    images = energy_rows(counts, CHIP, Labels("a-run", "digits", "", "fp32"))[-1]
+    assert images["ann_frames_macs"] is images["ann_frames_energy_pj"] is None
+    # a layer of real values is no stem: nothing of frames is the same at each step
+    assert replace(counts, frames=True).stem == () != counts.stem

@@ -65,6 +65,16 @@ def test_strides_groups_and_bfloat16_give_the_counter_s_integer(
     assert gradient is not None and gradient.abs().sum() > 0
 
 
+def test_counts_of_events_are_metered_as_they_are_counted(lively: Lively) -> None:
+    model = lively("sew_resnet20", channels=2).train()
+    model.fed_counts = True
+    frames_NTCHW = torch.randint(0, 5, (3, 2, 2, 8, 8)).float()
+    value, counted = metered(model, frames_NTCHW, 2)
+    assert value.tolist() == counted and value.requires_grad
+    # the stem alone: 16 outputs a channel, 9 of them in the middle of the map
+    assert counted[0] > 16 * 4 * int(frames_NTCHW.sum())
+
+
 def test_each_input_has_its_fan_out_as_gradient() -> None:
     layer = nn.Conv2d(2, 3, 3, padding=1)
     spikes = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.0]]]).repeat(1, 2, 1, 1)

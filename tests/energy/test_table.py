@@ -48,7 +48,8 @@ def test_columns_and_rows(counts: Counts) -> None:
     assert " ".join(ENERGY) == (
         "run dataset profile layer type input_kind op t timesteps images neurons_in nonzero_in "
         "firing_rate sop_events sop_value macs sop_formula neuron_updates energy_pj "
-        "energy_formula_pj ann_macs ann_energy_pj ratio_snn_ann"
+        "energy_formula_pj ann_macs ann_energy_pj ratio_snn_ann ann_frames_macs "
+        "ann_frames_energy_pj"
     )
     assert all(row.keys() == ENERGY.keys() for row in rows)
     expected = [
@@ -67,7 +68,7 @@ def test_columns_and_rows(counts: Counts) -> None:
         "TOTAL": ("total", "", ""),
     }
     # numpy's numbers would not go into the sidecar's JSON.
-    assert {type(value) for row in rows for value in row.values()} <= {str, int, float}
+    assert {type(value) for row in rows for value in row.values()} <= {str, int, float, type(None)}
     first = rows[0]
     assert (first["run"], first["dataset"], first["profile"]) == ("a-run", "digits", FP32.name)
     assert (first["timesteps"], first["images"]) == (3, 5)

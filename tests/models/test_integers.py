@@ -202,6 +202,8 @@ def test_the_network_itself_is_left_alone(build_lively: Build) -> None:
     assert integers.has_integer_layers(fast)
     assert not fast.conv1.reads_integers  # the image is convolved in floating point
     assert fast.layer1[0].conv1.reads_integers
+    model.fed_counts = True  # as are counts, up to 255
+    assert not integers.integer(model).conv1.reads_integers
     assert model.state_dict().keys() == keys
     assert type(model.conv1) is QuantisedConv2d
 

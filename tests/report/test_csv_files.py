@@ -152,7 +152,8 @@ def test_a_table_comes_back_with_its_kinds(tmp_path: Path) -> None:
             ENERGY,
             "run dataset profile layer type input_kind op t timesteps images neurons_in "
             "nonzero_in firing_rate sop_events sop_value macs sop_formula neuron_updates energy_pj "
-            "energy_formula_pj ann_macs ann_energy_pj ratio_snn_ann",
+            "energy_formula_pj ann_macs ann_energy_pj ratio_snn_ann ann_frames_macs "
+            "ann_frames_energy_pj",
         ),
         (PER_IMAGE, "run dataset profile image label t correct_at_t correct_cumulative energy_pj"),
         (TSNE, "network image label x y"),

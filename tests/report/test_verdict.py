@@ -134,3 +134,19 @@ def test_fewer_steps_are_told_where_they_are_about_as_good(
     accuracy: list[float], said: str
 ) -> None:
     assert verdict(row(), against(accuracy=accuracy)).fewer == said
+
+
+def test_of_frames_the_line_says_which_ann_it_is() -> None:
+    cases = against()["assumptions"]
+    cases = {"same": cases["same"], "frames": {"snn_pj": 8e6, "ann_pj": 528e6}, **cases}
+    found = verdict(row(), against(assumptions=cases))
+    mean = "cheaper than the same ANN on the mean frame, in 32 bits"
+    assert found.energy == f"8 µJ an image: {mean}, dearer than in 8 bits"
+    assert [one.name for one in found.beside][:2] == [
+        *("on the mean frame, in 32 bits", "on each frame, in 32 bits")
+    ]
+    cases["same"] = {"snn_pj": 8e6, "ann_pj": 4e6}
+    assert (
+        "dearer than the same ANN on the mean frame, in 32 bits, cheaper than on each frame, in "
+        in (verdict(row(), against(assumptions=cases)).energy)
+    )

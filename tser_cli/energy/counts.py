@@ -20,7 +20,10 @@ FloatArray = NDArray[np.float64]
 
 REAL, SPIKES, SIGNED, SUMS = "real", "spikes", "signed", "sums"
 INPUT_KINDS = (REAL, SPIKES, SUMS)
-"""What the input of a layer can be declared as; "signed" spikes are only ever found."""
+"""What the input of a layer can be declared as; "signed" spikes are only ever found.
+
+Counts of events are sums.
+"""
 RANK = {"": 0, SPIKES: 1, SIGNED: 2, SUMS: 3, REAL: 4}
 """Kinds of inputs: each takes in those before it."""
 CONV, LINEAR, MATMUL = "conv", "linear", "matmul"
@@ -193,17 +196,21 @@ class NeuronCounts:
 class Counts:
     """The counts of a network over a data set; `layers` are in the order in which they ran.
 
-    `neurons`: the layers of spiking neurons, in the order in which they first ran.
+    `neurons`: the layers of spiking neurons, in the order in which they first ran. `frames`: the
+    input differs from step to step, as frames of events do: no layer is fed with one image alone.
     """
 
     timesteps: int
     images: int
     layers: tuple[LayerCounts, ...]
     neurons: tuple[NeuronCounts, ...] = ()
+    frames: bool = False
 
     @property
     def stem(self) -> tuple[LayerCounts, ...]:
         """Return the layers that direct encoding feeds with the image itself."""
+        if self.frames:
+            return ()
         before = list(takewhile(lambda counts: not counts.layer.accumulates, self.layers))
         # A stem may have several layers, which then run once an image. Where all run at every
         # step, what is behind the first layer depends on time as far as anybody can tell.

@@ -115,19 +115,22 @@ def memory_traffic(counts: Counts) -> dict[str, float]:
     return {**traffic, "energy_pj": sum(traffic.values()) * MEMORY_PJ_PER_BYTE}
 
 
-SAME, SKIPPING, MEMORY, INT8 = "same", "skipping", "memory", "int8"
+SAME, FRAMES, SKIPPING, MEMORY, INT8 = "same", "frames", "skipping", "memory", "int8"
 
 
 def against_ann(counts: Counts, profile: Profile, skipped: float | None) -> dict[str, Any]:
     """Return energies of an image, pJ, of the SNN and of the ANN of the same shape, by assumption.
 
-    `same`: both priced by `profile`. `skipping`: the ANN leaves out the share `skipped` of its
+    `same`: both priced by `profile`; of frames the ANN sees the mean, in one pass, and with
+    `frames` each of them, in T passes. `skipping`: the ANN leaves out the share `skipped` of its
     multiply-accumulates, those on zeros, where that is known. `memory`: with the traffic of weights
     and potentials. `int8`: the ANN in 8-bit integers, the SNN as it is. `steps_pj`: what stopping
     after each step costs.
     """
     snn, ann = mean_energy(counts, profile), ann_macs(counts) * profile.mac_pj
     found = {SAME: {"snn_pj": snn, "ann_pj": ann}}
+    if counts.frames:
+        found[FRAMES] = {"snn_pj": snn, "ann_pj": ann * counts.timesteps}
     if skipped is not None:
         found[SKIPPING] = {"snn_pj": snn, "ann_pj": ann * (1.0 - skipped), "skipped": skipped}
     # Others price memory with the operation, or have no figure for integers: a sum of two sources

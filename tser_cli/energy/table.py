@@ -5,7 +5,8 @@ Figures are means per image, and every count of a row "all" or "TOTAL" is the su
 stands for; `firing_rate` and `ratio_snn_ann` are quotients of the counts of their own row. A layer
 that is computed once an image has its cost at t = 1 and zeros after. The columns of the ANN belong
 to one pass through the ANN of the same shape and are the same at every t, so that the ratios of
-the steps add up to the ratio of all of them.
+the steps add up to the ratio of all of them. Of frames of events that pass is on their mean; the
+last two columns are a pass on each frame, and empty for images.
 """
 
 from __future__ import annotations
@@ -29,8 +30,13 @@ NOTES = (
     "macs and ann_macs leave out multiplications with the zeros of the padding, as the synaptic "
     "operations do. sop_formula and energy_formula_pj, the figures of most papers, count them.",
     "firing_rate is the share of non-zero inputs; those of a MAC layer are values, not spikes.",
-    "A stem computed once an image is listed at t = 1.",
     "ann_macs is one pass through the ANN of the same shape; its inputs count as non-zero.",
+)
+ONCE = "A stem computed once an image is listed at t = 1."
+OF_FRAMES = (
+    "The first layer is fed with counts of events, so that it adds: a count of 3 is three "
+    "accumulates in sop_value, and one in sop_events.",
+    "ann_macs is the ANN on the mean of the frames, ann_frames_macs the ANN on each of them.",
 )
 
 
@@ -81,6 +87,8 @@ def energy_rows(counts: Counts, profile: Profile, labels: Labels) -> list[dict[s
                 "ann_macs": float(macs),
                 "ann_energy_pj": energy,
                 "ratio_snn_ann": _ratio(at_t["energy_pj"], energy),
+                "ann_frames_macs": float(macs * counts.timesteps) if counts.frames else None,
+                "ann_frames_energy_pj": energy * counts.timesteps if counts.frames else None,
             }
             step = {"t": ALL if last else t}
             rows.append({**common, **description, **step, **at_t, **quotients})
@@ -158,7 +166,7 @@ def sidecar(
             **joules.against_ann(counts, profile, skipped),
             "accuracy": list(accuracy_T),
         },
-        "notes": list(NOTES),
+        "notes": [*NOTES, *(OF_FRAMES if counts.frames else (ONCE,))],
     }
 
 

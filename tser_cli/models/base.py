@@ -35,7 +35,8 @@ class Classifier(nn.Module):
     mean over time. `frames`: in how many an ANN's samples were when it was trained. Shown others,
     it sees the sum over as many: of counts that is the same however a sample is divided.
 
-    `stem_once` False computes the stem T times, as a plain SNN does. `save_memory` computes
+    `fed_counts`: its input is counts of events, whole numbers, so that the layer that reads them
+    adds. `stem_once` False computes the stem T times, as a plain SNN does. `save_memory` computes
     residual blocks (ResNet) or layers between pools (VGG) again for the backward pass.
     `norms_follow`: each norm is named right after the convolution whose output it reads.
     `any_maps`: its stages are compared with maps of other sizes too, as tokens have them.
@@ -43,6 +44,7 @@ class Classifier(nn.Module):
 
     spiking: bool
     frames = 0
+    fed_counts = False
     norms_follow = False
     any_maps = False
     stem_once = True

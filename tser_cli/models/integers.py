@@ -194,13 +194,16 @@ def integer(model: Classifier) -> Classifier:
         return model
     result = copy.deepcopy(model).eval()
     names = {module: name for name, module in result.named_modules()}
+    # The first reads an image, or counts of events up to 255: where a CPU adds two products in 16
+    # bits, two of them with weights of 127 would be too large, in silence.
+    first = next(module for module in result.modules() if isinstance(module, nn.Conv2d))
     for parent, name, norm_name in convolutions_with_norm(result):
         convolution, norm = getattr(parent, name), getattr(parent, norm_name)
         # others keep their rounded floats
         served = convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
         served = served and norm.affine and norm.running_var is not None
         if isinstance(convolution, QuantisedConv2d) and served:
-            reads_integers = kinds[names[convolution]] != "real"
+            reads_integers = kinds[names[convolution]] != "real" and convolution is not first
             setattr(parent, name, IntegerConv2d(convolution, norm, reads_integers))
             setattr(parent, norm_name, nn.Identity())
     return result
@@ -209,7 +212,8 @@ def integer(model: Classifier) -> Classifier:
 class IntegerConv2d(nn.Conv2d):
     """A quantised convolution with its norm folded into scale and bias; for inference alone.
 
-    `reads_integers`: its input is spikes, or sums of them below 256. An image is convolved in fp32.
+    `reads_integers`: its input is spikes, or sums of them below 256. An image, and counts of
+    events, are convolved in fp32.
     """
 
     weight_bytes = 1

@@ -86,8 +86,10 @@ class ResNet(Classifier):
         return {name: self._input_kind(name) if self.spiking else "real" for name in names}
 
     def _input_kind(self, name: str) -> str:
-        if name in ("fc.2", "conv1"):
-            return "spikes" if name == "fc.2" else "real"
+        if name == "conv1":
+            return "sums" if self.fed_counts else "real"
+        if name == "fc.2":
+            return "spikes"
         if name.startswith("fc"):
             # Where the last map is one pixel the pool averages nothing: spikes pass as they are.
             return "real" if self._averages else "sums" if self.sew else "spikes"

@@ -70,9 +70,11 @@ class Vgg(Classifier):
     def input_kinds(self) -> dict[str, str]:
         names = [n for n, m in self.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         # A pool to the size that the map has already averages nothing: spikes pass as they are.
-        real = {"features.0", *(["classifier.0"] if self._averages else [])}
-        real = real if self.spiking else set(names)
-        return {name: "real" if name in real else "spikes" for name in names}
+        kinds = dict.fromkeys(names, "spikes" if self.spiking else "real")
+        if self.spiking:
+            kinds["features.0"] = "sums" if self.fed_counts else "real"
+            kinds |= {"classifier.0": "real"} if self._averages else {}
+        return kinds
 
 
 def _make_features(build: Build, plan: Plan) -> tuple[Timed, int, tuple[int, int]]:

@@ -55,13 +55,14 @@ ENERGY: Schema = {
     **_columns(NUMBER, "neurons_in", "nonzero_in", "firing_rate", "sop_events", "sop_value"),
     **_columns(NUMBER, "macs", "sop_formula", "neuron_updates", "energy_pj"),
     **_columns(NUMBER, "energy_formula_pj", "ann_macs", "ann_energy_pj", "ratio_snn_ann"),
+    **_columns(NUMBER, "ann_frames_macs", "ann_frames_energy_pj"),
 }
 STEPWISE = ("firing_rate", "sop_value", "macs", "energy_pj")  # columns of --wide, one a step
 # The same, each operation in one row alone; the ANN has no steps to share its columns among.
 ENERGY_LONG: Schema = {
     name: kind
     for name, kind in ENERGY.items()
-    if name not in ("ann_macs", "ann_energy_pj", "ratio_snn_ann")
+    if not name.startswith("ann_") and name != "ratio_snn_ann"
 }
 CONVENTIONS: Schema = {
     **_columns(TEXT, "convention"),

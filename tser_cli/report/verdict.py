@@ -106,13 +106,16 @@ def _accuracy(last: Mapping[str, Any], split: str) -> Verdict:
 def comparisons(cases: Mapping[str, Mapping[str, float]]) -> tuple[BesideAnn, ...]:
     """Return the student beside the ANN of its shape under each assumption, by their names."""
     # only then are both in 32 bits: see `energy.joules.against_ann`
-    plain = "in 32 bits" if "int8" in cases else "in the same arithmetic"
+    width = "in 32 bits" if "int8" in cases else "in the same arithmetic"
+    # an ANN has no steps: which input it is shown decides what it costs
+    plain = f"on the mean frame, {width}" if "frames" in cases else width
     zeros = f"{100 * cases['skipping']['skipped']:.0f} %" if "skipping" in cases else ""
     names = {
         "same": plain,
+        "frames": f"on each frame, {width}",
         "skipping": f"{plain}, skipping its zeros ({zeros}, as in the teacher)",
         "memory": f"{plain}, with memory traffic",
-        "int8": "in 8 bits",
+        "int8": plain.replace(width, "in 8 bits"),
     }
     return tuple(BesideAnn(names[name], of["snn_pj"], of["ann_pj"]) for name, of in cases.items())
 
@@ -128,6 +131,7 @@ def _cheaper(beside: tuple[BesideAnn, ...]) -> str:
     for word, one in zip(words[1:], beside[1:], strict=True):
         if word != words[0]:
             name = one.name.removeprefix(f"{beside[0].name}, ").split(" (")[0]
+            name = name.removeprefix("on the mean frame, ")
             others.setdefault(word, []).append(name)
     if len(beside) > 1 and not others:
         return f"{told}, and by each other way to count"

@@ -304,6 +304,13 @@ def energy_sentences(document: dict[str, Any], guessing: bool = False) -> list[s
         f"operations: {quantity(totals['sop_value'])} accumulates, {quantity(totals['macs'])} "
         f"MACs; the papers' formula, rate x T x FLOP, gives {cost(totals['energy_formula_pj'])}",
     ]
+    frames = document["against_ann"]["assumptions"].get("frames")
+    if frames:
+        lines.append(
+            f"the ANN of the same shape: {cost(totals['ann_energy_pj'])} on the mean frame, which "
+            f"the table shows; {cost(frames['ann_pj'])} on each of the {document['timesteps']} "
+            "frames"
+        )
     if stem["layers"]:
         # others count the first layer at every step: with both totals a reader can compare
         lines.append(

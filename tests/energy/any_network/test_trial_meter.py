@@ -20,12 +20,14 @@ from tser_cli.settings.config import NeuronConfig
 SHAPE = (1, 8, 8)
 
 
-@pytest.mark.parametrize("name", zoo.STUDENTS)
+@pytest.mark.parametrize("name", [*zoo.STUDENTS, "frames"])
 def test_it_gives_what_the_counter_counts(name: str) -> None:
-    model: Any = zoo.student(name)
+    model: Any = zoo.student("sdt_tiny" if name == "frames" else name)
     model.eval()
-    images_NCHW = torch.randn(3, *SHAPE)
-    meter = meter_of(model, SHAPE, 2)
+    images_NCHW, shape = torch.randn(3, *SHAPE), SHAPE
+    if name == "frames":  # counts, which the stem adds
+        images_NCHW, shape = torch.randint(0, 4, (3, 2, *SHAPE)).float(), (2, *SHAPE)
+    meter = meter_of(model, shape, 2)
     assert isinstance(meter, TrialMeter)
     with meter:
         logits_TNK = model(images_NCHW, 2)
@@ -34,6 +36,7 @@ def test_it_gives_what_the_counter_counts(name: str) -> None:
         assert torch.equal(model(images_NCHW, 2), logits_TNK)
     counted = [(int(one.value_TI.sum()), one.layer.narrow) for one in counter.counts().layers]
     assert all_of_them == sum(value for value, _ in counted)
+    assert counts_at_random(model, shape, 2).layers[0].layer.accumulates == (name == "frames")
     assert narrow == sum(value for value, fits in counted if fits)
     with meter:
         model.train()(images_NCHW, 2)

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.nn import functional as F
 
 from tests.data.event_formats import atis_bytes, some_events
 from tests.engine.conftest import Told
 from tests.engine.training.conftest import timeless
 from tser_cli.base.errors import Interrupted
+from tser_cli.base.files import read_json
 from tser_cli.base.progress import Silent
 from tser_cli.energy.prices import load_profile
 from tser_cli.engine.commands.evaluate import evaluate_run
@@ -25,6 +28,7 @@ from tser_cli.engine.runs.record import RunResult
 from tser_cli.engine.runs.weights import load_model
 from tser_cli.report.csv_files import read_csv
 from tser_cli.report.predictions import read_predictions
+from tser_cli.report.words import energy_sentences
 from tser_cli.settings.options import EvaluateRequest
 
 
@@ -144,3 +148,28 @@ def test_a_stopped_run_ends_in_the_same_bits(
     assert hashes[0] == hashes[1]
     rows = [timeless(read_csv(result.folder / "metrics.csv")) for result in (whole, parts)]
     assert rows[0] == rows[1]
+
+
+def test_the_stem_adds_what_it_is_fed_with(place: Path, student: RunResult) -> None:
+    rows = read_csv(student.folder / "energy.csv")
+    stem = [row for row in rows if row["layer"] == "conv1"]
+    assert {(row["input_kind"], row["op"], row["macs"]) for row in stem} == {("sums", "AC", "0.0")}
+    opened = open_finished(Run(student.folder), {}, Told())
+    conv, test = opened.loaded.model.get_submodule("conv1"), opened.context.dataset.test
+    frames_NTCHW = torch.stack([test.image(place) for place in range(len(test))]).double()
+    ones = torch.ones_like(conv.weight, dtype=torch.float64)
+    for column, fed in (("sop_value", frames_NTCHW), ("sop_events", frames_NTCHW.sign())):
+        mean_T = [
+            float(F.conv2d(fed[:, t], ones, None, conv.stride, conv.padding).sum()) / len(test)
+            for t in range(2)
+        ]
+        assert [float(row[column]) for row in stem] == pytest.approx([*mean_T, sum(mean_T)])
+    total = rows[-1]
+    assert float(total["ann_frames_macs"]) == 2 * float(total["ann_macs"]) > 0
+    document = read_json(student.folder / "energy.json")
+    assert document["stem"]["layers"] == []
+    assert set(document["against_ann"]["assumptions"]) == {
+        *("same", "frames", "skipping", "memory", "int8")
+    }
+    told = " ".join(energy_sentences(document))
+    assert "on the mean frame, which the table shows" in told and "stem" not in told

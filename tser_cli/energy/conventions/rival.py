@@ -209,6 +209,11 @@ def fair_rival(counts: Counts, profile: Profile) -> Rival:
     return Rival(counts.timesteps, bits, rate, arithmetic, memory)
 
 
+def fed_by_neurons(counts: Counts, layer: LayerCounts) -> bool:
+    """Return whether a layer reads spikes, and not the counts of events that the first may read."""
+    return layer.layer.accumulates and not (counts.frames and layer is counts.layers[0])
+
+
 def operation_rate(counts: Counts) -> float:
     """Accumulates over those of an SNN whose every input spikes at every step, 0 without spikes."""
     driven = [layer for layer in counts.layers if layer.layer.accumulates]
@@ -225,9 +230,9 @@ def _arithmetic(counts: Counts, profile: Profile, bits: int, rate: float) -> Riv
     for layer in counts.layers:
         # The stem's inputs are as they are; other activations have `bits`.
         width = 8 * (layer.layer.weight_bytes or 4)
-        part = min(bits / width, 1.0) if layer.layer.accumulates else 1.0
-        multiply = (profile.mac_pj - profile.ac_pj) * part
-        price = profile.ac_pj + multiply if layer.layer.accumulates else profile.mac_pj
+        fed = fed_by_neurons(counts, layer)
+        multiply = (profile.mac_pj - profile.ac_pj) * min(bits / width, 1.0)
+        price = profile.ac_pj + multiply if fed else profile.mac_pj
         rival += layer.layer.macs * price
     return RivalDuel(fixed + accumulates, rival, _break_even(fixed, accumulates, rival, rate))
 
@@ -238,7 +243,7 @@ def _with_memory(counts: Counts, bits: int, rate: float) -> RivalDuel:
     for layer in filter(has_formula, counts.layers):
         spikes += spiking_layer(layer)
         dense = dense_layer(layer, 1, writes=True)
-        if layer.layer.accumulates:
+        if fed_by_neurons(counts, layer):
             saved = layer.layer.macs_formula * MULTIPLY_PJ * (1 - bits / WORD_BITS)
             dense = replace(
                 dense,

@@ -300,6 +300,8 @@ def evaluate_split(
     # asked together by all processes, so that none waits for one that has stopped
     check_stop = make_check_stop(stop, runtime) if stop else None
     found = evaluate(model, loader, runtime, timesteps, teacher, check_stop, count, counting)
+    if found.counts is not None:
+        found = replace(found, counts=replace(found.counts, frames=spec.frames > 0))
     source = context.dataset.test if split == "test" else context.dataset.train
     if found.answers and isinstance(source, EventSource) and config.data.frames_by == "time":
         found = replace(found, milliseconds_I=source.milliseconds_M[found.answers.index_I])

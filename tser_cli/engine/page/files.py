@@ -20,7 +20,7 @@ import pandas as pd
 
 from tser_cli.base.errors import RunError, TserError, cut, visible
 from tser_cli.base.files import is_file, read_json
-from tser_cli.energy.joules import INT8, MEMORY, SAME, SKIPPING
+from tser_cli.energy.joules import FRAMES, INT8, MEMORY, SAME, SKIPPING
 from tser_cli.engine.page import values
 from tser_cli.engine.page.values import Missing
 from tser_cli.engine.runs import record
@@ -209,6 +209,7 @@ def energy(run: Run) -> values.Energy:
 # Under which assumption, which ANN stands beside the student: see `energy.joules.against_ann`.
 ANNS = {
     SAME: "the ANN of the same shape",
+    FRAMES: "that ANN, on each frame",
     SKIPPING: "that ANN, skipping its zeros",
     MEMORY: "that ANN, with memory traffic",
     INT8: "that ANN in 8-bit integers",

@@ -20,7 +20,7 @@ from tser_cli.base import __version__
 from tser_cli.base.errors import ConfigError, DataError, RunError, TserError, nearest
 from tser_cli.base.files import check_folder, is_file, is_folder, write_whole
 from tser_cli.data.image_files import thumbnail
-from tser_cli.energy.joules import INT8, MEMORY, SAME, SKIPPING, against_ann, energy_up_to
+from tser_cli.energy.joules import FRAMES, INT8, MEMORY, SAME, SKIPPING, against_ann, energy_up_to
 from tser_cli.energy.prices import INT8_PROFILE, PROFILES, Profile
 from tser_cli.engine.commands.network_energy import detailed_counts, go_beyond
 from tser_cli.engine.evaluation import early_exit
@@ -386,7 +386,8 @@ def energy_pairs(found: Energy, cases: Assumptions, document: Sidecar) -> list[E
     """Return the student beside the ANN of its shape, under each assumption, and its teacher."""
     plain = f"arithmetic alone, both priced by {found.profile}"
     how = {
-        SAME: plain,
+        SAME: plain + (", the ANN on the mean frame" if FRAMES in cases else ""),
+        FRAMES: "arithmetic alone; the ANN computes each frame",
         MEMORY: f"arithmetic by {found.profile}, and the traffic of weights and potentials",
         INT8: "arithmetic alone; the ANN's multiply-accumulates at "
         f"{PROFILES[INT8_PROFILE].mac_pj:g} pJ",

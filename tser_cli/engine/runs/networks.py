@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import json
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -79,9 +79,7 @@ def check_contract(name: str, model: Classifier, spec: DataSpec, timesteps: int)
         torch.manual_seed(0)
         # a copy: what is tried leaves gradients and running statistics behind
         tried = copy.deepcopy(model).cpu().eval()
-        images_NCHW = torch.rand(IMAGES, *spec.sample_shape)
-        if spec.frames:  # counts
-            images_NCHW = (4 * images_NCHW).floor()
+        images_NCHW = random_samples(spec.sample_shape)
         try:
             problem = _problem(tried, images_NCHW, timesteps, spec.num_classes)
             problem = problem or _norms_problem(tried, images_NCHW, timesteps)
@@ -184,7 +182,14 @@ def counts_at_random(model: Classifier, sample_shape: tuple[int, ...], timesteps
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tried = copy.deepcopy(model).cpu().eval()
-        return _count(tried, torch.rand(IMAGES, *sample_shape), timesteps)
+        counts = _count(tried, random_samples(sample_shape), timesteps)
+        return replace(counts, frames=len(sample_shape) == 4)
+
+
+def random_samples(sample_shape: tuple[int, ...]) -> Tensor:
+    """Return a few images from 0 to 1 [N, C, H, W], or samples of counts [N, T, C, H, W]."""
+    drawn = torch.rand(IMAGES, *sample_shape)
+    return (4 * drawn).floor() if len(sample_shape) == 4 else drawn
 
 
 METER_BY_TRIAL = "tser_cli.energy.any_network.trial_meter:TrialMeter"
@@ -241,7 +246,7 @@ def build(name: str, spec: DataSpec, config: Config, spiking: bool) -> Classifie
     # afterwards, as attributes: they change how it is computed, not what it is
     model.stem_once = config.performance.stem_once
     model.save_memory = config.performance.save_memory
-    model.frames = 0 if spiking else spec.frames
+    model.frames, model.fed_counts = 0 if spiking else spec.frames, spec.frames > 0
     model = quantise(model, config.model.weight_bits) if spiking else model
     if not registry.is_built_in(registry.MODELS[name].target):
         check_contract(name, model, spec, config.model.timesteps if spiking else 1)
@@ -303,6 +308,7 @@ def read(path: Path, spec: DataSpec, stem: str = "auto", expected: str | None = 
     else:
         name, model, state = recognise(state, spec, stem, path)
     load_weights(model, state, str(path))
+    model.fed_counts = spec.frames > 0
     return Loaded(model, name, str(path.resolve()), digest, classes)
 
 

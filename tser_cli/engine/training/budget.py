@@ -69,10 +69,13 @@ def settle_budget(config: Config, model: Classifier, sample_shape: tuple[int, ..
             f"that an image costs without a single spike ({joules(stem)} of it in the stem, "
             f"profile {profile.name}); allow more, or choose another model.stem"
         )
+    # of frames a share is one of the ANN on their mean, and that ANN may see each of them
+    most *= timesteps if counts.frames else 1
     if pj > most:
         raise ConfigError(
             f"energy.budget = {text}: {joules(pj)} is more than the {joules(most)} of the "
-            f"ANN of the same shape (profile {profile.name}); allow less, or set no budget"
+            f"ANN of the same shape{' on each frame' if counts.frames else ''} "
+            f"(profile {profile.name}); allow less, or set no budget"
         )
     return EnergyBudget(pj, macs, profile)
 
