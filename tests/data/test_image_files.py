@@ -15,7 +15,13 @@ import torch
 from PIL import Image
 
 from tser_cli.base.errors import DataError
-from tser_cli.data.image_files import fitted_picture, picture_files, read_image, thumbnail
+from tser_cli.data.image_files import (
+    fitted_picture,
+    picture_files,
+    read_image,
+    side_by_side,
+    thumbnail,
+)
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -209,3 +215,14 @@ def test_a_thumbnail_is_a_small_png(
         assert (image.size, image.mode, image.format) == (size, mode, "PNG")
         if size == shape[:0:-1]:  # nothing was scaled
             assert list(image.tobytes()) == pixels_CHW.permute(1, 2, 0).flatten().tolist()
+
+
+def test_frames_lie_side_by_side_in_colours() -> None:
+    frames_TCHW = torch.zeros(4, 2, 2, 3, dtype=torch.uint8)
+    frames_TCHW[0, 1, 0, 0] = frames_TCHW[1, 0, 1, 2] = 2  # brighter, darker
+    frames_TCHW[3, :, 0, 0] = 4  # both
+    image = side_by_side(frames_TCHW, 3)
+    assert image.shape == (3, 2 * 2 + 1, 3 * 3 + 2)
+    assert image[:, 0, 0].tolist() == [128, 0, 0] and image[:, 1, 6].tolist() == [0, 0, 128]
+    assert image[:, 3, 0].tolist() == [255, 255, 255] and image[:, 4, 1].tolist() == [0, 0, 0]
+    assert {int(grey) for grey in image[:, :, 3].flatten()} == {128}

@@ -165,7 +165,7 @@ def test_a_file_that_fails_its_check_is_not_written(
         ("predict student.onnx x.png", "student.onnx: this is an ONNX file; tser writes ONNX and"),
         ("predict --run student.nir x.png", "this is a NIR file; tser writes NIR and does not"),
         ("evaluate --run student.nir", "this is a NIR file; tser writes NIR and does not read it"),
-        ("predict nowhere also-nowhere", "nowhere: there is no such file or folder of images"),
+        ("predict nowhere also-nowhere", "nowhere: there is no such file or folder"),
         ("quantize --bits 3", "--bits 3: weights can have 8 or 4 bits"),
         ("quantize --images 1", "calibration needs at least two images"),
     ],

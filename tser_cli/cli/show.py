@@ -75,7 +75,7 @@ def show_run(result: RunResult, next_commands: Sequence[str]) -> None:
     """
     steps, energy_pj, budget_pj = result.per_timestep, result.energy_pj, result.energy_budget_pj
     found = verdict(steps[-1], result.against_ann)
-    show_lines([found.line])
+    show_lines([*words.simulated(result.events), found.line])
     if energy_pj is not None and budget_pj is not None:
         show_lines([f"energy budget: {words.budget_verdict(energy_pj, budget_pj)}"])
     output().print(words.per_timestep_table(result.name, steps))
@@ -110,7 +110,8 @@ def show_training_plan(plan: dry_run.TrainingPlan) -> None:
 
 def show_evaluation(result: evaluate.EvaluateResult, request: options.EvaluateRequest) -> None:
     """Show the verdict, the table if asked for, early exit, and where the files are."""
-    show_lines([verdict(result.rows[-1], split=result.split).line])
+    line = verdict(result.rows[-1], split=result.split).line
+    show_lines([*words.simulated(result.events), line])
     if request.per_timestep:
         output().print(words.per_timestep_table(result.name, result.rows))
     if result.early_exit_rows:

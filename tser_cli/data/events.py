@@ -304,6 +304,34 @@ def _frames_npz(path: Path, config: DataConfig) -> Dataset:
     return Dataset(spec, train, test, {"data.frames": spec.frames}, facts=facts)
 
 
+READERS: dict[str, Reader] = {
+    ".bin": event_files.read_atis,
+    ".aedat": event_files.read_aedat2,
+    ".npz": event_files.read_arrays,
+    ".npy": event_files.read_arrays,
+}
+
+
+def sample(path: Path, spec: DataSpec, config: DataConfig) -> torch.Tensor:
+    """Return one file of events as frames like those of the data set, uint8 [T, 2, H, W].
+
+    The suffix says its format. Raises DataError where it can't be read, or is of another sensor.
+    """
+    if spec.channels != 2:
+        raise DataError(f"{path}: events have 2 polarities, the network takes {spec.channels}")
+    read, sensor = READERS.get(path.suffix.lower()), (spec.height, spec.width)
+    if spec.name == "dvs-gesture" and read is event_files.read_arrays:
+        read = event_files.read_tonic_gesture
+    if read is None:
+        raise DataError(f"{path}: only {', '.join(READERS)} are read as events")
+    found, _ = event_files.read_events(path, read, sensor)
+    try:
+        frames_T2HW, _ = event_files.to_frames(found, spec.frames, config.frames_by, sensor)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+    return torch.from_numpy(frames_T2HW)
+
+
 def _spec(name: str, source: TensorSource, classes: tuple[str, ...]) -> DataSpec:
     frames, channels, height, width = source.image(0).shape
     # counts as they are: 0 stays 0, and value / 255 / std is the count again

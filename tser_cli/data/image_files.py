@@ -92,23 +92,25 @@ def header_fault(path: Path) -> str:
     return f"it is none of {', '.join(FORMATS)}" if head else "it is empty"
 
 
-def passed_over(counts: Counter[str]) -> str:
+def passed_over(counts: Counter[str], suffixes: tuple[str, ...] = SUFFIXES) -> str:
     """Return in words which files are left out, by suffix, and what to do; "" for none."""
     if not counts:
         return ""
     shown = [f"{n} {suffix or 'without a suffix'}" for suffix, n in counts.most_common()]
     listed = ", ".join(shown[:MOST_SUFFIXES] + ["..."] * (len(shown) > MOST_SUFFIXES))
-    return (
-        f"files left out: {listed}. Only {', '.join(SUFFIXES)} are read: convert those that are "
-        "images (a .jfif file is a JPEG: rename it to .jpg)"
-    )
+    read = f"files left out: {listed}. Only {', '.join(suffixes)} are read"
+    if suffixes != SUFFIXES:
+        return read
+    return f"{read}: convert those that are images (a .jfif file is a JPEG: rename it to .jpg)"
 
 
-def image_files(folder: Path, name: str, others: Counter[str]) -> list[bytes]:
+def image_files(
+    folder: Path, name: str, others: Counter[str], suffixes: tuple[str, ...] = SUFFIXES
+) -> list[bytes]:
     """Return the images in the class folder `name`, by path below `folder`, sorted.
 
-    Only regular files with a known suffix count; the others are counted in `others`, by suffix,
-    hidden ones aside. Links are followed, but each folder counts once, and none that holds the
+    Only regular files with one of the suffixes count; the others are counted in `others`, hidden
+    ones aside. Links are followed, but each folder counts once, and none that holds the
     class: a link may lead back to where it lies. Raises DataError where a folder can't be listed.
     """
     start = folder / name
@@ -116,7 +118,7 @@ def image_files(folder: Path, name: str, others: Counter[str]) -> list[bytes]:
         above = {_identity(path) for path in (*start.absolute().parents, *start.resolve().parents)}
         if _identity(start) in above:
             raise ValueError("it is a link to a folder that holds it")
-        return [os.fsencode(path) for path in sorted(_walk(start, name, above, others))]
+        return [os.fsencode(path) for path in sorted(_walk(start, name, above, others, suffixes))]
     except (OSError, ValueError, RuntimeError) as error:
         where = getattr(error, "filename", None) or start
         raise DataError(
@@ -124,7 +126,9 @@ def image_files(folder: Path, name: str, others: Counter[str]) -> list[bytes]:
         ) from error
 
 
-def picture_files(names: Iterable[str], others: Counter[str]) -> list[Path]:
+def picture_files(
+    names: Iterable[str], others: Counter[str], suffixes: tuple[str, ...] = SUFFIXES
+) -> list[Path]:
     """Return the files that `names` stand for: a folder is searched to its depth, by name.
 
     Its files that are no images are counted in `others`, by suffix. Raises DataError for a folder
@@ -138,19 +142,23 @@ def picture_files(names: Iterable[str], others: Counter[str]) -> list[Path]:
             files.append(path)
             continue
         here: Counter[str] = Counter()
-        found = image_files(path, ".", here)
+        found = image_files(path, ".", here, suffixes)
         if not found:
-            raise no_images(path, here)
+            raise no_images(path, here, suffixes)
         others += here
         files += [path / os.fsdecode(file) for file in found]
     if files and not any(os.path.lexists(file) for file in files):
-        raise DataError(f"{files[0]}: there is no such file or folder of images")
+        raise DataError(f"{files[0]}: there is no such file or folder")
     return files
 
 
-def no_images(folder: Path, others: Counter[str]) -> DataError:
+def no_images(
+    folder: Path, others: Counter[str], suffixes: tuple[str, ...] = SUFFIXES
+) -> DataError:
     """Return the error for a folder that holds none, with what it holds instead."""
-    return DataError(f"{folder} has no images. {passed_over(others) or 'It holds no files'}")
+    what = "images" if suffixes == SUFFIXES else "files of events"
+    left_out = passed_over(others, suffixes) or "It holds no files"
+    return DataError(f"{folder} has no {what}. {left_out}")
 
 
 def fitted_picture(path: Path, shape: tuple[int, int, int], shorter: int = 0) -> torch.Tensor:
@@ -173,6 +181,26 @@ def fitted_picture(path: Path, shape: tuple[int, int, int], shorter: int = 0) ->
     return result
 
 
+GAP = 1  # pixels between frames
+
+
+def side_by_side(frames_TCHW: torch.Tensor, a_row: int) -> torch.Tensor:
+    """Return frames as one image, uint8 [C, H, W], `a_row` in a row, as bright as they can be.
+
+    Counts of events are shown in colours: red became brighter, blue darker, black had none.
+    """
+    bright_TCHW = frames_TCHW.float() * (255 / max(1, int(frames_TCHW.max())))
+    if bright_TCHW.shape[1] == 2:
+        darker, brighter = bright_TCHW.unbind(1)
+        bright_TCHW = torch.stack((brighter, torch.minimum(brighter, darker), darker), 1)
+    padded = torch.nn.functional.pad(bright_TCHW, (0, GAP, 0, GAP), value=128.0)
+    empty = padded.new_full((-len(padded) % a_row, *padded.shape[1:]), 128.0)
+    grid = torch.cat((padded, empty)).view(-1, a_row, *padded.shape[1:])
+    # rows, frames of a row, C, H, W -> C, rows x H, frames x W
+    image: torch.Tensor = grid.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+    return image[:, :-GAP, :-GAP].round().to(torch.uint8)
+
+
 def thumbnail(image_CHW: torch.Tensor, side: int) -> bytes:
     """Return an image, uint8 [C, H, W], as a PNG whose longer side has at most `side` pixels.
 
@@ -191,7 +219,11 @@ def thumbnail(image_CHW: torch.Tensor, side: int) -> bytes:
 
 
 def _walk(
-    start: Path, name: str, seen: set[tuple[int, int]], others: Counter[str]
+    start: Path,
+    name: str,
+    seen: set[tuple[int, int]],
+    others: Counter[str],
+    suffixes: tuple[str, ...],
 ) -> Iterator[str]:
     # links come last, so that an image goes by the path without one
     waiting = deque([(os.fspath(start), name)])
@@ -205,7 +237,7 @@ def _walk(
             entries = sorted(listing, key=lambda entry: entry.name)
         for entry in entries:
             path = f"{inside}/{entry.name}"
-            if _is_image(entry):
+            if _counts(entry, suffixes):
                 yield path
             elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112  (ELOOP is False)
                 waiting.append((entry.path, path))
@@ -215,8 +247,8 @@ def _walk(
                 others[os.path.splitext(entry.name)[1].lower()] += 1  # noqa: PTH122
 
 
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    if not entry.name.lower().endswith(SUFFIXES) or entry.name.startswith("."):
+def _counts(entry: os.DirEntry[str], suffixes: tuple[str, ...]) -> bool:
+    if not entry.name.lower().endswith(suffixes) or entry.name.startswith("."):
         return False
     if entry.is_symlink():
         return stat.S_ISREG(os.stat(entry.path).st_mode)  # noqa: PTH116  (raises for a link to nothing)

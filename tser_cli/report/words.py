@@ -191,6 +191,12 @@ def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     return shown
 
 
+def simulated(events: str | None) -> list[str]:
+    """Return the heading of results on events that no camera recorded, [] for others."""
+    # "simulated from digits", as a data set says it
+    return [f"simulated events: {events.removeprefix('simulated ')}"] if events else []
+
+
 def early_exit_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Return a line a threshold: accuracy, mean steps, where images stopped, energy spent."""
     steps = range(1, rows[0]["timesteps"] + 1)
@@ -208,7 +214,7 @@ def early_exit_table(rows: Sequence[dict[str, Any]]) -> Table:
             f"{row['mean_steps']:.2f}",
             joules(row["energy_pj"], row["energy_full_pj"]),
             f"{100 * row['energy_pj'] / row['energy_full_pj']:.0f} %",
-            *[f"{row['latency_ms']:.0f} ms"] * timed,
+            *([f"{row['latency_ms']:.0f} ms"] if timed else []),
             ", ".join(f"{100 * row[f'share_exit_{t}']:.0f} %" for t in steps),
         )
     return shown

@@ -126,7 +126,8 @@ class PredictRequest(options.DeviceRequest):
     """Classify image files with a finished student: class, confidence at each t, operations.
 
     Images of other sizes are resized to the shorter side and cropped to their middle; colours
-    become grey, or grey becomes RGB, as the network takes it. Exit code 1 where one can't be read.
+    become grey, or grey becomes RGB, as the network takes it. One that was trained on events takes
+    files of events. Exit code 1 where one can't be read.
     """
 
     images: tuple[str, ...] = option(

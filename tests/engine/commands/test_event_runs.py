@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -21,7 +22,9 @@ from tser_cli.base.progress import Silent
 from tser_cli.energy.prices import load_profile
 from tser_cli.engine.commands.evaluate import evaluate_run
 from tser_cli.engine.commands.library import distill
+from tser_cli.engine.commands.predict import Prediction, Unread, predict
 from tser_cli.engine.evaluation.early_exit import stops_of
+from tser_cli.engine.page.gather import make_report
 from tser_cli.engine.runs.folder import Run
 from tser_cli.engine.runs.opened import open_finished
 from tser_cli.engine.runs.record import RunResult
@@ -30,6 +33,7 @@ from tser_cli.report.csv_files import read_csv
 from tser_cli.report.predictions import read_predictions
 from tser_cli.report.words import energy_sentences
 from tser_cli.settings.options import EvaluateRequest
+from tser_cli.settings.wing_options import PredictRequest, ReportRequest
 
 
 class Signalled(Silent):
@@ -64,6 +68,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 seed, last = 10 * label + number, 200_000 + 50_000 * number
                 made = atis_bytes(some_events(900, 34, 17 * (label + 1), seed, last))
                 (folder / f"events/{part}/{label}/{part}{number}.bin").write_bytes(made)
+    (folder / "events" / "simulated.json").write_text('{"from": "noise"}')
     (folder / "teacher.toml").write_text("[training]\nepochs = 1\nbatch_size = 4\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
@@ -126,6 +131,41 @@ def test_early_exit_says_how_much_of_the_events_was_seen(place: Path, student: R
     for row in rows:
         assert stops.latency(row["threshold"]) == pytest.approx(row["latency_ms"])
     assert {row["latency_ms"] for row in exits(**{"data.frames_by": "number"})} == {None}
+
+
+def test_files_of_events_are_classified_like_the_test_samples(
+    place: Path, student: RunResult, tmp_path: Path
+) -> None:
+    of = some_events(900, 34, 17, 1, 250_000)  # the second test sample
+    np.savez(tmp_path / "of.npz", **of._asdict())
+    np.savez(tmp_path / "large.npz", **some_events(9, 99, 99)._asdict())
+    (tmp_path / "notes.txt").write_text("")
+    told = Told()
+    named = (str(place / "events" / "Test"), str(tmp_path))
+    asked = {"run": student.folder, "settings": {"training.device": "cpu"}, "progress": told}
+    found = predict(PredictRequest(images=named, **asked)).answers
+    assert told.warnings == ["files left out: 1 .txt. Only .bin, .aedat, .npz, .npy are read"]
+    kept = read_predictions(student.folder / "predictions.npz")
+    assert kept is not None and kept.steps is not None
+    answered = [one for one in found if isinstance(one, Prediction)]
+    sure = [one.confidence for one in answered]
+    assert np.allclose(sure[:6], kept.steps.confidence_IT, atol=1e-6)
+    assert [one.name for one in answered[:6]] == [str(k) for k in kept.cumulative_IT[:, -1]]
+    large, same = found[6:]
+    assert isinstance(large, Unread) and "outside the sensor of 34 x 34" in large.error
+    assert isinstance(same, Prediction) and same.confidence == pytest.approx(sure[1])
+
+
+@pytest.mark.slow
+def test_a_page_shows_frames(student: RunResult, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    request = ReportRequest(
+        subjects=(student.folder,), output=page, settings={"training.device": "cpu"}
+    )
+    assert make_report(request).missing == ()
+    text = page.read_text()
+    assert "resnet20 on n-mnist, simulated events: from noise, T = 2" in text
+    assert text.count('<img class="frames"') == 6 and "red became brighter" in text
 
 
 @pytest.mark.parametrize(

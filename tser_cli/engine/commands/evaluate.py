@@ -31,6 +31,7 @@ class EvaluateResult:
     """What was measured: the rows of per_timestep.csv, those of early exit, and the files.
 
     The files are None where there is nothing in them, or the run's folder can't be written to.
+    `events`: see `RunResult`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class EvaluateResult:
     figure: Path | None
     early_exit_rows: Rows
     early_exit_table: Path | None
+    events: str | None = None
 
     @property
     def kept(self) -> bool:
@@ -204,7 +206,8 @@ def _write(
             exits_table = run.folder / f"early_exit{split}.csv"
         measured = SPLITS[request.split]
         exits = early_exit.early_exit(opened, rules, full, measured, exits_table, profile)
-    return EvaluateResult(run.name, request.split, rows, table, figure, exits, exits_table)
+    events = opened.context.dataset.facts.get("events")
+    return EvaluateResult(run.name, request.split, rows, table, figure, exits, exits_table, events)
 
 
 def _can_write(opened: FinishedRun, request: options.EvaluateRequest, stem: str) -> bool:

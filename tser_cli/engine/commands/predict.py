@@ -1,4 +1,4 @@
-"""Classify image files with a finished student, step by step."""
+"""Classify files of images, or of events, with a finished student, step by step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from tser_cli.base.errors import ConfigError, DataError
 from tser_cli.base.files import check_folder, foreign
-from tser_cli.data import image_files, transforms
+from tser_cli.data import events, image_files, transforms
 from tser_cli.engine.evaluation.evaluate import cumulative_mean, logits_of
 from tser_cli.engine.runs.networks import counting_of
 from tser_cli.engine.runs.opened import FinishedRun, open_finished, select_run
@@ -72,16 +72,16 @@ def predict(request: PredictRequest) -> Predicted:
             f"{not_ours[0]}. tser predict classifies images with a run (--run); docs/deployment.md "
             "shows how other programs run the file"
         )
-    others: Counter[str] = Counter()
-    files = image_files.picture_files(request.images, others)
-    if not files:
+    if not request.images:
         raise ConfigError("no image is named; give files, folders, or - for a list on the input")
+    run, others = select_run(request.run, request.runs_dir), Counter[str]()
+    suffixes = tuple(events.READERS) if run.config().data.frames else image_files.SUFFIXES
+    files = image_files.picture_files(request.images, others, suffixes)
     if others:
-        request.progress.warn(image_files.passed_over(others))
+        request.progress.warn(image_files.passed_over(others, suffixes))
     if request.output is not None:
         check_folder(request.output)
     # only now is a network loaded: a mistyped name is known at once
-    run = select_run(request.run, request.runs_dir)
     opened = open_finished(run, request.changes, request.progress)
     answers: list[Prediction | Unread] = []
     for start in range(0, len(files), BATCH):
@@ -100,7 +100,10 @@ def _answers(opened: FinishedRun, files: list[Path], threshold: float) -> list[P
     errors: dict[Path, str] = {}
     for path in files:
         try:
-            read[path] = image_files.fitted_picture(path, spec.image_shape, spec.shorter)
+            if spec.frames:
+                read[path] = events.sample(path, spec, opened.config.data)
+            else:
+                read[path] = image_files.fitted_picture(path, spec.image_shape, spec.shorter)
         except DataError as error:
             errors[path] = str(error)
     said = _predictions(opened, read, threshold) if read else {}
@@ -112,10 +115,12 @@ def _predictions(
 ) -> dict[Path, Prediction]:
     model, context = opened.loaded.model, opened.context
     spec, steps = context.dataset.spec, opened.config.model.timesteps if model.spiking else 1
-    images_NCHW = transforms.normalise(torch.stack(list(read.values())), spec.mean, spec.std)
+    shown = torch.stack(list(read.values()))
+    # counts of events reach the network as they are
+    images = shown.float() if spec.frames else transforms.normalise(shown, spec.mean, spec.std)
     with torch.inference_mode(), counting_of(model, steps) as counter:
         # in float64, as `tser evaluate` does it: the same image stops at the same step
-        logits_TNK = logits_of(model, context.runtime.images(images_NCHW), steps).double().cpu()
+        logits_TNK = logits_of(model, context.runtime.images(images), steps).double().cpu()
     layers = counter.counts().layers
     sops_N = sum(layer.value_TI.sum(axis=0) for layer in layers)
     # the same for every image: multiply-accumulates leave no zeros out

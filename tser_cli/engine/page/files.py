@@ -29,6 +29,7 @@ from tser_cli.report import ablation_figures, csv_files
 from tser_cli.report.comparison import statistics_in
 from tser_cli.report.figures import LayerEnergy
 from tser_cli.report.predictions import PREDICTIONS, Predictions, read_predictions
+from tser_cli.report.words import simulated
 from tser_cli.settings import recipe
 from tser_cli.settings.config import keys
 from tser_cli.settings.names import short_name
@@ -358,6 +359,7 @@ def facts(run: Run, stated: Mapping[str, Any], found: Mapping[str, Any]) -> valu
         "method": known.get("method") or stated.get("method.name") or "",
         "teacher": known.get("teacher") or taught_by or "",
         "seed": stated.get("training.seed", ""),
+        "events": " ".join(simulated(str(known.get("events") or ""))),
         "finished": str(known.get("finished", ""))[:16].replace("T", " "),
         "device": found.get("device", ""),
     }

@@ -19,7 +19,7 @@ from torch import Tensor
 from tser_cli.base import __version__
 from tser_cli.base.errors import ConfigError, DataError, RunError, TserError, nearest
 from tser_cli.base.files import check_folder, is_file, is_folder, write_whole
-from tser_cli.data.image_files import thumbnail
+from tser_cli.data.image_files import side_by_side, thumbnail
 from tser_cli.energy.joules import FRAMES, INT8, MEMORY, SAME, SKIPPING, against_ann, energy_up_to
 from tser_cli.energy.prices import INT8_PROFILE, PROFILES, Profile
 from tser_cli.engine.commands.network_energy import detailed_counts, go_beyond
@@ -178,12 +178,13 @@ def run_report(run: Run, request: ReportRequest, pictures: int) -> RunFound:
     )
     facts = files.facts(run, stated, surroundings)
     steps = f", T = {facts.timesteps}" if facts.timesteps else ""
+    on = f"{facts.dataset}, {facts.events}" if facts.events else facts.dataset
     report = values.RunReport(
         name=label(run.name),
         folder=str(run.folder),
-        title=f"{facts.model}, a teacher on {facts.dataset}"
+        title=f"{facts.model}, a teacher on {on}"
         if run.kind == "teacher"
-        else f"{facts.model} on {facts.dataset}{steps}",
+        else f"{facts.model} on {on}{steps}",
         kind=run.kind,
         state=label(status.get("state", "of no known state")),
         said=tuple(_said(status, measured)),
@@ -248,6 +249,7 @@ THRESHOLDS = (
     *(0.995, 0.998, 0.999, 0.9995, 0.9999, 0.99999),
 )
 SIDE = 64  # pixels of the longer side of a picture on the page
+MOST_FRAMES, A_ROW = 6, 3  # of a sample with a time axis
 RIGHT_TO_WRONG = 3  # so many errors are shown for each right answer
 BARELY = 0.8  # confidence below which a right answer was close to a wrong one
 
@@ -355,13 +357,16 @@ def _picture(
     opened: FinishedRun, answers: Answers, names: Sequence[str], place: int
 ) -> values.Picture:
     index = int(answers.index_I[place])
-    image_CHW = opened.context.dataset.test.image(index).cpu()
+    image_CHW, side = opened.context.dataset.test.image(index).cpu(), SIDE
+    if frames := image_CHW.dim() == 4:
+        shown = files.thinned(list(image_CHW), MOST_FRAMES)
+        image_CHW, side = side_by_side(torch.stack(shown), A_ROW), A_ROW * SIDE
     steps = files.thinned(range(len(answers.prediction_TI)), files.MOST_STEPS)
     prediction_T = answers.prediction_TI[:, place]
     confidence_T, correct_T = answers.confidence_TI[:, place], answers.correct_TI[:, place]
     final = int(answers.prediction_cumulative_TI[-1, place])
     return values.Picture(
-        source="data:image/png;base64," + base64.b64encode(thumbnail(image_CHW, SIDE)).decode(),
+        source="data:image/png;base64," + base64.b64encode(thumbnail(image_CHW, side)).decode(),
         index=index,
         label=names[int(answers.labels_I[place])],
         answers=tuple(
@@ -376,6 +381,7 @@ def _picture(
             float(answers.confidence_cumulative_TI[-1, place]),
             bool(answers.correct_cumulative_TI[-1, place]),
         ),
+        frames=frames,
     )
 
 

@@ -193,13 +193,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Picture:
-    """A test image as a data URI, its class, and the answers; `final` is of all steps together."""
+    """A test image as a data URI, its class, and the answers; `final` is of all steps together.
+
+    `frames`: it is a sample's frames, some side by side.
+    """
 
     source: str
     index: int
     label: str
     answers: tuple[Answer, ...]
     final: Answer
+    frames: bool = False
 
 
 @dataclass(frozen=True)
@@ -228,7 +232,7 @@ class Setting:
 class RunFacts:
     """What a run is, in words and numbers; what is not known is "" or None.
 
-    `energy_pj` is what was held to `energy_budget_pj`.
+    `energy_pj` is what was held to `energy_budget_pj`. `events`: of which they were simulated.
     """
 
     model: str = ""
@@ -236,6 +240,7 @@ class RunFacts:
     method: str = ""
     teacher: str = ""
     seed: str = ""
+    events: str = ""
     finished: str = ""
     device: str = ""
     timesteps: float | None = None

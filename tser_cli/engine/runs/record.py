@@ -38,7 +38,8 @@ class RunResult:
     energy of an image for the student and for the ANN of the same shape, in pJ; None for a teacher.
     `energy_budget_pj`: what it was trained to keep, and whether it did; None without a budget.
     `best_validation_accuracy`: the best of all epochs, None without a validation split. `seconds`:
-    time spent in training. `against_ann`: the entry of that name in energy.json.
+    time spent in training. `against_ann`: the entry of that name in energy.json. `events`: from
+    what they were simulated; None for those of a camera, and for images.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class RunResult:
     energy_budget_pj: float | None = None
     energy_budget_kept: bool | None = None
     against_ann: dict[str, Any] | None = None
+    events: str | None = None
 
     @property
     def name(self) -> str:

@@ -289,6 +289,7 @@ def _write_results(
         best_validation_accuracy=max((x for x in held_out if x is not None), default=None),
         seconds=sum(row["seconds"] for row in epochs),
         per_timestep=tuple(rows),
+        events=context.dataset.facts.get("events"),
         **energy,
     )
     run.update_status(
