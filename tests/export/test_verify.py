@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from tser_cli.base.errors import ExportError
-from tser_cli.export import consumers, formats, verify
+from tser_cli.export import consumers, fixed_point, formats, verify
 from tser_cli.export.graph import Neuron, trace
 from tser_cli.export.verify import Recording, SpikeComparison, charges, compare, record
 from tser_cli.settings.config import NeuronConfig
@@ -80,6 +81,34 @@ def compared(
     steps = student.graph.facts.timesteps
     result = consumers.LIBRARIES[library](str(path), student.images_NCHW.numpy(), steps)
     return compare(student.truth, result.pop("logits_TNK"), result, 1e-6)
+
+
+def test_frames_of_events_are_an_input_of_each_step(sew: Any, rounded: Any, tmp_path: Path) -> None:
+    frames_NTCHW = torch.stack(
+        [(2 * sew.images_NCHW.roll(t, -1)).round().clamp(0) for t in range(4)], 1
+    )
+    facts = replace(sew.graph.facts, frames="counts of a test", mean=(0.0,), std=(1 / 255,))
+    graph = trace(sew.model, (1, 8, 8), facts)
+    truth = record(sew.model, graph, frames_NTCHW)
+    assert all(spikes.any() for spikes in truth.spikes.values())
+    assert not np.array_equal(truth.logits_TNK, sew.truth.logits_TNK)
+    student = replace(sew, graph=graph, images_NCHW=frames_NTCHW, truth=truth)
+    for format_name, library in [*LIBRARIES, ("safetensors", "safetensors")]:
+        comparison = compared(student, library, format_name, tmp_path)
+        assert comparison.holds(1e-5) and comparison.parted == 0, library
+    assert compared(student, "onnxruntime", "onnx", tmp_path, stateful=True).holds(1e-5)
+    onnx = importlib.import_module("onnx")
+    for stateful, names in ((False, [f"input/{t}" for t in range(4)]), (True, ["input"])):
+        model = onnx.load_from_string(formats.content(graph, "onnx", stateful))
+        inputs = [entry.name for entry in model.graph.input]
+        assert [name for name in inputs if name.startswith("input")] == names
+    # integer potentials: counts up to 255 bound what reads them
+    whole = rounded(student, 8)
+    fixed = fixed_point.fixed_point(whole.graph)
+    rule = fixed_point.run_fixed(fixed, frames_NTCHW)
+    (tmp_path / "integers").write_bytes(fixed_point.integer_content(fixed, False, ""))
+    found = consumers.onnx_in_onnxruntime(str(tmp_path / "integers"), frames_NTCHW.numpy(), 4)
+    assert compare(rule, found.pop("logits_TNK"), found, 1e-5).holds(1e-5)
 
 
 @pytest.mark.parametrize("library", ["spikingjelly", "onnxruntime", "safetensors"])

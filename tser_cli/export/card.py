@@ -149,14 +149,20 @@ def _potentials(change: fixed_point.Change) -> list[str]:
 def _input(graph: Graph, fixed: fixed_point.FixedGraph | None) -> list[str]:
     channels, height, width = graph.input_shape
     facts = graph.facts
+    shape = f"float [N, {channels}, {height}, {width}]"
     colour = "grey" if channels == 1 else "RGB"
+    shown = (
+        f"Input: {shape}, {colour}, (pixel / 255 - mean) / std, "
+        f"with mean {list(facts.mean)} and std {list(facts.std)}, the same at every time step."
+    )
+    if facts.frames:
+        shown = f"Input: {shape} at each of {facts.timesteps} time steps, counts: {facts.frames}."
     own = [node.equations for node in graph.neurons]
     rounded = [neuron.equations for neuron in fixed.neurons.values()] if fixed else []
     # each set of equations once: most layers have the same
     neurons = dict.fromkeys(rounded or own)
     return [
-        f"Input: float [N, {channels}, {height}, {width}], {colour}, (pixel / 255 - mean) / std, "
-        f"with mean {list(facts.mean)} and std {list(facts.std)}, the same at every time step.",
+        shown,
         "",
         f"Output: logits [{facts.timesteps}, N, {len(facts.classes)}], one set a time step. The "
         "answer after t steps is the argmax of the mean of steps 1..t. Classes: "

@@ -2,8 +2,9 @@
 
     python consumers.py LIBRARY FILE IMAGES.npz OUTPUT.npz
 
-IMAGES holds `images_NCHW` and `timesteps`; OUTPUT gets `logits_TNK` and, under the name of each
-spiking layer, its spikes [T, N, ...]. Nothing of tser is imported: all is known from the file.
+IMAGES holds `images_NCHW`, or frames [N, T, C, H, W] under that name, and `timesteps`; OUTPUT gets
+`logits_TNK` and, under the name of each spiking layer, its spikes [T, N, ...]. Nothing of tser is
+imported: all is known from the file.
 """
 
 from __future__ import annotations
@@ -96,11 +97,11 @@ def _run_module(network: Any, graph: Any, images_NCHW: Any, timesteps: int) -> R
         if isinstance(node, nir.LIF | nir.IF):
             # in the name of a submodule a dot would be a level
             network.get_submodule(name.replace(".", "_")).register_forward_hook(partial(keep, name))
-    images = torch.from_numpy(images_NCHW).double()
     state = None
     logits = []
     with torch.no_grad():
-        for _ in range(timesteps):
+        for step in range(timesteps):
+            images = torch.from_numpy(_shown(images_NCHW, step)).double()
             output, state = network(images, state)
             logits.append(output.numpy())
     return {"logits_TNK": np.stack(logits), **{name: np.stack(s) for name, s in spikes.items()}}
@@ -119,11 +120,13 @@ def onnx_in_onnxruntime(path: str, images_NCHW: Any, timesteps: int) -> Result:
     # on a CPU: what holds there holds without a GPU, too
     content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    images = {"input": images_NCHW.astype(np.float32)}
+    images_NCHW = images_NCHW.astype(np.float32)
     if facts["stateful"] == "true":
         first = json.loads(facts["first_potentials"])
-        return _run_stateful(session, made, images, timesteps, first)
-    values = _run(session, images)
+        return _run_stateful(session, made, images_NCHW, timesteps, first)
+    # one input, or one a step
+    names = [entry.name for entry in session.get_inputs()]
+    values = _run(session, {name: _shown(images_NCHW, t) for t, name in enumerate(names)})
     layers = [name.split("/")[0] for name in made if name.endswith("/0/spikes")]
     spikes = {
         layer: np.stack([values[f"{layer}/{t}/spikes"] != 0 for t in range(timesteps)])
@@ -133,7 +136,7 @@ def onnx_in_onnxruntime(path: str, images_NCHW: Any, timesteps: int) -> Result:
 
 
 def _run_stateful(
-    session: Any, made: list[str], images: Any, timesteps: int, first: dict[str, float]
+    session: Any, made: list[str], images_NCHW: Any, timesteps: int, first: dict[str, float]
 ) -> Result:
     """Return the logits and spikes of one step after the other, the potentials handed on.
 
@@ -145,17 +148,22 @@ def _run_stateful(
         if entry.name != "input":
             shape, rest = entry.shape[1:], first[entry.name.removeprefix("v/")]
             # a potential begins at rest, which is not 0 for every neuron
-            state[entry.name] = np.full([len(images["input"]), *shape], rest, types[entry.type])
+            state[entry.name] = np.full([len(images_NCHW), *shape], rest, types[entry.type])
     logits = []
     spikes: dict[str, list[Any]] = {name: [] for name in made}
-    for _ in range(timesteps):
-        values = _run(session, {**images, **state})
+    for step in range(timesteps):
+        values = _run(session, {"input": _shown(images_NCHW, step), **state})
         state = {name: values[f"v_next/{name.removeprefix('v/')}"] for name in state}
         logits.append(values["logits"])
         for name in made:
             spikes[name].append(values[name] != 0)
     named = {name.split("/")[0]: np.stack(kept) for name, kept in spikes.items()}
     return {"logits_TNK": np.stack(logits), **named}
+
+
+def _shown(images_NCHW: Any, step: int) -> Any:
+    """Return what a step is shown: its frame of [N, T, C, H, W], or the images."""
+    return images_NCHW[:, step] if images_NCHW.ndim == 5 else images_NCHW
 
 
 def _run(session: Any, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -178,8 +186,8 @@ def safetensors_in_torch(path: str, images_NCHW: Any, timesteps: int) -> Result:
     potentials: dict[str, Any] = {}
     spikes: dict[str, list[Any]] = {}
     logits = []
-    for _ in range(timesteps):
-        values = {"input": torch.from_numpy(images_NCHW).double()}
+    for step in range(timesteps):
+        values = {"input": torch.from_numpy(_shown(images_NCHW, step)).double()}
         for node in nodes:
             # several inputs: their sum, there is no node for an addition
             x, *other = (

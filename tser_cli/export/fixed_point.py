@@ -268,8 +268,9 @@ def run_fixed(fixed: FixedGraph, images_NCHW: Tensor) -> Recording:
     spikes: dict[str, list[NDArray[np.bool_]]] = defaultdict(list)
     distance: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
     logits = []
-    for _ in range(graph.facts.timesteps):
-        values: Values = {INPUT: images_NCHW.float().cpu()}
+    images = images_NCHW.float().cpu()
+    for step in range(graph.facts.timesteps):
+        values: Values = {INPUT: images[:, step] if images.dim() == 5 else images}
         for node in graph.nodes:
             if node.name not in fixed.neurons:
                 values[node.name] = _layer(node, fixed, values)

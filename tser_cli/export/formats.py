@@ -170,8 +170,9 @@ STATE_OUT = "v_next/"
 def onnx_content(graph: Graph, stateful: bool) -> bytes:
     """Return the ONNX file of `graph`. Raises ExportError where the package is not installed.
 
-    Unrolled: `input` [N, C, H, W] -> `logits` [T, N, K]. Stateful: also `v/LAYER` -> `v_next/LAYER`
-    for every spiking layer, and `logits` [N, K]; potentials start at each neuron's rest.
+    Unrolled: `input` [N, C, H, W] -> `logits` [T, N, K]; of frames of events `input/0`, `input/1`
+    and so on, one a step. Stateful: `input` of one step, also `v/LAYER` -> `v_next/LAYER` for every
+    spiking layer, and `logits` [N, K]; potentials start at each neuron's rest.
     """
     writer = Writer(graphs.needs("onnx", "onnx"), graph, stateful)
     writer.write()
@@ -188,14 +189,15 @@ class Writer:
         self._graph = graph
         self.stateful = stateful
         self._steps = 1 if stateful else graph.facts.timesteps
-        # what differs from step to step: neurons, and what reads them
-        self._moving: set[str] = set()
+        # what differs from step to step: neurons, and what reads them; frames from the start
+        self._moving: set[str] = {INPUT} if graph.facts.frames and not stateful else set()
         for node in graph.nodes:
             if isinstance(node, Neuron) or self._moving & set(node.inputs):
                 self._moving.add(node.name)
         self._known: set[str] = set()
         self.made: list[Any] = []
-        self.inputs = [self._tensor(INPUT, graph.input_shape)]
+        shown = [self.name(INPUT, step) for step in range(self._steps)]
+        self.inputs = [self._tensor(name, graph.input_shape) for name in dict.fromkeys(shown)]
         self.outputs: list[Any] = []
         self.constants: list[Any] = []
 
@@ -334,7 +336,9 @@ class Writer:
 
     def name(self, node: str, step: int) -> str:
         """Return the tensor of `node` at `step`; what no spike reaches is always the same."""
-        return node if node == INPUT else f"{node}/{step if node in self._moving else 0}"
+        if node == INPUT and node not in self._moving:
+            return node
+        return f"{node}/{step if node in self._moving else 0}"
 
     def read(self, node: Node, step: int) -> str:
         """Return the tensor that `node` reads: its only input, or the sum of them."""

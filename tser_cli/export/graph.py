@@ -146,7 +146,9 @@ class Facts:
 
     `mean` and `std`, one a channel, are of pixels scaled to 0..1: the graph takes
     (pixels / 255 - mean) / std. `shorter`: what an image's shorter side is scaled to before the
-    central crop, 0 for 256 / 224 of the input's. `more`: further facts, such as the run's name.
+    central crop, 0 for 256 / 224 of the input's. `frames`: where not "", each time step is shown
+    counts of events of its own, as they are, and this says which. `more`: further facts, such as
+    the run's name.
     """
 
     model: str
@@ -156,6 +158,7 @@ class Facts:
     classes: tuple[str, ...]
     timesteps: int
     shorter: int = 0
+    frames: str = ""
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -195,16 +198,24 @@ def metadata(graph: Graph) -> dict[str, str]:
             "membrane potentials and the thresholds are floating point, in the units of the float "
             "network"
         )
-    # strings alone: the headers of ONNX and safetensors hold nothing else
-    values = {
-        "model": facts.model,
-        "dataset": facts.dataset,
+    shown = {
         "input": "normalised images [N, C, H, W], the same at every time step",
-        "input_shape": json.dumps(list(graph.input_shape)),
         "mean": json.dumps(list(facts.mean)),
         "std": json.dumps(list(facts.std)),
         "shorter_side": str(facts.shorter),
         "normalisation": "(pixel / 255 - mean) / std, by channel",
+    }
+    if facts.frames:
+        shown = {
+            "input": f"counts [N, C, H, W], others at each time step: {facts.frames}",
+            "normalisation": "none: counts as they are",
+        }
+    # strings alone: the headers of ONNX and safetensors hold nothing else
+    values = {
+        "model": facts.model,
+        "dataset": facts.dataset,
+        **shown,
+        "input_shape": json.dumps(list(graph.input_shape)),
         "classes": json.dumps(list(facts.classes)),
         "timesteps": str(facts.timesteps),
         "output": "logits; the prediction after t steps is the argmax of the mean of steps 1..t",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch.nn import functional as F
 
 from tests.data.event_formats import atis_bytes, some_events
@@ -21,8 +22,10 @@ from tser_cli.base.files import read_json
 from tser_cli.base.progress import Silent
 from tser_cli.energy.prices import load_profile
 from tser_cli.engine.commands.evaluate import evaluate_run
+from tser_cli.engine.commands.export import export
 from tser_cli.engine.commands.library import distill
 from tser_cli.engine.commands.predict import Prediction, Unread, predict
+from tser_cli.engine.commands.quantize import quantize
 from tser_cli.engine.evaluation.early_exit import stops_of
 from tser_cli.engine.page.gather import make_report
 from tser_cli.engine.runs.folder import Run
@@ -33,7 +36,12 @@ from tser_cli.report.csv_files import read_csv
 from tser_cli.report.predictions import read_predictions
 from tser_cli.report.words import energy_sentences
 from tser_cli.settings.options import EvaluateRequest
-from tser_cli.settings.wing_options import PredictRequest, ReportRequest
+from tser_cli.settings.wing_options import (
+    ExportRequest,
+    PredictRequest,
+    QuantizeRequest,
+    ReportRequest,
+)
 
 
 class Signalled(Silent):
@@ -213,3 +221,32 @@ def test_the_stem_adds_what_it_is_fed_with(place: Path, student: RunResult) -> N
     }
     told = " ".join(energy_sentences(document))
     assert "on the mean frame, which the table shows" in told and "stem" not in told
+
+
+def test_an_export_says_what_it_is_fed_with(
+    place: Path, student: RunResult, tmp_path: Path
+) -> None:
+    asked = {"run": student.folder, "verify": False, "images": 2}
+    exported = export(ExportRequest(**asked, names=(tmp_path / "student.safetensors",)))
+    assert exported.card is not None
+    said = "Input: float [N, 2, 34, 34] at each of 2 time steps, counts: how often each pixel"
+    assert said in exported.card.read_text()
+    with safe_open(exported.path, framework="np") as file:
+        facts = file.metadata()
+    assert "(data.frames_by = time)" in facts["input"] and facts["normalisation"].startswith("none")
+    assert "mean" not in facts and facts["input_shape"] == "[2, 34, 34]"
+
+
+def test_integer_weights_are_calibrated_and_counted_on_frames(
+    place: Path, student: RunResult
+) -> None:
+    settings = {"training.device": "cpu"}
+    asked = {"run": student.folder, "runs_dir": place / "runs", "settings": settings, "images": 4}
+    made = quantize(QuantizeRequest(**asked)).result
+    rows = read_csv(made.folder / "energy.csv")
+    stem = [row for row in rows if row["layer"] == "conv1"][-1]
+    assert (stem["input_kind"], stem["profile"]) == ("sums", "horowitz-45nm-int8")
+    before = [row for row in read_csv(student.folder / "energy.csv") if row["layer"] == "conv1"][-1]
+    assert float(stem["sop_value"]) == float(before["sop_value"]) > float(stem["sop_events"])
+    # sums of counts need 32 bits
+    assert float(stem["energy_pj"]) == pytest.approx(0.1 * float(stem["sop_value"]))

@@ -14,6 +14,7 @@ from torch import Tensor
 from tser_cli.base import files
 from tser_cli.base.errors import ConfigError, DamagedFileError, ExportError, cut, visible
 from tser_cli.data import loaders, transforms
+from tser_cli.data.events import EventSource
 from tser_cli.energy.prices import Profile
 from tser_cli.energy.table import float_energy
 from tser_cli.engine.runs import folder, record, teachers
@@ -80,6 +81,7 @@ def export(request: wing_options.ExportRequest) -> Exported:
         classes=opened.loaded.classes or spec.classes,
         timesteps=opened.config.model.timesteps,
         shorter=spec.shorter,
+        frames=_frames(opened) if spec.frames else "",
         # a folder's name may be no UTF-8, which no format holds
         more={"run": visible(opened.run.name), "model_sha256": opened.loaded.sha256},
     )
@@ -102,6 +104,19 @@ def export(request: wing_options.ExportRequest) -> Exported:
     encoded = {one: text.encode() for one, text in about.items()}
     files.write_together({**encoded, path: draft.content})
     return replace(made, card=place)
+
+
+def _frames(opened: FinishedRun) -> str:
+    """Return what the frames are that a network of events is shown, in words."""
+    test, steps = opened.context.dataset.test, opened.context.dataset.spec.frames
+    if not isinstance(test, EventSource):
+        return f"the data set's own frames, T = {steps}, up to 255"
+    by = opened.config.data.frames_by
+    parts = "spans of equal time" if by == "time" else "runs of equally many events"
+    return (
+        "how often each pixel became darker (channel 0) and brighter (1), up to 255, in T = "
+        f"{steps} {parts} of a sample, one a step (data.frames_by = {by})"
+    )
 
 
 def _card_file(path: Path) -> Path:
