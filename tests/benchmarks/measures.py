@@ -10,6 +10,7 @@ from functools import cache, partial
 import torch
 from rich.console import Console
 
+from tests.benchmarks import library
 from tests.benchmarks.evaluating import (
     counting_added,
     evaluation_over_forward,
@@ -182,6 +183,15 @@ def rows() -> list[Row]:
             partial(exits_over_share, Size(4, 64)),
         ),
         Row("counting", "counting, % of a plain forward pass, one thread", "<= 10", counting_added),
+        *(
+            Row("library", f"CPU: {name}: {what}, T = 4, batch 16", aim, partial(measure, size))
+            for name, size in ((name, Size(4, 16, student=name)) for name in library.STUDENTS)
+            for what, aim, measure in (
+                ("distillation step / plain loop on the class", "<= 1", library.step_over_plain),
+                ("counting, % of a forward pass, one thread", "<= 15", library.counting_added),
+                ("peak memory / plain loop", "", partial(peak_over, "library", "plain loop")),
+            )
+        ),
         Row("job", "main job on digits, seconds", "<= 60", main_job),
         *(
             Row("start", f"tser --help / {what}", aim, partial(help_over, less))

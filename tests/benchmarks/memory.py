@@ -1,4 +1,4 @@
-"""The peak of one process's memory: python -m tests.benchmarks.memory step 6 32 bf16 -> MB."""
+"""The peak of one process's memory: python -m tests.benchmarks.memory step 6 32 bf16 resnet18."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from tests.benchmarks.library import our_step, plain_step
 from tests.benchmarks.subjects import STEPS, Size
 
 STEPS_TAKEN = 2
@@ -16,7 +17,7 @@ STEPS_TAKEN = 2
 
 def peak_megabytes(kind: str, size: Size) -> float:
     """Of two steps of `kind` in a process of its own: resident memory, or the GPU's."""
-    numbers = [str(size.timesteps), str(size.batch), size.precision]
+    numbers = [str(size.timesteps), str(size.batch), size.precision, size.student]
     words = [sys.executable, "-m", "tests.benchmarks.memory", kind, *numbers]
     told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     return float(told.split()[-1])
@@ -24,8 +25,10 @@ def peak_megabytes(kind: str, size: Size) -> float:
 
 def main() -> None:
     """Take two steps and print the peak."""
-    kind, timesteps, batch, precision = sys.argv[1:]
-    step = STEPS[kind](Size(int(timesteps), int(batch), precision=precision))
+    kind, timesteps, batch, precision, student = sys.argv[1:]
+    step = {**STEPS, "library": our_step, "plain loop": plain_step}[kind](
+        Size(int(timesteps), int(batch), precision=precision, student=student)
+    )
     for _ in range(STEPS_TAKEN):
         step()
     if torch.cuda.is_available():

@@ -261,12 +261,13 @@ class Counter:
                 return guess
         elif guess.scale > 0 and tally.has_scale(x, guess.scale):
             return guess
-        kind, scale = tally.find_kind(x), 0.0
+        kind, least, most = tally.find_range(x)
+        scale = 0.0
         if kind in (SPIKES, SIGNED):
             scale = 1.0 if kind == SPIKES else -1.0
         elif kind and 0.0 not in self.scales[name]:
             scale = tally.find_scale(x)
-        fed = self._guesses[(name, operand)] = Fed(kind, scale)
+        fed = self._guesses[(name, operand)] = Fed(kind, scale, least, most)
         return fed
 
     def _end_batch(self) -> None:
@@ -446,7 +447,7 @@ class LayerCall:
         kind, scaled = fed.kind, fed.kind in (SUMS, REAL) and fed.scale != 0
         if not x.is_floating_point():
             x = x.float()
-        if not self.declared and kind not in (SPIKES, REAL):
+        if not self.declared and kind not in (SPIKES, REAL) and fed.least < 0:
             x = x.abs()  # an accumulate of -1 costs as much as one of 1
         if scaled:
             # Should another call bring another scale, real values have no events, and sums these.
@@ -454,7 +455,9 @@ class LayerCall:
             counted[2] *= int(abs(fed.scale)) if kind == SUMS else 1
         else:
             counted = tally.count(x, kind if kind in (SUMS, REAL) else SPIKES, record.fan_out_P)
-        if (kind == SUMS and not scaled) or (self.declared and kind != REAL):
+        # what was just looked at, and is small, has no fault
+        sound = fed.least >= 0 and fed.most * tally.summed(x) < tally.EXACT
+        if (kind == SUMS and not scaled and not sound) or (self.declared and kind != REAL):
             # Whether a declaration holds is looked at in the end: nothing waits for the device.
             fault = tally.fault(x, kind)
             record.fault = fault if record.fault is None else torch.maximum(record.fault, fault)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -33,11 +34,13 @@ class Fed(NamedTuple):
     """What a call was fed with; "" is zeros alone.
 
     `scale`: c where nothing but 0 and c came, -c where -c was among it; 0 where there is no such c,
-    or where none is asked for.
+    or where none is asked for. `least` and `most`: its range, where that was looked at.
     """
 
     kind: str
     scale: float = 0.0
+    least: float = -inf
+    most: float = inf
 
 
 def mean_of(counted_TI: IntArray) -> float:

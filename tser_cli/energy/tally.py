@@ -205,8 +205,13 @@ def fault(x: Tensor, kind: str) -> Tensor:
         return _ranges(torch.addcmul(p, p, p, value=-1) for p in pieces(x)).ne(0).any().long()
     fractions, values = _ranges(piece.frac() for piece in pieces(x)), _ranges(pieces(x))
     not_whole = fractions.ne(0).any() | values.lt(0).any()
-    too_large = values.amax().double() * (x.shape[1] if x.dim() == 4 else x[0].numel()) >= EXACT
+    too_large = values.amax().double() * summed(x) >= EXACT
     return torch.where(not_whole, NOT_OF_KIND, torch.where(too_large, TOO_LARGE, 0))
+
+
+def summed(x: Tensor) -> int:
+    """Return how many inputs `channel_sums` adds at each position."""
+    return x.shape[1] if x.dim() == 4 else x[0].numel()
 
 
 def fault_message(layer: str, kind: str, code: int) -> str:
@@ -234,20 +239,25 @@ def _ranges(parts: Iterable[Tensor]) -> Tensor:
 
 def find_kind(x: Tensor) -> str:
     """Return what `x` is made of: spikes, signed, sums, real, or "" where it is 0 throughout."""
+    return find_range(x)[0]
+
+
+def find_range(x: Tensor) -> tuple[str, float, float]:
+    """Return what `x` is made of, and its least and greatest value."""
     if not x.is_floating_point():
         x = x.float()
     if not x.numel():
-        return ""
+        return "", 0.0, 0.0
     low, high = _ranges(pieces(x)).unbind(1)
     least, most = float(low.amin()), float(high.amax())
     if least == most == 0:
-        return ""
+        return "", least, most
     whole = bool(_ranges(piece.frac() for piece in pieces(x)).eq(0).all())
     if not whole:  # NaN and infinity are not whole either: their fraction is NaN
-        return REAL
+        return REAL, least, most
     if most <= 1 and least >= -1:
-        return SPIKES if least >= 0 else SIGNED
-    return SUMS
+        return SPIKES if least >= 0 else SIGNED, least, most
+    return SUMS, least, most
 
 
 def has_scale(x: Tensor, scale: float) -> bool:

@@ -270,7 +270,9 @@ def tally_product(product: Product, rows: str, kinds: tuple[str, str]) -> tuple[
         zeros = torch.zeros_like(nonzero[0])
         return torch.stack((nonzero[0] + nonzero[1], zeros, zeros)), torch.stack(nonzero)
     if len(driving) == 2:
-        events, value = (_both(product, rows, change) for change in (lambda x: x.ne(0), torch.abs))
+        events = value = _both(product, rows, lambda x: x.ne(0))
+        if kinds != (SPIKES, SPIKES):
+            value = _both(product, rows, torch.abs)
     else:
         part, other = product.factors[driving[0]], product.factors[1 - driving[0]]
         meets = prod(sizes[c] for c in other.letters if c not in part.letters and c not in rows)
