@@ -192,12 +192,20 @@ def test_swapped_axes_are_found_by_the_labels() -> None:
     assert "order of axes" in {f.check for f in result.findings}
 
 
+SMALL = {"channels": 2, "height": 8, "width": 8, "num_classes": 10}
+
+
 def test_a_network_of_our_own_passes(small_sew: nn.Module, exact_images: Any) -> None:
     model: Any = small_sew.eval()
     shown = present("inside", exact_images(4), 3, model)
     result = audit(model, shown, 3, declared=model.input_kinds())
     assert found(result) == set()
     assert "causality" not in {name for name, _ in result.skipped}
+    network: Any = build_model("resnet20", neuron=NeuronConfig(), **SMALL).eval()
+    network.fed_counts = True
+    frames_NTCHW = torch.randint(0, 3, (4, 3, 2, 8, 8)).float()
+    of_frames = audit(network, present("inside", frames_NTCHW, 3, network, True), 3)
+    assert "causality" not in {*found(of_frames), *(name for name, _ in of_frames.skipped)}
 
 
 @pytest.mark.parametrize(

@@ -399,8 +399,8 @@ def _dataset(config: DataConfig, listing: Listing) -> Dataset:
     """Return the frames of all files: from the cache, or made and put there."""
     if not config.frames:
         raise ConfigError(
-            "data.frames = 0: say into how many frames each sample is divided, as --set "
-            "data.frames=10"
+            "data.frames = 0: say into how many frames each sample is divided, with -T 10 or "
+            "--set data.frames=10"
         )
     home = Path(platformdirs.user_cache_dir("tser"), "events")
     folder = home / _key(config, listing)

@@ -158,7 +158,8 @@ def check_causality(subject: Subject) -> Iterator[Finding]:
         raise Unchecked("the network makes its own steps, and can't be given other ones")
     else:
         # Its last step can't be disturbed alone, but left out: T - 1 steps are the first ones of T.
-        shorter = replace(two, kwargs={**two.kwargs, "timesteps": last})
+        x = two.x_TN[:, :last] if two.frames else two.x_TN
+        shorter = replace(two, x_TN=x, kwargs={**two.kwargs, "timesteps": last})
         plan = make_plan(subject.network, shorter, last)
         after, _ = observe(fresh_copy(subject.network), plan, shorter)
         before = {key: rows_SN[:last] for key, rows_SN in before.items()}

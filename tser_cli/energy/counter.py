@@ -130,12 +130,12 @@ class Counter:
     what feeds layers that met nothing but zeros, spikes where it does not say; no scale is folded
     into their weights.
     `weights_alone`: what multiplies weights with each other, as a chip would have done before it
-    runs, and is not counted. `detailed`: also keep what only conventions, an audit and the share of
-    zeros need.
+    runs, and is not counted. `frames`: see `Counts`. `detailed`: also keep what only conventions,
+    an audit and the share of zeros need.
     """
 
     def __init__(self, plan: Plan | None, detailed: bool = False) -> None:
-        self.plan, self.detailed = plan, detailed
+        self.plan, self.detailed, self.frames = plan, detailed, False
         self.declared: Mapping[str, str] = {}
         self.kinds_met: dict[str, collections.Counter[str]] = {}
         self.scales: dict[str, set[float]] = {}
@@ -235,7 +235,8 @@ class Counter:
         names = [(record, record.facts.name) for record in records]
         layers = [r.counts(self.kind(name), updates[name], self.scale(name)) for r, name in names]
         found = [neurons.counts(sum(self.images)) for neurons in self.neuron_records.values()]
-        return Counts(self.plan.timesteps, sum(self.images), tuple(layers), tuple(found))
+        facts = self.plan.timesteps, sum(self.images)
+        return Counts(*facts, tuple(layers), tuple(found), self.frames)
 
     def scale(self, name: str) -> float:
         """Return c where all calls of a layer met 0 and c (or -c) alone, 1 without such a c."""

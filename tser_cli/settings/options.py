@@ -365,6 +365,12 @@ class NetworkRequest(CommonRequest):
     data: Path | None = option(
         "--data", "Feed it an array [N, ...], as it is.", OWN_NETWORK, metavar="FILE.npy"
     )
+    time_axis: int | None = option(
+        "--time-axis",
+        "The axis of --data with the time steps, as 1 of [N, T, ...]; each step gets its input.",
+        OWN_NETWORK,
+        least=0,
+    )
     input_shape: str = option(
         "--input", "Feed it random numbers from 0 to 1.", OWN_NETWORK, metavar="3,32,32", default=""
     )
@@ -388,11 +394,15 @@ class NetworkRequest(CommonRequest):
 
     def check_fit(self, *of_runs: str) -> None:
         """Raise ConfigError where options of networks and `of_runs` are mixed, or it is not fed."""
-        fed = self.flags_of("dataset", "data", "input_shape")
+        fed, axis = self.flags_of("dataset", "data", "input_shape"), self.flags_of("time_axis")
         if self.network:
             mixed, why = self.flags_of(*of_runs), "not with --network"
         else:
-            mixed = [*fed, *self.flags_of("arguments", "weights", "timesteps", "layout", "seed")]
+            mixed = [
+                *fed,
+                *axis,
+                *self.flags_of("arguments", "weights", "timesteps", "layout", "seed"),
+            ]
             why = "only with --network"
         if mixed:
             raise ConfigError(f"{', '.join(mixed)}: {why}")
@@ -401,6 +411,8 @@ class NetworkRequest(CommonRequest):
             raise ConfigError("--network: say what feeds it: --dataset, --data or --input 3,32,32")
         if self.network and len(fed) > 1:
             raise ConfigError(f"{' and '.join(fed)}: feed the network with one of them")
+        if axis and self.data is None:
+            raise ConfigError(f"{axis[0]}: only with --data, whose array has an axis of time")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
 
 from tser_cli.base.errors import TserError
 from tser_cli.engine.commands.audit import run_audit
@@ -47,6 +48,14 @@ class OverBatch(nn.Module):
 
 def over_batch():
     return OverBatch()
+
+class Unfolds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = build()
+
+    def forward(self, x_NTCHW):
+        return self.net(x_NTCHW.transpose(0, 1))
 
 def needs(depth):
     return build()
@@ -131,6 +140,71 @@ def test_a_network_is_counted_priced_and_written(here: Path) -> None:
     document = json.loads((here / "r.json").read_text())
     assert document["network"]["layout"] == "time-first"
     assert document["totals"]["energy_pj"] == pytest.approx(float(rows[-1]["energy_pj"]))
+
+
+@pytest.mark.parametrize(
+    ("network", "arguments", "axis", "layout"),
+    [
+        ("build", (), 1, "time-first"),
+        ("build", ("mode=s",), 0, "stepwise"),
+        ("Unfolds", (), 2, "inside"),
+    ],
+)
+def test_each_step_is_fed_with_its_own_input(
+    here: Path, network: str, arguments: tuple[str, ...], axis: int, layout: str
+) -> None:
+    frames_NTCHW = np.random.default_rng(0).integers(0, 4, (5, 3, 1, 8, 8), dtype=np.uint8)
+    np.save(here / "frames.npy", np.moveaxis(frames_NTCHW, 1, axis))
+    given = {"network": f"mine:{network}", "arguments": arguments, "timesteps": 0}
+    result = measured(here, data=here / "frames.npy", time_axis=axis, **given)
+    assert result.layout == f"{layout}, T = 3"
+    # brute force: every event, at every output that reads it
+    frames = torch.from_numpy(frames_NTCHW).double()
+    net = build_network("mine:build", ())
+    ones = torch.ones(4, 1, 3, 3, dtype=torch.float64)
+    rows = [row for row in rows_of(here / "r.csv") if row["layer"].endswith("0")]
+    for column, x in (("sop_value", frames), ("sop_events", frames.sign())):
+        sums_T = [float(F.conv2d(x[:, t], ones, padding=1).sum()) / 5 for t in range(3)]
+        assert [float(row[column]) for row in rows] == pytest.approx([*sums_T, sum(sums_T)])
+    spikes_TN = net[:3](frames.float().transpose(0, 1))
+    hidden = [row for row in rows_of(here / "r.csv") if row["layer"].endswith("3")]
+    each_T = 10 * spikes_TN.sum((1, 2)) / 5
+    assert [float(row["sop_value"]) for row in hidden][:3] == pytest.approx(each_T.tolist())
+    assert each_T[0] != each_T[1]
+    assert "frames" in result.document["against_ann"]["assumptions"]
+    assert result.notes[0] == "note: each time step has an input of its own"
+    asked = AuditRequest(
+        network=given["network"], arguments=arguments, data=here / "frames.npy", time_axis=axis
+    )
+    assert [
+        one.severity for one in run_audit(asked).found.findings if one.check == "causality"
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "said"),
+    [
+        ((5, 3, 1, 8, 8), {"timesteps": 4}, "-T 4: .*frames.npy has 3 time steps; leave -T out"),
+        ((5, 3), {}, r"--time-axis 1: --data .* array \(5, 3\); with an axis of time it must be"),
+        ((5, 1, 8, 8), {"time_axis": 4}, r"--time-axis 4: --data .* holds an array \(5, 1, 8, 8\)"),
+        ((5, 0, 1, 8, 8), {}, r"--time-axis 1: --data .* holds an array \(5, 0, 1, 8, 8\)"),
+        ((5, 3, 2, 8, 8), {}, "the network takes 1 channel, the images have 2"),
+    ],
+)
+def test_an_axis_of_time_that_does_not_fit_is_refused(
+    here: Path, shape: tuple[int, ...], changes: dict[str, Any], said: str
+) -> None:
+    np.save(here / "frames.npy", np.ones(shape, np.uint8))
+    with pytest.raises(TserError, match=said):
+        measured(here, data=here / "frames.npy", **{"time_axis": 1, "timesteps": 0, **changes})
+    assert not (here / "r.csv").exists()
+
+
+def test_an_axis_of_time_is_one_of_an_array() -> None:
+    with pytest.raises(TserError, match="--time-axis: only with --data, whose array has an axis"):
+        EnergyRequest(network="mine:build", input_shape="1,8,8", time_axis=1)
+    with pytest.raises(TserError, match="--time-axis: only with --network"):
+        EnergyRequest(time_axis=1)
 
 
 def test_both_layouts_of_one_network_cost_the_same(here: Path) -> None:

@@ -56,7 +56,8 @@ class Presentation:
     """A batch as a layout presents it: `x_TN` has T in front, but "inside" [N, ...].
 
     `args` and `kwargs`: what else the network is called with; `keyword`: what the input is passed
-    as, None for the first argument.
+    as, None for the first argument. `frames`: each step has an input of its own, so that with
+    "inside" the samples are [N, T, ...].
     """
 
     layout: str
@@ -64,6 +65,7 @@ class Presentation:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     keyword: str | None = None
+    frames: bool = False
 
     def inputs(self) -> list[Tensor]:
         """Return what the network is called with, call by call."""
@@ -174,14 +176,19 @@ def unwrapped(network: nn.Module) -> nn.Module:
         network = inner
 
 
-def present(layout: str, images: Tensor, timesteps: int, network: nn.Module) -> Presentation:
+def present(
+    layout: str, images: Tensor, timesteps: int, network: nn.Module, frames: bool = False
+) -> Presentation:
     """Images [N, ...] shown at each of T steps (0: not said), as `layout` presents them.
 
-    A network whose `forward` asks for T is told it.
+    `frames`: they are samples [N, T, ...], which have an input for each step. A network
+    whose `forward` asks for T is told it.
     """
     told = told_timesteps(network, layout) if timesteps else ""
-    x = images if layout == INSIDE else images.expand(timesteps or 1, *images.shape)
-    return Presentation(layout, x, kwargs={told: timesteps} if told else {})
+    x = images
+    if layout != INSIDE:
+        x = images.movedim(1, 0) if frames else images.expand(timesteps or 1, *images.shape)
+    return Presentation(layout, x, kwargs={told: timesteps} if told else {}, frames=frames)
 
 
 def fresh_copy(network: nn.Module) -> nn.Module:

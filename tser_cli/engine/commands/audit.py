@@ -26,8 +26,8 @@ def run_audit(request: AuditRequest) -> AuditResult:
         with their_code(f"--network {request.network}"):
             network, inputs, _ = open_network(request)
             images, labels_N = inputs.some(request.images)
-            layout, timesteps = find_audit_layout(network, images, request)
-            shown = present(layout, images, timesteps, network)
+            layout, timesteps = find_audit_layout(network, images, request, inputs.frames)
+            shown = present(layout, images, timesteps, network, inputs.frames > 0)
             return AuditResult(request.network, audit(network, shown, timesteps, labels_N))
     opened = open_finished(
         select_run(request.run, request.runs_dir), request.changes, request.progress
@@ -35,6 +35,6 @@ def run_audit(request: AuditRequest) -> AuditResult:
     model, context = opened.loaded.model, opened.context
     images, labels_N = test_images(context, request.images).some(request.images)
     timesteps = opened.config.model.timesteps if model.spiking else 1
-    shown = present(INSIDE, images, timesteps, model)
+    shown = present(INSIDE, images, timesteps, model, context.dataset.spec.frames > 0)
     found = audit(model, shown, timesteps, labels_N, model.input_kinds())
     return AuditResult(opened.run.name, found)

@@ -72,7 +72,7 @@ class SamePass:
         # hooks would pass products by.
         kinds, others = model.input_kinds(), Auxiliary()
         with count_operations(model, INSIDE, timesteps, True, others.add) as counter:
-            counter.declared = kinds or {}
+            counter.declared, counter.frames = kinds or {}, model.fed_counts
 
             def counts() -> Counts:
                 found = counter.counts()
@@ -176,7 +176,7 @@ def measure_network(request: EnergyRequest) -> NetworkEnergyResult:
     document = sidecar(counts, profile, labels, memory=request.memory)
     uncounted = uncounted_shares(plan, counts)
     beyond = go_beyond(request.output, counts, others, profile, request)
-    notes = notes_of(network, plan, counter, inputs.first(), request)
+    notes = notes_of(network, plan, counter, inputs, request)
     document["network"] = {
         "layout": plan.layout,
         "weights": weights or str(request.weights or ""),
@@ -220,7 +220,7 @@ def count(
 
     Beside the counter: how the network is called, and what syops alone counts.
     """
-    plan, others = find_layout(network, inputs.first(), request), Auxiliary()
+    plan, others = find_layout(network, inputs.first(), request, inputs.frames), Auxiliary()
     also = others.add if detailed else None
     with (
         torch.no_grad(),
@@ -228,26 +228,34 @@ def count(
         count_operations(network, plan.layout, plan.timesteps, detailed, also) as counter,
     ):
         counter.plan, counter.declared = plan, declared or {}
+        counter.frames = inputs.frames > 0
         for images, _ in inputs.batches():
-            layouts.present(plan.layout, images, plan.timesteps, network).call(network)
+            shown = (images, plan.timesteps, network, counter.frames)
+            layouts.present(plan.layout, *shown).call(network)
     return plan, counter, others
 
 
 def find_layout(
-    network: nn.Module, images: Tensor, request: NetworkRequest, faulty: bool = False
+    network: nn.Module,
+    images: Tensor,
+    request: NetworkRequest,
+    frames: int = 0,
+    faulty: bool = False,
 ) -> TrialPlan:
     """Return the plan of the network for the layout that was said, or for the one that fits.
 
-    Of several that fit and give equal counts the first is taken. `faulty`: see `choose`.
+    Of several that fit and give equal counts the first is taken. `frames`: see `Inputs`. `faulty`:
+    see `choose`.
     """
-    check_layout(request)
+    timesteps = frames or request.timesteps
+    check_layout(request, timesteps)
     names = LAYOUTS if request.layout == AUTO else (request.layout,)
-    if not request.timesteps:
+    if not timesteps:
         names = (INSIDE,)
-    candidates = [layouts.present(name, images, request.timesteps, network) for name in names]
-    certain = request.layout != AUTO or not request.timesteps
+    candidates = [layouts.present(name, images, timesteps, network, frames > 0) for name in names]
+    certain = request.layout != AUTO or not timesteps
     try:
-        return trial.choose(network, candidates, request.timesteps, certain, faulty)
+        return trial.choose(network, candidates, timesteps, certain, faulty)
     except layouts.MisfitError as error:
         raise TserError(misfit(error, images)) from error
     except trial.SeveralFitError as error:
@@ -285,38 +293,39 @@ def misfit(error: layouts.MisfitError, images: Tensor) -> str:
     return have
 
 
-def check_layout(request: NetworkRequest) -> None:
+def check_layout(request: NetworkRequest, timesteps: int) -> None:
     """Raise ConfigError for a layout that there is not, or that needs to be told T."""
     layout = request.layout
     if layout not in (AUTO, *LAYOUTS):
         raise ConfigError(f"--layout: {unknown('layout', layout, (AUTO, *LAYOUTS))}")
-    if not request.timesteps and layout not in (AUTO, INSIDE):
+    if not timesteps and layout not in (AUTO, INSIDE):
         raise ConfigError(f"--layout {layout}: say how many time steps, with -T")
 
 
 def find_audit_layout(
-    network: nn.Module, images: Tensor, request: NetworkRequest
+    network: nn.Module, images: Tensor, request: NetworkRequest, frames: int = 0
 ) -> tuple[str, int]:
-    """Return the layout and T to audit a network in.
+    """Return the layout and T to audit a network in; `frames`: see `Inputs`.
 
     One that was said is not tried out: a fault may hide it. Else it is the one that fits; where a
     fault lets none fit, the only one that can be run.
     """
-    check_layout(request)
+    timesteps = frames or request.timesteps
+    check_layout(request, timesteps)
     if request.layout != AUTO:
-        return request.layout, request.timesteps
+        return request.layout, timesteps
     try:
-        plan = find_layout(network, images, request, faulty=True)
+        plan = find_layout(network, images, request, frames, faulty=True)
     except TserError as error:
         possible = []
-        for name in LAYOUTS if request.timesteps else ():
+        for name in LAYOUTS if timesteps else ():
             with suppress(TserError):
-                shown = layouts.present(name, images, request.timesteps, network)
-                make_plan(network, shown, request.timesteps)
+                shown = layouts.present(name, images, timesteps, network, frames > 0)
+                make_plan(network, shown, timesteps)
                 possible.append(name)
         if len(possible) != 1:
             raise error
-        return possible[0], request.timesteps
+        return possible[0], timesteps
     return plan.layout, plan.timesteps
 
 
@@ -334,13 +343,15 @@ def notes_of(
     network: nn.Module,
     plan: TrialPlan,
     counter: TrialCounter,
-    images: Tensor,
+    inputs: Inputs,
     request: NetworkRequest,
 ) -> list[str]:
     """Return what to know of a count, in sentences."""
-    notes = []
+    images, notes = inputs.first(), []
+    if inputs.frames:
+        notes.append("note: each time step has an input of its own")
     # Of the input itself: a first layer may well be fed with sums of spikes that neurons made.
-    if (
+    elif (
         images.is_floating_point()
         and find_kind(images) == SUMS
         and SUMS in counter.kinds().values()
@@ -400,10 +411,15 @@ Batches = Callable[[], Iterator[tuple[Tensor, Tensor | None]]]
 
 @dataclass(frozen=True)
 class Inputs:
-    """Batches of images [N, ...] and labels, where there are some, and what they are called."""
+    """Batches of images [N, ...] and labels, where there are some, and what they are called.
+
+    `frames`: the time steps T where these are samples [N, T, ...] that have an input for each of
+    them; 0 where an image is the same at every step.
+    """
 
     batches: Batches
     name: str
+    frames: int = 0
 
     def first(self) -> Tensor:
         """Return the images of the first batch. Raises DataError where there is none."""
@@ -437,7 +453,9 @@ def open_network(request: NetworkRequest) -> tuple[nn.Module, Inputs, str]:
     owners = [module for module in network.modules() if [*module.parameters(recurse=False)]]
     drawn = owners and seen.isdisjoint(owners) and request.weights is None
     weights = UNTRAINED if drawn else ""
-    config = recipe.resolve([recipe.Layer("flags", request.changes)])
+    # of events, as many frames as time steps
+    steps = {"model.timesteps": request.timesteps} if request.dataset and request.timesteps else {}
+    config = recipe.resolve([recipe.Layer("flags", {**request.changes, **steps})])
     if request.dataset:
         context = prepare(config, request.progress)
         device, given = context.runtime.device, test_images(context, request.images)
@@ -446,16 +464,21 @@ def open_network(request: NetworkRequest) -> tuple[nn.Module, Inputs, str]:
         images = _images(request, begins_with_embedding(network)).to(device)
         parts = torch.split(images, request.batch_size or NETWORK_BATCH)
         name = str(request.data) if request.data else f"random numbers of {request.input_shape}"
-        given = Inputs(lambda: ((part, None) for part in parts), name)
+        frames = 0 if request.time_axis is None else images.shape[1]
+        given = Inputs(lambda: ((part, None) for part in parts), name, frames)
+    if given.frames and request.timesteps not in (0, given.frames):
+        raise ConfigError(
+            f"-T {request.timesteps}: {given.name} has {given.frames} time steps; leave -T out"
+        )
     network, dtype = network.eval().to(device), float_type(network)
 
     def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
         for images, labels in given.batches():
             yield images.to(dtype) if images.is_floating_point() else images, labels
 
-    inputs = Inputs(batches, given.name)
+    inputs = replace(given, batches=batches)
     if any(nn.parameter.is_lazy(value) for value in (*network.parameters(), *network.buffers())):
-        network = initialised(network, inputs.first(), request)
+        network = initialised(network, inputs, request)
     if request.weights is not None:
         load_weights(network, request.weights)
     for key, value in network.named_parameters():
@@ -479,19 +502,20 @@ def weights_seen() -> Iterator[WeakSet[nn.Module]]:
         yield seen
 
 
-def initialised(network: nn.Module, images: Tensor, request: NetworkRequest) -> nn.Module:
+def initialised(network: nn.Module, inputs: Inputs, request: NetworkRequest) -> nn.Module:
     """Return a copy of a network whose lazy modules have learnt their sizes in a trial pass.
 
     Raises TserError where it runs in no layout.
     """
     said = () if request.layout == AUTO else (request.layout,)
+    images, timesteps = inputs.first(), inputs.frames or request.timesteps
     # One call with the images as they are, before one with time in front.
     for layout in said or (INSIDE, layouts.FOLDED, layouts.TIME_FIRST):
         made = layouts.fresh_copy(network)
         with torch.no_grad(), layouts.seeded(request.seed):
-            shown = layouts.present(layout, images, request.timesteps, made).of(IMAGES_OF_TRIAL)
+            shown = layouts.present(layout, images, timesteps, made, inputs.frames > 0)
             try:
-                shown.call(made)
+                shown.of(IMAGES_OF_TRIAL).call(made)
             except Exception as error:
                 failed = error
                 continue
@@ -531,6 +555,13 @@ def _images(request: NetworkRequest, indices: bool) -> Tensor:
             raise DataError(
                 f"--data {request.data} holds {array.dtype} {array.shape}, not numbers [N, ...]"
             )
+        if request.time_axis is not None:
+            if array.ndim < 3 or request.time_axis >= array.ndim or 0 in array.shape:
+                raise DataError(
+                    f"--time-axis {request.time_axis}: --data {request.data} holds an array "
+                    f"{array.shape}; with an axis of time it must be [N, T, ...]"
+                )
+            array = np.moveaxis(array, request.time_axis, 1)
         array = array[: request.images or None]  # before the rest of a large file is read
         if not np.isfinite(array).all():
             raise DataError(f"--data {request.data} holds NaN or infinite values")
@@ -559,4 +590,4 @@ def test_images(context: Context, images: int) -> Inputs:
             shown = batch.images_NCHW.contiguous().to(context.runtime.device)
             yield shown, batch.labels_N
 
-    return Inputs(batches, context.config.data.name)
+    return Inputs(batches, context.config.data.name, context.dataset.spec.frames)
