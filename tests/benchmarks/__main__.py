@@ -3,8 +3,8 @@
     python -m tests.benchmarks [--rounds 7] [--only GROUP] [--scaling] [--gpu]
 
 Groups: step, bf16, beside, memory, evaluate, counting, library (the classes of spikingjelly), job,
-start, telling. What is compared alternates in one process; shown are the median of the ratios of
-neighbours and their range.
+start, telling, events. What is compared alternates in one process; shown are the median of the
+ratios of neighbours and their range.
 `--scaling` adds step time and memory against T and against the batch size. `--gpu`: the rows for
 a GPU, see gpu.py.
 """

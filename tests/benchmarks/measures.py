@@ -16,6 +16,7 @@ from tests.benchmarks.evaluating import (
     evaluation_over_forward,
     exits_over_share,
 )
+from tests.benchmarks.events import samples_a_second, step_on_frames
 from tests.benchmarks.memory import peak_megabytes
 from tests.benchmarks.side_by_side import rates
 from tests.benchmarks.starting import EMPTY_APP, first_step_over_torch, help_over, main_job
@@ -207,4 +208,22 @@ def rows() -> list[Row]:
             first_step_over_torch,
         ),
         Row("telling", "progress and metrics, % of a step", "<= 1", partial(telling_over, small)),
+        *(
+            Row(
+                "events",
+                f"events of N-MNIST from {what} to batches, samples/s a core",
+                aim,
+                measure,
+            )
+            for what, aim, measure in (
+                ("their files", ">= 200", partial(samples_a_second, cached=False)),
+                ("the cache", ">= 5000", partial(samples_a_second, cached=True)),
+            )
+        ),
+        Row(
+            "events",
+            "step on frames / on repeated images, the stem at every step, T = 6, batch 32",
+            "<= 1.05",
+            step_on_frames,
+        ),
     ]

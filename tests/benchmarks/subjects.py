@@ -65,30 +65,32 @@ class Size:
         return resolve([Layer("benchmark", {**values, **(changes or {})})])
 
 
-def make_batch(images: int) -> Batch:
+def make_batch(images: int, spec: DataSpec = SPEC) -> Batch:
     """Noise with labels."""
     draw = torch.Generator().manual_seed(0)
-    pixels = torch.randn(images, 3, SIDE, SIDE, generator=draw)
-    return Batch(pixels, torch.arange(images) % CLASSES, torch.arange(images))
+    pixels = torch.randn(images, *spec.sample_shape, generator=draw)
+    return Batch(pixels, torch.arange(images) % spec.num_classes, torch.arange(images))
 
 
-def make_task(config: Config, runtime: Runtime) -> Task:
+def make_task(config: Config, runtime: Runtime, spec: DataSpec = SPEC) -> Task:
     """A distillation with random weights, on the device."""
     torch.manual_seed(0)
-    teacher = networks.build(config.model.teacher, SPEC, config, spiking=False)
+    teacher = networks.build(config.model.teacher, spec, config, spiking=False)
     runtime.place(teacher)
-    student = networks.build(config.model.student, SPEC, config, spiking=True)
-    task = distillation(student, teacher, config, SPEC.image_shape)
+    student = networks.build(config.model.student, spec, config, spiking=True)
+    task = distillation(student, teacher, config, spec.sample_shape)
     task.network = runtime.place(task.network)
     task.network.train()
     return task
 
 
-def training_step(size: Size, changes: dict[str, Any] | None = None) -> Callable[[], object]:
+def training_step(
+    size: Size, changes: dict[str, Any] | None = None, spec: DataSpec = SPEC
+) -> Callable[[], object]:
     """One optimizer step of `tser distill`, without the loading of images."""
     config = size.config(changes)
     runtime = make_runtime(config.training, config.performance.channels_last)
-    task, batch = make_task(config, runtime), make_batch(size.batch)
+    task, batch = make_task(config, runtime, spec), make_batch(size.batch, spec)
     optimizer = make_optimizer(
         task.trainable(), config.optimizer, config.performance.fused_optimizer
     )
