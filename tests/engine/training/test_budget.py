@@ -34,14 +34,16 @@ from tser_cli.engine.training.budget import (
     FREE,
     MARGIN,
     BudgetController,
+    EnergyBudget,
     EnergyControl,
     profile_of,
+    settle_budget,
 )
 from tser_cli.engine.training.loop import fit
 from tser_cli.engine.training.run import measure_eval_energy
 from tser_cli.engine.training.state import TrainingJob
 from tser_cli.engine.training.task import Task, distillation
-from tser_cli.models.base import Classifier
+from tser_cli.models.base import Classifier, build_model
 from tser_cli.models.neurons import SpikingNeuron
 from tser_cli.settings.config import NeuronConfig
 
@@ -364,6 +366,26 @@ def test_a_budget_is_an_energy_or_a_share_of_the_ann(toy: Callable[..., Task]) -
 def test_a_budget_out_of_reach_is_refused(toy: Callable[..., Task], text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=f"^energy.budget = {text}: .*{said}"):
         toy(text)
+
+
+@pytest.mark.parametrize(("name", "macs"), [("sew_resnet20", 3 * 64 * 4), ("sdt_tiny", 0)])
+def test_of_frames_the_share_is_of_the_ann_on_their_mean(name: str, macs: int) -> None:
+    shape = (3, 2, 8, 8)  # three steps
+    sizes = dict(zip(("channels", "height", "width"), shape[1:], strict=True))
+    model = build_model(name, num_classes=4, neuron=NeuronConfig(), **sizes)
+    model.fed_counts = True
+
+    def settled(text: str) -> EnergyBudget:
+        return settle_budget(
+            make_config({"energy.budget": text, "model.timesteps": 3}), model, shape
+        )
+
+    mean = settled("100%")
+    # nothing but a head that reads an average costs energy without a spike
+    assert mean.macs == macs
+    assert settled(f"{2.9 * mean.pj}pJ").pj == pytest.approx(2.9 * mean.pj)
+    with pytest.raises(ConfigError, match="of the ANN of the same shape on each frame"):
+        settled(f"{3.1 * mean.pj}pJ")
 
 
 @pytest.mark.parametrize(
