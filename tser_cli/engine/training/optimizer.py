@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tser_cli.engine.runs.runtime import Runtime
 from tser_cli.settings.config import OptimizerConfig, ScheduleConfig
@@ -123,12 +124,31 @@ def share_gradients(
     if runtime.world == 1:
         return network
     if runtime.device.type == "cuda":
-        # Our norms are torch's own, on images with time folded into the batch: nothing is lost, as
-        # spikingjelly's step mode would be.
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        network = synchronised(network)
     wrapped: nn.Module = runtime.accelerator.prepare_model(network)
     stabilise_ddp_buckets(wrapped, runtime, torch.zeros(2, *sample_shape), timesteps)
     return wrapped
+
+
+def synchronised(network: nn.Module) -> nn.Module:
+    """Return `network` with norms that share statistics; spikingjelly's fold time as before."""
+    steps = [
+        name
+        for name, module in network.named_modules(remove_duplicate=False)
+        if isinstance(module, _BatchNorm) and getattr(module, "step_mode", "s") == "m"
+    ]
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    for name in steps:
+        network.get_submodule(name).__class__ = StepSyncBatchNorm
+    return network
+
+
+class StepSyncBatchNorm(nn.SyncBatchNorm):
+    """A norm of [T, N, C, ...], which torch's own would take for images of N channels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        result: Tensor = super().forward(input.flatten(0, 1))
+        return result.reshape(input.shape)
 
 
 def stabilise_ddp_buckets(
