@@ -492,4 +492,6 @@ def fingerprint(dataset: Dataset) -> str:
             made.update(source.images_MCHW.cpu().contiguous().numpy().tobytes())
         elif isinstance(source, FolderSource):
             made.update(b"\0".join(source.files.tolist()))
+    if "files" in dataset.facts:  # of all files together: which of them are tested on is beside it
+        made.update("\0".join(dataset.test_images).encode(errors="surrogateescape"))
     return made.hexdigest()

@@ -153,8 +153,12 @@ def test_cells_share_a_teacher_by_data_architecture_and_split() -> None:
     others = [
         make_config({"model.teacher": "resnet18"}),
         make_config({"data.validation_fraction": 0.25}),
+        *(
+            make_config({"data.name": "cifar10-dvs", "data.split": of})
+            for of in ("first", "random")
+        ),
     ]
-    assert len({key, *map(teacher_key, others)}) == 3
+    assert len({key, *map(teacher_key, others)}) == 5
 
 
 def test_where_a_teacher_is_found(place: AblationFolder, teacher_file: Path) -> None:

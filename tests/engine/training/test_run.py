@@ -173,13 +173,14 @@ def test_a_run_is_not_resumed_on_other_images(tmp_path: Path, context: Context) 
     data = replace(context.dataset, spec=replace(context.dataset.spec, name="npz"))
     own = replace(context, config=make_config({"data.name": "npz"}), dataset=data)
     flipped = replace(data.train, labels=data.train.labels.flip(0))
-    other = replace(own, dataset=replace(data, train=flipped))
+    other = replace(own, dataset=replace(data, train=flipped, facts={"convention": "another"}))
     options = Options(runs_dir=tmp_path)
     with ExitStack() as held:
         run, _ = take_run("student", own, options, held)
     run.update_status(state="stopped")
     with ExitStack() as held, pytest.raises(DataError, match=f"{run.name} began with other images"):
         take_run("student", other, options, held)
+    assert "data" not in run.status()
     with ExitStack() as held:
         assert take_run("student", own, options, held) == (run, True)
 

@@ -259,8 +259,12 @@ def _belongs_elsewhere(place: AblationFolder, listed: list[str]) -> ConfigError:
 
 def teacher_key(config: Config) -> str:
     """Return what cells share a teacher by."""
-    # the split counts: a teacher trained on what a student holds out would help it there
-    return f"{config.data.name}, {config.model.teacher}, {config.data.validation_fraction}"
+    # the splits count: a teacher trained on what a student holds out would help it there
+    data = config.data
+    parts = [data.name, config.model.teacher, str(data.validation_fraction)]
+    if data.split != "first":
+        parts.append(f"{data.split} {data.test_fraction}")
+    return ", ".join(parts)
 
 
 def shared_teacher(plan: RecordedPlan, key: str) -> str | None:

@@ -163,8 +163,6 @@ def keep_images(run: Run, context: Context) -> None:
         else:
             write_json(run.folder / FILE, {"test_images": _names(context.dataset)})
             run.update_status(test_fraction=context.config.data.test_fraction)
-    if facts := dict(context.dataset.facts):
-        run.update_status(data=facts)
     before, now = run.status().get(IMAGES), fingerprint(context.dataset)
     if before is None and now:
         run.update_status(**{IMAGES: now})
@@ -173,6 +171,8 @@ def keep_images(run: Run, context: Context) -> None:
             f"{run.folder} began with other images than those of {context.dataset.spec.name} now: "
             "put them back, or begin a new run (--resume never)"
         )
+    if facts := dict(context.dataset.facts):
+        run.update_status(data=facts)
 
 
 def check_test_images(run: Run, dataset: Dataset) -> None:
