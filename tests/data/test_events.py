@@ -138,6 +138,8 @@ def test_cifar10_dvs_has_two_splits() -> None:
     other = load("cifar10-dvs", split="random", test_fraction=0.5)
     assert other.test.labels.tolist() == [0, 0, 1, 1] and other.test_images != data.test_images
     assert "random 0.5 of each class" in other.facts["convention"]
+    # else a student would learn from a teacher that has seen its test samples
+    assert other.test.labels.equal(data.test.labels) and fingerprint(other) != fingerprint(data)
     with pytest.raises(DataError, match="bird has no file to test on: numbers 0 to 99"):
         for name in ("bird", "cat"):
             for number in (0, 99):
@@ -200,6 +202,7 @@ FRAMES = np.arange(48).reshape(4, 3, 1, 2, 2)
         (FRAMES * 10, ""),
         (FRAMES - 1, "must be counts"),
         (FRAMES + 0.5, "must be counts"),
+        (FRAMES + np.inf, "must be counts"),
         (FRAMES[0], r"have the shape \[3, 1, 2, 2\], not \[M, T, C, H, W\]"),
     ],
 )
@@ -291,6 +294,12 @@ def test_a_disk_too_small_is_said_before(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(events.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 9))  # type: ignore[attr-defined]
     with pytest.raises(DataError, match="the frames take 46,240 bytes, and 9 are free"):
         load("n-mnist")
+    shutil.rmtree(HERE)
+    own()
+    large = some_events(80, 5, 5)._replace(x=np.arange(80))  # one damaged file makes all large
+    np.savez(HERE / "train" / "b" / "x.npz", **large._asdict())
+    with pytest.raises(DataError, match=r"the largest pixels being those of here/train/b/x.npz"):
+        load("events")
 
 
 def test_settings_that_say_nothing_are_refused() -> None:

@@ -285,7 +285,7 @@ def _frames_npz(path: Path, config: DataConfig) -> Dataset:
             )
         if (
             frames.dtype.kind not in "iuf"
-            or not (np.rint(frames) == frames).all()
+            or not (np.isfinite(frames) & (np.rint(frames) == frames)).all()
             or frames.min() < 0
         ):
             raise DataError(f"{path}: {name} must be counts: whole numbers from 0 on")
@@ -298,7 +298,8 @@ def _frames_npz(path: Path, config: DataConfig) -> Dataset:
     spec = _spec("events", train, classes)
     if config.frames not in (0, spec.frames):
         raise ConfigError(
-            f"data.frames = {config.frames}, and the samples of {path} have {spec.frames}"
+            f"data.frames = {config.frames}, and the samples of {path} have {spec.frames}: say "
+            f"-T {spec.frames}"
         )
     facts = {"clipped": _clipped(clipped, total)}
     return Dataset(spec, train, test, {"data.frames": spec.frames}, facts=facts)
@@ -503,8 +504,8 @@ def _write_frames(folder: Path, config: DataConfig, listing: Listing) -> dict[st
     """Write the arrays of a cache folder; return what they say of the files."""
     count = len(listing.train) + len(listing.test)
     logging.getLogger("tser_cli").info("%s: frames of %d samples are made", listing.folder, count)
-    sensor = listing.sensor or _largest(listing)
-    _check_room(folder, count * config.frames * 2 * sensor[0] * sensor[1])
+    sensor, why = (listing.sensor, "") if listing.sensor else _largest(listing)
+    _check_room(folder, count * config.frames * 2 * sensor[0] * sensor[1], why)
     hashes = {name: sha256((listing.folder / name).read_bytes()) for name in listing.beside}
     clipped = total = empty = 0
     for part in PARTS:
@@ -544,18 +545,22 @@ def _samples(
             yield cut, found.between(cut.start, cut.end) if cut.end else found
 
 
-def _largest(listing: Listing) -> Sensor:
-    """Return the size of the smallest sensor that has every event's pixel."""
+def _largest(listing: Listing) -> tuple[Sensor, str]:
+    """Return the smallest sensor that has every event's pixel, and in words which file says so."""
     height = width = 0
-    for _, of in _samples(listing, (*listing.train, *listing.test), None, {}):
-        height, width = max(height, int(of.y.max()) + 1), max(width, int(of.x.max()) + 1)
-    return height, width
+    why = ""
+    for cut, of in _samples(listing, (*listing.train, *listing.test), None, {}):
+        here = int(of.y.max()) + 1, int(of.x.max()) + 1
+        if here[0] > height or here[1] > width:
+            why = f", the largest pixels being those of {listing.folder / cut.file}"
+        height, width = max(height, here[0]), max(width, here[1])
+    return (height, width), why
 
 
-def _check_room(folder: Path, needed: int) -> None:
+def _check_room(folder: Path, needed: int, why: str = "") -> None:
     """Raise DataError where the frames do not fit on the disk: a damaged pixel makes them huge."""
     if needed > (free := shutil.disk_usage(folder).free):
         raise DataError(
-            f"the frames take {needed:,} bytes, and {free:,} are free in {folder.parent}: take "
-            "fewer (data.frames), free some space, or set XDG_CACHE_HOME to another place"
+            f"the frames take {needed:,} bytes{why}, and {free:,} are free in {folder.parent}: "
+            "take fewer (data.frames), free some space, or set XDG_CACHE_HOME to another place"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from torch.nn import functional as F
 from tests.data.event_formats import atis_bytes, some_events
 from tests.engine.conftest import Told
 from tests.engine.training.conftest import timeless
-from tser_cli.base.errors import Interrupted
+from tser_cli.base.errors import ConfigError, Interrupted
 from tser_cli.base.files import read_json
 from tser_cli.base.progress import Silent
+from tser_cli.data.base import TensorSource
 from tser_cli.energy.prices import load_profile
 from tser_cli.engine.commands.evaluate import evaluate_run
 from tser_cli.engine.commands.export import export
@@ -162,6 +164,22 @@ def test_files_of_events_are_classified_like_the_test_samples(
     large, same = found[6:]
     assert isinstance(large, Unread) and "outside the sensor of 34 x 34" in large.error
     assert isinstance(same, Prediction) and same.confidence == pytest.approx(sure[1])
+
+
+def test_files_are_no_frames_of_another_making(
+    place: Path, student: RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*of: Any) -> Any:
+        found = open_finished(*of)
+        data = found.context.dataset
+        assert isinstance(data.test, TensorSource)
+        plain = replace(data, test=TensorSource(data.test.images_MCHW, data.test.labels))
+        return replace(found, context=replace(found.context, dataset=plain))
+
+    monkeypatch.setattr("tser_cli.engine.commands.predict.open_finished", opened)
+    asked = {"run": student.folder, "settings": {"training.device": "cpu"}}
+    with pytest.raises(ConfigError, match="trained on frames that were made elsewhere"):
+        predict(PredictRequest(images=(str(place / "events" / "Test"),), **asked))
 
 
 @pytest.mark.slow

@@ -83,6 +83,12 @@ def predict(request: PredictRequest) -> Predicted:
         check_folder(request.output)
     # only now is a network loaded: a mistyped name is known at once
     opened = open_finished(run, request.changes, request.progress)
+    test = opened.context.dataset.test
+    if opened.context.dataset.spec.frames and not isinstance(test, events.EventSource):
+        raise ConfigError(
+            f"{run.name} was trained on frames that were made elsewhere: how files of events would "
+            "become such frames is not known"
+        )
     answers: list[Prediction | Unread] = []
     for start in range(0, len(files), BATCH):
         answers += _answers(opened, files[start : start + BATCH], request.threshold)
