@@ -132,13 +132,13 @@ def make(name: str, config: str = "[training]\nseed = 0\n", **status: Any) -> Pa
 def test_the_list(tser: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "150")
     assert tser("runs") == (0, "no such run under runs\n", "")
-    make("a")
+    make("a", data={"events": "simulated from x"})
     make("b", result={"accuracy": 0.25})
     code, out, err = tser("runs", "--sort", "accuracy")
     assert (code, err) == (0, "")
     lines = [line.split() for line in out.splitlines() if line.strip()]
     assert [line[0] for line in lines[2:]] == ["b", "a"]
-    assert "25.00" in lines[2]
+    assert "25.00" in lines[2] and "simulated" in lines[3]
     assert tser("runs", "run=c")[1] == "no such run under runs\n"
     # into a pipe nothing is left out
     monkeypatch.delenv("COLUMNS")

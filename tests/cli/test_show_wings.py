@@ -53,8 +53,9 @@ def test_an_ablation_s_table(shown: Shown, tmp_path: Path) -> None:
     assert lines[-3:] == [
         f"written: {result.folder / name}" for name in ("ablation.csv", "summary.csv", "figures")
     ]
-    show_wings.show_ablation(ablation(tmp_path), AblateRequest())
-    assert not any("figures" in line for line in shown())
+    show_wings.show_ablation(ablation(tmp_path, events="simulated from x"), AblateRequest())
+    lines = shown()
+    assert lines[0] == "simulated events: from x" and not any("figures" in line for line in lines)
 
 
 def test_an_ablation_with_early_exit(shown: Shown, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_a_table_comes_back_with_its_kinds(tmp_path: Path) -> None:
             "method.name seed state accuracy teacher_accuracy "
             "best_validation_accuracy accuracy_at_1 accuracy_at_2 accuracy_cumulative_1 "
             "accuracy_cumulative_2 energy_pj seconds folder commit torch threads "
-            "temperature weights settings",
+            "temperature weights settings events",
         ),
         (
             ablation_exit_schema(["method.name"], 2),

@@ -36,6 +36,7 @@ def show_ablation(
     result = cast("ablate.AblationResult", found)
     asked = result.request
     title = f"{result.folder.name}: {asked.measure.replace('_', ' ')}"
+    show_lines(words.simulated(result.events))
     output().print(lists.ablation_table(title, result.summary, asked.names))
     if result.exits:
         cells = [(one.energy, one.accuracy, one.missed, one.latency_ms) for one in result.exits]
@@ -131,6 +132,9 @@ def show_runs(records: Sequence[RunRecord], request: wing_options.RunsRequest) -
     if not out.is_terminal and "COLUMNS" not in os.environ:
         out.width = WIDEST
     columns = {name: [value(record) for record in records] for name, value in COLUMNS.items()}
+    columns["dataset"] = [
+        f"{one.dataset}, simulated events" if one.is_simulated else one.dataset for one in records
+    ]
     columns["age"] = [time.time() - one.when if one.when else None for one in records]
     titles = {"dataset": "data set"}
     table = lists.listing({titles.get(name, name): of for name, of in columns.items()})

@@ -114,7 +114,7 @@ PROVENANCE: Schema = {
     **_columns(TEXT, "commit", "torch"),
     **_columns(INTEGER, "threads"),
     **_columns(NUMBER, "temperature"),
-    **_columns(TEXT, "weights", "settings"),
+    **_columns(TEXT, "weights", "settings", "events"),
 }
 
 

@@ -100,10 +100,11 @@ def test_a_row_says_where_its_numbers_come_from(
     ask: Ask, tmp_path: Path, git: dict[str, object], commit: str
 ) -> None:
     request = ask(["method=ce,kd"])
-    run = finish(request.cells[0], tmp_path)
+    run = finish(request.cells[0], tmp_path, events="simulated from x")
     run.update_environment(tser="1.2", git=git, packages={"torch": "2.15"}, threads=3)
     write_tables(request, tmp_path)
     made, missing = read_csv(tmp_path / "ablation.csv")
+    assert (made["events"], missing["events"]) == ("simulated from x", "")
     assert (made["commit"], made["torch"], made["threads"]) == (commit, "2.15", "3")
     assert list(made)[-len(PROVENANCE) :] == list(PROVENANCE)
     assert (missing["state"], missing["accuracy"], missing["commit"]) == ("missing", "", "")

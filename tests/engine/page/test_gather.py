@@ -486,8 +486,10 @@ def test_an_ablation_that_has_only_begun_is_told(ablation: Path) -> None:
 
 def test_unfinished_cells_are_counted(ablation: Path) -> None:
     rows = [
-        {**row, "state": "failed" if row["seed"] > 2 else "finished"} for row in ablation_rows()
+        {**row, "state": "failed" if row["seed"] > 2 else "finished", "events": "simulated from x"}
+        for row in ablation_rows()
     ]
     write_csv(ablation / "ablation.csv", rows, ablation_schema(["method.name"], 2))
     (found,) = reported(ablation).page.ablations
-    assert found.said == ("6 of 10 runs are finished (4 failed)",)
+    said = "simulated events: from x", "6 of 10 runs are finished (4 failed)"
+    assert found.said == said

@@ -73,7 +73,7 @@ def _row(cell: Cell, found: CellRun) -> dict[str, Any]:
     # on CPUs the order of sums, and so their last bits, depends on the threads
     row["threads"] = environment.get("threads")
     names = ("accuracy", "teacher_accuracy", "best_validation_accuracy", "energy_pj", "seconds")
-    row |= {name: getattr(result, name) for name in names}
+    row |= {name: getattr(result, name) for name in (*names, "events")}
     for step in result.per_timestep:
         for name in ("accuracy_at", "accuracy_cumulative"):
             row[f"{name}_{step['t']}"] = step["accuracy_at_t" if name == "accuracy_at" else name]

@@ -31,7 +31,7 @@ from tser_cli.engine.runs.opened import PRECISION, Options, prepare
 from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.engine.runs.teachers import teacher_config
 from tser_cli.engine.training.settle import choose_precision, settle
-from tser_cli.report import ablation_figures, comparison
+from tser_cli.report import ablation_figures, comparison, csv_files
 from tser_cli.report.words import counted
 from tser_cli.settings.config import AUTO, Config
 
@@ -40,7 +40,8 @@ from tser_cli.settings.config import AUTO, Config
 class AblationResult:
     """What an ablation found: its cells' statistics, the files, and what failed.
 
-    `exits`: energies at equal accuracy, none where no images were held out.
+    `exits`: energies at equal accuracy, none where no images were held out. `events`: see
+    `RunResult`.
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class AblationResult:
     figures: tuple[Path, ...]
     failures: tuple[str, ...]
     exits: tuple[ExitStatistics, ...] = ()
+    events: str | None = None
 
 
 def ablate(request: Request, place: AblationFolder, progress: Progress) -> AblationResult:
@@ -88,8 +90,10 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
         # last, from the files alone: a figure drawn later, by hand, shows the same
         names = dict(zip(request.axes, request.names, strict=True))
         figures = ablation_figures.draw_all(place.folder, names)
+    found = (row["events"] for row in csv_files.read_csv(place.folder / "ablation.csv"))
+    events = next(filter(None, found), None)
     return AblationResult(
-        place.folder, request, summary, tuple(figures), tuple(failures), tuple(exits)
+        place.folder, request, summary, tuple(figures), tuple(failures), tuple(exits), events
     )
 
 

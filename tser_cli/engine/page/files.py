@@ -474,12 +474,13 @@ def _report(folder: Path) -> values.AblationReport:
     states = runs["state"].value_counts()
     others = [f"{count} {label(state)}" for state, count in states.items() if state != "finished"]
     said = f"{len(finished)} of {len(runs)} runs are finished ({', '.join(others)})"
+    events = label(", ".join(map(str, known.get("events", ()))))
     return values.AblationReport(
         name=label(folder.name),
         folder=str(folder),
         axes=tuple(names.values()),
         measure=label(str(summary["measure"].iloc[0])),
-        said=(said,) if others else (),
+        said=(*simulated(events), *([said] if others else [])),
         teachers=tuple(sorted(set(runs["teacher_accuracy"].dropna().tolist()))),
         cells=_cells(runs, summary, names),
         runs=tuple(

@@ -118,6 +118,11 @@ class RunRecord:
     def folder(self) -> Path:
         return self.run.folder
 
+    @property
+    def is_simulated(self) -> bool:
+        """Return whether it is of events that no camera recorded."""
+        return bool((self.status.get("data") or {}).get("events"))
+
     @cached_property
     def size(self) -> int:
         """Return the bytes of all its files; links are not followed."""
