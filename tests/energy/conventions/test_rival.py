@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tests.energy import foreign
 from tser_cli.base.errors import ConfigError
 from tser_cli.energy.conventions import rival
 from tser_cli.energy.conventions.rival import bits_for, fair_rival, operation_rate
-from tser_cli.energy.counts import Counts
+from tser_cli.energy.counts import Counts, mean_of
 from tser_cli.energy.prices import check_precision, load_profile
 
 PROFILE = load_profile("horowitz-45nm-fp32")
@@ -128,6 +129,16 @@ def test_arithmetic_alone_breaks_even_at_a_multiplier_s_price() -> None:
     assert rival.spike_rate == pytest.approx(1 / 8)
     assert rival.arithmetic.break_even == pytest.approx((0.9 + 3.7 * 2 / 32) / (3 * 0.9))
     assert rival.arithmetic.winner == "SNN"
+
+
+def test_counts_of_events_do_not_grow_with_the_spikes() -> None:
+    net = network(nn.Sequential(nn.Flatten(), nn.Linear(72, 10)))
+    counts = replace(counts_of(net, torch.arange(192.0).view(1, 3, 8, 8) % 3, 2), frames=True)
+    rival, (stem, *others) = fair_rival(counts, PROFILE), counts.layers
+    of_stem, macs = 0.9 * mean_of(stem.value_TI), sum(layer.layer.macs for layer in others)
+    assert rival.arithmetic.snn_pj == pytest.approx(of_stem + rival.spike_rate * 2 * macs * 0.9)
+    even = (rival.arithmetic.rival_pj - of_stem) / (2 * macs * 0.9)
+    assert 0 < rival.spike_rate < 1 and rival.arithmetic.break_even == pytest.approx(even)
 
 
 def test_int8_prices_are_for_int8_weights() -> None:

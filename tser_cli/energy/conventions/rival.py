@@ -216,24 +216,24 @@ def fed_by_neurons(counts: Counts, layer: LayerCounts) -> bool:
 
 def operation_rate(counts: Counts) -> float:
     """Accumulates over those of an SNN whose every input spikes at every step, 0 without spikes."""
-    driven = [layer for layer in counts.layers if layer.layer.accumulates]
+    driven = [layer for layer in counts.layers if fed_by_neurons(counts, layer)]
     possible = sum(layer.layer.macs * layer.executions for layer in driven)
     return sum(mean_of(layer.value_TI) for layer in driven) / possible if possible else 0.0
 
 
 def _arithmetic(counts: Counts, profile: Profile, bits: int, rate: float) -> RivalDuel:
-    accumulates = sum(
-        mean_of(x.value_TI) * profile.accumulate_pj(x.layer.narrow) for x in counts.layers
-    )
     fixed = sum(int(layer.step_macs.sum()) for layer in counts.layers) * profile.mac_pj
-    rival = 0.0
+    accumulates = rival = 0.0
     for layer in counts.layers:
+        spent = mean_of(layer.value_TI) * profile.accumulate_pj(layer.layer.narrow)
         # The stem's inputs are as they are; other activations have `bits`.
         width = 8 * (layer.layer.weight_bytes or 4)
         fed = fed_by_neurons(counts, layer)
         multiply = (profile.mac_pj - profile.ac_pj) * min(bits / width, 1.0)
         price = profile.ac_pj + multiply if fed else profile.mac_pj
         rival += layer.layer.macs * price
+        # counts of events are what they are, however often the neurons spike
+        accumulates, fixed = accumulates + spent * fed, fixed + spent * (not fed)
     return RivalDuel(fixed + accumulates, rival, _break_even(fixed, accumulates, rival, rate))
 
 
@@ -241,9 +241,9 @@ def _with_memory(counts: Counts, bits: int, rate: float) -> RivalDuel:
     snn, rival = snn_energy(counts), LemaireEnergy()
     spikes = LemaireEnergy()  # the part that grows with them
     for layer in filter(has_formula, counts.layers):
-        spikes += spiking_layer(layer)
         dense = dense_layer(layer, 1, writes=True)
         if fed_by_neurons(counts, layer):
+            spikes += spiking_layer(layer)
             saved = layer.layer.macs_formula * MULTIPLY_PJ * (1 - bits / WORD_BITS)
             dense = replace(
                 dense,
