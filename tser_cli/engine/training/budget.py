@@ -67,7 +67,7 @@ def settle_budget(config: Config, model: Classifier, sample_shape: tuple[int, ..
         raise ConfigError(
             f"energy.budget = {text}: {joules(pj)} is not more than the {joules(least)} "
             f"that an image costs without a single spike ({joules(stem)} of it in the stem, "
-            f"profile {profile.name}); allow more, or choose another model.stem"
+            f"profile {profile.name}); allow more, or choose another stem or network"
         )
     # of frames a share is one of the ANN on their mean, and that ANN may see each of them
     most *= timesteps if counts.frames else 1
