@@ -196,7 +196,7 @@ LAYOUTS: list[Callable[[Tensor], Tensor]] = [
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_pieces_hold_every_element_once(layout: Callable[[Tensor], Tensor]) -> None:
-    x = layout(torch.arange(2.0 * 6 * 80 * 90).reshape(2, 6, 80, 90))
+    x = layout(torch.arange(2.0 * 6 * 160 * 180).reshape(2, 6, 160, 180))
     parts = tally.pieces(x)
     assert len(parts) > 1
     assert torch.cat(parts).sort().values.equal(x.flatten().sort().values)

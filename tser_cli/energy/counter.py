@@ -194,7 +194,9 @@ class Counter:
     def neurons(self, name: str, module: nn.Module, spikes: Tensor) -> None:
         """Count the updates, and in detail the spikes, of a layer of neurons that has just run."""
         _, place = self.place((name, NEURON), (tuple(spikes.shape),))
-        record = self.neuron_records.setdefault(name, NeuronRecord(name, neuron_class(module)))
+        record = self.neuron_records.get(name)
+        if record is None:
+            record = self.neuron_records[name] = NeuronRecord(name, neuron_class(module))
         with torch.no_grad():
             record.add(spikes, place, self.detailed)
 
@@ -258,7 +260,7 @@ class Counter:
         # A guess that still holds costs one look at the data, where finding out costs several.
         guess = self._guesses.get((name, operand), Fed(""))
         if guess.kind == SPIKES:
-            if x.is_floating_point() and not int(tally.fault(x, SPIKES)):
+            if x.is_floating_point() and x.numel() and tally.are_spikes(x):
                 return guess
         elif guess.scale > 0 and tally.has_scale(x, guess.scale):
             return guess

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -57,20 +58,39 @@ def reset_states(network: nn.Module) -> None:
     # By the library's method, as only that knows what a neuron keeps. norse's neurons are given
     # their state by their caller, and have nothing to forget.
     for module in network.modules():
+        # torch's own look-up of what is not there is slow, and most modules have no reset.
+        plain = type(module).__getattr__ is nn.Module.__getattr__
         for name in RESETS:
+            if plain and not hasattr(type(module), name) and name not in vars(module):
+                continue
             # A property runs its code where it is looked up.
             own = isinstance(getattr(type(module), name, None), property)
             method = None if own else getattr(module, name, None)
             # A layer or a list of layers may be called so: the reset gate of a recurrent cell.
             if not callable(method) or isinstance(method, nn.Module | type):
                 continue
-            try:
-                inspect.signature(method).bind()
-            except (TypeError, ValueError):
+            if not _callable_alone(method):
                 continue  # one that asks for more is its network's to call
             if _only_forgets(module, name, method):
                 method()
                 break
+
+
+def _callable_alone(method: Callable[..., Any]) -> bool:
+    """Return whether a method can be called without an argument."""
+    if inspect.ismethod(method):
+        return _binds(method.__func__, 1)
+    return _binds.__wrapped__(method, 0)
+
+
+# Cached: the same few functions are asked for in every batch.
+@lru_cache(maxsize=256)
+def _binds(function: Callable[..., Any], arguments: int) -> bool:
+    try:
+        inspect.signature(function).bind(*[None] * arguments)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 _forgets: WeakKeyDictionary[type, dict[str, bool]] = WeakKeyDictionary()

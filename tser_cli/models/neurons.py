@@ -54,6 +54,7 @@ class SpikingNeuron(nn.Module):
     """
 
     is_spiking_neuron = True
+    without_products = True  # no convolution, linear layer or matrix product is inside
 
     def __init__(self, config: NeuronConfig) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations
 from tser_cli.base.errors import TserError
 from tser_cli.energy.any_network.layouts import present
 from tser_cli.energy.any_network.network_counter import TrialCounter, count_operations
+from tser_cli.energy.any_network.products import reduced
 
 SPIKING = 2  # images of ones: every one of the 16 neurons fires at each step
 
@@ -138,6 +139,22 @@ def test_integer_products_count_their_spikes() -> None:
         shown.call(net)
     (layer,) = counter.counts().layers
     assert layer.value_TI.tolist() == [[16 * 24] * 32]
+
+
+def test_a_module_that_says_it_has_no_products_and_has_one_is_noticed() -> None:
+    net = Net(**LINEAR, fc=nn.Linear(16, 5))
+    net.fc.without_products = True
+    with pytest.raises(TserError, match="fc ran 0 times in a batch, not 1"):
+        ran(net).counts()
+
+
+@pytest.mark.parametrize("most", [2.0**22 - 1, 2.0**23 + 1, 0.1])
+def test_products_are_summed_without_rounding(most: float) -> None:
+    x_NKP = torch.full((2, 3, 4), most)
+    summed_NK = reduced(x_NKP, "NKP", "NK", most)
+    assert summed_NK.double().equal(
+        torch.full((2, 3), 4 * float(x_NKP[0, 0, 0]), dtype=torch.double)
+    )
 
 
 class Recurrent(nn.Module):

@@ -12,9 +12,9 @@ operation where spikes say so:
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import torch
@@ -28,12 +28,14 @@ from tser_cli.energy.counts import (
     RANK,
     REAL,
     SPIKES,
+    SUMS,
     Fed,
     LayerFacts,
     LayerRecord,
     Place,
     Tally,
 )
+from tser_cli.energy.tally import EXACT
 
 
 @dataclass(frozen=True)
@@ -206,10 +208,11 @@ class ProductCall:
         found = self._fed(place, find)
         # A scale folds into the other factor where that is a weight; else it may be other spikes.
         foldable = None in place.axes
-        left, right = (SPIKES if foldable and fed.scale else fed.kind or SPIKES for fed in found)
-        counted, operands = tally_product(self.product, self.rows(place), (left, right))
+        kinds = [SPIKES if foldable and fed.scale else fed.kind or SPIKES for fed in found]
+        fed = [one._replace(kind=kind) for one, kind in zip(found, kinds, strict=True)]
+        counted, operands = tally_product(self.product, self.rows(place), fed)
         # As with layers, one call of real values makes the factor real.
-        pairs = zip(record.operand_kinds, (left, right), strict=True)
+        pairs = zip(record.operand_kinds, kinds, strict=True)
         record.operand_kinds = tuple(max(pair, key=RANK.__getitem__) for pair in pairs)
         leading = next(axes for axes in place.axes if axes)
         shape = (leading.steps(place.timesteps), place.images, -1)
@@ -249,63 +252,96 @@ class ProductCall:
         ]
 
 
-def tally_product(product: Product, rows: str, kinds: tuple[str, str]) -> tuple[Tensor, Tensor]:
+def tally_product(product: Product, rows: str, fed: Sequence[Fed]) -> tuple[Tensor, Tensor]:
     """Count a product: ([3, *rows] non-zeros, events and value, [2, *rows] non-zeros by factor).
 
-    `rows`: the letters of time and batch, in that order; `kinds`: what the factors are. Values of
+    `rows`: the letters of time and batch, in that order; `fed`: what the factors are. Values of
     factors that spikes do not drive are 0, and not among the non-zeros of the first result.
     """
     sizes = product.sizes()
     shape = tuple(sizes[letter] for letter in rows)
     device = next(x.device for part in product.factors if (x := part.tensor) is not None)
-    nonzero = []
-    for part in product.factors:
+    # All that is asked for follows from these sums, each one pass over its factor.
+    names = kept(product, rows)
+    used: list[Tensor] = []
+    values: list[Tensor] = []
+    for part, keep, one in zip(product.factors, names, fed, strict=True):
         if part.tensor is None:  # all of its elements, as a softmax gives no zeros
-            inside = prod(s for c, s in zip(part.letters, part.sizes, strict=True) if c not in rows)
-            nonzero.append(torch.full(shape, inside, device=device))
+            inside = prod(sizes[c] for c in part.letters if c not in keep)
+            used.append(torch.full([sizes[c] for c in keep], inside, device=device))
         else:
-            nonzero.append(_sum(part.tensor.ne(0), part.letters, rows, shape))
-    driving = [i for i in range(2) if kinds[i] != REAL]
+            used.append(reduced(_ones(part.tensor, one), part.letters, keep, 1))
+        if part.tensor is None or one.kind == REAL or _plain(one):
+            values.append(used[-1])
+        else:
+            most = max(one.most, -one.least)
+            values.append(reduced(part.tensor.abs(), part.letters, keep, most))
+    pairs = zip(used, names, strict=True)
+    nonzero = [_by_row(x, letters, rows, shape) for x, letters in pairs]
+    driving = [i for i in range(2) if fed[i].kind != REAL]
     if not driving:
         zeros = torch.zeros_like(nonzero[0])
         return torch.stack((nonzero[0] + nonzero[1], zeros, zeros)), torch.stack(nonzero)
     if len(driving) == 2:
-        events = value = _both(product, rows, lambda x: x.ne(0))
-        if kinds != (SPIKES, SPIKES):
-            value = _both(product, rows, torch.abs)
+        events, value = (_met(two, names, rows).round().long() for two in (used, values))
     else:
-        part, other = product.factors[driving[0]], product.factors[1 - driving[0]]
+        i = driving[0]
+        part, other = product.factors[i], product.factors[1 - i]
         meets = prod(sizes[c] for c in other.letters if c not in part.letters and c not in rows)
-        assert part.tensor is not None, "a factor that is never formed is real"
-        events = nonzero[driving[0]] * meets
-        value = _sum(part.tensor.abs(), part.letters, rows, shape) * meets
-    used = torch.stack([nonzero[i] for i in driving]).sum(0)
-    return torch.stack((used, events, value)), torch.stack(nonzero)
+        events = nonzero[i] * meets
+        value = _by_row(values[i], names[i], rows, shape) * meets
+    together = torch.stack([nonzero[i] for i in driving]).sum(0)
+    return torch.stack((together, events, value)), torch.stack(nonzero)
 
 
-def _both(product: Product, rows: str, change: Callable[[Tensor], Tensor]) -> Tensor:
+def kept(product: Product, rows: str) -> list[str]:
+    """Return the axes that are left of each factor when those that the other lacks are summed."""
+    left, right = (set(part.letters) for part in product.factors)
+    shared = (left & right) | set(rows)
+    return ["".join(c for c in part.letters if c in shared) for part in product.factors]
+
+
+def _plain(fed: Fed) -> bool:
+    """Return whether a factor is 0 and 1 alone, and not 0 and a c that folds into a weight."""
+    return fed.kind == SPIKES and fed.scale in (0, 1)
+
+
+def _ones(x: Tensor, fed: Fed) -> Tensor:
+    """Return 1 where a factor is not 0, in as few passes as what it is fed with allows."""
+    if _plain(fed):
+        return x
+    return x.clamp(max=1) if fed.kind == SUMS and fed.least >= 0 else x.ne(0).float()
+
+
+def reduced(x: Tensor, letters: str, keep: str, most: float) -> Tensor:
+    """Sum a factor of numbers from 0 to `most` over all axes but `keep`; whole ones exactly."""
+    away = [i for i, letter in enumerate(letters) if letter not in keep]
+    if not away:
+        return x
+    # In float32, several times as fast, where no sum can pass 2^24; below 2^53 in float64.
+    small = most == int(min(most, EXACT)) and most * prod(x.shape[i] for i in away) < EXACT
+    return x.sum(away, dtype=torch.float32 if small else torch.float64)
+
+
+def _met(factors: Sequence[Tensor], names: Sequence[str], rows: str) -> Tensor:
+    """Return the sum of all products by row, of factors of which `names` are left."""
     # Sums are whole numbers below 2^53, exact in float64 whatever the order.
-    return paired(product, rows, change).round().long()
+    doubles = [x.double() for x in factors]
+    total: Tensor = torch.einsum(f"{','.join(names)}->{rows}", *doubles)
+    return total
 
 
 def paired(product: Product, rows: str, change: Callable[[Tensor], Tensor]) -> Tensor:
     """Return the sum of |a * b| over a product of two factors of spikes, with `change` of each."""
-    left, right = product.factors
-    shared = set(left.letters) & set(right.letters)
-    reduced, names = [], []
-    for part in product.factors:
+    names, sums = kept(product, rows), []
+    # An axis that the other factor lacks is summed first: then no product is ever formed.
+    for part, keep in zip(product.factors, names, strict=True):
         assert part.tensor is not None, "a factor that is never formed is real"
-        # An axis that the other factor lacks is summed first: then no product is ever formed.
-        keep = "".join(c for c in part.letters if c in shared or c in rows)
-        away = [i for i, c in enumerate(part.letters) if c not in keep]
-        x = change(part.tensor)
-        reduced.append(x.sum(away, dtype=torch.float64) if away else x.double())
-        names.append(keep)
-    total: Tensor = torch.einsum(f"{','.join(names)}->{rows}", *reduced)
-    return total
+        sums.append(reduced(change(part.tensor), part.letters, keep, inf))
+    return _met(sums, names, rows)
 
 
-def _sum(x: Tensor, letters: str, rows: str, shape: tuple[int, ...]) -> Tensor:
+def _by_row(x: Tensor, letters: str, rows: str, shape: tuple[int, ...]) -> Tensor:
     """Return the sum of a factor over all axes but the rows'; one without rows is each row's."""
     away = [i for i, c in enumerate(letters) if c not in rows]
     total = x.sum(away, dtype=torch.float64) if away else x.double()

@@ -171,10 +171,14 @@ class Interceptor(TorchFunctionMode):
 
 @contextmanager
 def intercepted(
-    network: nn.Module, sink: Sink, leaving: Leaving | None = None
+    network: nn.Module, sink: Sink, leaving: Leaving | None = None, everywhere: bool = True
 ) -> Iterator[Interceptor]:
-    """Watch `network` inside the `with`: `sink` gets operations, `leaving` modules and outputs."""
+    """Watch `network` inside the `with`: `sink` gets operations, `leaving` modules and outputs.
+
+    `everywhere` False: not inside modules that say that they have no products, which is faster.
+    """
     interceptor = Interceptor(network, sink)
+    unwatched: list[Any] = []  # modules that run, and are not looked into, with what says so
     # By identity: a copy that is made meanwhile carries the hooks along, and they let it alone.
     names = {id(module): name for name, module in network.named_modules()}
 
@@ -182,8 +186,13 @@ def intercepted(
         if id(module) in names:
             interceptor.path.append(names[id(module)])
             interceptor.running = True
+            if not everywhere and getattr(module, "without_products", False):
+                unwatched.append((module, torch._C.DisableTorchFunction()))
+                unwatched[-1][1].__enter__()
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if unwatched and unwatched[-1][0] is module:
+            unwatched.pop()[1].__exit__(None, None, None)
         # A hook that raised before `enter` leaves nothing to leave.
         if not interceptor.path or names.get(id(module)) != interceptor.path[-1]:
             return
