@@ -317,7 +317,8 @@ def test_packaged_recipes_are_what_their_names_say() -> None:
         method = "teacher" if is_teacher else found.method.name
         # the glyphs are a file of your own
         dataset = "glyphs" if found.data.name == "npz" else found.data.name
-        assert name == f"{dataset}/{network}_{method}"
+        # simulated events of digits are read as n-mnist, and need a longer training
+        assert name.replace("_digits", "") == f"{dataset}/{network}_{method}"
 
 
 def test_recipes_of_others_settings_say_whose_they_are() -> None:
