@@ -455,6 +455,7 @@ def test_every_image_is_in_one_split_with_its_label_and_scale() -> None:
     assert dataset.spec.std == pytest.approx(std.view(1), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_digits_with_crop_flip_and_cutout_do_without_torchvision() -> None:
     script = """
 import sys

@@ -36,6 +36,7 @@ def step_of(state: dict[str, Any] | None) -> int:
     return int(state["epoch"]) * 9 + int(state["step"])
 
 
+@pytest.mark.slow
 def test_no_truncation_is_overlooked(killed: Bench) -> None:
     newest = killed.checkpoints / NEWEST
     sound = newest.read_bytes()

@@ -29,6 +29,7 @@ def assert_flat(job: Job, steps: int, record_property: Callable[[str, object], N
     assert max(files[some]) <= max(files[warm])
 
 
+@pytest.mark.slow
 def test_flat(bench: Bench, record_property: Callable[[str, object], None]) -> None:
     argv = ("train-teacher", *SETTINGS, *VALIDATED, "--batch-size", "4", "--epochs", "3")
     assert_flat(bench.run(*argv, faults=[{"watch": True}]), 100, record_property)

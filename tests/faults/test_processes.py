@@ -169,6 +169,7 @@ def test_a_killed_process_ends_all_and_they_go_on_to_the_same_bits(
     assert Result.of(bench.the_run()) == expected
 
 
+@pytest.mark.slow
 def test_on_one_process_from_two_and_back(bench: Bench, one_process: Any) -> None:
     argv, single, expected = one_process
     kill = {"at": "step", "number": 5, "do": "SIGKILL"}

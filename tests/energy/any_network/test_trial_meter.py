@@ -20,7 +20,17 @@ from tser_cli.settings.config import NeuronConfig
 SHAPE = (1, 8, 8)
 
 
-@pytest.mark.parametrize("name", [*zoo.STUDENTS, "frames"])
+# a network with products of attention, and one shown frames; the others are alike, and dear
+OFTEN = ("qkformer_tiny", "frames")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow)
+        for name in (*zoo.STUDENTS, "frames")
+    ],
+)
 def test_it_gives_what_the_counter_counts(name: str) -> None:
     model: Any = zoo.student("sdt_tiny" if name == "frames" else name)
     model.eval()

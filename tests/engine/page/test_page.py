@@ -133,6 +133,7 @@ def test_a_run_has_every_figure_and_its_size_is_small() -> None:
     assert len(text.encode()) < 100_000  # with three pictures and two layers
 
 
+@pytest.mark.slow
 def test_the_page_of_a_large_network_loads_at_once() -> None:
     """A ResNet-34 of four steps, 100 classes, 300 epochs, and as many pictures as a page has."""
     draw = random.Random(0)

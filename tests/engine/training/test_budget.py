@@ -268,6 +268,7 @@ def test_a_loose_budget_leaves_every_bit_as_it_is(train: Train) -> None:
     assert all(row["energy_pj"] > 0 for row in held_rows)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_in_the_same_bits(train: Train) -> None:
     changes = {"energy.budget": TIGHT, "training.epochs": 3}
     whole, rows = train(changes, "whole")
