@@ -31,7 +31,7 @@ SHORT = {
     "TSER_SCHEDULE_WARMUP_EPOCHS": "0",
 }
 TEACHER, STUDENT = "resnet20", "sew_resnet20"
-ABSENT = ("cifar10",)  # a data set that is no part of the tests
+ABSENT = ("cifar10", "n-mnist")  # data sets that are no part of the tests
 # Of these exit code 4 says that something was found, or that a budget is not kept.
 MAY_FIND = ("audit", "doctor", "distill", "evaluate")
 # What trains cells, or asks other programs, in processes of their own has tests of its own.
