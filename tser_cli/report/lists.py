@@ -121,9 +121,10 @@ def size(count: float) -> str:
     return _by_unit(count, SIZES)
 
 
-def energy(energy_pj: float | None, largest_pj: float | None) -> str:
-    """Write an energy in the unit of the largest of its column."""
-    return "-" if energy_pj is None else joules(energy_pj, largest_pj)
+def energies(column_pj: Sequence[float | None]) -> list[str]:
+    """Write a column of energies, all in the unit of the largest; None is "-"."""
+    largest = max((pj for pj in column_pj if pj is not None), default=None)
+    return ["-" if pj is None else joules(pj, largest) for pj in column_pj]
 
 
 def _by_unit(value: float, units: Sequence[tuple[float, str]]) -> str:
@@ -153,10 +154,10 @@ RIGHT = ("T", "seed", "accuracy", "energy", "age", "size")
 
 def listing(columns: Mapping[str, Sequence[Any]]) -> Table:
     """Return a line a run of columns of values, with as many columns as there is room for."""
-    largest = max((pj for pj in columns.get("energy", ()) if pj is not None), default=None)
-    cells = {name: [*map(FORMS.get(name, text), of)] for name, of in columns.items()}
-    if "energy" in cells:
-        cells["energy"] = [energy(pj, largest) for pj in columns["energy"]]
+    cells = {
+        name: energies(of) if name == "energy" else [*map(FORMS.get(name, text), of)]
+        for name, of in columns.items()
+    }
     # the name is never left out: it is what other commands take
     table = new_table(drop=[name for name in reversed(FIRST) if name != "run"])
     for name in cells:
@@ -177,15 +178,15 @@ def figures(runs: Sequence[RunFigures]) -> Table:
     """Return a line a run: accuracy with its interval over images, energy, difference."""
     numbers = ("accuracy", "95 % interval", "energy", "against A", "p")
     table = new_table("results", ("", "state"), numbers, ("95 % interval", "p", "state"))
-    largest = max((run.energy_pj for run in runs if run.energy_pj is not None), default=None)
-    for letter, run in zip(letters(len(runs)), runs, strict=True):
+    spent = energies([run.energy_pj for run in runs])
+    for letter, run, energy in zip(letters(len(runs)), runs, spent, strict=True):
         reach = None if run.low is None or run.high is None else (100 * run.low, 100 * run.high)
         table.add_row(
             letter,
             text(run.state),
             percent(run.accuracy),
             "-" if reach is None else "{:.2f} .. {:.2f}".format(*reach),
-            energy(run.energy_pj, largest),
+            energy,
             "" if run.difference is None else f"{100 * run.difference:+.2f}",
             "" if run.p_value is None else f"{run.p_value:.2g}",
         )
