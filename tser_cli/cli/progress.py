@@ -121,14 +121,12 @@ class Bars(Lines):
         if spent < REFRESH_SECONDS:
             return
         note = f"{self._images / spent:.0f} images/s"
-        for k in [name for name in values if name != "correct"]:
-            value = float(values[k])
-            longer = (
-                f"{note}, {f'energy {joules(value)}' if k == 'energy_pj' else f'{k} {value:.3f}'}"
-            )
-            if len(longer) > self._room:
+        for name in [name for name in values if name != "correct"]:
+            value = float(values[name])
+            said = f"energy {joules(value)}" if name == "energy_pj" else f"{name} {value:.3f}"
+            if len(f"{note}, {said}") > self._room:
                 break
-            note = longer
+            note = f"{note}, {said}"
         note = note if len(note) <= self._room else ""
         self._bars.update(self._batch_bar, advance=self._waiting, note=note)
         self._shown, self._images, self._waiting = time.monotonic(), 0, 0
