@@ -66,10 +66,7 @@ class Pipeline:
         axes, images_NCHW = images_NCHW.shape[1:-2], images_NCHW.flatten(1, -3)
         images_NCHW = self._cropped(images_NCHW, epoch, indices_N)
         images_NCHW = self._one_by_one(self.policy, Draw.POLICY, epoch, indices, images_NCHW)
-        if self.spec.frames:
-            images_NCHW = images_NCHW.to(torch.float32)  # counts: no event stays 0
-        else:
-            images_NCHW = normalise(images_NCHW, self.spec.mean, self.spec.std)
+        images_NCHW = as_shown(images_NCHW, self.spec)
         images_NCHW = self._one_by_one(self.erase, Draw.ERASE, epoch, indices, images_NCHW)
         size = self.augment.cutout
         if not size:
@@ -207,6 +204,13 @@ def is_costly(source: ImageSource, augment: AugmentConfig, device: torch.device)
     if augment.random_resized_crop or not isinstance(source, TensorSource):
         return True
     return augment.one_by_one and device_of(source).type != device.type
+
+
+def as_shown(images: Tensor, spec: DataSpec) -> Tensor:
+    """Return images as a network is shown them: normalised, counts of events as they are."""
+    if spec.frames:
+        return images.to(torch.float32)  # no event stays 0
+    return normalise(images, spec.mean, spec.std)
 
 
 def normalise(images_NCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

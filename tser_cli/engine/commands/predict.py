@@ -121,9 +121,7 @@ def _predictions(
 ) -> dict[Path, Prediction]:
     model, context = opened.loaded.model, opened.context
     spec, steps = context.dataset.spec, opened.config.model.timesteps if model.spiking else 1
-    shown = torch.stack(list(read.values()))
-    # counts of events reach the network as they are
-    images = shown.float() if spec.frames else transforms.normalise(shown, spec.mean, spec.std)
+    images = transforms.as_shown(torch.stack(list(read.values())), spec)
     with torch.inference_mode(), counting_of(model, steps) as counter:
         # in float64, as `tser evaluate` does it: the same image stops at the same step
         logits_TNK = logits_of(model, context.runtime.images(images), steps).double().cpu()
