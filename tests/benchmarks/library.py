@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,15 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tests.benchmarks.subjects import CLASSES, SIDE, SPEC, Size, make_batch, make_task
+from tests.benchmarks.subjects import CLASSES, SIDE, SPEC, Size, make_batch, make_task, step_of
 from tests.benchmarks.timing import Ratio, alternate, ratio
-from tser_cli.base.progress import Silent
 from tser_cli.engine.runs import networks
 from tser_cli.engine.runs.networks import counting_of
 from tser_cli.engine.runs.runtime import make_runtime
-from tser_cli.engine.training.loop import train_step
-from tser_cli.engine.training.optimizer import make_optimizer
-from tser_cli.engine.training.state import Position, TrainingJob
 from tser_cli.models.base import Classifier
 from tser_cli.settings import registry
 from tser_cli.settings.config import OwnSizes
@@ -41,10 +36,7 @@ def our_step(size: Size) -> Callable[[], object]:
     runtime = make_runtime(config.training, config.performance.channels_last)
     task, batch = make_task(config, runtime), make_batch(size.batch)
     task.teacher, task.teacher_logits_MK = None, taught(size).to(runtime.device)
-    optimizer = make_optimizer(task.trainable(), config.optimizer)
-    loader: Any = SimpleNamespace(steps_per_epoch=1)
-    job = TrainingJob(task, loader, config, None, runtime, Silent(), None)  # type: ignore[arg-type]
-    return lambda: train_step(job, optimizer, batch, Position())
+    return step_of(task, config, runtime, batch)
 
 
 def plain_step(size: Size) -> Callable[[], object]:

@@ -91,6 +91,11 @@ def training_step(
     config = size.config(changes)
     runtime = make_runtime(config.training, config.performance.channels_last)
     task, batch = make_task(config, runtime, spec), make_batch(size.batch, spec)
+    return step_of(task, config, runtime, batch)
+
+
+def step_of(task: Task, config: Config, runtime: Runtime, batch: Batch) -> Callable[[], object]:
+    """One optimizer step of a task on a batch."""
     optimizer = make_optimizer(
         task.trainable(), config.optimizer, config.performance.fused_optimizer
     )
