@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.benchmarks.subjects import PLAIN, SPEC, Size, make_batch
-from tests.benchmarks.timing import Ratio, alternate, ratio
+from tests.benchmarks.timing import Ratio, added, alternate, one_thread, ratio
 from tser_cli.energy.counter import counting
 from tser_cli.engine.evaluation.early_exit import CONFIDENCE, Rule, Stepper, exit_batch
 from tser_cli.engine.evaluation.evaluate import evaluate
@@ -77,11 +77,7 @@ def counting_added(rounds: int) -> Ratio:
             model(images_NCHW, size.timesteps)
         counter.counts()
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
+    with one_thread(), torch.inference_mode():
         works = {"plain": lambda: model(images_NCHW, size.timesteps), "counted": counted}
         spent = alternate(works, rounds)
-    torch.set_num_threads(threads)
-    pairs = zip(spent["counted"], spent["plain"], strict=True)
-    return Ratio.of([100 * (slow / plain - 1) for slow, plain in pairs])
+    return added(spent["counted"], spent["plain"])

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.benchmarks.subjects import CLASSES, SIDE, SPEC, Size, make_batch, make_task, step_of
-from tests.benchmarks.timing import Ratio, alternate, ratio
+from tests.benchmarks.timing import Ratio, added, alternate, one_thread, ratio
 from tser_cli.engine.runs import networks
 from tser_cli.engine.runs.networks import counting_of
 from tser_cli.engine.runs.runtime import make_runtime
@@ -106,12 +106,10 @@ def counting_added(size: Size, rounds: int) -> Ratio:
         with torch.no_grad():
             model(images_NCHW, size.timesteps)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with counting_of(model, size.timesteps) as counter:
-        forward()  # the plan is found at the first call
-        counted = alternate({"counted": forward}, rounds)["counted"]
-        counter.counts()
-    plain = alternate({"plain": forward}, rounds)["plain"]
-    torch.set_num_threads(threads)
-    return Ratio.of([100 * (slow / fast - 1) for slow, fast in zip(counted, plain, strict=True)])
+    with one_thread():
+        with counting_of(model, size.timesteps) as counter:
+            forward()  # the plan is found at the first call
+            counted = alternate({"counted": forward}, rounds)["counted"]
+            counter.counts()
+        plain = alternate({"plain": forward}, rounds)["plain"]
+    return added(counted, plain)

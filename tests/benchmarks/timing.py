@@ -7,7 +7,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,22 @@ def alternate(works: Mapping[str, Work], rounds: int, warm_up: int = 1) -> dict[
 def ratio(above: list[float], below: list[float]) -> Ratio:
     """Of each round's two times."""
     return Ratio.of([a / b for a, b in zip(above, below, strict=True)])
+
+
+def added(above: list[float], below: list[float]) -> Ratio:
+    """What the one takes more than the other in each round, in per cent."""
+    return Ratio.of([100 * (a / b - 1) for a, b in zip(above, below, strict=True)])
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, and then on as many as before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def command(*words: str) -> Work:
