@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 from tests.benchmarks.subjects import SPEC, Size, training_step
 from tests.benchmarks.timing import Ratio, alternate, ratio
@@ -29,20 +30,18 @@ SIZE = Size(FRAMES, 32, "resnet20", "sew_resnet20")
 @contextmanager
 def _files() -> Iterator[Config]:
     """Settings of a data set of so many files, and a cache folder of its own."""
-    before = os.environ.get("XDG_CACHE_HOME", "")
-    with tempfile.TemporaryDirectory() as place:
+    with (
+        tempfile.TemporaryDirectory() as place,
+        patch.dict(os.environ, {"XDG_CACHE_HOME": place}),
+    ):
         folder = Path(place, "events")
         for number in range(FILES):
             of = folder / ("Train" if number % 10 else "Test") / str(number // 10 % 2)
             of.mkdir(parents=True, exist_ok=True)
             content = atis_bytes(some_events(EVENTS, 34, 34, number % 50))
             (of / f"{number}.bin").write_bytes(content)
-        os.environ["XDG_CACHE_HOME"] = place
-        try:
-            data = {"data.name": "n-mnist", "data.dir": str(folder), "data.frames": FRAMES}
-            yield resolve([Layer("benchmark", {**data, "data.workers": 0})])
-        finally:
-            os.environ["XDG_CACHE_HOME"] = before
+        data = {"data.name": "n-mnist", "data.dir": str(folder), "data.frames": FRAMES}
+        yield resolve([Layer("benchmark", {**data, "data.workers": 0})])
 
 
 def _pass(config: Config) -> None:
