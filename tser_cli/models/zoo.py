@@ -165,10 +165,9 @@ class MsResNet(LibraryNetwork, membrane_shortcut.MSResNet):  # type: ignore[misc
         return ("layer1", "layer2", "layer3", *(("layer4",) if self.layer4 is not None else ()))
 
 
-class Spikformer(LibraryNetwork, spik_former.Spikformer):  # type: ignore[misc]
-    """Spikformer (Zhou et al., ICLR 2023, arXiv 2209.15425)."""
+class _OfOneStage(LibraryNetwork):
+    """What Spikformer and the spike-driven transformer share: blocks behind one embedding."""
 
-    once = ("patch_embed.stages.0.conv_bn.block.1",)
     patch_embed: nn.Module
     blocks: nn.ModuleList
 
@@ -179,23 +178,21 @@ class Spikformer(LibraryNetwork, spik_former.Spikformer):  # type: ignore[misc]
         return tuple(f"blocks.{place}" for place in range(len(self.blocks)))
 
 
-class SpikeDrivenTransformer(LibraryNetwork, spike_driven.SpikeDrivenTransformer):  # type: ignore[misc]
+class Spikformer(_OfOneStage, spik_former.Spikformer):  # type: ignore[misc]
+    """Spikformer (Zhou et al., ICLR 2023, arXiv 2209.15425)."""
+
+    once = ("patch_embed.stages.0.conv_bn.block.1",)
+
+
+class SpikeDrivenTransformer(_OfOneStage, spike_driven.SpikeDrivenTransformer):  # type: ignore[misc]
     """The spike-driven transformer (Yao et al., NeurIPS 2023, arXiv 2307.01694)."""
 
     once = ("patch_embed.stages.0.1",)
-    patch_embed: nn.Module
-    blocks: nn.ModuleList
     head_lif: nn.Module
-
-    def parts(self) -> list[nn.Module]:
-        return [self.patch_embed, *self.blocks]
 
     def pooled(self, x_TNCHW: Tensor) -> Tensor:
         spikes: Tensor = self.head_lif(super().pooled(x_TNCHW))
         return spikes
-
-    def stage_names(self) -> tuple[str, ...]:
-        return tuple(f"blocks.{place}" for place in range(len(self.blocks)))
 
 
 class _OfThreeStages(LibraryNetwork):
