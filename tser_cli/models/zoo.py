@@ -115,11 +115,11 @@ class LibraryNetwork(Classifier):
         return True
 
     def begun(self, images_NCHW: Tensor) -> Tensor:
-        self._shown.timesteps = 1
         return images_NCHW
 
     def body(self, x: Tensor, timesteps: int) -> Tensor:
         """One step, or several with time folded into the batch: [T * N, C, H, W] -> [T * N, K]."""
+        self._shown.timesteps = timesteps
         return self.steps(x.reshape(timesteps, -1, *x.shape[1:])).flatten(0, 1)
 
     def notes(self) -> tuple[str, ...]:
