@@ -175,7 +175,7 @@ class Counter:
         if not any(place.axes):
             self.weights_alone.add(met.name)
             return
-        name = met.name if use == 0 else f"{met.name}#{use + 1}"
+        name = use_name(met.name, use)
         find, key = partial(self._find_kind, name), (met.name, met.type, use)
         with torch.no_grad():
             # The first call decides what the layer is: its facts do not depend on the data, and a
@@ -283,6 +283,11 @@ class Counter:
                     "count whole calls of the network, all time steps of each batch, and layers "
                     "that are called as modules"
                 )
+
+
+def use_name(name: str, use: int) -> str:
+    """Return what a use of a layer in a batch is listed as: the second one as "name#2"."""
+    return name if use == 0 else f"{name}#{use + 1}"
 
 
 class Plan(Protocol):

@@ -287,11 +287,17 @@ def tally_product(product: Product, rows: str, fed: Sequence[Fed]) -> tuple[Tens
     else:
         i = driving[0]
         part, other = product.factors[i], product.factors[1 - i]
-        meets = prod(sizes[c] for c in other.letters if c not in part.letters and c not in rows)
-        events = nonzero[i] * meets
-        value = _by_row(values[i], names[i], rows, shape) * meets
+        each = meets(part, other, rows)
+        events = nonzero[i] * each
+        value = _by_row(values[i], names[i], rows, shape) * each
     together = torch.stack([nonzero[i] for i in driving]).sum(0)
     return torch.stack((together, events, value)), torch.stack(nonzero)
+
+
+def meets(part: Factor, other: Factor, rows: str) -> int:
+    """Return how many elements of the other factor, in its row, an element of a factor meets."""
+    sizes = zip(other.letters, other.sizes, strict=True)
+    return prod(size for letter, size in sizes if letter not in part.letters + rows)
 
 
 def kept(product: Product, rows: str) -> list[str]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from tser_cli.base.errors import TserError
 from tser_cli.energy import tally
-from tser_cli.energy.any_network.products import ProductCall, paired
+from tser_cli.energy.any_network.products import ProductCall, meets, paired
 from tser_cli.energy.any_network.watch import intercepted
-from tser_cli.energy.counter import LayerCall, Met
+from tser_cli.energy.counter import LayerCall, Met, use_name
 from tser_cli.energy.counts import REAL, Counts, LayerCounts
 from tser_cli.energy.meter import total_of
 
@@ -59,7 +59,7 @@ class TrialMeter:
     def _operation(self, met: Met) -> None:
         use = self._uses[met.name, met.type]
         self._uses[met.name, met.type] += 1
-        name = met.name if use == 0 else f"{met.name}#{use + 1}"
+        name = use_name(met.name, use)
         if name in self._real:
             return
         if name not in self._driven:
@@ -91,10 +91,7 @@ def _of_product(met: Met, known: LayerCounts) -> Tensor:
         return paired(met.product, "", torch.abs)
     part, other = met.product.factors[driving[0]], met.product.factors[1 - driving[0]]
     assert part.tensor is not None, "a factor that is never formed is real"
-    meets = 1
-    for letter, size in zip(other.letters, other.sizes, strict=True):
-        meets *= 1 if letter in part.letters else size
-    return part.tensor.abs().sum(dtype=torch.float64) * meets
+    return part.tensor.abs().sum(dtype=torch.float64) * meets(part, other, "")
 
 
 class _Charged(torch.autograd.Function):
