@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 from contextlib import ExitStack
-from typing import Any
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from tser_cli.energy.any_network.products import ProductCall, meets, paired
 from tser_cli.energy.any_network.watch import intercepted
 from tser_cli.energy.counter import LayerCall, Met, use_name
 from tser_cli.energy.counts import REAL, Counts, LayerCounts
-from tser_cli.energy.meter import total_of
+from tser_cli.energy.meter import accumulated, total_of
 
 
 class TrialMeter:
@@ -75,12 +75,15 @@ def _of_layer(met: LayerCall, known: LayerCounts) -> Tensor:
     """Return inputs x fan-out, of all calls of a layer in this batch."""
     # channels come before the axes of a map, and time and images, however many, before them
     axes = 0 if met.conv is None else len(met.conv.kernel)
-    maps = tuple(met.x.shape[met.x.dim() - axes :])
-    shape = (1, met.x.shape[-1 - axes], *maps)
-    found = tally.layer_geometry(met.conv, tuple(met.weight.shape), shape, shape[1])
-    fan_out = found.fan_out_P.to(met.x.device, torch.float64).view(maps or (1,))
-    inputs: Tensor = _Charged.apply(met.x, fan_out, axes)
-    return inputs / abs(known.layer.scale)
+    channels, *maps = met.x.shape[met.x.dim() - axes - 1 :]
+    weight, shape = tuple(met.weight.shape), (1, channels, *maps)
+    found = tally.layer_geometry(met.conv, weight, shape, channels)
+    fan_out_P = found.fan_out_P.to(met.x.device, torch.float64)
+    x_BCP1 = met.x.reshape(-1, channels, prod(maps), 1)
+    # multiples of a c that folds into the weights are no whole numbers: float32 would round them
+    scale = abs(known.layer.scale)
+    sums = torch.float32 if scale == 1 else torch.float64
+    return accumulated(x_BCP1, fan_out_P, sums) / scale
 
 
 def _of_product(met: Met, known: LayerCounts) -> Tensor:
@@ -92,18 +95,3 @@ def _of_product(met: Met, known: LayerCounts) -> Tensor:
     part, other = met.product.factors[driving[0]], met.product.factors[1 - driving[0]]
     assert part.tensor is not None, "a factor that is never formed is real"
     return part.tensor.abs().sum(dtype=torch.float64) * meets(part, other, "")
-
-
-class _Charged(torch.autograd.Function):
-    """Sum of inputs x fan-out, float64; the gradient of an input is its fan-out."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, fan_out: Tensor, axes: int) -> Tensor:
-        # no tensor is saved for backward, as in `meter`
-        ctx.fan_out, ctx.shape, ctx.dtype = fan_out, x.shape, x.dtype
-        others = list(range(x.dim() - axes))
-        return (x.sum(others, dtype=torch.float64) * fan_out).sum()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return (grad * ctx.fan_out).to(ctx.dtype).expand(ctx.shape), None, None
