@@ -40,8 +40,8 @@ class Events(NamedTuple):
         return Events(*(of[first:last] for of in self))
 
 
-# a path and the file's bytes; a ValueError says what is wrong with them
-Reader: TypeAlias = Callable[[Path, bytes], Events]
+# of a file's bytes; a ValueError says what is wrong with them
+Reader: TypeAlias = Callable[[bytes], Events]
 
 
 def read_events(path: Path, read: Reader, sensor: Sensor | None) -> tuple[Events, str]:
@@ -54,7 +54,7 @@ def read_events(path: Path, read: Reader, sensor: Sensor | None) -> tuple[Events
         raise DataError(f"{path} is no regular file; only those are read as events")
     try:
         content = path.read_bytes()
-        events = read(path, content)
+        events = read(content)
         if fault := _fault(events, sensor):
             raise ValueError(fault)
     # a damaged file can make the parsers fail in any way
@@ -93,7 +93,7 @@ def _fault(events: Events, sensor: Sensor | None) -> str:
 OVERFLOW_Y, OVERFLOW_MICROSECONDS = 240, 2**13
 
 
-def read_atis(path: Path, content: bytes) -> Events:
+def read_atis(content: bytes) -> Events:
     """Read N-MNIST's format, 5 bytes an event: x, y, the polarity and 23 bits of time.
 
     What has y = 240 is no pixel: the clock ran over, and all times from there on are 2^13 us later
@@ -101,16 +101,14 @@ def read_atis(path: Path, content: bytes) -> Events:
     """
     if len(content) % 5:
         raise ValueError(f"its {len(content):,} bytes are no events of 5 bytes: it is truncated")
-    from spikingjelly.datasets.utils import load_ATIS_bin
-
-    found = load_ATIS_bin(path)
-    t, x, y, p = (found[key].astype(np.int64) for key in Events._fields)
+    x, y, high, middle, low = np.frombuffer(content, np.uint8).reshape(-1, 5).T.astype(np.int64)
+    p, t = high >> 7, (high & 127) << 16 | middle << 8 | low
     is_overflow = y == OVERFLOW_Y
     t += OVERFLOW_MICROSECONDS * np.cumsum(is_overflow)
     return Events(*(of[~is_overflow] for of in (t, x, y, p)))
 
 
-def read_aedat2(path: Path, content: bytes) -> Events:
+def read_aedat2(content: bytes) -> Events:
     """Read AEDAT 2 of a DVS128, as CIFAR10-DVS: big-endian, 4 bytes address and 4 bytes time.
 
     Bits 8 to 14 of the address count columns from the right and bits 1 to 7 rows from below, with
@@ -136,7 +134,7 @@ PACKET = struct.Struct("<HHIIIIII")
 POLARITY_EVENT = 1
 
 
-def read_aedat3(path: Path, content: bytes) -> Events:
+def read_aedat3(content: bytes) -> Events:
     """Read the polarity events of AEDAT 3.1, as DVS-Gesture: packets with a header of 28 bytes.
 
     The same events as spikingjelly's load_aedat_v3, whose loop over events in Python takes some
@@ -182,7 +180,7 @@ def _after_header(content: bytes, version: str) -> int:
     return start
 
 
-def read_arrays(path: Path, content: bytes) -> Events:
+def read_arrays(content: bytes) -> Events:
     """Read events of your own: an npz of t, x, y and p, or a npy with such fields or columns."""
     loaded: Any = np.load(io.BytesIO(content), allow_pickle=False)  # pickles would run code
     names = loaded.files if isinstance(loaded, np.lib.npyio.NpzFile) else loaded.dtype.names
@@ -197,7 +195,7 @@ def read_arrays(path: Path, content: bytes) -> Events:
     return _whole([loaded[name] for name in Events._fields])
 
 
-def read_tonic_gesture(path: Path, content: bytes) -> Events:
+def read_tonic_gesture(content: bytes) -> Events:
     """Read a sample of DVS-Gesture in tonic's archives: columns x, y, p and milliseconds."""
     table: Any = np.load(io.BytesIO(content), allow_pickle=False)
     if table.ndim != 2 or table.shape[1] != 4:
