@@ -218,6 +218,12 @@ def test_a_recipe_s_sizes_and_neurons_are_for_its_student(tmp_path: Path) -> Non
     assert recipe.left_out([base, named]) == [
         "recipe r: neuron.tau = 3.0: resnet18's, left out for sdt_tiny"
     ]
+    # a run states every size: of its own network's defaults there is nothing to say
+    kept = resolve([Layer("here", {"model.student": "sdt_tiny", "model.depths": 3})]).flat()
+    run = Layer("run s", kept, is_recipe=True)
+    assert recipe.left_out([run, Layer("command line", {"model.student": "resnet20"})]) == [
+        "run s: model.depths = 3: sdt_tiny's, left out for resnet20"
+    ]
     above = Layer("command line", {"model.student": "sdt_tiny", "neuron.tau": 1.5})
     assert resolve([base, above]).neuron.model_fields_set == {"tau"}
     assert resolve([base, Layer("", {"model.student": "resnet20"})]).neuron.tau == 3.0

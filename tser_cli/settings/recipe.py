@@ -141,12 +141,15 @@ def left_out(layers: Iterable[Layer]) -> list[str]:
         for name, keys in layer.of_others(method, student).items():
             # A run's config.toml states every one: only those that are not the default are news.
             entry, stated = registry.METHODS.get(name), {k: layer.values[k] for k in keys}
-            own = flatten({"method": entry.settings.weights()}) if entry else settings.keys()
-            known = own if own.keys() == stated.keys() or not entry else {}
+            if entry:
+                own = flatten({"method": entry.settings.weights()})
+                known, chosen = own if own.keys() == stated.keys() else {}, method
+            else:
+                network = name if name in registry.MODELS else None
+                known, chosen = settings.keys(student=network), student
             news = {k: v for k, v in stated.items() if k not in known or known[k] != v}
             listed = ", ".join(f"{key} = {_shown(value)}" for key, value in news.items())
             if listed:
-                chosen = method if entry else student
                 lines.append(f"{layer.source}: {listed}: {name}'s, left out for {chosen}")
     return lines
 
