@@ -69,12 +69,10 @@ class Pipeline:
         images_NCHW = as_shown(images_NCHW, self.spec)
         images_NCHW = self._one_by_one(self.erase, Draw.ERASE, epoch, indices, images_NCHW)
         size = self.augment.cutout
-        if not size:
-            return images_NCHW.view(-1, *axes, *images_NCHW.shape[-2:])
-        # last: the square must be 0 in what the network sees, and no other step may change it
-        bounds = (self.spec.height - size + 1, self.spec.width - size + 1)
-        corners_N2 = self._draws(Draw.CUTOUT, epoch, indices_N, bounds)
-        cutout_(images_NCHW, corners_N2, size)
+        if size:
+            # last: the square must be 0 in what the network sees, and no other step may change it
+            bounds = (self.spec.height - size + 1, self.spec.width - size + 1)
+            cutout_(images_NCHW, self._draws(Draw.CUTOUT, epoch, indices_N, bounds), size)
         return images_NCHW.view(-1, *axes, *images_NCHW.shape[-2:])
 
     def mixed(
@@ -126,17 +124,14 @@ class Pipeline:
 
 def evaluation_pipeline(source: ImageSource, spec: DataSpec) -> Pipeline:
     """Return the deterministic transforms: resize and centre crop where sizes vary; normalise."""
-    alike = spec.frames or isinstance(source, TensorSource)
-    resize = None if alike else fixed_resize(spec)
-    return Pipeline(source, spec, AugmentConfig(), 0, resize)
+    return Pipeline(source, spec, AugmentConfig(), 0, _resize_of(source, spec))
 
 
 def training_pipeline(
     source: ImageSource, spec: DataSpec, augment: AugmentConfig, seed: int
 ) -> Pipeline:
     """Return the transforms of training; `augment` has been checked."""
-    alike = spec.frames or isinstance(source, TensorSource)
-    resize = None if alike else fixed_resize(spec)
+    resize = _resize_of(source, spec)
     policy: ImageTransform | None = None
     erase: ImageTransform | None = None
     mix: BatchTransform | None = None
@@ -162,6 +157,12 @@ def training_pipeline(
         if kinds:
             mix = v2.RandomApply([v2.RandomChoice(kinds)], augment.mix_probability)
     return Pipeline(source, spec, augment, seed, resize, policy, erase, mix)
+
+
+def _resize_of(source: ImageSource, spec: DataSpec) -> ImageTransform | None:
+    """Return how samples get the network's size; None where all have it."""
+    alike = spec.frames or isinstance(source, TensorSource)
+    return None if alike else fixed_resize(spec)
 
 
 def fixed_resize(spec: DataSpec) -> ImageTransform:
