@@ -210,17 +210,20 @@ def _whole(columns: Any) -> Events:
     for name, values in zip(Events._fields, columns, strict=True):
         if values.dtype.kind not in "biuf" or values.ndim != 1:
             raise ValueError(f"{name} is {values.dtype} {list(values.shape)}; pass integers, [E]")
-        # NaN and infinity are no whole numbers either
-        if (
-            values.dtype.kind == "f"
-            and not (np.isfinite(values) & (np.rint(values) == values)).all()
-        ):
+        if not are_whole(values):
             unit = ": pass microseconds" if name == "t" else ""
             raise ValueError(f"{name} holds numbers that are not whole{unit}")
         made.append(values.astype(np.int64))
     if len(lengths := {len(values) for values in made}) > 1:
         raise ValueError(f"t, x, y and p have {sorted(lengths)} events; they must be alike")
     return Events(*made)
+
+
+def are_whole(values: np.ndarray) -> bool:
+    """Return whether numbers are whole, of any type; NaN and infinity are not."""
+    if values.dtype.kind != "f":
+        return True
+    return bool((np.isfinite(values) & (np.rint(values) == values)).all())
 
 
 def to_frames(

@@ -283,11 +283,8 @@ def _frames_npz(path: Path, config: DataConfig) -> Dataset:
             raise DataError(
                 f"{path}: {name} have the shape {list(frames.shape)}, not [M, T, C, H, W]"
             )
-        if (
-            frames.dtype.kind not in "iuf"
-            or not (np.isfinite(frames) & (np.rint(frames) == frames)).all()
-            or frames.min() < 0
-        ):
+        numbers = frames.dtype.kind in "iuf"
+        if not numbers or not event_files.are_whole(frames) or frames.min() < 0:
             raise DataError(f"{path}: {name} must be counts: whole numbers from 0 on")
         labels_M = npz_labels(path, part, arrays, frames.shape)
         counts = np.minimum(frames, event_files.MOST).astype(np.uint8)
