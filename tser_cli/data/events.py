@@ -118,9 +118,16 @@ def n_mnist(config: DataConfig) -> Dataset:
         for part in ("Train", "Test")
     )
     listing = Listing(
-        folder, classes, train, test, event_files.read_atis, N_MNIST_SENSOR, "Train/ and Test/"
+        folder,
+        classes,
+        train,
+        test,
+        event_files.read_atis,
+        N_MNIST_SENSOR,
+        "Train/ and Test/",
+        notes=tuple(notes),
     )
-    dataset = _dataset(config, replace(listing, notes=tuple(notes)))
+    dataset = _dataset(config, listing)
     if not is_file(folder / SIMULATED):
         return dataset
     made = read_json(folder / SIMULATED, types={"from": str, "files": str})
@@ -156,10 +163,17 @@ def cifar10_dvs(config: DataConfig) -> Dataset:
         train, test = _split(cuts, config, classes)
         convention = f"a fixed random {config.test_fraction:g} of each class is for testing"
     listing = Listing(
-        folder, classes, tuple(train), tuple(test), event_files.read_aedat2, DVS128, convention
+        folder,
+        classes,
+        tuple(train),
+        tuple(test),
+        event_files.read_aedat2,
+        DVS128,
+        convention,
+        test_images=tuple(cut.file for cut in test),
+        notes=tuple(notes),
     )
-    names = tuple(cut.file for cut in test)
-    return _dataset(config, replace(listing, notes=tuple(notes), test_images=names))
+    return _dataset(config, listing)
 
 
 def dvs_gesture(config: DataConfig) -> Dataset:
