@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 import torch
 
-from tser_cli.base.errors import ConfigError, DataError
+from tser_cli.base.errors import ConfigError, DataError, reason
 from tser_cli.base.files import is_file, is_folder
 from tser_cli.data.base import Dataset, DataSpec, TensorSource, given_path, split_off
 from tser_cli.data.image_files import (
@@ -165,7 +165,7 @@ def class_folders(folder: Path, layout: str = FOLDER_LAYOUT) -> tuple[str, ...]:
             entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."
         )
     except OSError as error:
-        raise DataError(f"{folder} can't be listed: {error.strerror}. {layout}") from error
+        raise DataError(f"{folder} can't be listed: {reason(error)}. {layout}") from error
     if not names:
         raise DataError(f"{folder} has no class folders. {layout}")
     if len(names) == 1:
