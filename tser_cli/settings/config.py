@@ -500,7 +500,7 @@ def keys(method: str | None = None, student: str | None = None) -> dict[str, Any
 @cache  # by the methods and networks that there are: a plug-in may add one
 def _keys(methods: tuple[str, ...], students: tuple[str, ...]) -> dict[str, Any]:
     found = {key: of for key, of in Config().flat().items() if not key.startswith("method.")}
-    for network in {registry.MODELS[name].settings: name for name in students}:
+    for network in dict.fromkeys(registry.MODELS[name].settings for name in students):
         if issubclass(network, OwnSizes):
             found = fields.flatten({"model": network().sizes()}) | found
     for settings in (registry.METHODS[name].settings for name in methods):
