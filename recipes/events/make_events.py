@@ -25,7 +25,6 @@ It is the SHA-256 of what this prints:
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import sys
@@ -36,6 +35,7 @@ from pathlib import Path
 import numpy as np
 
 from tser_cli.base.errors import TserError
+from tser_cli.base.files import sha256
 from tser_cli.data.base import ImageSource, load_dataset
 from tser_cli.settings.config import DataConfig
 
@@ -142,7 +142,7 @@ def written(folder: Path, part: str, source: ImageSource, images: int) -> Iterat
             content = table_E5.tobytes()
             name = f"{part}/{labels_M[index]}/{index + 1:05}.bin"
             (folder / name).write_bytes(content)
-            yield name, hashlib.sha256(content).hexdigest()
+            yield name, sha256(content)
 
 
 def main() -> int:
@@ -172,7 +172,7 @@ def main() -> int:
     listed = "".join(f"{files[name]}  {name}\n" for name in sorted(files))
     about = {
         "from": asked.images,
-        "files": hashlib.sha256(listed.encode()).hexdigest(),
+        "files": sha256(listed.encode()),
         "samples": len(files),
         "events": total,
     }
