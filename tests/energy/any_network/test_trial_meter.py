@@ -37,7 +37,8 @@ def test_it_gives_what_the_counter_counts(name: str) -> None:
     images_NCHW, shape = torch.randn(3, *SHAPE), SHAPE
     if name == "frames":  # counts, which the stem adds
         images_NCHW, shape = torch.randint(0, 4, (3, 2, *SHAPE)).float(), (2, *SHAPE)
-    meter = meter_of(model, shape, 2)
+    counts = counts_at_random(model, shape, 2)
+    meter = meter_of(model, counts)
     assert isinstance(meter, TrialMeter)
     with meter:
         logits_TNK = model(images_NCHW, 2)
@@ -46,7 +47,7 @@ def test_it_gives_what_the_counter_counts(name: str) -> None:
         assert torch.equal(model(images_NCHW, 2), logits_TNK)
     counted = [(int(one.value_TI.sum()), one.layer.narrow) for one in counter.counts().layers]
     assert all_of_them == sum(value for value, _ in counted)
-    assert counts_at_random(model, shape, 2).layers[0].layer.accumulates == (name == "frames")
+    assert counts.layers[0].layer.accumulates == (name == "frames")
     assert narrow == sum(value for value, fits in counted if fits)
     with meter:
         model.train()(images_NCHW, 2)
@@ -78,7 +79,7 @@ def test_price_and_gradient_are_those_of_declared_networks() -> None:
 
 def test_an_operation_that_does_not_run_is_named() -> None:
     model: Any = zoo.student("spikformer_tiny")
-    meter = meter_of(model, SHAPE, 2)
+    meter = meter_of(model, counts_at_random(model, SHAPE, 2))
     model.blocks = nn.ModuleList()
     with meter:
         model(torch.randn(2, *SHAPE), 2)

@@ -377,9 +377,8 @@ def test_of_frames_the_share_is_of_the_ann_on_their_mean(name: str, macs: int) -
     model.fed_counts = True
 
     def settled(text: str) -> EnergyBudget:
-        return settle_budget(
-            make_config({"energy.budget": text, "model.timesteps": 3}), model, shape
-        )
+        config = make_config({"energy.budget": text, "model.timesteps": 3})
+        return settle_budget(config, networks.counts_at_random(model, shape, 3))
 
     mean = settled("100%")
     # nothing but a head that reads an average costs energy without a spike

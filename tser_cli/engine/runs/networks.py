@@ -195,12 +195,11 @@ def random_samples(sample_shape: tuple[int, ...]) -> Tensor:
 METER_BY_TRIAL = "tser_cli.energy.any_network.trial_meter:TrialMeter"
 
 
-def meter_of(model: Classifier, sample_shape: tuple[int, ...], timesteps: int) -> Meter:
-    """Return what meters the energy of `model` in training. Raises TserError as `counting_of`."""
+def meter_of(model: Classifier, counts: Counts) -> Meter:
+    """Return what meters the energy of `model` in training; `counts`: its `counts_at_random`."""
     kinds = model.input_kinds()
     if kinds is not None:
         return EnergyMeter(model, kinds)
-    counts = counts_at_random(model, sample_shape, timesteps)
     found: Meter = registry.load(METER_BY_TRIAL)(model, counts)
     return found
 

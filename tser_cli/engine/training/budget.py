@@ -22,10 +22,9 @@ from torch import Tensor
 
 from tser_cli.base.errors import ConfigError
 from tser_cli.energy import prices
+from tser_cli.energy.counts import Counts
 from tser_cli.energy.joules import ann_macs, operations, stem_energy
-from tser_cli.engine.runs.networks import counts_at_random
 from tser_cli.engine.runs.runtime import Runtime
-from tser_cli.models.base import Classifier
 from tser_cli.settings.config import FLOAT_BITS, Config
 from tser_cli.settings.fields import joules, parse_budget
 
@@ -49,17 +48,16 @@ class EnergyBudget:
     profile: prices.Profile
 
 
-def settle_budget(config: Config, model: Classifier, sample_shape: tuple[int, ...]) -> EnergyBudget:
-    """Return the budget of `config.energy`.
+def settle_budget(config: Config, counts: Counts) -> EnergyBudget:
+    """Return the budget of `config.energy` for the network that `counts_at_random` counted.
 
-    Raises ConfigError where `model` can't be held to it: for a budget below what costs energy
+    Raises ConfigError where it can't be held to that: for a budget below what costs energy
     without a spike, or above the ANN, among others.
     """
     if config.performance.compile == "on":
         raise ConfigError("energy.budget does not go with performance.compile = on; leave it off")
     profile, text, timesteps = profile_of(config), config.energy.budget, config.model.timesteps
     # what costs energy without a spike does not depend on the data
-    counts = counts_at_random(model, sample_shape, timesteps)
     macs, most = int(operations(counts)[0].sum()), ann_macs(counts) * profile.mac_pj
     least, pj = macs * profile.mac_pj, parse_budget(text, "energy.budget").in_pj(most)
     if pj <= least:

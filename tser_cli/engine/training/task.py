@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tser_cli.base.errors import ConfigError
 from tser_cli.energy.joules import priced
 from tser_cli.energy.meter import Meter
-from tser_cli.engine.runs.networks import freeze, meter_of
+from tser_cli.engine.runs.networks import counts_at_random, freeze, meter_of
 from tser_cli.engine.training.budget import EnergyBudget, settle_budget
 from tser_cli.losses import base as losses
 from tser_cli.losses.base import Features, Method, Outputs, Terms, TrainingProgress
@@ -218,8 +218,8 @@ def distillation(
                 one.reduce(sizes)
         task.adapters = make_adapters(*(models.stage_shapes(*one, *shown) for one in both))
     if config.has_energy_budget:
-        task.budget = settle_budget(config, student, sample_shape)
-        meter = meter_of(student, sample_shape, config.model.timesteps)
+        counts = counts_at_random(student, sample_shape, config.model.timesteps)
+        task.budget, meter = settle_budget(config, counts), meter_of(student, counts)
     task.network = prepared(Trainee(student, task.adapters, tap, neurons, meter), config)
     if not registry.is_built_in(registry.METHODS[name].target):
         check_method(task, sample_shape)
