@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from spikingjelly.activation_based import neuron
+from torch import Tensor, nn
 
 from tests.energy import zoo
 from tser_cli.base.errors import TserError
@@ -14,10 +15,11 @@ from tser_cli.energy.any_network.network_counter import count_operations
 from tser_cli.energy.any_network.trial_meter import TrialMeter
 from tser_cli.energy.meter import EnergyMeter
 from tser_cli.engine.runs.networks import counts_at_random, meter_of
-from tser_cli.models.base import build_model
+from tser_cli.models.base import OwnNetwork, build_model
 from tser_cli.settings.config import NeuronConfig
 
 SHAPE = (1, 8, 8)
+SLOW = pytest.mark.slow
 
 
 # a network with products of attention, and one shown frames; the others are alike, and dear
@@ -85,3 +87,50 @@ def test_an_operation_that_does_not_run_is_named() -> None:
         model(torch.randn(2, *SHAPE), 2)
     with pytest.raises(TserError, match=r"layer blocks\.0\..* did not run in this pass"):
         meter.take()
+
+
+class Ternary(nn.Module):
+    """Two neurons of opposite sign drive the head with -1, 0 and 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(64, 32), nn.Linear(32, 5)
+        self.up, self.down = (neuron.IFNode(step_mode="m") for _ in range(2))
+
+    def forward(self, images_NCHW: Tensor, timesteps: int) -> Tensor:
+        current_TNC = (3 * self.first(images_NCHW.flatten(1))).expand(timesteps, -1, -1)
+        logits_TNK: Tensor = self.head(self.up(current_TNC) - self.down(-current_TNC))
+        return logits_TNK
+
+
+def test_a_spike_of_minus_one_costs_what_a_spike_does_and_a_silent_neuron_may_learn() -> None:
+    torch.manual_seed(0)
+    model = OwnNetwork(Ternary(), spiking=True)
+    images_NCHW = torch.randn(4, *SHAPE)
+    meter = meter_of(model, counts_at_random(model, SHAPE, 2))
+    spikes: list[Tensor] = []
+    model.module.head.register_forward_pre_hook(lambda module, args: spikes.append(args[0]))
+    with meter:
+        model(images_NCHW, 2)
+    total = meter.take()
+    spikes[0].retain_grad()
+    total[0].backward()
+    assert spikes[0].min() == -1
+    assert total[0].item() == 5 * int(spikes[0].abs().sum())
+    assert spikes[0].grad is not None
+    assert torch.equal(spikes[0].grad, torch.where(spikes[0] < 0, -5.0, 5.0))
+
+
+@pytest.mark.parametrize("name", ["spikformer_tiny", pytest.param("qkformer_tiny", marks=SLOW)])
+def test_blocks_computed_again_have_the_same_gradient(name: str) -> None:
+    model: Any = zoo.student(name)
+    images_NCHW, found = torch.randn(3, *SHAPE), []
+    meter = meter_of(model, counts_at_random(model, SHAPE, 2))
+    for model.save_memory in (False, True):
+        model.zero_grad()
+        with meter:
+            logits_TNK = model.train()(images_NCHW, 2)
+        (logits_TNK.square().sum() + 1e-6 * meter.take()[0]).backward()
+        found.append([w.grad.clone() for w in model.parameters() if w.grad is not None])
+    assert len(found[0]) == len(found[1])
+    assert all(map(torch.equal, *found))

@@ -14,7 +14,7 @@ from tser_cli.energy import tally
 from tser_cli.energy.any_network.products import ProductCall, meets, paired
 from tser_cli.energy.any_network.watch import intercepted
 from tser_cli.energy.counter import LayerCall, Met, use_name
-from tser_cli.energy.counts import REAL, Counts, LayerCounts
+from tser_cli.energy.counts import REAL, SPIKES, Counts, LayerCounts
 from tser_cli.energy.meter import accumulated, total_of
 
 
@@ -65,10 +65,15 @@ class TrialMeter:
         if name not in self._driven:
             raise TserError(f"layer {name} did not run when the network was tried")
         known = self._driven[name]
-        # Watched functions are shown without gradients; a price needs them.
-        with torch.enable_grad():
+        # Watched functions are shown without gradients; a price needs them. And what it saves is
+        # its own: blocks that are computed again must find as many tensors as without a meter.
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
             found = _of_layer(met, known) if isinstance(met, LayerCall) else _of_product(met, known)
             self._found[name] = torch.stack([found, found * known.layer.narrow])
+
+
+def _same(saved: Tensor) -> Tensor:
+    return saved
 
 
 def _of_layer(met: LayerCall, known: LayerCounts) -> Tensor:
@@ -80,6 +85,8 @@ def _of_layer(met: LayerCall, known: LayerCounts) -> Tensor:
     found = tally.layer_geometry(met.conv, weight, shape, channels)
     fan_out_P = found.fan_out_P.to(met.x.device, torch.float64)
     x_BCP1 = met.x.reshape(-1, channels, prod(maps), 1)
+    if known.layer.input_kind != SPIKES:  # -1 costs what 1 does; a 0 that becomes more, as a spike
+        x_BCP1 = x_BCP1 * torch.where(x_BCP1 < 0, -1.0, 1.0).to(x_BCP1.dtype)
     # multiples of a c that folds into the weights are no whole numbers: float32 would round them
     scale = abs(known.layer.scale)
     sums = torch.float32 if scale == 1 else torch.float64
