@@ -48,7 +48,10 @@ from tser_cli.report.csv_files import (
 HEADER = (
     "run,dataset,split,method,teacher,student,timesteps,t,accuracy_at_t,accuracy_cumulative,"
     "correct_at_t,correct_cumulative,images,loss_at_t,entropy_at_t,confidence_at_t,"
-    "teacher_accuracy,chance,p_chance,p_teacher"
+    "teacher_accuracy,chance,p_chance,p_teacher,loss_at_t_low,loss_at_t_high,"
+    "loss_cumulative,loss_cumulative_low,loss_cumulative_high,ece_at_t,ece_at_t_low,ece_at_t_high,"
+    "ece_cumulative,ece_cumulative_low,ece_cumulative_high,"
+    "agreement_teacher_right,agreement_teacher_wrong"
 )
 LABELS: dict[str, str | None] = {
     "run": "r",
@@ -85,7 +88,8 @@ def test_per_timestep_csv_to_the_letter(tmp_path: Path) -> None:
     backwards = dict(reversed(row(1).items()))  # whatever the order in a row
     per_timestep_csv(path, [backwards, row(2, teacher_accuracy=1.0)], LABELS)
     line = "r,digits,test,tser,resnet34,resnet18,2,{t},0.3333333333333333,0.6666666666666666,1,2,3,"
-    line += "0.30000000000000004,1e-300,0.9999999999999999,{teacher},0.1,1e-09,\n"
+    line += "0.30000000000000004,1e-300,0.9999999999999999,{teacher},0.1,1e-09"
+    line += "," * 14 + "\n"
     expected = f"{HEADER}\n" + line.format(t=1, teacher="") + line.format(t=2, teacher="1.0")
     assert path.read_bytes() == expected.encode()
     assert ",".join(PER_TIMESTEP) == HEADER
@@ -166,8 +170,11 @@ def test_a_table_comes_back_with_its_kinds(tmp_path: Path) -> None:
         (
             ablation_schema(["method.name"], 2),
             "method.name seed state accuracy teacher_accuracy "
-            "best_validation_accuracy accuracy_at_1 accuracy_at_2 accuracy_cumulative_1 "
-            "accuracy_cumulative_2 energy_pj seconds folder commit torch threads "
+            "best_validation_accuracy teacher_train_accuracy accuracy_at_1 accuracy_at_2 "
+            "accuracy_cumulative_1 accuracy_cumulative_2 loss_at_1 loss_at_2 loss_cumulative_1 "
+            "loss_cumulative_2 ece_at_1 ece_at_2 ece_cumulative_1 ece_cumulative_2 "
+            "agreement_teacher_right_1 agreement_teacher_right_2 agreement_teacher_wrong_1 "
+            "agreement_teacher_wrong_2 energy_pj seconds folder commit torch threads "
             "temperature weights settings events",
         ),
         (

@@ -46,6 +46,22 @@ PER_TIMESTEP: Schema = {
     **_columns(INTEGER, "correct_at_t", "correct_cumulative", "images"),
     **_columns(NUMBER, "loss_at_t", "entropy_at_t", "confidence_at_t", "teacher_accuracy"),
     **_columns(NUMBER, "chance", "p_chance", "p_teacher"),
+    **_columns(NUMBER, "loss_at_t_low", "loss_at_t_high"),
+    **_columns(NUMBER, "loss_cumulative", "loss_cumulative_low", "loss_cumulative_high"),
+    **_columns(NUMBER, "ece_at_t", "ece_at_t_low", "ece_at_t_high"),
+    **_columns(NUMBER, "ece_cumulative", "ece_cumulative_low", "ece_cumulative_high"),
+    **_columns(NUMBER, "agreement_teacher_right", "agreement_teacher_wrong"),
+}
+# of each step, in ablation.csv and step_summary.csv: its column there, and in per_timestep.csv
+STEP_MEASURES = {
+    "accuracy_at": "accuracy_at_t",
+    "accuracy_cumulative": "accuracy_cumulative",
+    "loss_at": "loss_at_t",
+    "loss_cumulative": "loss_cumulative",
+    "ece_at": "ece_at_t",
+    "ece_cumulative": "ece_cumulative",
+    "agreement_teacher_right": "agreement_teacher_right",
+    "agreement_teacher_wrong": "agreement_teacher_wrong",
 }
 # t is text: it may be "all"
 ENERGY: Schema = {
@@ -173,8 +189,8 @@ def ablation_schema(axes: Sequence[str], timesteps: int) -> Schema:
         **_columns(INTEGER, "seed"),
         **_columns(TEXT, "state"),
         **_columns(NUMBER, "accuracy", "teacher_accuracy", "best_validation_accuracy"),
-        **_columns(NUMBER, *(f"accuracy_at_{t}" for t in steps)),
-        **_columns(NUMBER, *(f"accuracy_cumulative_{t}" for t in steps)),
+        **_columns(NUMBER, "teacher_train_accuracy"),
+        **_columns(NUMBER, *(f"{name}_{t}" for name in STEP_MEASURES for t in steps)),
         **_columns(NUMBER, "energy_pj", "seconds"),
         **_columns(TEXT, "folder"),
         **PROVENANCE,

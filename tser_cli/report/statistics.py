@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
+NORMAL = 1.959963984540054  # that quantile of the normal distribution: 95 % are within it
 FEWEST = 5  # pairs that a verdict needs; with fewer there is an interval and no more
 
 

@@ -24,6 +24,7 @@ from tser_cli.engine.ablation.tables import (
     equal_accuracy,
     frontier,
     summarise_exits,
+    write_step_table,
     write_tables,
 )
 from tser_cli.engine.evaluation.early_exit import Stops
@@ -32,6 +33,7 @@ from tser_cli.report.comparison import Key
 from tser_cli.report.csv_files import (
     EXIT_STATISTICS,
     PROVENANCE,
+    STEP_MEASURES,
     ablation_exit_schema,
     by_cell,
     read_csv,
@@ -109,6 +111,50 @@ def test_a_row_says_where_its_numbers_come_from(
     assert list(made)[-len(PROVENANCE) :] == list(PROVENANCE)
     assert (missing["state"], missing["accuracy"], missing["commit"]) == ("missing", "", "")
     assert missing["folder"] == "cells/method=kd_s0"
+
+
+def test_the_table_of_steps_has_each_measure_at_each_step(ask: Ask, tmp_path: Path) -> None:
+    request = ask(["method=ce,kd"], 2, {"model.timesteps": 2})
+    values = {"ce": (0.5, 0.75), "kd": (0.75, 0.8125)}
+    for cell in request.cells:
+        at = values[cell.key[0]]
+        rows = [
+            {
+                **{"t": t, "accuracy_at_t": at[t - 1] + cell.seed / 16, "accuracy_cumulative": 0.5},
+                **({"ece_at_t": t / 100 + cell.seed / 1000} if cell.key[0] == "ce" else {}),
+            }
+            for t in (1, 2)
+        ]
+        run = finish(cell, tmp_path, timesteps=2, per_timestep=rows, teacher_train_accuracy=0.9)
+        answers_IT = np.tile(np.arange(10) < 4 + (cell.key[0] == "kd"), (2, 1)).T.astype(int)
+        write_predictions(run.folder / PREDICTIONS, np.ones(10, int), answers_IT, answers_IT)
+    write_tables(request, tmp_path)
+    write_step_table(request, tmp_path)
+    assert read_csv(tmp_path / "ablation.csv")[0]["teacher_train_accuracy"] == "0.9"
+    table = read_csv(tmp_path / "step_summary.csv")
+    found = {(row["measure"], row["method.name"]): row for row in table}
+    assert len(found) == len(table) == 2 * 2 * len(STEP_MEASURES)
+    for t, expected in ((1, 0.25), (2, 0.0625)):
+        row = found[f"accuracy_at_{t}", "kd"]
+        assert float(row["difference_mean"]) == expected
+        assert float(row["accuracy_mean"]) == values["kd"][t - 1] + 1 / 32
+        assert float(row["two_way_low"]) < 0.1 < float(row["two_way_high"])  # 1 image of 10
+    assert float(found["ece_at_2", "ce"]["accuracy_mean"]) == pytest.approx(0.0205)
+    assert found["ece_at_2", "kd"]["n"] == found["loss_at_1", "ce"]["n"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("changes", "measure"),
+    [
+        ({"model.timesteps": 1}, "accuracy"),
+        ({"model.timesteps": 2, "data.validation_fraction": 0.25}, "best_validation_accuracy"),
+    ],
+)
+def test_no_table_of_steps_of_one_step_or_of_a_search(
+    ask: Ask, tmp_path: Path, changes: dict[str, Any], measure: str
+) -> None:
+    write_step_table(ask(["method=ce,kd"], 1, changes, measure=measure), tmp_path)
+    assert not (tmp_path / "step_summary.csv").exists()
 
 
 def test_images_count_where_there_are_predictions(ask: Ask, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,15 @@ from tser_cli.energy.joules import energy_up_to
 from tser_cli.energy.prices import load_profile
 from tser_cli.engine.evaluation.early_exit import Rule, offline_exits, stops_of
 from tser_cli.engine.evaluation.evaluate import (
+    BINS,
+    SUMS,
     Evaluation,
     answered,
     cumulative_mean,
     evaluate,
     evaluate_split,
     keep_answers,
+    sums_of,
 )
 from tser_cli.engine.runs import folder, networks
 from tser_cli.engine.runs.runtime import Runtime
@@ -294,12 +298,72 @@ def test_answers_and_counts_are_kept_where_they_are_asked_for(
     for t, image in ((0, 0), (1, 57), (2, IMAGES - 1)):
         p, p_mean = softmax(logits[t, image].tolist()), softmax(mean[t, image].tolist())
         assert answers.loss_TI[t, image].item() == pytest.approx(-math.log(p[labels[image]]))
+        expected = -math.log(p_mean[labels[image]])
+        assert answers.loss_cumulative_TI[t, image].item() == pytest.approx(expected)
         expected = -math.fsum(q * math.log(q) for q in p)
         assert answers.entropy_TI[t, image].item() == pytest.approx(expected)
         assert answers.confidence_TI[t, image].item() == pytest.approx(max(p))
         expected = -math.fsum(q * math.log(q) for q in p_mean)
         assert answers.entropy_cumulative_TI[t, image].item() == pytest.approx(expected)
         assert answers.confidence_cumulative_TI[t, image].item() == pytest.approx(max(p_mean))
+
+
+def test_losses_and_calibration_errors_are_those_of_a_loop_over_images(
+    counted: Counted, logits_TMK: torch.Tensor, numbered: Dataset
+) -> None:
+    rows = counted(Table(logits_TMK), 7).rows()
+    both = {"at_t": logits_TMK.double(), "cumulative": cumulative_mean(logits_TMK.double())}
+    for name, of_TMK in both.items():
+        for t in range(STEPS):
+            losses, gaps = list[float](), [list[float]() for _ in range(15)]
+            for logits_K, label in zip(of_TMK[t], numbered.test.labels.tolist(), strict=True):
+                p = softmax(logits_K.tolist())
+                losses.append(-math.log(p[label]))
+                place = next(n for n in range(15) if max(p) <= (n + 1) / 15)
+                gaps[place].append(max(p) - (argmax(p) == label))
+            sums = [math.fsum(of_bin) for of_bin in gaps]
+            signed = [math.copysign(1.0, sums[n]) * gap for n in range(15) for gap in gaps[n]]
+            for column, values in ((f"loss_{name}", losses), (f"ece_{name}", signed)):
+                mean, deviation = np.mean(values), np.std(values, ddof=1)
+                reach = 1.96 * deviation / math.sqrt(IMAGES)
+                row = rows[t]
+                assert row[column] == pytest.approx(mean, rel=1e-9)
+                assert row[f"{column}_low"] == pytest.approx(max(mean - reach, 0.0), rel=1e-4)
+                assert row[f"{column}_high"] == pytest.approx(mean + reach, rel=1e-4)
+
+
+def test_a_confidence_at_an_edge_belongs_to_the_bin_below() -> None:
+    confidence_TI = torch.tensor([[9 / 15, 0.56]], dtype=torch.float64)
+    answers = SimpleNamespace(
+        labels_I=torch.zeros(2),
+        **dict.fromkeys(("confidence_TI", "confidence_cumulative_TI"), confidence_TI),
+        **dict.fromkeys(("correct_TI", "correct_cumulative_TI"), torch.tensor([[True, False]])),
+        **dict.fromkeys(("loss_TI", "loss_cumulative_TI", "entropy_TI"), torch.zeros(1, 2)),
+    )
+    gap_B = sums_of(answers, None)[len(SUMS) : len(SUMS) + BINS, 0]  # type: ignore[arg-type]
+    assert gap_B[8].item() == pytest.approx(0.6 - 1.0 + 0.56)
+    assert gap_B.count_nonzero() == 1
+
+
+def test_agreement_with_the_teacher_where_it_is_right_and_where_it_is_wrong(
+    counted: Counted, logits_TMK: torch.Tensor, numbered: Dataset
+) -> None:
+    taught_MK = torch.randn(1, IMAGES, CLASSES)
+    taught_MK[0, :40, 0] += 9.0  # the teacher and the student err alike on some
+    logits_TMK[:, :40, 0] += 5.0
+    teacher = Table(taught_MK, spiking=False).eval()
+    evaluation = counted(Table(logits_TMK), 7, teacher=teacher)
+    said_M, labels_M = taught_MK[0].argmax(-1), numbered.test.labels
+    for t, row in enumerate(evaluation.rows()):
+        alike_M = cumulative_mean(logits_TMK.double())[t].argmax(-1) == said_M
+        for name, of_M in (("right", said_M == labels_M), ("wrong", said_M != labels_M)):
+            expected = int(alike_M[of_M].sum()) / int(of_M.sum())
+            assert 0 < expected == row[f"agreement_teacher_{name}"]
+    alone = counted(Table(logits_TMK), 7).rows()[0]
+    assert alone["agreement_teacher_right"] is alone["agreement_teacher_wrong"] is None
+    numbered.test.labels[:] = said_M
+    faultless = counted(Table(logits_TMK), 7, teacher=teacher).rows()[-1]
+    assert faultless["agreement_teacher_wrong"] is None
 
 
 @pytest.mark.parametrize("batch", [2, 4])  # of three processes, one has none of 2 images

@@ -57,12 +57,14 @@ def test_a_row_holds_the_means_of_its_steps_and_metrics_csv_the_rows(job: Job) -
             mean = math.fsum(values[name] for values in steps) / 3
             assert row[name] == pytest.approx(mean, rel=1e-12)
         assert row["train_accuracy"] == sum(values["correct"] for values in steps) / 24
+        taught = sum(values["teacher_correct"] for values in steps)
+        assert row["teacher_train_accuracy"] == taught / 24
         assert row["validation_accuracy"] is None
         assert row["images_per_second"] > 0
         assert row["seconds"] > 0
     table = read_csv(work.run.folder / "metrics.csv")
     columns = ["epoch", "lr", "loss", "ce", "kd", "entropy", "train_accuracy"]
-    columns += ["validation_accuracy", "images_per_second", "seconds"]
+    columns += ["teacher_train_accuracy", "validation_accuracy", "images_per_second", "seconds"]
     assert list(table[0]) == columns
     for line, row in zip(table, rows, strict=True):
         for name, value in row.items():

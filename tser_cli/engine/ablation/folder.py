@@ -25,7 +25,7 @@ from tser_cli.engine.runs import teachers
 from tser_cli.engine.runs.find import existing_path, run_folders
 from tser_cli.engine.runs.folder import Run, time_of
 from tser_cli.engine.runs.record import DAMAGED, FINISHED, RunRecord, read_record
-from tser_cli.report.predictions import PREDICTIONS, read_predictions
+from tser_cli.report.predictions import PREDICTIONS, Predictions, read_predictions
 from tser_cli.settings import registry
 from tser_cli.settings.config import Config, keys
 
@@ -81,16 +81,20 @@ class CellRun:
 
     @cached_property
     def right(self) -> NDArray[np.bool_] | None:
-        """Return which test images the network gets right.
+        """Return which test images the network gets right with all its steps, None if not kept."""
+        found = self.predictions()
+        return found.right() if found else None
 
-        None where it was not kept; damaged predictions are named in a warning.
+    def predictions(self) -> Predictions | None:
+        """Read what the network answered for the test images; None where it was not kept.
+
+        Damaged predictions are named in a warning. They are not held in memory.
         """
         try:
-            found = self.record and read_predictions(self.record.folder / PREDICTIONS)
+            return read_predictions(self.record.folder / PREDICTIONS) if self.record else None
         except RunError as error:
             warn_once(str(error))
             return None
-        return found.right() if found else None
 
 
 # By folder: which status files there were, and what the cell's run said. The tables are written

@@ -25,7 +25,7 @@ from tser_cli.engine.ablation.folder import AblationFolder, CellRun, cell_name, 
 from tser_cli.engine.ablation.grid import Cell, Request
 from tser_cli.engine.evaluation import early_exit
 from tser_cli.report import csv_files
-from tser_cli.report.comparison import CellStatistics, Key, Values, summarise
+from tser_cli.report.comparison import CellStatistics, Key, Values, summarise, with_holm
 from tser_cli.report.csv_files import by_cell, write_csv
 from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, read_predictions
 from tser_cli.report.statistics import interval
@@ -58,6 +58,57 @@ def write_tables(request: Request, folder: Path) -> list[CellStatistics]:
     return summary
 
 
+def write_step_table(request: Request, folder: Path) -> None:
+    """Write step_summary.csv: the statistics of summary.csv, for each step and measure of a step.
+
+    Accuracies have intervals over seeds and images too. Holm's procedure is over all comparisons of
+    one measure, at all its steps. Nothing is written of a search on held-out images, or where no
+    network has a second step. Raises RunError.
+    """
+    steps = range(1, 1 + max(cell.config.model.timesteps for cell in request.cells))
+    if request.measure != "accuracy" or len(steps) == 1:
+        return
+    found = [(cell, read_cell(cell, folder)) for cell in request.cells]
+    right = _right_at_steps(found)
+    rows: list[dict[str, Any]] = []
+    for name, column in csv_files.STEP_MEASURES.items():
+        of_all: list[CellStatistics] = []
+        for t in steps:
+            values = _values_of_step(found, column, t)
+            answers = right.get(f"{name}_{t}")
+            asked = (request.axes, request.baseline, f"{name}_{t}", answers)
+            of_all += summarise(values, *asked)
+        rows += [cell.row() for cell in with_holm(of_all)]
+    write_csv(folder / "step_summary.csv", rows, by_cell(request.axes, csv_files.STATISTICS))
+
+
+def _values_of_step(found: Found, column: str, t: int) -> Mapping[Key, Values]:
+    values: dict[Key, dict[int, float]] = {cell.key: {} for cell, _ in found}
+    for cell, run in found:
+        result = run.record.result if run.record else None
+        steps = result.per_timestep if result else ()
+        # of another T, or from before there was such a column: no value
+        value = steps[t - 1].get(column) if t <= len(steps) else None
+        if value is not None:
+            values[cell.key][cell.seed] = value
+    return values
+
+
+def _right_at_steps(found: Found) -> dict[str, dict[Key, dict[int, NDArray[np.bool_]]]]:
+    """Return whether each answer is right, by measure and step, cell and seed."""
+    right: dict[str, dict[Key, dict[int, NDArray[np.bool_]]]] = {}
+    for cell, run in found:
+        answers = run.predictions()
+        if answers is None:
+            continue
+        of_kind = {"accuracy_at": answers.at_t_IT, "accuracy_cumulative": answers.cumulative_IT}
+        for name, predicted_IT in of_kind.items():
+            for t, right_I in enumerate(answers.labels_I == predicted_IT.T, start=1):
+                of_step = right.setdefault(f"{name}_{t}", {})
+                of_step.setdefault(cell.key, {})[cell.seed] = right_I
+    return right
+
+
 def _row(cell: Cell, found: CellRun) -> dict[str, Any]:
     """Return the row of ablation.csv. `seconds` are of training, in all its parts."""
     row = {**cell.varied, "seed": cell.seed, "state": found.state}
@@ -72,11 +123,11 @@ def _row(cell: Cell, found: CellRun) -> dict[str, Any]:
     row["torch"] = environment.get("packages", {}).get("torch")
     # on CPUs the order of sums, and so their last bits, depends on the threads
     row["threads"] = environment.get("threads")
-    names = ("accuracy", "teacher_accuracy", "best_validation_accuracy", "energy_pj", "seconds")
-    row |= {name: getattr(result, name) for name in (*names, "events")}
+    names = ("accuracy", "teacher_accuracy", "best_validation_accuracy", "teacher_train_accuracy")
+    row |= {name: getattr(result, name) for name in (*names, "energy_pj", "seconds", "events")}
     for step in result.per_timestep:
-        for name in ("accuracy_at", "accuracy_cumulative"):
-            row[f"{name}_{step['t']}"] = step["accuracy_at_t" if name == "accuracy_at" else name]
+        for name, column in csv_files.STEP_MEASURES.items():
+            row[f"{name}_{step['t']}"] = step.get(column)
     return row
 
 

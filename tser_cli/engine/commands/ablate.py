@@ -25,7 +25,12 @@ from tser_cli.base.progress import Progress
 from tser_cli.engine.ablation import folder, launchers, tsne
 from tser_cli.engine.ablation.folder import AblationFolder, find_cell, needs_teacher, teacher_key
 from tser_cli.engine.ablation.grid import Cell, Request
-from tser_cli.engine.ablation.tables import ExitStatistics, write_exit_tables, write_tables
+from tser_cli.engine.ablation.tables import (
+    ExitStatistics,
+    write_exit_tables,
+    write_step_table,
+    write_tables,
+)
 from tser_cli.engine.commands.train import provide_teacher
 from tser_cli.engine.runs.opened import PRECISION, Options, prepare
 from tser_cli.engine.runs.stop import StopRequest
@@ -85,6 +90,7 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
                 # the exit code is 128 and the number of the signal; 15 is SIGTERM
                 raise Interrupted(stop.signal or 15)
         summary = write_tables(request, place.folder)
+        write_step_table(request, place.folder)
         exits = write_exit_tables(request, place, progress)
         tsne.write(request.cells, place.folder, progress)
         # last, from the files alone: a figure drawn later, by hand, shows the same

@@ -139,13 +139,13 @@ def distill_networks(
         job = state.TrainingJob(task, batches, config, run, runtime, told, stop)  # type: ignore[arg-type]
         if task.budget is not None:
             job.control = _control(task, config, batches, runtime)
-        seconds = sum(row["seconds"] for row in loop.fit(job))
+        epochs = loop.fit(job)
         counted = any(key.startswith("energy.") for key in settings or {})
         evaluation = evaluate_steps(
             own_student, test_batches, runtime, timesteps, task.teacher, stop.check, counted
         )
         reset_states(student)
-        return _record(run, student, config, evaluation, seconds, task.budget)
+        return _record(run, student, config, evaluation, epochs, task.budget)
 
 
 def _forgetting(network: nn.Module) -> OwnNetwork:
@@ -252,7 +252,7 @@ def _record(
     student: nn.Module,
     config: Config,
     evaluation: Evaluation,
-    seconds: float,
+    epochs: list[state.Row],
     kept: budget.EnergyBudget | None,
 ) -> record.RunResult:
     name, rows, method = type(student).__name__, evaluation.rows(), method_label(config)
@@ -274,8 +274,9 @@ def _record(
         teacher_accuracy=evaluation.teacher_accuracy,
         # nothing was held out
         best_validation_accuracy=None,
-        seconds=seconds,
+        seconds=sum(row["seconds"] for row in epochs),
         per_timestep=tuple(rows),
+        teacher_train_accuracy=epochs[-1].get("teacher_train_accuracy"),
         **write_energy(run, config, evaluation, of_run, kept),
     )
     run.update_status(model=name, sha256=digest, **{record.RESULT: result.to_json()})

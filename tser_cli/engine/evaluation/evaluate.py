@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from operator import length_hint
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,24 +37,37 @@ JOINED = 32  # batches after which answers are joined: many small tensors hold m
 StartCounting = Callable[[Classifier, int], AbstractContextManager[Counting]]
 
 
+class Mean(NamedTuple):
+    """A mean over images with its 95 % interval: how far other images may lead."""
+
+    mean: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """Sums over the images of a split; element t - 1 is time step t. Losses are in nats.
+    """Sums and means over the images of a split; element t - 1 is time step t.
 
     `largest_class`: the images of the most frequent class. `both_correct`: those that the teacher
-    and the mean of steps 1..t have right, none without a teacher. `answers` and `counts` are there
-    only where they were asked for, and with them `milliseconds_I`, how long each sample lasts,
-    where its frames are equal spans of time.
+    and the mean of steps 1..t have right, `same_error` those on which they err alike, none without
+    a teacher. `loss`: cross entropy in nats. `calibration_error`: see `calibration_error`.
+    `answers` and `counts` are there only where they were asked for, and with them `milliseconds_I`,
+    how long each sample lasts, where its frames are equal spans of time.
     """
 
     images: int
     correct_at: list[int]
     correct_cumulative: list[int]
-    loss_sum: list[float]
+    loss_at: list[Mean]
+    loss_cumulative: list[Mean]
+    calibration_error_at: list[Mean]
+    calibration_error_cumulative: list[Mean]
     entropy_sum: list[float]
     confidence_sum: list[float]
     largest_class: int
     both_correct: list[int]
+    same_error: list[int]
     teacher_correct: int | None = None
     answers: Answers | None = None
     counts: Counts | None = None
@@ -85,7 +98,7 @@ class Evaluation:
                 "correct_at_t": self.correct_at[t],
                 "correct_cumulative": self.correct_cumulative[t],
                 "images": self.images,
-                "loss_at_t": self.loss_sum[t] / self.images,
+                "loss_at_t": self.loss_at[t].mean,
                 "entropy_at_t": self.entropy_sum[t] / self.images,
                 "confidence_at_t": self.confidence_sum[t] / self.images,
                 "teacher_accuracy": self.teacher_accuracy,
@@ -94,15 +107,33 @@ class Evaluation:
                     self.correct_cumulative[t], self.images, self.largest_class / self.images
                 ),
                 "p_teacher": self._p_teacher(t),
+                **_columns("loss_at_t", self.loss_at[t], mean=False),
+                **_columns("loss_cumulative", self.loss_cumulative[t]),
+                **_columns("ece_at_t", self.calibration_error_at[t]),
+                **_columns("ece_cumulative", self.calibration_error_cumulative[t]),
+                **self._agreement(t),
             }
             for t in range(self.timesteps)
         ]
+
+    def _agreement(self, t: int) -> dict[str, float | None]:
+        right = self.teacher_correct
+        wrong = None if right is None else self.images - right
+        return {
+            "agreement_teacher_right": self.both_correct[t] / right if right else None,
+            "agreement_teacher_wrong": self.same_error[t] / wrong if wrong else None,
+        }
 
     def _p_teacher(self, t: int) -> float | None:
         if self.teacher_correct is None:
             return None
         both = self.both_correct[t]
         return statistics.sign_test(self.correct_cumulative[t] - both, self.teacher_correct - both)
+
+
+def _columns(name: str, value: Mean, mean: bool = True) -> dict[str, float]:
+    ends = {f"{name}_low": value.low, f"{name}_high": value.high}
+    return {name: value.mean, **ends} if mean else ends
 
 
 @dataclass(frozen=True)
@@ -123,6 +154,7 @@ class Answers:
     confidence_TI: Tensor
     prediction_cumulative_TI: Tensor
     correct_cumulative_TI: Tensor
+    loss_cumulative_TI: Tensor
     entropy_cumulative_TI: Tensor
     confidence_cumulative_TI: Tensor
 
@@ -160,9 +192,8 @@ def evaluate(
     was_training, check = model.training, check_stop or (lambda: None)
     model.eval()  # a norm that used the batch's own statistics would mix the images
     steps, kept = timesteps if model.spiking else 1, list[Answers]()
-    # Float64 is exact for counts; of losses it leaves the order's trace below what a table shows.
     # Read once, at the end: to read a sum after each batch would make the CPU wait.
-    sums = torch.zeros(8, steps, dtype=torch.float64, device=runtime.device)
+    sums = torch.zeros(len(SUMS) + 2 * BINS, steps, dtype=torch.float64, device=runtime.device)
     of_class = Counter[int]()
     with counting(model, steps) if count else nullcontext() as counter:
         for batch in loader:
@@ -173,14 +204,7 @@ def evaluate(
                 taught = None if teacher is None else teacher(images)
             # index: processes and batches may come in any order, the images of a table do not
             answers = answers_of(logits_TNK, labels, batch.indices_N.to(runtime.device))
-            columns = [answers.correct_TI, answers.correct_cumulative_TI, answers.loss_TI]
-            columns += [answers.entropy_TI, answers.confidence_TI]
-            sums[:5] += torch.stack([of_TI.double().sum(1) for of_TI in columns])
-            sums[5] += len(labels)
-            if taught is not None:
-                taught_right_N = taught.argmax(-1) == labels
-                sums[6] += taught_right_N.sum()
-                sums[7] += (answers.correct_cumulative_TI & taught_right_N).sum(1)
+            sums += sums_of(answers, None if taught is None else taught.argmax(-1))
             if count:
                 # on the host: a large test set's answers would fill the device
                 kept.append(answers.on_cpu())
@@ -201,18 +225,27 @@ def _of_all_processes(
     mine: tuple[Counter[int], tuple[Answers, Counts] | None],
     taught: bool,
 ) -> Evaluation:
-    right, right_mean, loss, spread, confidence, seen, right_ann, both = runtime.sum(sums).tolist()
+    totals = runtime.sum(sums).cpu()
+    of = dict(zip(SUMS, totals, strict=False))
+    gap_TB, gap_cumulative_TB = totals[len(SUMS) :].T.tensor_split([BINS], dim=1)
+    images = int(of["images"][0])
     gathered: list[tuple[Counter[int], tuple[Answers, Counts] | None]] = runtime.gather(mine)
     evaluation = Evaluation(
-        images=int(seen[0]),
-        correct_at=[int(n) for n in right],
-        correct_cumulative=[int(n) for n in right_mean],
-        loss_sum=loss,
-        entropy_sum=spread,
-        confidence_sum=confidence,
+        images=images,
+        correct_at=of["correct_at"].int().tolist(),
+        correct_cumulative=of["correct_cumulative"].int().tolist(),
+        loss_at=means(of["loss_at"], of["loss_at_squares"], images),
+        loss_cumulative=means(of["loss_cumulative"], of["loss_cumulative_squares"], images),
+        calibration_error_at=calibration_error(gap_TB, of["gap_squares"], images),
+        calibration_error_cumulative=calibration_error(
+            gap_cumulative_TB, of["gap_cumulative_squares"], images
+        ),
+        entropy_sum=of["entropy"].tolist(),
+        confidence_sum=of["confidence"].tolist(),
         largest_class=max(sum((classes for classes, _ in gathered), Counter[int]()).values()),
-        both_correct=[int(n) for n in both],
-        teacher_correct=int(right_ann[0]) if taught else None,
+        both_correct=of["both_correct"].int().tolist(),
+        same_error=of["same_error"].int().tolist(),
+        teacher_correct=int(of["teacher_correct"][0]) if taught else None,
     )
     parts = [part for _, part in gathered if part]  # none of a process without images
     if not parts:
@@ -226,6 +259,69 @@ def _of_all_processes(
     )
 
 
+SUMS = (
+    *("images", "correct_at", "correct_cumulative", "entropy", "confidence"),
+    *("loss_at", "loss_at_squares", "loss_cumulative", "loss_cumulative_squares"),
+    *("gap_squares", "gap_cumulative_squares", "teacher_correct", "both_correct", "same_error"),
+)
+BINS = 15  # of confidence: (0, 1/15], ..., (14/15, 1], as Guo et al. (below) count
+
+
+def sums_of(answers: Answers, taught_N: Tensor | None) -> Tensor:
+    """Return the sums over a batch: a row each of SUMS, then the gaps by bin at t and cumulative.
+
+    [len(SUMS) + 2 BINS, T]. A gap is confidence minus right (0 or 1). Float64 is exact for counts;
+    of the others it leaves the order's trace below what a table shows.
+    """
+    both = (
+        (answers.confidence_TI, answers.correct_TI),
+        (answers.confidence_cumulative_TI, answers.correct_cumulative_TI),
+    )
+    gaps = [confidence_TI - right_TI.double() for confidence_TI, right_TI in both]
+    losses = (answers.loss_TI, answers.loss_cumulative_TI)
+    columns = [
+        *(torch.ones_like(gaps[0]), answers.correct_TI, answers.correct_cumulative_TI),
+        *(answers.entropy_TI, answers.confidence_TI),
+        *(power for loss_TI in losses for power in (loss_TI, loss_TI**2)),
+        *(gap_TI**2 for gap_TI in gaps),
+    ]
+    if taught_N is None:
+        columns += [torch.zeros_like(gaps[0])] * 3
+    else:
+        right_N = taught_N == answers.labels_I
+        alike_TI = answers.prediction_cumulative_TI == taught_N
+        columns += [right_N.expand_as(alike_TI), alike_TI & right_N, alike_TI & ~right_N]
+    edges = torch.arange(1, BINS, device=gaps[0].device, dtype=torch.float64) / BINS
+    for (confidence_TI, _), gap_TI in zip(both, gaps, strict=True):
+        bin_TI = torch.bucketize(confidence_TI, edges)
+        columns += [torch.where(bin_TI == place, gap_TI, 0.0) for place in range(BINS)]
+    return torch.stack([of_TI.double().sum(1) for of_TI in columns])
+
+
+def means(sum_T: Tensor, squares_T: Tensor, images: int) -> list[Mean]:
+    """Return the mean at each step with its 95 % interval, from the sums of values and squares."""
+    mean_T = sum_T / images
+    # never below 0, where rounding may lead
+    variance_T = (squares_T / images - mean_T**2).clamp_min(0.0)
+    reach_T = statistics.NORMAL * (variance_T / max(images - 1, 1)).sqrt()
+    ends = torch.stack([mean_T, mean_T - reach_T, mean_T + reach_T], dim=1)
+    return [Mean(*row) for row in ends.tolist()]
+
+
+def calibration_error(gap_TB: Tensor, squares_T: Tensor, images: int) -> list[Mean]:
+    """Return the expected calibration error with 15 bins at each step, with its 95 % interval.
+
+    The mean distance of confidence and accuracy within the bins of confidence, weighted by their
+    images (Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 3). `gap_TB`:
+    the sums of confidence minus right in each bin; `squares_T`: of their squares. With the sign of
+    its bin's sum a gap is a value of one image, and the error their mean: the interval is that of a
+    mean. It does not show that the error of a perfect network is above 0 too, by chance, the more
+    so the fewer images there are.
+    """
+    found = means(gap_TB.abs().sum(1), squares_T, images)
+    return [Mean(error, max(low, 0.0), min(high, 1.0)) for error, low, high in found]
+
+
 def answers_of(logits_TNK: Tensor, labels_N: Tensor, index_N: Tensor) -> Answers:
     """Return the answers to one batch, computed in float64.
 
@@ -235,20 +331,22 @@ def answers_of(logits_TNK: Tensor, labels_N: Tensor, index_N: Tensor) -> Answers
     mean_TNK = cumulative_mean(logits_TNK)
     steps = logits_TNK.shape[0]
     # one call over T * N rows, time outermost: the labels repeat as a whole
-    losses = F.cross_entropy(
-        logits_TNK.flatten(0, 1), labels_N.repeat(steps), reduction="none"
-    ).view(steps, -1)
+    losses, mean_losses = (
+        F.cross_entropy(of_TNK.flatten(0, 1), labels_N.repeat(steps), reduction="none")
+        for of_TNK in (logits_TNK, mean_TNK)
+    )
     predicted_TN, predicted_mean_TN = logits_TNK.argmax(-1), mean_TNK.argmax(-1)
     return Answers(
         index_I=index_N,
         labels_I=labels_N,
         prediction_TI=predicted_TN,
         correct_TI=predicted_TN == labels_N,
-        loss_TI=losses,
+        loss_TI=losses.view(steps, -1),
         entropy_TI=entropy(logits_TNK),
         confidence_TI=logits_TNK.softmax(-1).amax(-1),
         prediction_cumulative_TI=predicted_mean_TN,
         correct_cumulative_TI=predicted_mean_TN == labels_N,
+        loss_cumulative_TI=mean_losses.view(steps, -1),
         entropy_cumulative_TI=entropy(mean_TNK),
         confidence_cumulative_TI=mean_TNK.softmax(-1).amax(-1),
     )

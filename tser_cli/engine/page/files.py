@@ -47,7 +47,8 @@ LABEL = 80  # characters of a name
 PRICED = ("firing_rate", "sop_value", "macs", "energy_pj", "ann_macs", "ann_energy_pj")
 # columns of metrics.csv beside the terms of a loss, whose names are the method's own
 NO_TERMS = {
-    *("epoch", "lr", "train_accuracy", "validation_accuracy", "images_per_second", "seconds"),
+    *("epoch", "lr", "train_accuracy", "teacher_train_accuracy", "validation_accuracy"),
+    *("images_per_second", "seconds"),
 }
 MAKES = {
     "per_timestep.csv": "tser evaluate writes it",

@@ -143,7 +143,11 @@ def _of_run(run: values.RunReport) -> Drawn:
         yield "tradeoff", figures.tradeoff(of.steps, of.teacher, of.exits, of.ann_pj, method)
     if isinstance(run.curves, values.Curves):
         for end, name in curves_of(run.curves).items():
-            of_name = {"training": "train_accuracy", "held out": "validation_accuracy"}
+            of_name = {
+                "training": "train_accuracy",
+                "its teacher": "teacher_train_accuracy",
+                "held out": "validation_accuracy",
+            }
             found = {
                 key: [(epoch, 100 * value) for epoch, value in run.curves.series[column]]
                 for key, column in of_name.items()

@@ -37,9 +37,11 @@ class RunResult:
     of the time-averaged logits, a fraction of `images`. `energy_pj` and `ann_energy_pj`: mean
     energy of an image for the student and for the ANN of the same shape, in pJ; None for a teacher.
     `energy_budget_pj`: what it was trained to keep, and whether it did; None without a budget.
-    `best_validation_accuracy`: the best of all epochs, None without a validation split. `seconds`:
-    time spent in training. `against_ann`: the entry of that name in energy.json. `events`: from
-    what they were simulated; None for those of a camera, and for images.
+    `best_validation_accuracy`: the best of all epochs, None without a validation split.
+    `teacher_train_accuracy`: its teacher's, on the training images as the last epoch showed them to
+    the student. `seconds`: time spent in training. `against_ann`: the entry of that name in
+    energy.json. `events`: from what they were simulated; None for
+    those of a camera, and for images.
     """
 
     folder: Path
@@ -61,6 +63,7 @@ class RunResult:
     energy_budget_kept: bool | None = None
     against_ann: dict[str, Any] | None = None
     events: str | None = None
+    teacher_train_accuracy: float | None = None
 
     @property
     def name(self) -> str:
@@ -228,7 +231,8 @@ def _result_in(status: Mapping[str, Any], folder: Path) -> RunResult | None:
         rows = [row[name] for row in steps for name in ("accuracy_at_t", "accuracy_cumulative")]
         counts = [(row.get("correct_cumulative", 0), row.get("images", 1)) for row in steps]
         tests = [row.get(name) for row in steps for name in ("chance", "p_chance", "p_teacher")]
-        others = (result.teacher_accuracy, result.best_validation_accuracy, *tests)
+        taught = (result.teacher_accuracy, result.teacher_train_accuracy)
+        others = (*taught, result.best_validation_accuracy, *tests)
         fractions = [result.accuracy, *rows, *(value for value in others if value is not None)]
         whole = all(type(right) is type(n) is int and 0 <= right <= n and n for right, n in counts)
         in_order = [row["t"] for row in steps] == list(range(1, result.timesteps + 1))

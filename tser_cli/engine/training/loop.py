@@ -20,7 +20,7 @@ from tser_cli.data.loaders import Batch
 from tser_cli.engine.training import state
 from tser_cli.engine.training.average import WeightAverage
 from tser_cli.engine.training.optimizer import lr_factor, make_optimizer, share_statistics
-from tser_cli.engine.training.state import Position, Row, TrainingJob
+from tser_cli.engine.training.state import COUNTS, TAUGHT, Position, Row, TrainingJob
 from tser_cli.losses.base import TrainingProgress
 from tser_cli.models.savings import keeping
 from tser_cli.report.csv_files import metrics_csv
@@ -110,7 +110,7 @@ def train_epoch(
 def train_step(
     job: TrainingJob, optimizer: Any, batch: Batch, position: Position
 ) -> dict[str, Tensor]:
-    """Take one optimizer step on one global batch; return the terms and the count "correct"."""
+    """Take one optimizer step on one global batch; return the terms and the counts in COUNTS."""
     runtime, accumulate = job.runtime, job.config.training.accumulate
     images = runtime.images(batch.images_NCHW)
     labels = batch.labels_N.to(runtime.device, non_blocking=True)
@@ -140,7 +140,9 @@ def train_step(
             runtime.accelerator.backward(result.terms["loss"] * share)
         for name, term in result.terms.items():
             values[name] = values.get(name, torch.zeros_like(term.detach())) + term.detach() * share
-        values["correct"] = values.get("correct", torch.zeros_like(result.correct)) + result.correct
+        for name, right in (("correct", result.correct), (TAUGHT, result.teacher_correct)):
+            if right is not None:
+                values[name] = values.get(name, torch.zeros_like(right)) + right
     # before the step: the weights that are kept have then met no number that is not finite
     check_finite(job, values, position)
     if job.config.training.clip_norm:
@@ -185,9 +187,10 @@ def end_epoch(
     row: Row = {
         "epoch": position.epoch + 1,
         "lr": optimizer.param_groups[0]["lr"],
-        **{name: mean for name, mean in means.items() if name != "correct"},
+        **{name: mean for name, mean in means.items() if name not in COUNTS},
         **(job.control.columns() if job.control else {}),
         "train_accuracy": means["correct"],
+        **({"teacher_train_accuracy": means[TAUGHT]} if TAUGHT in means else {}),
         "validation_accuracy": accuracy,
         "images_per_second": images_per_second * runtime.world,
         "seconds": position.seconds,

@@ -30,6 +30,8 @@ from tser_cli.report.csv_files import metrics_csv
 from tser_cli.settings.config import CHECKPOINT_EVERY, Config
 
 Row = dict[str, Any]
+TAUGHT = "teacher_correct"
+COUNTS = ("correct", TAUGHT)  # sums over a batch; all else is a mean over its images
 
 
 @dataclass
@@ -72,11 +74,11 @@ class EpochSums:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, images: int, values: dict[str, Tensor]) -> None:
-        """Add per-image means in `values` (and the count "correct"), weighted by `images`."""
+        """Add per-image means in `values` (and the counts in COUNTS), weighted by `images`."""
         self.images += images
         for name, value in values.items():
             # float64: sums of float32 over an epoch lose the last digits, by the order of batches
-            amount = value.detach().double() * (1 if name == "correct" else images)
+            amount = value.detach().double() * (1 if name in COUNTS else images)
             self.sums[name] = self.sums.get(name, torch.zeros_like(amount)) + amount
 
     def means(self, runtime: Runtime) -> dict[str, float]:

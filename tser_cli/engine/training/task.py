@@ -32,11 +32,15 @@ NOT_BEGUN = TrainingProgress()
 
 @dataclass(frozen=True)
 class StepResult:
-    """The named terms of one batch and the number of images that were right."""
+    """The named terms of one batch and the number of images that were right.
+
+    `teacher_correct`: how many of them the teacher has right, as augmented; None without one.
+    """
 
     terms: Terms
     correct: Tensor
     logits_TNK: Tensor
+    teacher_correct: Tensor | None = None
 
 
 @dataclass
@@ -103,7 +107,8 @@ class Task:
                 pressure = multiplier / self.budget.pj * energy_pj
                 terms["loss"] = terms["loss"] + pressure.to(terms["loss"].dtype)
         correct = (logits_TNK.detach().mean(0).argmax(-1) == labels_N).sum()
-        return StepResult(terms, correct, logits_TNK)
+        taught = None if teacher_NK is None else (teacher_NK.argmax(-1) == labels_N).sum()
+        return StepResult(terms, correct, logits_TNK, taught)
 
     def trainable(self) -> list[nn.Module]:
         """Return the modules whose parameters the optimizer moves."""
