@@ -129,7 +129,7 @@ def test_the_table_of_steps_has_each_measure_at_each_step(ask: Ask, tmp_path: Pa
         answers_IT = np.tile(np.arange(10) < 4 + (cell.key[0] == "kd"), (2, 1)).T.astype(int)
         write_predictions(run.folder / PREDICTIONS, np.ones(10, int), answers_IT, answers_IT)
     write_tables(request, tmp_path)
-    write_step_table(request, tmp_path)
+    assert write_step_table(request, tmp_path)
     assert read_csv(tmp_path / "ablation.csv")[0]["teacher_train_accuracy"] == "0.9"
     table = read_csv(tmp_path / "step_summary.csv")
     found = {(row["measure"], row["method.name"]): row for row in table}
@@ -153,7 +153,7 @@ def test_the_table_of_steps_has_each_measure_at_each_step(ask: Ask, tmp_path: Pa
 def test_no_table_of_steps_of_one_step_or_of_a_search(
     ask: Ask, tmp_path: Path, changes: dict[str, Any], measure: str
 ) -> None:
-    write_step_table(ask(["method=ce,kd"], 1, changes, measure=measure), tmp_path)
+    assert not write_step_table(ask(["method=ce,kd"], 1, changes, measure=measure), tmp_path)
     assert not (tmp_path / "step_summary.csv").exists()
 
 

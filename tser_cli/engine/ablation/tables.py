@@ -58,16 +58,16 @@ def write_tables(request: Request, folder: Path) -> list[CellStatistics]:
     return summary
 
 
-def write_step_table(request: Request, folder: Path) -> None:
+def write_step_table(request: Request, folder: Path) -> bool:
     """Write step_summary.csv: the statistics of summary.csv, for each step and measure of a step.
 
     Accuracies have intervals over seeds and images too. Holm's procedure is over all comparisons of
-    one measure, at all its steps. Nothing is written of a search on held-out images, or where no
-    network has a second step. Raises RunError.
+    one measure, at all its steps. Nothing is written, and False returned, of a search on held-out
+    images, and where no network has a second step. Raises RunError.
     """
     steps = range(1, 1 + max(cell.config.model.timesteps for cell in request.cells))
     if request.measure != "accuracy" or len(steps) == 1:
-        return
+        return False
     found = [(cell, read_cell(cell, folder)) for cell in request.cells]
     right = _right_at_steps(found)
     rows: list[dict[str, Any]] = []
@@ -80,6 +80,7 @@ def write_step_table(request: Request, folder: Path) -> None:
             of_all += summarise(values, *asked)
         rows += [cell.row() for cell in with_holm(of_all)]
     write_csv(folder / "step_summary.csv", rows, by_cell(request.axes, csv_files.STATISTICS))
+    return True
 
 
 def _values_of_step(found: Found, column: str, t: int) -> Mapping[Key, Values]:

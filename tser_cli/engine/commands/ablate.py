@@ -46,7 +46,7 @@ class AblationResult:
     """What an ablation found: its cells' statistics, the files, and what failed.
 
     `exits`: energies at equal accuracy, none where no images were held out. `events`: see
-    `RunResult`.
+    `RunResult`. `of_steps`: whether there is a table of the steps.
     """
 
     folder: Path
@@ -56,6 +56,7 @@ class AblationResult:
     failures: tuple[str, ...]
     exits: tuple[ExitStatistics, ...] = ()
     events: str | None = None
+    of_steps: bool = False
 
 
 def ablate(request: Request, place: AblationFolder, progress: Progress) -> AblationResult:
@@ -90,7 +91,7 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
                 # the exit code is 128 and the number of the signal; 15 is SIGTERM
                 raise Interrupted(stop.signal or 15)
         summary = write_tables(request, place.folder)
-        write_step_table(request, place.folder)
+        of_steps = write_step_table(request, place.folder)
         exits = write_exit_tables(request, place, progress)
         tsne.write(request.cells, place.folder, progress)
         # last, from the files alone: a figure drawn later, by hand, shows the same
@@ -99,7 +100,14 @@ def ablate(request: Request, place: AblationFolder, progress: Progress) -> Ablat
     found = (row["events"] for row in csv_files.read_csv(place.folder / "ablation.csv"))
     events = next(filter(None, found), None)
     return AblationResult(
-        place.folder, request, summary, tuple(figures), tuple(failures), tuple(exits), events
+        place.folder,
+        request,
+        summary,
+        tuple(figures),
+        tuple(failures),
+        tuple(exits),
+        events,
+        of_steps,
     )
 
 
