@@ -57,6 +57,38 @@ def test_each_method_comes_with_its_own_weights() -> None:
     ]
 
 
+EACH = {"kd": {"kd_weight": 4.0, "temperature": 2.0}, "ts": {"kd_weight": 0.5}}
+
+
+def test_each_method_may_have_weights_of_its_own() -> None:
+    vary = ["method=ce,kd,ts"]
+    base = [Layer("recipe base.toml", {"method.name": "kd", "method.kd_weight": 9.0}, True)]
+    ce, kd, ts = (
+        c.config.method for c in make_request(base, {"each": EACH, "vary": vary}, None, 1).cells
+    )
+    usual = registry.METHODS["ts"].settings()
+    assert ce == registry.METHODS["ce"].settings()
+    assert (kd.kd_weight, kd.temperature) == (4.0, 2.0)
+    assert (ts.kd_weight, ts.temperature) == (0.5, usual.temperature)
+    # a flag is for all of them; what --vary leaves out has no part
+    flag = Layer("--set", {"method.kd_weight": 7.0})
+    of_flags = make_request([*base, flag], {"each": EACH}, ["method=ce,kd"], 1).cells
+    assert of_flags[1].config.method == kd.model_copy(update={"kd_weight": 7.0})
+
+
+@pytest.mark.parametrize(
+    ("message", "each"),
+    [
+        ("vary names no method ts", EACH),
+        ("each must have sections", {"kd": 3}),
+        ("states what is varied", {"kd": {"name": "ce"}}),
+        (r"\[ablation.each.kd\].*kd_weigth", {"kd": {"kd_weigth": 1.0}}),
+    ],
+)
+def test_weights_of_single_methods_that_can_t_be_are_refused(message: str, each: Any) -> None:
+    refused(message, each=each)
+
+
 def test_a_recipe_s_weights_reach_its_own_method_alone() -> None:
     values = {"method.name": "tser", "method.entropy_weight": 0.1, "method.temperature": 4.0}
     base = [Layer("recipe base.toml", values, is_recipe=True)]

@@ -16,7 +16,7 @@ from tser_cli.settings import plugins, recipe, registry
 from tser_cli.settings.config import METHOD, STUDENT, Config, method_label
 from tser_cli.settings.names import full_key, short_name
 
-SECTION_KEYS = ("vary", "seeds", "baseline", "measure", "accuracy_margin")
+SECTION_KEYS = ("vary", "seeds", "baseline", "measure", "accuracy_margin", "each")
 MEASURES = ("accuracy", "best_validation_accuracy")
 DEFAULT_MARGIN = 0.5
 
@@ -43,6 +43,9 @@ def check_section(section: Mapping[str, Any]) -> None:
     measure = section.get("measure", MEASURES[0])
     if measure not in MEASURES:
         problems.append(f'measure = "{measure}" must be one of {", ".join(MEASURES)}')
+    each = section.get("each", {})
+    if not isinstance(each, dict) or not all(isinstance(of, dict) for of in each.values()):
+        problems.append("each must have sections, as [ablation.each.kd] with kd_weight = 1")
     if problems:
         raise ConfigError("\n".join(f"[ablation]: {problem}" for problem in problems))
 
@@ -148,6 +151,7 @@ def make_request(
     source = "--vary" if vary else "[ablation] vary"
     axes = parse_vary(vary or section.get("vary", []), source)
     layers = recipe.with_plugins(layers)  # again: what is varied may be a network of your own
+    own = own_weights(section.get("each", {}), axes, bool(vary))
     # a recipe's baseline is one of its own cells: what --vary makes may have no such cell
     chosen = baseline or ("" if vary else section.get("baseline", ""))
     if not axes:
@@ -158,8 +162,8 @@ def make_request(
     if both:
         raise ConfigError(f"{'; '.join(both)}: a setting is varied or the same for all, not both")
     count = section.get("seeds", DEFAULT_SEEDS) if seeds is None else seeds
-    cells = expand(layers, axes, 1 if seed is not None else count, seed or 0)
-    check_alike(layers, axes, cells)
+    cells = expand(layers, axes, 1 if seed is not None else count, seed or 0, own)
+    check_alike(layers, [*axes, *(key for one in own.values() for key in one.values)], axes, cells)
     measure = section.get("measure", MEASURES[0])
     # known now, not after the first training: without such images the column stays empty
     if measure == MEASURES[1] and any(c.config.data.validation_fraction == 0.0 for c in cells):
@@ -241,12 +245,39 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     return key, values
 
 
+def own_weights(
+    each: Mapping[str, Mapping[str, Any]], axes: Mapping[str, list[Any]], by_flag: bool
+) -> dict[str, recipe.Layer]:
+    """Return the settings of [ablation.each.METHOD] by method: each at its own best, say.
+
+    `by_flag`: --vary chose the methods, so that sections of others have no part. Raises ConfigError
+    for a method that is not varied, or a setting that is.
+    """
+    layers = {}
+    for method, weights in each.items():
+        source = f"[ablation.each.{method}]"
+        if method not in axes.get(METHOD, []):
+            if by_flag:
+                continue
+            raise ConfigError(f"{source}: vary names no method {method}")
+        values = {f"method.{name}": value for name, value in weights.items()}
+        if METHOD in values or values.keys() & axes.keys():
+            raise ConfigError(f"{source} states what is varied")
+        layers[method] = recipe.Layer(source, values)
+    return layers
+
+
 def expand(
-    layers: list[recipe.Layer], axes: Mapping[str, list[Any]], seeds: int, first: int = 0
+    layers: list[recipe.Layer],
+    axes: Mapping[str, list[Any]],
+    seeds: int,
+    first: int = 0,
+    own: Mapping[str, recipe.Layer] | None = None,
 ) -> list[Cell]:
     """Return every combination of the axes' values with so many seeds from `first` on.
 
-    Raises ConfigError with all problems of all combinations, and for no seed at all.
+    `own`: settings of single methods; flags come before them, a recipe after them. Raises
+    ConfigError with all problems of all combinations, and for no seed at all.
     """
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}: at least one is needed, and an interval needs two")
@@ -271,8 +302,10 @@ def expand(
             # Where methods are compared, a weight stated for all of them reaches those that read
             # it; one that none of them reads stays, to be refused.
             reaching = [one.without(unread_of(one, axes, varied.get(METHOD))) for one in layers]
+            of_method = [one for name, one in (own or {}).items() if name == varied.get(METHOD)]
+            recipes = sum(one.is_recipe for one in layers)  # they come first
             try:
-                config = recipe.resolve([*reaching, top])
+                config = recipe.resolve([*reaching[:recipes], *of_method, *reaching[recipes:], top])
                 if METHOD in varied:  # as results name it: `kd+entropy`, entropy added to all
                     varied = {**varied, METHOD: method_label(config, varied)}
                 cells.append(Cell(varied, seed, config))
@@ -285,16 +318,20 @@ def expand(
 
 
 def check_alike(
-    layers: list[recipe.Layer], axes: Mapping[str, list[Any]], cells: list[Cell]
+    layers: list[recipe.Layer],
+    may_differ: list[str],
+    axes: Mapping[str, list[Any]],
+    cells: list[Cell],
 ) -> None:
     """Raise ConfigError where cells would differ in more than their method.
 
     That is where a recipe states a weight for its own method, and another one reads it too but
-    would have its default. Entropy alone may differ: it is what some methods are.
+    would have its default. Entropy may differ, which is what some methods are, and what is varied
+    or stated for each method (`may_differ`).
     """
     problems = []
     for layer in [layer for layer in layers if layer.is_recipe and METHOD in axes]:
-        for key in [key for key in layer.weights() if key not in (ENTROPY, *axes)]:
+        for key in [key for key in layer.weights() if key not in (ENTROPY, *may_differ)]:
             found = {c.config.method.name: c.config.flat().get(key) for c in cells}
             own = found.get(layer.method)
             others = {name: v for name, v in found.items() if v is not None and v != own}
