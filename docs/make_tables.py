@@ -7,8 +7,10 @@ A table stands between `<!-- table: FOLDER/NAME.csv means -->` and `<!-- end of 
 figures come from NAME.csv (a row a run), its axes, baseline and measure from NAME_summary.csv.
 `means` shows what each cell reached, `differences` how far it is from its baseline at each step,
 `early_exit` the energy at the baseline's accuracy, from NAME_early_exit.csv; `alternatives` what
-the runs of NAME_alternatives.csv reached, against NAME.csv at their energy. A word behind it, as in
-`differences ts`, is another baseline: the value of the only axis.
+the runs of NAME_alternatives.csv reached, against NAME.csv at their energy. `steps:MEASURE` shows
+another measure at each step, such as `steps:accuracy_cumulative` or `steps:ece_at`, and
+`differences:MEASURE` its differences. A word behind it, as in `differences ts`, is another
+baseline: the value of the only axis.
 """
 
 from __future__ import annotations
@@ -92,7 +94,8 @@ def table_of(file: str, kind: str, baseline: str | None = None) -> str:
     if baseline is not None:
         (axis,) = ablation.axes
         ablation = replace(ablation, baseline={axis: baseline})
-    return markdown(*KINDS[kind](ablation))
+    name, _, measure = kind.partition(":")
+    return markdown(*(OF_MEASURE[name](ablation, measure) if measure else KINDS[kind](ablation)))
 
 
 def read(path: Path) -> Ablation:
@@ -147,19 +150,44 @@ def means(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
     return [*names(ablation), *columns, against, *last], rows
 
 
-def differences(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
+def differences(ablation: Ablation, measure: str = "") -> tuple[list[str], list[list[str]]]:
     """Return header and rows: the difference to the baseline at each step and averaged."""
-    columns = {f"at t = {name.rpartition('_')[2]}": name for name in ablation.steps}
-    columns["averaged"] = "accuracy"
+    columns = columns_of(ablation, measure)
     by_column = together([ablation.summary(name) for name in columns.values()])
+    percent = not measure.startswith("loss")
     rows = [
         [
             *(f"`{value}`" for value in cell.settings.values()),
-            *(difference(found[place]) for found in by_column),
+            *(difference(found[place], percent) for found in by_column),
         ]
         for place, cell in enumerate(by_column[0])
     ]
     return [*names(ablation), *columns], rows
+
+
+def steps(ablation: Ablation, measure: str) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: mean and deviation of a measure at each step."""
+    columns = columns_of(ablation, measure)
+    by_column = [ablation.summary(name) for name in columns.values()]
+    percent = not measure.startswith("loss")
+    rows = [
+        [
+            *(f"`{value}`" for value in cell.settings.values()),
+            *(mean(found[place], percent) for found in by_column),
+        ]
+        for place, cell in enumerate(by_column[0])
+    ]
+    return [*names(ablation), *columns], rows
+
+
+def columns_of(ablation: Ablation, measure: str) -> dict[str, str]:
+    """Return the columns of the runs by their headings: accuracy by step and averaged if ""."""
+    numbers = [name.rpartition("_")[2] for name in ablation.steps]
+    if not measure:
+        at_t = {f"at t = {t}": f"accuracy_at_{t}" for t in numbers}
+        return {**at_t, "averaged": "accuracy"}
+    axis = "t" if measure.endswith("_at") else "T'"
+    return {f"{axis} = {t}": f"{measure}_{t}" for t in numbers}
 
 
 def early_exit(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
@@ -256,20 +284,28 @@ def names(ablation: Ablation) -> list[str]:
     return [short_name(axis) for axis in ablation.axes]
 
 
-def mean(cell: CellStatistics) -> str:
-    """Return mean and standard deviation in percent: `76.67 ± 0.20`."""
-    deviation = "" if cell.std is None else f" ± {100 * cell.std:.2f}"
-    return f"{100 * (cell.mean or 0):.2f}{deviation}"
+OF_MEASURE: dict[str, Callable[[Ablation, str], tuple[list[str], list[list[str]]]]] = {
+    "steps": steps,
+    "differences": differences,
+}
 
 
-def difference(cell: CellStatistics) -> str:
-    """Return a difference with its interval in points, and what may be said of it."""
+def mean(cell: CellStatistics, percent: bool = True) -> str:
+    """Return mean and standard deviation in percent, `76.67 ± 0.20`, or as they are."""
+    scale, digits = (100, 2) if percent else (1, 3)
+    deviation = "" if cell.std is None else f" ± {scale * cell.std:.{digits}f}"
+    return f"{scale * (cell.mean or 0):.{digits}f}{deviation}"
+
+
+def difference(cell: CellStatistics, percent: bool = True) -> str:
+    """Return a difference with its interval, in points or as it is, and what may be said of it."""
     if cell.is_baseline:
         return "baseline"
     if cell.difference is None or cell.interval is None:
         return "no interval" if cell.pairs else "none is there"
-    low, high = (100 * end for end in cell.interval)
-    return f"{100 * cell.difference:+.2f} [{low:+.2f}, {high:+.2f}]{verdict(cell)}"
+    scale, digits = (100, 2) if percent else (1, 3)
+    found, low, high = (scale * value for value in (cell.difference, *cell.interval))
+    return f"{found:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]{verdict(cell)}"
 
 
 def verdict(cell: CellStatistics) -> str:

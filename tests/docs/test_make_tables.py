@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RIVALS = "recipes/ablations/results/digits_rivals.csv"
+EVENTS = "recipes/ablations/results/n-mnist_digits.csv"
 TEMPERATURE = "recipes/ablations/results/fashion-mnist_temperature.csv"
 
 
@@ -56,6 +57,16 @@ def test_differences_are_judged_together(tables: ModuleType) -> None:
     other = tables.table_of(RIVALS, "differences", "ce").splitlines()
     assert "| `ce` | baseline | baseline | baseline |" in other
     assert other[2].startswith("| `tser` | +2.92 [+1.70, +4.14]")
+
+
+def test_another_measure_at_each_step_by_hand(tables: ModuleType) -> None:
+    shown = tables.table_of(EVENTS, "steps:accuracy_cumulative").splitlines()
+    assert shown[0].startswith("| method | T' = 1 | T' = 2 |")
+    # 264, 276, 234, 298 and 259, and 317, 316, 316, 304 and 306, of 360 samples
+    assert shown[2].split(" | ")[2] == "73.94 ± 6.52"
+    assert shown[3].split(" | ")[2] == "86.61 ± 1.74"
+    found = tables.table_of(EVENTS, "differences:accuracy_cumulative").splitlines()
+    assert found[3].split(" | ")[2].startswith("+12.67 [")
 
 
 def test_three_seeds_allow_no_verdict(

@@ -18,6 +18,7 @@ from tser_cli.report.ablation_figures import (
     cells_of,
     differences,
     draw_all,
+    draw_averaged,
     draw_differences,
     draw_energy,
     draw_frontier,
@@ -190,6 +191,21 @@ def test_the_interval_is_student_s() -> None:
     (bar,) = plot.collections[0].get_paths()
     # 81 -+ t(0.975, 1) sqrt(2) / sqrt(2), t = 12.7062
     assert bar.vertices[:, 0] == pytest.approx([81 - 12.7062, 81 + 12.7062], abs=1e-3)
+
+
+def test_the_curves_over_averaged_steps_are_the_means_of_the_seeds() -> None:
+    of = {f"accuracy_{kind}_{t}": 0.5 + t / 10 for kind in ("at", "cumulative") for t in (1, 2, 3)}
+    made = cells([{**one, **of, "accuracy_cumulative_2": one["accuracy"]} for one in rows()])
+    drawing = draw_averaged(made)
+    alone, averaged = drawing.figure.axes
+    lines = [line for line in averaged.get_lines() if len(line.get_xdata()) == 3]  # type: ignore[arg-type]
+    assert [list(line.get_ydata()) for line in lines] == [  # type: ignore[arg-type]
+        pytest.approx([60.0, 91.0, 80.0]),
+        pytest.approx([60.0, 94.5, 80.0]),
+    ]
+    assert list(alone.get_xticks()) == [1, 2, 3]
+    told = [text for texts in drawing.told.values() for text in texts]
+    assert "ts, T' = 2: 94.50 %, n = 2" in told
 
 
 def test_cells_of_fewer_steps_have_fewer_points() -> None:

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 Names = Mapping[str, str]
 Points = list[float]
 METHOD = "method.name"
-AT_T = "accuracy_at_"
+AT_T, CUMULATIVE = "accuracy_at_", "accuracy_cumulative_"
 PANELS_A_LINE = 4
+FEWEST_STEPS = 3  # of a curve over the steps: with two, the panels of each step show all
 MOST_CLASSES = 20  # more can't be labelled
 
 
@@ -79,6 +80,8 @@ def draw_tables(runs: pd.DataFrame, summary: pd.DataFrame, names: Names) -> dict
         "per_timestep": draw_per_timestep(cells, axis),
         "accuracy": draw_differences(cells, axis, measure, baseline_of(summary)),
     }
+    if steps_of(cells) >= FEWEST_STEPS:
+        drawn["averaged"] = draw_averaged(cells)
     counted = [cell for cell in cells if cell.energies_pj and cell.percent("accuracy")]
     return {**drawn, "energy": draw_energy(counted)} if counted else drawn
 
@@ -99,6 +102,11 @@ def cells_of(runs: pd.DataFrame, names: Names) -> list[CellRuns]:
         look = look_of(named[METHOD]) if METHOD in named else Look()
         cells.append(CellRuns(values, several if len(named) > 1 else values[0], look, members))
     return cells
+
+
+def steps_of(cells: Sequence[CellRuns]) -> int:
+    """Return the largest T of the cells."""
+    return sum(str(name).startswith(AT_T) for name in cells[0].runs)
 
 
 def baseline_of(summary: pd.DataFrame) -> dict[int, str]:
@@ -138,7 +146,7 @@ def differences(
 @styled
 def draw_per_timestep(cells: Sequence[CellRuns], axis: str) -> Drawing:
     """Draw accuracy at each t and of the average, a panel each, a line a cell (paper's Fig. 2)."""
-    steps = sum(str(name).startswith(AT_T) for name in cells[0].runs)
+    steps = steps_of(cells)
     panels = {f"at t = {t}": f"{AT_T}{t}" for t in range(1, steps + 1)}
     panels["averaged over time"] = "accuracy"
     drawing, plots = lines_of_cells(cells, len(panels), axis)
@@ -154,6 +162,39 @@ def draw_per_timestep(cells: Sequence[CellRuns], axis: str) -> Drawing:
     taught = {f"{value:.2f}" for cell in cells for value in cell.percent("teacher_accuracy")}
     text = f"teacher: {', '.join(sorted(taught))} %" if taught else ""
     drawing.figure.supxlabel(text, fontsize=style.LABEL_SIZE)
+    return drawing
+
+
+@styled
+def draw_averaged(cells: Sequence[CellRuns]) -> Drawing:
+    """Draw accuracy against the steps 1..T' that are averaged, alone and of each cell a line.
+
+    One training gives every latency. Left: single steps; right: their averages up to T'.
+    """
+    steps = range(1, 1 + steps_of(cells))
+    drawing, plots = grid(2, (figures.WIDTH / 2, 3.4), sharey=True)
+    names = {"step t alone": (AT_T, "t"), "averaged over steps 1 to T'": (CUMULATIVE, "T'")}
+    for plot, (title, (column, axis)) in zip(plots, names.items(), strict=True):
+        for place, cell in enumerate(cells):
+            # beside each other, so that no interval hides another
+            aside = 0.06 * (place - (len(cells) - 1) / 2)
+            found = [cell.percent(f"{column}{t}") for t in steps]
+            known = [(t, values) for t, values in zip(steps, found, strict=True) if values]
+            heights = [mean(values) for _, values in known]
+            places = [t + aside for t, _ in known]
+            for (t, values), height in zip(known, heights, strict=True):
+                plot.errorbar(t + aside, height, yerr=reach_of(values), **cell.look.marks)
+            (line,) = plot.plot(places, heights, label=drawable(cell.label), **cell.look.marks)
+            texts = [
+                f"{cell.label}, {axis} = {t}: {height:.2f} %, n = {len(values)}"
+                for (t, values), height in zip(known, heights, strict=True)
+            ]
+            drawing.tell(line, texts)
+        plot.set_title(title)
+        plot.set_xlabel(axis)
+        plot.set_xticks(list(steps))
+    plots[0].set_ylabel(figures.ACCURACY)
+    plots[1].legend(loc="lower right", frameon=False)
     return drawing
 
 
