@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # All runs of the design in README.md beside this file, one after the other, on one thread.
 #
-#     OMP_NUM_THREADS=1 bash recipes/glyphs/run_all.sh glyphs.npz
+#     OMP_NUM_THREADS=1 bash recipes/glyphs/run_all.sh glyphs.npz search
+#     OMP_NUM_THREADS=1 bash recipes/glyphs/run_all.sh glyphs.npz tables
 #
-# It writes into the current folder: runs/ (teachers), a/ and b/ (the two tables), choose/ (the
-# search). Repeat it to resume: what is finished stays. Wherever it stops, what stands is whole: all
-# methods of a stage have the same seeds, but for the last one.
+# `search` writes choose/ into the current folder and prints the best point of each method, which
+# ablations/glyphs_each_at_its_best states. `tables` writes a/ and b/. Repeat either to resume:
+# what is finished stays.
 set -uo pipefail
 data=${1:?the npz of make_glyphs.py}
+part=${2:?search or tables}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-laboratory="0.2 3" # kd_weight and temperature of the authors' laboratory
 
 say() { echo "$(date -u +%FT%TZ) $*"; }
 
@@ -30,78 +31,68 @@ teacher() { # SEED
     say "ends: teacher $1"
 }
 
-ladder() { # FOLDER TEACHER "KD_WEIGHT TEMPERATURE" METHODS, then options of tser ablate
-    local folder=$1 runs="runs/teacher_$2" methods=$4 weights=()
-    read -r kd_weight temperature <<< "$3"
+ladder() { # RECIPE FOLDER TEACHER METHODS, then options of tser ablate
+    local recipe=$1 folder=$2 runs="runs/teacher_$3" methods=$4
     shift 4
-    [ "$methods" = ce ] || weights=(--set "method.kd_weight=$kd_weight" --set "method.temperature=$temperature")
     say "begins: $folder $methods $*"
-    tried tser ablate ablations/glyphs_components --data-dir "$data" --runs-dir "$runs" \
-        --output "$folder" --vary "method=$methods" "${weights[@]}" --jobs 1 --quiet "$@"
+    tried tser ablate "ablations/$recipe" --data-dir "$data" --runs-dir "$runs" \
+        --output "$folder" --vary "method=$methods" --jobs 1 --quiet "$@"
     say "ends: $folder $methods $*"
 }
 
-# The best validation accuracy that a folder's only run had.
-reached() { awk -F, 'NR==1 {for (i=1; i<=NF; i++) if ($i=="best_validation_accuracy") c=i} NR==2 {print $c}' "$1/ablation.csv"; }
+laboratory() { # FOLDER METHODS SEEDS: with the weights of the authors' laboratory
+    local weights=(--set method.kd_weight=0.2 --set method.temperature=3)
+    [ "$2" = ce ] && weights=()
+    ladder glyphs_components "$1" 0 "$2" --seeds "$3" "${weights[@]}"
+}
 
 # The points of the search: kd_weight tau^2 in {1.8, 4, 16} at tau 3, and 4 at tau 2 and 6.
 points=("0.2 3" "0.4444444 3" "1.7777778 3" "1 2" "0.1111111 6")
 
-choose() { # METHOD: the point with the best validation accuracy, the first of equals
-    for point in "${points[@]}"; do
-        read -r kd_weight temperature <<< "$point"
-        echo "$(reached "choose/$1_w${kd_weight}_tau$temperature") $point"
-    done | sort -s -k1,1gr | head -1 | cut -d' ' -f2-
-}
+# The best validation accuracy that a folder's only run had.
+reached() { awk -F, 'NR==1 {for (i=1; i<=NF; i++) if ($i=="best_validation_accuracy") c=i} NR==2 {print $c}' "$1/ablation.csv"; }
 
-search() { # METHODS
+search() { # METHODS: for one epoch, with a seed that no table has
+    local method point
     for method in "$@"; do
         for point in "${points[@]}"; do
             read -r kd_weight temperature <<< "$point"
-            ladder "choose/${method}_w${kd_weight}_tau$temperature" 0 "$point" "$method" --seed 100
+            ladder glyphs_components "choose/${method}_w${kd_weight}_tau$temperature" 0 "$method" --seed 100 \
+                --set training.epochs=1 --set "method.kd_weight=$kd_weight" --set "method.temperature=$temperature"
         done
-        choose "$method" > "choose/$method.txt"
+        for point in "${points[@]}"; do # the first of equals
+            read -r kd_weight temperature <<< "$point"
+            echo "$(reached "choose/${method}_w${kd_weight}_tau$temperature") $point"
+        done | sort -s -k1,1gr | head -1 | cut -d' ' -f2- > "choose/$method.txt"
         say "chosen for $method: $(cat "choose/$method.txt")"
     done
 }
 
 mkdir -p a b choose
-# 1. The teacher.
 teacher 0
-# 2. The search, on held-out images, with a seed that no table has.
-search kd ts
-for entropy in 0.001 0.01 0.1; do
-    ladder "choose/tser_entropy$entropy" 0 "$(cat choose/ts.txt)" tser --seed 100 --set "method.entropy_weight=$entropy"
-done
-for entropy in 0.001 0.01 0.1; do
-    echo "$(reached "choose/tser_entropy$entropy") $entropy"
-done | sort -s -k1,1gr | head -1 | cut -d' ' -f2 > choose/entropy.txt
-entropy=$(cat choose/entropy.txt)
-say "chosen for tser: $(cat choose/ts.txt), entropy $entropy"
-# 3 and 4. Both tables, seed by seed.
-for n in 1 2 3 4 5 6 7 8 9 10; do
-    ladder a/main 0 "$laboratory" kd,ts,tser --seeds "$n"
-    ladder b/kd 0 "$(cat choose/kd.txt)" kd --seeds "$n"
-    ladder b/ts 0 "$(cat choose/ts.txt)" ts --seeds "$n"
-    ladder b/tser 0 "$(cat choose/ts.txt)" tser --seeds "$n" --set "method.entropy_weight=$entropy"
-done
+if [ "$part" = search ]; then
+    search kd ts
+    read -r kd_weight temperature < choose/ts.txt
+    for entropy in 0.001 0.01 0.1; do
+        ladder glyphs_components "choose/tser_entropy$entropy" 0 tser --seed 100 --set training.epochs=1 \
+            --set "method.kd_weight=$kd_weight" --set "method.temperature=$temperature" \
+            --set "method.entropy_weight=$entropy"
+        say "entropy $entropy: $(reached "choose/tser_entropy$entropy")"
+    done
+    search tskl tsce
+    exit
+fi
+# 3. Table (b), then 4. table (a), seed by seed.
+ladder glyphs_each_at_its_best b/main 0 kd,ts,tser --seeds 10
+laboratory a/main kd,ts,tser 10
 # 5. The rest of table (a).
-for n in 1 2 3 4 5; do
-    ladder a/rest 0 "$laboratory" tskl,tsce --seeds "$n"
-    ladder a/ce 0 "$laboratory" ce --seeds "$n"
-done
+laboratory a/rest tskl,tsce 5
+laboratory a/ce ce 5
 # 6. Two more teachers for kd and ts, each at its own best.
 for seed in 1 2; do
     teacher "$seed"
-    for n in 1 2 3 4 5; do
-        ladder "b/kd_teacher_$seed" "$seed" "$(cat choose/kd.txt)" kd --seeds "$n"
-        ladder "b/ts_teacher_$seed" "$seed" "$(cat choose/ts.txt)" ts --seeds "$n"
-    done
+    ladder glyphs_each_at_its_best "b/teacher_$seed" "$seed" kd,ts --seeds 5
 done
 # 7. The rest of table (b).
-search tskl tsce
-for n in 1 2 3 4 5; do
-    ladder b/tskl 0 "$(cat choose/tskl.txt)" tskl --seeds "$n"
-    ladder b/tsce 0 "$(cat choose/tsce.txt)" tsce --seeds "$n"
-done
+ladder glyphs_each_at_its_best b/rest 0 tskl,tsce --seeds 5
 say "all done"
