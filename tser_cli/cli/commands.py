@@ -177,6 +177,10 @@ def listing(request: options.ListRequest) -> list[dict[str, Any]]:
 
     if request.what not in options.LISTS:
         raise ConfigError(unknown("list", request.what, options.LISTS))
+    if request.what == "students":
+        from tser_cli.engine.runs import students
+
+        return students.rows()
     if request.what != "profiles":
         return lists.ROWS[request.what]()
     from tser_cli.energy.prices import PROFILES

@@ -145,12 +145,13 @@ PLAIN = re.compile(r"[\w.+=-]+", re.ASCII)
 
 
 def complete_run(context: typer.Context, incomplete: str) -> list[str]:
-    """Return the names of runs that begin so, and `latest`."""
-    from tser_cli.engine.runs import find
+    """Return the names of runs and packaged students that begin so, and `latest`."""
+    from tser_cli.engine.runs import find, students
 
     runs_dir = Path(context.params.get("runs_dir") or os.environ.get("TSER_RUNS_DIR") or "runs")
     names = [find.LATEST, *(run.name for run in find.run_folders(runs_dir))]
-    return [name for name in names if name.startswith(incomplete) and PLAIN.fullmatch(name)]
+    plain = [name for name in names if PLAIN.fullmatch(name)]
+    return [name for name in (*plain, *students.available()) if name.startswith(incomplete)]
 
 
 def complete_recipe(incomplete: str) -> list[str]:

@@ -166,6 +166,9 @@ def show_list(rows: Sequence[Mapping[str, Any]], request: options.ListRequest) -
             lists.choices_table([{k: row[k] for k in row if k not in told} for row in rows])
         )
         show_lines(f"{row['name']}: {row['technology']}; {row['source']}" for row in rows)
+    elif request.what == "students":
+        output().print(lists.students_table(rows))
+        show_lines(["A student is named as a run is: tser energy --run NAME."])
     else:
         output().print(lists.choices_table(rows))
 

@@ -79,8 +79,8 @@ def card(graph: Graph, facts: CardFacts) -> str:
     facts, graph = _escaped(facts), replace(graph, facts=_escaped(graph.facts))
     sections = [
         (f"{graph.facts.model} on {graph.facts.dataset}", _summary(graph, facts, verdict)),
-        ("Accuracy", _accuracy(facts.rows)),
-        ("Energy", _energy(facts)),
+        ("Accuracy", accuracy(facts.rows)),
+        ("Energy", energy(facts)),
         ("Input and output", _input(graph, facts.fixed)),
         *([("Integer potentials", _potentials(facts.change))] if facts.change else []),
         ("Checked in other programs", _checks(facts.checks)),
@@ -106,7 +106,8 @@ def _summary(graph: Graph, facts: CardFacts, verdict: str) -> list[str]:
     ]
 
 
-def _accuracy(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def accuracy(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a table of the accuracy at each step."""
     if not rows:
         return ["Not measured: the run recorded no result."]
     lines = [
@@ -119,16 +120,17 @@ def _accuracy(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _energy(facts: CardFacts) -> list[str]:
-    energy = facts.energy
-    if not energy:
+def energy(facts: CardFacts) -> list[str]:
+    """Return what an image costs, in joules and operations, and by which constants."""
+    found = facts.energy
+    if not found:
         return ["Not measured: the run has no energy.json (tser energy --run RUN writes it)."]
-    profile, totals, narrow = energy["profile"], energy["totals"], ""
+    profile, totals, narrow = found["profile"], found["totals"], ""
     if profile.get("ac16_pj"):
         narrow = f" ({profile['ac16_pj']} where 16 bits hold the sum)"
     beside_pj = facts.ann_energy_pj or totals["energy_pj"]
     return [
-        f"{joules(totals['energy_pj'], beside_pj)} an image (mean of {energy['images']} test "
+        f"{joules(totals['energy_pj'], beside_pj)} an image (mean of {found['images']} test "
         f"images): {totals['sop_value']:,.0f} accumulates at {profile['ac_pj']} pJ{narrow} and "
         f"{totals['macs']:,.0f} multiply-accumulates at {profile['mac_pj']} pJ. Constants: "
         f"{profile['name']}, {profile['technology']}; {profile['source']}. {profile['note']}",

@@ -293,6 +293,19 @@ ROWS: Mapping[str, Callable[[], Rows]] = {
 }
 
 
+def students_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a line a packaged student; energies are priced by the profile beside them."""
+    right = ("accuracy", "teacher", "T", "energy", "size", "parameters")
+    shown = new_table(left=("name",), right=right, drop=("profile", "parameters", "size"))
+    shown.add_column("profile", no_wrap=True)
+    for row, energy in zip(rows, energies([row["energy_pj"] for row in rows]), strict=True):
+        shown.add_row(
+            *(row["name"], percent(row["accuracy"]), percent(row["teacher"]), str(row["T"])),
+            *(energy, size(row["size"]), f"{row['parameters']:,}", row["profile"]),
+        )
+    return shown
+
+
 def choices_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return a line a row."""
     shown = new_table(left=list(rows[0]))

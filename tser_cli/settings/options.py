@@ -22,7 +22,7 @@ GRID, HOW = "What to compare", "How to run"
 TRAINING, MACHINE, SETTINGS = "Training", "Machine", "Settings"
 PLACES, OUTPUT = "Places", "Output"
 PANELS = (GRID, NETWORKS, OWN_NETWORK, DATA, TRAINING, HOW, MACHINE, SETTINGS, PLACES, OUTPUT)
-LISTS = ("methods", "models", "datasets", "recipes", "profiles")
+LISTS = ("methods", "models", "datasets", "recipes", "profiles", "students")
 RESUME = ("auto", "must", "never")
 # Wings, which may be taken off; one file is the way into both, and imports them together.
 ANY_NETWORK = ("energy/any_network", "energy/conventions", "engine/commands/network_energy.py")

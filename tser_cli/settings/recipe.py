@@ -204,9 +204,9 @@ def find(name: str) -> Path:
 def available() -> list[str]:
     """Return the names of the packaged recipes, such as `cifar100/resnet18_tser`."""
     root = recipes_dir()
-    return sorted(
-        path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.toml")
-    )
+    # config.toml: the settings of a packaged student, which is named as a run
+    found = (path for path in root.rglob("*.toml") if path.name != "config.toml")
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in found)
 
 
 def recipes_dir() -> Path:

@@ -85,7 +85,7 @@ def export(request: wing_options.ExportRequest) -> Exported:
         # a folder's name may be no UTF-8, which no format holds
         more={"run": visible(opened.run.name), "model_sha256": opened.loaded.sha256},
     )
-    said = _card_facts(opened, request)
+    said = card_facts(opened, request)
     graph = trace(opened.loaded.model, spec.image_shape, facts)
     indices = loaders.evenly_spread(len(dataset.test), request.images).tolist()
     images_NCHW = transforms.evaluation_pipeline(dataset.test, spec)(0, indices)
@@ -179,7 +179,7 @@ def _checks(
     return json.dumps(document, indent=2) + "\n"
 
 
-def _card_facts(opened: FinishedRun, request: wing_options.ExportRequest) -> card.CardFacts:
+def card_facts(opened: FinishedRun, request: wing_options.ExportRequest) -> card.CardFacts:
     """Return what the run's files say for the card. Raises TserError where one is damaged."""
     method, energy = opened.config.method.name, _energy(opened.run.folder / "energy.json")
     result = record.find_result(opened.run)

@@ -17,7 +17,7 @@ from tser_cli.energy.joules import skipped_share
 from tser_cli.energy.prices import Profile
 from tser_cli.energy.table import Labels, energy_rows, sidecar
 from tser_cli.engine.evaluation.evaluate import Evaluation
-from tser_cli.engine.runs.networks import Loaded, counting_of
+from tser_cli.engine.runs.networks import UNTRAINED, Loaded, counting_of
 from tser_cli.engine.runs.opened import Context
 from tser_cli.models.base import Classifier
 from tser_cli.report.csv_files import SUMS, write_energy_csv
@@ -91,6 +91,8 @@ def energy_report(
     """
     counts = counted.counts
     assert counts is not None, "a counted pass"
+    # how many zeros an ANN computes with is a matter of its weights, unlike all else of it here
+    trained = teacher if teacher and teacher.source != UNTRAINED else None
     rows = energy_rows(counts, profile, labels)
     document = sidecar(
         counts,
@@ -99,7 +101,7 @@ def energy_report(
         teacher=count_ann(teacher.model, context) if teacher and context else None,
         teacher_name=teacher.name if teacher else "",
         memory=memory,
-        skipped=share_of_zeros(teacher.model, context) if teacher and context else None,
+        skipped=share_of_zeros(trained.model, context) if trained and context else None,
         accuracy_T=[right / counted.images for right in counted.correct_cumulative],
     )
     return EnergyReport(rows, document)

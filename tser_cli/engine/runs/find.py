@@ -10,6 +10,7 @@ from typing import Any
 
 from tser_cli.base.errors import ConfigError, RunError, nearest, warn_once
 from tser_cli.base.files import foreign, is_file, is_folder
+from tser_cli.engine.runs import students
 from tser_cli.engine.runs.folder import PARENT, Run, time_of
 from tser_cli.settings import plugins, registry
 from tser_cli.settings.config import EPOCHS, Config
@@ -18,6 +19,7 @@ LATEST = "latest"
 ANY = "*"
 KINDS = ("teacher", "student")
 MOST_CANDIDATES = 10
+LISTED = "tser runs lists them, tser list students those that come with tser"
 Status = Mapping[str, Any]
 Parent = Mapping[str, str] | None
 
@@ -46,8 +48,8 @@ def find_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:
     """Return the run to use, by a path, a name, an unambiguous beginning of one, or `latest`.
 
     `latest` is the run that finished last. A path leads anywhere; the others are looked for among
-    the runs of `kind` under `runs_dir`. The run need not be finished. Raises RunError, which names
-    the nearest or the candidates.
+    the runs of `kind` under `runs_dir`, where a packaged student, by its name, is copied to. The
+    run need not be finished. Raises RunError, which names the nearest or the candidates.
     """
     # a path first: what lies there is meant, whatever the runs are called
     if is_file(named / "status.json"):
@@ -55,6 +57,8 @@ def find_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:
     if not_ours := foreign(named):
         raise RunError(f"{not_ours}. Name a run; tser runs lists them")
     name = str(named)
+    if _is_student(named.as_posix(), kind):
+        return students.copied(named.as_posix(), runs_dir)
     if named.name != name or name in ("", ".", ".."):
         raise _no_run_folder(named)
     if name == LATEST:
@@ -71,7 +75,7 @@ def find_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:
         raise _no_run_folder(named)
     if not fitting:
         near = nearest(name, [LATEST, *(run.name for run in runs)])
-        raise RunError(f'there is no run "{name}" under {runs_dir}{near}. tser runs lists them')
+        raise RunError(f'there is no run "{name}" under {runs_dir}{near}. {LISTED}')
     if len(fitting) > 1:
         lines = [f"  {run.folder}" for run in fitting[:MOST_CANDIDATES]]
         if len(fitting) > len(lines):
@@ -81,20 +85,27 @@ def find_run(named: Path, runs_dir: Path, kind: str = ANY) -> Run:
 
 
 def run_or_name(name: str, runs_dir: Path, kind: str = ANY) -> str:
-    """Return the folder of the run that `name` means; `name` itself where no run begins with it.
+    """Return the folder of the run that `name` means; `name` itself where it means none.
 
     For names that may also be something else: an architecture, a file, a recipe. Raises RunError
     where it may mean several runs.
     """
     runs = run_folders(runs_dir, kind) if name else []
-    if name == LATEST or any(run.name.startswith(name) for run in runs):
+    begun = any(run.name.startswith(name) for run in runs)
+    if name == LATEST or begun or _is_student(name, kind):
         return str(find_run(Path(name), runs_dir, kind).folder)
     return name
 
 
+def _is_student(name: str, kind: str) -> bool:
+    """Return whether a packaged student is called `name`, and one is looked for."""
+    return kind in (ANY, "student") and name in students.available()
+
+
 def _no_run_folder(path: Path) -> RunError:
     beside = [entry.name for entry in path.parent.iterdir()] if is_folder(path.parent) else []
-    return RunError(f"{path} is not a run folder{nearest(path.name, beside)}: no status.json")
+    near = nearest(path.name, beside) or nearest(path.as_posix(), students.available())
+    return RunError(f"{path} is not a run folder{near}: no status.json. {LISTED}")
 
 
 def all_runs(runs_dir: Path, kind: str = ANY, dataset: str = ANY) -> list[tuple[Run, Status]]:

@@ -28,6 +28,8 @@ MODEL_FILE = "model.safetensors"
 IMAGES = "images_sha256"  # in status.json: the fingerprint of data of your own
 # In environment.json of a run that is no training: the run that its weights come from.
 PARENT = "parent"
+# In environment.json of a student that comes with the package: its name, and its parameters.
+PACKAGED = "packaged"
 NUMBER = (int, float)
 STATUS_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("kind", "state", "why", "host", "model", "dataset", "sha256", IMAGES), str),
@@ -38,7 +40,7 @@ STATUS_TYPES: dict[str, type | tuple[type, ...]] = {
     "resumable": bool,
 }
 ENVIRONMENT_TYPES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("git", "packages", "teacher", PARENT), dict),
+    **dict.fromkeys(("git", "packages", "teacher", PARENT, PACKAGED), dict),
     **dict.fromkeys(("plugins", "command", "commands"), list),
     "wall_seconds": NUMBER,
     "threads": int,

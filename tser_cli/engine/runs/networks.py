@@ -252,9 +252,12 @@ def build(name: str, spec: DataSpec, config: Config, spiking: bool) -> Classifie
     return model
 
 
+UNTRAINED = "untrained"  # as the source of weights
+
+
 def untrained(name: str, spec: DataSpec, config: Config) -> Loaded:
     """Return the ANN `name` with random weights: what it costs does not depend on them."""
-    return Loaded(build(name, spec, config, spiking=False), name, "untrained", "")
+    return Loaded(build(name, spec, config, spiking=False), name, UNTRAINED, "")
 
 
 def write(path: Path, model: Classifier, name: str, spec: DataSpec, config: Config) -> str:

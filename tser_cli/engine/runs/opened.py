@@ -16,7 +16,7 @@ from tser_cli.data.base import Dataset, load_dataset
 from tser_cli.data.own import fingerprint
 from tser_cli.engine.runs import networks
 from tser_cli.engine.runs.find import finished, open_run
-from tser_cli.engine.runs.folder import IMAGES, Run
+from tser_cli.engine.runs.folder import IMAGES, PACKAGED, Run
 from tser_cli.engine.runs.runtime import Runtime, make_runtime
 from tser_cli.engine.runs.stop import StopRequest
 from tser_cli.settings import recipe
@@ -142,6 +142,8 @@ def open_finished(run: Run, changes: dict[str, Any], progress: Progress) -> Fini
     loaded = networks.read_of_run(run, context.dataset.spec)
     networks.check_network(loaded, run.kind, context.dataset.spec)
     context.runtime.place(networks.freeze(loaded.model))
+    if student := run.environment().get(PACKAGED):
+        context.progress.say(f"packaged student {student.get('name')}, copied to {run.folder}")
     say_average(context)
     return FinishedRun(run, context, loaded)
 

@@ -223,6 +223,8 @@ def read_run_teacher(run: Run, spec: DataSpec) -> networks.Loaded | None:
         beside = [one for place in above for one in all_runs(place, "teacher")]
         moved = [other for other, status in beside if status.get("sha256") == recorded.sha256]
         path = moved[0].model_file if recorded.sha256 and moved else path
+    if path == Path():  # of a packaged student, and no teacher here has these weights
+        raise CheckpointError(f"{recorded.model}, the teacher of {run.name}, is not packaged")
     found = networks.read(path, spec, config.model.stem)
     loaded = fitting_teacher(renormalised(found, config, spec), spec)
     if loaded.sha256 != recorded.sha256:
@@ -260,7 +262,8 @@ def teacher_to_count(run: Run, context: Context) -> networks.Loaded | None:
     """Return the run's teacher for counting its operations; None where it had none.
 
     What an ANN costs does not depend on its weights. So where they can't be read any more, an
-    untrained network of the same architecture serves, with a warning.
+    untrained network of the same architecture serves, with a warning but for a packaged student,
+    which comes without its teacher.
     """
     recorded = recorded_teacher(run)
     if recorded is None:
@@ -268,7 +271,8 @@ def teacher_to_count(run: Run, context: Context) -> networks.Loaded | None:
     try:
         loaded = read_run_teacher(run, context.dataset.spec)
     except CheckpointError as error:
-        context.progress.warn(f"{error}; the operations of an untrained {recorded.model} serve")
+        if recorded.source:
+            context.progress.warn(f"{error}; the operations of an untrained {recorded.model} serve")
         try:
             loaded = networks.untrained(recorded.model, context.dataset.spec, context.config)
         except ConfigError as problem:
