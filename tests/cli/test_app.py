@@ -178,6 +178,19 @@ def test_a_runs_folder_that_is_a_file(tser: Invoke, tmp_path: Path) -> None:
     assert "Choose another place" in err
 
 
+def test_a_worker_that_was_lost_is_one_message(
+    tser: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose() -> None:  # as torch's signal handler does, wherever the command is
+        raise RuntimeError("DataLoader worker (pid 71) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(app, "check_arguments", lambda arguments: lose())
+    code, out, said = tser("list", "models")
+    assert (code, out) == (1, "")
+    killed = "DataLoader worker (pid 71) is killed by signal: Killed."
+    assert said.strip() == f"error: a data loader worker was lost: {killed}"
+
+
 def test_memory_that_ran_out_is_one_message(tser: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     def too_much() -> None:
         torch.empty(2**60, dtype=torch.uint8)

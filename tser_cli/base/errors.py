@@ -100,6 +100,16 @@ def out_of_memory(error: BaseException) -> str:
     )
 
 
+def lost_worker(error: BaseException) -> str:
+    """Return the message for a data loader's worker that was killed; "" for any other error.
+
+    The system kills one for lack of memory. torch says so from a signal handler too, and so at any
+    point of the main process, even while an error is on its way.
+    """
+    lost = "DataLoader worker (pid" in str(error)
+    return f"a data loader worker was lost: {first_line(error)}" if lost else ""
+
+
 def error_line(error: BaseException) -> str:
     """Return an error's type and first line."""
     return f"{type(error).__name__}: {first_line(error)}"

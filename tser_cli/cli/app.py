@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from tser_cli.base import __version__
-from tser_cli.base.errors import ConfigError, Interrupted, TserError, out_of_memory
+from tser_cli.base.errors import ConfigError, Interrupted, TserError, lost_worker, out_of_memory
 from tser_cli.cli import terminal
 from tser_cli.cli.options import is_there, offered, spread, with_examples
 from tser_cli.cli.verbs import VERBS, Verb, load
@@ -115,7 +115,7 @@ def main() -> None:
             terminal.tell(f"error: {error}")
             sys.exit(error.exit_code)
         except (MemoryError, RuntimeError) as error:
-            message = out_of_memory(error)
+            message = out_of_memory(error) or lost_worker(error)
             if not message:
                 raise
             terminal.tell(f"error: {message}")

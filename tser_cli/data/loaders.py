@@ -24,7 +24,7 @@ from weakref import WeakSet
 import torch
 from torch.utils import data
 
-from tser_cli.base.errors import ConfigError, DataError, TrainingError
+from tser_cli.base.errors import ConfigError, DataError, TrainingError, lost_worker
 from tser_cli.base.system import cores, end_with_parent
 from tser_cli.data import transforms
 from tser_cli.data.base import Dataset, TensorSource, split_off
@@ -380,21 +380,13 @@ def _next(batches: Iterator[Batch | DataError]) -> Batch:
     try:
         batch = next(batches)
     except RuntimeError as error:
-        if not is_loss_of_worker(error):
+        if not lost_worker(error):
             raise
-        raise TrainingError(f"a data loader worker was lost: {error}") from error
+        raise TrainingError(lost_worker(error)) from error
     if isinstance(batch, DataError):
         # a new one: `raise batch` would tie this frame and the workers into a cycle
         raise DataError(*batch.args)
     return batch
-
-
-def is_loss_of_worker(error: RuntimeError) -> bool:
-    """Return whether `error` says that a worker was killed, as the system does for lack of memory.
-
-    torch raises it from a signal handler too, and so at any point of the main process.
-    """
-    return "DataLoader worker (pid" in str(error)
 
 
 def _as_it_is(value: Any) -> Any:

@@ -23,9 +23,8 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from tser_cli.base.errors import ConfigError, Interrupted, TrainingError, TserError
+from tser_cli.base.errors import ConfigError, Interrupted, TrainingError, TserError, lost_worker
 from tser_cli.base.system import end_with_parent
-from tser_cli.data.loaders import is_loss_of_worker
 from tser_cli.settings.config import TrainingConfig
 
 # auto is fp32 until it is settled
@@ -161,9 +160,9 @@ class Runtime:
                 raise
             raise type(error)(f"{self.process_description}: {error}") from error
         except RuntimeError as error:
-            if is_loss_of_worker(error):
-                where = f" by {self.process_description}" if self.world > 1 else ""
-                raise TrainingError(f"a data loader worker was lost{where}: {error}") from error
+            if lost := lost_worker(error):
+                where = f"{self.process_description}: " if self.world > 1 else ""
+                raise TrainingError(f"{where}{lost}") from error
             # gloo raises plain RuntimeErrors, which name its source files
             if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
                 raise
