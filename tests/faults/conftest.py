@@ -24,6 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", type=int, default=0, help="kills of the long form, as 200")
 
 
+DEAR = ("test_kill", "test_processes")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: of the long form alone, --faults N")
 
@@ -37,6 +40,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if not asked and item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="long: by hand, with --faults N"))
             item.add_marker(pytest.mark.integration)
+            if item.path.stem in DEAR:
+                item.add_marker(pytest.mark.dear)
             # one process that all runs are forked from, and references that are trained once
             item.add_marker(pytest.mark.xdist_group("faults"))
             if sys.platform != "linux":

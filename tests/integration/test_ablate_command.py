@@ -155,7 +155,13 @@ def check_whole(folder: Path, out: str) -> None:
 
 @pytest.mark.timeout(3 * PATIENCE)
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed parent's cells live on")
-@pytest.mark.parametrize("beside", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        pytest.param(False, marks=pytest.mark.dear),
+        pytest.param(True, marks=pytest.mark.slow),
+    ],
+)
 def test_killed_and_repeated_gives_the_tables_of_an_undisturbed_ablation(
     home: Path, tser: Invoke, beside: bool
 ) -> None:
