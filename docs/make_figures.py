@@ -2,18 +2,20 @@
 
     python docs/make_figures.py
 
-NAME_per_timestep, NAME_accuracy and NAME_energy, as PNG and as SVG, and NAME_frontier where there
-is a NAME_frontier.csv; of a search on validation images NAME_accuracy alone.
+NAME_per_timestep, NAME_accuracy and NAME_energy, as PNG and as SVG, NAME_averaged from three time
+steps on, NAME_frontier and NAME_tsne where there is a CSV of that name; of a search on validation
+images NAME_accuracy alone.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tser_cli.report.ablation_figures import cells_of, draw_frontier, draw_tables
+from tser_cli.report.ablation_figures import cells_of, draw_frontier, draw_tables, draw_tsne
 from tser_cli.report.csv_files import (
     FRONTIER,
     TEXT,
+    TSNE,
     axes_of,
     read_ablation,
     read_summary,
@@ -38,6 +40,9 @@ def main() -> None:
         if points.is_file():
             table = read_table(points, FRONTIER, others=TEXT)
             drawn["frontier"] = draw_frontier(table, cells_of(runs, names), axes)
+        features = RESULTS / f"{name}_tsne.csv"
+        if features.is_file():
+            drawn["tsne"] = draw_tsne(read_table(features, TSNE))
         if summary["measure"].iloc[0] != "accuracy":  # a search on validation images
             drawn = {"accuracy": drawn["accuracy"]}
         for kind, drawing in drawn.items():

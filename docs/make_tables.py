@@ -10,7 +10,8 @@ figures come from NAME.csv (a row a run), its axes, baseline and measure from NA
 the runs of NAME_alternatives.csv reached, against NAME.csv at their energy. `steps:MEASURE` shows
 another measure at each step, such as `steps:accuracy_cumulative` or `steps:ece_at`, and
 `differences:MEASURE` its differences. A word behind it, as in `differences ts`, is another
-baseline: the value of the only axis.
+baseline: the value of the only axis. `claim` shows the comparisons that recipes/glyphs/README.md
+fixed beforehand, and `search` every point of a search.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tser_cli.report.comparison import (
     Values,
     compare,
     describe,
+    statistics_in,
     summarise,
     with_holm,
 )
@@ -90,6 +92,8 @@ def fill(text: str) -> str:
 
 def table_of(file: str, kind: str, baseline: str | None = None) -> str:
     """Return the table of a marker, in Markdown."""
+    if kind in OF_FILE:
+        return markdown(*OF_FILE[kind](ROOT / file))
     ablation = read(ROOT / file)
     if baseline is not None:
         (axis,) = ablation.axes
@@ -284,6 +288,66 @@ def names(ablation: Ablation) -> list[str]:
     return [short_name(axis) for axis in ablation.axes]
 
 
+# What recipes/glyphs/README.md fixed before the runs: a table, whom to compare, and where.
+LADDERS = {"(b)": "glyphs_each_at_its_best", "(a)": "glyphs_components"}
+COMPARISONS = (
+    ("ts", "kd", "averaged over all four steps", "accuracy_cumulative_4", "steps"),
+    ("ts", "kd", "the first step alone", "accuracy_at_1", "steps"),
+    ("tser", "ts", "averaged over all four steps", "accuracy_cumulative_4", "steps_ts"),
+)
+
+
+def claim(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: each comparison, with Holm's procedure over all of the design.
+
+    One whose runs are not there counts as the least likely, so that a later one changes no verdict
+    for the worse.
+    """
+    planned = [(table, *one) for table in LADDERS for one in COMPARISONS]
+    found = [
+        step_statistics(path.with_name(f"{LADDERS[table]}_{file}.csv"), measure, method)
+        for table, method, _, _, measure, file in planned
+    ]
+    never = CellStatistics({}, "", 0, None, None, p_value=1.0)
+    rows = []
+    judged = with_holm([one or never for one in found])
+    for (table, method, base, where, _, _), cell in zip(planned, judged, strict=True):
+        if cell.n:
+            low, high = (100 * end for end in cell.two_way or (np.nan, np.nan))
+            shown = (difference(cell), f"[{low:+.2f}, {high:+.2f}]")
+            rows.append([table, f"`{method}` - `{base}`", where, str(cell.pairs), *shown])
+    header = ["table", "comparison", "of what", "n", "points, 95 % interval over seeds"]
+    return [*header, "over seeds and images"], rows
+
+
+def step_statistics(path: Path, measure: str, method: str) -> CellStatistics | None:
+    """Return what NAME_steps.csv says of a method's measure; None where there is no such file."""
+    if not path.is_file():
+        return None
+    table = read_summary(path)
+    rows = table[(table["measure"] == measure) & (table["method.name"] == method)]
+    (row,) = rows.astype(object).where(rows.notna(), None).to_dict("records")
+    return statistics_in(row)
+
+
+def search(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: the points of a search, the best of each method marked."""
+    runs = read_ablation(path, ["method.name"])
+    best = runs.groupby("method.name")["best_validation_accuracy"].transform("max")
+    rows = []
+    for place, (_, run) in enumerate(runs.iterrows()):
+        weights = dict(pair.split("=") for pair in run["weights"].split("; "))
+        reached = f"{100 * run['best_validation_accuracy']:.2f}"
+        chosen = run["best_validation_accuracy"] == best.iloc[place]
+        told = (weights["kd_weight"], f"{run['temperature']:g}", weights["entropy_weight"])
+        rows.append([f"`{run['method.name']}`", *told, f"**{reached}**" if chosen else reached])
+    return ["method", "kd_weight", "temperature", "entropy_weight", "held-out images, %"], rows
+
+
+OF_FILE: dict[str, Callable[[Path], tuple[list[str], list[list[str]]]]] = {
+    "claim": claim,
+    "search": search,
+}
 OF_MEASURE: dict[str, Callable[[Ablation, str], tuple[list[str], list[list[str]]]]] = {
     "steps": steps,
     "differences": differences,

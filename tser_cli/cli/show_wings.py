@@ -46,7 +46,7 @@ def show_ablation(
     # the frontier needs two methods or more; its figure tells whether there is one
     frontier = ["frontier.csv"] if any(p.stem == "frontier" for p in result.figures) else []
     figures = ["figures"] if result.figures else []
-    of_steps = ["step_summary.csv"] if result.of_steps else []
+    of_steps = ["steps.csv"] if result.of_steps else []
     names = ["ablation.csv", "summary.csv", *of_steps, *exits, *frontier, *figures]
     show_lines([f"written: {result.folder / name}" for name in names])
 

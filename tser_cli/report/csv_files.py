@@ -52,7 +52,7 @@ PER_TIMESTEP: Schema = {
     **_columns(NUMBER, "ece_cumulative", "ece_cumulative_low", "ece_cumulative_high"),
     **_columns(NUMBER, "agreement_teacher_right", "agreement_teacher_wrong"),
 }
-# of each step, in ablation.csv and step_summary.csv: its column there, and in per_timestep.csv
+# of each step, in ablation.csv and steps.csv: its column there, and in per_timestep.csv
 STEP_MEASURES = {
     "accuracy_at": "accuracy_at_t",
     "accuracy_cumulative": "accuracy_cumulative",

@@ -131,7 +131,7 @@ def test_the_table_of_steps_has_each_measure_at_each_step(ask: Ask, tmp_path: Pa
     write_tables(request, tmp_path)
     assert write_step_table(request, tmp_path)
     assert read_csv(tmp_path / "ablation.csv")[0]["teacher_train_accuracy"] == "0.9"
-    table = read_csv(tmp_path / "step_summary.csv")
+    table = read_csv(tmp_path / "steps.csv")
     found = {(row["measure"], row["method.name"]): row for row in table}
     assert len(found) == len(table) == 2 * 2 * len(STEP_MEASURES)
     for t, expected in ((1, 0.25), (2, 0.0625)):
@@ -154,7 +154,7 @@ def test_no_table_of_steps_of_one_step_or_of_a_search(
     ask: Ask, tmp_path: Path, changes: dict[str, Any], measure: str
 ) -> None:
     assert not write_step_table(ask(["method=ce,kd"], 1, changes, measure=measure), tmp_path)
-    assert not (tmp_path / "step_summary.csv").exists()
+    assert not (tmp_path / "steps.csv").exists()
 
 
 def test_images_count_where_there_are_predictions(ask: Ask, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_every_cell_is_an_ordinary_run_and_a_row(
     rows = table(place)
     assert list(rows[0]) == list(ablation_schema(["model.timesteps"], 2))
     assert all(0.0 < float(row["ece_at_1"]) < 1.0 for row in rows)
-    assert (place.folder / "step_summary.csv").is_file() is result.of_steps is True
+    assert (place.folder / "steps.csv").is_file() is result.of_steps is True
     assert len(rows) == len(request.cells) == 4
     for row, cell in zip(rows, request.cells, strict=True):
         ((made, _),) = all_runs(cell_folder(cell, place.folder), "student")

@@ -59,7 +59,7 @@ def write_tables(request: Request, folder: Path) -> list[CellStatistics]:
 
 
 def write_step_table(request: Request, folder: Path) -> bool:
-    """Write step_summary.csv: the statistics of summary.csv, for each step and measure of a step.
+    """Write steps.csv: the statistics of summary.csv, for each step and measure of a step.
 
     Accuracies have intervals over seeds and images too. Holm's procedure is over all comparisons of
     one measure, at all its steps. Nothing is written, and False returned, of a search on held-out
@@ -79,7 +79,7 @@ def write_step_table(request: Request, folder: Path) -> bool:
             asked = (request.axes, request.baseline, f"{name}_{t}", answers)
             of_all += summarise(values, *asked)
         rows += [cell.row() for cell in with_holm(of_all)]
-    write_csv(folder / "step_summary.csv", rows, by_cell(request.axes, csv_files.STATISTICS))
+    write_csv(folder / "steps.csv", rows, by_cell(request.axes, csv_files.STATISTICS))
     return True
 
 
