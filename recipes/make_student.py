@@ -64,7 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
                 f"the weights have {run.model_file.stat().st_size:,} bytes, not {LARGEST:,}"
             )
         describe(opened.run, run, {"name": asked.name, "parameters": parameters})
-        write_text(run.folder / "README.md", readme(run, asked.name, asked.chosen, parameters))
+        again = open_finished(run, {"data.dir": opened.config.data.dir}, Silent())
+        write_text(run.folder / "README.md", readme(again, asked.name, asked.chosen, parameters))
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for name in (
@@ -132,9 +133,9 @@ def describe(before: Run, run: Run, packaged: dict[str, Any]) -> None:
     shutil.copyfile(before.folder / OF_TRAINING, run.folder / OF_TRAINING)
 
 
-def readme(run: Run, name: str, chosen: str, parameters: int) -> str:
+def readme(opened: FinishedRun, name: str, chosen: str, parameters: int) -> str:
     """Return the model card, as Markdown."""
-    opened = open_finished(run, {}, Silent())
+    run = opened.run
     request = ExportRequest(output=Path(MODEL_FILE), format_name="safetensors")
     facts, result = card_facts(opened, request), record.find_result(run)
     assert result is not None, "it was just measured"
