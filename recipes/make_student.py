@@ -5,7 +5,8 @@
 It writes recipes/digits/students/ms_resnet_tiny: the folder of a run, with a model card. Weights
 and the norms' statistics are rounded to 16 bits; then the test images are shown to the network of
 the rounded weights. All figures on the card are of that. --chosen says what selected the run: no
-test image may. Paths and the machine of the training are left out.
+test image may. Paths and the machine of the training are left out. A cell of an ablation was begun
+by no command that others can repeat: --command states the one on the card.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ RECIPES = Path(__file__).resolve().parent
 LARGEST = 1_000_000  # bytes of the weights
 KEPT = ("config.toml", MODEL_FILE, "per_timestep.csv", "energy.csv", "energy.json")
 OF_TRAINING = "metrics.csv"
+OF_RESULT = ("best_validation_accuracy", "teacher_train_accuracy", "seconds")
 OF_MACHINE = {"pid", "host", "updated"}  # in status.json
 LEARNED = ("tser", "python", "packages", "seed", "threads", "command")  # in environment.json
 
@@ -49,6 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("name", help="DATASET/NAME")
     parser.add_argument("--chosen", required=True, help="what selected this run, in a sentence")
+    parser.add_argument("--command", help="what trains it again, where the run's own would not")
     asked = parser.parse_args(arguments)
     dataset, student = asked.name.split("/")
     target = RECIPES / dataset / "students" / student
@@ -63,7 +66,9 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(
                 f"the weights have {run.model_file.stat().st_size:,} bytes, not {LARGEST:,}"
             )
-        describe(opened.run, run, {"name": asked.name, "parameters": parameters})
+        describe(opened.run, run, {"name": asked.name, "parameters": parameters}, asked.command)
+        if stated := [word for word in run.environment()["command"] if word.startswith("/")]:
+            parser.error(f"{stated[0]} is on this machine alone: give --command")
         again = open_finished(run, {"data.dir": opened.config.data.dir}, Silent())
         write_text(run.folder / "README.md", readme(again, asked.name, asked.chosen, parameters))
         shutil.rmtree(target, ignore_errors=True)
@@ -93,7 +98,8 @@ def measure(opened: FinishedRun, run: Run) -> int:
     teacher = teachers.read_run_teacher(opened.run, context.dataset.spec)
     if teacher is not None:
         context.runtime.place(networks.freeze(teacher.model))
-    run.write_settings(config.updated({"data.dir": ""}))
+    teacher_name = teachers.teacher_name(opened.run) or config.model.teacher
+    run.write_settings(config.updated({"data.dir": "", "model.teacher": teacher_name}))
     shutil.copyfile(opened.run.folder / "environment.json", run.folder / "environment.json")
     run.update_status(kind="student", started=opened.run.status()["started"])
     keep_images(run, context)
@@ -114,10 +120,10 @@ def halved(value: torch.Tensor) -> torch.Tensor:
     return value.half() if value.is_floating_point() else value
 
 
-def describe(before: Run, run: Run, packaged: dict[str, Any]) -> None:
+def describe(before: Run, run: Run, packaged: dict[str, Any], command: str | None) -> None:
     """Leave what is true on any machine, and of the training, in the JSON files of `run`."""
     was, status = before.status(), run.status()
-    learned = {key: was[record.RESULT][key] for key in ("best_validation_accuracy", "seconds")}
+    learned = {key: was[record.RESULT][key] for key in OF_RESULT if key in was[record.RESULT]}
     status = {key: value for key, value in status.items() if key not in OF_MACHINE}
     status = {**status, "epoch": was["epoch"], "finished": was["finished"]}
     write_json(run.folder / "status.json", {**status, "result": {**status["result"], **learned}})
@@ -127,6 +133,7 @@ def describe(before: Run, run: Run, packaged: dict[str, Any]) -> None:
     # where runs lie, and how much is said, changes no result
     stated = [word for word in words if not (word == "--runs-dir" and next(words))]
     kept["command"] = ["tser", *(word for word in stated if word not in ("--quiet", "-q"))]
+    kept["command"] = shlex.split(command) if command else kept["command"]
     if taught := environment.get(teachers.TEACHER):
         kept[teachers.TEACHER] = {**taught, "source": ""}
     write_json(run.folder / "environment.json", kept)
@@ -139,7 +146,7 @@ def readme(opened: FinishedRun, name: str, chosen: str, parameters: int) -> str:
     request = ExportRequest(output=Path(MODEL_FILE), format_name="safetensors")
     facts, result = card_facts(opened, request), record.find_result(run)
     assert result is not None, "it was just measured"
-    environment, dataset = run.environment(), opened.config.data.name
+    environment, dataset = run.environment(), name.split("/")[0]
     command = shlex.join(environment["command"])
     taught = f"distilled from {facts.teacher}" if facts.teacher else "trained without a teacher"
     sections = {

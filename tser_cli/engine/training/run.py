@@ -290,7 +290,7 @@ def _write_results(
         seconds=sum(row["seconds"] for row in epochs),
         per_timestep=tuple(rows),
         events=context.dataset.facts.get("events"),
-        teacher_train_accuracy=epochs[-1].get("teacher_train_accuracy"),
+        teacher_train_accuracy=epochs[-1].get("teacher_train_accuracy") if epochs else None,
         **energy,
     )
     run.update_status(
