@@ -278,6 +278,22 @@ def test_a_checkpoint_in_mid_epoch_rewinds_the_table(job: Job) -> None:
     assert len(read_csv(metrics)) == 2
 
 
+@pytest.mark.parametrize("stopped", [2, 5])  # in the first epoch, of three steps, and the second
+def test_a_checkpoint_from_before_the_teacher_was_counted(job: Job, stopped: int) -> None:
+    with pytest.raises(Interrupted):
+        fit(job("student", {}, StopsAt(stopped)))
+    work, column = job("student"), "teacher_train_accuracy"
+    state = load_latest(work.run.checkpoints, pytest.fail)
+    del state["meter"]["sums"]["teacher_correct"]
+    for row in state["rows"]:
+        del row[column]
+    save_checkpoint(work.run.checkpoints, stopped + 1, state)
+    rows = fit(work)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    # a part of the epoch is no share of it, and a table has the same columns in each row
+    assert not [row for row in (*rows, *read_csv(work.run.folder / "metrics.csv")) if column in row]
+
+
 def test_a_stop_leaves_a_checkpoint_at_the_very_step(job: Job) -> None:
     work = job("teacher", {"training.checkpoint_every": "99min"}, StopsAt(5))
     with pytest.raises(Interrupted) as stop:

@@ -190,7 +190,7 @@ def end_epoch(
         **{name: mean for name, mean in means.items() if name not in COUNTS},
         **(job.control.columns() if job.control else {}),
         "train_accuracy": means["correct"],
-        **({"teacher_train_accuracy": means[TAUGHT]} if TAUGHT in means else {}),
+        **_taught(means, position),
         "validation_accuracy": accuracy,
         "images_per_second": images_per_second * runtime.world,
         "seconds": position.seconds,
@@ -213,6 +213,12 @@ def end_epoch(
     if stopped or last or due:
         state.save(job, optimizer, position)
     return stopped
+
+
+def _taught(means: dict[str, float], position: Position) -> Row:
+    # a run that began without this column goes on so: all rows have the columns of the first
+    told = TAUGHT in means and all("teacher_train_accuracy" in row for row in position.rows)
+    return {"teacher_train_accuracy": means[TAUGHT]} if told else {}
 
 
 def check_finite(job: TrainingJob, values: dict[str, Tensor], position: Position) -> None:

@@ -76,7 +76,11 @@ class EpochSums:
     def add(self, images: int, values: dict[str, Tensor]) -> None:
         """Add per-image means in `values` (and the counts in COUNTS), weighted by `images`."""
         self.images += images
+        # of a checkpoint from before there was such a sum: a part of the epoch is not its share
+        late = TAUGHT if self.sums and TAUGHT not in self.sums else None
         for name, value in values.items():
+            if name == late:
+                continue
             # float64: sums of float32 over an epoch lose the last digits, by the order of batches
             amount = value.detach().double() * (1 if name in COUNTS else images)
             self.sums[name] = self.sums.get(name, torch.zeros_like(amount)) + amount
