@@ -96,7 +96,8 @@ def test_bars_show_speed_and_losses(clock: list[float]) -> None:
     console, stream = terminal()
     bars = Bars(console)
     bars.begin(epochs=10, steps=3, done_epochs=1)
-    values = {"loss": torch.tensor(1.5), "ce": torch.tensor(0.25), "correct": torch.tensor(3)}
+    values = {"loss": torch.tensor(1.5), "ce": torch.tensor(0.25)}
+    values |= {"correct": torch.tensor(3), "teacher_correct": torch.tensor(2)}
     bars.step(8, values)
     assert shown(bars)["steps"] == (3, 30, "")
     clock.append(100.5)

@@ -21,6 +21,7 @@ WORTH_TELLING = 20.0  # seconds
 LONGEST_BAR, SHORTEST_BAR = 20, 8
 ENERGY = ("energy_pj", "energy_budget_pj", "energy_multiplier")
 TAUGHT = "teacher_train_accuracy"
+COUNTS = ("correct", "teacher_correct")  # of a batch, beside the terms of its loss
 
 
 def describe(row: dict[str, Any], epochs: int) -> str:
@@ -123,7 +124,7 @@ class Bars(Lines):
         if spent < REFRESH_SECONDS:
             return
         note = f"{self._images / spent:.0f} images/s"
-        for name in [name for name in values if name != "correct"]:
+        for name in [name for name in values if name not in COUNTS]:
             value = float(values[name])
             said = f"energy {joules(value)}" if name == "energy_pj" else f"{name} {value:.3f}"
             if len(f"{note}, {said}") > self._room:
