@@ -300,8 +300,8 @@ COMPARISONS = (
 def claim(path: Path) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: each comparison, with Holm's procedure over all of the design.
 
-    One whose runs are not there counts as the least likely, so that a later one changes no verdict
-    for the worse.
+    One without runs, or with too few for a test, has a p-value of 1: once it has them, no verdict
+    on another one gets worse.
     """
     planned = [(table, *one) for table in LADDERS for one in COMPARISONS]
     found = [
@@ -310,12 +310,14 @@ def claim(path: Path) -> tuple[list[str], list[list[str]]]:
     ]
     never = CellStatistics({}, "", 0, None, None, p_value=1.0)
     rows = []
-    judged = with_holm([one or never for one in found])
+    known = [one or never for one in found]
+    judged = with_holm([replace(one, p_value=1.0) if one.p_value is None else one for one in known])
     for (table, method, base, where, _, _), cell in zip(planned, judged, strict=True):
         if cell.n:
-            low, high = (100 * end for end in cell.two_way or (np.nan, np.nan))
-            shown = (difference(cell), f"[{low:+.2f}, {high:+.2f}]")
-            rows.append([table, f"`{method}` - `{base}`", where, str(cell.pairs), *shown])
+            ends = [f"{100 * end:+.2f}" for end in cell.two_way or ()]
+            both = f"[{', '.join(ends)}]" if ends else "no interval"
+            shown = (str(cell.pairs), difference(cell), both)
+            rows.append([table, f"`{method}` - `{base}`", where, *shown])
     header = ["table", "comparison", "of what", "n", "points, 95 % interval over seeds"]
     return [*header, "over seeds and images"], rows
 
@@ -356,9 +358,11 @@ OF_MEASURE: dict[str, Callable[[Ablation, str], tuple[list[str], list[list[str]]
 
 def mean(cell: CellStatistics, percent: bool = True) -> str:
     """Return mean and standard deviation in percent, `76.67 ± 0.20`, or as they are."""
+    if cell.mean is None:
+        return "none is there"
     scale, digits = (100, 2) if percent else (1, 3)
     deviation = "" if cell.std is None else f" ± {scale * cell.std:.{digits}f}"
-    return f"{scale * (cell.mean or 0):.{digits}f}{deviation}"
+    return f"{scale * cell.mean:.{digits}f}{deviation}"
 
 
 def difference(cell: CellStatistics, percent: bool = True) -> str:

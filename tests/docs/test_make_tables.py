@@ -107,6 +107,35 @@ def test_alternatives_are_compared_on_the_line_through_a_seed_s_runs(tables: Mod
     ]
 
 
+def test_the_claim_is_judged_by_all_six_comparisons(tables: ModuleType, tmp_path: Path) -> None:
+    def write(name: str, *rows: str) -> None:
+        header = "method.name,measure,n,accuracy_mean,difference_mean,difference_low,"
+        header += "difference_high,pairs,resolved,p_value"
+        (tmp_path / name).write_text("\n".join([header, *rows, ""]))
+
+    # two can be tested; one has too few runs for a test, and three of the design have none
+    write(
+        "glyphs_each_at_its_best_steps.csv",
+        "ts,accuracy_cumulative_4,10,0.92,0.01,0.005,0.015,10,1,0.008",
+        "ts,accuracy_at_1,10,0.9,0.03,0.02,0.04,10,1,0.011",
+    )
+    few = "tser,accuracy_cumulative_4,3,0.92,0.001,-0.001,0.003,3,,"
+    write("glyphs_each_at_its_best_steps_ts.csv", few)
+    rows = [row[3:] for row in tables.claim(tmp_path / "any.csv")[1]]
+    assert rows == [
+        ["10", "+1.00 [+0.50, +1.50]", "no interval"],  # 6 times 0.008 is below 0.05
+        ["10", "+3.00 [+2.00, +4.00], not by Holm", "no interval"],  # 5 times 0.011 is not
+        ["3", "+0.10 [-0.10, +0.30], n = 3: no verdict", "no interval"],
+    ]
+
+
+def test_what_was_not_measured_is_no_zero(tables: ModuleType) -> None:
+    runs = pd.DataFrame({"m": ["a", "b"], "seed": 0, "state": "finished"})
+    runs["accuracy_at_1"], runs["ece_at_1"] = 0.5, [0.25, None]
+    found = tables.steps(tables.Ablation(runs, ["m"], {"m": "a"}, "accuracy"), "ece_at")[1]
+    assert found == [["`a`", "25.00"], ["`b`", "none is there"]]
+
+
 def test_stale_documents_are_told(
     tables: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
