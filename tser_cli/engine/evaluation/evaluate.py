@@ -315,8 +315,8 @@ def calibration_error(gap_TB: Tensor, squares_T: Tensor, images: int) -> list[Me
     images (Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 3). `gap_TB`:
     the sums of confidence minus right in each bin; `squares_T`: of their squares. With the sign of
     its bin's sum a gap is a value of one image, and the error their mean: the interval is that of a
-    mean. It does not show that the error of a perfect network is above 0 too, by chance, the more
-    so the fewer images there are.
+    mean. Chance lifts the error of a perfect network above 0 too, the more so the fewer images
+    there are, and the interval with it: it often leaves 0 out.
     """
     found = means(gap_TB.abs().sum(1), squares_T, images)
     return [Mean(error, max(low, 0.0), min(high, 1.0)) for error, low, high in found]
