@@ -29,6 +29,7 @@ from tser_cli.engine.evaluation.evaluate import (
     evaluate,
     evaluate_split,
     keep_answers,
+    means,
     sums_of,
 )
 from tser_cli.engine.runs import folder, networks
@@ -330,6 +331,13 @@ def test_losses_and_calibration_errors_are_those_of_a_loop_over_images(
                 assert row[column] == pytest.approx(mean, rel=1e-9)
                 assert row[f"{column}_low"] == pytest.approx(max(mean - reach, 0.0), rel=1e-4)
                 assert row[f"{column}_high"] == pytest.approx(mean + reach, rel=1e-4)
+
+
+def test_an_interval_of_losses_is_not_below_0() -> None:
+    one_of_ten = torch.tensor([1.0], dtype=torch.float64)  # ten losses, of which nine are 0
+    ((mean, low, high),) = means(one_of_ten, one_of_ten, 10)
+    assert (mean, low) == (0.1, 0.0)
+    assert high == pytest.approx(0.1 + 1.96 * math.sqrt(0.09 / 9), rel=1e-4)
 
 
 def test_a_confidence_at_an_edge_belongs_to_the_bin_below() -> None:

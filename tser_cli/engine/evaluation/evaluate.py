@@ -299,12 +299,15 @@ def sums_of(answers: Answers, taught_N: Tensor | None) -> Tensor:
 
 
 def means(sum_T: Tensor, squares_T: Tensor, images: int) -> list[Mean]:
-    """Return the mean at each step with its 95 % interval, from the sums of values and squares."""
+    """Return the mean at each step with its 95 % interval, from the sums of values and squares.
+
+    Of values that are never below 0, and so the interval is not either.
+    """
     mean_T = sum_T / images
     # never below 0, where rounding may lead
     variance_T = (squares_T / images - mean_T**2).clamp_min(0.0)
     reach_T = statistics.NORMAL * (variance_T / max(images - 1, 1)).sqrt()
-    ends = torch.stack([mean_T, mean_T - reach_T, mean_T + reach_T], dim=1)
+    ends = torch.stack([mean_T, (mean_T - reach_T).clamp_min(0.0), mean_T + reach_T], dim=1)
     return [Mean(*row) for row in ends.tolist()]
 
 
@@ -319,7 +322,7 @@ def calibration_error(gap_TB: Tensor, squares_T: Tensor, images: int) -> list[Me
     there are, and the interval with it: it often leaves 0 out.
     """
     found = means(gap_TB.abs().sum(1), squares_T, images)
-    return [Mean(error, max(low, 0.0), min(high, 1.0)) for error, low, high in found]
+    return [Mean(error, low, min(high, 1.0)) for error, low, high in found]
 
 
 def answers_of(logits_TNK: Tensor, labels_N: Tensor, index_N: Tensor) -> Answers:
