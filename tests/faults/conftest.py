@@ -40,7 +40,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if not asked and item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="long: by hand, with --faults N"))
             item.add_marker(pytest.mark.integration)
-            if item.path.stem in DEAR:
+            # the long form is asked for by --faults alone; slow ones stay with -m slow alone
+            if item.path.stem in DEAR and not asked and not item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.dear)
             # one process that all runs are forked from, and references that are trained once
             item.add_marker(pytest.mark.xdist_group("faults"))
