@@ -173,7 +173,7 @@ def draw_averaged(cells: Sequence[CellRuns]) -> Drawing:
     """
     steps = range(1, 1 + steps_of(cells))
     drawing, plots = grid(2, (figures.WIDTH / 2, 3.4), sharey=True)
-    names = {"step t alone": (AT_T, "t"), "averaged over steps 1 to T'": (CUMULATIVE, "T'")}
+    names = {"step t alone": (AT_T, "t"), "mean of steps 1 to T'": (CUMULATIVE, "T'")}
     for plot, (title, (column, axis)) in zip(plots, names.items(), strict=True):
         for place, cell in enumerate(cells):
             # beside each other, so that no interval hides another
