@@ -204,6 +204,7 @@ def test_the_curves_over_averaged_steps_are_the_means_of_the_seeds() -> None:
         pytest.approx([60.0, 94.5, 80.0]),
     ]
     assert list(alone.get_xticks()) == [1, 2, 3]
+    drawing.figure.set_dpi(150)  # as it is saved
     drawing.figure.draw_without_rendering()
     (title,) = averaged.findobj(lambda artist: "T'" in getattr(artist, "get_text", str)()[1:])
     assert title.get_window_extent().x1 <= drawing.figure.bbox.x1  # it is not cut off
