@@ -73,6 +73,8 @@ def test_each_method_may_have_weights_of_its_own() -> None:
     # a flag is for all of them; what --vary leaves out has no part
     flag = Layer("--set", {"method.kd_weight": 7.0})
     of_flags = make_request([*base, flag], {"each": EACH}, ["method=ce,kd"], 1).cells
+    with pytest.raises(ConfigError, match="names no method kdd"):  # a slip, whatever is varied
+        make_request(base, {"each": {"kdd": {}}}, ["method=ce,kd"], 1)
     assert of_flags[1].config.method == kd.model_copy(update={"kd_weight": 7.0})
 
 

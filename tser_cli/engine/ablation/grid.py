@@ -257,7 +257,7 @@ def own_weights(
     for method, weights in each.items():
         source = f"[ablation.each.{method}]"
         if method not in axes.get(METHOD, []):
-            if by_flag:
+            if by_flag and method in registry.METHODS:
                 continue
             raise ConfigError(f"{source}: vary names no method {method}")
         values = {f"method.{name}": value for name, value in weights.items()}
