@@ -17,6 +17,7 @@ from tser_cli.engine.ablation.folder import AblationFolder
 from tser_cli.engine.ablation.grid import Request
 from tser_cli.engine.commands import ablate as ablate_command
 from tser_cli.engine.commands.ablate import AblationResult
+from tser_cli.engine.runs import students
 from tser_cli.report.comparison import CellStatistics
 from tser_cli.settings import registry
 from tser_cli.settings.options import DistillRequest
@@ -262,16 +263,17 @@ def test_a_teacher_is_meant_by_its_beginning(tser: Invoke) -> None:
 def test_names_of_runs_are_completed(tser: Invoke) -> None:
     make("resnet18_a")
     make("vgg11")
-    assert completions("") == ["latest", "resnet18_a", "vgg11"]
+    assert completions("") == ["latest", "resnet18_a", "vgg11", *students.available()]
+    assert completions("digits/") == ["digits/sdt_tiny"]
     assert completions("res") == ["resnet18_a"]
-    assert completions("", runs_dir="elsewhere") == ["latest"]
+    assert completions("", runs_dir="elsewhere") == ["latest", *students.available()]
     assert options.complete_recipe("digits/resnet34") == ["digits/resnet34_teacher"]
 
 
 def test_a_name_that_a_shell_acts_on_is_not_completed(tser: Invoke) -> None:
     for name in ("x; touch ran", "$(touch ran)", "x\ntouch ran", "`x`", "x y", "é", "fine"):
         make(name)
-    assert completions("") == ["latest", "fine"]
+    assert completions("") == ["latest", "fine", *students.available()]
 
 
 EVIL = (

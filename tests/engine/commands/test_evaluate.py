@@ -107,7 +107,7 @@ def test_the_run_s_own_table_is_written_again(
     assert (result.name, result.split, result.figure) == (run.name, "test", None)
     assert (result.early_exit_rows, result.early_exit_table) == ([], None)
     for row, written in zip(result.rows, read_csv(result.table), strict=True):
-        assert {name: float(written[name]) for name in row} == row
+        assert {name: float(written[name]) if written[name] else None for name in row} == row
     assert not (run.folder / "early_exit.csv").exists()
     assert capsys.readouterr() == ("", "")  # a command prints nothing
 

@@ -263,13 +263,19 @@ def teacher_accuracy(
     return evaluate_split(teacher.model, opened.context, split, 1).accuracy
 
 
+AGREEMENT = ("agreement_teacher_right", "agreement_teacher_wrong")
+
+
 def beside_teacher(recorded: Rows, row: dict[str, Any], accuracy: float) -> dict[str, Any]:
-    """Return the columns of the teacher for a row; its test is the `recorded` one if that holds."""
+    """Return the columns of the teacher for a row: its test, and how often both agree, are the
+    `recorded` ones where those hold.
+    """
     same = ("t", "correct_cumulative", "images")
     for known in recorded:
         # McNemar's, which knows the answers of both to each image
         if all(known.get(name) == row[name] for name in same) and "p_teacher" in known:
-            return {"teacher_accuracy": accuracy, "p_teacher": known["p_teacher"]}
+            kept = {name: known[name] for name in AGREEMENT if name in known}
+            return {"teacher_accuracy": accuracy, "p_teacher": known["p_teacher"], **kept}
     taught = round(accuracy * row["images"])
     right, images = row["correct_cumulative"], row["images"]
     p_value = statistics.proportions_p(right, images, taught, images)
