@@ -134,8 +134,7 @@ def means(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
 
     Of a search on validation images: the best validation accuracy and the test accuracy instead.
     """
-    columns = {f"at t = {name.rpartition('_')[2]}": name for name in ablation.steps}
-    columns["averaged"] = "accuracy"
+    columns = columns_of(ablation, "")
     last = ["energy an image"]
     if ablation.measure == VALIDATION:
         columns, last = {"validation, best epoch": VALIDATION, "test": "accuracy"}, []
@@ -156,28 +155,28 @@ def means(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
 
 def differences(ablation: Ablation, measure: str = "") -> tuple[list[str], list[list[str]]]:
     """Return header and rows: the difference to the baseline at each step and averaged."""
-    columns = columns_of(ablation, measure)
-    by_column = together([ablation.summary(name) for name in columns.values()])
-    percent = not measure.startswith("loss")
-    rows = [
-        [
-            *(f"`{value}`" for value in cell.settings.values()),
-            *(difference(found[place], percent) for found in by_column),
-        ]
-        for place, cell in enumerate(by_column[0])
-    ]
-    return [*names(ablation), *columns], rows
+    return at_steps(ablation, measure, together, difference)
 
 
 def steps(ablation: Ablation, measure: str) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: mean and deviation of a measure at each step."""
+    return at_steps(ablation, measure, list, mean)
+
+
+def at_steps(
+    ablation: Ablation,
+    measure: str,
+    judge: Callable[[list[list[CellStatistics]]], list[list[CellStatistics]]],
+    show: Callable[[CellStatistics, bool], str],
+) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: a cell a row and a step a column, each shown by `show`."""
     columns = columns_of(ablation, measure)
-    by_column = [ablation.summary(name) for name in columns.values()]
+    by_column = judge([ablation.summary(name) for name in columns.values()])
     percent = not measure.startswith("loss")
     rows = [
         [
             *(f"`{value}`" for value in cell.settings.values()),
-            *(mean(found[place], percent) for found in by_column),
+            *(show(found[place], percent) for found in by_column),
         ]
         for place, cell in enumerate(by_column[0])
     ]

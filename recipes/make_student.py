@@ -37,8 +37,11 @@ from tser_cli.settings.wing_options import ExportRequest
 
 RECIPES = Path(__file__).resolve().parent
 LARGEST = 1_000_000  # bytes of the weights
-KEPT = ("config.toml", MODEL_FILE, "per_timestep.csv", "energy.csv", "energy.json")
 OF_TRAINING = "metrics.csv"
+KEPT = (
+    *("config.toml", MODEL_FILE, "per_timestep.csv", "energy.csv", "energy.json", OF_TRAINING),
+    *("environment.json", "status.json", "README.md", "split.json"),
+)
 OF_RESULT = ("best_validation_accuracy", "teacher_train_accuracy", "seconds")
 OF_MACHINE = {"pid", "host", "updated"}  # in status.json
 LEARNED = ("tser", "python", "packages", "seed", "threads", "command")  # in environment.json
@@ -73,14 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
         write_text(run.folder / "README.md", readme(again, asked.name, asked.chosen, parameters))
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        for name in (
-            *KEPT,
-            "environment.json",
-            "status.json",
-            "README.md",
-            OF_TRAINING,
-            "split.json",
-        ):
+        for name in KEPT:
             if (run.folder / name).exists():
                 shutil.copyfile(run.folder / name, target / name)
     print(f"written: {target}")

@@ -20,20 +20,20 @@ FEWEST_STEPS, FEWEST_SECONDS = 3, 2.0  # on a GPU a call returns before its work
 WORTH_TELLING = 20.0  # seconds
 LONGEST_BAR, SHORTEST_BAR = 20, 8
 ENERGY = ("energy_pj", "energy_budget_pj", "energy_multiplier")
-TAUGHT = "teacher_train_accuracy"
+OF_TEACHER = "teacher_train_accuracy"
 COUNTS = ("correct", "teacher_correct")  # of a batch, beside the terms of its loss
 
 
 def describe(row: dict[str, Any], epochs: int) -> str:
     """Describe an epoch in one line: losses by term, accuracies, speed."""
-    fixed = {"epoch", "lr", "train_accuracy", TAUGHT, "validation_accuracy"}
+    fixed = {"epoch", "lr", "train_accuracy", OF_TEACHER, "validation_accuracy"}
     fixed |= {"images_per_second", "seconds", *ENERGY}
     parts = [f"epoch {row['epoch']}/{epochs}"]
     parts += [f"{name} {value:.4f}" for name, value in row.items() if name not in fixed]
     if "energy_pj" in row:
         budget = row["energy_budget_pj"]
         parts.append(f"energy {joules(row['energy_pj'], budget)}, aim {joules(budget)}")
-    taught = f" (its teacher {100 * row[TAUGHT]:.2f} %)" if TAUGHT in row else ""
+    taught = f" (its teacher {100 * row[OF_TEACHER]:.2f} %)" if OF_TEACHER in row else ""
     parts.append(f"train {100 * row['train_accuracy']:.2f} %{taught}")
     if row["validation_accuracy"] is not None:
         parts.append(f"validation {100 * row['validation_accuracy']:.2f} %")

@@ -40,8 +40,8 @@ class RunResult:
     `best_validation_accuracy`: the best of all epochs, None without a validation split.
     `teacher_train_accuracy`: its teacher's, on the training images as the last epoch showed them to
     the student. `seconds`: time spent in training. `against_ann`: the entry of that name in
-    energy.json. `events`: from what they were simulated; None for
-    those of a camera, and for images.
+    energy.json. `events`: from what they were simulated; None for those of a camera, and for
+    images.
     """
 
     folder: Path
