@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+TAUGHT = "teacher_correct"
+COUNTS = ("correct", TAUGHT)  # of a step's values the sums over its batch; others are means
+
 
 class Progress(Protocol):
     """Hear what the training loop and the commands report.
@@ -16,7 +19,7 @@ class Progress(Protocol):
         """A training of `epochs` x `steps` starts, of which some epochs are done."""
 
     def step(self, images: int, values: dict[str, Any]) -> None:
-        """A step on `images` images gave these terms (0-dimensional tensors)."""
+        """A step on `images` images gave these terms and COUNTS (0-dimensional tensors)."""
 
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch ended with this row of metrics.csv."""

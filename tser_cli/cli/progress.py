@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBars
 
-from tser_cli.base.progress import Progress, Silent
+from tser_cli.base.progress import COUNTS, Progress, Silent
 from tser_cli.cli.terminal import wrapped
 from tser_cli.report.words import duration
 from tser_cli.settings.fields import joules
@@ -21,7 +21,6 @@ WORTH_TELLING = 20.0  # seconds
 LONGEST_BAR, SHORTEST_BAR = 20, 8
 ENERGY = ("energy_pj", "energy_budget_pj", "energy_multiplier")
 OF_TEACHER = "teacher_train_accuracy"
-COUNTS = ("correct", "teacher_correct")  # of a batch, beside the terms of its loss
 
 
 def describe(row: dict[str, Any], epochs: int) -> str:

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from tser_cli.base.errors import Interrupted, NonFiniteError
+from tser_cli.base.progress import COUNTS, TAUGHT
 from tser_cli.data.loaders import Batch
 from tser_cli.engine.training import state
 from tser_cli.engine.training.average import WeightAverage
 from tser_cli.engine.training.optimizer import lr_factor, make_optimizer, share_statistics
-from tser_cli.engine.training.state import COUNTS, TAUGHT, Position, Row, TrainingJob
+from tser_cli.engine.training.state import Position, Row, TrainingJob
 from tser_cli.losses.base import TrainingProgress
 from tser_cli.models.savings import keeping
 from tser_cli.report.csv_files import metrics_csv

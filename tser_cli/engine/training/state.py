@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tser_cli.base.errors import DamagedError
-from tser_cli.base.progress import Progress
+from tser_cli.base.progress import COUNTS, TAUGHT, Progress
 from tser_cli.data.loaders import TrainLoader
 from tser_cli.engine.runs.checkpoints import load_latest, save_checkpoint
 from tser_cli.engine.runs.folder import Run
@@ -30,8 +30,6 @@ from tser_cli.report.csv_files import metrics_csv
 from tser_cli.settings.config import CHECKPOINT_EVERY, Config
 
 Row = dict[str, Any]
-TAUGHT = "teacher_correct"
-COUNTS = ("correct", TAUGHT)  # sums over a batch; all else is a mean over its images
 
 
 @dataclass
