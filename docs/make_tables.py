@@ -10,8 +10,9 @@ figures come from NAME.csv (a row a run), its axes, baseline and measure from NA
 the runs of NAME_alternatives.csv reached, against NAME.csv at their energy. `steps:MEASURE` shows
 another measure at each step, such as `steps:accuracy_cumulative` or `steps:ece_at`, and
 `differences:MEASURE` its differences. A word behind it, as in `differences ts`, is another
-baseline: the value of the only axis. `claim` shows the comparisons that recipes/glyphs/README.md
-fixed beforehand, and `search` every point of a search.
+baseline: the value of the only axis. `against:OTHER` shows how far each cell is from the same one
+of OTHER.csv, beside NAME.csv, at each step and averaged. `claim` shows the comparisons that
+recipes/glyphs/README.md fixed beforehand, and `search` every point of a search.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ def table_of(file: str, kind: str, baseline: str | None = None) -> str:
     if kind in OF_FILE:
         return markdown(*OF_FILE[kind](ROOT / file))
     ablation = read(ROOT / file)
+    if kind.startswith("against:"):
+        return markdown(*against(ablation, read((ROOT / file).with_stem(kind.partition(":")[2]))))
     if baseline is not None:
         (axis,) = ablation.axes
         ablation = replace(ablation, baseline={axis: baseline})
@@ -161,6 +164,22 @@ def differences(ablation: Ablation, measure: str = "") -> tuple[list[str], list[
 def steps(ablation: Ablation, measure: str) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: mean and deviation of a measure at each step."""
     return at_steps(ablation, measure, list, mean)
+
+
+def against(ablation: Ablation, other: Ablation) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: how far each cell is from the same one of `other`, by seed."""
+    columns = columns_of(ablation, "")
+    by_column = []
+    for name in columns.values():
+        ours, theirs = (by_cell(one.runs, one.axes, name) for one in (ablation, other))
+        shared = {key: values for key, values in ours.items() if key in theirs}
+        found = [compare(describe(v, {}, name), v, theirs[key]) for key, v in shared.items()]
+        by_column.append(found)
+    rows = [
+        [*(f"`{value}`" for value in key), *(difference(one) for one in found)]
+        for key, *found in zip(shared, *together(by_column), strict=True)
+    ]
+    return [*names(ablation), *columns], rows
 
 
 def at_steps(

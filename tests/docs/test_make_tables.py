@@ -69,6 +69,22 @@ def test_another_measure_at_each_step_by_hand(tables: ModuleType) -> None:
     assert found[3].split(" | ")[2].startswith("+12.67 [")
 
 
+def test_two_tables_are_compared_cell_by_cell_and_seed_by_seed(tables: ModuleType) -> None:
+    def ablation(*rows: tuple[str, list[float]]) -> object:
+        runs = [
+            {"m": name, "seed": seed, "state": "finished", "accuracy_at_1": 0.5, "accuracy": value}
+            for name, values in rows
+            for seed, value in enumerate(values)
+        ]
+        return tables.Ablation(pd.DataFrame(runs), ["m"], {"m": "a"}, "accuracy")
+
+    ours = ablation(("a", [0.5, 0.6, 0.7, 0.8, 0.9]), ("only here", [0.5] * 5))
+    theirs = ablation(("only there", [0.1] * 5), ("a", [0.4, 0.5, 0.6, 0.7, 0.8, 0.1]))
+    header, rows = tables.against(ours, theirs)
+    assert header == ["m", "at t = 1", "averaged"]
+    assert rows == [["`a`", "+0.00 [+0.00, +0.00], not resolved", "+10.00 [+10.00, +10.00]"]]
+
+
 def test_three_seeds_allow_no_verdict(
     tables: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
