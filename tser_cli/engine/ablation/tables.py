@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,6 +26,7 @@ from tser_cli.energy.prices import INT8_PROFILE, Profile, load_profile
 from tser_cli.engine.ablation.folder import AblationFolder, CellRun, cell_name, read_cell
 from tser_cli.engine.ablation.grid import Cell, Request
 from tser_cli.engine.evaluation import early_exit
+from tser_cli.engine.runs.record import RunResult
 from tser_cli.report import csv_files
 from tser_cli.report.comparison import CellStatistics, Key, Values, summarise, with_holm
 from tser_cli.report.csv_files import by_cell, write_csv
@@ -43,7 +46,7 @@ def write_tables(request: Request, folder: Path) -> list[CellStatistics]:
     rows = [_row(cell, run) for cell, run in found]
     write_csv(folder / "ablation.csv", rows, csv_files.ablation_schema(request.axes, steps))
     # the whole table each time: a difference changes with every cell that its baseline gains
-    values = values_of_cells(found, request.measure)
+    values = values_of_cells(found, attrgetter(request.measure))
     answers: dict[Key, dict[int, NDArray[np.bool_]]] = {}
     # kept answers are to test images: they say nothing of an accuracy on held-out ones
     for cell, run in found if request.measure == "accuracy" else ():
@@ -74,7 +77,7 @@ def write_step_table(request: Request, folder: Path) -> bool:
     for name, column in csv_files.STEP_MEASURES.items():
         of_all: list[CellStatistics] = []
         for t in steps:
-            values = _values_of_step(found, column, t)
+            values = values_of_cells(found, partial(_at_step, column, t))
             answers = right.get(f"{name}_{t}")
             asked = (request.axes, request.baseline, f"{name}_{t}", answers)
             of_all += summarise(values, *asked)
@@ -83,16 +86,9 @@ def write_step_table(request: Request, folder: Path) -> bool:
     return True
 
 
-def _values_of_step(found: Found, column: str, t: int) -> Mapping[Key, Values]:
-    values: dict[Key, dict[int, float]] = {cell.key: {} for cell, _ in found}
-    for cell, run in found:
-        result = run.record.result if run.record else None
-        steps = result.per_timestep if result else ()
-        # of another T, or from before there was such a column: no value
-        value = steps[t - 1].get(column) if t <= len(steps) else None
-        if value is not None:
-            values[cell.key][cell.seed] = value
-    return values
+def _at_step(column: str, t: int, result: RunResult) -> float | None:
+    # of another T, or from before there was such a column: no value
+    return result.per_timestep[t - 1].get(column) if t <= len(result.per_timestep) else None
 
 
 def _right_at_steps(found: Found) -> dict[str, dict[Key, dict[int, NDArray[np.bool_]]]]:
@@ -132,14 +128,16 @@ def _row(cell: Cell, found: CellRun) -> dict[str, Any]:
     return row
 
 
-def values_of_cells(found: Found, measure: str) -> Mapping[Key, Values]:
+def values_of_cells(
+    found: Found, figure: Callable[[RunResult], float | None]
+) -> Mapping[Key, Values]:
     """Return each cell's values of a figure of its results, by seed; cells in their order."""
-    values: dict[Key, dict[int, float]] = {}
+    values: dict[Key, dict[int, float]] = {cell.key: {} for cell, _ in found}
     for cell, run in found:
-        of_cell = values.setdefault(cell.key, {})
         result = run.record.result if run.record else None
-        if result is not None and getattr(result, measure) is not None:
-            of_cell[cell.seed] = getattr(result, measure)
+        value = None if result is None else figure(result)
+        if value is not None:
+            values[cell.key][cell.seed] = value
     return values
 
 
@@ -380,10 +378,10 @@ def frontier(found: Found, runs: ExitRuns) -> list[Point]:
     early exit; all on test images, at thresholds that nobody chose. Then come the ANN of the same
     shape, whose accuracy nobody measured, and the teacher.
     """
-    energies = values_of_cells(found, "energy_pj")
-    taught = values_of_cells(found, "teacher_accuracy")
+    energies = values_of_cells(found, attrgetter("energy_pj"))
+    taught = values_of_cells(found, attrgetter("teacher_accuracy"))
     points, others = list[Point](), list[Point]()
-    for key, accuracies in values_of_cells(found, "accuracy").items():
+    for key, accuracies in values_of_cells(found, attrgetter("accuracy")).items():
         # the point is from the results: a cell whose answers are damaged loses its curve alone
         members = [run for (name, _), run in runs.items() if name == key]
         if not accuracies:
