@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -221,11 +222,11 @@ def early_exit(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
         for column in ("energy_pj", "accuracy")
     )
     missed = runs[runs["target_accuracy"].notna() & runs["energy_pj"].isna()]
-    often = missed.groupby(axes).size().to_dict() if len(missed) else {}
+    often = Counter(tuple(map(str, key)) for key in missed[axes].itertuples(index=False))
     rows = [
         [
             *(f"`{value}`" for value in energy.settings.values()),
-            *at_equal_accuracy(energy, accuracy, often.get((*energy.settings.values(),), 0)),
+            *at_equal_accuracy(energy, accuracy, often[(*energy.settings.values(),)]),
         ]
         for energy, accuracy in zip(energies, accuracies, strict=True)
     ]

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 RIVALS = "recipes/ablations/results/digits_rivals.csv"
 EVENTS = "recipes/ablations/results/n-mnist_digits.csv"
+GLYPHS = "recipes/ablations/results/glyphs_each_at_its_best.csv"
 TEMPERATURE = "recipes/ablations/results/fashion-mnist_temperature.csv"
 
 
@@ -143,6 +144,13 @@ def test_the_claim_is_judged_by_all_six_comparisons(tables: ModuleType, tmp_path
         ["10", "+3.00 [+2.00, +4.00], not by Holm", "no interval"],  # 5 times 0.011 is not
         ["3", "+0.10 [-0.10, +0.30], n = 3: no verdict", "no interval"],
     ]
+
+
+def test_runs_that_miss_the_accuracy_are_told(tables: ModuleType) -> None:
+    shown = tables.table_of(GLYPHS, "early_exit").splitlines()
+    kd, ts, _ = [line.split(" | ") for line in shown[2:]]
+    assert "runs" not in kd[1]  # its own accuracy less a margin is no hard aim
+    assert ts[1] == "2.27 ± 0.19 µJ (9 of 10 runs)"
 
 
 def test_what_was_not_measured_is_no_zero(tables: ModuleType) -> None:
