@@ -40,10 +40,9 @@ ladder() { # RECIPE FOLDER TEACHER METHODS, then options of tser ablate
     say "ends: $folder $methods $*"
 }
 
-laboratory() { # FOLDER METHODS SEEDS: with the weights of the authors' laboratory
-    local weights=(--set method.kd_weight=0.2 --set method.temperature=3)
-    [ "$2" = ce ] && weights=()
-    ladder glyphs_components "$1" 0 "$2" --seeds "$3" "${weights[@]}"
+laboratory() { # METHODS SEEDS: with the weights of the authors' laboratory, of which ce reads none
+    ladder glyphs_components a/main 0 "$1" --seeds "$2" \
+        --set method.kd_weight=0.2 --set method.temperature=3
 }
 
 # The points of the search: kd_weight tau^2 in {1.8, 4, 16} at tau 3, and 4 at tau 2 and 6.
@@ -79,20 +78,24 @@ if [ "$part" = search ]; then
             --set "method.entropy_weight=$entropy"
         say "entropy $entropy: $(reached "choose/tser_entropy$entropy")"
     done
-    search tskl tsce
     exit
 fi
 # 3. Table (b), then 4. table (a), seed by seed.
 ladder glyphs_each_at_its_best b/main 0 kd,ts,tser --seeds 10
-laboratory a/main kd,ts,tser 10
-# 5. The rest of table (a).
-laboratory a/rest tskl,tsce 5
-laboratory a/ce ce 5
+laboratory kd,ts,tser 10
+mkdir -p a/n10 && cp a/main/*.csv a/n10/ # the next tables take their place
+# 5. Table (a) with all six methods: the runs that are there stay.
+laboratory kd,ts,tser,ce,tskl,tsce 5
 # 6. Two more teachers for kd and ts, each at its own best.
 for seed in 1 2; do
     teacher "$seed"
     ladder glyphs_each_at_its_best "b/teacher_$seed" "$seed" kd,ts --seeds 5
 done
-# 7. The rest of table (b).
-ladder glyphs_each_at_its_best b/rest 0 tskl,tsce --seeds 5
+# 7. The rest of table (b), each with the best point of its search.
+search tskl tsce
+for method in tskl tsce; do
+    read -r kd_weight temperature < "choose/$method.txt"
+    ladder glyphs_components "b/$method" 0 "$method" --seeds 5 \
+        --set "method.kd_weight=$kd_weight" --set "method.temperature=$temperature"
+done
 say "all done"
