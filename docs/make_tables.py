@@ -239,8 +239,11 @@ def at_equal_accuracy(energy: CellStatistics, accuracy: CellStatistics, missed: 
     if not energy.n:
         return ["no run gets there", "", ""]
     spent = f"{(energy.mean or 0) / 1e6:.2f} ± {(energy.std or 0) / 1e6:.2f} µJ"
-    tried = f" ({energy.n} of {energy.n + missed} runs)" if missed else ""
-    return [spent + tried, mean(accuracy), energy_difference(energy)]
+    if not missed:
+        return [spent, mean(accuracy), energy_difference(energy)]
+    tried = f" ({energy.n} of {energy.n + missed} runs)"
+    # as `tser ablate` has it: those that are left found it easy
+    return [spent + tried, mean(accuracy), energy_difference(replace(energy, resolved=None))]
 
 
 def alternatives(ablation: Ablation) -> tuple[list[str], list[list[str]]]:

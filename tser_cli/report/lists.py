@@ -59,6 +59,8 @@ def exits_table(
     title = f"early exit at the accuracy of the baseline less {100 * margin:g} points"
     captions = ["thresholds chosen on held-out images, measured on test images"]
     captions += [STAR] if any(energy.starred for energy, *_ in summary) else []
+    if any(missed for _, _, missed, _ in summary):
+        captions.append("runs that miss that accuracy are in no mean: no verdict on their cell")
     # one unit for the whole column, so that its numbers can be compared at a glance
     scale, unit = unit_of(max((energy.mean or 0.0 for energy, *_ in summary), default=0.0))
     timed = any(one[-1] is not None for one in summary)

@@ -240,6 +240,20 @@ def test_a_run_that_never_gets_there_is_counted_and_in_no_mean() -> None:
     assert (kd.energy.n, kd.missed, ts.energy.n, ts.missed, ts.energy.pairs) == (3, 0, 2, 1, 2)
 
 
+@pytest.mark.parametrize("hard", [0, 1])
+def test_a_cell_with_a_run_that_never_gets_there_has_no_verdict(hard: int) -> None:
+    runs: dict[tuple[Key, int], ExitRun] = {}
+    for seed in range(6):
+        runs[("kd",), seed] = run(stops(85, 5), stops(80, 5, first=3.0 + 0.01 * seed))
+        runs[("ts",), seed] = run(stops(85 - 70 * (seed < hard), 5), stops(80, 5))
+    asked = request(seeds=6)
+    _, ts = summarised(asked, equal_accuracy(asked, runs))
+    assert (ts.energy.pairs, ts.missed, ts.energy.difference is None) == (6 - hard, hard, False)
+    judged = {cell.resolved is None for cell in (ts.energy, ts.accuracy)}
+    judged |= {ts.energy.p_value is None, ts.row()["resolved_holm"] is None}
+    assert judged == {hard == 1}
+
+
 def test_differences_are_paired_by_seed() -> None:
     runs: dict[tuple[Key, int], ExitRun] = {}
     for seed in range(5):

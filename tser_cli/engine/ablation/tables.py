@@ -206,8 +206,8 @@ class AtTarget:
 class ExitStatistics:
     """A cell at its target: its energy and accuracy, each with differences paired by seed.
 
-    `missed`: runs that no threshold brings to the target; they are in no mean. `latency_ms`: the
-    mean of the others, None where frames are not by time.
+    `missed`: runs that no threshold brings to the target; they are in no mean, so that there is no
+    verdict on the others. `latency_ms`: the mean of the others, None where frames are not by time.
     """
 
     energy: CellStatistics
@@ -340,6 +340,12 @@ def summarise_exits(
     found = []
     for energy, accuracy in zip(of_energy, of_accuracy, strict=True):
         key = tuple(energy.settings.values())
+        if missed[key]:
+            # the runs that are left are those that found it easy
+            energy, accuracy = (
+                replace(cell, resolved=None, p_value=None, p_holm=None, resolved_holm=None)
+                for cell in (energy, accuracy)
+            )
         latency_ms = fmean(seen[key]) if key in seen else None
         found.append(ExitStatistics(energy, accuracy, missed[key], latency_ms))
     return found
