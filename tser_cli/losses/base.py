@@ -96,7 +96,9 @@ class Distilling(Supervised):
     # Sweeps, in recipes/ablations/results: fashion-mnist_temperature.csv (1, 2, 4: 2 is best, but
     # nothing is resolved), glyphs_search.csv (2, 3, 6).
     temperature: Positive = 2.0
-    # glyphs_search.csv: more is better for kd and ts up to its end, 16 / tau^2 (n = 1, one epoch).
+    # glyphs_search.csv: more is better for kd and ts up to its end, 16 / tau^2 (n = 1, one epoch);
+    # glyphs_components.csv, glyphs_each_at_its_best.csv (1.8 and 16 / tau^2, n = 10, two epochs):
+    # nothing is resolved on held-out images.
     kd_weight: NonNegative = 1.0
 
 
