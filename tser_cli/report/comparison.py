@@ -81,8 +81,8 @@ class CellStatistics:
     `settings`: what is varied, as texts. `difference`: the mean of differences paired by seed (the
     same initial weights, data order and split), of so many `pairs`. `resolved`: whether its 95 %
     interval leaves 0 out, `resolved_holm` whether that holds for all comparisons of the table
-    together; None where there are fewer than five pairs. `two_way`: the interval over seeds and
-    images. `p_mcnemar`: of a single pair. None where it is not known.
+    together; None where there is no verdict, as of fewer than five pairs. `two_way`: the interval
+    over seeds and images. `p_mcnemar`: of a single pair. None where it is not known.
     """
 
     settings: Mapping[str, str]

@@ -76,7 +76,7 @@ def exits_table(
             accuracy_words(energy, 1 / scale),
             accuracy_words(accuracy),
             *[_scaled(seen, 1)] * timed,
-            difference_words(energy, 1 / scale),
+            difference_words(energy, 1 / scale) + (" (no verdict)" if missed else ""),
             "" if energy.is_baseline else interval_words(energy.interval, 1 / scale),
         )
     return shown
