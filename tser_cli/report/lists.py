@@ -60,7 +60,7 @@ def exits_table(
     captions = ["thresholds chosen on held-out images, measured on test images"]
     captions += [STAR] if any(energy.starred for energy, *_ in summary) else []
     if any(missed for _, _, missed, _ in summary):
-        captions.append("runs that miss that accuracy are in no mean: no verdict on their cell")
+        captions.append("? no verdict: the runs that miss that accuracy are in no mean")
     # one unit for the whole column, so that its numbers can be compared at a glance
     scale, unit = unit_of(max((energy.mean or 0.0 for energy, *_ in summary), default=0.0))
     timed = any(one[-1] is not None for one in summary)
@@ -76,7 +76,7 @@ def exits_table(
             accuracy_words(energy, 1 / scale),
             accuracy_words(accuracy),
             *[_scaled(seen, 1)] * timed,
-            difference_words(energy, 1 / scale) + (" (no verdict)" if missed else ""),
+            difference_words(energy, 1 / scale) + (" ?" if missed else ""),
             "" if energy.is_baseline else interval_words(energy.interval, 1 / scale),
         )
     return shown
