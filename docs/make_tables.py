@@ -37,6 +37,7 @@ from tser_cli.report.comparison import (
     statistics_in,
     summarise,
     with_holm,
+    without_verdict,
 )
 from tser_cli.report.csv_files import (
     ablation_exit_schema,
@@ -66,6 +67,7 @@ class Ablation:
     measure: str
     exits: pd.DataFrame | None = None
     alternatives: pd.DataFrame | None = None
+    path: Path | None = None
 
     @property
     def steps(self) -> list[str]:
@@ -97,8 +99,6 @@ def table_of(file: str, kind: str, baseline: str | None = None) -> str:
     if kind in OF_FILE:
         return markdown(*OF_FILE[kind](ROOT / file))
     ablation = read(ROOT / file)
-    if kind.startswith("against:"):
-        return markdown(*against(ablation, read((ROOT / file).with_stem(kind.partition(":")[2]))))
     if baseline is not None:
         (axis,) = ablation.axes
         ablation = replace(ablation, baseline={axis: baseline})
@@ -119,7 +119,7 @@ def read(path: Path) -> Ablation:
     exits = read_table(exits_file, schema) if exits_file.is_file() else None
     others_file = path.with_name(f"{path.stem}_alternatives.csv")
     others = pd.read_csv(others_file) if others_file.is_file() else None
-    return Ablation(read_ablation(path, axes), axes, baseline, measure, exits, others)
+    return Ablation(read_ablation(path, axes), axes, baseline, measure, exits, others, path)
 
 
 def by_cell(runs: pd.DataFrame, axes: Sequence[str], column: str) -> dict[Key, Values]:
@@ -165,6 +165,12 @@ def differences(ablation: Ablation, measure: str = "") -> tuple[list[str], list[
 def steps(ablation: Ablation, measure: str) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: mean and deviation of a measure at each step."""
     return at_steps(ablation, measure, list, mean)
+
+
+def against_beside(ablation: Ablation, name: str) -> tuple[list[str], list[list[str]]]:
+    """Return `against` the table of this name that lies beside the ablation's own."""
+    assert ablation.path is not None, "it was read"
+    return against(ablation, read(ablation.path.with_stem(name)))
 
 
 def against(ablation: Ablation, other: Ablation) -> tuple[list[str], list[list[str]]]:
@@ -239,11 +245,10 @@ def at_equal_accuracy(energy: CellStatistics, accuracy: CellStatistics, missed: 
     if not energy.n:
         return ["no run gets there", "", ""]
     spent = f"{(energy.mean or 0) / 1e6:.2f} ± {(energy.std or 0) / 1e6:.2f} µJ"
-    if not missed:
-        return [spent, mean(accuracy), energy_difference(energy)]
-    tried = f" ({energy.n} of {energy.n + missed} runs)"
-    # as `tser ablate` has it: those that are left found it easy
-    return [spent + tried, mean(accuracy), energy_difference(replace(energy, resolved=None))]
+    if missed:
+        spent += f" ({energy.n} of {energy.n + missed} runs)"
+        energy = without_verdict(energy)
+    return [spent, mean(accuracy), energy_difference(energy)]
 
 
 def alternatives(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
@@ -375,6 +380,7 @@ OF_FILE: dict[str, Callable[[Path], tuple[list[str], list[list[str]]]]] = {
 OF_MEASURE: dict[str, Callable[[Ablation, str], tuple[list[str], list[list[str]]]]] = {
     "steps": steps,
     "differences": differences,
+    "against": against_beside,
 }
 
 

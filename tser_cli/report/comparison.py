@@ -206,6 +206,14 @@ def compare(cell: CellStatistics, values: Values, base: Values) -> CellStatistic
     )
 
 
+def without_verdict(cell: CellStatistics) -> CellStatistics:
+    """Return `cell` as it is where runs are missing from its mean.
+
+    Those that are left need not be like the others, so that their interval judges nothing.
+    """
+    return replace(cell, resolved=None, p_value=None, p_holm=None, resolved_holm=None)
+
+
 def compare_answers(cell: CellStatistics, right: Answers, base: Answers) -> CellStatistics:
     """Return `cell` with the interval over seeds and images; of one seed with McNemar's test.
 

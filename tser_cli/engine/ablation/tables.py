@@ -28,7 +28,14 @@ from tser_cli.engine.ablation.grid import Cell, Request
 from tser_cli.engine.evaluation import early_exit
 from tser_cli.engine.runs.record import RunResult
 from tser_cli.report import csv_files
-from tser_cli.report.comparison import CellStatistics, Key, Values, summarise, with_holm
+from tser_cli.report.comparison import (
+    CellStatistics,
+    Key,
+    Values,
+    summarise,
+    with_holm,
+    without_verdict,
+)
 from tser_cli.report.csv_files import by_cell, write_csv
 from tser_cli.report.predictions import HELD_OUT, PREDICTIONS, read_predictions
 from tser_cli.report.statistics import interval
@@ -342,10 +349,7 @@ def summarise_exits(
         key = tuple(energy.settings.values())
         if missed[key]:
             # the runs that are left are those that found it easy
-            energy, accuracy = (
-                replace(cell, resolved=None, p_value=None, p_holm=None, resolved_holm=None)
-                for cell in (energy, accuracy)
-            )
+            energy, accuracy = without_verdict(energy), without_verdict(accuracy)
         latency_ms = fmean(seen[key]) if key in seen else None
         found.append(ExitStatistics(energy, accuracy, missed[key], latency_ms))
     return found
