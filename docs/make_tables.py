@@ -11,8 +11,8 @@ the runs of NAME_alternatives.csv reached, against NAME.csv at their energy. `st
 another measure at each step, such as `steps:accuracy_cumulative` or `steps:ece_at`, and
 `differences:MEASURE` its differences. A word behind it, as in `differences ts`, is another
 baseline: the value of the only axis. `against:OTHER` shows how far each cell is from the same one
-of OTHER.csv, beside NAME.csv, at each step and averaged. `claim` shows the comparisons that
-recipes/glyphs/README.md fixed beforehand, and `search` every point of a search.
+of OTHER.csv, beside NAME.csv, at each step and averaged. `claim` shows the comparisons that a
+design fixed beforehand, and `search` every point of a search.
 """
 
 from __future__ import annotations
@@ -315,12 +315,22 @@ def names(ablation: Ablation) -> list[str]:
     return [short_name(axis) for axis in ablation.axes]
 
 
-# What recipes/glyphs/README.md fixed before the runs: a table, whom to compare, and where.
-LADDERS = {"(b)": "glyphs_each_at_its_best", "(a)": "glyphs_components"}
+# What two designs fixed before their runs: the tables, of how many steps each, and whom to compare
+# where. recipes/glyphs/README.md, and the head of recipes/ablations/fashion-mnist_ladder.toml.
+DESIGNS: dict[str, dict[str, tuple[str, int]]] = {
+    "glyphs_each_at_its_best": {
+        "(b)": ("glyphs_each_at_its_best", 4),
+        "(a)": ("glyphs_components", 4),
+    },
+    "fashion-mnist_ladder": {
+        "T = 2": ("fashion-mnist_ladder", 2),
+        "T = 4": ("fashion-mnist_ladder_4_steps", 4),
+    },
+}
 COMPARISONS = (
-    ("ts", "kd", "averaged over all four steps", "accuracy_cumulative_4", "steps"),
+    ("ts", "kd", "averaged over all steps", "accuracy_cumulative_{steps}", "steps"),
     ("ts", "kd", "the first step alone", "accuracy_at_1", "steps"),
-    ("tser", "ts", "averaged over all four steps", "accuracy_cumulative_4", "steps_ts"),
+    ("tser", "ts", "averaged over all steps", "accuracy_cumulative_{steps}", "steps_ts"),
 )
 
 
@@ -330,11 +340,13 @@ def claim(path: Path) -> tuple[list[str], list[list[str]]]:
     One without runs, or with too few for a test, has a p-value of 1: once it has them, no verdict
     on another one gets worse.
     """
-    planned = [(table, *one) for table in LADDERS for one in COMPARISONS]
-    found = [
-        step_statistics(path.with_name(f"{LADDERS[table]}_{file}.csv"), measure, method)
-        for table, method, _, _, measure, file in planned
-    ]
+    design = DESIGNS[path.stem]
+    planned = [(table, *one) for table in design for one in COMPARISONS]
+    found = []
+    for table, method, _, _, measure, file in planned:
+        name, count = design[table]
+        beside = path.with_name(f"{name}_{file}.csv")
+        found.append(step_statistics(beside, measure.format(steps=count), method))
     never = CellStatistics({}, "", 0, None, None, p_value=1.0)
     rows = []
     known = [one or never for one in found]

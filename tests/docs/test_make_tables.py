@@ -138,7 +138,7 @@ def test_the_claim_is_judged_by_all_six_comparisons(tables: ModuleType, tmp_path
     )
     few = "tser,accuracy_cumulative_4,3,0.92,0.001,-0.001,0.003,3,,"
     write("glyphs_each_at_its_best_steps_ts.csv", few)
-    rows = [row[3:] for row in tables.claim(tmp_path / "any.csv")[1]]
+    rows = [row[3:] for row in tables.claim(tmp_path / "glyphs_each_at_its_best.csv")[1]]
     assert rows == [
         ["10", "+1.00 [+0.50, +1.50]", "no interval"],  # 6 times 0.008 is below 0.05
         ["10", "+3.00 [+2.00, +4.00], not by Holm", "no interval"],  # 5 times 0.011 is not
