@@ -11,8 +11,9 @@ the runs of NAME_alternatives.csv reached, against NAME.csv at their energy. `st
 another measure at each step, such as `steps:accuracy_cumulative` or `steps:ece_at`, and
 `differences:MEASURE` its differences. A word behind it, as in `differences ts`, is another
 baseline: the value of the only axis. `against:OTHER` shows how far each cell is from the same one
-of OTHER.csv, beside NAME.csv, at each step and averaged. `claim` shows the comparisons that a
-design fixed beforehand, and `search` every point of a search.
+of OTHER.csv, beside NAME.csv, at each step and averaged. `over:AXIS` shows differences with the
+values of an axis in place of seeds, each by the mean of its seeds. `claim` shows the comparisons
+that a design fixed beforehand, and `search` every point of a search.
 """
 
 from __future__ import annotations
@@ -187,6 +188,15 @@ def against(ablation: Ablation, other: Ablation) -> tuple[list[str], list[list[s
         for key, *found in zip(shared, *together(by_column), strict=True)
     ]
     return [*names(ablation), *columns], rows
+
+
+def over(ablation: Ablation, axis: str) -> tuple[list[str], list[list[str]]]:
+    """Return `differences` with the values of an axis in place of seeds: each its seeds' mean."""
+    axes = [one for one in ablation.axes if one != axis]
+    columns = list(columns_of(ablation, "").values())
+    runs = ablation.runs.groupby([*axes, axis], sort=False)[columns].mean().reset_index()
+    runs["seed"], runs["state"] = pd.factorize(runs[axis])[0], "finished"
+    return differences(replace(ablation, runs=runs, axes=axes))
 
 
 def at_steps(
@@ -393,6 +403,7 @@ OF_MEASURE: dict[str, Callable[[Ablation, str], tuple[list[str], list[list[str]]
     "steps": steps,
     "differences": differences,
     "against": against_beside,
+    "over": over,
 }
 
 

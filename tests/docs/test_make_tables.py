@@ -86,6 +86,23 @@ def test_two_tables_are_compared_cell_by_cell_and_seed_by_seed(tables: ModuleTyp
     assert rows == [["`a`", "+0.00 [+0.00, +0.00], not resolved", "+10.00 [+10.00, +10.00]"]]
 
 
+def test_an_axis_in_place_of_the_seeds_by_hand(tables: ModuleType) -> None:
+    rows = [
+        {"m": m, "teacher": teacher, "seed": seed, "state": "finished", "accuracy": 0.5 + more}
+        for teacher, ahead in (("x", 0.01), ("y", 0.03), ("z", 0.05))
+        for m, more in (("kd", 0.0), ("ts", ahead))
+        for seed in range(4)
+    ]
+    runs = pd.DataFrame(rows)
+    runs["accuracy"] += 0.02 * (runs["seed"] == 3)  # of both alike
+    runs["accuracy_at_1"] = runs["accuracy"]
+    ablation = tables.Ablation(runs, ["m", "teacher"], {"m": "kd"}, "accuracy")
+    header, found = tables.over(ablation, "teacher")
+    assert header == ["m", "at t = 1", "averaged"]
+    # 1, 3 and 5 points: mean 3, deviation 2, and 4.3027 * 2 / sqrt(3) = 4.97
+    assert found[1] == ["`ts`", *["+3.00 [-1.97, +7.97], n = 3: no verdict"] * 2]
+
+
 def test_three_seeds_allow_no_verdict(
     tables: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
