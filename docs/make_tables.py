@@ -13,7 +13,7 @@ another measure at each step, such as `steps:accuracy_cumulative` or `steps:ece_
 baseline: the value of the only axis. `against:OTHER` shows how far each cell is from the same one
 of OTHER.csv, beside NAME.csv, at each step and averaged. `over:AXIS` shows differences with the
 values of an axis in place of seeds, each by the mean of its seeds. `claim` shows the comparisons
-that a design fixed beforehand, and `search` every point of a search.
+that a design fixed beforehand, `answer` those of all designs, and `search` every point of a search.
 """
 
 from __future__ import annotations
@@ -337,6 +337,7 @@ DESIGNS: dict[str, dict[str, tuple[str, int]]] = {
         "T = 4": ("fashion-mnist_ladder_4_steps", 4),
     },
 }
+DATA_OF = {"glyphs_each_at_its_best": "glyphs", "fashion-mnist_ladder": "Fashion-MNIST"}
 COMPARISONS = (
     ("ts", "kd", "averaged over all steps", "accuracy_cumulative_{steps}", "steps"),
     ("ts", "kd", "the first step alone", "accuracy_at_1", "steps"),
@@ -371,6 +372,18 @@ def claim(path: Path) -> tuple[list[str], list[list[str]]]:
     return [*header, "over seeds and images"], rows
 
 
+def answer(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: of each table of each design beside `path`, its comparisons."""
+    rows: dict[str, dict[str, str]] = {}
+    for stem, data in DATA_OF.items():
+        for table, compared, where, n, points, _ in claim(path.with_stem(stem))[1]:
+            row = rows.setdefault(f"{data}, {table}", {"n": n})
+            row[f"{compared}, {where}"] = points
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    cells = [[name, *(row.get(one, "not run") for one in columns)] for name, row in rows.items()]
+    return ["data set, table", *columns], cells
+
+
 def step_statistics(path: Path, measure: str, method: str) -> CellStatistics | None:
     """Return what NAME_steps.csv says of a method's measure; None where there is no such file."""
     if not path.is_file():
@@ -396,6 +409,7 @@ def search(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 OF_FILE: dict[str, Callable[[Path], tuple[list[str], list[list[str]]]]] = {
+    "answer": answer,
     "claim": claim,
     "search": search,
 }

@@ -89,7 +89,7 @@ laboratory kd,ts,tser,ce,tskl,tsce 5
 # 6. Two more teachers for kd and ts, each at its own best.
 for seed in 1 2; do
     teacher "$seed"
-    ladder glyphs_each_at_its_best "b/teacher_$seed" "$seed" kd,ts --seeds 5
+    ladder glyphs_each_at_its_best "b/teacher_$seed" "$seed" kd,ts --seeds 3
 done
 # 7. The rest of table (b), each with the best point of its search.
 search tskl tsce

@@ -141,25 +141,51 @@ def test_alternatives_are_compared_on_the_line_through_a_seed_s_runs(tables: Mod
     ]
 
 
-def test_the_claim_is_judged_by_all_six_comparisons(tables: ModuleType, tmp_path: Path) -> None:
-    def write(name: str, *rows: str) -> None:
-        header = "method.name,measure,n,accuracy_mean,difference_mean,difference_low,"
-        header += "difference_high,pairs,resolved,p_value"
-        (tmp_path / name).write_text("\n".join([header, *rows, ""]))
+def statistics(*rows: str) -> str:
+    """Return the text of a steps.csv with these rows, as far as the tables read it."""
+    header = "method.name,measure,n,accuracy_mean,difference_mean,difference_low,"
+    header += "difference_high,pairs,resolved,p_value"
+    return "\n".join([header, *rows, ""])
 
+
+def test_the_claim_is_judged_by_all_six_comparisons(tables: ModuleType, tmp_path: Path) -> None:
     # two can be tested; one has too few runs for a test, and three of the design have none
-    write(
-        "glyphs_each_at_its_best_steps.csv",
-        "ts,accuracy_cumulative_4,10,0.92,0.01,0.005,0.015,10,1,0.008",
-        "ts,accuracy_at_1,10,0.9,0.03,0.02,0.04,10,1,0.011",
+    name = "glyphs_each_at_its_best"
+    (tmp_path / f"{name}_steps.csv").write_text(
+        statistics(
+            "ts,accuracy_cumulative_4,10,0.92,0.01,0.005,0.015,10,1,0.008",
+            "ts,accuracy_at_1,10,0.9,0.03,0.02,0.04,10,1,0.011",
+        )
     )
     few = "tser,accuracy_cumulative_4,3,0.92,0.001,-0.001,0.003,3,,"
-    write("glyphs_each_at_its_best_steps_ts.csv", few)
-    rows = [row[3:] for row in tables.claim(tmp_path / "glyphs_each_at_its_best.csv")[1]]
+    (tmp_path / f"{name}_steps_ts.csv").write_text(statistics(few))
+    rows = [row[3:] for row in tables.claim(tmp_path / f"{name}.csv")[1]]
     assert rows == [
         ["10", "+1.00 [+0.50, +1.50]", "no interval"],  # 6 times 0.008 is below 0.05
         ["10", "+3.00 [+2.00, +4.00], not by Holm", "no interval"],  # 5 times 0.011 is not
         ["3", "+0.10 [-0.10, +0.30], n = 3: no verdict", "no interval"],
+    ]
+
+
+def test_the_answer_has_a_row_for_each_table_of_a_design(
+    tables: ModuleType, tmp_path: Path
+) -> None:
+    for name, steps, ahead in (("glyphs_components", 4, 0.01), ("fashion-mnist_ladder", 2, 0.02)):
+        rows = [
+            f"ts,{measure},10,0.9,{ahead},0.005,0.025,10,1,0.001"
+            for measure in (f"accuracy_cumulative_{steps}", "accuracy_at_1")
+        ]
+        (tmp_path / f"{name}_steps.csv").write_text(statistics(*rows))
+    header, found = tables.answer(tmp_path / "glyphs_each_at_its_best.csv")
+    assert header == [
+        "data set, table",
+        "n",
+        "`ts` - `kd`, averaged over all steps",
+        "`ts` - `kd`, the first step alone",
+    ]
+    assert found == [
+        ["glyphs, (a)", "10", *["+1.00 [+0.50, +2.50]"] * 2],
+        ["Fashion-MNIST, T = 2", "10", *["+2.00 [+0.50, +2.50]"] * 2],
     ]
 
 
