@@ -280,6 +280,7 @@ def test_a_baseline_that_is_no_cell(text: str) -> None:
         choose_baseline(request().cells, "methd=kd")
 
 
+LADDER = "ablations/fashion-mnist_ladder"
 PACKAGED = [name for name in recipe.available() if name.startswith("ablations/")]
 
 
@@ -291,7 +292,7 @@ def test_packaged_ablations_are_whole(name: str) -> None:
     stated = "npz" if dataset == "glyphs" else dataset
     assert {cell.config.data.name for cell in made.cells} == {stated}
     # where a run takes a minute or two there are more
-    ten = dataset == "glyphs" or name == "ablations/digits_rivals"
+    ten = dataset == "glyphs" or name in ("ablations/digits_rivals", LADDER)
     seeds = 10 if ten else 5
     assert {cell.seed for cell in made.cells} == set(range(seeds))
     chooses_a_default = subject in ("entropy_weight", "temperature")
@@ -307,7 +308,7 @@ def test_every_data_set_has_the_same_packaged_ablations() -> None:
     # a budget in joules rests on what a free student costs, which was measured on two of them
     budgets = {"ablations/digits_energy_budget", "ablations/fashion-mnist_energy_budget"}
     others = budgets | {"ablations/glyphs_components", "ablations/glyphs_each_at_its_best"}
-    others |= {"ablations/n-mnist_events", "ablations/n-mnist_digits"}
+    others |= {"ablations/n-mnist_events", "ablations/n-mnist_digits", LADDER}
     others |= {f"ablations/fashion-mnist_{student}" for student in ("qkformer", "sew_resnet20")}
     assert set(PACKAGED) == others | {f"ablations/{d}_{s}" for d in datasets for s in subjects}
 
