@@ -325,19 +325,25 @@ def names(ablation: Ablation) -> list[str]:
     return [short_name(axis) for axis in ablation.axes]
 
 
-# What two designs fixed before their runs: the tables, of how many steps each, and whom to compare
-# where. recipes/glyphs/README.md, and the head of recipes/ablations/fashion-mnist_ladder.toml.
-DESIGNS: dict[str, dict[str, tuple[str, int]]] = {
-    "glyphs_each_at_its_best": {
-        "(b)": ("glyphs_each_at_its_best", 4),
-        "(a)": ("glyphs_components", 4),
-    },
-    "fashion-mnist_ladder": {
-        "T = 2": ("fashion-mnist_ladder", 2),
-        "T = 4": ("fashion-mnist_ladder_4_steps", 4),
-    },
+@dataclass(frozen=True)
+class Design:
+    """What was fixed before the runs: the tables of a data set, and of how many steps each is."""
+
+    data: str
+    tables: dict[str, tuple[str, int]]
+
+
+# By the name of the file whose `claim` they are; whom they compare, and where, is COMPARISONS. See
+# recipes/glyphs/README.md, and the head of recipes/ablations/fashion-mnist_ladder.toml.
+DESIGNS = {
+    "glyphs_each_at_its_best": Design(
+        "glyphs", {"(b)": ("glyphs_each_at_its_best", 4), "(a)": ("glyphs_components", 4)}
+    ),
+    "fashion-mnist_ladder": Design(
+        "Fashion-MNIST",
+        {"T = 2": ("fashion-mnist_ladder", 2), "T = 4": ("fashion-mnist_ladder_4_steps", 4)},
+    ),
 }
-DATA_OF = {"glyphs_each_at_its_best": "glyphs", "fashion-mnist_ladder": "Fashion-MNIST"}
 COMPARISONS = (
     ("ts", "kd", "averaged over all steps", "accuracy_cumulative_{steps}", "steps"),
     ("ts", "kd", "the first step alone", "accuracy_at_1", "steps"),
@@ -351,11 +357,11 @@ def claim(path: Path) -> tuple[list[str], list[list[str]]]:
     One without runs, or with too few for a test, has a p-value of 1: once it has them, no verdict
     on another one gets worse.
     """
-    design = DESIGNS[path.stem]
-    planned = [(table, *one) for table in design for one in COMPARISONS]
+    tables = DESIGNS[path.stem].tables
+    planned = [(table, *one) for table in tables for one in COMPARISONS]
     found = []
     for table, method, _, _, measure, file in planned:
-        name, count = design[table]
+        name, count = tables[table]
         beside = path.with_name(f"{name}_{file}.csv")
         found.append(step_statistics(beside, measure.format(steps=count), method))
     never = CellStatistics({}, "", 0, None, None, p_value=1.0)
@@ -375,9 +381,9 @@ def claim(path: Path) -> tuple[list[str], list[list[str]]]:
 def answer(path: Path) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: of each table of each design beside `path`, its comparisons."""
     rows: dict[str, dict[str, str]] = {}
-    for stem, data in DATA_OF.items():
+    for stem, design in DESIGNS.items():
         for table, compared, where, n, points, _ in claim(path.with_stem(stem))[1]:
-            row = rows.setdefault(f"{data}, {table}", {"n": n})
+            row = rows.setdefault(f"{design.data}, {table}", {"n": n})
             row[f"{compared}, {where}"] = points
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     cells = [[name, *(row.get(one, "not run") for one in columns)] for name, row in rows.items()]
